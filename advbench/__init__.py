@@ -1,0 +1,24 @@
+"""advbench: a robustness benchmark for adversarial defenses.
+
+``from advbench import run, load_run``; importing this package loads no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advbench.benchmark import run
+    from advbench.config import RunConfig
+    from advbench.saved import Run, load_run
+
+__version__ = "0.1.0"
+__all__ = ["Run", "RunConfig", "__version__", "load_run", "run"]
+
+_HOMES = {"run": "benchmark", "RunConfig": "config", "Run": "saved", "load_run": "saved"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"advbench.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'advbench' has no attribute {name!r}")

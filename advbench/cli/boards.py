@@ -1,0 +1,53 @@
+"""``advbench show`` and ``advbench leaderboard``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How a leaderboard is written."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def show(run: Annotated[Path, typer.Argument(help="A run directory or its record.json.")]) -> None:
+    """Show a finished run again."""
+    from advbench.cli import render
+    from advbench.saved import Run
+    from leaderboards import read_record
+
+    record = read_record(run)
+    render.print_run(Run(run if run.is_dir() else run.parent, record))
+
+
+def leaderboard(
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    dataset: Annotated[str | None, typer.Option(help="Only runs on this data set.")] = None,
+    format: Annotated[Format, typer.Option(help="table, json or csv.")] = Format.table,
+) -> None:
+    """Rank all runs: seeds aggregated, compared only on one data set, sequence, model and protocol."""
+    from leaderboards import find_records, rows, to_csv, to_json, to_table
+
+    records, problems = find_records(runs_dir)
+    for problem in problems:
+        typer.echo(f"warning: {problem}", err=True)
+    found = rows(records, dataset)
+    if format is Format.json:
+        typer.echo(to_json(found))
+    elif format is Format.csv:
+        typer.echo(to_csv(found), nl=False)
+    else:
+        from advbench.cli.render import output
+
+        console = output()
+        for table in to_table(found):
+            console.print(table)
+        if not found:
+            console.print(f"no finished runs in {runs_dir}: advbench run makes one")

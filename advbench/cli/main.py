@@ -1,0 +1,97 @@
+"""The ``advbench`` command: its sub-commands, and how every mistake becomes one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from advbench import __version__
+from advbench.cli import boards, lists, running
+
+app = typer.Typer(
+    name="advbench",
+    help="A robustness benchmark for adversarial defenses.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(running.run)
+app.command("show")(boards.show)
+app.command("leaderboard")(boards.leaderboard)
+app.command("attacks")(lists.attacks)
+app.command("defenses")(lists.defenses)
+app.command("datasets")(lists.datasets)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"advbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+    ),
+) -> None:
+    """A robustness benchmark for adversarial defenses."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(invoke(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run the command line.
+
+    Returns:
+        0; 2 after a user's mistake, which is one line on stderr; 1 where a run itself failed; 130 after an
+        interrupt.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="advbench", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not try to flush it again on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if type(error).__name__ == "Abort":
+            return _fail("interrupted", 130)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+            return 2
+        message, exit_code = _explain(error)
+        if message is None:
+            raise
+        return _fail(message, exit_code)
+    return int(code or 0)
+
+
+def _explain(error: Exception) -> tuple[str | None, int]:
+    """The message and exit code of an error that is the user's or the run's, None for a bug of ours."""
+    # Typer carries its own copy of click in some versions, so that its errors are known by what they have.
+    if hasattr(error, "format_message"):
+        return str(error.format_message()), 2
+    if type(error).__name__ in ("InputError", "RecordError"):
+        return str(error), 2
+    if type(error).__name__ == "TrainingDivergedError":
+        return str(error), 1
+    return None, 1
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a run shows while it goes on: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from advbench.events import Event, Listener
+
+PLAIN_INTERVAL = 5.0
+
+
+@contextmanager
+def reporter() -> Iterator[Listener]:
+    """A listener that reports to stderr while the context is open."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Plain()
+        return
+    shown = _Shown()
+    with Live(get_renderable=shown.line, console=console, refresh_per_second=8, transient=True):
+
+        def listen(event: Event) -> None:
+            shown.event = event
+            if event.kind in ("cell", "end"):
+                console.print(describe(event), highlight=False, markup=False)
+
+        yield listen
+
+
+class _Shown:
+    """The last event, as the live line shows it."""
+
+    def __init__(self) -> None:
+        self.event: Event | None = None
+
+    def line(self) -> Text:
+        return Text(describe(self.event) if self.event is not None else "reading data", style="cyan")
+
+
+class _Plain:
+    """Each measured cell, and where training stands every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        if event.kind in ("epoch", "batch"):
+            if now - self._last < PLAIN_INTERVAL and not (
+                event.kind == "epoch" and event.epoch == event.epochs
+            ):
+                return
+        elif event.kind not in ("start", "cell", "end"):
+            return
+        self._last = now
+        print(describe(event), file=sys.stderr, flush=True)
+
+
+def describe(event: Event) -> str:
+    """One line: time gone, stage, epoch or attack, what was measured, time left."""
+    left = f"  ({duration(event.left)} left)" if event.left is not None and event.kind != "end" else ""
+    head = f"[{duration(event.elapsed):>6}] "
+    where = f"stage {event.stage}/{event.stages}" if event.stage else "pretraining"
+    if event.kind == "start":
+        return f"{head}run {event.text}"
+    if event.kind == "end":
+        return f"{head}finished"
+    if event.kind == "cell" and event.cell is not None:
+        name = event.cell.attack.partition(":")[0]
+        return f"{head}row {event.stage}/{event.stages}  {name:<14} {100 * event.cell.accuracy:5.1f} %{left}"
+    if event.kind in ("epoch", "batch"):
+        loss = event.losses.get("loss")
+        value = f"  loss {loss:.3f}" if loss is not None else ""
+        return f"{head}{where}  {event.attack}  epoch {event.epoch}/{event.epochs}{value}{left}"
+    return f"{head}{where}{left}"
+
+
+def duration(seconds: float) -> str:
+    """``42s``, ``3m05s``, ``2h07m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,116 @@
+"""Finished runs on the terminal: the stage × attack matrix, metrics, classes, audit."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from advbench.saved import Run
+from leaderboards import Record, rows, to_table
+
+PLAIN_WIDTH = 200
+ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
+
+
+def output() -> Console:
+    """Standard output; wide where it is no terminal, so that a table in a file is never cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def print_run(run: Run) -> None:
+    """Everything about one run, and the command that shows it again."""
+    console, record = output(), run.record
+    console.print(matrix_table(record))
+    console.print(metrics_text(record))
+    console.print(class_table(record))
+    console.print(audit_text(record))
+    console.print(f"run        {run.path}", soft_wrap=True)
+    console.print(f"show again advbench show {shlex.quote(str(run.path))}", soft_wrap=True)
+
+
+def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
+    """Mean and standard deviation over the seeds just run."""
+    console = output()
+    for table in to_table(rows([run.record for run in runs])):
+        console.print(table)
+    console.print(f"all runs   advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}", soft_wrap=True)
+
+
+def labels(texts: Sequence[str]) -> list[str]:
+    """Short column names: the attack's name, with the knobs that tell it from another of that name."""
+    found = []
+    for text in texts:
+        name, _, knobs = text.partition(":")
+        twins = [other.partition(":")[2].split(",") for other in texts if other.partition(":")[0] == name]
+        own = [knob for knob in knobs.split(",") if not all(knob in twin for twin in twins)]
+        found.append(f"{name}:{','.join(own)}" if len(twins) > 1 else name)
+    return found
+
+
+def matrix_table(record: Record) -> Table:
+    """R in percent: a row a stage, clean accuracy and a column an attack."""
+    config = record.config
+    parts = (config["defense"], record.regime, config["dataset"], config["model"], f"seed {config['seed']}")
+    title = " · ".join(parts)
+    table = Table(title=f"Robust accuracy in % after each stage: {title}", title_justify="left")
+    table.add_column("after stage")
+    table.add_column("clean", justify="right")
+    for entry, label in zip(record.attacks, labels([entry.text for entry in record.attacks]), strict=True):
+        table.add_column(f"{label}\n{ROLES[entry.role]}", justify="right")
+    matrix, clean = record.matrix(), record.clean_column()
+    for stage in record.stages:
+        names = "+".join(text.partition(":")[0] for text in stage.attacks) or "plain"
+        cells = [f"{100 * value:.1f}" for value in (clean[stage.index], *matrix[stage.index])]
+        table.add_row(f"{stage.index} {names}", *cells)
+    return table
+
+
+def metrics_text(record: Record) -> str:
+    """The metrics that apply, one a line, and what the run cost."""
+    lines = []
+    for name, value in record.metrics.items():
+        shown = "-" if value is None else f"{100 * value:.1f} %"
+        lines.append(f"{name.replace('_', ' '):<24} {shown:>8}")
+    cost = record.cost
+    lines.append(
+        f"cost: trained {cost.training_seconds:.1f} s, evaluated {cost.evaluation_seconds:.1f} s, "
+        f"training took {cost.training_forwards:,} forward and {cost.training_backwards:,} backward passes, "
+        f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"
+    )
+    return "\n".join(lines)
+
+
+def class_table(record: Record) -> Table:
+    """Robust accuracy by class after the last stage."""
+    table = Table(title="By class after the last stage, in %", title_justify="left")
+    for column in ("class", "points", "clean"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    # An attack measured on fewer points has no share of a class's points; its counts stay in the record.
+    full = {cell.attack for cell in record.cells if cell.n == max(cell.n for cell in record.cells)}
+    texts = [entry.text for entry in record.attacks if entry.text in full]
+    names = labels([entry.text for entry in record.attacks])
+    shown = {entry.text: name for entry, name in zip(record.attacks, names, strict=True)}
+    for text in texts:
+        table.add_column(shown[text], justify="right")
+    complete = len(texts) == len(record.attacks)
+    if complete:
+        table.add_column("worst case", justify="right")
+    for row in record.per_class:
+        counts = [row.clean_correct, *(row.robust[text] for text in texts)]
+        counts += [row.worst_case] if complete else []
+        table.add_row(
+            row.label, str(row.n), *(f"{100 * count / row.n:.1f}" if row.n else "-" for count in counts)
+        )
+    return table
+
+
+def audit_text(record: Record) -> str:
+    """The verdict and its flags."""
+    flags = [f"  {flag.code}: {flag.message}" for flag in record.audit.flags]
+    checked = f"{len(record.audit.checks)} checks"
+    return "\n".join([f"audit: {record.audit.verdict} ({checked})", *flags])

@@ -1,0 +1,146 @@
+"""``advbench run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def run(
+    defense: Annotated[
+        str | None, typer.Option(help="Defense to train; advbench defenses lists them.  [default: air]")
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            help="Attacks to train against: fgsm,pgd:eps=4/255,cw or sample:4.  [default: fgsm,pgd,cw]"
+        ),
+    ] = None,
+    regime: Annotated[
+        str | None, typer.Option(help="continual, joint or meta; the defense's own by default.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set; advbench datasets lists them.  [default: digits]")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Where the data sets' files are.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of the zoo or package.module:factory; by the data by default.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a stage.")] = None,
+    unseen: Annotated[
+        str | None, typer.Option(help="Attacks kept out of training, auto or none.  [default: auto]")
+    ] = None,
+    eval_: Annotated[
+        str | None,
+        typer.Option("--eval", help="More attacks to measure, neither seen nor unseen.  [default: none]"),
+    ] = None,
+    points: Annotated[
+        str | None, typer.Option(help="Test points: 1000, cw=1000 or 5000,cw=1000; all by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Determines every draw.  [default: 0]")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.  [default: auto]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON with these options; a record.json repeats its run.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of the defense or of the training plan; repeatable."),
+    ] = None,
+    train_set: Annotated[
+        list[str] | None,
+        typer.Option(help="attack.knob=value for training, such as pgd.steps=7; repeatable."),
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Which epoch to keep: last or val-robust.  [default: last]")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+) -> None:
+    """Train a defense against a sequence of attacks and measure what it withstands after each.
+
+    Writes one directory a run and prints the stage × attack matrix, the metrics and robustness by class.
+    """
+    given: dict[str, Any] = {
+        "defense": defense,
+        "sequence": sequence,
+        "regime": regime,
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "model": model,
+        "epochs": epochs,
+        "unseen": unseen,
+        "eval": eval_,
+        "points": points,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "select": select,
+        "set": _pairs("set", set_),
+        "train_set": _pairs("train-set", train_set),
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    if config is not None:
+        from advbench.config import merge, read_config
+
+        options = merge(read_config(config), options)
+    chosen = _seeds(seeds, int(options.get("seed", 0)))
+    from advbench.benchmark import run as run_one
+    from advbench.cli import render
+    from advbench.cli.progress import reporter
+
+    finished = []
+    for number in chosen:
+        with reporter() as listener:
+            finished.append(
+                run_one(
+                    runs_dir=runs_dir,
+                    listeners=[listener],
+                    tensorboard=tensorboard,
+                    sample_seed=chosen[0],
+                    **{**options, "seed": number},
+                )
+            )
+        render.print_run(finished[-1])
+    if len(finished) > 1:
+        render.print_seeds(finished, runs_dir)
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str] | None:
+    """``["a=1", "b=2"]`` as a dict."""
+    from attacks_pool.errors import InputError
+
+    pairs: dict[str, str] = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not key.strip() or not equals or not value.strip():
+            raise InputError(f"--{option} {text!r} cannot be read: write key=value")
+        pairs[key.strip()] = value.strip()
+    return pairs or None
+
+
+def _seeds(text: str | None, first: int) -> list[int]:
+    """The seeds that ``--seeds`` names: ``5`` counts up from ``first``, ``0,3,7`` and ``0-4`` list them."""
+    from attacks_pool.errors import InputError
+
+    if text is None:
+        return [first]
+    wrong = InputError(f"--seeds {text!r} cannot be read: write 5, 0,3,7 or 0-4")
+    try:
+        if "-" in text:
+            low, high = (int(part) for part in text.split("-"))
+            seeds = list(range(low, high + 1))
+        elif "," in text:
+            seeds = [int(part) for part in text.split(",")]
+        else:
+            seeds = list(range(first, first + int(text)))
+    except ValueError:
+        raise wrong from None
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds) or len(seeds) > 1000:
+        raise wrong
+    return seeds

@@ -1,0 +1,166 @@
+"""What a run is: one frozen, resolved configuration, and the options that users write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attacks_pool.errors import InputError, unknown
+from defenses.plan import TrainPlan
+
+EVALUATION_VERSION = 1
+"""Raised whenever the evaluator itself changes what a number means; part of every protocol."""
+
+
+class Options(BaseModel):
+    """A run as a user writes it: a command line, a file, a call. Everything has a default.
+
+    The keys of a resolved :class:`RunConfig` are accepted too, so a record repeats its own run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defense: str = "air"
+    sequence: str | list[str] = "fgsm,pgd,cw"
+    regime: str | None = None
+    dataset: str = "digits"
+    data_dir: str | None = None
+    model: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    unseen: str | list[str] = "auto"
+    eval: str | list[str] = "none"
+    points: int | str | dict[str, int] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    select: Literal["last", "val-robust"] | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    train_set: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict)
+    plan: dict[str, Any] = Field(default_factory=dict)
+    pretrain: dict[str, Any] = Field(default_factory=dict)
+    training: list[str] | None = None
+    target_aware: bool | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Options from untyped values.
+
+        Raises:
+            InputError: an unknown key or a value of the wrong type.
+        """
+        for key in given:
+            if key not in cls.model_fields:
+                raise unknown("option", str(key), cls.model_fields)
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            raise InputError(explain(error)) from None
+
+
+class RunConfig(BaseModel):
+    """A run with nothing left open: canonical attack texts, all parameters, both training plans."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defense: str
+    params: dict[str, Any]
+    sequence: list[str]
+    training: list[str]
+    regime: Literal["continual", "joint", "meta"]
+    unseen: list[str]
+    eval: list[str]
+    dataset: str
+    data_dir: str | None
+    model: str
+    plan: TrainPlan
+    pretrain: TrainPlan
+    points: dict[str, int]
+    seed: int
+    device: str
+    threads: int | None
+    target_aware: bool
+
+    @property
+    def protocol(self) -> str:
+        """12 hexadecimal digits over what evaluation does: attacks, points and the evaluator's version."""
+        attacks = sorted([*self.sequence, *self.unseen, *self.eval])
+        content = repr((EVALUATION_VERSION, attacks, sorted(self.points.items())))
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    @property
+    def stages(self) -> int:
+        """How many stages are trained: one per attack in the continual regime, else one."""
+        return len(self.sequence) if self.regime == "continual" else 1
+
+    @property
+    def stage_plan(self) -> TrainPlan:
+        """The plan of one stage; every regime gets the same number of epochs in all."""
+        epochs = self.plan.epochs * len(self.sequence) // self.stages
+        return self.plan.model_copy(update={"epochs": epochs})
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a pydantic error, as ``key: what is wrong (given …)``."""
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function", "union")))
+    return f"{key or 'value'}: {fault['msg']} (given {fault['input']!r})".replace("\n", " ")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in a YAML or JSON file; of a ``record.json``, its config.
+
+    Raises:
+        InputError: the file is missing, unreadable or does not hold a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"config {path} is not text") from None
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"config {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+    if isinstance(content, dict) and "schema" in content:
+        from leaderboards.record import parse_record
+
+        content = parse_record(content, str(path)).config
+    if not isinstance(content, dict):
+        raise InputError(f"config {path} must hold key: value pairs, not {type(content).__name__}")
+    return content
+
+
+def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with what was ``given`` on top; what a new choice makes stale goes.
+
+    A new sequence drops the recorded training texts; a new defense drops regime and parameters; a new
+    data set drops model, plans and training texts, whose budgets belonged to the old one.
+    """
+    merged = dict(config)
+    stale = {
+        "sequence": ("training",),
+        "defense": ("params", "regime", "target_aware"),
+        "dataset": ("model", "plan", "pretrain", "training", "sequence", "unseen", "eval", "points"),
+        "train_set": ("training",),
+    }
+    for key in given:
+        if key in stale and given[key] != config.get(key):
+            for other in stale[key]:
+                merged.pop(other, None)
+    for key, value in given.items():
+        if key in ("set", "train_set"):
+            value = {**merged.get(key, {}), **value}
+        merged[key] = value
+    return merged
+
+
+def as_text(attacks: str | Sequence[str]) -> str:
+    """One attack text from a list of them."""
+    return attacks if isinstance(attacks, str) else ",".join(attacks)

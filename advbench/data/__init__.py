@@ -1,0 +1,24 @@
+"""Data sets as tensors: what there is, how it is split, and the loader that batches it.
+
+Importing this package loads no torch; loading a data set or a ``TensorLoader`` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from advbench.data.registry import DATASETS, DataSetInfo, load_dataset
+from advbench.data.sets import DataSet, Split
+
+if TYPE_CHECKING:
+    from advbench.data.loader import TensorLoader
+
+__all__ = ["DATASETS", "DataSet", "DataSetInfo", "Split", "TensorLoader", "load_dataset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TensorLoader":
+        from advbench.data.loader import TensorLoader
+
+        return TensorLoader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

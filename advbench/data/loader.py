@@ -1,0 +1,84 @@
+"""Batches from tensors that already lie on the device: no workers, no copies from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from advbench.data.sets import Split
+from attacks_pool.errors import InputError
+from attacks_pool.randomness import keyed_generator
+
+
+class TensorLoader:
+    """A re-iterable of batches ``(x, y)``: ``x`` float32 (B, C, H, W), ``y`` int64 (B,).
+
+    The order of an epoch depends on ``(seed, epoch)`` alone, not on the device, the batch size or the global
+    random state. Each new iteration is the next epoch, from 0, unless ``set_epoch`` says otherwise.
+
+    The last batch may be smaller than the others, except that a single point joins the batch before it, since
+    batch normalisation cannot train on one.
+
+    Args:
+        split: The points; they are moved to ``device`` once.
+        batch_size: Points a batch.
+        seed: Key of the shuffles.
+        shuffle: If false, every epoch is in the order of ``split``.
+        device: Where batches lie; None leaves ``split`` where it is.
+
+    Raises:
+        InputError: ``split`` is empty or ``batch_size`` is below 1.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} is not a positive number")
+        if len(split) == 0:
+            raise InputError("there are no points to load: the split is empty")
+        self.split = split if device is None else Split(x=split.x.to(device), y=split.y.to(device))
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration epoch ``epoch``, as resuming needs; later ones count on from there."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._bounds()) - 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # Not a generator itself: the epoch must advance when iteration is asked for, not at the first batch.
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        return self._batches(self._order(epoch) if self.shuffle else None)
+
+    def _batches(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y, bounds = self.split.x, self.split.y, self._bounds()
+        for start, stop in pairwise(bounds):
+            rows = slice(start, stop) if order is None else order[start:stop]
+            yield x[rows], y[rows]
+
+    def _bounds(self) -> list[int]:
+        n = len(self.split)
+        starts = list(range(0, n, self.batch_size))
+        if self.batch_size > 1 and len(starts) > 1 and n - starts[-1] == 1:
+            starts.pop()
+        return [*starts, n]
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.split), generator=keyed_generator("epoch", self.seed, epoch)).to(
+            self.split.x.device
+        )

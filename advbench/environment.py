@@ -1,0 +1,104 @@
+"""What a run ran on: device, threads, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import advbench
+from advbench.data import DataSet
+from attacks_pool.errors import InputError, unknown
+
+PACKAGES = ("advbench", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "pydantic", "safetensors")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(text: str) -> torch.device:
+    """``auto`` takes a CUDA GPU where there is one, else the CPU; ``cpu``, ``cuda``, ``cuda:1`` say which.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, index = text.partition(":")
+    if kind not in DEVICES or (colon and not index.isdecimal()):
+        raise unknown("device", text, DEVICES)
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise InputError(f"device {text!r} is not here: this machine has {count} CUDA devices")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' is not here: use auto or cpu")
+    return torch.device(text)
+
+
+@contextmanager
+def reproducible(threads: int | None) -> Iterator[None]:
+    """The thread count asked for, and deterministic convolutions on a GPU; afterwards as before."""
+    before, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        cudnn.deterministic, cudnn.benchmark = flags
+
+
+def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
+    """The environment part of a record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    channels, height, width = data.image_shape
+    return {
+        "versions": dict(_versions()),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()}",
+        "commit": _commit(),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "shape": [channels, height, width],
+            "classes": data.num_classes,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+    }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, advbench.__version__ if package == "advbench" else "unknown"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, ``+`` behind it when files differ; None when installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None

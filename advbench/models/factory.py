@@ -1,0 +1,104 @@
+"""Finding ``package.module:factory``, installed or below the current directory, with one-line errors."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from attacks_pool.errors import InputError, unknown
+
+
+def one_line(error: BaseException) -> str:
+    """The error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def find_factory(text: str) -> Callable[..., Any]:
+    """The callable that ``package.module:name`` names.
+
+    An importable module comes first, else one from a file below the current directory.
+
+    Raises:
+        InputError: The text is malformed, the module is missing or fails to import, or ``name`` is not a
+            callable of it.
+    """
+    module_name, _, name = text.partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(f"model {text!r} is not of the form package.module:factory")
+    try:
+        module = _installed(module_name) or _local(module_name, Path.cwd())
+    except (Exception, SystemExit) as error:
+        raise InputError(f"model {text!r}: importing {module_name} failed: {one_line(error)}") from error
+    if module is None:
+        raise InputError(
+            f"model {text!r}: no module {module_name!r}, neither installed nor below the current directory"
+        )
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown("model factory", name, public, see=f"in module {module_name}")
+    factory: Callable[..., Any] = getattr(module, name)
+    if not callable(factory):
+        raise InputError(
+            f"model {text!r}: {name} is {type(factory).__name__}, expected a function or a class"
+        )
+    return factory
+
+
+def accepted(factory: Callable[..., Any], offered: dict[str, Any], always: str) -> dict[str, Any]:
+    """Those of ``offered`` that the factory's signature names; ``always`` also if it takes ``**kwargs``."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    by_name = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        by_name.add(always)
+    return {name: value for name, value in offered.items() if name in by_name}
+
+
+def _installed(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module that this one imports being absent is a failure of this one, not its absence.
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise
+
+
+def _local(name: str, folder: Path) -> ModuleType | None:
+    """The module from ``folder``, without putting that on ``sys.path``: nothing else is found there."""
+    top = name.partition(".")[0]
+    if top in sys.modules:
+        # Another package has the first name (say "models"): load the one file beside it.
+        stem = folder.joinpath(*name.split("."))
+        files = [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+        return _execute(importlib.util.spec_from_file_location(name, files[0])) if files else None
+    spec = PathFinder.find_spec(top, [str(folder)])
+    if spec is None:
+        return None
+    module = _execute(spec)
+    return module if name == top else _installed(name)
+
+
+def _execute(spec: ModuleSpec | None) -> ModuleType | None:
+    if spec is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    # Registered first, as an import does, so that the module's own relative imports find it.
+    sys.modules[spec.name] = module
+    try:
+        if spec.loader is not None:
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module

@@ -1,0 +1,77 @@
+"""Small convolutional networks for grey images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from advbench.models.blocks import network, square_or_pair
+
+
+def digits_cnn(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int | tuple[int, int] = 8,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Sequential:
+    """Two 3×3 convolutions (32; 64 with stride 2), a hidden layer of 64: for images of about 8×8 pixels.
+
+    The stride in place of pooling costs a quarter of the multiply-adds at the same robust accuracy.
+
+    Raises:
+        InputError: ``image_size`` is below 4, or only one of ``mean`` and ``std`` is given.
+    """
+    height, width = square_or_pair(image_size, least=4, model="digits-cnn")
+    return network(
+        {
+            "conv1": nn.Conv2d(in_channels, 32, 3, padding=1),
+            "relu1": nn.ReLU(),
+            "conv2": nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            "relu2": nn.ReLU(),
+        },
+        _two_layers(64 * ((height + 1) // 2) * ((width + 1) // 2), 64, num_classes),
+        mean=mean,
+        std=std,
+    )
+
+
+def lenet(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int | tuple[int, int] = 28,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Sequential:
+    """Two 4×4 convolutions of stride 2 (32, 64), a hidden layer of 256: for images of about 28×28 pixels.
+
+    The shape that fast adversarial training uses on MNIST (arXiv:2001.03994), twice as wide; strides in
+    place of pooling keep it cheap.
+
+    Raises:
+        InputError: ``image_size`` is below 12, or only one of ``mean`` and ``std`` is given.
+    """
+    height, width = square_or_pair(image_size, least=12, model="lenet")
+    return network(
+        {
+            "conv1": nn.Conv2d(in_channels, 32, 4, stride=2, padding=1),
+            "relu1": nn.ReLU(),
+            "conv2": nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            "relu2": nn.ReLU(),
+        },
+        _two_layers(64 * (height // 4) * (width // 4), 256, num_classes),
+        mean=mean,
+        std=std,
+    )
+
+
+def _two_layers(inputs: int, hidden: int, num_classes: int) -> dict[str, nn.Module]:
+    return {
+        "flatten": nn.Flatten(),
+        "hidden": nn.Linear(inputs, hidden),
+        "relu": nn.ReLU(),
+        "linear": nn.Linear(hidden, num_classes),
+    }

@@ -1,0 +1,154 @@
+"""The named models, and ``build_model``, which builds one of them or the user's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advbench.models.factory import accepted, find_factory, one_line
+from attacks_pool.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model of the zoo; ``parameters`` counts them at 10 classes and its usual ``input``."""
+
+    name: str
+    description: str
+    input: str
+    parameters: int
+    factory: str
+
+
+_LISTED = (
+    ModelInfo(
+        "digits-cnn",
+        "two convolutions; fast on a processor",
+        "1×8×8",
+        85066,
+        "advbench.models.small:digits_cnn",
+    ),
+    ModelInfo(
+        "lenet",
+        "two strided convolutions (arXiv:2001.03994)",
+        "1×28×28",
+        839018,
+        "advbench.models.small:lenet",
+    ),
+    ModelInfo(
+        "resnet18",
+        "ResNet-18, 3×3 stem (arXiv:1512.03385)",
+        "3×32×32",
+        11173962,
+        "advbench.models.resnet:resnet18",
+    ),
+    ModelInfo(
+        "wrn-28-10",
+        "WideResNet-28-10 (arXiv:1605.07146)",
+        "3×32×32",
+        36479194,
+        "advbench.models.wideresnet:wrn_28_10",
+    ),
+)
+
+MODELS: dict[str, ModelInfo] = {info.name: info for info in _LISTED}
+
+
+def build_model(
+    text: str, *, num_classes: int, in_channels: int, image_size: int | tuple[int, int], seed: int
+) -> nn.Module:
+    """A freshly initialised classifier from [0, 1] images (N, C, H, W) to logits (N, ``num_classes``).
+
+    Args:
+        text: A name in ``MODELS``, or ``package.module:factory``, which may lie below the current directory.
+            The factory gets those of ``num_classes``, ``in_channels`` and ``image_size`` that its signature
+            names, and ``num_classes`` also if it takes ``**kwargs``.
+        num_classes: Classes.
+        in_channels: Channels of an image.
+        image_size: Side of an image in pixels, or (height, width).
+        seed: Decides the initial weights; the global random state stays as it was.
+
+    Raises:
+        InputError: There is no such model, building it fails, or its logits have another shape.
+    """
+    factory = _factory(text)
+    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    offered = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "image_size": pair[0] if pair[0] == pair[1] else pair,
+    }
+    with _seeded(seed):
+        model = _call(text, factory, accepted(factory, offered, always="num_classes"))
+        _check_logits(text, model, (2, in_channels, *pair), num_classes)
+    return model
+
+
+def _factory(text: str) -> Callable[..., Any]:
+    if text in MODELS:
+        module, _, name = MODELS[text].factory.partition(":")
+        built_in: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return built_in
+    if ":" not in text:
+        raise unknown(
+            "model", text, MODELS, see=f"allowed: {', '.join(sorted(MODELS))}, or package.module:factory"
+        )
+    return find_factory(text)
+
+
+def _call(text: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    try:
+        model = factory(**arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"model {text!r}: the factory failed: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model {text!r}: the factory gave {type(model).__name__}, expected a torch.nn.Module"
+        )
+    return model
+
+
+def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
+    """One pass over zeros in eval mode, which moves no batch-norm statistics; modes are put back."""
+    import torch
+
+    training = {module: module.training for module in model.modules()}
+    device = next((parameter.device for parameter in model.parameters()), None)
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(shape, device=device))
+    except Exception as error:
+        raise InputError(f"model {text!r} fails on images of shape {shape}: {one_line(error)}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(f"model {text!r} gives {type(logits).__name__}, expected a tensor of logits")
+    if tuple(logits.shape) != (shape[0], num_classes):
+        raise InputError(
+            f"model {text!r} gives logits of shape {tuple(logits.shape)} for images of shape {shape}, "
+            f"expected {(shape[0], num_classes)}"
+        )
+
+
+def _seeded(seed: int) -> AbstractContextManager[None]:
+    """Random numbers from ``seed`` inside, and the global random state as before afterwards."""
+    import torch
+
+    from attacks_pool.randomness import isolated_randomness
+
+    # A GPU that is not in use yet stays so: building a model must not open one.
+    gpu_in_use: Callable[[], bool] = torch.cuda.is_initialized
+    device = torch.device("cuda", torch.cuda.current_device()) if gpu_in_use() else torch.device("cpu")
+    return isolated_randomness(seed, device)

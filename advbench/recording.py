@@ -1,0 +1,127 @@
+"""From what was measured to the run record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.config import RunConfig
+from advbench.data import DataSet
+from advbench.evaluate import Row
+from attacks_pool import Attack, Passes
+from leaderboards import SCHEMA, AttackEntry, Audit, Cost, PerClass, Record, Stage, summarise
+from leaderboards.entries import Role
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that a run measured; attacks by role, points an attack in the order seen, unseen, eval."""
+
+    attacks: dict[str, list[Attack]]
+    points: list[int]
+    rows: list[Row]
+    stages: list[Stage]
+    passes: Passes
+    training_seconds: float
+    evaluation_seconds: float
+    parameters: int
+    multiply_adds: int
+    audit: Audit
+    environment: dict[str, Any]
+
+    @property
+    def clean(self) -> NDArray[np.bool_]:
+        """(T+1, n) right clean."""
+        return np.stack([row.clean for row in self.rows])
+
+    @property
+    def robust(self) -> NDArray[np.bool_]:
+        """(T+1, A, n) right clean and after the attack."""
+        return np.stack([row.robust for row in self.rows])
+
+
+def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str) -> Record:
+    """The run record; tables are derived from it and stored nowhere."""
+    training = {attack.text: attack.training_text for attack in measured.attacks["seen"]}
+    return Record(
+        schema=SCHEMA,
+        id=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="complete",
+        config=config.model_dump(mode="json"),
+        protocol=config.protocol,
+        regime=config.regime,
+        attacks=[
+            _entry(attack, role, training.get(attack.text))
+            for role in get_args(Role)
+            for attack in measured.attacks[role]
+        ],
+        stages=measured.stages,
+        environment=measured.environment,
+        cells=[cell for row in measured.rows for cell in row.cells],
+        metrics=_metrics(config, measured),
+        per_class=_per_class(data, measured),
+        cost=Cost(
+            training_seconds=measured.training_seconds,
+            training_forwards=measured.passes.forwards,
+            training_backwards=measured.passes.backwards,
+            evaluation_seconds=measured.evaluation_seconds,
+            parameters=measured.parameters,
+            multiply_adds=measured.multiply_adds,
+        ),
+        audit=measured.audit,
+    )
+
+
+def _entry(attack: Attack, role: Role, training: str | None) -> AttackEntry:
+    return AttackEntry(
+        text=attack.text,
+        name=attack.name,
+        family=attack.info.family,
+        norm=attack.info.norm,
+        eps=attack.eps,
+        access=attack.info.access,
+        kind=attack.info.kind,
+        role=role,
+        training=training,
+    )
+
+
+def _metrics(config: RunConfig, measured: Measured) -> dict[str, float | None]:
+    robust = measured.robust
+    accuracy = robust.sum(2) / np.array(measured.points)
+    seen, unseen = len(measured.attacks["seen"]), len(measured.attacks["unseen"])
+    return summarise(
+        accuracy[:, :seen],
+        measured.clean.mean(1),
+        regime=config.regime,
+        R_unseen=accuracy[:, seen : seen + unseen] if unseen else None,
+        robust=robust[-1],
+        counts=measured.points,
+    )
+
+
+def _per_class(data: DataSet, measured: Measured) -> list[PerClass]:
+    """Counts of the final stage by class; the worst case is over the points that all attacks saw."""
+    points = measured.rows[-1].clean.shape[0]
+    labels = data.test.y[:points].numpy()
+    clean, robust = measured.rows[-1].clean, measured.rows[-1].robust
+    texts = [attack.text for role in get_args(Role) for attack in measured.attacks[role]]
+    survived = robust.all(0)
+    found = []
+    for label, name in enumerate(data.classes):
+        mask = labels == label
+        found.append(
+            PerClass.of(
+                name,
+                n=int(mask.sum()),
+                clean_correct=int((clean & mask).sum()),
+                robust={text: int((robust[index] & mask).sum()) for index, text in enumerate(texts)},
+                worst_case=int((survived & mask).sum()),
+            )
+        )
+    return found

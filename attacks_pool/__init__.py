@@ -1,0 +1,55 @@
+"""Adversarial attacks as bound, stateless callables: registry, engine, verifier, sequences.
+
+>>> from attacks_pool import pool
+>>> attack = pool.get("pgd", eps=0.2)
+>>> x_adv = attack(model, x, y)  # doctest: +SKIP
+
+Importing this package loads no torch; the first look at one of its names does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from attacks_pool.errors import InputError
+
+if TYPE_CHECKING:
+    from attacks_pool.attack import Attack
+    from attacks_pool.budgets import BUDGETS
+    from attacks_pool.metadata import FAMILIES, AttackInfo, Knob
+    from attacks_pool.passes import Passes, count_passes
+    from attacks_pool.registry import Pool, pool, register, sample_sequence
+    from attacks_pool.verifier import ModelState, Verdict, verify
+
+__all__ = [
+    "BUDGETS",
+    "FAMILIES",
+    "Attack",
+    "AttackInfo",
+    "InputError",
+    "Knob",
+    "ModelState",
+    "Passes",
+    "Pool",
+    "Verdict",
+    "count_passes",
+    "pool",
+    "register",
+    "sample_sequence",
+    "verify",
+]
+
+_HOMES = {
+    "attack": ("Attack",),
+    "budgets": ("BUDGETS",),
+    "metadata": ("FAMILIES", "AttackInfo", "Knob"),
+    "passes": ("Passes", "count_passes"),
+    "registry": ("Pool", "pool", "register", "sample_sequence"),
+    "verifier": ("ModelState", "Verdict", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"attacks_pool.{home}"), name)
+    raise AttributeError(f"module 'attacks_pool' has no attribute {name!r}")

@@ -1,0 +1,122 @@
+"""A bound attack: a registered function with its budget and knobs fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool.errors import InputError
+from attacks_pool.guard import untouched
+from attacks_pool.metadata import AttackInfo, Value, format_value
+from attacks_pool.norms import project
+from attacks_pool.randomness import ambient_generator, draw_seed, isolated_randomness, keyed_generator
+
+
+class AttackFunction(Protocol):
+    """The search itself: ``function(model, x, y, *, generator, early_stop, eps, **knobs) -> x_adv``."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **knobs: object) -> Tensor:
+        """Craft x_adv like ``x``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack with every knob resolved, ready to be pointed at any model.
+
+    Call it ``attack(model, x, y, *, generator=None) -> x_adv``: ``x`` float32 (N, C, H, W) in [0, 1], ``y``
+    int64 (N,), ``model`` maps [0, 1] images to logits (N, K). It crafts on every point given, for all its
+    steps, in eval mode, and leaves flags, gradients, buffers and the global random state as they were.
+    Without a generator the draws depend on the global random state (which does not move) and the batch.
+    ``early_stop=True`` may freeze points that already fool the model; only evaluation sets it.
+    """
+
+    info: AttackInfo
+    function: AttackFunction
+    knobs: Mapping[str, Value]
+    training_knobs: Mapping[str, Value]
+    training: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "knobs", MappingProxyType(dict(self.knobs)))
+        object.__setattr__(self, "training_knobs", MappingProxyType(dict(self.training_knobs)))
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return self.info.name
+
+    @property
+    def eps(self) -> float:
+        """The budget, in the attack's norm."""
+        return float(self.knobs["eps"])
+
+    @property
+    def text(self) -> str:
+        """Canonical text with every resolved knob, sorted, decimal: ``pgd:eps=0.2,restarts=1,…``."""
+        return canonical(self.name, self.knobs)
+
+    @property
+    def training_text(self) -> str:
+        """Canonical text of the cheaper form that training uses."""
+        return canonical(self.name, self.training_knobs)
+
+    def for_training(self) -> Attack:
+        """The same attack with its training knobs; a minimal-norm one then projects onto its ball."""
+        return replace(self, knobs=self.training_knobs, training=True)
+
+    def scaled(self, factor: float) -> Attack:
+        """The same search in a ball ``factor`` times as large, with steps as much shorter (eps warm-up)."""
+        declared = self.info.all_knobs()
+        knobs = {
+            name: float(value) * factor if name in declared and declared[name].scales else value
+            for name, value in self.knobs.items()
+        }
+        return replace(self, knobs=knobs)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        early_stop: bool = False,
+    ) -> Tensor:
+        """Craft adversarial points like ``x``.
+
+        Raises:
+            InputError: ``x`` is not float32 (N, C, H, W) in [0, 1] or ``y`` is not int64 (N,).
+        """
+        x, y = check_batch(x, y)
+        if not len(x):
+            return x.clone()
+        draws = keyed_generator(draw_seed(generator or ambient_generator(x)))
+        with isolated_randomness(draw_seed(draws), x.device), untouched(model):
+            x_adv = self.function(model, x, y, generator=draws, early_stop=early_stop, **self.knobs).detach()
+        if self.training and self.info.kind == "minimal-norm" and self.info.norm is not None:
+            x_adv = project(x_adv, x, self.eps, self.info.norm)
+        return x_adv
+
+
+def canonical(name: str, knobs: Mapping[str, Value]) -> str:
+    """``name:knob=value,…`` with the knobs sorted."""
+    return f"{name}:" + ",".join(f"{knob}={format_value(knobs[knob])}" for knob in sorted(knobs))
+
+
+def check_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch, detached and out of inference mode, after checking its shapes, types and range."""
+    if x.ndim != 4 or x.dtype != torch.float32:
+        raise InputError(f"x must be float32 (N, C, H, W), not {str(x.dtype)[6:]} {tuple(x.shape)}")
+    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        raise InputError(f"y must be int64 ({len(x)},), not {str(y.dtype)[6:]} {tuple(y.shape)}")
+    if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise InputError(f"x must lie in [0, 1], not in [{float(x.min()):g}, {float(x.max()):g}]")
+    with torch.inference_mode(False):
+        x, y = x.detach(), y.detach()
+        return (x.clone(), y.clone()) if x.is_inference() or y.is_inference() else (x, y)

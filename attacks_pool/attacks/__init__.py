@@ -1,0 +1,1 @@
+"""One file per attack; a new one is found by itself."""

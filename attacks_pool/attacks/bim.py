@@ -1,0 +1,48 @@
+"""BIM: FGSM iterated with small steps."""
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool import metadata
+from attacks_pool.engine import gradient_ascent
+from attacks_pool.metadata import AttackInfo
+from attacks_pool.registry import register
+
+
+@register(
+    AttackInfo(
+        name="bim",
+        family="projected-gradient",
+        norm="linf",
+        access="white-box",
+        paper="1607.02533",
+        knobs={"steps": metadata.steps(20, training=7), "step_size": metadata.step_size(2.0)},
+    )
+)
+def bim(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    generator: torch.Generator,
+    early_stop: bool,
+) -> Tensor:
+    """Basic iterative method: signed gradient steps from the clean point, clipped to the ball.
+
+    Kurakin et al., arXiv:1607.02533. The paper fixes the step at one grey level and derives the number of
+    steps from eps; here both are knobs. Shapes as in :class:`attacks_pool.Attack`.
+    """
+    return gradient_ascent(
+        model,
+        x,
+        y,
+        norm="linf",
+        eps=eps,
+        steps=steps,
+        step_size=step_size,
+        generator=generator,
+        early_stop=early_stop,
+    )

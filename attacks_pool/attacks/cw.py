@@ -1,0 +1,138 @@
+"""Carlini and Wagner's l2 attack."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool import metadata
+from attacks_pool.losses import margin
+from attacks_pool.metadata import AttackInfo, Knob
+from attacks_pool.registry import register
+
+MOMENTS = (0.9, 0.999)
+LARGEST_CONST = 1e10
+
+
+@register(
+    AttackInfo(
+        name="cw",
+        family="minimal-norm",
+        norm="l2",
+        access="white-box",
+        kind="minimal-norm",
+        paper="1608.04644",
+        knobs={
+            "steps": metadata.steps(100, training=10),
+            "step_size": Knob(0.02, "step of Adam, in image units", training=0.1, open_low=True),
+            "binary_search_steps": Knob(6, "values of the constant c tried", training=1, low=1),
+            "initial_const": Knob(1.0, "first value of c", open_low=True),
+            "confidence": Knob(0.0, "margin of logits that counts as success", training=10.0),
+        },
+    )
+)
+def cw(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    binary_search_steps: int,
+    initial_const: float,
+    confidence: float,
+    generator: torch.Generator,  # noqa: ARG001 - the search draws nothing
+    early_stop: bool,
+) -> Tensor:
+    """Carlini-Wagner l2: minimise ‖δ‖² + c · max(z_y − max_{k≠y} z_k, −confidence), binary search over c.
+
+    arXiv:1608.04644. Of the paper's three ways to stay in [0, 1] this takes projection after each Adam
+    step, not the change of variables: tanh has no gradient where a pixel is exactly 0 or 1, which on digits
+    is most of the image. Returns the smallest successful perturbation of each point, else the last iterate.
+    ``early_stop`` drops a point as soon as it has one within ``eps``. Shapes as in
+    :class:`attacks_pool.Attack`.
+    """
+    state = _State.begin(x, y, initial_const)
+    for _ in range(binary_search_steps):
+        if early_stop:
+            state.active = torch.nonzero(state.best_norm > eps).flatten()
+        if not len(state.active):
+            break
+        _search(model, state, steps, step_size, confidence, eps if early_stop else None)
+    return state.best
+
+
+@dataclass
+class _State:
+    """What is known of each point: bounds of c, the best perturbation, and which are still searched."""
+
+    x: Tensor
+    y: Tensor
+    const: Tensor
+    low: Tensor
+    high: Tensor
+    best: Tensor
+    best_norm: Tensor
+    active: Tensor
+
+    @classmethod
+    def begin(cls, x: Tensor, y: Tensor, const: float) -> "_State":
+        ones = torch.ones(len(x), device=x.device)
+        active = torch.arange(len(x), device=x.device)
+        return cls(x, y, ones * const, ones * 0, ones * LARGEST_CONST, x.clone(), ones * torch.inf, active)
+
+
+def _search(
+    model: nn.Module, state: _State, steps: int, step_size: float, confidence: float, enough: float | None
+) -> None:
+    """Adam at the present c; records successes and then halves the interval of c."""
+    points = state.active
+    x, y, const = state.x[points], state.y[points], state.const[points]
+    x_adv, mean, square = x, torch.zeros_like(x), torch.zeros_like(x)
+    succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    running = torch.arange(len(x), device=x.device)
+    for step in range(steps + 1):
+        x_adv = x_adv.detach().requires_grad_()
+        gap = margin(model(x_adv), y[running])
+        norm_squared = (x_adv - x[running]).square().flatten(1).sum(1)
+        objective = norm_squared + const[running] * (confidence - gap).clamp_min(0)
+        (gradient,) = torch.autograd.grad(objective.sum(), x_adv)
+        x_adv = x_adv.detach()
+        success = gap.detach() >= confidence if confidence > 0 else gap.detach() > 0
+        _record(state, points[running], x_adv, norm_squared.detach().sqrt(), success)
+        succeeded[running] |= success
+        if step == steps:
+            break
+        if enough is not None:
+            keep = state.best_norm[points[running]] > enough
+            if not keep.all():
+                running, x_adv, gradient = running[keep], x_adv[keep], gradient[keep]
+                mean, square = mean[keep], square[keep]
+            if not len(running):
+                break
+        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        mean = MOMENTS[0] * mean + (1 - MOMENTS[0]) * gradient
+        square = MOMENTS[1] * square + (1 - MOMENTS[1]) * gradient.square()
+        unbiased = (square / (1 - MOMENTS[1] ** (step + 1))).sqrt()
+        direction = mean / (1 - MOMENTS[0] ** (step + 1)) / (unbiased + 1e-8)
+        x_adv = (x_adv - step_size * direction).clamp(0, 1)
+    _narrow(state, points, succeeded)
+    lost = torch.isinf(state.best_norm[points[running]])
+    state.best[points[running[lost]]] = x_adv[lost]
+
+
+def _record(state: _State, points: Tensor, x_adv: Tensor, norm: Tensor, success: Tensor) -> None:
+    better = success & (norm < state.best_norm[points])
+    state.best[points[better]] = x_adv[better]
+    state.best_norm[points[better]] = norm[better]
+
+
+def _narrow(state: _State, points: Tensor, succeeded: Tensor) -> None:
+    """After success look for a smaller c, after failure for a larger one (tenfold until one succeeds)."""
+    const, low, high = state.const[points], state.low[points], state.high[points]
+    high = torch.where(succeeded, torch.minimum(high, const), high)
+    low = torch.where(succeeded, low, torch.maximum(low, const))
+    middle = (low + high) / 2
+    state.const[points] = torch.where(high >= LARGEST_CONST, const * 10, middle)
+    state.low[points], state.high[points] = low, high

@@ -1,0 +1,53 @@
+"""MIM: iterated steps along an accumulated gradient."""
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool import metadata
+from attacks_pool.engine import gradient_ascent
+from attacks_pool.metadata import AttackInfo, Knob
+from attacks_pool.registry import register
+
+
+@register(
+    AttackInfo(
+        name="mim",
+        family="momentum",
+        norm="linf",
+        access="white-box",
+        paper="1710.06081",
+        knobs={
+            "steps": metadata.steps(20, training=7),
+            "step_size": metadata.step_size(2.0),
+            "decay": Knob(1.0, "weight of the velocity of the step before"),
+        },
+    )
+)
+def mim(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    decay: float,
+    generator: torch.Generator,
+    early_stop: bool,
+) -> Tensor:
+    """Momentum iterative method: v_{k+1} = decay · v_k + g/‖g‖₁, x_{k+1} = Π(x_k + step_size · sign v_{k+1}).
+
+    Dong et al., arXiv:1710.06081 (MI-FGSM). Shapes as in :class:`attacks_pool.Attack`.
+    """
+    return gradient_ascent(
+        model,
+        x,
+        y,
+        norm="linf",
+        eps=eps,
+        steps=steps,
+        step_size=step_size,
+        decay=decay,
+        generator=generator,
+        early_stop=early_stop,
+    )

@@ -1,0 +1,41 @@
+"""Keeps the model that an attack searches as the attack found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside; afterwards each has its own flag back.
+
+    ``model.train()`` afterwards would be wrong: it un-freezes batch norm that the owner froze.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode and gradients enabled inside; flags and ``.grad`` of every parameter are put back.
+
+    A search that calls ``backward`` writes into fresh gradients, not into the owner's.
+    """
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient

@@ -1,0 +1,180 @@
+"""What is known of an attack before it runs: its threat model, its knobs and where it was published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from attacks_pool.errors import InputError, unknown
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+Access = Literal["white-box", "black-box", "transfer"]
+Kind = Literal["budgeted", "minimal-norm"]
+Value = bool | int | float | str
+"""What a knob may hold."""
+
+FAMILIES: Mapping[str, str] = {
+    "single-step": "one signed or normalised gradient step",
+    "projected-gradient": "iterated gradient steps, projected onto the ball",
+    "momentum": "iterated gradient steps that accumulate a velocity, made to transfer",
+    "minimal-norm": "search for the smallest perturbation that changes the prediction",
+    "query": "random or estimated search that sees logits only",
+    "noise": "perturbations drawn without looking at the model",
+    "spatial": "rotations, translations and elastic deformations",
+    "colour": "changes of hue, saturation, brightness and contrast",
+    "corruption": "common image corruptions",
+    "ensemble": "several attacks, each point counted by the worst of them",
+}
+"""The published vocabulary of attack families; a new attack takes one of these."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One parameter of an attack.
+
+    ``default`` is the evaluation value and ``training`` the cheaper one (``None``: the same); a callable
+    derives it from the knobs already resolved (``eps`` always is). ``scales`` marks lengths in image units,
+    which shrink with ``eps`` during a warm-up.
+    """
+
+    default: Value | Callable[[Mapping[str, Any]], Value]
+    help: str
+    training: Value | Callable[[Mapping[str, Any]], Value] | None = None
+    low: float = 0.0
+    high: float = math.inf
+    open_low: bool = False
+    choices: tuple[str, ...] = ()
+    scales: bool = False
+    dtype: type[Value] | None = None
+
+    @property
+    def value_type(self) -> type[Value]:
+        """bool, int, float or str."""
+        return self.dtype or (float if callable(self.default) else type(self.default))
+
+    def parse(self, label: str, given: Value) -> Value:
+        """``given``, text or number, as this knob's type; ``label`` names it in the error.
+
+        Raises:
+            InputError: wrong type, out of range, or not among the choices.
+        """
+        kind = self.value_type
+        if kind is str:
+            if self.choices and str(given) not in self.choices:
+                raise unknown(label, str(given), self.choices)
+            return str(given)
+        if kind is bool:
+            return _parse_bool(label, given)
+        number = parse_number(label, given)
+        if kind is int and number != int(number):
+            raise InputError(f"{label}={given} must be a whole number")
+        if number < self.low or number > self.high or (self.open_low and number == self.low):
+            raise InputError(f"{label}={given} is out of range: it must be {self.allowed()}")
+        return int(number) if kind is int else number
+
+    def allowed(self) -> str:
+        """The range, in words."""
+        if self.choices:
+            return " or ".join(self.choices)
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+
+
+def parse_number(label: str, given: Value) -> float:
+    """A finite number from a number or from text such as ``0.1``, ``1e-3`` or ``8/255``."""
+    try:
+        if isinstance(given, bool):
+            raise ValueError
+        if isinstance(given, str) and "/" in given:
+            top, bottom = given.split("/")
+            number = float(top) / float(bottom)
+        else:
+            number = float(given)
+    except ZeroDivisionError:
+        raise InputError(f"{label}={given} divides by zero") from None
+    except (ValueError, TypeError):
+        raise InputError(f"{label}={given!s} is not a number: write 0.1 or 8/255") from None
+    if not math.isfinite(number):
+        raise InputError(f"{label}={given} is not finite")
+    return number
+
+
+def _parse_bool(label: str, given: Value) -> bool:
+    text = str(given).lower()
+    if text not in ("true", "false", "1", "0", "yes", "no"):
+        raise InputError(f"{label}={given} must be true or false")
+    return text in ("true", "1", "yes")
+
+
+def format_value(value: Value) -> str:
+    """Canonical text of a knob's value: decimal, the shortest that reads back equal.
+
+    >>> format_value(1e-05), format_value(0.2), format_value(7)
+    ('0.00001', '0.2', '7')
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        text = format(Decimal(repr(value)), "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return str(value)
+
+
+class AttackInfo(BaseModel):
+    """Frozen metadata of an attack.
+
+    ``norm`` is ``None`` for attacks that no norm bounds; ``kind`` says whether the search stays inside
+    ``eps`` (``budgeted``) or looks for the smallest perturbation (``minimal-norm``); ``paper`` is an arXiv
+    id, ``None`` where there is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    family: str
+    norm: Norm | None
+    access: Access
+    kind: Kind = "budgeted"
+    targeted: bool = False
+    paper: str | None
+    knobs: dict[str, Knob] = Field(default_factory=dict)
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, family: str) -> str:
+        if family not in FAMILIES:
+            raise unknown("family", family, FAMILIES)
+        return family
+
+    def all_knobs(self) -> dict[str, Knob]:
+        """Every knob with ``eps`` first; an attack without a norm declares its own ``eps``."""
+        if "eps" in self.knobs:
+            return dict(self.knobs)
+        high = 1.0 if self.norm == "linf" else math.inf
+        eps = Knob(0.0, f"budget in the {self.norm} norm", high=high, open_low=True, scales=True)
+        return {"eps": eps, **self.knobs}
+
+
+def step_size(multiple: float) -> Knob:
+    """The usual step: ``multiple · eps / steps``, in image units."""
+    return Knob(
+        lambda knobs: multiple * float(knobs["eps"]) / int(knobs["steps"]),
+        f"length of a step, {multiple:g} * eps / steps unless given",
+        open_low=True,
+        scales=True,
+    )
+
+
+def steps(default: int, training: int | None = None) -> Knob:
+    """The number of gradient steps (or of queries)."""
+    return Knob(default, "steps of the search", training=training, low=1)
+
+
+def restarts(default: int = 1) -> Knob:
+    """The number of independent starts; a point counts by its worst one."""
+    return Knob(default, "independent starts", training=1, low=1)

@@ -1,0 +1,245 @@
+"""Where attacks are found by name: our own files, and those of strangers through entry points."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from attacks_pool.attack import Attack, AttackFunction
+from attacks_pool.budgets import default_eps
+from attacks_pool.errors import InputError, unknown
+from attacks_pool.metadata import AttackInfo, Value
+from attacks_pool.sampling import sample
+from attacks_pool.text import parse_attacks
+
+ENTRY_POINTS = "advbench.attacks"
+SAMPLE = "sample"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered attack: metadata, function and the module that it came from."""
+
+    info: AttackInfo
+    function: AttackFunction
+    source: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+
+class Pool:
+    """The registry. Files below ``attacks_pool.attacks`` and entry points are read at the first look-up."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+        self.problems: dict[str, str] = {}
+        """Entry points that could not be loaded, each with its cause in one line."""
+
+    def register(self, info: AttackInfo) -> Callable[[Function], Function]:
+        """Decorator that registers ``function(model, x, y, *, eps, generator, early_stop, **knobs)``.
+
+        Raises:
+            InputError: the name is taken, or the function does not take a declared knob.
+        """
+
+        def add(function: Function) -> Function:
+            taken = self._entries.get(info.name)
+            source = f"{function.__module__}:{function.__qualname__}"
+            if taken is not None and taken.source != source:
+                raise InputError(f"attack {info.name!r} is registered twice: by {taken.source} and {source}")
+            if info.name == SAMPLE:
+                raise InputError(f"an attack cannot be called {SAMPLE!r}: that word draws a sequence")
+            _check_signature(info, function)
+            self._entries[info.name] = Entry(info, function, source)
+            return function
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        self._load()
+        return sorted(self._entries)
+
+    def entry(self, name: str) -> Entry:
+        """The registered attack of this name.
+
+        Raises:
+            InputError: no such attack; the message has the nearest name.
+        """
+        self._load()
+        if name in self._entries:
+            return self._entries[name]
+        if name in self.problems:
+            raise InputError(f"attack {name!r} could not be loaded: {self.problems[name]}")
+        raise unknown("attack", name, self._entries, see=f"advbench attacks lists all {len(self._entries)}")
+
+    def info(self, name: str) -> AttackInfo:
+        """The metadata of an attack."""
+        return self.entry(name).info
+
+    def get(
+        self,
+        name: str,
+        *,
+        budget: str | None = None,
+        training: Mapping[str, Value] | None = None,
+        **knobs: Value,
+    ) -> Attack:
+        """An attack with its knobs fixed: ``pool.get("pgd", eps=0.2)``.
+
+        ``eps`` not given comes from the ``budget``'s row of the table; other knobs from the metadata.
+        ``training`` overrides training knobs. Knobs may be numbers or text (``"8/255"``).
+
+        Raises:
+            InputError: unknown attack, knob or budget, or a value out of range.
+        """
+        return self.bind(name, knobs, budget=budget, training=training)
+
+    def bind(
+        self,
+        name: str,
+        knobs: Mapping[str, Value],
+        *,
+        budget: str | None = None,
+        training: Mapping[str, Value] | None = None,
+    ) -> Attack:
+        """:meth:`get` with the knobs in a mapping."""
+        entry = self.entry(name)
+        evaluation = _resolve(entry.info, knobs, budget, training=False)
+        given = {"eps": evaluation["eps"], **(training or {})}
+        return Attack(
+            entry.info, entry.function, evaluation, _resolve(entry.info, given, budget, training=True)
+        )
+
+    def sequence(
+        self,
+        text: str,
+        *,
+        budget: str | None = None,
+        training: Mapping[str, Mapping[str, Value]] | None = None,
+        seed: int = 0,
+    ) -> list[Attack]:
+        """The attacks of a text such as ``fgsm,pgd:eps=4/255,steps=50,cw``, in order.
+
+        ``sample:4`` draws four with ``seed`` (see :meth:`sample_sequence`). ``training`` maps attack names
+        to training knobs.
+
+        Raises:
+            InputError: empty text, unknown attack or knob, an attack that stands twice.
+        """
+        attacks: list[Attack] = []
+        overrides = dict(training or {})
+        for name, knobs in parse_attacks(text):
+            if name == SAMPLE or name.startswith(SAMPLE + ":"):
+                attacks += self._sampled(name, knobs, budget, seed, overrides)
+            else:
+                attacks.append(self.bind(name, knobs, budget=budget, training=overrides.get(name)))
+        _refuse_repeats(attacks)
+        stray = sorted(set(overrides) - {attack.name for attack in attacks})
+        if stray:
+            raise unknown("attack in training knobs", stray[0], {attack.name for attack in attacks})
+        return attacks
+
+    def sample_sequence(
+        self,
+        k: int,
+        seed: int,
+        families: Iterable[str] | None = None,
+        norms: Iterable[str] | None = None,
+        *,
+        budget: str | None = None,
+        training: Mapping[str, Mapping[str, Value]] | None = None,
+    ) -> list[Attack]:
+        """``k`` different attacks drawn with ``seed``, spread over the families before one repeats.
+
+        The same arguments give the same sequence on every machine, as long as the pool holds the same
+        attacks. ``families`` and ``norms`` restrict what is drawn.
+
+        Raises:
+            InputError: ``k`` below 1 or more than there are, unknown family or norm.
+        """
+        self._load()
+        names = sample([entry.info for entry in self._entries.values()], k, seed, families, norms)
+        return [self.get(name, budget=budget, training=(training or {}).get(name)) for name in names]
+
+    def _sampled(
+        self,
+        name: str,
+        knobs: Mapping[str, Value],
+        budget: str | None,
+        seed: int,
+        training: Mapping[str, Mapping[str, Value]],
+    ) -> list[Attack]:
+        count = name.partition(":")[2]
+        if knobs or not count.isdecimal():
+            raise InputError(f"{name!r} cannot be read: write sample:4 for four attacks drawn with the seed")
+        return self.sample_sequence(int(count), seed, budget=budget, training=training)
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module("attacks_pool.attacks")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+        for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
+            try:
+                point.load()
+            except Exception as error:  # a stranger's module may raise anything
+                self.problems[point.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _resolve(
+    info: AttackInfo, given: Mapping[str, Value], budget: str | None, *, training: bool
+) -> dict[str, Value]:
+    declared = info.all_knobs()
+    for knob in given:
+        if knob not in declared:
+            raise unknown(f"knob of {info.name}", knob, declared)
+    resolved: dict[str, Value] = {}
+    for knob in sorted(declared, key=lambda knob: (knob != "eps", callable(declared[knob].default))):
+        spec = declared[knob]
+        if knob in given:
+            value: Any = given[knob]
+        elif knob == "eps" and "eps" not in info.knobs:
+            value = default_eps(info.name, info.norm, budget)
+        else:
+            value = spec.training if training and spec.training is not None else spec.default
+            value = value(resolved) if callable(value) else value
+        resolved[knob] = spec.parse(f"{info.name}.{knob}", value)
+    return resolved
+
+
+def _check_signature(info: AttackInfo, function: Callable[..., Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for knob in ("generator", "early_stop", *info.all_knobs()):
+        if knob not in parameters:
+            raise InputError(f"attack {info.name!r}: its function does not take {knob!r}")
+
+
+def _refuse_repeats(attacks: Iterable[Attack]) -> None:
+    seen: set[str] = set()
+    for attack in attacks:
+        if attack.text in seen:
+            raise InputError(f"attack {attack.name!r} stands twice: give one of them another budget or knob")
+        seen.add(attack.text)
+
+
+pool = Pool()
+"""The pool that the command line and the benchmark use."""
+
+register = pool.register
+
+sample_sequence = pool.sample_sequence

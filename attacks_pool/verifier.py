@@ -1,0 +1,191 @@
+"""Judges crafted points. It shares no code with any attack, so that no fault can hide in both.
+
+A budgeted point that breaks its bound is invalid: counted, projected back and judged again. A
+minimal-norm point beyond eps is unsuccessful, neither invalid nor projected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+RELATIVE_SLACK = 1e-5
+ABSOLUTE_SLACK = 1e-7
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of each point (N,): boolean masks, and the points that were judged."""
+
+    robust: Tensor
+    invalid: Tensor
+    not_a_number: Tensor
+    false_claim: Tensor
+    points: Tensor
+    bound: Literal["norm", "box-only"]
+
+
+def verify(
+    model: nn.Module | Predict,
+    x: Tensor,
+    y: Tensor,
+    x_adv: Tensor,
+    *,
+    norm: str | None,
+    eps: float,
+    kind: str = "budgeted",
+    claimed: Tensor | None = None,
+) -> Verdict:
+    """Re-check every crafted point and predict it again in float32.
+
+    Args:
+        model: a module, or a function from images to scores (N, K), judged as it is.
+        x: clean points (N, C, H, W) in [0, 1]; ``y`` their labels (N,).
+        x_adv: crafted points; a result of another shape or type makes every point invalid.
+        norm: ``None`` checks the box alone and says so in ``bound``.
+        eps: the budget; allowed is ‖x_adv − x‖ ≤ eps·(1 + 1e-5) + 1e-7 with the norm in float64.
+        kind: ``budgeted`` or ``minimal-norm``.
+        claimed: (N,) points that the attack says it has fooled; those that are robust are false claims.
+
+    Returns:
+        A verdict; ``robust`` is right after the attack. Scores that are not numbers count as wrong.
+    """
+    bound: Literal["norm", "box-only"] = "box-only" if norm is None else "norm"
+    none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
+        x_adv, invalid = x, ~none
+    else:
+        x_adv = x_adv.detach().to(x.device)
+        finite = torch.isfinite(x_adv)
+        inside = (x_adv >= 0) & (x_adv <= 1)
+        invalid = ~(finite & inside).flatten(1).all(1)
+        x_adv = torch.where(finite, x_adv, x).clamp(0, 1).to(x.dtype)
+    beyond = _beyond(x_adv, x, norm, eps)
+    if kind == "minimal-norm":
+        x_adv = torch.where(beyond.view(-1, 1, 1, 1), x, x_adv)
+    else:
+        invalid = invalid | beyond
+        if norm is not None:
+            x_adv = torch.where(beyond.view(-1, 1, 1, 1), _bring_back(x_adv, x, norm, eps), x_adv)
+    scores = predict_exactly(model, x_adv)
+    not_a_number = ~torch.isfinite(scores).all(1)
+    robust = (scores.argmax(1) == y) & ~not_a_number
+    false_claim = none if claimed is None else claimed.to(x.device) & robust
+    return Verdict(robust, invalid, not_a_number, false_claim, x_adv, bound)
+
+
+def predict_exactly(model: nn.Module | Predict, x: Tensor) -> Tensor:
+    """Scores (N, K) in float32 or better: no autocast, no TF32, no gradients, eval mode."""
+    with exact_arithmetic(x.device), torch.no_grad():
+        if not isinstance(model, nn.Module):
+            return model(x).float()
+        flags = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            return torch.as_tensor(model(x)).float()
+        finally:
+            for module, training in flags.items():
+                module.training = training
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Full float32 inside: TF32 and autocast off, then as before."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """(N,) distances in float64; l0 counts pixels in which any channel differs."""
+    delta = (x_adv.double() - x.double()).abs()
+    if norm == "l0":
+        return (delta.amax(1) > 0).flatten(1).sum(1).double()
+    flat = delta.flatten(1)
+    if norm == "linf":
+        return flat.amax(1)
+    return flat.sum(1) if norm == "l1" else flat.square().sum(1).sqrt()
+
+
+def _beyond(x_adv: Tensor, x: Tensor, norm: str | None, eps: float) -> Tensor:
+    if norm is None or not len(x):
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return distance(x_adv, x, norm) > eps * (1 + RELATIVE_SLACK) + ABSOLUTE_SLACK
+
+
+def _bring_back(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
+    """A point near ``x_adv`` in ball and box; both are convex, so ``x`` + t·delta is in both for small t."""
+    delta = x_adv - x
+    if norm == "linf":
+        return (x + delta.clamp(-eps, eps)).clamp(0, 1)
+    if norm == "l0":
+        size = delta.abs().amax(1).flatten(1)
+        kept = size.argsort(1, descending=True).argsort(1) < int(eps)
+        return x + delta * kept.view(len(x), 1, *x.shape[2:])
+    length = distance(x_adv, x, norm).clamp_min(1e-30)
+    shrink = (eps / length).clamp_max(1.0).to(x.dtype)
+    return (x + delta * shrink.view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+class ModelState:
+    """What an attack must leave as it found it: flags, buffers, parameters and their gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._flags = {name: module.training for name, module in model.named_modules()}
+        self._tensors = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
+
+    def changes(self) -> list[str]:
+        """What differs now, each in words: ``train mode of 'conv1'``, ``buffer 'bn.running_mean'``."""
+        found = [
+            f"{'train' if module.training else 'eval'} mode of {name or 'the model'!r}"
+            for name, module in self._model.named_modules()
+            if self._flags.get(name) != module.training
+        ]
+        now = dict(_tensors(self._model))
+        for name in {**self._tensors, **now}:
+            before, after = self._tensors.get(name), now.get(name)
+            if before is None or after is None or not _same(before, after):
+                found.append(name)
+        return found
+
+    def restore(self) -> None:
+        """Put flags, buffers and parameters back; gradients that were not there are removed."""
+        for name, module in self._model.named_modules():
+            module.training = self._flags.get(name, module.training)
+        with torch.no_grad():
+            for name, tensor in _tensors(self._model):
+                before = self._tensors.get(name)
+                if before is not None and not _same(before, tensor):
+                    tensor.copy_(before)
+        for name, parameter in self._model.named_parameters():
+            if f"gradient of {name!r}" not in self._tensors:
+                parameter.grad = None
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield f"parameter {name!r}", parameter
+        if parameter.grad is not None:
+            yield f"gradient of {name!r}", parameter.grad
+    for name, buffer in model.named_buffers():
+        yield f"buffer {name!r}", buffer
+
+
+def _same(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    # Bit patterns: a NaN that was there before is no change.
+    return torch.equal(torch.nan_to_num(before), torch.nan_to_num(after.detach())) and torch.equal(
+        before.isnan(), after.detach().isnan()
+    )

@@ -1,0 +1,30 @@
+"""Augmentation of a whole batch at once, on its device, with explicit randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def augment(x: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
+    """``x`` (N, C, H, W) with each image shifted (``crop``) and mirrored (``flip``) by its own draw."""
+    if "crop" in kinds:
+        x = shift(x, max(1, x.shape[-1] // 8), generator)
+    if "flip" in kinds:
+        mirrored = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+    return x
+
+
+def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to ``most`` pixels in both directions, zeros moving in."""
+    count, channels, height, width = x.shape
+    offsets = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(x.device)
+    padded = F.pad(x, (most, most, most, most))
+    rows = offsets[0, :, None] + torch.arange(height, device=x.device)
+    columns = offsets[1, :, None] + torch.arange(width, device=x.device)
+    index = (rows[:, :, None] * (width + 2 * most) + columns[:, None, :]).view(count, 1, -1)
+    return padded.flatten(2).gather(2, index.expand(-1, channels, -1)).view(x.shape)

@@ -1,0 +1,27 @@
+"""What is known of a defense before it trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Regime = Literal["continual", "joint", "meta"]
+
+
+class DefenseInfo(BaseModel):
+    """Frozen metadata of a defense.
+
+    ``regimes`` are those that it runs in, the default first; ``aliases`` are further names, each for a fixed
+    regime; ``memory`` is the number of training samples that it keeps between stages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    paper: str | None
+    regimes: tuple[Regime, ...] = Field(min_length=1)
+    target_aware: bool = False
+    stochastic: bool = False
+    memory: int = 0
+    aliases: dict[str, Regime] = Field(default_factory=dict)

@@ -1,0 +1,59 @@
+"""A defense's own parameters: the keyword arguments of its constructor."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from attacks_pool.errors import InputError, unknown
+
+NOT_PARAMETERS = ("self", "model", "seed")
+
+
+def parameters_of(defense: type) -> dict[str, Any]:
+    """Name and default of each parameter that a user may set."""
+    signature = inspect.signature(defense.__init__)  # type: ignore[misc]
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in NOT_PARAMETERS
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` in the types of the constructor's annotations, defaults filled in; text is read as YAML.
+
+    Raises:
+        InputError: unknown parameter or a value of the wrong type.
+    """
+    declared = parameters_of(defense)
+    hints = typing.get_type_hints(defense.__init__)  # type: ignore[misc]
+    values = {key: default for key, default in declared.items() if default is not inspect.Parameter.empty}
+    for key, value in given.items():
+        if key not in declared:
+            raise unknown(f"parameter of {name}", key, declared)
+        read = _read(value)
+        try:
+            values[key] = TypeAdapter(hints.get(key, Any)).validate_python(read)
+        except ValidationError as error:
+            cause = error.errors()[0]["msg"]
+            raise InputError(f"{key}={value} is no value for {name}: {cause}") from None
+    missing = [key for key in declared if key not in values]
+    if missing:
+        raise InputError(f"defense {name!r} needs a value for {missing[0]!r}: --set {missing[0]}=VALUE")
+    return values
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value

@@ -1,0 +1,81 @@
+"""How a stage is trained: everything that is not the method itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
+
+AUGMENTATIONS = ("crop", "flip")
+
+
+class TrainPlan(BaseModel):
+    """The training budget of one stage.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: what the benchmark batches with (a user's own loader keeps its own).
+        optimizer: ``sgd`` (with ``momentum``), ``adam`` or ``adamw``.
+        schedule: the learning rate over the stage, see :meth:`learning_rate`.
+        eps_warmup: epochs over which the budget of the stage's attacks grows linearly from 0 to eps.
+        augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip``.
+        mixed_precision: ``auto`` trains and crafts in bfloat16 on a GPU; ``off`` everywhere in float32.
+        select: ``last`` keeps the last epoch, ``val-robust`` the one most robust on validation data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    schedule: Literal["constant", "cosine", "linear", "step", "one-cycle"] = "cosine"
+    eps_warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    augmentation: tuple[Literal["crop", "flip"], ...] = ()
+    mixed_precision: Literal["auto", "off"] = "auto"
+    select: Literal["last", "val-robust"] = "last"
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _from_text(cls, given: object) -> object:
+        """``crop+flip``, ``crop,flip`` and ``none`` from the command line."""
+        if isinstance(given, str):
+            words = given.replace("+", ",").split(",")
+            return tuple(word.strip() for word in words if word.strip() not in ("", "none"))
+        return given
+
+    def learning_rate(self, done: float) -> float:
+        """The learning rate when the share ``done`` in [0, 1) of the stage is behind.
+
+        cosine: lr·(1 + cos(π·done))/2; linear: lr·(1 − done); step: lr, a tenth after half and a hundredth
+        after three quarters; one-cycle: up linearly over the first 40 %, then down to 0.
+        """
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * done)) / 2
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        if self.schedule == "step":
+            return self.lr * (0.01 if done >= 0.75 else 0.1 if done >= 0.5 else 1.0)
+        if self.schedule == "one-cycle":
+            return self.lr * (max(done, 0.01) / 0.4 if done < 0.4 else (1 - done) / 0.6)
+        return self.lr
+
+    def warmth(self, epochs_done: float) -> float:
+        """The share of eps that attacks get after ``epochs_done`` epochs, above 0 and at most 1."""
+        if epochs_done >= self.eps_warmup:
+            return 1.0
+        return max(epochs_done / self.eps_warmup, 1e-3)
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimizer over ``parameters``."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+            )
+        maker = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return maker(parameters, lr=self.lr, weight_decay=self.weight_decay)

@@ -1,0 +1,128 @@
+"""Where defenses are found by name: one file each here, and those of strangers through entry points."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from torch import nn
+
+from attacks_pool.errors import InputError, unknown
+from defenses.base import Defense
+from defenses.metadata import DefenseInfo, Regime
+from defenses.parameters import parse_parameters
+
+ENTRY_POINTS = "advbench.defenses"
+Class = TypeVar("Class", bound=type[Defense])
+
+
+class Registry:
+    """Defenses by name; files of this package and entry points are read at the first look-up."""
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[Defense]] = {}
+        self._aliases: dict[str, tuple[str, Regime]] = {}
+        self._loaded = False
+        self.problems: dict[str, str] = {}
+        """Entry points that could not be loaded, each with its cause in one line."""
+
+    def register(self, defense: Class) -> Class:
+        """Class decorator.
+
+        Raises:
+            InputError: not a Defense, no ``info``, or a name that is taken.
+        """
+        if not (inspect.isclass(defense) and issubclass(defense, Defense)):
+            raise InputError(f"{defense!r} is not a subclass of defenses.Defense")
+        info = getattr(defense, "info", None)
+        if not isinstance(info, DefenseInfo):
+            raise InputError(f"{defense.__name__} has no info = DefenseInfo(...)")
+        for name in (info.name, *info.aliases):
+            other = self._classes.get(name) or self._classes.get(self._aliases.get(name, ("",))[0])
+            if other is not None and _place(other) != _place(defense):
+                raise InputError(
+                    f"defense {name!r} is registered twice: by {_place(other)} and {_place(defense)}"
+                )
+        self._classes[info.name] = defense
+        self._aliases.update({alias: (info.name, regime) for alias, regime in info.aliases.items()})
+        return defense
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        self._load()
+        return sorted(self._classes)
+
+    def resolve(self, name: str, regime: str | None = None) -> tuple[type[Defense], Regime]:
+        """The class of this name or alias, and the regime to run it in (its first one by default).
+
+        Raises:
+            InputError: no such defense, or one that does not run in ``regime``.
+        """
+        self._load()
+        if name in self._aliases:
+            name, fixed = self._aliases[name]
+            if regime not in (None, fixed):
+                raise InputError(
+                    f"regime {regime!r} does not go with this name: it means {name} in {fixed!r}"
+                )
+            regime = fixed
+        if name in self.problems and name not in self._classes:
+            raise InputError(f"defense {name!r} could not be loaded: {self.problems[name]}")
+        if name not in self._classes:
+            raise unknown("defense", name, [*self._classes, *self._aliases])
+        defense = self._classes[name]
+        regimes = defense.info.regimes
+        if regime is None:
+            return defense, regimes[0]
+        for known in regimes:
+            if known == regime:
+                return defense, known
+        raise InputError(
+            f"defense {name!r} does not support regime {regime!r} (allowed: {', '.join(regimes)})"
+        )
+
+    def build(
+        self, name: str, model: nn.Module, *, seed: int = 0, parameters: Mapping[str, Any] | None = None
+    ) -> Defense:
+        """The defense around ``model``, with its parameters checked."""
+        defense, _ = self.resolve(name)
+        return defense(model, seed=seed, **parse_parameters(defense, name, parameters or {}))
+
+    def class_named(self, name: str) -> type[Defense] | None:
+        """A registered class by the name of the class itself: ``AIR``."""
+        self._load()
+        return next((found for found in self._classes.values() if found.__name__ == name), None)
+
+    def class_names(self) -> list[str]:
+        """The names of the registered classes."""
+        self._load()
+        return sorted(found.__name__ for found in self._classes.values())
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module("defenses")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+        for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
+            try:
+                found = point.load()
+                if not inspect.ismodule(found):
+                    self.register(found)
+            except Exception as error:  # a stranger's module may raise anything
+                self.problems[point.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _place(defense: type) -> str:
+    return f"{defense.__module__}:{defense.__qualname__}"
+
+
+registry = Registry()
+"""The registry that the command line and the benchmark use."""
+
+register = registry.register

@@ -1,0 +1,21 @@
+"""Plain training: the control that adversarial training is measured against."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from defenses.base import Defense, Stage
+from defenses.metadata import DefenseInfo
+from defenses.registry import register
+
+
+@register
+class Standard(Defense):
+    """Empirical risk minimisation on clean images: L = CE(f(x), y). The stage's attacks are not used."""
+
+    info = DefenseInfo(name="standard", paper=None, regimes=("continual", "joint"))
+
+    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:  # noqa: ARG002 - attacks are not used
+        """CE(f(x), y)."""
+        return F.cross_entropy(self(x), y)

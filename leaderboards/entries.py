@@ -1,0 +1,162 @@
+"""The parts of a run record: cells, attacks, stages, audit, cost."""
+
+import json
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+CLEAN: Final = "clean"
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+Access = Literal["white-box", "black-box", "transfer", "none"]
+Role = Literal["seen", "unseen", "eval"]
+Verdict = Literal["ok", "suspect", "invalid"]
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    # Checked when an entry is built, not when a long run ends and is written; the copy also keeps a
+    # caller's later changes out and turns tuples into the lists that a reader will get.
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    return copy
+
+
+JsonDict = Annotated[dict[str, Any], AfterValidator(_as_json)]
+
+
+class Frozen(BaseModel):
+    """Base of all models: immutable, no unknown keys, no coercion, no NaN or infinity."""
+
+    # strict: a number written as a string is an error, not a number.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Threat(Frozen):
+    """A threat model: norm and eps (None for attacks without one) and access."""
+
+    norm: Norm | None
+    eps: float | None = Field(ge=0)
+    access: Access
+
+
+class Cell(Frozen):
+    """One entry of the stage × attack matrix, in integer counts of test points.
+
+    ``n`` points were measured, ``clean_correct`` of them are right clean, ``robust`` of those also after
+    the attack; ``invalid`` crafted examples broke a bound. ``attack`` is canonical text, or ``clean``
+    (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes.
+    """
+
+    stage: int = Field(ge=0)
+    attack: str
+    threat: Threat
+    n: int = Field(ge=1)
+    clean_correct: int
+    robust: int
+    invalid: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    forwards: int = Field(ge=0)
+    backwards: int = Field(ge=0)
+    bound: Literal["norm", "box-only", "none"] = "norm"
+
+    @model_validator(mode="after")
+    def _counts_nest(self) -> Self:
+        counts = f"robust {self.robust}, clean_correct {self.clean_correct}, n {self.n}"
+        if not 0 <= self.robust <= self.clean_correct <= self.n:
+            raise ValueError(f"counts must satisfy 0 <= robust <= clean_correct <= n, not {counts}")
+        if self.attack == CLEAN and self.robust != self.clean_correct:
+            raise ValueError(f"a clean cell has robust equal to clean_correct, not {counts}")
+        return self
+
+    @property
+    def accuracy(self) -> float:
+        """robust / n: the share of all points, right clean and after the attack."""
+        return self.robust / self.n
+
+
+class Flag(Frozen):
+    """One finding of the audit, with its evidence."""
+
+    code: str
+    message: str
+    evidence: JsonDict
+
+
+class Audit(Frozen):
+    """The audit's verdict, its flags, and the codes of the checks that were run."""
+
+    verdict: Verdict
+    flags: list[Flag]
+    checks: list[str]
+
+
+class AttackEntry(Frozen):
+    """A resolved attack: canonical evaluation text, metadata, role, canonical training text."""
+
+    text: str
+    name: str
+    family: str
+    norm: Norm | None
+    eps: float | None = Field(ge=0)
+    access: Access
+    kind: str
+    role: Role
+    training: str | None
+
+
+class Stage(Frozen):
+    """A trained stage: its attacks, its weights (a file inside the run directory), its structure."""
+
+    index: int = Field(ge=0)
+    attacks: list[str]
+    weights: str
+    spec: JsonDict
+
+    @field_validator("weights")
+    @classmethod
+    def _inside_the_run(cls, value: str) -> str:
+        # Records come from strangers: a weights path must not lead out of the run directory.
+        path = PurePosixPath(value)
+        if not value or path.is_absolute() or PureWindowsPath(value).anchor or ".." in path.parts:
+            raise ValueError(f"weights must be a relative path inside the run directory, not {value!r}")
+        return value
+
+
+class PerClass(Frozen):
+    """Counts of one class after the last stage; ``robust`` maps attack text to points that survive it.
+
+    In JSON the label's key is ``class``, which Python reserves: build one with `PerClass.of`.
+    """
+
+    label: str = Field(alias="class")
+    n: int = Field(ge=0)
+    clean_correct: int
+    robust: dict[str, int]
+    worst_case: int
+
+    @classmethod
+    def of(cls, label: str, *, n: int, clean_correct: int, robust: dict[str, int], worst_case: int) -> Self:
+        """Build from keywords; counts are test points of the class ``label``."""
+        counts = {"n": n, "clean_correct": clean_correct, "robust": robust, "worst_case": worst_case}
+        return cls.model_validate({"class": label, **counts})
+
+    @model_validator(mode="after")
+    def _counts_nest(self) -> Self:
+        survivors = [self.clean_correct, *self.robust.values()]
+        if not (0 <= self.worst_case <= min(survivors) and max(survivors) <= self.clean_correct <= self.n):
+            raise ValueError("counts must satisfy 0 <= worst_case <= each robust <= clean_correct <= n")
+        return self
+
+
+class Cost(Frozen):
+    """What a run took: training includes pretraining and teachers; passes are sample-passes."""
+
+    training_seconds: float = Field(ge=0)
+    training_forwards: int = Field(ge=0)
+    training_backwards: int = Field(ge=0)
+    evaluation_seconds: float = Field(ge=0)
+    parameters: int = Field(ge=0)
+    multiply_adds: int = Field(ge=0)

@@ -1,0 +1,191 @@
+"""Run directories on disk: atomic writes, exclusive creation, reading back."""
+
+import io
+import json
+import os
+import secrets
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.errors import RecordError
+from leaderboards.record import Record, parse_record
+
+Bools = NDArray[np.bool_]
+
+RECORD = "record.json"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that readers, and a crash at any moment, find the old content or all of the new.
+
+    Raises:
+        RecordError: the file cannot be written; the old one, if any, is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    # The rename itself survives a power cut only once the directory is on disk. Windows cannot open one.
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, in UTF-8, atomically; floats keep full precision.
+
+    Raises:
+        RecordError: the file cannot be written.
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_record(run_dir: Path, record: Record) -> Path:
+    """Write ``record.json`` into a run directory, atomically; returns its path."""
+    path = Path(run_dir) / RECORD
+    write_json(path, record.dump())
+    return path
+
+
+def write_outcomes(path: Path, clean: Bools, robust: Bools) -> None:
+    """Write per-point outcomes, atomically; the same arrays always give the same bytes.
+
+    ``clean`` is boolean (T+1, n); ``robust`` is boolean (T+1, A, n), attacks in the record's order, False
+    for points on which an attack was not measured.
+
+    Raises:
+        RecordError: the file cannot be written.
+        ValueError: dtypes or shapes do not fit.
+    """
+    if fault := _outcome_fault(clean, robust):
+        raise ValueError(fault)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, clean=np.ascontiguousarray(clean), robust=np.ascontiguousarray(robust))
+    write_bytes(path, buffer.getvalue())
+
+
+def read_outcomes(path: Path) -> tuple[Bools, Bools]:
+    """Read what `write_outcomes` wrote: (clean, robust).
+
+    Raises:
+        RecordError: the file is missing, damaged or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            clean, robust = arrays["clean"], arrays["robust"]
+    except OSError as error:
+        raise RecordError(f"cannot read outcomes {path}: {_reason(error)}") from error
+    except Exception as error:
+        # zipfile, zlib and numpy's header parser answer damage with a dozen unrelated exceptions.
+        raise RecordError(f"damaged outcomes {path}: expected an npz with clean and robust") from error
+    if fault := _outcome_fault(clean, robust):
+        raise RecordError(f"damaged outcomes {path}: {fault}")
+    return clean, robust
+
+
+def _outcome_fault(clean: NDArray[Any], robust: NDArray[Any]) -> str | None:
+    if clean.dtype != np.bool_ or robust.dtype != np.bool_:
+        return f"clean and robust must be boolean, not {clean.dtype} and {robust.dtype}"
+    if clean.ndim != 2 or robust.ndim != 3 or clean.shape != (robust.shape[0], robust.shape[2]):
+        return f"expected clean (T+1, n) and robust (T+1, A, n), not {clean.shape} and {robust.shape}"
+    return None
+
+
+def new_run_directory(runs_dir: Path, stem: str) -> Path:
+    """Create ``runs_dir/stem``, or ``stem-2``, ``stem-3``… when taken: a directory no one else got.
+
+    ``runs_dir`` is made when missing. Safe with many processes.
+
+    Raises:
+        RecordError: ``stem`` is no plain name, or ``runs_dir`` is a file or cannot be written.
+    """
+    runs_dir = Path(runs_dir)
+    if not stem or stem in (".", "..") or Path(stem).name != stem or "\\" in stem:
+        raise RecordError(f"a run's name must be one plain directory name, not {stem!r}")
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RecordError(f"runs directory {runs_dir} is a file or lies below one: name another") from error
+    except OSError as error:
+        raise RecordError(f"cannot create runs directory {runs_dir}: {_reason(error)}") from error
+    for number in count(1):
+        path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RecordError(f"cannot create a run in {runs_dir}: {_reason(error)}") from error
+        return path
+    raise AssertionError("unreachable: count() has no end")
+
+
+def read_record(path: Path) -> Record:
+    """Read a record from a run directory or from its ``record.json``.
+
+    Raises:
+        RecordError: there is none, or it cannot be read (see `parse_record`).
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / RECORD
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordError(f"no record at {path}: the run did not finish, or this is no run") from error
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
+    return parse_record(data, str(path))
+
+
+def find_records(runs_dir: Path) -> tuple[list[Record], list[str]]:
+    """All readable records ``runs_dir/*/record.json`` in path order, and one line for each damaged one.
+
+    Raises:
+        RecordError: there is no such directory.
+    """
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
+    records: list[Record] = []
+    problems: list[str] = []
+    try:
+        directories = sorted(runs_dir.iterdir())
+    except OSError as error:
+        raise RecordError(f"cannot read runs directory {runs_dir}: {_reason(error)}") from error
+    for directory in directories:
+        try:
+            records.append(read_record(directory / RECORD))
+        except RecordError as error:
+            # No record yet: a run in progress, or a stray file. That is no damage.
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                problems.append(str(error))
+    return records, problems

@@ -1,0 +1,304 @@
+"""Run directories: atomic files, exclusive names, damaged records."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leaderboards import RecordError, parse_record, store
+
+# Where child processes find the package under test.
+ROOT = Path(store.__file__).parents[1]
+
+RECORD: dict[str, Any] = {
+    "schema": 1,
+    "id": "at",
+    "created": "2025-01-02T03:04:05Z",
+    "status": "complete",
+    "config": {
+        "defense": "at",
+        "params": {},
+        "sequence": [],
+        "training": [],
+        "regime": "joint",
+        "dataset": "digits",
+        "model": "small-cnn",
+        "plan": {},
+        "pretrain": {},
+        "seed": 0,
+    },
+    "protocol": "p",
+    "regime": "joint",
+    "attacks": [],
+    "stages": [],
+    "environment": {
+        "versions": {},
+        "commit": None,
+        "device": "cpu",
+        "threads": 1,
+        "data": {"name": "digits", "fingerprint": "f"},
+        "python": "3.11",
+        "platform": "linux",
+    },
+    "cells": [],
+    "metrics": {"average_robust_accuracy": 0.1 + 0.2},
+    "per_class": [],
+    "cost": {
+        "training_seconds": 0.0,
+        "training_forwards": 0,
+        "training_backwards": 0,
+        "evaluation_seconds": 0.0,
+        "parameters": 0,
+        "multiply_adds": 0,
+    },
+    "audit": {"verdict": "ok", "flags": [], "checks": []},
+}
+
+
+def fail(*_: object) -> None:
+    """Stands in for a system call on a full disk."""
+    raise OSError(28, "No space left on device")
+
+
+def interrupt(*_: object) -> None:
+    """Stands in for a system call during Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    """Write replaces the file and leaves nothing else."""
+    path = tmp_path / "file"
+    store.write_bytes(path, b"old")
+    store.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failing_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A failing write leaves the old file."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(RecordError, match=r"^cannot write .*file: No space left on device$"):
+        store.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted write leaves the old file."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_new_content_is_on_disk_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new content is on disk before it takes the name."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    store.write_bytes(tmp_path / "file", b"new")
+    assert calls[:2] == ["fsync", "replace"]
+
+
+def test_a_file_is_made_with_the_usual_permissions(tmp_path: Path) -> None:
+    """A file is made with the usual permissions."""
+    # A temporary file is often private to its owner; a shared run must not be.
+    (tmp_path / "plain").write_bytes(b"")
+    store.write_bytes(tmp_path / "file", b"")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_keeps_floats_and_refuses_nan(tmp_path: Path) -> None:
+    """JSON keeps floats and refuses NaN."""
+    path = tmp_path / "file.json"
+    value = {"a": 0.1 + 0.2, "b": 1e-300, "text": "ε"}
+    store.write_json(path, value)
+    assert json.loads(path.read_text("utf-8")) == value
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text("utf-8")) == value
+
+
+def outcomes() -> tuple[Any, Any]:
+    """Random outcomes of three rows, four attacks and 50 points."""
+    random = np.random.default_rng(0)
+    return random.random((3, 50)) < 0.9, random.random((3, 4, 50)) < 0.5
+
+
+def test_outcomes_round_trip_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes round trip in the same bytes."""
+    clean, robust = outcomes()
+    store.write_outcomes(tmp_path / "a.npz", clean, robust)
+    # A zip archive stores times: another day must give the same bytes; so must another memory layout.
+    monkeypatch.setattr(time, "time", lambda: 2_000_000_000.0)
+    monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(2_000_000_000))
+    store.write_outcomes(tmp_path / "b.npz", np.asfortranarray(clean), np.asfortranarray(robust))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    read_clean, read_robust = store.read_outcomes(tmp_path / "b.npz")
+    np.testing.assert_array_equal(read_clean, clean, strict=True)
+    np.testing.assert_array_equal(read_robust, robust, strict=True)
+
+
+def test_outcomes_of_the_wrong_shape_or_type_are_refused(tmp_path: Path) -> None:
+    """Outcomes of the wrong shape or type are refused."""
+    clean, robust = outcomes()
+    for wrong in [
+        (clean[:2], robust),
+        (clean[:, :9], robust),
+        (clean, robust[0]),
+        (clean.astype(int), robust),
+    ]:
+        with pytest.raises(ValueError, match=r"must be boolean|expected clean \(T\+1, n\)"):
+            store.write_outcomes(tmp_path / "x.npz", *wrong)
+    assert os.listdir(tmp_path) == []
+
+
+def test_damaged_outcomes_are_one_line(tmp_path: Path) -> None:
+    """Damaged outcomes are one line."""
+    path = tmp_path / "x.npz"
+    store.write_outcomes(path, *outcomes())
+    whole = path.read_bytes()
+    np.savez(tmp_path / "other.npz", clean=np.zeros(3))
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    others = [(tmp_path / name).read_bytes() for name in ("other.npz", "single.npy")]
+    for data in [
+        b"",
+        b"PK",
+        b"nonsense",
+        whole[: len(whole) // 2],
+        whole.replace(b"clean", b"clear"),
+        *others,
+    ]:
+        path.write_bytes(data)
+        with pytest.raises(RecordError, match=r"^damaged outcomes .*x\.npz: .*$"):
+            store.read_outcomes(path)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            clean, robust = store.read_outcomes(path)
+        except RecordError:
+            continue
+        # Some bytes (dates, attributes) carry nothing: then the outcomes must be the true ones.
+        np.testing.assert_array_equal(clean, outcomes()[0], strict=True)
+        np.testing.assert_array_equal(robust, outcomes()[1], strict=True)
+    with pytest.raises(RecordError, match=r"^cannot read outcomes .*none\.npz: No such file"):
+        store.read_outcomes(tmp_path / "none.npz")
+
+
+def test_eight_processes_get_eight_directories(tmp_path: Path) -> None:
+    """Eight processes that ask for one name at one moment get eight directories."""
+    runs = tmp_path / "deep" / "runs"
+    code = (
+        "import sys, pathlib, leaderboards; print('ready', flush=True); sys.stdin.readline();"
+        "print(leaderboards.new_run_directory(pathlib.Path(sys.argv[1]), 'at-digits').name)"
+    )
+    command = [sys.executable, "-c", code, str(runs)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(8)]
+    ready = [process.stdout.readline() for process in processes if process.stdout]
+    assert ready == ["ready\n"] * 8
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    names = [process.communicate(timeout=60)[0].strip() for process in processes]
+    expected = {"at-digits", *(f"at-digits-{number}" for number in range(2, 9))}
+    assert set(names) == expected == set(os.listdir(runs))
+
+
+def test_a_runs_directory_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    """A runs directory that is a file is one line."""
+    (tmp_path / "file").write_text("")
+    for runs in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(
+            RecordError, match=r"^runs directory .* is a file or lies below one: name another$"
+        ):
+            store.new_run_directory(runs, "at")
+
+
+@pytest.mark.parametrize("stem", ["", ".", "..", "a/b", "../a", "a\\b"])
+def test_a_run_name_is_a_plain_name(tmp_path: Path, stem: str) -> None:
+    """A run name is a plain name."""
+    with pytest.raises(RecordError, match="must be one plain directory name"):
+        store.new_run_directory(tmp_path / "runs", stem)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_runs_directory_without_permission_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runs directory without permission is one line."""
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RecordError, match=r"^cannot create runs directory .*runs: Permission denied$"):
+        store.new_run_directory(tmp_path / "runs", "at")
+
+
+def test_read_record_takes_the_directory_or_the_file(tmp_path: Path) -> None:
+    """Read record takes the directory or the file."""
+    record = parse_record(RECORD, "here")
+    run = store.new_run_directory(tmp_path, "at")
+    path = store.write_record(run, record)
+    assert path == run / "record.json"
+    assert store.read_record(run) == store.read_record(path) == record
+    assert json.loads(path.read_bytes()) == RECORD
+    with pytest.raises(RecordError, match=r"^no record at .*none: the run did not finish"):
+        store.read_record(tmp_path / "none")
+
+
+def test_a_damaged_record_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
+    """A damaged record is reported and the others are read."""
+    for name, data in {
+        "a": json.dumps(RECORD),
+        "b": "{",
+        "c": json.dumps(RECORD | {"schema": 9}),
+        "d": json.dumps(RECORD | {"id": "other"}),
+        "deep/er": json.dumps(RECORD),
+    }.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "record.json").write_text(data)
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    records, problems = store.find_records(tmp_path)
+    assert [record.id for record in records] == ["at", "other"]
+    assert len(problems) == 2
+    assert problems[0].startswith(f"{tmp_path / 'b' / 'record.json'}: not a JSON record")
+    assert problems[1].startswith(f"{tmp_path / 'c' / 'record.json'}: unknown record schema 9")
+    assert not any("\n" in problem for problem in problems)
+
+
+def test_no_runs_directory_says_what_to_do(tmp_path: Path) -> None:
+    """No runs directory says what to do."""
+    with pytest.raises(RecordError, match=r"^no runs directory at .*runs: run `advbench run` first$"):
+        store.find_records(tmp_path / "runs")
+
+
+def test_importing_the_package_loads_nothing_heavy_and_nothing_of_ours() -> None:
+    """Importing the package loads nothing heavy and nothing of ours."""
+    code = (
+        "import sys, leaderboards;"
+        "heavy = {'torch', 'pandas', 'rich', 'matplotlib', 'advbench', 'attacks_pool', 'defenses'};"
+        "print(sorted(heavy & set(sys.modules)), 'pydantic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] True"
