@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attacks_pool.errors import InputError, unknown
 from defenses.plan import TrainPlan
+
+MOST_THREADS = 1024
+"""torch crashes when it is asked for millions."""
 
 EVALUATION_VERSION = 1
 """Raised whenever the evaluator itself changes what a number means; part of every protocol."""
@@ -37,7 +41,7 @@ class Options(BaseModel):
     points: int | str | dict[str, int] | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     select: Literal["last", "val-robust"] | None = None
     set: dict[str, Any] = Field(default_factory=dict)
     train_set: dict[str, Any] = Field(default_factory=dict)
@@ -109,14 +113,25 @@ def explain(error: ValidationError) -> str:
     """The first fault of a pydantic error, as ``key: what is wrong (given …)``."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function", "union")))
-    return f"{key or 'value'}: {fault['msg']} (given {fault['input']!r})".replace("\n", " ")
+    return f"{key or 'value'}: {fault['msg']} (given {reprlib.repr(fault['input'])})".replace("\n", " ")
+
+
+class _NoAliases(yaml.SafeLoader):
+    """YAML without aliases: options need none, and a few nested ones unfold to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node, unless it is an alias."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
+        return super().compose_node(parent, index)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The options in a YAML or JSON file; of a ``record.json``, its config.
 
     Raises:
-        InputError: the file is missing, unreadable or does not hold a mapping.
+        InputError: the file is missing or unreadable, uses YAML aliases, or does not hold options.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -125,7 +140,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InputError(f"config {path} is not text") from None
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_NoAliases)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"config {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
     if isinstance(content, dict) and "schema" in content:
@@ -134,6 +149,8 @@ def read_config(path: Path) -> dict[str, Any]:
         content = parse_record(content, str(path)).config
     if not isinstance(content, dict):
         raise InputError(f"config {path} must hold key: value pairs, not {type(content).__name__}")
+    # Also where the command line overrides it: a file with a mistake in it is not to be trusted.
+    Options.of(content)
     return content
 
 

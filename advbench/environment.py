@@ -29,7 +29,7 @@ def choose_device(text: str) -> torch.device:
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, colon, index = text.partition(":")
-    if kind not in DEVICES or (colon and not index.isdecimal()):
+    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
         raise unknown("device", text, DEVICES)
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+SMALL = {"lr": 0.1, "schedule": "one-cycle", "max_grad_norm": 1.0}
+"""Small networks: rising rates and clipped gradients let a new attack or a strong distillation in gently."""
+
 PLANS: Mapping[str, Mapping[str, Any]] = {
-    "digits": {"epochs": 20, "batch_size": 64, "lr": 0.1, "eps_warmup": 5.0},
-    "mnist": {"epochs": 3, "batch_size": 128, "lr": 0.05, "eps_warmup": 2.0},
+    "digits": {"epochs": 20, "batch_size": 64, "eps_warmup": 5.0, **SMALL},
+    "mnist": {"epochs": 3, "batch_size": 128, "eps_warmup": 1.0, **SMALL},
     "cifar10": {"epochs": 30, "batch_size": 128, "lr": 0.1},
     "imagenet": {"epochs": 30, "batch_size": 128, "lr": 0.1},
 }

@@ -215,7 +215,7 @@ def _points(given: int | str | dict[str, int] | None, data: DataSet, attacks: li
     for key, value in pieces.items():
         if key != "default" and key not in names:
             raise unknown("attack in points", key, names)
-        number = parse_number("points", value)
+        number = value if isinstance(value, int) else parse_number("points", value)
         if number != int(number) or not 1 <= number <= len(data.test):
             raise InputError(
                 f"points={value}: {data.name} has {len(data.test)} test points; give a number from 1 to that"

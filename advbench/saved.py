@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advbench.config import RunConfig
+from advbench.config import RunConfig, explain
 from advbench.data import DataSet, load_dataset
 from advbench.models import MODELS, build_model
 from attacks_pool.errors import InputError
@@ -40,8 +41,15 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The resolved configuration."""
-        return RunConfig.model_validate(self.record.config)
+        """The resolved configuration.
+
+        Raises:
+            InputError: the record's configuration is not one of this program's.
+        """
+        try:
+            return RunConfig.model_validate(self.record.config)
+        except ValidationError as error:
+            raise InputError(f"run {self.record.id}: config: {explain(error)}") from None
 
     @cached_property
     def model(self) -> Defense:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,13 +97,34 @@ def predict_exactly(model: nn.Module | Predict, x: Tensor) -> Tensor:
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """Full float32 inside: TF32 and autocast off, then as before."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    # Two generations of settings exist; a model may look at either, and torch refuses to read the older one
+    # while they disagree. So both are set, and both put back.
+    settings = (matmul, cudnn.conv, cudnn.rnn)
+    before = [setting.fp32_precision for setting in settings]
+    older = [
+        (backend, allowed) for backend in (matmul, cudnn) if (allowed := _allows_tf32(backend)) is not None
+    ]
     try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        for setting in settings:
+            setting.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for backend, allowed in older:
+            backend.allow_tf32 = allowed
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
+
+
+def _allows_tf32(backend: Any) -> bool | None:
+    """The older flag, None where torch says that the two generations disagree already."""
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        return None
 
 
 def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks_pool.errors import InputError
+from attacks_pool.errors import InputError, unknown
 from attacks_pool.randomness import draw_seed, normal
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
@@ -47,7 +48,7 @@ class AIR(Defense):
         seed: determines every draw.
 
     Raises:
-        InputError: a negative weight or σ, or b not above 0.
+        InputError: a weight or σ that is negative, b not above 0, or one that is not finite.
     """
 
     info = DefenseInfo(name="air", paper="2404.01828", regimes=("continual",))
@@ -71,17 +72,25 @@ class AIR(Defense):
             "lambda_r": lambda_r,
             "sigma": sigma,
         }.items():
-            if not value >= 0:
-                raise InputError(f"{name}={value} must be at least 0")
-        if not beta > 0:
-            raise InputError(f"beta={beta} must be above 0")
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name}={value} must be at least 0 and finite")
+        if not (math.isfinite(beta) and beta > 0):
+            raise InputError(f"beta={beta} must be above 0 and finite")
+        if distance not in get_args(Distance):
+            raise unknown("distance", distance, get_args(Distance))
         self.lambda_i, self.lambda_a, self.lambda_r = lambda_i, lambda_a, lambda_r
         self.sigma, self.beta, self.distance = sigma, beta, distance
         # In a tuple, so that it is neither a submodule nor among the weights.
         self._old: tuple[nn.Module, ...] = ()
 
     def begin(self, stage: Stage) -> None:
-        """Freeze f_old: what f is now is what the stage before left."""
+        """Freeze f_old: what f is now is what the stage before left.
+
+        Raises:
+            InputError: the stage has no attack.
+        """
+        if not stage.attacks:
+            raise InputError("air needs an attack to train against")
         if stage.index > 1:
             self._old = (copy.deepcopy(self.model).eval().requires_grad_(False),)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.attack import Attack
+from attacks_pool.attack import Attack, check_batch
 from attacks_pool.engine import wrong
 from attacks_pool.errors import InputError
 from attacks_pool.passes import Passes, count_passes
-from attacks_pool.randomness import keyed_generator
+from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator
 from defenses.augment import augment
 from defenses.metadata import DefenseInfo
 from defenses.parameters import parameters_of
@@ -97,15 +97,19 @@ class Defense(nn.Module):
             The mean losses of each epoch.
 
         Raises:
-            InputError: data that cannot be read twice, images out of range, validation missing.
+            InputError: data that are empty or cannot be read twice, images out of range, validation missing,
+                several attacks for a defense that runs in the continual regime alone.
             TrainingDivergedError: the loss is no longer finite.
         """
         plan = plan or TrainPlan()
+        self._check_attacks(attacks)
         _check_data(data, plan, validation)
         stage = Stage(self.stages + 1, tuple(attack.for_training() for attack in attacks), plan)
         self.begin(stage)
         optimizer = self.configure_optimizer(plan)
-        best = _Best(self, stage, validation) if plan.select == "val-robust" and validation else None
+        best = (
+            _Best(self, stage, validation) if plan.select == "val-robust" and validation is not None else None
+        )
         history = []
         with count_passes(self) as passes:
             for epoch in range(plan.epochs):
@@ -140,6 +144,8 @@ class Defense(nn.Module):
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()  # type: ignore[no-untyped-call]
+            if stage.plan.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters(), stage.plan.max_grad_norm)
             optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
 
@@ -195,6 +201,12 @@ class Defense(nn.Module):
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
+    def _check_attacks(self, attacks: Sequence[Attack]) -> None:
+        if len(attacks) > 1 and set(self.info.regimes) == {"continual"}:
+            raise InputError(
+                f"{self.info.name} meets one attack a stage, not {len(attacks)}: call fit once for each"
+            )
+
     def _epoch(
         self,
         data: Batches,
@@ -212,7 +224,7 @@ class Defense(nn.Module):
         sums: dict[str, float] = {}
         count = 0
         for batch, (images, labels) in enumerate(data):
-            x, y = images.to(device), labels.to(device)
+            x, y = check_batch(images.to(device), labels.to(device))
             share = batch / batches if batches else 0.0
             self._set_rate(optimizer, plan.learning_rate((epoch + share) / plan.epochs))
             warmth = plan.warmth(epoch + share)
@@ -222,7 +234,9 @@ class Defense(nn.Module):
             if plan.augmentation:
                 x = augment(x, plan.augmentation, self.generator)
             self.train()
-            losses = self.step(x, y, now, optimizer)
+            # Dropout and the like draw from the global state, which is the caller's.
+            with isolated_randomness(key_seed("step", self.seed, stage.index, epoch, batch), device):
+                losses = self.step(x, y, now, optimizer)
             if not all(math.isfinite(value) for value in losses.values()):
                 raise TrainingDivergedError(
                     f"{self.info.name}: the loss is not a number at stage {stage.index}, epoch {epoch + 1}, "
@@ -233,6 +247,8 @@ class Defense(nn.Module):
             count += 1
             if progress is not None:
                 progress(Progress(stage.index, epoch + 1, plan.epochs, batch + 1, batches, losses))
+        if not count:
+            raise InputError("data has no batches")
         return {name: value / count for name, value in sums.items()}
 
     @staticmethod
@@ -276,11 +292,13 @@ class _Best:
 
 
 def _check_data(data: Batches, plan: TrainPlan, validation: Batches | None) -> None:
-    if iter(data) is data:
-        raise InputError(
-            "data is an iterator, used up after one epoch: give a DataLoader or a list of batches"
-        )
     if plan.select == "val-robust" and validation is None:
         raise InputError("select='val-robust' needs validation batches: fit(..., validation=...)")
-    if isinstance(data, Sized) and len(data) == 0:
-        raise InputError("data has no batches")
+    for name, batches in (("data", data), ("validation", validation)):
+        # Not iter(batches): that would draw a seed for a DataLoader, or start its workers.
+        if isinstance(batches, Iterator):
+            raise InputError(
+                f"{name} is an iterator, used up after one epoch: give a DataLoader or a list of batches"
+            )
+        if isinstance(batches, Sized) and len(batches) == 0:
+            raise InputError(f"{name} has no batches")

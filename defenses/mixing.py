@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
+from attacks_pool.guard import evaluation_mode
 
 Mix = Literal["split", "random", "average", "max"]
 Craft = Callable[[Attack, Tensor, Tensor], Tensor]
@@ -23,7 +24,7 @@ def craft_batch(
     *,
     mix: Mix,
     generator: torch.Generator,
-    predict: Callable[[Tensor], Tensor],
+    predict: nn.Module,
 ) -> tuple[Tensor, Tensor]:
     """Adversarial points of a batch, and their labels.
 
@@ -49,6 +50,7 @@ def craft_batch(
     crafted = torch.stack([craft(attack, x, y) for attack in attacks])
     if mix == "average":
         return crafted.flatten(0, 1), y.repeat(len(attacks))
-    with torch.no_grad():
+    # Choosing is no training: in train mode it would move batch-norm statistics.
+    with torch.no_grad(), evaluation_mode(predict):
         losses = torch.stack([F.cross_entropy(predict(points), y, reduction="none") for points in crafted])
     return crafted[losses.argmax(0), torch.arange(len(x), device=x.device)], y

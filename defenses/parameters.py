@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +31,7 @@ def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict
     """``given`` in the types of the constructor's annotations, defaults filled in; text is read as YAML.
 
     Raises:
-        InputError: unknown parameter or a value of the wrong type.
+        InputError: unknown parameter, a value of the wrong type, or one that is not finite.
     """
     declared = parameters_of(defense)
     hints = typing.get_type_hints(defense.__init__)  # type: ignore[misc]
@@ -44,6 +45,8 @@ def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict
         except ValidationError as error:
             cause = error.errors()[0]["msg"]
             raise InputError(f"{key}={value} is no value for {name}: {cause}") from None
+        if isinstance(values[key], float) and not math.isfinite(values[key]):
+            raise InputError(f"{key}={value} is no value for {name}: it is not finite")
     missing = [key for key in declared if key not in values]
     if missing:
         raise InputError(f"defense {name!r} needs a value for {missing[0]!r}: --set {missing[0]}=VALUE")

@@ -9,8 +9,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-AUGMENTATIONS = ("crop", "flip")
-
 
 class TrainPlan(BaseModel):
     """The training budget of one stage.
@@ -19,6 +17,7 @@ class TrainPlan(BaseModel):
         epochs: passes over the data.
         batch_size: what the benchmark batches with (a user's own loader keeps its own).
         optimizer: ``sgd`` (with ``momentum``), ``adam`` or ``adamw``.
+        max_grad_norm: gradients of a larger norm are scaled down to it; None leaves them.
         schedule: the learning rate over the stage, see :meth:`learning_rate`.
         eps_warmup: epochs over which the budget of the stage's attacks grows linearly from 0 to eps.
         augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip``.
@@ -34,6 +33,7 @@ class TrainPlan(BaseModel):
     lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine", "linear", "step", "one-cycle"] = "cosine"
     eps_warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     augmentation: tuple[Literal["crop", "flip"], ...] = ()
@@ -48,6 +48,12 @@ class TrainPlan(BaseModel):
             words = given.replace("+", ",").split(",")
             return tuple(word.strip() for word in words if word.strip() not in ("", "none"))
         return given
+
+    @field_validator("max_grad_norm", mode="before")
+    @classmethod
+    def _none_from_text(cls, given: object) -> object:
+        """``none`` from the command line."""
+        return None if given == "none" else given
 
     def learning_rate(self, done: float) -> float:
         """The learning rate when the share ``done`` in [0, 1) of the stage is behind.

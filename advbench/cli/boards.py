@@ -33,9 +33,12 @@ def leaderboard(
     format: Annotated[Format, typer.Option(help="table, json or csv.")] = Format.table,
 ) -> None:
     """Rank all runs: seeds aggregated, compared only on one data set, sequence, model and protocol."""
-    from leaderboards import find_records, rows, to_csv, to_json, to_table
+    from leaderboards import RecordError, find_records, rows, to_csv, to_json, to_table
 
     records, problems = find_records(runs_dir)
+    if problems and not records:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RecordError(problems[0] + more)
     for problem in problems:
         typer.echo(f"warning: {problem}", err=True)
     found = rows(records, dataset)

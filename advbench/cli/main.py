@@ -11,6 +11,9 @@ import typer
 from advbench import __version__
 from advbench.cli import boards, lists, running
 
+INTERRUPTED = 130
+"""The exit code that shells give to a process stopped by Ctrl-C."""
+
 app = typer.Typer(
     name="advbench",
     help="A robustness benchmark for adversarial defenses.",
@@ -58,14 +61,14 @@ def invoke(arguments: list[str]) -> int:
     try:
         code = command.main(args=arguments, prog_name="advbench", standalone_mode=False)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it again on the way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if type(error).__name__ == "Abort":
-            return _fail("interrupted", 130)
+            return _fail("interrupted", INTERRUPTED)
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
             return 2
@@ -73,7 +76,8 @@ def invoke(arguments: list[str]) -> int:
         if message is None:
             raise
         return _fail(message, exit_code)
-    return int(code or 0)
+    # Some versions of Typer turn an interrupt into this exit code themselves.
+    return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or 0)
 
 
 def _explain(error: Exception) -> tuple[str | None, int]:

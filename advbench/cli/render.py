@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,13 @@ ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 
 
 def output() -> Console:
-    """Standard output; wide where it is no terminal, so that a table in a file is never cut."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    """Standard output; wide where it is no terminal, so that a table in a file is never cut.
+
+    Names of classes and folders may hold brackets and colons: nothing is read as markup.
+    """
+    plain = functools.partial(Console, highlight=False, markup=False, emoji=False)
+    console = plain()
+    return console if console.is_terminal else plain(width=PLAIN_WIDTH)
 
 
 def print_run(run: Run) -> None:

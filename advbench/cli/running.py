@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+MOST_SEEDS = 1000
 
 
 def run(
@@ -85,14 +88,15 @@ def run(
         "train_set": _pairs("train-set", train_set),
     }
     options = {key: value for key, value in given.items() if value is not None}
-    if config is not None:
-        from advbench.config import merge, read_config
-
-        options = merge(read_config(config), options)
-    chosen = _seeds(seeds, int(options.get("seed", 0)))
     from advbench.benchmark import run as run_one
     from advbench.cli import render
     from advbench.cli.progress import reporter
+    from advbench.config import Options, merge, read_config
+
+    if config is not None:
+        options = merge(read_config(config), options)
+    # Checked as a whole here, so that no seed runs before a mistake is found.
+    chosen = _seeds(seeds, Options.of(options).seed)
 
     finished = []
     for number in chosen:
@@ -131,16 +135,21 @@ def _seeds(text: str | None, first: int) -> list[int]:
     if text is None:
         return [first]
     wrong = InputError(f"--seeds {text!r} cannot be read: write 5, 0,3,7 or 0-4")
+    seeds: Sequence[int]
     try:
         if "-" in text:
             low, high = (int(part) for part in text.split("-"))
-            seeds = list(range(low, high + 1))
+            seeds = range(low, high + 1)
         elif "," in text:
             seeds = [int(part) for part in text.split(",")]
         else:
-            seeds = list(range(first, first + int(text)))
-    except ValueError:
+            seeds = range(first, first + int(text))
+        count = len(seeds)
+    except (ValueError, OverflowError):
         raise wrong from None
-    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds) or len(seeds) > 1000:
+    if not 0 < count <= MOST_SEEDS or len(set(seeds)) != count:
         raise wrong
-    return seeds
+    for seed in (min(seeds), max(seeds)):
+        if not 0 <= seed < 2**63:
+            raise InputError(f"--seeds {text!r} names seed {seed}: a seed is at least 0 and below 2**63")
+    return list(seeds)

@@ -49,7 +49,8 @@ def cw(
 
     arXiv:1608.04644. Of the paper's three ways to stay in [0, 1] this takes projection after each Adam
     step, not the change of variables: tanh has no gradient where a pixel is exactly 0 or 1, which on digits
-    is most of the image. Returns the smallest successful perturbation of each point, else the last iterate.
+    is most of the image. Adam's step shrinks to 0 over the second half of a search: a constant one, as in
+    the paper, jumps back and forth over a boundary that is nearer than step_size · √pixels. Returns the smallest successful perturbation of each point, else the last iterate.
     ``early_stop`` drops a point as soon as it has one within ``eps``. Shapes as in
     :class:`attacks_pool.Attack`.
     """
@@ -116,7 +117,7 @@ def _search(
         square = MOMENTS[1] * square + (1 - MOMENTS[1]) * gradient.square()
         unbiased = (square / (1 - MOMENTS[1] ** (step + 1))).sqrt()
         direction = mean / (1 - MOMENTS[0] ** (step + 1)) / (unbiased + 1e-8)
-        x_adv = (x_adv - step_size * direction).clamp(0, 1)
+        x_adv = (x_adv - step_size * min(1.0, 2 - 2 * step / steps) * direction).clamp(0, 1)
     _narrow(state, points, succeeded)
     lost = torch.isinf(state.best_norm[points[running]])
     state.best[points[running[lost]]] = x_adv[lost]
