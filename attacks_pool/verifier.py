@@ -169,7 +169,7 @@ class ModelState:
     def changes(self) -> list[str]:
         """What differs now, each in words: ``train mode of 'conv1'``, ``buffer 'bn.running_mean'``."""
         found = [
-            f"{'train' if module.training else 'eval'} mode of {name or 'the model'!r}"
+            f"{'train' if module.training else 'eval'} mode of {repr(name) if name else 'the model'}"
             for name, module in self._model.named_modules()
             if self._flags.get(name) != module.training
         ]
@@ -181,7 +181,7 @@ class ModelState:
         return found
 
     def restore(self) -> None:
-        """Put flags, buffers and parameters back; gradients that were not there are removed."""
+        """Put flags, buffers, parameters and gradients back; gradients that were not there are removed."""
         for name, module in self._model.named_modules():
             module.training = self._flags.get(name, module.training)
         with torch.no_grad():
@@ -190,8 +190,11 @@ class ModelState:
                 if before is not None and not _same(before, tensor):
                     tensor.copy_(before)
         for name, parameter in self._model.named_parameters():
-            if f"gradient of {name!r}" not in self._tensors:
+            before = self._tensors.get(f"gradient of {name!r}")
+            if before is None:
                 parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = before.clone()
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

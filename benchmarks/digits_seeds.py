@@ -2,7 +2,7 @@
 
     python benchmarks/digits_seeds.py --runs-dir runs/digits --picture docs/digits.svg
 
-Runs what is not there yet, two processes of one thread each, then prints Markdown (mean ± standard deviation
+Runs what is not there yet, in processes of one thread each, then prints Markdown (mean ± standard deviation
 over seeds, in percent) and draws robust accuracy after each stage.
 """
 
@@ -36,7 +36,7 @@ def label(record: Record) -> tuple[str, str]:
     return name, ",".join(text.partition(":")[0] for text in record.config["sequence"])
 
 
-def run_missing(runs_dir: Path, seeds: int) -> list[Record]:
+def run_missing(runs_dir: Path, seeds: int, processes: int) -> list[Record]:
     """All records, after running the jobs that have none."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     done = {(*label(record), record.config["seed"]) for record in find_records(runs_dir)[0]}
@@ -55,7 +55,7 @@ def run_missing(runs_dir: Path, seeds: int) -> list[Record]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         print(f"finished {defense} {sequence} seed {seed}", file=sys.stderr, flush=True)
 
-    with ThreadPoolExecutor(2) as workers:
+    with ThreadPoolExecutor(processes) as workers:
         list(workers.map(run, jobs))
     return find_records(runs_dir)[0]
 
@@ -129,9 +129,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/digits"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    records = run_missing(arguments.runs_dir, arguments.seeds)
+    records = run_missing(arguments.runs_dir, arguments.seeds, arguments.processes)
     for sequence in SEQUENCES:
         print(f"`{sequence}`\n\n{table(records, sequence)}\n")
     if arguments.picture is not None:

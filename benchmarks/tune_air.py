@@ -1,6 +1,6 @@
 """Chooses AIR's weights and noise on the digits' validation split; the test set is not read.
 
-    python benchmarks/tune_air.py --trials 10 --seeds 1
+    python benchmarks/tune_air.py --trials 3 --seeds 1
 
 Random search, one thread a process. A trial is scored by the mean robust accuracy on validation over the
 attacks of both sequences after their last stage. Prints every trial, best first.
@@ -67,7 +67,7 @@ def score(job: tuple[str, dict[str, Any], int]) -> tuple[list[float], float] | N
 def main() -> None:
     """Run the search."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
 """APGD: PGD whose step size adapts to progress."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import metadata
@@ -25,33 +26,9 @@ from attacks_pool.registry import register
         },
     )
 )
-def apgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    restarts: int,
-    loss: str,
-    rho: float,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> Tensor:
+def apgd(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD, linf: momentum, a step size that halves when progress stalls, return to the best point.
 
     Croce and Hein, arXiv:2003.01690. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return adaptive_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=eps,
-        steps=steps,
-        restarts=restarts,
-        loss=loss,
-        rho=rho,
-        generator=generator,
-        early_stop=early_stop,
-    )
+    return adaptive_ascent(model, x, y, norm="linf", **knobs)

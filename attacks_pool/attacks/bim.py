@@ -1,6 +1,7 @@
 """BIM: FGSM iterated with small steps."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import metadata
@@ -19,30 +20,10 @@ from attacks_pool.registry import register
         knobs={"steps": metadata.steps(20, training=7), "step_size": metadata.step_size(2.0)},
     )
 )
-def bim(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> Tensor:
+def bim(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Basic iterative method: signed gradient steps from the clean point, clipped to the ball.
 
     Kurakin et al., arXiv:1607.02533. The paper fixes the step at one grey level and derives the number of
     steps from eps; here both are knobs. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return gradient_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=eps,
-        steps=steps,
-        step_size=step_size,
-        generator=generator,
-        early_stop=early_stop,
-    )
+    return gradient_ascent(model, x, y, norm="linf", **knobs)

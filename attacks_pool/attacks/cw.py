@@ -50,7 +50,8 @@ def cw(
     arXiv:1608.04644. Of the paper's three ways to stay in [0, 1] this takes projection after each Adam
     step, not the change of variables: tanh has no gradient where a pixel is exactly 0 or 1, which on digits
     is most of the image. Adam's step shrinks to 0 over the second half of a search: a constant one, as in
-    the paper, jumps back and forth over a boundary that is nearer than step_size · √pixels. Returns the smallest successful perturbation of each point, else the last iterate.
+    the paper, jumps back and forth over a boundary that is nearer than step_size · √pixels. Returns the
+    smallest successful perturbation of each point, else the last iterate.
     ``early_stop`` drops a point as soon as it has one within ``eps``. Shapes as in
     :class:`attacks_pool.Attack`.
     """

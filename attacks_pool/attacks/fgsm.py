@@ -1,6 +1,7 @@
 """FGSM: one signed gradient step."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool.engine import gradient_ascent
@@ -11,21 +12,9 @@ from attacks_pool.registry import register
 @register(
     AttackInfo(name="fgsm", family="single-step", norm="linf", access="white-box", paper="1412.6572"),
 )
-def fgsm(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, generator: torch.Generator, early_stop: bool
-) -> Tensor:
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
     """Fast gradient sign method: x_adv = clip(x + eps · sign ∇_x CE(f(x), y)).
 
     Goodfellow et al., arXiv:1412.6572. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return gradient_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=eps,
-        steps=1,
-        step_size=eps,
-        generator=generator,
-        early_stop=early_stop,
-    )
+    return gradient_ascent(model, x, y, norm="linf", eps=eps, steps=1, step_size=eps, **knobs)

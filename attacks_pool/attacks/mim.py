@@ -1,6 +1,7 @@
 """MIM: iterated steps along an accumulated gradient."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import metadata
@@ -23,31 +24,9 @@ from attacks_pool.registry import register
         },
     )
 )
-def mim(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    step_size: float,
-    decay: float,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> Tensor:
+def mim(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Momentum iterative method: v_{k+1} = decay · v_k + g/‖g‖₁, x_{k+1} = Π(x_k + step_size · sign v_{k+1}).
 
     Dong et al., arXiv:1710.06081 (MI-FGSM). Shapes as in :class:`attacks_pool.Attack`.
     """
-    return gradient_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=eps,
-        steps=steps,
-        step_size=step_size,
-        decay=decay,
-        generator=generator,
-        early_stop=early_stop,
-    )
+    return gradient_ascent(model, x, y, norm="linf", **knobs)

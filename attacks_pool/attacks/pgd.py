@@ -1,6 +1,7 @@
 """PGD in the linf ball."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import metadata
@@ -29,35 +30,9 @@ KNOBS = {
         knobs=KNOBS,
     )
 )
-def pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    step_size: float,
-    restarts: int,
-    random_start: bool,
-    loss: str,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> Tensor:
+def pgd(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Projected gradient descent, linf: x_{k+1} = Π(x_k + step_size · sign ∇ CE(f(x_k), y)), random start.
 
     Madry et al., arXiv:1706.06083. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return gradient_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=eps,
-        steps=steps,
-        step_size=step_size,
-        restarts=restarts,
-        random_start=random_start,
-        loss=loss,
-        generator=generator,
-        early_stop=early_stop,
-    )
+    return gradient_ascent(model, x, y, norm="linf", **knobs)
