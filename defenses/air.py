@@ -157,7 +157,7 @@ class AIR(Defense):
     def _divergence_from_old(self, x: Tensor, logits: Tensor) -> Tensor:
         """KL(f_old(x) ‖ f(x)), mean over the batch."""
         with torch.no_grad():
-            old = self._old[0](x)
+            old = self._old[0](x).to(logits.dtype)
         self.passes.forwards += len(x)
         return F.kl_div(logits.log_softmax(1), old.log_softmax(1), log_target=True, reduction="batchmean")
 

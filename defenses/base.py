@@ -73,7 +73,8 @@ class Defense(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
         logits: Tensor = self.model(x)
-        return logits
+        # Autocast leaves them in bfloat16, whose softmax is too coarse for a loss or a margin.
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def fit(
         self,
@@ -196,9 +197,10 @@ class Defense(nn.Module):
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def precision(self, plan: TrainPlan) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 autocast on a GPU unless the plan says ``off``."""
-        if self.device.type == "cuda" and plan.mixed_precision == "auto":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
+        """bfloat16 autocast where the plan asks for it: ``auto`` on a GPU, ``on`` everywhere."""
+        kind = self.device.type
+        if plan.mixed_precision == "on" or (plan.mixed_precision == "auto" and kind == "cuda"):
+            return torch.autocast(kind, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
     def _check_attacks(self, attacks: Sequence[Attack]) -> None:

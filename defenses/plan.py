@@ -21,7 +21,7 @@ class TrainPlan(BaseModel):
         schedule: the learning rate over the stage, see :meth:`learning_rate`.
         eps_warmup: epochs over which the budget of the stage's attacks grows linearly from 0 to eps.
         augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip``.
-        mixed_precision: ``auto`` trains and crafts in bfloat16 on a GPU; ``off`` everywhere in float32.
+        mixed_precision: train and craft in bfloat16: ``auto`` on a GPU, ``on`` everywhere, ``off`` nowhere.
         select: ``last`` keeps the last epoch, ``val-robust`` the one most robust on validation data.
     """
 
@@ -37,7 +37,7 @@ class TrainPlan(BaseModel):
     schedule: Literal["constant", "cosine", "linear", "step", "one-cycle"] = "cosine"
     eps_warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     augmentation: tuple[Literal["crop", "flip"], ...] = ()
-    mixed_precision: Literal["auto", "off"] = "auto"
+    mixed_precision: Literal["auto", "on", "off"] = "auto"
     select: Literal["last", "val-robust"] = "last"
 
     @field_validator("augmentation", mode="before")

@@ -1,10 +1,23 @@
-"""Classifiers by name: a small zoo, and any factory of the user's own.
+"""Classifiers by name: a small zoo, any factory of the user's own, and a ``Normalize`` layer for either.
 
 Importing this package loads no torch; building a model does.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from advbench.models.zoo import MODELS, ModelInfo, build_model
 
-__all__ = ["MODELS", "ModelInfo", "build_model"]
+if TYPE_CHECKING:
+    from advbench.models.normalize import Normalize
+
+__all__ = ["MODELS", "ModelInfo", "Normalize", "build_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Normalize":
+        from advbench.models.normalize import Normalize
+
+        return Normalize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
