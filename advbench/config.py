@@ -112,8 +112,10 @@ class RunConfig(BaseModel):
 def explain(error: ValidationError) -> str:
     """The first fault of a pydantic error, as ``key: what is wrong (given …)``."""
     fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ").replace("\n", " ")
     key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function", "union")))
-    return f"{key or 'value'}: {fault['msg']} (given {reprlib.repr(fault['input'])})".replace("\n", " ")
+    # Without a key it is about values together, and says which.
+    return f"{key}: {message} (given {reprlib.repr(fault['input'])})".replace("\n", " ") if key else message
 
 
 class _NoAliases(yaml.SafeLoader):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from advbench.config import Options, RunConfig, as_text, explain
 from advbench.data import DataSet
 from advbench.models import MODELS
-from advbench.plans import PLANS, PRETRAIN_EPOCHS
+from advbench.plans import PLANS, PRETRAIN_EPOCHS, WARMUPS
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.errors import unknown
 from attacks_pool.metadata import Value, parse_number
@@ -169,7 +169,11 @@ def _plan(options: Options, data: DataSet, settings: Mapping[str, Any]) -> Train
         chosen["epochs"] = options.epochs
     if options.select is not None:
         chosen["select"] = options.select
-    return _checked_plan({**chosen, **settings})
+    chosen.update(settings)
+    if "eps_warmup" not in chosen:
+        epochs = parse_number("epochs", chosen.get("epochs", TrainPlan().epochs))
+        chosen["eps_warmup"] = epochs * WARMUPS[data.budget]
+    return _checked_plan(chosen)
 
 
 def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mapping[str, Any]) -> TrainPlan:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
 
@@ -54,6 +54,13 @@ class TrainPlan(BaseModel):
     def _none_from_text(cls, given: object) -> object:
         """``none`` from the command line."""
         return None if given == "none" else given
+
+    @model_validator(mode="after")
+    def _warm_before_the_end(self) -> Self:
+        if self.eps_warmup > self.epochs:
+            late = f"longer than the {self.epochs} epochs of the stage: eps would never be reached"
+            raise ValueError(f"eps_warmup={self.eps_warmup:g} is {late}")
+        return self
 
     def learning_rate(self, done: float) -> float:
         """The learning rate when the share ``done`` in [0, 1) of the stage is behind.
