@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,7 +25,7 @@ from advbench.events import Clock, Event, JsonLog, Listener, TensorBoardLog, che
 from advbench.recording import Measured, make_record
 from advbench.resolve import bound_attacks, points_of, resolve
 from advbench.saved import WEIGHTS, Run, new_classifier
-from attacks_pool import Attack, Passes
+from attacks_pool import Attack, InputError, Passes
 from defenses import Defense, Progress, TrainPlan, registry
 from leaderboards import Cell, Stage, new_run_directory, write_bytes, write_outcomes, write_record
 
@@ -75,6 +77,10 @@ def run(
             if board is not None:
                 everyone.append(board)
             _Benchmark(config, data, directory, device, everyone).go(classifier)
+        except InputError:
+            # What the user gave cannot be run, found late: nothing here is worth keeping.
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         finally:
             log.close()
             if board is not None:
@@ -88,7 +94,11 @@ def run(
 def _try_build(config: RunConfig, data: DataSet) -> None:
     """Build the defense for nothing, so that a parameter it refuses is found before anything is written."""
     classifier = new_classifier(config, data.image_shape, data.num_classes)
-    registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+    defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+    try:
+        json.dumps(defense.spec(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"defense {config.defense!r} has a spec() that is no JSON: {error}") from None
 
 
 def stem_of(config: RunConfig, data: DataSet) -> str:

@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attacks_pool.errors import InputError, unknown
+from attacks_pool.metadata import parse_number
+from attacks_pool.text import parse_attacks
 from defenses.plan import TrainPlan
 
 MOST_THREADS = 1024
@@ -151,33 +153,66 @@ def read_config(path: Path) -> dict[str, Any]:
         content = parse_record(content, str(path)).config
     if not isinstance(content, dict):
         raise InputError(f"config {path} must hold key: value pairs, not {type(content).__name__}")
+    content = {str(key).replace("-", "_"): value for key, value in content.items()}
     # Also where the command line overrides it: a file with a mistake in it is not to be trusted.
     Options.of(content)
     return content
 
 
 def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with what was ``given`` on top; what a new choice makes stale goes.
+    """``config`` with what was ``given`` on top.
 
-    A new sequence drops the recorded training texts; a new defense drops regime and parameters; a new
-    data set drops model, plans and training texts, whose budgets belonged to the old one.
+    What a record resolved for its old choices goes where a new one makes it stale: a new defense drops its
+    parameters and regime; a new sequence, its training texts and what it now names from unseen and points;
+    a new data set, everything that followed from its budgets, of attacks all but their names.
     """
     merged = dict(config)
-    stale = {
-        "sequence": ("training",),
-        "defense": ("params", "regime", "target_aware"),
-        "dataset": ("model", "plan", "pretrain", "training", "sequence", "unseen", "eval", "points"),
-        "train_set": ("training",),
-    }
-    for key in given:
-        if key in stale and given[key] != config.get(key):
-            for other in stale[key]:
-                merged.pop(other, None)
+    changed = {key for key in given if given[key] != config.get(key)}
+    if "defense" in changed:
+        _drop(merged, "params", "regime", "target_aware")
+    if "training" in config:
+        if changed & {"sequence", "train_set", "dataset"}:
+            _drop(merged, "training")
+        if "dataset" in changed:
+            _drop(merged, "model", "plan", "pretrain", "points")
+            for key in _lists(merged, "sequence", "unseen", "eval"):
+                merged[key] = [text.partition(":")[0] for text in merged[key]] or "none"
+        if "sequence" in changed:
+            _make_room(merged, as_text(given["sequence"]))
+    _rescale_warmup(merged, given)
     for key, value in given.items():
-        if key in ("set", "train_set"):
-            value = {**merged.get(key, {}), **value}
-        merged[key] = value
+        merged[key] = {**merged.get(key, {}), **value} if key in ("set", "train_set") else value
     return merged
+
+
+def _drop(merged: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        merged.pop(key, None)
+
+
+def _make_room(merged: dict[str, Any], sequence: str) -> None:
+    """A sequence that names what was unseen makes it seen; points of attacks that are gone go too."""
+    names = {name for name, _ in parse_attacks(sequence)} if sequence.strip() else set()
+    for key in _lists(merged, "unseen", "eval"):
+        kept = [text for text in merged[key] if text.partition(":")[0] not in names]
+        merged[key] = kept or "none"
+        names |= {text.partition(":")[0] for text in kept}
+    if isinstance(points := merged.get("points"), dict):
+        merged["points"] = {key: value for key, value in points.items() if key in names | {"default"}}
+
+
+def _lists(merged: Mapping[str, Any], *keys: str) -> list[str]:
+    """The keys that hold lists of attacks, as records do; what a user wrote as text stays as it is."""
+    return [key for key in keys if isinstance(merged.get(key), list)]
+
+
+def _rescale_warmup(merged: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """A recorded warm-up keeps its share of the stage when the number of epochs changes."""
+    plan = merged.get("plan") or {}
+    before, warmup = plan.get("epochs"), plan.get("eps_warmup")
+    epochs = given.get("set", {}).get("epochs", given.get("epochs"))
+    if epochs is not None and isinstance(before, int) and isinstance(warmup, float) and before > 0:
+        merged["plan"] = {**plan, "eps_warmup": warmup * parse_number("epochs", epochs) / before}
 
 
 def as_text(attacks: str | Sequence[str]) -> str:

@@ -108,6 +108,8 @@ def _attack_cell(
     for index, block in enumerate(blocks(data.x.shape[1:], limit)):
         right = torch.as_tensor(row.clean[block], device=data.x.device)
         x, y = data.x[block][right], data.y[block][right]
+        if not len(x):
+            continue
         draws = keyed_generator("evaluate", seed, row.stage, attack.text, index)
         with count_passes(model) as passes:
             x_adv = _craft(attack, model, x, y, draws)

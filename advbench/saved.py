@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advbench.config import RunConfig, explain
 from advbench.data import DataSet, load_dataset
+from advbench.data.registry import FOLDER
 from advbench.models import MODELS, build_model
 from attacks_pool.errors import InputError
 from attacks_pool.randomness import key_seed
@@ -69,7 +70,10 @@ class Run:
         Raises:
             InputError: it is not here, or its fingerprint is another.
         """
-        data = load_dataset(self.config.dataset, self.data_dir or self.config.data_dir)
+        name = self.config.dataset
+        if self.data_dir is not None and name.startswith(FOLDER):
+            name = f"{FOLDER}{self.data_dir}"
+        data = load_dataset(name, self.data_dir or self.config.data_dir)
         recorded = self.record.environment["data"]["fingerprint"]
         if data.fingerprint != recorded:
             raise InputError(

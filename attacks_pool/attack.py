@@ -98,7 +98,13 @@ class Attack:
             return x.clone()
         draws = keyed_generator(draw_seed(generator or ambient_generator(x)))
         with isolated_randomness(draw_seed(draws), x.device), untouched(model):
-            x_adv = self.function(model, x, y, generator=draws, early_stop=early_stop, **self.knobs).detach()
+            # Copies: a search that writes into what it was given must not move what it is judged by.
+            crafted = self.function(
+                model, x.clone(), y.clone(), generator=draws, early_stop=early_stop, **self.knobs
+            )
+        if not isinstance(crafted, Tensor) or crafted.shape != x.shape:
+            raise InputError(f"attack {self.name!r} must return a tensor like x, {tuple(x.shape)}")
+        x_adv = crafted.detach()
         if self.training and self.info.kind == "minimal-norm" and self.info.norm is not None:
             x_adv = project(x_adv, x, self.eps, self.info.norm)
         return x_adv

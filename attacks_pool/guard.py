@@ -26,16 +26,30 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Eval mode and gradients enabled inside; flags and ``.grad`` of every parameter are put back.
+    """Eval mode and gradients enabled inside; flags, ``requires_grad`` and ``.grad`` are put back.
 
     A search that calls ``backward`` writes into fresh gradients, not into the owner's.
     """
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in gradients:
+    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _, _ in gradients:
         parameter.grad = None
     try:
         with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        for parameter, gradient in gradients:
+        for parameter, gradient, trained in gradients:
+            parameter.requires_grad_(trained)
             parameter.grad = gradient
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Batch-norm statistics and other buffers are put back, should a search have moved them."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)

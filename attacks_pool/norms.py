@@ -33,13 +33,19 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
 def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
     """``x_adv`` brought back to the ball around ``x`` and into [0, 1].
 
-    For l2 the scaled point is clamped afterwards, which moves each pixel towards ``x`` and so never
-    leaves the ball.
+    l2 and l1 shorten the perturbation, l0 keeps its eps largest pixels. A shortened point is clamped
+    afterwards, which moves each pixel towards ``x`` and so never leaves the ball.
     """
     if norm == "linf":
         return x_adv.clamp(x - eps, x + eps).clamp(0, 1)
     delta = x_adv - x
-    length = l2_norm(delta).clamp_min(1e-12)
+    if norm == "l0":
+        rank = delta.abs().amax(1).flatten(1).argsort(1, descending=True).argsort(1)
+        return (x + delta * (rank < int(eps)).view(len(x), 1, *x.shape[2:])).clamp(0, 1)
+    if norm == "l1":
+        length = per_sample(delta.abs().flatten(1).sum(1)).clamp_min(1e-12)
+    else:
+        length = l2_norm(delta).clamp_min(1e-12)
     return (x + delta * (eps / length).clamp_max(1.0)).clamp(0, 1)
 
 

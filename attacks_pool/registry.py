@@ -59,6 +59,8 @@ class Pool:
                 raise InputError(f"attack {info.name!r} is registered twice: by {taken.source} and {source}")
             if info.name == SAMPLE:
                 raise InputError(f"an attack cannot be called {SAMPLE!r}: that word draws a sequence")
+            if info.norm is None and "eps" not in info.knobs:
+                raise InputError(f"attack {info.name!r} has no norm, so it must declare its own knob 'eps'")
             _check_signature(info, function)
             self._entries[info.name] = Entry(info, function, source)
             return function
@@ -195,7 +197,7 @@ class Pool:
         for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
             try:
                 point.load()
-            except Exception as error:  # a stranger's module may raise anything
+            except (Exception, SystemExit) as error:  # a stranger's module may raise anything
                 self.problems[point.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
 
 

@@ -6,6 +6,7 @@ minimal-norm point beyond eps is unsuccessful, neither invalid nor projected.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 RELATIVE_SLACK = 1e-5
 ABSOLUTE_SLACK = 1e-7
+NORMS = (None, "linf", "l2", "l1", "l0")
+KINDS = ("budgeted", "minimal-norm")
 Predict = Callable[[Tensor], Tensor]
 
 
@@ -55,7 +58,12 @@ def verify(
 
     Returns:
         A verdict; ``robust`` is right after the attack. Scores that are not numbers count as wrong.
+
+    Raises:
+        ValueError: an unknown norm or kind, or an eps that is no finite number from 0 on.
     """
+    if norm not in NORMS or kind not in KINDS or not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"cannot verify norm={norm!r}, eps={eps}, kind={kind!r}")
     bound: Literal["norm", "box-only"] = "box-only" if norm is None else "norm"
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
@@ -73,6 +81,8 @@ def verify(
         invalid = invalid | beyond
         if norm is not None:
             x_adv = torch.where(beyond.view(-1, 1, 1, 1), _bring_back(x_adv, x, norm, eps), x_adv)
+    if not len(x):
+        return Verdict(none, none, none, none, x, bound)
     scores = predict_exactly(model, x_adv)
     not_a_number = ~torch.isfinite(scores).all(1)
     robust = (scores.argmax(1) == y) & ~not_a_number
@@ -164,6 +174,7 @@ class ModelState:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._flags = {name: module.training for name, module in model.named_modules()}
+        self._trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._tensors = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
 
     def changes(self) -> list[str]:
@@ -172,6 +183,11 @@ class ModelState:
             f"{'train' if module.training else 'eval'} mode of {repr(name) if name else 'the model'}"
             for name, module in self._model.named_modules()
             if self._flags.get(name) != module.training
+        ]
+        found += [
+            f"requires_grad of {name!r}"
+            for name, parameter in self._model.named_parameters()
+            if self._trained.get(name) != parameter.requires_grad
         ]
         now = dict(_tensors(self._model))
         for name in {**self._tensors, **now}:
@@ -190,6 +206,7 @@ class ModelState:
                 if before is not None and not _same(before, tensor):
                     tensor.copy_(before)
         for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(self._trained.get(name, parameter.requires_grad))
             before = self._tensors.get(f"gradient of {name!r}")
             if before is None:
                 parameter.grad = None

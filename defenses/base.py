@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attacks_pool.attack import Attack, check_batch
 from attacks_pool.engine import wrong
 from attacks_pool.errors import InputError
+from attacks_pool.guard import buffers_kept
 from attacks_pool.passes import Passes, count_passes
 from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator
 from defenses.augment import augment
@@ -66,6 +67,7 @@ class Defense(nn.Module):
         super().__init__()
         self.model = model
         self.seed = seed
+        self.settings: dict[str, Any] = {}
         self.stages = 0
         self.passes = Passes()
         self.generator = keyed_generator("defense", seed)
@@ -159,7 +161,8 @@ class Defense(nn.Module):
 
     def craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial points against the present defense, in eval mode; batch-norm statistics don't move."""
-        return attack(self, x, y, generator=self.generator)
+        with buffers_kept(self):
+            return attack(self, x, y, generator=self.generator)
 
     def view(self, attack: Attack | None) -> nn.Module:  # noqa: ARG002 - target-aware defenses use it
         """The module that evaluation and strangers attack; target-aware defenses choose it by the attack."""
@@ -167,11 +170,8 @@ class Defense(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """JSON that rebuilds the structure before weights are loaded."""
-        names = parameters_of(type(self))
-        return {
-            "defense": self.info.name,
-            "parameters": {name: getattr(self, name) for name in names if hasattr(self, name)},
-        }
+        own = {name: getattr(self, name) for name in parameters_of(type(self)) if hasattr(self, name)}
+        return {"defense": self.info.name, "parameters": {**own, **self.settings}}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
         """Rebuild the structure that ``spec`` describes; a method that grows adds its modules here."""

@@ -34,7 +34,7 @@ def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict
         InputError: unknown parameter, a value of the wrong type, or one that is not finite.
     """
     declared = parameters_of(defense)
-    hints = typing.get_type_hints(defense.__init__)  # type: ignore[misc]
+    hints = _hints(defense)
     values = {key: default for key, default in declared.items() if default is not inspect.Parameter.empty}
     for key, value in given.items():
         if key not in declared:
@@ -51,6 +51,14 @@ def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict
     if missing:
         raise InputError(f"defense {name!r} needs a value for {missing[0]!r}: --set {missing[0]}=VALUE")
     return values
+
+
+def _hints(defense: type) -> dict[str, Any]:
+    """The constructor's annotations; none where they name what was imported for type checkers alone."""
+    try:
+        return typing.get_type_hints(defense.__init__)  # type: ignore[misc]
+    except NameError:
+        return {}
 
 
 def _read(value: Any) -> Any:

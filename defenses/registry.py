@@ -90,7 +90,11 @@ class Registry:
     ) -> Defense:
         """The defense around ``model``, with its parameters checked."""
         defense, _ = self.resolve(name)
-        return defense(model, seed=seed, **parse_parameters(defense, name, parameters or {}))
+        settings = parse_parameters(defense, name, parameters or {})
+        seeded = {"seed": seed} if "seed" in inspect.signature(defense).parameters else {}
+        built = defense(model, **seeded, **settings)
+        built.seed, built.settings = seed, settings
+        return built
 
     def class_named(self, name: str) -> type[Defense] | None:
         """A registered class by the name of the class itself: ``AIR``."""
@@ -114,7 +118,7 @@ class Registry:
                 found = point.load()
                 if not inspect.ismodule(found):
                     self.register(found)
-            except Exception as error:  # a stranger's module may raise anything
+            except (Exception, SystemExit) as error:  # a stranger's module may raise anything
                 self.problems[point.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
 
 

@@ -50,7 +50,7 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     config: Annotated[
-        Path | None, typer.Option(help="YAML or JSON with these options; a record.json repeats its run.")
+        Path | None, typer.Option(help="YAML or JSON with a run's options; a record.json repeats its run.")
     ] = None,
     set_: Annotated[
         list[str] | None,

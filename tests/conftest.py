@@ -1,0 +1,122 @@
+"""What several test files share: one torch thread, small networks, the digits, finished runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from advbench import run
+from advbench.data import DataSet, load_dataset
+from advbench.saved import Run
+
+SMALL: dict[str, Any] = {
+    "sequence": "fgsm,pgd:steps=3",
+    "unseen": "gaussian-noise",
+    "epochs": 1,
+    "set": {"pretrain.epochs": 1, "eps_warmup": 0},
+    "threads": 1,
+    "device": "cpu",
+}
+"""Options of a run that takes a second."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that list directories must not find caches there."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+@pytest.fixture(scope="session")
+def digits() -> DataSet:
+    """The digits: 1,293 to train on, 144 to validate, 360 to test."""
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[..., nn.Sequential]:
+    """Makes a small classifier of 8×8 images, the same for the same arguments."""
+
+    def make(*, norm: bool = False, channels: int = 1, classes: int = 10, seed: int = 0) -> nn.Sequential:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            layers = [nn.Conv2d(channels, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()]
+            layers += [nn.BatchNorm1d(128)] if norm else []
+            return nn.Sequential(*layers, nn.Linear(128, classes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def loader(digits: DataSet) -> Callable[..., DataLoader[Any]]:
+    """Makes a plain DataLoader of the first ``points`` digits that shuffles by a generator of its own."""
+
+    def make(points: int = 256, *, batch_size: int = 64, channels: int = 1, seed: int = 0) -> DataLoader[Any]:
+        x = digits.train.x[:points].repeat(1, channels, 1, 1)
+        generator = torch.Generator().manual_seed(seed)
+        data = TensorDataset(x, digits.train.y[:points])
+        return DataLoader(data, batch_size=batch_size, shuffle=True, generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_options() -> dict[str, Any]:
+    """Options of a run that takes a second."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's runs are kept; tests only read it."""
+    return tmp_path_factory.mktemp("session") / "runs"
+
+
+@pytest.fixture(scope="session")
+def small_run(runs_dir: Path, _one_thread: None) -> Run:
+    """AIR on the digits, for one epoch a stage."""
+    return run("air", runs_dir=runs_dir, **SMALL)
+
+
+@pytest.fixture(scope="session")
+def at_run(runs_dir: Path, _one_thread: None) -> Run:
+    """AT under the conditions of ``small_run``."""
+    return run("at", runs_dir=runs_dir, **SMALL)
+
+
+@pytest.fixture(scope="session")
+def trained_run(runs_dir: Path, _one_thread: None) -> Run:
+    """AT trained long enough that its numbers are neither 0 nor 100 %."""
+    options = {**SMALL, "epochs": 6, "set": {"pretrain.epochs": 4, "eps_warmup": 1}}
+    options |= {"eval": "cw:eps=0.6,steps=10,binary_search_steps=2,apgd:steps=5", "points": "360,cw=100"}
+    return run("at", runs_dir=runs_dir, **options)
+
+
+@pytest.fixture
+def global_randomness() -> Callable[[], bool]:
+    """Tells whether the global random states of torch, NumPy and Python are what they were."""
+    import random
+
+    import numpy as np
+
+    def state() -> tuple[Any, ...]:
+        return (
+            torch.get_rng_state().numpy().tobytes(),
+            random.getstate(),
+            np.random.get_state()[1].tobytes(),
+            np.random.get_state()[2],
+        )
+
+    before = state()
+    return lambda: state() == before

@@ -1,0 +1,181 @@
+"""The house: which package may import which, one file a method, and what is shipped."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"advbench", "attacks_pool", "defenses", "leaderboards"}
+MAY_IMPORT = {
+    "attacks_pool": set(),
+    "defenses": {"attacks_pool"},
+    "leaderboards": set(),
+    "advbench": {"attacks_pool", "defenses", "leaderboards"},
+}
+# Written so that this file does not find itself.
+HOSTS = (
+    r"pypi\.org|pythonhosted\.or[g]|pytorch\.org/wh[l]|huggingface\.c[o]|hf\.c[o]\b|docker\.i[o]|hub\.docke[r]"
+    r"|ghcr\.i[o]|quay\.i[o]|npmjs\.|anaconda\.(org|com)|conda\.anacond[a]|proxy\.golan[g]|artifactor[y]"
+    r"|index-ur[l]|extra-inde[x]|jfro[g]|nexu[s]/"
+)
+HOMES = r"/home/\w+|/Users/\w+|/roo[t]/|[A-Z]:\\+Users|/mnt/\w+|/wor[k]/"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names that a file imports, anywhere in it: in functions and for type checking too."""
+    tree = ast.parse(path.read_text("utf-8"))
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(
+                [*above, *([node.module] if node.module else [])] if node.level else [node.module]
+            )
+            yield base
+            yield from (f"{base}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            argument = node.args[0]
+            if isinstance(argument, ast.Constant):
+                yield argument.value
+            elif isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
+                yield argument.values[0].value
+
+
+def python_files(package: str) -> list[Path]:
+    """The package's files."""
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    return found
+
+
+def method_files() -> list[Path]:
+    """Files that register an attack or a defense."""
+    candidates = [*(ROOT / "attacks_pool" / "attacks").glob("*.py"), *(ROOT / "defenses").glob("*.py")]
+    return sorted(
+        path for path in candidates if re.search(r"^@register\b", path.read_text("utf-8"), re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_arrows_run_one_way(package: str) -> None:
+    """attacks_pool and leaderboards import nothing of ours, defenses attacks_pool, advbench all three."""
+    for path in python_files(package):
+        found = {name.partition(".")[0] for name in imports(path)} & OURS
+        assert found <= MAY_IMPORT[package] | {package}, path
+        assert "tests" not in {name.partition(".")[0] for name in imports(path)}, path
+
+
+def test_the_arrows_that_there_are() -> None:
+    """The reader above sees imports: the permitted ones are made."""
+    made = {
+        (package, name.partition(".")[0])
+        for package in OURS
+        for path in python_files(package)
+        for name in imports(path)
+    }
+    for package, allowed in MAY_IMPORT.items():
+        assert {(package, other) for other in allowed} <= made
+
+
+def test_leaderboards_run_no_model() -> None:
+    """Nothing there can."""
+    for path in python_files("leaderboards"):
+        assert not {name.partition(".")[0] for name in imports(path)} & {"torch", "torchvision", "sklearn"}
+
+
+def test_no_list_names_the_methods() -> None:
+    """Registries find files: nothing but another method, or a test, imports one."""
+    methods = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in method_files()}
+    assert {"attacks_pool.attacks.pgd", "defenses.air"} <= methods
+    for package in sorted(OURS):
+        for path in python_files(package):
+            if path not in method_files():
+                assert not methods & set(imports(path)), path
+
+
+def test_every_attack_file_registers_under_its_own_name() -> None:
+    """A reader finds an attack by its name."""
+    from attacks_pool import pool
+
+    sources = {pool.entry(name).source.partition(":")[0]: name for name in pool.names()}
+    for path in (ROOT / "attacks_pool" / "attacks").glob("*.py"):
+        if path.stem != "__init__":
+            assert f"attacks_pool.attacks.{path.stem}" in sources
+    assert sources["attacks_pool.attacks.pgd_l2"] == "pgd-l2"
+
+
+def test_one_new_file_is_enough(tmp_path: Path) -> None:
+    """An attack and a defense in files of their own are found without any other change."""
+    for package in ("attacks_pool", "defenses"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    attack = (ROOT / "attacks_pool" / "attacks" / "fgsm.py").read_text("utf-8")
+    text = re.sub(r'name="fgsm"', 'name="brand-new"', attack).replace("def fgsm(", "def brand_new(")
+    (tmp_path / "attacks_pool" / "attacks" / "brand_new.py").write_text(text)
+    defense = (ROOT / "defenses" / "standard.py").read_text("utf-8")
+    text = defense.replace('name="standard"', 'name="novel"').replace("class Standard", "class Novel")
+    (tmp_path / "defenses" / "novel.py").write_text(text)
+    code = (
+        "from attacks_pool import pool; from defenses import Novel, registry;"
+        "print(pool.get('brand-new', eps=0.1).text, registry.resolve('novel')[0] is Novel)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "brand-new:eps=0.1 True\n", done.stderr
+
+
+def test_four_packages_are_shipped() -> None:
+    """Exactly; the tests stand beside them and are never installed."""
+    find_packages = pytest.importorskip("setuptools").find_packages
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    finder = project["tool"]["setuptools"]["packages"]["find"]
+    found = find_packages(
+        str(ROOT / finder.get("where", ["."])[0]), finder.get("exclude", ()), finder["include"]
+    )
+    assert {name.partition(".")[0] for name in found} == OURS
+    folders = {path.parent for package in OURS for path in python_files(package)}
+    assert {str(folder.relative_to(ROOT)).replace("/", ".") for folder in folders} == set(found)
+    for package in OURS:
+        assert (ROOT / package / "py.typed").is_file()
+        assert project["tool"]["setuptools"]["package-data"][package] == ["py.typed"]
+    assert project["project"]["scripts"] == {"advbench": "advbench.cli.main:main"}
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, those not yet committed too."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_package_host_or_a_home() -> None:
+    """Where packages come from, and where somebody's files are, is the user's own affair."""
+    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in (HOSTS, HOMES)]
+    for sample in (
+        "https://pypi.or" + "g/simple",
+        "/home" + "/someone/x",
+        "C:" + "\\Users\\x",
+        "/roo" + "t/x",
+    ):
+        assert any(pattern.search(sample) for pattern in patterns), sample
+    files = tracked()
+    assert ROOT / "pyproject.toml" in files
+    for path in files:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        for pattern in patterns:
+            found = pattern.search(text)
+            assert found is None, f"{path.relative_to(ROOT)}: {found and found.group()}"

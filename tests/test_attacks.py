@@ -1,0 +1,529 @@
+"""The contract of attacks: every registered attack keeps it, and planted bad ones are caught.
+
+An attack is held to it by name from the pool, so a new file in ``attacks_pool/attacks`` is covered without
+a line here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attacks_pool import Attack, AttackInfo, InputError, ModelState, Pool, pool, verify
+from attacks_pool.metadata import Knob
+
+POINTS = 6
+SHORTEST: dict[str, int] = {"steps": 5, "binary_search_steps": 3, "restarts": 1}
+"""Knobs that are cut to these values to keep the tests fast."""
+QUERIES = 40
+"""What ``steps`` is cut to where a step is a query."""
+BLIND = ("noise", "spatial", "colour", "corruption")
+"""Families that need not raise the loss: they do not look at the model."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An attack, a network in train mode that it meets, and points that the network gets right."""
+
+    attack: Attack
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+
+    def craft(self, seed: int = 0, **changes: Any) -> Tensor:
+        """x_adv with the generator seeded by ``seed``."""
+        given = {"generator": torch.Generator().manual_seed(seed), **changes}
+        x, y = given.pop("x", self.x), given.pop("y", self.y)
+        return self.attack(self.model, x, y, **given)
+
+    def robust(self, x_adv: Tensor) -> Tensor:
+        """(N,) whether each point survives, by the verifier."""
+        info = self.attack.info
+        return verify(
+            self.model, self.x, self.y, x_adv, norm=info.norm, eps=self.attack.eps, kind=info.kind
+        ).robust
+
+
+def network(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Convolution, batch norm with statistics of its own, dropout; frozen in part, in train mode."""
+    channels, height, width = shape
+    with torch.random.fork_rng():
+        torch.manual_seed(classes)
+        norm = nn.BatchNorm2d(6)
+        model = nn.Sequential(
+            nn.Conv2d(channels, 6, 3, stride=2, padding=1),
+            norm,
+            nn.GELU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(6 * (height // 2) * (width // 2), classes),
+        )
+        model(torch.rand(16, *shape))
+    model[0].requires_grad_(False)
+    norm.eval()
+    return model
+
+
+class Cast(nn.Module):
+    """A network that computes in float64 or answers in another type, on float32 images."""
+
+    def __init__(self, model: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
+        super().__init__()
+        self.model = deepcopy(model).to(inside)
+        self.inside, self.outside = inside, outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        logits: Tensor = self.model(x.to(self.inside))
+        return logits.to(self.outside)
+
+
+def shortened(name: str, budget: str, source: Pool = pool) -> Attack:
+    """The registered attack with few steps, at the budget of the table."""
+    info = source.info(name)
+    short = {**SHORTEST, "steps": QUERIES} if info.access == "black-box" else SHORTEST
+    knobs: dict[str, Any] = {knob: value for knob, value in short.items() if knob in info.knobs}
+    return source.get(name, budget=budget, **knobs)
+
+
+def make_case(attack: Attack, shape: tuple[int, int, int], classes: int) -> Case:
+    """Points with some pixels at 0 and 1, labelled as the network sees them."""
+    model = network(shape, classes)
+    draws = torch.Generator().manual_seed(1)
+    x = (1.4 * torch.rand(POINTS, *shape, generator=draws) - 0.2).clamp(0, 1)
+    flags = {module: module.training for module in model.modules()}
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    for module, training in flags.items():
+        module.training = training
+    return Case(attack, model, x, y)
+
+
+# The contract: each check raises AssertionError where an attack breaks it.
+
+
+def keeps_shape_and_bounds(case: Case) -> None:
+    x, y = case.x.clone(), case.y.clone()
+    info = case.attack.info
+    for early_stop in (False, True):
+        x_adv = case.craft(early_stop=early_stop)
+        assert x_adv.shape == x.shape
+        assert x_adv.dtype == torch.float32
+        assert not x_adv.requires_grad
+        assert x_adv.data_ptr() != case.x.data_ptr()
+        verdict = verify(case.model, x, y, x_adv, norm=info.norm, eps=case.attack.eps, kind=info.kind)
+        assert not verdict.invalid.any()
+    assert torch.equal(case.x, x)
+    assert torch.equal(case.y, y)
+
+
+def acts(case: Case) -> None:
+    """Every point moves; an attack that looks at the model raises its loss."""
+    x_adv = case.craft()
+    assert ((x_adv - case.x).abs().flatten(1).amax(1) > 0).all()
+    if case.attack.info.family not in BLIND:
+        model = case.model.eval()
+        before, after = F.cross_entropy(model(case.x), case.y), F.cross_entropy(model(x_adv), case.y)
+        assert after > before
+
+
+def repeats_from_its_generator(case: Case) -> None:
+    for early_stop in (False, True):
+        first, again = case.craft(early_stop=early_stop), case.craft(early_stop=early_stop)
+        assert torch.equal(first, again)
+    if "restarts" in case.attack.info.knobs:
+        # What restarts is worth anything only if it draws.
+        assert not torch.equal(first, case.craft(seed=1, early_stop=False))
+
+
+def repeats_from_the_global_seed(case: Case) -> None:
+    results = []
+    for seed in (5, 5, 6):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            results.append(case.craft(generator=None))
+    assert torch.equal(results[0], results[1])
+    if "restarts" in case.attack.info.knobs:
+        assert not torch.equal(results[0], results[2])
+
+
+def ignores_neighbours(case: Case) -> None:
+    """Other points in the second half of the batch, or none, leave the results of the first half alone."""
+    half = POINTS // 2
+    # In float64, since float32's rounding depends on the batch and a sign or Adam's quotient magnifies it.
+    case = replace(case, model=Cast(case.model, torch.float64, torch.float64))
+    others = torch.cat([case.x[:half], 1 - case.x[half:]])
+    for early_stop in (False, True):
+        whole = case.craft(early_stop=early_stop)[:half]
+        assert torch.allclose(whole, case.craft(x=others, early_stop=early_stop)[:half], rtol=0, atol=1e-6)
+        if torch.equal(case.craft(), case.craft(seed=1)):
+            # Draws are made for the batch at once, so only an attack that draws nothing keeps them in a half.
+            alone = case.craft(x=case.x[:half], y=case.y[:half], early_stop=early_stop)
+            assert torch.allclose(whole, alone, rtol=0, atol=1e-6)
+
+
+def loses_nothing_by_early_stop(case: Case) -> None:
+    case = replace(case, model=Cast(case.model, torch.float64, torch.float64))
+    survivors = case.robust(case.craft(early_stop=False))
+    assert not (case.robust(case.craft(early_stop=True)) & ~survivors).any()
+
+
+def leaves_the_model(case: Case) -> None:
+    parameters = list(case.model.parameters())
+    for parameter in parameters[::2]:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    held = [parameter.grad for parameter in parameters]
+    wanted = [parameter.requires_grad for parameter in parameters]
+    before = ModelState(case.model)
+    case.craft()
+    case.craft(early_stop=True)
+    assert before.changes() == []
+    assert all(now.grad is was for now, was in zip(parameters, held, strict=True))
+    assert [parameter.requires_grad for parameter in parameters] == wanted
+
+
+def leaves_the_random_state(case: Case) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    case.craft()
+    case.craft(generator=None)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert random.getstate() == before[2]
+
+
+def takes_small_batches(case: Case) -> None:
+    for size in (0, 1):
+        x, y = case.x[:size], case.y[:size]
+        for early_stop in (False, True):
+            x_adv = case.craft(x=x, y=y, early_stop=early_stop)
+            assert x_adv.shape == x.shape
+            assert x_adv.dtype == torch.float32
+
+
+def trains_inside_the_ball(case: Case) -> None:
+    info, trained = case.attack.info, case.attack.for_training()
+    x_adv = trained(case.model, case.x, case.y, generator=torch.Generator().manual_seed(0))
+    verdict = verify(case.model, case.x, case.y, x_adv, norm=info.norm, eps=trained.eps, kind="budgeted")
+    assert not verdict.invalid.any()
+    assert not torch.equal(x_adv, case.x)
+
+
+def works_without_grad_mode(case: Case) -> None:
+    usual = case.craft()
+    with torch.no_grad():
+        assert torch.equal(case.craft(), usual)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        x_adv = case.craft(x=case.x.clone(), y=case.y.clone())
+        assert torch.equal(x_adv, usual)
+        assert torch.is_inference_mode_enabled()
+    # Training goes on from the result, which a tensor of inference mode would forbid.
+    assert not x_adv.is_inference()
+
+
+def takes_logits_of_any_type(case: Case) -> None:
+    """Under autocast logits are half precision; a model may also answer in float64."""
+    for outside in (torch.bfloat16, torch.float16, torch.float64):
+        cast = replace(case, model=Cast(case.model, torch.float32, outside))
+        for early_stop in (False, True):
+            assert cast.craft(early_stop=early_stop).dtype == torch.float32
+
+
+class Flat(nn.Module):
+    """Logits (N, 4) of a kind that gives a search no direction."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits with class 0 ahead."""
+        ahead = F.one_hot(torch.zeros(len(x), dtype=torch.long), 4).float()
+        total = x.flatten(1).sum(1, keepdim=True)
+        if self.kind == "no gradient":
+            return ahead
+        if self.kind == "zero gradient":
+            return ahead + 0 * total
+        if self.kind == "gradient not a number":
+            return ahead + 0 * (total - total).sqrt()
+        return ahead * torch.nan + total
+
+
+FLAT = ("no gradient", "zero gradient", "gradient not a number", "logits not numbers")
+
+
+def survives_flat_models(case: Case) -> None:
+    info, y = case.attack.info, torch.zeros_like(case.y)
+    for kind in FLAT:
+        for early_stop in (False, True):
+            x_adv = case.attack(Flat(kind), case.x, y, early_stop=early_stop)
+            verdict = verify(
+                Flat(kind), case.x, y, x_adv, norm=info.norm, eps=case.attack.eps, kind=info.kind
+            )
+            assert not verdict.invalid.any(), kind
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    check.__name__: check
+    for check in (
+        keeps_shape_and_bounds,
+        acts,
+        repeats_from_its_generator,
+        repeats_from_the_global_seed,
+        ignores_neighbours,
+        loses_nothing_by_early_stop,
+        leaves_the_model,
+        leaves_the_random_state,
+        takes_small_batches,
+        trains_inside_the_ball,
+        works_without_grad_mode,
+        takes_logits_of_any_type,
+        survives_flat_models,
+    )
+}
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("classes", [3, 10])
+@pytest.mark.parametrize("budget", SHAPES)
+@pytest.mark.parametrize("name", pool.names())
+def test_attack_keeps_the_contract(name: str, budget: str, classes: int, check: str) -> None:
+    CHECKS[check](make_case(shortened(name, budget), SHAPES[budget], classes))
+
+
+# Planted attacks: the contract must catch each.
+
+planted = Pool()
+PLANTED: dict[str, str] = {}
+"""Planted attack and the check that must catch it."""
+Planter = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+
+
+def plant(
+    caught_by: Callable[[Case], None], *, norm: Any = "linf", kind: Any = "budgeted", restarts: bool = False
+) -> Planter:
+    """Registers a bad attack in a pool of its own."""
+
+    def add(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = function.__name__.replace("_", "-")
+        PLANTED[name] = caught_by.__name__
+        knobs = {"restarts": Knob(1, "starts")} if restarts else {}
+        info = AttackInfo(
+            name=name, family="noise", norm=norm, access="white-box", kind=kind, paper=None, knobs=knobs
+        )
+        planted.register(info)(function)
+        return function
+
+    return add
+
+
+@plant(keeps_shape_and_bounds)
+def honest(_model: nn.Module, x: Tensor, _y: Tensor, **given: Any) -> Tensor:
+    """A good one: brighter by eps where there is room, else darker."""
+    eps = given["eps"]
+    return torch.where(x + eps <= 1, x + eps, x - eps)
+
+
+@plant(acts)
+def no_op(_model: nn.Module, x: Tensor, _y: Tensor, **_given: Any) -> Tensor:
+    return x.clone()
+
+
+@plant(keeps_shape_and_bounds)
+def out_of_the_box(_model: nn.Module, x: Tensor, _y: Tensor, **given: Any) -> Tensor:
+    return x + given["eps"]
+
+
+@plant(keeps_shape_and_bounds)
+def out_of_the_ball(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    return honest(model, x, y, eps=given["eps"] * 1.001)
+
+
+@plant(keeps_shape_and_bounds)
+def double(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    return honest(model, x, y, **given).double()
+
+
+@plant(repeats_from_its_generator)
+def own_dice(_model: nn.Module, x: Tensor, _y: Tensor, **given: Any) -> Tensor:
+    draws = torch.Generator()
+    draws.seed()
+    return (x + given["eps"] * torch.rand(x.shape, generator=draws)).clamp(0, 1)
+
+
+@plant(repeats_from_the_global_seed, restarts=True)
+def loaded_dice(_model: nn.Module, x: Tensor, _y: Tensor, **given: Any) -> Tensor:
+    draws = torch.Generator().manual_seed(0)
+    return (x + given["eps"] * torch.rand(x.shape, generator=draws)).clamp(0, 1)
+
+
+@plant(ignores_neighbours)
+def batch_mean(_model: nn.Module, x: Tensor, _y: Tensor, **given: Any) -> Tensor:
+    return (x + given["eps"] * x.mean()).clamp(0, 1)
+
+
+@plant(loses_nothing_by_early_stop)
+def lazy(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    if given["early_stop"]:
+        return x.clone()
+    x_adv = x.clone()
+    for _ in range(20):
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv.requires_grad_()), y), x_adv)
+        x_adv = torch.clamp(x_adv.detach() + 0.1 * gradient.sign(), 0, 1)
+        x_adv = x_adv.clamp(x - given["eps"], x + given["eps"])
+    return x_adv
+
+
+@plant(leaves_the_model)
+def moves_statistics(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    model.train()
+    model(x)
+    return honest(model, x, y, **given)
+
+
+@plant(leaves_the_model)
+def moves_a_parameter(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.0001)
+    return honest(model, x, y, **given)
+
+
+@plant(takes_small_batches)
+def needs_company(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    assert len(x) > 1
+    return honest(model, x, y, **given)
+
+
+@plant(takes_logits_of_any_type, restarts=True)
+def needs_float32(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    best = torch.zeros(len(x))
+    best[y >= 0] = F.cross_entropy(model(x), y, reduction="none").detach()
+    return honest(model, x, y, **given)
+
+
+@plant(survives_flat_models)
+def needs_gradient(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x.requires_grad_()), y), x)
+    return (x.detach() + given["eps"] * gradient / gradient.abs().max()).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANTED if name != "honest"])
+def test_contract_catches_the_planted(name: str) -> None:
+    case = make_case(shortened(name, "digits", planted), (1, 8, 8), 10)
+    with pytest.raises((AssertionError, RuntimeError)):
+        CHECKS[PLANTED[name]](case)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract_lets_an_honest_attack_pass(check: str) -> None:
+    CHECKS[check](make_case(shortened("honest", "digits", planted), (1, 8, 8), 10))
+
+
+# What the wrapper around every attack refuses and guards.
+
+
+BAD_BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]] = {
+    "above 1": (lambda x, y: (x + 0.5, y), "x must lie in [0, 1], not in "),
+    "below 0": (lambda x, y: (x - 0.5, y), "x must lie in [0, 1], not in "),
+    "not a number": (lambda x, y: (x * torch.nan, y), "x must lie in [0, 1], not in "),
+    "float64": (lambda x, y: (x.double(), y), "x must be float32 (N, C, H, W), not float64 (6, 1, 8, 8)"),
+    "bytes": (lambda x, y: (x.byte(), y), "x must be float32 (N, C, H, W), not uint8 (6, 1, 8, 8)"),
+    "three dimensions": (lambda x, y: (x[:, 0], y), "x must be float32 (N, C, H, W), not float32 (6, 8, 8)"),
+    "fewer labels": (lambda x, y: (x, y[:4]), "y must be int64 (6,), not int64 (4,)"),
+    "one-hot labels": (lambda x, y: (x, F.one_hot(y, 10)), "y must be int64 (6,), not int64 (6, 10)"),
+    "int32 labels": (lambda x, y: (x, y.int()), "y must be int64 (6,), not int32 (6,)"),
+}
+
+
+@pytest.mark.parametrize("name", pool.names())
+@pytest.mark.parametrize("bad", BAD_BATCHES)
+def test_bad_batch_is_refused_in_one_line(name: str, bad: str) -> None:
+    case = make_case(shortened(name, "digits"), (1, 8, 8), 10)
+    spoil, message = BAD_BATCHES[bad]
+    x, y = spoil(case.x, case.y)
+    with pytest.raises(InputError) as caught:
+        case.attack(case.model, x, y)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@planted.register(
+    AttackInfo(name="vandal", family="noise", norm="linf", access="white-box", paper=None),
+)
+def vandal(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
+    """Overwrites what it is given and leaves a mess; what it returns is in order."""
+    x_adv = honest(model, x, y, **given)
+    x.zero_()
+    y.zero_()
+    model.train()
+    model.requires_grad_(False)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return x_adv
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_wrapper_undoes_what_an_attack_leaves(check: str) -> None:
+    CHECKS[check](make_case(shortened("vandal", "digits", planted), (1, 8, 8), 10))
+
+
+@pytest.mark.parametrize(
+    "result", [lambda x: x[:-1], lambda x: x[:, 0], lambda x: x.tolist(), lambda _x: None]
+)
+def test_result_of_another_shape_is_refused_in_one_line(result: Callable[[Tensor], Any]) -> None:
+    """It cannot be matched to its points, so nothing can be said of it."""
+    case = make_case(shortened("honest", "digits", planted), (1, 8, 8), 10)
+    broken = replace(case.attack, function=lambda _model, x, _y, **_given: result(x))
+    with pytest.raises(InputError, match="attack 'honest' must return a tensor like x") as caught:
+        broken(case.model, case.x, case.y)
+    assert "\n" not in str(caught.value)
+
+
+def test_state_is_put_back_when_the_model_raises() -> None:
+    class Broken(nn.Sequential):
+        def forward(self, _x: Tensor) -> Tensor:
+            raise RuntimeError("no power")
+
+    model = Broken(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
+    model[0].weight.grad = torch.ones(2, 2)
+    before, state = torch.get_rng_state(), ModelState(model)
+    case = make_case(shortened("pgd", "digits"), (1, 8, 8), 10)
+    with pytest.raises(RuntimeError, match="no power"):
+        case.attack(model, case.x, case.y)
+    assert state.changes() == []
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.is_grad_enabled()
+
+
+def test_same_attack_serves_a_model_that_changes() -> None:
+    """Nothing of the first call is left in the second."""
+    case = make_case(shortened("apgd", "digits"), (1, 8, 8), 10)
+    first = case.craft()
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.neg_()
+    case.craft()
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.neg_()
+    assert torch.equal(case.craft(), first)
+
+
+def test_without_a_generator_batches_draw_differently() -> None:
+    """Under one global state two batches of one shape must not get the same noise."""
+    attack = pool.get("gaussian-noise", eps=0.1)
+    model, y = nn.Flatten(), torch.zeros(2, dtype=torch.long)
+    grey, greyer = torch.full((2, 1, 4, 4), 0.5), torch.full((2, 1, 4, 4), 0.4)
+    assert not torch.allclose(attack(model, grey, y) - grey, attack(model, greyer, y) - greyer, atol=1e-4)

@@ -1,0 +1,246 @@
+"""The audit: each flag from outcomes made for it, and none where the difference is small or chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advbench.audit import CHECKS, audit
+from advbench.evaluate import Row
+from attacks_pool import Attack, pool
+from leaderboards import Audit, Cell, Threat
+
+ATTACKS = {
+    name: pool.sequence(name, budget="digits")[0]
+    for name in (
+        "fgsm",
+        "pgd",
+        "pgd:eps=0.3",
+        "pgd:eps=0.1",
+        "gaussian-noise",
+        "square",
+        "pgd-l2",
+        "mim",
+        "bim",
+        "cw",
+    )
+}
+COUNT = 1000
+
+
+def survivors(count: int, *, total: int = COUNT, first: int = 0) -> Any:
+    """(total,) outcomes: ``count`` points survive, from ``first`` on."""
+    outcome = np.zeros(total, dtype=bool)
+    outcome[first : first + count] = True
+    return outcome
+
+
+def row(robust: dict[str, Any], *, stage: int = 2, invalid: int = 0, **more: Any) -> Row:
+    """A row of these outcomes, all points right clean."""
+    outcomes = np.stack(list(robust.values()))
+    cells = [
+        Cell(
+            stage=stage,
+            attack=ATTACKS[name].text,
+            threat=Threat(norm="linf", eps=0.2, access="white-box"),
+            n=outcomes.shape[1],
+            clean_correct=outcomes.shape[1],
+            robust=int(outcome.sum()),
+            invalid=invalid,
+            seconds=0.0,
+            forwards=0,
+            backwards=0,
+        )
+        for name, outcome in robust.items()
+    ]
+    return Row(stage, np.ones(outcomes.shape[1], dtype=bool), outcomes, cells, **more)
+
+
+def judge(
+    robust: dict[str, Any],
+    *,
+    points: dict[str, int] | None = None,
+    stochastic: bool = False,
+    earlier: tuple[Row, ...] = (),
+    **more: Any,
+) -> Audit:
+    """The audit of a run whose last row has these outcomes."""
+    last = row(robust, **more)
+    attacks: list[tuple[Attack, int]] = [
+        (ATTACKS[name], (points or {}).get(name, last.robust.shape[1])) for name in robust
+    ]
+    return audit([*earlier, last], attacks, stochastic=stochastic)
+
+
+def codes(result: Audit) -> list[str]:
+    """The flags raised."""
+    return [flag.code for flag in result.flags]
+
+
+SOUND = {"fgsm": survivors(600), "pgd": survivors(400), "gaussian-noise": survivors(900)}
+
+
+def test_a_sound_run_is_ok() -> None:
+    """The stronger the attack, the fewer survive: no flag, and the record says what was checked."""
+    result = judge(SOUND)
+    assert result.verdict == "ok"
+    assert result.flags == []
+    assert result.checks == list(CHECKS)
+    assert len(set(CHECKS)) == 6
+
+
+@pytest.mark.parametrize(
+    ("weak", "code"),
+    [
+        ("fgsm", "single-step-beats-iterative"),
+        ("square", "black-box-beats-white-box"),
+        ("gaussian-noise", "black-box-beats-white-box"),
+    ],
+)
+def test_a_weak_attack_must_not_beat_a_strong_one(weak: str, code: str) -> None:
+    """The flag has both attacks, the counts and p: 60 of 1,000 points fall to the weak one alone."""
+    result = judge({weak: survivors(440), "pgd": survivors(500)})
+    assert result.verdict == "suspect"
+    (flag,) = result.flags
+    assert flag.code == code
+    assert flag.evidence == {
+        "weak": ATTACKS[weak].text,
+        "strong": ATTACKS["pgd"].text,
+        "points": 1000,
+        "fooled_by_weak_only": 60,
+        "fooled_by_strong_only": 0,
+        "p": 0.5**60,
+    }
+    assert flag.message == f"{weak} leaves 6.0 points less than pgd, which is stronger"
+
+
+@pytest.mark.parametrize("weak", ["fgsm", "square"])
+@pytest.mark.parametrize(("difference", "flagged"), [(49, False), (50, True)])
+def test_below_five_points_nothing_is_said(weak: str, difference: int, flagged: bool) -> None:
+    """4.9 points, however sure; 5.0 points are enough."""
+    result = judge({weak: survivors(500 - difference), "pgd": survivors(500)})
+    assert bool(result.flags) is flagged
+    assert result.verdict == ("suspect" if flagged else "ok")
+
+
+@pytest.mark.parametrize(
+    ("total", "weak_only", "strong_only", "p", "flagged"),
+    [
+        # Exact binomial tails: 2⁻⁶ and 2⁻⁷.
+        (100, 6, 0, 1 / 64, False),
+        (100, 7, 0, 1 / 128, True),
+        # P(X ≥ 40 | 60) = 0.0067 and P(X ≥ 39 | 60) = 0.0137: more discordant points, the same difference.
+        (300, 40, 20, 0.006745, True),
+        (300, 39, 21, 0.013667, False),
+        (300, 66, 41, 0.00995, True),
+        (400, 82, 54, 0.01013, False),
+        (1000, 300, 250, 0.018, False),
+    ],
+)
+def test_what_may_be_chance_is_not_flagged(
+    total: int, weak_only: int, strong_only: int, p: float, flagged: bool
+) -> None:
+    """At 5 points or more, p of the points on which the two disagree decides: below 0.01."""
+    strong = ~survivors(strong_only, total=total)
+    weak = ~survivors(weak_only, total=total, first=strong_only)
+    result = judge({"fgsm": weak, "pgd": strong})
+    assert codes(result) == (["single-step-beats-iterative"] if flagged else [])
+    if flagged:
+        assert result.flags[0].evidence["p"] == pytest.approx(p, rel=1e-3)
+        assert result.flags[0].evidence["fooled_by_weak_only"] == weak_only
+        assert result.flags[0].evidence["fooled_by_strong_only"] == strong_only
+
+
+def test_only_the_same_norm_and_no_smaller_budget_compare() -> None:
+    """FGSM may beat an L2 attack, or PGD in a smaller ball; not PGD in the same ball or a larger one."""
+    weak, strong = survivors(100), survivors(800)
+    assert codes(judge({"fgsm": weak, "pgd-l2": strong})) == []
+    assert codes(judge({"fgsm": weak, "cw": strong})) == []
+    assert codes(judge({"fgsm": weak, "pgd:eps=0.1": strong})) == []
+    assert codes(judge({"fgsm": weak, "pgd:eps=0.3": strong})) == ["single-step-beats-iterative"]
+    # Black box against black box, single step against single step: neither is the stronger kind.
+    assert codes(judge({"square": weak, "gaussian-noise": strong})) == []
+    assert codes(judge({"square": weak, "fgsm": strong})) == []
+
+
+def test_the_strongest_rival_counts() -> None:
+    """One iterative attack below the weak one is enough; the evidence names the best of several."""
+    assert codes(judge({"fgsm": survivors(500), "bim": survivors(800), "pgd": survivors(480)})) == []
+    result = judge({"fgsm": survivors(300), "bim": survivors(800), "pgd": survivors(480)})
+    assert [flag.evidence["strong"] for flag in result.flags] == [ATTACKS["pgd"].text]
+
+
+def test_both_weak_kinds_are_flagged() -> None:
+    """Each comparison is its own flag."""
+    result = judge({"fgsm": survivors(100), "square": survivors(200), "pgd": survivors(800)})
+    assert codes(result) == ["single-step-beats-iterative", "black-box-beats-white-box"]
+
+
+def test_attacks_are_compared_on_the_points_that_both_saw() -> None:
+    """PGD on the first 200 only: beyond them its outcomes say nothing."""
+    fgsm = survivors(400)
+    pgd = survivors(190)
+    few = {"pgd": 200}
+    assert codes(judge({"fgsm": fgsm, "pgd": pgd}, points=few)) == []
+    fgsm = survivors(700, first=100)
+    result = judge({"fgsm": fgsm, "pgd": pgd}, points=few)
+    assert codes(result) == ["single-step-beats-iterative"]
+    assert result.flags[0].evidence["points"] == 200
+    assert result.flags[0].evidence["fooled_by_weak_only"] == 100
+
+
+def test_comparisons_look_at_the_last_row() -> None:
+    """Earlier stages are not what the run delivers."""
+    odd = {"fgsm": survivors(100), "pgd": survivors(800), "gaussian-noise": survivors(900)}
+    assert codes(judge(SOUND, earlier=(row(odd, stage=1),))) == []
+    assert codes(judge(odd, earlier=(row(SOUND, stage=1),))) == ["single-step-beats-iterative"]
+
+
+def test_logits_that_are_no_numbers_make_a_run_invalid() -> None:
+    """In any row, with the count; invalid outweighs suspect."""
+    result = judge(SOUND, earlier=(row(SOUND, stage=1, not_a_number=3),), invalid=2)
+    assert result.verdict == "invalid"
+    assert codes(result)[0] == "nan-logits"
+    assert result.flags[0].evidence == {"stage": 1, "count": 3}
+
+
+def test_invalid_examples_are_named() -> None:
+    """Each attack and stage that broke its bound."""
+    result = judge(SOUND, earlier=(row(SOUND, stage=1, invalid=4),))
+    assert result.verdict == "suspect"
+    assert codes(result) == ["invalid-examples"] * 3
+    evidence = {"stage": 1, "attack": ATTACKS["fgsm"].text, "count": 4}
+    assert result.flags[0].evidence == evidence
+
+
+def test_a_changed_model_is_named() -> None:
+    """With what changed, and where."""
+    text = ATTACKS["pgd"].text
+    changes = [f"buffer {number}" for number in range(20)]
+    result = judge(SOUND, changed={text: changes})
+    assert result.verdict == "suspect"
+    (flag,) = result.flags
+    assert flag.code == "changed-model"
+    assert flag.evidence == {"stage": 2, "attack": text, "changes": changes[:10]}
+    assert "buffer 0" in flag.message
+
+
+def test_a_stochastic_defense_is_said_to_be_one() -> None:
+    """Its numbers are single draws."""
+    result = judge(SOUND, stochastic=True)
+    assert result.verdict == "suspect"
+    assert codes(result) == ["stochastic"]
+
+
+def test_every_code_is_among_the_checks() -> None:
+    """What a flag says was checked, the record lists as checked."""
+    result = judge(
+        {"fgsm": survivors(100), "square": survivors(200), "pgd": survivors(800)},
+        stochastic=True,
+        invalid=1,
+        not_a_number=1,
+        changed={ATTACKS["pgd"].text: ["buffer"]},
+    )
+    assert set(codes(result)) == set(CHECKS)

@@ -1,0 +1,374 @@
+"""What a user gets wrong: one line on stderr that says so, exit code 2, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advbench.cli.main import invoke
+from advbench.saved import Run
+
+# A run that is over at once should one of these be accepted after all.
+QUICK = ["--sequence", "fgsm", "--unseen", "none", "--epochs", "1", "--points", "5", "--threads", "1"]
+QUICK += ["--set", "pretrain.epochs=1"]
+
+
+def bomb(levels: int) -> str:
+    """YAML of a few hundred letters that unfolds to a list of 10^levels."""
+    text = "&a0 [" + ", ".join("x" * 10) + "]"
+    for level in range(1, levels):
+        text = f"&a{level} [{text}{f', *a{level - 1}' * 9}]"
+    return f"sequence: {text}"
+
+
+FILES: dict[str, str | bytes] = {
+    "a_file": "no run",
+    "folder/train/one/note.txt": "no image",
+    "config/binary.yaml": b"\xff\xfe\x00\x01",
+    "config/broken.yaml": "defense: [air",
+    "config/empty.yaml": "",
+    "config/list.yaml": "- air",
+    "config/number.yaml": "3",
+    "config/key.yaml": "defence: air",
+    "config/runs_dir.yaml": "runs_dir: elsewhere",
+    "config/sample_seed.yaml": "sample_seed: 3",
+    "config/numeric_key.yaml": "1: 2",
+    "config/seed_text.yaml": "seed: abc",
+    "config/seed_null.yaml": "seed: null",
+    "config/seed_fraction.yaml": "seed: 1.5",
+    "config/epochs.yaml": "epochs: 0",
+    "config/set_list.yaml": "set: [1]",
+    "config/set_null.yaml": "set: null",
+    "config/sequence.yaml": "sequence: [{pgd: 3}]",
+    "config/plan.yaml": "plan: {lrr: 0.1}",
+    "config/training.yaml": "sequence: [fgsm]\ntraining: [pgd]",
+    "config/two.yaml": "--- {seed: 1}\n--- {seed: 2}",
+    "config/tag.yaml": "defense: !!python/object/apply:os.system [touch pwned]",
+    "config/itself.yaml": "&a {set: *a}",
+    "config/bomb.yaml": bomb(9),
+    "config/deep.json": "[" * 100_000,
+    "config/long.yaml": f"epochs: {'x' * 100_000}",
+    "config/newer.json": '{"schema": 9, "anything": 1}',
+    "config/schema.json": '{"schema": "1"}',
+    "config/record.json": '{"schema": 1, "id": "x"}',
+    "runs_newer/run/record.json": '{"schema": 2}',
+    "runs_newer/run/log.jsonl": "",
+    "damaged/record.json": '{"schema": 1,',
+    "binary/record.json": b"\x00\xff",
+    "unfinished/log.jsonl": "",
+    "own_models.py": "def fails(): raise ValueError('two\\nlines')\n"
+    "def text(): return 'no module'\n"
+    "def narrow():\n    from torch import nn\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    "number = 3\n",
+    "broken_model.py": "import not_a_package_of_this_world\n",
+}
+
+WRONG_RUNS: dict[str, tuple[str, str]] = {
+    "defense": ("--defense arr", "unknown defense 'arr': did you mean 'air'?"),
+    "defense nothing": ("--defense ''", "unknown defense ''"),
+    "regime": (
+        "--regime sometimes",
+        "defense 'air' does not support regime 'sometimes' (allowed: continual)",
+    ),
+    "regime of air": ("--regime joint", "defense 'air' does not support regime 'joint' (allowed: continual)"),
+    "regime of at": (
+        "--defense at --regime meta",
+        "does not support regime 'meta' (allowed: continual, joint)",
+    ),
+    "regime of joint": ("--defense joint --regime continual", "it means at in 'joint'"),
+    "attack": (
+        "--sequence fgsm,pdg",
+        "unknown attack 'pdg': did you mean 'pgd'? (advbench attacks lists all",
+    ),
+    "knob": ("--sequence pgd:stepz=3", "unknown knob of pgd 'stepz': did you mean 'steps'?"),
+    "choice": ("--sequence pgd:loss=dlrr", "unknown pgd.loss 'dlrr': did you mean 'dlr'?"),
+    "eps=-1": ("--sequence pgd:eps=-1", "pgd.eps=-1 is out of range: it must be above 0 and at most 1"),
+    "eps=0": ("--sequence pgd:eps=0", "pgd.eps=0 is out of range"),
+    "eps=2": ("--sequence pgd:eps=2", "pgd.eps=2 is out of range"),
+    "eps=9/0": ("--sequence pgd:eps=9/0", "pgd.eps=9/0 divides by zero"),
+    "eps=1/2/3": ("--sequence pgd:eps=1/2/3", "pgd.eps=1/2/3 is not a number: write 0.1 or 8/255"),
+    "eps=nan": ("--sequence pgd:eps=nan", "pgd.eps=nan is not finite"),
+    "eps=1e999": ("--sequence pgd-l2:eps=1e999", "pgd-l2.eps=1e999 is not finite"),
+    "eps=nothing": ("--sequence pgd:eps=", "'pgd:eps=' cannot be read: write knob=value"),
+    "eps twice": ("--sequence pgd:eps=0.1,eps=0.2", "pgd: knob 'eps' is given twice"),
+    "eps alone": ("--sequence eps=0.1", "'eps=0.1' stands before any attack"),
+    "steps=0": ("--sequence pgd:steps=0", "pgd.steps=0 is out of range: it must be at least 1"),
+    "steps=1.5": ("--sequence pgd:steps=1.5", "pgd.steps=1.5 must be a whole number"),
+    "no sequence": ("--sequence ''", "the list of attacks is empty"),
+    "blank sequence": ("--sequence ' '", "the list of attacks is empty"),
+    "gap": ("--sequence fgsm,,pgd", "has an attack without a name"),
+    "repeated": ("--sequence fgsm,pgd,fgsm", "attack 'fgsm' stands twice"),
+    "sample": ("--sequence sample", "'sample' cannot be read: write sample:4"),
+    "sample:0": ("--sequence sample:0", "cannot sample 0 attacks: between 1 and"),
+    "sample:999": ("--sequence sample:999", "cannot sample 999 attacks: between 1 and"),
+    "unseen": ("--unseen pdg", "unknown attack 'pdg'"),
+    "unseen is seen": ("--unseen fgsm", "unseen attack 'fgsm' stands in the sequence"),
+    "eval is seen": ("--eval fgsm", "eval: 'fgsm' is measured already, as part of the sequence"),
+    "eval is unseen": ("--unseen bim --eval bim", "eval: 'bim' is measured already, as part of unseen"),
+    "data set": ("--dataset digitz", "unknown data set 'digitz': did you mean 'digits'?"),
+    "no data dir": ("--dataset mnist", "data set 'mnist' is read from files: give --data-dir"),
+    "data dir": ("--dataset mnist --data-dir nowhere", "no file nowhere"),
+    "data file": ("--dataset cifar10 --data-dir a_file", "data set 'cifar10': no "),
+    "folder": ("--dataset folder:nowhere", "no folder nowhere"),
+    "folder nothing": ("--dataset folder:", "names no folder"),
+    "folder without test": ("--dataset folder:folder", "no folder folder/test"),
+    "model": ("--model lenett", "unknown model 'lenett': did you mean 'lenet'?"),
+    "model too large": ("--model lenet", "image"),
+    "model form": ("--model a-b:c", "is not of the form package.module:factory"),
+    "model module": ("--model nowhere_at_all:make", "no module 'nowhere_at_all'"),
+    "model factory": ("--model own_models:fals", "unknown model factory 'fals': did you mean 'fails'?"),
+    "model number": ("--model own_models:number", "number is int, expected a function or a class"),
+    "model fails": ("--model own_models:fails", "the factory failed: ValueError: two"),
+    "model text": ("--model own_models:text", "the factory gave str, expected a torch.nn.Module"),
+    "model logits": ("--model own_models:narrow", "gives logits of shape (2, 3)"),
+    "model import": ("--model broken_model:make", "importing broken_model failed: ModuleNotFoundError"),
+    "device": ("--device gpu", "unknown device 'gpu'"),
+    "device not here": ("--device cuda:99", "device 'cuda:99' is not here: this machine has"),
+    "device auto:3": ("--device auto:3", "unknown device 'auto:3': did you mean 'auto'?"),
+    "device cpu:1": ("--device cpu:1", "unknown device 'cpu:1': did you mean 'cpu'?"),
+    "epochs=0": ("--epochs 0", "'--epochs': "),
+    "epochs=x": ("--epochs x", "'--epochs': "),
+    "seed=-1": ("--seed -1", "'--seed': "),
+    "seed too large": ("--seed 9223372036854775808", "seed: Input should be less than 9223372036854775808"),
+    "threads=0": ("--threads 0", "'--threads': "),
+    "threads too many": ("--threads 10000000", "threads: Input should be less than or equal to 1024"),
+    "seeds=x": ("--seeds x", "--seeds 'x' cannot be read: write 5, 0,3,7 or 0-4"),
+    "seeds nothing": ("--seeds ''", "--seeds '' cannot be read"),
+    "seeds=0": ("--seeds 0", "--seeds '0' cannot be read"),
+    "seeds=-3": ("--seeds=-3", "--seeds '-3' cannot be read"),
+    "seeds=5-2": ("--seeds 5-2", "--seeds '5-2' cannot be read"),
+    "seeds=1-2-3": ("--seeds 1-2-3", "--seeds '1-2-3' cannot be read"),
+    "seeds twice": ("--seeds 0,1,0", "--seeds '0,1,0' cannot be read"),
+    "seeds without end": ("--seeds 0-99999999999999999999", "cannot be read"),
+    "seeds too many": ("--seeds 1001", "--seeds '1001' cannot be read"),
+    "seeds, one too large": ("--seeds 0,9223372036854775808", "names seed 9223372036854775808: a seed is"),
+    "points=0": ("--points 0", "points=0: digits has 360 test points; give a number from 1 to that"),
+    "points too many": ("--points 361", "points=361: digits has 360 test points"),
+    "points=1.5": ("--points 1.5", "points=1.5: digits has 360 test points"),
+    "points=x": ("--points x", "points=x is not a number"),
+    "points of another": ("--points 5,pgd=3", "unknown attack in points 'pgd'"),
+    "points of fgsm too many": ("--points fgsm=1000", "points=1000: digits has 360 test points"),
+    "set without =": ("--set lr", "--set 'lr' cannot be read: write key=value"),
+    "set without key": ("--set =3", "--set '=3' cannot be read"),
+    "set without value": ("--set lr=", "--set 'lr=' cannot be read"),
+    "setting": ("--set lambada_i=1", "unknown setting for air 'lambada_i': did you mean 'lambda_i'?"),
+    "setting of another": ("--defense at --set lambda_i=1", "unknown setting for at 'lambda_i'"),
+    "setting of pretraining": ("--set pretrain.epoch=1", "did you mean 'pretrain.epochs'?"),
+    "lambda_i=-1": ("--set lambda_i=-1", "lambda_i=-1.0 must be at least 0"),
+    "lambda_i=x": ("--set lambda_i=x", "lambda_i=x is no value for air"),
+    "lambda_a=inf": ("--set lambda_a=inf", "lambda_a=inf is no value for air: it is not finite"),
+    "sigma=nan": ("--set sigma=nan", "sigma=nan is no value for air: it is not finite"),
+    "beta=0": ("--set beta=0", "beta=0.0 must be above 0"),
+    "distance": ("--set distance=l2", "distance=l2 is no value for air: Input should be 'mse' or 'kl'"),
+    "mix": ("--defense joint --set mix=all", "mix=all is no value for at"),
+    "lr=0": ("--set lr=0", "lr: Input should be greater than 0 (given '0')"),
+    "lr=inf": ("--set lr=inf", "lr: Input should be a finite number"),
+    "momentum=1": ("--set momentum=1", "momentum: Input should be less than 1"),
+    "schedule": ("--set schedule=cos", "schedule: Input should be 'constant', 'cosine',"),
+    "augmentation": ("--set augmentation=rotate", "augmentation.0: Input should be 'crop' or 'flip'"),
+    "warm-up": ("--set eps_warmup=5", "eps_warmup=5 is longer than the 1 epochs of the stage"),
+    "batch size": ("--set batch_size=1", "batch_size: Input should be greater than or equal to 2"),
+    "pretraining": ("--set pretrain.epochs=0", "epochs: Input should be greater than or equal to 1"),
+    "select": ("--select best", "select: Input should be 'last' or 'val-robust' (given 'best')"),
+    "train-set without =": ("--train-set fgsm.eps", "--train-set 'fgsm.eps' cannot be read: write key=value"),
+    "train-set without dot": ("--train-set eps=1", "train-set eps=1 cannot be read: write attack.knob=value"),
+    "train-set of another": ("--train-set pgd.steps=3", "unknown attack in training knobs 'pgd'"),
+    "train-set knob": ("--train-set fgsm.step=3", "unknown knob of fgsm 'step'"),
+    "train-set value": ("--train-set fgsm.eps=many", "fgsm.eps=many is not a number"),
+    "runs dir is a file": ("--runs-dir a_file", "runs directory a_file is a file or lies below one"),
+    "runs dir below a file": ("--runs-dir a_file/runs", "is a file or lies below one: name another"),
+    "config missing": ("--config nowhere.yaml", "cannot read config nowhere.yaml: No such file"),
+    "config is a directory": ("--config config", "cannot read config config: Is a directory"),
+    "config binary": ("--config config/binary.yaml", "config config/binary.yaml is not text"),
+    "config broken": ("--config config/broken.yaml", "config/broken.yaml is neither YAML nor JSON"),
+    "config empty": ("--config config/empty.yaml", "must hold key: value pairs, not NoneType"),
+    "config list": ("--config config/list.yaml", "must hold key: value pairs, not list"),
+    "config number": ("--config config/number.yaml", "must hold key: value pairs, not int"),
+    "config key": ("--config config/key.yaml", "unknown option 'defence': did you mean 'defense'?"),
+    "config runs_dir": ("--config config/runs_dir.yaml", "unknown option 'runs_dir'"),
+    "config sample_seed": ("--config config/sample_seed.yaml", "unknown option 'sample_seed'"),
+    "config numeric key": ("--config config/numeric_key.yaml", "unknown option '1'"),
+    "config seed": ("--config config/seed_text.yaml", "seed: Input should be a valid integer"),
+    "config seed null": ("--config config/seed_null.yaml", "seed: Input should be a valid integer"),
+    "config seed fraction": ("--config config/seed_fraction.yaml --seed 1", "seed: Input should be a valid"),
+    "config epochs": ("--config config/epochs.yaml", "epochs: Input should be greater than or equal to 1"),
+    "config set": ("--config config/set_list.yaml", "set: Input should be a valid dictionary"),
+    "config set null": ("--config config/set_null.yaml", "set: Input should be a valid dictionary"),
+    "config sequence": ("--config config/sequence.yaml", "sequence.str: Input should be a valid string"),
+    "config plan": ("--config config/plan.yaml", "unknown plan key 'lrr': did you mean 'lr'?"),
+    "config two documents": ("--config config/two.yaml", "is neither YAML nor JSON: expected a single docum"),
+    "config tag": ("--config config/tag.yaml", "is neither YAML nor JSON: could not determine a constructor"),
+    "config of itself": ("--config config/itself.yaml", "aliases (*name) are not read"),
+    "config bomb": ("--config config/bomb.yaml", "aliases (*name) are not read"),
+    "config deep": ("--config config/deep.json", "is neither YAML nor JSON"),
+    "config long": ("--config config/long.yaml", "epochs: Input should be a valid integer"),
+    "config newer": ("--config config/newer.json", "unknown record schema 9: this version reads schema 1"),
+    "config schema": ("--config config/schema.json", 'unknown record schema "1"'),
+    "config no record": ("--config config/record.json", "missing key 'created'"),
+}
+
+WRONG_COMMANDS: dict[str, tuple[str, str]] = {
+    "command": ("trane", "No such command 'trane'."),
+    "option": ("run --sequense fgsm", "No such option: --sequense"),
+    "option of no command": ("--verbose", "No such option: --verbose"),
+    "option without value": ("run --sequence", "Option '--sequence' requires an argument"),
+    "argument": ("run air", "Got unexpected extra argument"),
+    "training of others": ("run --config config/training.yaml", "training: must name the attacks of the seq"),
+    "show nothing": ("show", "Missing argument"),
+    "show nowhere": ("show nowhere", "no record at nowhere: the run did not finish, or this is no run"),
+    "show a file": ("show a_file", "a_file: not a JSON record"),
+    "show unfinished": ("show unfinished", "no record at unfinished/record.json: the run did not finish"),
+    "show damaged": ("show damaged", "damaged/record.json: not a JSON record"),
+    "show binary": ("show binary", "binary/record.json: not a JSON record"),
+    "show newer": ("show runs_newer/run", "unknown record schema 2: this version reads schema 1"),
+    "repeat newer": (
+        "run --config runs_newer/run/record.json",
+        "unknown record schema 2: this version reads",
+    ),
+    "leaderboard nowhere": ("leaderboard --runs-dir nowhere", "no runs directory at nowhere"),
+    "leaderboard of a file": ("leaderboard --runs-dir a_file", "no runs directory at a_file"),
+    "leaderboard newer": ("leaderboard --runs-dir runs_newer", "unknown record schema 2: this version reads"),
+    "leaderboard data set": (
+        "leaderboard --dataset mnist",
+        "no records on data set 'mnist': there are recor",
+    ),
+    "leaderboard format": ("leaderboard --format xml", "'--format': "),
+    "attacks": ("attacks pdg", "unknown attack 'pdg': did you mean 'pgd'?"),
+    "attacks format": ("attacks --format csv", "'--format': "),
+    "attacks sample": ("attacks sample", "sample takes one number, not ''"),
+    "attacks sample two": ("attacks sample 2 3", "sample takes one number, not '2 3'"),
+    "attacks sample x": ("attacks sample x", "sample takes one number, not 'x'"),
+    "attacks sample 0": ("attacks sample 0", "cannot sample 0 attacks"),
+    "attacks seed": ("attacks sample 2 --seed=-1", "'--seed': "),
+    "defenses": ("defenses aer", "unknown defense 'aer': did you mean 'air'?"),
+    "data sets": ("datasets digitz", "unknown data set 'digitz': did you mean 'digits'?"),
+}
+
+
+@pytest.fixture(scope="module")
+def pristine(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with every wrong file, and one good run."""
+    place = tmp_path_factory.mktemp("place")
+    for name, content in FILES.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    shutil.copytree(small_run.path, place / "runs" / "good")
+    return place
+
+
+@pytest.fixture
+def place(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a case; no case may change it, so that all can share it."""
+    monkeypatch.chdir(pristine)
+    return pristine
+
+
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Every file below with its bytes, every directory."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
+    }
+
+
+def refused(capfd: Any, place: Path, arguments: list[str]) -> str:
+    """The one line with which a command is refused; nothing else was printed, and nothing written."""
+    before = contents(place)
+    code = invoke(arguments)
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, ""), err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    assert contents(place) == before
+    return str(err)
+
+
+def split(text: str) -> list[str]:
+    """Words as a shell would give them."""
+    return [part.strip("'") for part in re.findall(r"'[^']*'|\S+", text)]
+
+
+@pytest.mark.parametrize("case", WRONG_RUNS)
+def test_a_run_that_cannot_be(case: str, place: Path, capfd: Any) -> None:
+    """One line, exit code 2, nothing written: not even the runs directory."""
+    text, message = WRONG_RUNS[case]
+    given = [] if case == "config plan" else QUICK
+    line = refused(capfd, place, ["run", *given, *split(text)])
+    assert message in line
+    assert len(line) < 1000
+
+
+@pytest.mark.parametrize("case", WRONG_COMMANDS)
+def test_a_command_that_cannot_be(case: str, place: Path, capfd: Any) -> None:
+    """The same for everything else."""
+    text, message = WRONG_COMMANDS[case]
+    line = refused(capfd, place, split(text))
+    assert message in line
+    assert len(line) < 1000
+
+
+def test_the_quick_run_is_accepted(place: Path, tmp_path: Path, capfd: Any) -> None:
+    """What the cases are wrong about is what they add to it."""
+    assert invoke(["run", *QUICK, "--runs-dir", str(tmp_path)]) == 0
+    capfd.readouterr()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert place.is_dir()
+
+
+def test_numbers_too_large_for_a_float(place: Path, tmp_path: Path, capfd: Any) -> None:
+    """A file may hold integers of any length."""
+    config = tmp_path / "huge.json"
+    config.write_text(json.dumps({"sequence": ["fgsm"], "points": 10**400}))
+    assert "digits has 360 test points" in refused(capfd, place, ["run", "--config", str(config)])
+
+
+def test_a_runs_directory_that_cannot_be_made(place: Path, capfd: Any) -> None:
+    """Where the system itself says no, to root too."""
+    if not Path("/proc/self").is_dir():
+        pytest.skip("needs a directory in which nobody can write")
+    line = refused(capfd, place, ["run", *QUICK, "--runs-dir", "/proc/runs"])
+    assert "cannot create runs directory /proc/runs: " in line
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_runs_directory_that_is_read_only(place: Path, tmp_path: Path, capfd: Any) -> None:
+    """Existing or not."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    try:
+        for runs in (locked, locked / "runs"):
+            line = refused(capfd, place, ["run", *QUICK, "--runs-dir", str(runs)])
+            assert "Permission denied" in line
+    finally:
+        locked.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run --sequence pdg", "unknown attack 'pdg': did you mean 'pgd'?"),
+        ("run --config config/bomb.yaml", "aliases (*name) are not read"),
+    ],
+)
+def test_in_a_process_of_its_own(place: Path, text: str, message: str) -> None:
+    """Nothing that is printed at import or at exit adds to the line."""
+    before = contents(place)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "advbench", *split(text)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*\n", done.stderr)
+    assert message in done.stderr
+    assert contents(place) == before

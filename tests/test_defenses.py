@@ -1,0 +1,758 @@
+"""What every defense promises, and how defenses are found, configured and trained."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import pickle
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import defenses
+from attacks_pool import InputError, pool
+from defenses import (
+    AIR,
+    AT,
+    Defense,
+    DefenseInfo,
+    Progress,
+    Registry,
+    Stage,
+    Standard,
+    TrainingDivergedError,
+    TrainPlan,
+    registry,
+)
+from defenses.mixing import craft_batch
+from defenses.parameters import parameters_of, parse_parameters
+
+# The package's attribute of this name is the registry itself.
+REGISTRY_MODULE = importlib.import_module("defenses.registry")
+PLAN = TrainPlan(epochs=1, lr=0.05)
+
+Network = Callable[..., nn.Sequential]
+Loader = Callable[..., Any]
+
+every_defense = pytest.mark.parametrize("name", registry.names())
+
+
+class Toy(Defense):
+    """Records what its steps are given."""
+
+    info = DefenseInfo(name="toy", paper=None, regimes=("joint", "continual"))
+
+    def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
+        super().__init__(model, seed=seed)
+        self.steps: list[tuple[Stage, float]] = []
+
+    def step(self, x: Tensor, y: Tensor, stage: Stage, optimizer: Any) -> dict[str, float]:  # noqa: ARG002
+        """Keep stage and learning rate; train nothing."""
+        self.steps.append((stage, optimizer.param_groups[0]["lr"]))
+        return {"loss": float(len(self.steps))}
+
+
+def attacks(text: str = "fgsm,pgd") -> list[Any]:
+    """Attacks with the budgets of the digits."""
+    return pool.sequence(text, budget="digits")
+
+
+def train(defense: Defense, data: Any, text: str = "fgsm,pgd", plan: TrainPlan = PLAN) -> None:
+    """All of its stages, in the first of its regimes."""
+    if defense.info.regimes[0] == "continual":
+        for attack in attacks(text):
+            defense.fit(data, [attack], plan=plan)
+    else:
+        defense.fit(data, attacks(text), plan=plan)
+
+
+def equal_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules have the same parameters and buffers, bit for bit."""
+    left, right = first.state_dict(), second.state_dict()
+    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@every_defense
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logits_have_a_gradient_to_the_image(network: Network, name: str, channels: int) -> None:
+    """Images (N, C, H, W) to logits (N, K), and back: what any attack needs."""
+    defense = registry.build(name, network(channels=channels, classes=7)).eval()
+    x = torch.rand(5, channels, 8, 8, requires_grad=True)
+    logits = defense(x)
+    assert logits.shape == (5, 7)
+    assert logits.dtype == torch.float32
+    gradient = torch.autograd.grad(logits[:, 0].sum(), x)[0]
+    assert (gradient.abs().amax(dim=(1, 2, 3)) > 0).all()
+    for attack in (None, *attacks()):
+        assert defense.view(attack)(x).shape == (5, 7)
+
+
+@every_defense
+def test_it_trains_as_the_readme_says(network: Network, loader: Loader, name: str) -> None:
+    """On a plain DataLoader, with nothing but attacks: it counts stages, moves weights, ends in eval mode."""
+    defense = registry.build(name, network(norm=True))
+    before = registry.build(name, network(norm=True))
+    data = loader(64)
+    if "continual" in defense.info.regimes:
+        for attack in pool.sequence("fgsm,pgd", budget="digits"):
+            history = defense.fit(data, [attack])
+        assert defense.stages == 2
+    else:
+        history = defense.fit(data, pool.sequence("fgsm,pgd", budget="digits"))
+        assert defense.stages == 1
+    assert len(history) == TrainPlan().epochs
+    assert all(math.isfinite(value) for losses in history for value in losses.values())
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert not equal_weights(defense, before)
+    assert not any(module.training for module in defense.modules())
+    assert all(value.isfinite().all() for value in defense.state_dict().values())
+    assert defense.passes.forwards > 0
+    assert defense.passes.backwards > 0
+
+
+@every_defense
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weights_and_spec_rebuild_it(
+    network: Network, loader: Loader, tmp_path: Path, name: str, channels: int
+) -> None:
+    """safetensors and the JSON of ``spec()`` give the same logits around a fresh classifier."""
+    defense = registry.build(name, network(norm=True, channels=channels), seed=3)
+    train(defense, loader(64, channels=channels))
+    save_file(defense.state_dict(), tmp_path / "weights.safetensors")
+    spec = json.loads(json.dumps(defense.spec(), allow_nan=False))
+    fresh = network(norm=True, channels=channels, seed=9)
+    rebuilt = registry.build(spec["defense"], fresh, parameters=spec["parameters"])
+    rebuilt.load_spec(spec)
+    x = torch.rand(16, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(rebuilt.eval()(x), defense(x))
+    rebuilt.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(rebuilt.eval()(x), defense(x))
+    assert rebuilt.spec() == defense.spec()
+    assert set(spec["parameters"]) == set(parameters_of(type(defense)))
+
+
+@every_defense
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_seed_determines_training(
+    network: Network, loader: Loader, name: str, dropout: bool, global_randomness: Callable[[], bool]
+) -> None:
+    """Whatever the global random state, which stays as it was; another seed gives other weights."""
+    plan = TrainPlan(epochs=2, augmentation=("crop", "flip"))
+    fitted = []
+    for seed, noise in ((5, 0), (5, 1), (6, 0)):
+        model = network()
+        if dropout:
+            model = nn.Sequential(*model[:-1], nn.Dropout(0.5), model[-1])
+        defense = registry.build(name, model, seed=seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(noise)
+            before = torch.get_rng_state()
+            train(defense, loader(64), plan=plan)
+            assert torch.equal(before, torch.get_rng_state())
+        fitted.append(defense)
+    assert equal_weights(fitted[0], fitted[1])
+    assert not equal_weights(fitted[0], fitted[2])
+    assert global_randomness()
+
+
+@every_defense
+def test_it_can_be_carried_on_after_a_stage(network: Network, loader: Loader, name: str) -> None:
+    """Weights and ``training_state()`` in another process give the next stage that would have been."""
+    first = registry.build(name, network(norm=True), seed=2)
+    train(first, loader(64), "fgsm")
+    second = registry.build(name, network(norm=True, seed=8), seed=2)
+    second.load_spec(first.spec())
+    second.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
+    second.load_training_state(pickle.loads(pickle.dumps(first.training_state())))
+    assert second.stages == first.stages == 1
+    assert second.passes == first.passes
+    for defense in (first, second):
+        train(defense, loader(64), "pgd")
+    assert equal_weights(first, second)
+    assert first.stages == second.stages == 2
+
+
+@every_defense
+def test_crafting_leaves_the_defense_as_it_is(network: Network, digits: Any, name: str) -> None:
+    """In eval mode, without moving batch-norm statistics, flags or gradients; within the attack's budget."""
+    defense = registry.build(name, network(norm=True)).train()
+    frozen = defense.model[3].eval()
+    before = {key: value.clone() for key, value in defense.state_dict().items()}
+    modes: set[bool] = set()
+    defense.model.register_forward_hook(lambda module, *_: modes.add(module.training))
+    x, y = digits.train.x[:32], digits.train.y[:32]
+    x_adv = defense.craft(attacks("pgd")[0].for_training(), x, y)
+    assert 0.1 < float((x_adv - x).abs().max()) <= 0.2 + 1e-6
+    assert modes == {False}
+    assert all(torch.equal(value, before[key]) for key, value in defense.state_dict().items())
+    assert defense.training
+    assert not frozen.training
+    assert all(parameter.grad is None for parameter in defense.parameters())
+
+
+class Counting(nn.Module):
+    """Keeps count of its calls in a buffer, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        self.calls += 1
+        return self.linear(x.flatten(1))
+
+
+def test_crafting_moves_no_buffer(loader: Loader) -> None:
+    """Not even of a model that moves its buffers in eval mode: four batches, four calls that count."""
+    defense = AT(Counting())
+    defense.fit(loader(256), attacks("pgd"), plan=PLAN)
+    assert int(defense.model.calls) == 4
+
+
+@every_defense
+def test_regimes_that_it_does_not_support_are_refused(network: Network, loader: Loader, name: str) -> None:
+    """By name in the registry, and by the number of attacks where it trains."""
+    defense, default = registry.resolve(name)
+    assert default == defense.info.regimes[0]
+    for regime in ("continual", "joint", "meta"):
+        if regime in defense.info.regimes:
+            assert registry.resolve(name, regime) == (defense, regime)
+        else:
+            with pytest.raises(InputError, match=f"does not support regime '{regime}' .allowed: {default}"):
+                registry.resolve(name, regime)
+    if set(defense.info.regimes) == {"continual"}:
+        with pytest.raises(InputError, match="meets one attack a stage, not 2"):
+            registry.build(name, network()).fit(loader(64), attacks(), plan=PLAN)
+
+
+@pytest.mark.parametrize("norm", [None, 0.1, 100.0])
+@pytest.mark.parametrize("kind", [Standard, AT])
+def test_one_step_by_hand(network: Network, digits: Any, kind: type[Defense], norm: float | None) -> None:
+    """w' = w − lr·(∇CE(f(x̃), y) + weight decay·w), x̃ = x for standard training, FGSM's for AT.
+
+    The gradient of the loss over all parameters is scaled down to ``max_grad_norm`` where it is larger.
+    """
+    x, y = digits.train.x[:32], digits.train.y[:32]
+    plan = TrainPlan(
+        epochs=1, lr=0.3, momentum=0.9, weight_decay=0.01, schedule="constant", max_grad_norm=norm
+    )
+    defense = kind(network())
+    defense.fit([(x, y)], attacks("fgsm"), plan=plan)
+    model = network()
+    x_adv = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)
+    x_adv = (x + 0.2 * gradient.sign()).clamp(0, 1) if kind is AT else x
+    loss = F.cross_entropy(model(x_adv), y)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    length = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+    assert 0.1 < length < 100
+    scale = min(1.0, (norm or 100) / length)
+    for parameter, gradient, got in zip(model.parameters(), gradients, defense.parameters(), strict=True):
+        expected = parameter - 0.3 * (scale * gradient + 0.01 * parameter)
+        torch.testing.assert_close(got.detach(), expected.detach(), atol=1e-6, rtol=1e-5)
+
+
+class TestFit:
+    """The loop around a defense's step."""
+
+    def test_progress_counts_stages_epochs_and_batches(self, network: Network, loader: Loader) -> None:
+        """From 1, once a batch, with that batch's losses; the history holds their means."""
+        seen: list[Progress] = []
+        defense = Toy(network())
+        data = loader(256)
+        plan = TrainPlan(epochs=2)
+        histories = [defense.fit(data, attacks(), plan=plan, progress=seen.append) for _ in range(2)]
+        places = [(now.stage, now.epoch, now.epochs, now.batch, now.batches) for now in seen]
+        assert places == [(s, e, 2, b, 4) for s in (1, 2) for e in (1, 2) for b in (1, 2, 3, 4)]
+        assert [now.losses["loss"] for now in seen] == list(range(1, 17))
+        assert histories == [[{"loss": 2.5}, {"loss": 6.5}], [{"loss": 10.5}, {"loss": 14.5}]]
+
+    def test_attacks_come_with_training_knobs(self, network: Network, loader: Loader) -> None:
+        """A stage trains against the cheaper form, and the caller's attacks stay what they were."""
+        defense = Toy(network())
+        given = attacks("pgd,cw")
+        defense.fit(loader(64), given, plan=PLAN)
+        ((stage, _),) = defense.steps
+        assert [attack.knobs["steps"] for attack in stage.attacks] == [7, 10]
+        assert [attack.training for attack in stage.attacks] == [True, True]
+        assert [attack.knobs["steps"] for attack in given] == [50, 100]
+
+    def test_learning_rate_and_budget_follow_the_plan(self, network: Network, loader: Loader) -> None:
+        """Batch b of epoch e stands at e + b/B: half a cosine for the rate, a line for eps."""
+        defense = Toy(network())
+        plan = TrainPlan(epochs=3, lr=0.4, eps_warmup=2)
+        defense.fit(loader(256), attacks("pgd"), plan=plan)
+        done = [epoch + batch / 4 for epoch in range(3) for batch in range(4)]
+        rates = [rate for _, rate in defense.steps]
+        assert rates == pytest.approx([0.2 * (1 + math.cos(math.pi * place / 3)) for place in done])
+        budgets = [stage.attacks[0].eps for stage, _ in defense.steps]
+        assert budgets == pytest.approx([0.2 * min(max(place / 2, 1e-3), 1) for place in done])
+        steps = [stage.attacks[0].knobs["step_size"] for stage, _ in defense.steps]
+        assert steps == pytest.approx([2.5 * eps / 7 for eps in budgets])
+
+    def test_a_loader_draws_as_if_it_were_read_by_hand(self, network: Network, digits: Any) -> None:
+        """Training leaves the global random state where one pass over the loader an epoch leaves it."""
+        data = torch.utils.data.TensorDataset(digits.train.x[:64], digits.train.y[:64])
+        shuffling = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+        states = []
+        for fits in (True, False):
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                if fits:
+                    AT(network()).fit(shuffling, attacks("pgd"), plan=TrainPlan(epochs=2))
+                else:
+                    for _ in range(2):
+                        list(shuffling)
+                states.append(torch.get_rng_state())
+        assert torch.equal(*states)
+
+    def test_any_re_iterable_will_do(self, network: Network, digits: Any) -> None:
+        """A class with ``__iter__`` alone trains like the list; the number of batches is then unknown."""
+        batches = [(digits.train.x[:32], digits.train.y[:32]), (digits.train.x[32:64], digits.train.y[32:64])]
+
+        class Batches:
+            def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+                return iter(batches)
+
+        seen: list[Progress] = []
+        first, second = AT(network()), AT(network())
+        plan = TrainPlan(epochs=2, schedule="constant")
+        first.fit(Batches(), attacks("pgd"), plan=plan, progress=seen.append)
+        second.fit(batches, attacks("pgd"), plan=plan)
+        assert equal_weights(first, second)
+        assert [now.batches for now in seen] == [0] * 4
+
+    @pytest.mark.parametrize(
+        "make", [iter, lambda batches: (b for b in batches), lambda batches: map(tuple, batches)]
+    )
+    def test_iterators_are_refused(self, network: Network, digits: Any, make: Callable[..., Any]) -> None:
+        """One would be used up after the first epoch, and training would go on with nothing."""
+        batches = [(digits.train.x[:32], digits.train.y[:32])]
+        with pytest.raises(InputError, match=r"^data is an iterator, used up after one epoch: give a DataL"):
+            AT(network()).fit(make(batches), attacks("fgsm"), plan=PLAN)
+        plan = TrainPlan(epochs=2, select="val-robust")
+        with pytest.raises(InputError, match=r"^validation is an iterator"):
+            AT(network()).fit(batches, attacks("fgsm"), plan=plan, validation=make(batches))
+
+    def test_data_that_cannot_be_used_are_refused(self, network: Network, digits: Any) -> None:
+        """Nothing, nothing without a length, images out of range, labels of another type."""
+        x, y = digits.train.x[:32], digits.train.y[:32]
+
+        class Empty:
+            def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+                return iter(())
+
+        cases: list[tuple[Any, str]] = [
+            ([], "data has no batches"),
+            (Empty(), "data has no batches"),
+            ([(x * 255, y)], r"x must lie in \[0, 1\]"),
+            ([(x - 0.1, y)], r"x must lie in \[0, 1\]"),
+            ([(x.double(), y)], "x must be float32"),
+            ([(x, y.int())], "y must be int64"),
+        ]
+        for kind in (Standard, AT):
+            for data, message in cases:
+                with pytest.raises(InputError, match=message):
+                    kind(network()).fit(data, attacks("fgsm"), plan=PLAN)
+        plan = TrainPlan(epochs=1, select="val-robust")
+        for validation, message in ((None, "needs validation batches"), ([], "validation has no batches")):
+            with pytest.raises(InputError, match=message):
+                AT(network()).fit([(x, y)], attacks("fgsm"), plan=plan, validation=validation)
+
+    def test_a_loss_that_is_no_number_stops_training(self, network: Network, loader: Loader) -> None:
+        """The error says at which stage, epoch and step."""
+
+        class Diverging(Toy):
+            def step(self, x: Tensor, y: Tensor, stage: Stage, optimizer: Any) -> dict[str, float]:
+                losses = super().step(x, y, stage, optimizer)
+                return {"loss": math.inf if losses["loss"] == 15 else 1.0, "term": 0.0}
+
+        defense = Diverging(network())
+        data = loader(256)
+        plan = TrainPlan(epochs=2)
+        defense.fit(data, attacks("fgsm"), plan=plan)
+        with pytest.raises(TrainingDivergedError, match=r"^toy: .* stage 2, epoch 2, step 3: .*inf"):
+            defense.fit(data, attacks("fgsm"), plan=plan)
+        assert defense.stages == 1
+
+    def test_a_real_divergence_is_noticed(self, network: Network, loader: Loader) -> None:
+        """A learning rate of 1e30 is no training."""
+        with pytest.raises(TrainingDivergedError, match="at: the loss is not a number at stage 1, epoch 1"):
+            AT(network()).fit(loader(256), attacks("fgsm"), plan=TrainPlan(epochs=1, lr=1e30))
+
+
+class Threshold(nn.Module):
+    """Class 1 where the single pixel is above ``at``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 2)."""
+        score = 10 * (x.flatten(1) - self.at)
+        return torch.cat([-score, score], 1)
+
+
+class Scripted(Defense):
+    """Puts its threshold where the script says, epoch by epoch."""
+
+    info = DefenseInfo(name="scripted", paper=None, regimes=("continual",))
+
+    def __init__(self, model: nn.Module, script: list[float]) -> None:
+        super().__init__(model)
+        self.script = iter(script)
+
+    def step(self, x: Tensor, y: Tensor, stage: Stage, optimizer: Any) -> dict[str, float]:  # noqa: ARG002
+        """One batch an epoch."""
+        self.model.at.data.fill_(next(self.script))
+        return {"loss": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("script", "select", "kept"),
+    [
+        # Right clean at any threshold between 0.2 and 0.8; after an attack of 0.2 only from 0.4 to 0.6.
+        ([0.3, 0.5, 0.7], "last", 0.7),
+        ([0.3, 0.5, 0.7], "val-robust", 0.5),
+        ([0.5, 0.3, 0.3], "val-robust", 0.5),
+        ([0.3, 0.3, 0.45], "val-robust", 0.45),
+        # Of equals the first.
+        ([0.45, 0.55, 0.5], "val-robust", 0.45),
+    ],
+)
+def test_val_robust_keeps_the_most_robust_epoch(script: list[float], select: str, kept: float) -> None:
+    """By accuracy after the stage's attack on validation data: not clean accuracy, nor training data."""
+    x = torch.tensor([0.2, 0.2, 0.8, 0.8]).view(4, 1, 1, 1)
+    validation = [(x, torch.tensor([0, 0, 1, 1]))]
+    upside_down = [(x, torch.tensor([1, 1, 0, 0]))]
+    defense = Scripted(Threshold(), script)
+    plan = TrainPlan(epochs=3, select=select)
+    defense.fit(upside_down, [pool.get("fgsm", eps=0.19)], plan=plan, validation=validation)
+    assert defense.model.at.item() == pytest.approx(kept)
+
+
+class TestMixing:
+    """How a joint batch meets several attacks. An attack here is a number, which crafting adds."""
+
+    def craft(self, mix: str, count: int = 7, kinds: tuple[float, ...] = (1.0, 2.0, 3.0), **more: Any) -> Any:
+        """Crafted points, their labels and the sizes of the batches that each attack got."""
+        x = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1) * 10
+        y = torch.arange(count) % 10
+        sizes: list[tuple[float, int]] = []
+
+        def craft(attack: Any, x: Tensor, y: Tensor) -> Tensor:
+            assert torch.equal(x.flatten().long() // 10 % 10, y)
+            sizes.append((attack, len(x)))
+            return x + attack
+
+        given: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "predict": nn.Identity()}
+        x_adv, y_adv = craft_batch(craft, kinds, x, y, mix=mix, **{**given, **more})  # type: ignore[arg-type]
+        return (x_adv - 10 * y_adv.view(-1, 1, 1, 1)).flatten().tolist(), y_adv.tolist(), sizes
+
+    def test_split_gives_each_an_equal_share(self) -> None:
+        """Every point meets one attack, in its place; the cost is that of one attack."""
+        added, labels, sizes = self.craft("split")
+        assert added == [1, 2, 3, 1, 2, 3, 1]
+        assert labels == list(range(7))
+        assert sizes == [(1.0, 3), (2.0, 2), (3.0, 2)]
+
+    def test_split_of_fewer_points_than_attacks(self) -> None:
+        """The attacks left over get nothing."""
+        added, _, sizes = self.craft("split", count=2)
+        assert added == [1, 2]
+        assert sizes == [(1.0, 1), (2.0, 1), (3.0, 0)]
+
+    def test_random_gives_the_batch_to_one(self) -> None:
+        """Each attack about as often."""
+        generator = torch.Generator().manual_seed(0)
+        chosen = []
+        for _ in range(300):
+            added, labels, sizes = self.craft("random", generator=generator)
+            assert len(set(added)) == len(sizes) == 1
+            assert labels == list(range(7))
+            chosen.append(added[0])
+        assert all(70 < chosen.count(kind) < 130 for kind in (1, 2, 3))
+
+    def test_average_keeps_every_point_of_every_attack(self) -> None:
+        """N·k points, each with the label of the point that it came from."""
+        added, labels, sizes = self.craft("average")
+        assert added == [1] * 7 + [2] * 7 + [3] * 7
+        assert labels == list(range(7)) * 3
+        assert [size for _, size in sizes] == [7, 7, 7]
+
+    def test_max_keeps_the_worst_of_each_point(self) -> None:
+        """By cross-entropy: point i is worst under attack 1 + i mod 3 for this model."""
+
+        class Model(nn.Module):
+            def forward(self, points: Tensor) -> Tensor:
+                added = points.flatten() % 10
+                worst = 1 + (points.flatten() // 10).long() % 3
+                right = torch.where(added == worst, 0.0, 5.0)
+                return torch.nn.functional.one_hot((points.flatten() // 10).long(), 10) * right[:, None]
+
+        added, labels, _ = self.craft("max", predict=Model())
+        assert added == [1, 2, 3, 1, 2, 3, 1]
+        assert labels == list(range(7))
+
+    @pytest.mark.parametrize("mix", ["split", "random", "average", "max"])
+    def test_one_attack_is_no_mixture(self, mix: str) -> None:
+        """Crafted once, on the whole batch."""
+        added, labels, sizes = self.craft(mix, kinds=(4.0,))
+        assert added == [4] * 7
+        assert labels == list(range(7))
+        assert sizes == [(4.0, 7)]
+
+    @pytest.mark.parametrize(("mix", "size"), [("split", 64), ("random", 64), ("average", 128), ("max", 64)])
+    def test_a_step_has_one_train_mode_forward(
+        self, network: Network, loader: Loader, mix: str, size: int
+    ) -> None:
+        """Choosing the worst attack moves no batch-norm statistics either."""
+        defense = AT(network(norm=True), mix=mix)
+        calls: list[int] = []
+        defense.model.register_forward_hook(
+            lambda module, inputs, _output: calls.append(len(inputs[0])) if module.training else None
+        )
+        defense.fit(loader(64), attacks(), plan=PLAN)
+        assert calls == [size]
+        assert int(defense.model[3].num_batches_tracked) == 1
+
+
+class TestRegistry:
+    """Finding defenses by name, ours and strangers'."""
+
+    def test_joint_is_at_in_regime_joint(self) -> None:
+        """An alias fixes the regime and refuses any other."""
+        assert registry.resolve("joint") == (AT, "joint")
+        assert registry.resolve("joint", "joint") == (AT, "joint")
+        assert registry.resolve("at") == (AT, "continual")
+        assert registry.resolve("at", "joint") == (AT, "joint")
+        with pytest.raises(InputError, match="it means at in 'joint'"):
+            registry.resolve("joint", "continual")
+        assert "joint" not in registry.names()
+
+    def test_unknown_names_have_a_suggestion(self) -> None:
+        """One line, with the nearest name and all of them, aliases too."""
+        with pytest.raises(InputError) as caught:
+            registry.resolve("standart")
+        assert str(caught.value).startswith("unknown defense 'standart': did you mean 'standard'? (allowed: ")
+        assert "joint" in str(caught.value)
+
+    def test_classes_are_imported_by_their_own_names(self) -> None:
+        """In a fresh interpreter, without any list to edit."""
+        code = "from defenses import AIR, AT, Standard, Defense; print(AIR.info.name, AT.info.name)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stdout == "air at\n", done.stderr
+        assert defenses.AIR is registry.resolve("air")[0] is AIR
+        assert {"AIR", "AT", "Standard", "registry"} <= set(dir(defenses))
+        with pytest.raises(AttributeError, match="has no attribute 'AIRR'"):
+            _ = defenses.AIRR  # type: ignore[attr-defined]
+        with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+            exec("from defenses import Nothing")
+
+    def test_a_name_is_taken_once(self, network: Network) -> None:
+        """By another class; the same class again, as a reload gives it, is no second one."""
+        fresh = Registry()
+        assert fresh.register(Toy) is Toy
+        fresh.register(Toy)
+        assert fresh.build("toy", network()).info is Toy.info
+        for taken in (
+            DefenseInfo(name="toy", paper=None, regimes=("joint",)),
+            DefenseInfo(name="other", paper=None, regimes=("joint",), aliases={"toy": "joint"}),
+        ):
+            other = type("Other", (Toy,), {"info": taken})
+            with pytest.raises(
+                InputError, match=r"^defense 'toy' is registered twice: by .*Toy and .*Other$"
+            ):
+                fresh.register(other)
+        child = type("Child", (Toy,), {})
+        with pytest.raises(InputError, match="registered twice"):
+            fresh.register(child)
+        alias = DefenseInfo(name="second", paper=None, regimes=("joint",), aliases={"twin": "joint"})
+        fresh.register(type("Second", (Toy,), {"info": alias}))
+        twin = DefenseInfo(name="twin", paper=None, regimes=("joint",))
+        with pytest.raises(InputError, match="defense 'twin' is registered twice"):
+            fresh.register(type("Twin", (Toy,), {"info": twin}))
+
+    def test_what_is_no_defense_is_refused(self) -> None:
+        """Another base, an instance, a class without metadata."""
+        fresh = Registry()
+        for wrong in (nn.Linear, nn.Linear(1, 1), "air", Toy.step):
+            with pytest.raises(InputError, match=r"is not a subclass of defenses\.Defense$"):
+                fresh.register(wrong)  # type: ignore[type-var]
+        for info in ({}, {"info": "air"}):
+            with pytest.raises(InputError, match=r"^Bare has no info = DefenseInfo\(\.\.\.\)$"):
+                fresh.register(type("Bare", (Defense,), info))
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"name": "Bad Name", "paper": None, "regimes": ("joint",)},
+            {"name": "x", "paper": None, "regimes": ()},
+            {"name": "x", "paper": None, "regimes": ("sometimes",)},
+            {"name": "x", "paper": None, "regimes": ("joint",), "colour": "red"},
+        ],
+    )
+    def test_metadata_is_checked(self, values: dict[str, Any]) -> None:
+        """Unknown keys, regimes and names that are none."""
+        with pytest.raises(ValueError, match=r"validation errors? for DefenseInfo"):
+            DefenseInfo(**values)
+
+    def entry_points(self, monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> Registry:
+        """A registry that finds these entry points of an installed package ``strangers``."""
+        module = types.ModuleType("strangers")
+        module.Toy = Toy  # type: ignore[attr-defined]
+        module.Wrong = nn.Linear  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "strangers", module)
+        found = [EntryPoint(name, value, "advbench.defenses") for name, value in points]
+
+        def entry_points(*, group: str) -> list[EntryPoint]:
+            assert group == "advbench.defenses"
+            return found
+
+        monkeypatch.setattr(REGISTRY_MODULE, "entry_points", entry_points)
+        return Registry()
+
+    def test_entry_points_are_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the name in the class's metadata; an entry point may also be a module that registers."""
+        fresh = self.entry_points(monkeypatch, ("toy", "strangers:Toy"), ("module", "strangers"))
+        assert fresh.names() == ["toy"]
+        assert fresh.resolve("toy") == (Toy, "joint")
+        assert fresh.class_named("Toy") is Toy
+        assert fresh.problems == {}
+
+    def test_a_broken_entry_point_breaks_nothing_else(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """It is reported in one line, when it is asked for by name; one that leaves Python is stopped."""
+        (tmp_path / "leaver.py").write_text("raise SystemExit('bye')")
+        monkeypatch.syspath_prepend(tmp_path)
+        fresh = self.entry_points(
+            monkeypatch,
+            ("absent", "no_such_package:Thing"),
+            ("gone", "strangers:Gone"),
+            ("toy", "strangers:Toy"),
+            ("leaves", "leaver"),
+            ("wrong", "strangers:Wrong"),
+        )
+        assert fresh.names() == ["toy"]
+        assert set(fresh.problems) == {"absent", "gone", "leaves", "wrong"}
+        assert all("\n" not in cause for cause in fresh.problems.values())
+        with pytest.raises(InputError, match=r"^defense 'absent' could not be loaded: ModuleNotFoundError: "):
+            fresh.resolve("absent")
+        with pytest.raises(InputError, match=r"could not be loaded: InputError: .* is not a subclass"):
+            fresh.resolve("wrong")
+
+
+class TestParameters:
+    """A defense's own keyword arguments, from text."""
+
+    def test_text_is_read_in_the_declared_type(self) -> None:
+        """Numbers, choices; what is not given has its default."""
+        given = {"lambda_i": "0.5", "sigma": "1e-3", "beta": 2, "distance": "kl"}
+        values = parse_parameters(AIR, "air", given)
+        defaults = parameters_of(AIR)
+        assert values == {**defaults, "lambda_i": 0.5, "sigma": 0.001, "beta": 2.0, "distance": "kl"}
+        assert isinstance(values["beta"], float)
+        assert set(defaults) == {"lambda_i", "lambda_a", "lambda_r", "sigma", "beta", "distance"}
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"lamda_i": "1"}, "unknown parameter of air 'lamda_i': did you mean 'lambda_i'?"),
+            ({"seed": 3}, "unknown parameter of air 'seed'"),
+            ({"model": 3}, "unknown parameter of air 'model'"),
+            ({"lambda_i": "much"}, "lambda_i=much is no value for air: "),
+            ({"lambda_i": [1]}, "lambda_i=[1] is no value for air: "),
+            ({"lambda_i": "[1"}, "lambda_i=[1 is no value for air: "),
+            ({"lambda_i": None}, "lambda_i=None is no value for air: "),
+            ({"lambda_i": "inf"}, "lambda_i=inf is no value for air: it is not finite"),
+            ({"sigma": ".nan"}, "sigma=.nan is no value for air: it is not finite"),
+            ({"distance": "l7"}, "distance=l7 is no value for air: Input should be 'mse' or 'kl'"),
+        ],
+    )
+    def test_wrong_parameters_are_one_line(self, given: dict[str, Any], message: str) -> None:
+        """What was given, to which defense, and why it will not do."""
+        with pytest.raises(InputError) as caught:
+            parse_parameters(AIR, "air", given)
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+
+    def test_a_parameter_without_default_must_be_given(self, network: Network) -> None:
+        """The message says how."""
+
+        class Needy(Toy):
+            def __init__(self, model: nn.Module, *, teacher: str, seed: int = 0) -> None:
+                super().__init__(model, seed=seed)
+                self.teacher = teacher
+
+        Needy.info = DefenseInfo(name="needy", paper=None, regimes=("joint",))
+        fresh = Registry()
+        fresh.register(Needy)
+        with pytest.raises(InputError, match="'needy' needs a value for 'teacher': --set teacher=VALUE"):
+            fresh.build("needy", network())
+        built = fresh.build("needy", network(), seed=4, parameters={"teacher": "old"})
+        assert built.spec() == {"defense": "needy", "parameters": {"teacher": "old"}}
+        assert built.seed == 4
+
+
+def test_a_plain_constructor_will_do(network: Network) -> None:
+    """Without ``seed``, without attributes of its parameters' names, with types that are not imported."""
+
+    class Plain(Toy):
+        def __init__(self, model: nn.Module, *, weight: Unknown = 1.0) -> None:  # type: ignore[name-defined] # noqa: F821
+            super().__init__(model)
+            self.w = weight
+
+    Plain.info = DefenseInfo(name="plain", paper=None, regimes=("joint",))
+    fresh = Registry()
+    fresh.register(Plain)
+    built = fresh.build("plain", network(), seed=6, parameters={"weight": "2.5"})
+    assert (built.w, built.seed) == (2.5, 6)
+    assert built.spec() == {"defense": "plain", "parameters": {"weight": 2.5}}
+
+
+def test_a_defense_without_a_loss_says_so(network: Network, loader: Loader) -> None:
+    """The author of a new method learns what is missing."""
+
+    class Empty(Defense):
+        info = DefenseInfo(name="empty", paper=None, regimes=("continual",))
+
+    with pytest.raises(NotImplementedError, match="Empty writes neither loss nor step"):
+        Empty(network()).fit(loader(64), attacks("fgsm"), plan=PLAN)
+
+
+def test_frozen_parameters_are_not_trained(network: Network, loader: Loader) -> None:
+    """The optimizer gets what requires a gradient, anew each stage."""
+    defense = AT(network())
+    defense.model[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in defense.state_dict().items()}
+    defense.fit(loader(64), attacks("fgsm"), plan=TrainPlan(epochs=1, weight_decay=0.1))
+    changed = {name for name, value in defense.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"model.0.bias", "model.3.weight", "model.3.bias"}
+    (group,) = defense.configure_optimizer(PLAN).param_groups
+    assert len(group["params"]) == 3
+
+
+def test_a_defense_without_parameters_can_be_fitted(loader: Loader) -> None:
+    """It has no optimizer then, and its loss is computed all the same."""
+
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :10]
+
+    (losses,) = Standard(Constant()).fit(loader(64), [], plan=PLAN)
+    assert losses["loss"] > 0

@@ -1,0 +1,212 @@
+"""The training budget: schedules by hand, warm-up, text forms, optimizers, augmentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from defenses import TrainPlan
+from defenses.augment import augment, shift
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ("constant", {0: 0.4, 0.25: 0.4, 0.5: 0.4, 0.999: 0.4}),
+        # cos(π/3) = 1/2 and cos(π/2) = 0; cos(0.999π) = −0.99999507.
+        ("cosine", {0: 0.4, 1 / 3: 0.3, 0.5: 0.2, 2 / 3: 0.1, 0.999: 9.87e-7}),
+        ("linear", {0: 0.4, 0.25: 0.3, 0.5: 0.2, 0.999: 0.0004}),
+        ("step", {0: 0.4, 0.499: 0.4, 0.5: 0.04, 0.749: 0.04, 0.75: 0.004, 0.999: 0.004}),
+        # Up to 40 %: 0.4·0.2/0.4; down from there: 0.4·0.5/0.6. It starts at a fortieth, not at 0.
+        ("one-cycle", {0: 0.01, 0.01: 0.01, 0.2: 0.2, 0.4: 0.4, 0.5: 1 / 3, 0.7: 0.2, 0.999: 0.0004 / 0.6}),
+    ],
+)
+def test_schedules_by_hand(schedule: Any, values: dict[float, float]) -> None:
+    """The learning rate at the start, on the way, and near the end."""
+    plan = TrainPlan(schedule=schedule, lr=0.4)
+    for done, rate in values.items():
+        assert plan.learning_rate(done) == pytest.approx(rate, rel=1e-3), done
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "step", "one-cycle"])
+def test_rates_are_positive_and_at_most_lr(schedule: Any) -> None:
+    """Anywhere in a stage."""
+    plan = TrainPlan(schedule=schedule, lr=0.1)
+    rates = [plan.learning_rate(step / 1000) for step in range(1000)]
+    assert min(rates) > 0
+    assert max(rates) == pytest.approx(0.1)
+
+
+def test_warm_up_is_linear() -> None:
+    """The share of eps: nothing at first (a thousandth), half after half of it, then all."""
+    plan = TrainPlan(eps_warmup=4)
+    shares = {0: 0.001, 0.002: 0.001, 1: 0.25, 2: 0.5, 3.5: 0.875, 4: 1, 7: 1}
+    assert {done: plan.warmth(done) for done in shares} == pytest.approx(shares)
+    assert TrainPlan(eps_warmup=0).warmth(0) == 1
+    assert TrainPlan(eps_warmup=0.5).warmth(0.25) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ("crop+flip", ("crop", "flip")),
+        ("flip, crop", ("flip", "crop")),
+        ("crop", ("crop",)),
+        ("none", ()),
+        ("", ()),
+        (["flip"], ("flip",)),
+        ((), ()),
+    ],
+)
+def test_augmentation_from_text(given: Any, kinds: tuple[str, ...]) -> None:
+    """As the command line writes it, and as a record holds it."""
+    assert TrainPlan(augmentation=given).augmentation == kinds
+
+
+def test_numbers_from_text_and_through_json() -> None:
+    """The command line gives text; a record gives back an equal plan."""
+    assert TrainPlan.model_validate({"max_grad_norm": "none"}).max_grad_norm is None
+    assert TrainPlan.model_validate({"max_grad_norm": "2.5"}).max_grad_norm == 2.5
+    plan = TrainPlan.model_validate({"epochs": "3", "lr": "1e-2", "momentum": "0", "eps_warmup": "1.5"})
+    assert (plan.epochs, plan.lr, plan.momentum, plan.eps_warmup) == (3, 0.01, 0.0, 1.5)
+    assert TrainPlan.model_validate(plan.model_dump(mode="json")) == plan
+    assert TrainPlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epoch": 3},
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"batch_size": 1},
+        {"optimizer": "lbfgs"},
+        {"lr": 0},
+        {"lr": -0.1},
+        {"lr": "inf"},
+        {"max_grad_norm": 0},
+        {"max_grad_norm": "inf"},
+        {"momentum": 1},
+        {"momentum": -0.1},
+        {"weight_decay": -1},
+        {"schedule": "cos"},
+        {"eps_warmup": -1},
+        {"eps_warmup": "nan"},
+        {"augmentation": "rotate"},
+        {"augmentation": "crop+rotate"},
+        {"mixed_precision": "fp8"},
+        {"select": "best"},
+    ],
+    ids=str,
+)
+def test_what_is_no_plan_is_refused(wrong: dict[str, Any]) -> None:
+    """Unknown keys and values out of range; the fault names the key."""
+    with pytest.raises(ValidationError) as caught:
+        TrainPlan.model_validate(wrong)
+    assert caught.value.errors()[0]["loc"][0] == next(iter(wrong))
+
+
+def test_a_warm_up_ends_before_its_stage() -> None:
+    """Else no epoch would ever meet the whole budget."""
+    assert TrainPlan(epochs=3, eps_warmup=3).eps_warmup == 3
+    with pytest.raises(ValidationError, match=r"eps_warmup=3\.5 is longer than the 3 epochs of the stage"):
+        TrainPlan(epochs=3, eps_warmup=3.5)
+
+
+def test_a_plan_is_frozen() -> None:
+    """One plan serves many stages."""
+    plan = TrainPlan()
+    with pytest.raises(ValidationError):
+        plan.epochs = 3  # type: ignore[misc]
+
+
+def test_optimizers() -> None:
+    """Each with the plan's rate and decay; momentum is SGD's."""
+    parameters = [nn.Parameter(torch.ones(1))]
+    made = {
+        kind: TrainPlan(optimizer=kind, lr=0.3, momentum=0.7, weight_decay=0.2).make_optimizer(parameters)
+        for kind in ("sgd", "adam", "adamw")
+    }
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    for kind, optimizer in made.items():
+        assert type(optimizer) is kinds[kind]
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"]) == (0.3, 0.2)
+    assert made["sgd"].param_groups[0]["momentum"] == 0.7
+
+
+def moved(image: Tensor, down: int, right: int) -> Tensor:
+    """A (C, H, W) image shifted pixel by pixel, zeros moving in."""
+    result = torch.zeros_like(image)
+    channels, height, width = image.shape
+    for c in range(channels):
+        for i in range(height):
+            for j in range(width):
+                if 0 <= i - down < height and 0 <= j - right < width:
+                    result[c, i, j] = image[c, i - down, j - right]
+    return result
+
+
+@pytest.mark.parametrize(("shape", "most"), [((1, 8, 8), 1), ((3, 5, 7), 2), ((1, 5, 4), 3)])
+def test_shift_against_a_slow_loop(shape: tuple[int, int, int], most: int) -> None:
+    """Every image is one of the (2m + 1)² shifted ones, and all of these come up about as often."""
+    draws = torch.Generator().manual_seed(0)
+    image = torch.rand(shape, generator=draws) + 0.1
+    offsets = range(-most, most + 1)
+    candidates = torch.stack([moved(image, down, right) for down in offsets for right in offsets])
+    count = 60 * len(candidates)
+    shifted = shift(image.expand(count, *shape).contiguous(), most, draws)
+    assert shifted.shape == (count, *shape)
+    same = (shifted[:, None] == candidates[None]).flatten(2).all(2)
+    # Two shifts that leave one pixel each could look alike, but not with random images.
+    assert (same.sum(1) == 1).all()
+    often = same.sum(0)
+    assert often.min() > 25
+    assert often.max() < 105
+
+
+def test_shift_moves_each_image_by_its_own_draw() -> None:
+    """Images of a batch do not mix."""
+    draws = torch.Generator().manual_seed(1)
+    x = torch.rand(32, 1, 6, 6, generator=draws) + 0.1
+    shifted = shift(x, 1, draws)
+    for image, result in zip(x, shifted, strict=True):
+        candidates = [moved(image, down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+        assert sum(torch.equal(result, candidate) for candidate in candidates) == 1
+
+
+def test_flip_mirrors_half_of_the_images() -> None:
+    """Left to right; the others stay as they are."""
+    draws = torch.Generator().manual_seed(2)
+    x = torch.rand(1000, 3, 4, 4, generator=draws)
+    flipped = augment(x, ("flip",), draws)
+    mirrored = (flipped == x.flip(-1)).flatten(1).all(1)
+    kept = (flipped == x).flatten(1).all(1)
+    assert (mirrored ^ kept).all()
+    assert 430 < int(mirrored.sum()) < 570
+
+
+def test_crop_shifts_by_an_eighth_of_the_image() -> None:
+    """Up to 1 pixel at 8, 4 at 32, and at least 1."""
+    for width, most in ((8, 1), (32, 4), (4, 1)):
+        x = torch.zeros(2000, 1, width, width)
+        x[:, :, width // 2, width // 2] = 1
+        places = augment(x, ("crop",), torch.Generator().manual_seed(0)).flatten(1).argmax(1)
+        for place in (places // width, places % width):
+            assert {int(at) - width // 2 for at in place.unique()} == set(range(-most, most + 1))
+
+
+def test_augmentation_draws_from_its_generator_alone(global_randomness: Any) -> None:
+    """Equal generators give equal images; nothing global moves; without kinds nothing happens."""
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    one, two, other = (
+        augment(x, ("crop", "flip"), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert augment(x, (), torch.Generator()) is x
+    assert global_randomness()
