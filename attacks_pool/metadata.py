@@ -97,7 +97,7 @@ def parse_number(label: str, given: Value) -> float:
             number = float(given)
     except ZeroDivisionError:
         raise InputError(f"{label}={given} divides by zero") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise InputError(f"{label}={given!s} is not a number: write 0.1 or 8/255") from None
     if not math.isfinite(number):
         raise InputError(f"{label}={given} is not finite")
