@@ -91,9 +91,11 @@ class Attack:
         """Craft adversarial points like ``x``.
 
         Raises:
-            InputError: ``x`` is not float32 (N, C, H, W) in [0, 1] or ``y`` is not int64 (N,).
+            InputError: ``x`` is not float32 (N, C, H, W) in [0, 1], ``y`` is not int64 (N,), or the attack
+                cannot treat such images.
         """
         x, y = check_batch(x, y)
+        check_images(self.info, x)
         if not len(x):
             return x.clone()
         draws = keyed_generator(draw_seed(generator or ambient_generator(x)))
@@ -126,3 +128,17 @@ def check_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         x, y = x.detach(), y.detach()
         return (x.clone(), y.clone()) if x.is_inference() or y.is_inference() else (x, y)
+
+
+def check_images(info: AttackInfo, x: Tensor) -> None:
+    """Refuse images that the attack's metadata rules out.
+
+    Raises:
+        InputError: a number of channels or a side that it cannot treat.
+    """
+    channels, side = x.shape[1], min(x.shape[2:])
+    if info.channels is not None and channels not in info.channels:
+        allowed = " or ".join(map(str, info.channels))
+        raise InputError(f"attack {info.name!r} needs images of {allowed} channels, not {channels}")
+    if side < info.min_side:
+        raise InputError(f"attack {info.name!r} needs images of {info.min_side} pixels a side, not {side}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from attacks_pool.losses import LOSSES, Loss
 from attacks_pool.norms import project, random_point, steepest
 from attacks_pool.randomness import draw_seed, keyed_generator
+from attacks_pool.search import SearchModel
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,6 +32,18 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Where the prediction is not ``y``; logits that are not numbers count as wrong."""
     return (logits.argmax(1) != y) | ~torch.isfinite(logits).all(1)
+
+
+def fooled(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+    """Where ``x`` fools the model for certain: what a search at reduced precision believes is checked.
+
+    ``logits`` are what ``model`` said of ``x``. A search may freeze only such points.
+    """
+    believed = wrong(logits, y)
+    if isinstance(model, SearchModel) and bool(believed.any()):
+        believed = believed.clone()
+        believed[believed.clone()] = wrong(model.exact_logits(x[believed]), y[believed])
+    return believed
 
 
 def gradient_ascent(
@@ -65,7 +78,7 @@ def gradient_ascent(
     for restart in range(restarts):
         draws = keyed_generator(base, restart)
         start = random_point(x, eps, norm, draws) if random_start else x
-        found, fooled = _ascend(
+        found, done = _ascend(
             model,
             x[active],
             y[active],
@@ -83,12 +96,12 @@ def gradient_ascent(
             return best
         with torch.no_grad():
             logits = model(found)
-        fooled = fooled | wrong(logits, y[active])
-        value = torch.where(fooled, torch.inf, torch.nan_to_num(objective(logits, y[active]), nan=torch.inf))
+        done = done | fooled(model, found, y[active], logits)
+        value = torch.where(done, torch.inf, torch.nan_to_num(objective(logits, y[active]), nan=torch.inf))
         better = value > best_loss[active]
         best[active[better]], best_loss[active[better]] = found[better], value[better]
         if early_stop:
-            active = active[~fooled]
+            active = active[~done]
             if not len(active):
                 break
     return best
@@ -109,24 +122,24 @@ def _ascend(
 ) -> tuple[Tensor, Tensor]:
     """One run from ``x_adv``: the last iterate of each point (the first fooling one with ``early_stop``)."""
     result = x_adv.clone()
-    fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active = torch.arange(len(x), device=x.device)
     velocity = torch.zeros_like(x)
     for _ in range(steps):
         gradient, logits, _values = input_gradient(model, x_adv, y, loss)
         if early_stop:
-            done = wrong(logits, y)
+            done = fooled(model, x_adv, y, logits)
             if done.any():
-                result[active[done]], fooled[active[done]] = x_adv[done], True
+                result[active[done]], succeeded[active[done]] = x_adv[done], True
                 keep = ~done
                 active, x, y, x_adv = active[keep], x[keep], y[keep], x_adv[keep]
                 gradient, velocity = gradient[keep], velocity[keep]
             if not len(active):
-                return result, fooled
+                return result, succeeded
         if decay is not None:
             scale = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
             velocity = decay * velocity + gradient / scale.clamp_min(1e-38)
             gradient = velocity
         x_adv = project(x_adv + step_size * steepest(gradient, norm), x, eps, norm)
     result[active] = x_adv
-    return result, fooled
+    return result, succeeded

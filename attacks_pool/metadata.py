@@ -131,6 +131,10 @@ class AttackInfo(BaseModel):
     ``norm`` is ``None`` for attacks that no norm bounds; ``kind`` says whether the search stays inside
     ``eps`` (``budgeted``) or looks for the smallest perturbation (``minimal-norm``); ``paper`` is an arXiv
     id, ``None`` where there is none.
+
+    ``channels`` and ``min_side`` say what images it takes (``None``: any number of channels).
+    ``reduced_precision`` allows evaluation to run the search in bfloat16; the verdict never is.
+    ``cost(knobs, classes)`` gives the most sample-passes, forward and backward, that one point takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -143,6 +147,10 @@ class AttackInfo(BaseModel):
     targeted: bool = False
     paper: str | None
     knobs: dict[str, Knob] = Field(default_factory=dict)
+    channels: tuple[int, ...] | None = None
+    min_side: int = Field(default=1, ge=1)
+    reduced_precision: bool = False
+    cost: Callable[[Mapping[str, Any], int], tuple[int, int]] | None = None
 
     @field_validator("family")
     @classmethod
@@ -150,6 +158,10 @@ class AttackInfo(BaseModel):
         if family not in FAMILIES:
             raise unknown("family", family, FAMILIES)
         return family
+
+    def passes(self, knobs: Mapping[str, Any], classes: int = 10) -> tuple[int, int] | None:
+        """The most forward and backward passes that one point takes, ``None`` where it is not declared."""
+        return None if self.cost is None else self.cost(knobs, classes)
 
     def all_knobs(self) -> dict[str, Knob]:
         """Every knob with ``eps`` first; an attack without a norm declares its own ``eps``."""
@@ -178,3 +190,10 @@ def steps(default: int, training: int | None = None) -> Knob:
 def restarts(default: int = 1) -> Knob:
     """The number of independent starts; a point counts by its worst one."""
     return Knob(default, "independent starts", training=1, low=1)
+
+
+def gradient_steps(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
+    """The cost of a gradient search: one forward and one backward pass a step, and a look at each restart."""
+    runs = int(knobs.get("steps", 1)) * int(knobs.get("restarts", 1))
+    looks = int(knobs["restarts"]) if int(knobs.get("restarts", 1)) > 1 else 0
+    return runs + looks, runs

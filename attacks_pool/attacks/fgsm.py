@@ -4,13 +4,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attacks_pool import metadata
 from attacks_pool.engine import gradient_ascent
 from attacks_pool.metadata import AttackInfo
 from attacks_pool.registry import register
 
 
 @register(
-    AttackInfo(name="fgsm", family="single-step", norm="linf", access="white-box", paper="1412.6572"),
+    AttackInfo(
+        name="fgsm",
+        family="single-step",
+        norm="linf",
+        access="white-box",
+        paper="1412.6572",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
+    )
 )
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
     """Fast gradient sign method: x_adv = clip(x + eps · sign ∇_x CE(f(x), y)).

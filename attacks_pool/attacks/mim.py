@@ -17,6 +17,8 @@ from attacks_pool.registry import register
         norm="linf",
         access="white-box",
         paper="1710.06081",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
         knobs={
             "steps": metadata.steps(20, training=7),
             "step_size": metadata.step_size(2.0),

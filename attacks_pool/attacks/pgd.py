@@ -27,6 +27,8 @@ KNOBS = {
         norm="linf",
         access="white-box",
         paper="1706.06083",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
         knobs=KNOBS,
     )
 )

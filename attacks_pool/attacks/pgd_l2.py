@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attacks_pool import metadata
 from attacks_pool.attacks.pgd import KNOBS
 from attacks_pool.engine import gradient_ascent
 from attacks_pool.metadata import AttackInfo
@@ -17,6 +18,8 @@ from attacks_pool.registry import register
         norm="l2",
         access="white-box",
         paper="1706.06083",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
         knobs=KNOBS,
     )
 )
