@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.data import Split
-from attacks_pool import Attack, ModelState, count_passes, verify
+from attacks_pool import Attack, ModelState, Passes, count_passes, verify
 from attacks_pool.randomness import keyed_generator
+from attacks_pool.search import search_model
 from attacks_pool.verifier import exact_arithmetic, predict_exactly
 from leaderboards import CLEAN, Cell, Threat
 
 BLOCK_ELEMENTS = 2**20
 """Pixels in a block. Blocks are part of what a number means: changing this changes random draws."""
+WORTH_PREPARING = 8
+"""Forward passes a point from which a search is worth a faster form of the model."""
 
 
 @dataclass
@@ -111,8 +114,7 @@ def _attack_cell(
         if not len(x):
             continue
         draws = keyed_generator("evaluate", seed, row.stage, attack.text, index)
-        with count_passes(model) as passes:
-            x_adv = _craft(attack, model, x, y, draws)
+        x_adv, passes = _craft(attack, model, x, y, draws)
         forwards, backwards = forwards + passes.forwards, backwards + passes.backwards
         if changes := state.changes():
             # The search ran on a model that it moved; the verdict must not.
@@ -138,6 +140,17 @@ def _attack_cell(
     )
 
 
-def _craft(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, draws: torch.Generator) -> Tensor:
-    with exact_arithmetic(x.device):
-        return attack(model, x, y, generator=draws, early_stop=True)
+def _craft(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, draws: torch.Generator
+) -> tuple[Tensor, Passes]:
+    """What the attack finds, and the sample-passes that it took, on whichever form of the model."""
+    cost = attack.info.passes(attack.knobs)
+    searched = model
+    if cost is not None and cost[0] >= WORTH_PREPARING:
+        searched = search_model(model, x, reduced=attack.info.reduced_precision)
+    with exact_arithmetic(x.device), count_passes(model) as exact:
+        if searched is model:
+            return attack(model, x, y, generator=draws, early_stop=True), exact
+        with count_passes(searched) as fast:
+            x_adv = attack(searched, x, y, generator=draws, early_stop=True)
+    return x_adv, Passes(exact.forwards + fast.forwards, exact.backwards + fast.backwards)

@@ -7,25 +7,125 @@ end.
 
 from __future__ import annotations
 
+import contextlib
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from attacks_pool.guard import evaluation_mode
 from attacks_pool.verifier import predict_exactly
+
+WORTHWHILE = 200_000
+"""Multiply-adds an image from which bfloat16 pays on a processor; below, conversions cost more."""
+LARGEST_GAP = 0.05
+"""Mean difference of logits, in standard deviations of the logits, up to which a search model is believed."""
+LEAST_AGREEMENT = 0.95
+"""Share of predictions that a search model must have in common with the model itself."""
 
 
 class SearchModel(nn.Module):
     """``fast`` to search on and ``exact`` to believe; both map images (N, C, H, W) to logits (N, K)."""
 
-    def __init__(self, exact: nn.Module, fast: nn.Module) -> None:
+    def __init__(self, exact: nn.Module, fast: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.exact, self.fast = exact, fast
+        self.exact, self.fast, self.dtype = exact, fast, dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the fast model, in float32."""
-        logits: Tensor = self.fast(x)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits: Tensor = self.fast(x.contiguous(memory_format=torch.channels_last))
         return logits.float()
 
     def exact_logits(self, x: Tensor) -> Tensor:
         """Logits of the model as it is, without gradients."""
         with torch.no_grad():
             return predict_exactly(self.exact, x)
+
+
+def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
+    """A faster form of ``model`` for a search around ``x``, or ``model`` itself where none can be trusted.
+
+    Batch norm is folded into the convolution before it, convolutions run channels-last, weights ask for no
+    gradients, and with ``reduced`` the arithmetic is bfloat16 where the device has instructions for it. The
+    copy must say nearly what the model says of ``x`` (and of noisy neighbours), else the model itself is
+    searched: a copy of something that keeps state, draws at random or hides its gradients is no copy.
+    """
+    dtype = torch.bfloat16 if reduced and has_bfloat16(x.device) and _is_worthwhile(model, x) else None
+    if dtype is None and not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
+    try:
+        with evaluation_mode(model):
+            fast = fold(deepcopy(model).eval().requires_grad_(False))
+        fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        candidate = SearchModel(model, fast, dtype or torch.float32)
+        with torch.no_grad(), evaluation_mode(model):
+            return candidate if _agree(candidate, model, x[:64]) else model
+    except Exception:  # a stranger's module may refuse to be copied, traced or run in another precision
+        return model
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Batch norm folded into the convolution whose only reader it is; changes ``model`` and returns it.
+
+    Pairs are found by tracing; a model that cannot be traced is left as it is.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
+    try:
+        graph = torch.fx.Tracer().trace(model)
+    except Exception:  # data-dependent control flow, say
+        return model
+    modules = dict(model.named_modules())
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    used = [node.target for node in calls]
+    for node in calls:
+        norm, before = modules[node.target], node.args[0] if node.args else None
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, torch.fx.Node):
+            continue
+        conv = modules.get(before.target) if before.op == "call_module" else None
+        alone = len(before.users) == 1 and used.count(node.target) == 1 and used.count(before.target) == 1
+        if type(conv) is nn.Conv2d and alone and norm.track_running_stats and not norm.training:
+            _replace(model, str(before.target), fuse_conv_bn_eval(conv, norm))
+            _replace(model, str(node.target), nn.Identity())
+    return model
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _agree(candidate: SearchModel, model: nn.Module, x: Tensor) -> bool:
+    """Whether both say nearly the same of ``x`` and of points beside it, and the same again when asked twice."""
+    ramp = torch.linspace(-0.1, 0.1, x[0].numel(), device=x.device).view(1, *x.shape[1:])
+    for points in (x, (x + ramp).clamp(0, 1)):
+        exact, fast = predict_exactly(model, points), candidate(points)
+        if not torch.equal(exact, predict_exactly(model, points)):
+            return False
+        gap = (exact - fast).abs().mean() / exact.std().clamp_min(1e-12)
+        same = (exact.argmax(1) == fast.argmax(1)).float().mean()
+        if not (gap <= LARGEST_GAP and same >= LEAST_AGREEMENT):
+            return False
+    return True
+
+
+def _is_worthwhile(model: nn.Module, x: Tensor) -> bool:
+    """Whether an image costs enough arithmetic; a count, not a clock, so that every run decides alike."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with contextlib.suppress(Exception), torch.no_grad(), evaluation_mode(model), counter:
+        model(x[:1])
+    return counter.get_total_flops() >= 2 * WORTHWHILE
