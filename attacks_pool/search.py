@@ -17,8 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from attacks_pool.guard import evaluation_mode
 from attacks_pool.verifier import predict_exactly
 
-WORTHWHILE = 200_000
-"""Multiply-adds an image from which bfloat16 pays on a processor; below, conversions cost more."""
+WORTHWHILE = 1_000_000
+"""Multiply-adds an image from which bfloat16 pays; below, rounding costs more than it gains."""
 LARGEST_GAP = 0.05
 """Mean difference of logits, in standard deviations of the logits, up to which a search model is believed."""
 LEAST_AGREEMENT = 0.95
@@ -58,7 +58,7 @@ def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
     try:
         with evaluation_mode(model):
             fast = fold(deepcopy(model).eval().requires_grad_(False))
-        fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fast = fast.to(memory_format=torch.channels_last)
         candidate = SearchModel(model, fast, dtype or torch.float32)
         with torch.no_grad(), evaluation_mode(model):
             return candidate if _agree(candidate, model, x[:64]) else model
@@ -108,7 +108,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _agree(candidate: SearchModel, model: nn.Module, x: Tensor) -> bool:
-    """Whether both say nearly the same of ``x`` and of points beside it, and the same again when asked twice."""
+    """Whether both say nearly the same of ``x`` and of points beside it, also when asked twice."""
     ramp = torch.linspace(-0.1, 0.1, x[0].numel(), device=x.device).view(1, *x.shape[1:])
     for points in (x, (x + ramp).clamp(0, 1)):
         exact, fast = predict_exactly(model, points), candidate(points)

@@ -268,7 +268,7 @@ def test_an_attack_that_leaves_train_mode_is_undone(digits: Any, network: Networ
             return x
 
         info = spy(nothing).info
-        text, eps = "careless:eps=0.25", 0.25
+        text, eps, knobs = "careless:eps=0.25", 0.25, {"eps": 0.25}
 
     row = measure(model, noisy(digits, 64), Careless())
     assert list(row.changed) == ["careless:eps=0.25"]
