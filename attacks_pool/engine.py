@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +49,58 @@ def fooled(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
     return believed
 
 
+@dataclass
+class Points:
+    """The points that are still searched; ``index`` (n,) says which rows of the batch they are.
+
+    ``x``, ``x_adv`` and ``velocity`` are (n, C, H, W), ``y`` is (n,); ``step`` counts from 0.
+    """
+
+    index: Tensor
+    x: Tensor
+    y: Tensor
+    x_adv: Tensor
+    velocity: Tensor
+    step: int = 0
+
+    def keep(self, mask: Tensor) -> None:
+        """Drop the points where ``mask`` (n,) is false."""
+        self.index, self.x, self.y = self.index[mask], self.x[mask], self.y[mask]
+        self.x_adv, self.velocity = self.x_adv[mask], self.velocity[mask]
+
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""What is maximised: logits (n, K) and rows of the batch (n,) to values (n,)."""
+
+Slope = Callable[[nn.Module, Points, torch.Generator], tuple[Tensor, Tensor | None]]
+"""The gradient to follow (n, C, H, W), and the logits at ``x_adv`` where it knows them.
+
+What it draws it draws from the generator for the whole batch and takes ``index`` of it, so that a point's
+draws do not depend on which others are still searched.
+"""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Where a search departs from plain projected gradient ascent; each ``None`` stands for the plain way.
+
+    ``start(x, generator)`` draws the first point of each row, already in ball and box;
+    ``direction(gradient, points)`` turns the gradient into a step of unit length; ``look(model, x)`` gives
+    the logits by which restarts are compared; ``groups`` (N,) joins rows that are attempts at one point: with
+    ``early_stop`` the success of one stops them all.
+    """
+
+    objective: Objective | None = None
+    slope: Slope | None = None
+    start: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    direction: Callable[[Tensor, Points], Tensor] | None = None
+    look: Callable[[nn.Module, Tensor], Tensor] | None = None
+    groups: Tensor | None = None
+
+
+PLAIN = Ways()
+
+
 def gradient_ascent(
     model: nn.Module,
     x: Tensor,
@@ -61,6 +116,7 @@ def gradient_ascent(
     decay: float | None = None,
     loss: str = "ce",
     early_stop: bool = False,
+    ways: Ways = PLAIN,
 ) -> Tensor:
     """x_{k+1} = Π(x_k + step_size · d_k), d_k the steepest direction of ∇ loss(f(x_k), y), Π onto the ball.
 
@@ -71,33 +127,24 @@ def gradient_ascent(
     Returns:
         x_adv like ``x`` (N, C, H, W).
     """
-    objective, base = LOSSES[loss], draw_seed(generator)
+    objective, base = ways.objective or _labelled(LOSSES[loss], y), draw_seed(generator)
+    start = ways.start or (lambda x, draws: random_point(x, eps, norm, draws) if random_start else x)
+    search = _Search(norm, eps, steps, step_size, decay, objective, early_stop, ways)
     best = x.clone()
     best_loss = torch.full((len(x),), -torch.inf, device=x.device)
     active = torch.arange(len(x), device=x.device)
     for restart in range(restarts):
         draws = keyed_generator(base, restart)
-        start = random_point(x, eps, norm, draws) if random_start else x
-        found, done = _ascend(
-            model,
-            x[active],
-            y[active],
-            start[active],
-            norm,
-            eps,
-            steps,
-            step_size,
-            decay,
-            objective,
-            early_stop,
-        )
+        begin = start(x, draws)[active]
+        points = Points(active, x[active], y[active], begin, torch.zeros_like(begin))
+        found, done = search.run(model, points, draws)
         if restarts == 1:
             best[active] = found
             return best
         with torch.no_grad():
-            logits = model(found)
+            logits = ways.look(model, found) if ways.look else model(found)
         done = done | fooled(model, found, y[active], logits)
-        value = torch.where(done, torch.inf, torch.nan_to_num(objective(logits, y[active]), nan=torch.inf))
+        value = torch.where(done, torch.inf, torch.nan_to_num(objective(logits, active), nan=torch.inf))
         better = value > best_loss[active]
         best[active[better]], best_loss[active[better]] = found[better], value[better]
         if early_stop:
@@ -107,39 +154,68 @@ def gradient_ascent(
     return best
 
 
-def _ascend(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    x_adv: Tensor,
-    norm: str,
-    eps: float,
-    steps: int,
-    step_size: float,
-    decay: float | None,
-    loss: Loss,
-    early_stop: bool,
-) -> tuple[Tensor, Tensor]:
-    """One run from ``x_adv``: the last iterate of each point (the first fooling one with ``early_stop``)."""
-    result = x_adv.clone()
-    succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    active = torch.arange(len(x), device=x.device)
-    velocity = torch.zeros_like(x)
-    for _ in range(steps):
-        gradient, logits, _values = input_gradient(model, x_adv, y, loss)
-        if early_stop:
-            done = fooled(model, x_adv, y, logits)
-            if done.any():
-                result[active[done]], succeeded[active[done]] = x_adv[done], True
-                keep = ~done
-                active, x, y, x_adv = active[keep], x[keep], y[keep], x_adv[keep]
-                gradient, velocity = gradient[keep], velocity[keep]
-            if not len(active):
-                return result, succeeded
-        if decay is not None:
-            scale = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
-            velocity = decay * velocity + gradient / scale.clamp_min(1e-38)
-            gradient = velocity
-        x_adv = project(x_adv + step_size * steepest(gradient, norm), x, eps, norm)
-    result[active] = x_adv
-    return result, succeeded
+def _labelled(loss: Loss, y: Tensor) -> Objective:
+    return lambda logits, rows: loss(logits, y[rows])
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One run of the ascent, from given starts."""
+
+    norm: str
+    eps: float
+    steps: int
+    step_size: float
+    decay: float | None
+    objective: Objective
+    early_stop: bool
+    ways: Ways
+
+    def run(self, model: nn.Module, points: Points, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The last iterate of each point (the first fooling one with ``early_stop``), and which fooled."""
+        size, place = len(points.index), torch.arange(len(points.index), device=points.x.device)
+        result = points.x_adv.clone()
+        succeeded = torch.zeros(size, dtype=torch.bool, device=points.x.device)
+        for step in range(self.steps):
+            points.step = step
+            gradient, logits = self._slope(model, points, draws)
+            if self.early_stop:
+                done = self._fooled(model, points, logits)
+                if done.any():
+                    succeeded[place[done]] = True
+                    keep = ~self._with_their_group(points, done)
+                    result[place[~keep]] = points.x_adv[~keep]
+                    points.keep(keep)
+                    place, gradient = place[keep], gradient[keep]
+                if not len(place):
+                    return result, succeeded
+            if self.decay is not None:
+                scale = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
+                points.velocity = self.decay * points.velocity + gradient / scale.clamp_min(1e-38)
+                gradient = points.velocity
+            direction = self.ways.direction
+            ahead = direction(gradient, points) if direction else steepest(gradient, self.norm)
+            points.x_adv = project(points.x_adv + self.step_size * ahead, points.x, self.eps, self.norm)
+        result[place] = points.x_adv
+        return result, succeeded
+
+    def _slope(
+        self, model: nn.Module, points: Points, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.ways.slope is not None:
+            return self.ways.slope(model, points, draws)
+        gradient, logits, _values = input_gradient(model, points.x_adv, points.index, self.objective)
+        return gradient, logits
+
+    def _fooled(self, model: nn.Module, points: Points, logits: Tensor | None) -> Tensor:
+        if logits is None:
+            with torch.no_grad():
+                logits = model(points.x_adv)
+        return fooled(model, points.x_adv, points.y, logits)
+
+    def _with_their_group(self, points: Points, done: Tensor) -> Tensor:
+        """The points of ``done`` and those that are attempts at the same."""
+        if self.ways.groups is None:
+            return done
+        mine = self.ways.groups[points.index]
+        return torch.isin(mine, mine[done])
