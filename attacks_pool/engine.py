@@ -14,7 +14,9 @@ from attacks_pool.randomness import draw_seed, keyed_generator
 from attacks_pool.search import SearchModel
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+def input_gradient(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the summed loss at ``x``, the logits there, and the loss of each sample.
 
     Samples do not meet in a sum of per-sample losses, so none touches another's gradient. A model that
@@ -148,7 +150,7 @@ def gradient_ascent(
         better = value > best_loss[active]
         best[active[better]], best_loss[active[better]] = found[better], value[better]
         if early_stop:
-            active = active[~done]
+            active = active[~search.with_their_group(active, done)]
             if not len(active):
                 break
     return best
@@ -183,7 +185,7 @@ class _Search:
                 done = self._fooled(model, points, logits)
                 if done.any():
                     succeeded[place[done]] = True
-                    keep = ~self._with_their_group(points, done)
+                    keep = ~self.with_their_group(points.index, done)
                     result[place[~keep]] = points.x_adv[~keep]
                     points.keep(keep)
                     place, gradient = place[keep], gradient[keep]
@@ -213,9 +215,9 @@ class _Search:
                 logits = model(points.x_adv)
         return fooled(model, points.x_adv, points.y, logits)
 
-    def _with_their_group(self, points: Points, done: Tensor) -> Tensor:
-        """The points of ``done`` and those that are attempts at the same."""
+    def with_their_group(self, rows: Tensor, done: Tensor) -> Tensor:
+        """Which of ``rows`` (n,) are ``done`` (n,) or attempts at the same point as one that is."""
         if self.ways.groups is None:
             return done
-        mine = self.ways.groups[points.index]
+        mine = self.ways.groups[rows]
         return torch.isin(mine, mine[done])

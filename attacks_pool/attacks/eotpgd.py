@@ -1,0 +1,65 @@
+"""EOT-PGD: PGD along a gradient averaged over the model's own randomness."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool import metadata
+from attacks_pool.attacks.pgd import KNOBS
+from attacks_pool.engine import Points, Ways, gradient_ascent, input_gradient
+from attacks_pool.losses import LOSSES
+from attacks_pool.metadata import AttackInfo, Knob
+from attacks_pool.registry import register
+
+SMALLEST = 1e-30
+"""What a probability of 0 is taken for, since its logarithm must be a number."""
+
+
+def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
+    """PGD's, each pass repeated for every draw."""
+    forwards, backwards = metadata.gradient_steps(knobs, classes)
+    return forwards * int(knobs["eot_steps"]), backwards * int(knobs["eot_steps"])
+
+
+@register(
+    AttackInfo(
+        name="eotpgd",
+        family="projected-gradient",
+        norm="linf",
+        access="white-box",
+        paper="1707.07397",
+        reduced_precision=True,
+        cost=_cost,
+        knobs={
+            **KNOBS,
+            "eot_steps": Knob(20, "draws of the model that are averaged", training=2, low=1),
+        },
+    )
+)
+def eotpgd(model: nn.Module, x: Tensor, y: Tensor, *, loss: str, eot_steps: int, **knobs: Any) -> Tensor:
+    """PGD on the expectation over draws: x_{k+1} = Π(x_k + step_size · sign mean_i ∇ loss(f_i(x_k), y)).
+
+    Athalye et al., arXiv:1707.07397; f_i is the i-th of ``eot_steps`` draws of a stochastic model, which uses
+    the global random state. Whether a point is fooled is judged by its mean softmax over the draws. On a
+    model that draws nothing it is ``pgd``. Shapes as in :class:`attacks_pool.Attack`.
+    """
+
+    def slope(model: nn.Module, points: Points, _draws: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        total, seen = torch.zeros_like(points.x_adv), []
+        for _ in range(eot_steps):
+            gradient, logits, _values = input_gradient(model, points.x_adv, points.y, LOSSES[loss])
+            total += gradient / eot_steps
+            seen.append(logits)
+        return total, _mean(seen)
+
+    def look(model: nn.Module, x: Tensor) -> Tensor:
+        return _mean([model(x) for _ in range(eot_steps)])
+
+    return gradient_ascent(model, x, y, norm="linf", loss=loss, ways=Ways(slope=slope, look=look), **knobs)
+
+
+def _mean(logits: list[Tensor]) -> Tensor:
+    """The logarithm of the mean softmax, (N, K)."""
+    return torch.stack([drawn.float().softmax(1) for drawn in logits]).mean(0).clamp_min(SMALLEST).log()

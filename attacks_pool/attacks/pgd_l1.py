@@ -1,0 +1,58 @@
+"""PGD in the l1 ball, along sparse directions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool import metadata
+from attacks_pool.attacks.pgd import KNOBS
+from attacks_pool.engine import Points, Ways, gradient_ascent
+from attacks_pool.metadata import AttackInfo, Knob
+from attacks_pool.registry import register
+
+L1_KNOBS = {
+    **KNOBS,
+    "sparsity": Knob(0.05, "share of the pixel values that a step changes", high=1.0, open_low=True),
+}
+"""The knobs of projected gradient descent in l1."""
+
+
+@register(
+    AttackInfo(
+        name="pgd-l1",
+        family="projected-gradient",
+        norm="l1",
+        access="white-box",
+        paper="1904.13000",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
+        knobs=L1_KNOBS,
+    )
+)
+def pgd_l1(model: nn.Module, x: Tensor, y: Tensor, *, sparsity: float, **knobs: Any) -> Tensor:
+    """Sparse projected gradient descent, l1: x_{k+1} = Π(x_k + step_size · s_k), g = ∇ CE(f(x_k), y).
+
+    The sparse l1 descent of Tramèr and Boneh, arXiv:1904.13000: s_k is sign(g) on the ``sparsity`` share of
+    values where |g| is largest, divided by their number. Two departures, both after arXiv:2103.01208: values
+    that the box stops from moving along g are passed over, and Π is the Euclidean projection onto ball and
+    box at once. Shapes as in :class:`attacks_pool.Attack`.
+    """
+    ways = Ways(direction=sparse_direction(sparsity))
+    return gradient_ascent(model, x, y, norm="l1", ways=ways, **knobs)
+
+
+def sparse_direction(sparsity: float) -> Callable[[Tensor, Points], Tensor]:
+    """sign(g) on the steepest ``sparsity`` of the values that can move, of l1 norm 1; g = 0 gives 0."""
+
+    def direction(gradient: Tensor, points: Points) -> Tensor:
+        stuck = torch.where(gradient > 0, points.x_adv >= 1, points.x_adv <= 0)
+        size = gradient.abs().masked_fill(stuck, 0).flatten(1)
+        kept = max(1, round(sparsity * size.shape[1]))
+        largest, where = size.topk(kept, dim=1)
+        chosen = torch.zeros_like(size).scatter_(1, where, (largest > 0).to(size.dtype))
+        chosen = chosen / chosen.sum(1, keepdim=True).clamp_min(1)
+        return gradient.sign() * chosen.view_as(gradient)
+
+    return direction
