@@ -1,18 +1,53 @@
-"""Auto-PGD's search, shared by every loss and norm (Croce and Hein, arXiv:2003.01690)."""
+"""Auto-PGD, shared by every loss and norm (Croce and Hein, arXiv:2003.01690; in l1 arXiv:2103.01208)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.engine import input_gradient, wrong
-from attacks_pool.losses import LOSSES, Loss
-from attacks_pool.norms import per_sample, project, random_point, steepest
-from attacks_pool.randomness import draw_seed, keyed_generator
+from attacks_pool import metadata
+from attacks_pool.apgd_run import Outcome, Plan, ascend, checkpoints
+from attacks_pool.losses import LOSSES, Loss, targeted_dlr
+from attacks_pool.metadata import Knob
+from attacks_pool.norms import l2_norm, project, random_point
+from attacks_pool.randomness import draw_seed, keyed_generator, normal
 
-MOMENTUM = 0.75
+__all__ = ["KNOBS", "adaptive_ascent", "checkpoints", "cost", "targeted_ascent", "targeted_cost"]
+
+ELEMENTS = 2**21
+"""Values of the images that a targeted search sends through the model at once, unless the batch has more."""
+KNOBS = {
+    "steps": metadata.steps(100, training=10),
+    "restarts": metadata.restarts(),
+    "rho": Knob(0.75, "share of steps that must raise the loss between checkpoints", high=1.0),
+    "eot_steps": Knob(1, "draws of a stochastic model that each gradient is averaged over", low=1),
+}
+"""The knobs of the parts of AutoAttack."""
+
+
+def cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
+    """The cost in a norm: a forward and a backward pass at each start and after each step."""
+
+    def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
+        looks = int(knobs["steps"]) + len(_plan_of(norm, int(knobs["steps"])).phases())
+        found = looks * int(knobs["restarts"]) * int(knobs.get("eot_steps", 1))
+        return found, found
+
+    return passes
+
+
+def targeted_cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
+    """The cost of the search towards several classes: one look at the clean points, then one run a class."""
+    run = cost(norm)
+
+    def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
+        found = min(int(knobs["targets"]), classes - 1) * run(knobs, classes)[0]
+        return found + 1, found
+
+    return passes
 
 
 def adaptive_ascent(
@@ -24,146 +59,98 @@ def adaptive_ascent(
     eps: float,
     steps: int,
     restarts: int,
-    loss: str,
+    loss: str | Loss,
     rho: float,
     generator: torch.Generator,
     early_stop: bool,
+    eot_steps: int = 1,
+    first: bool = False,
 ) -> Tensor:
     """z = Π(x_k + η·d), x_{k+1} = Π(x_k + 0.75·(z − x_k) + 0.25·(x_k − x_{k−1})), η = 2·eps at first.
 
     At the paper's checkpoints η halves, and the search goes back to its best point, where fewer than ``rho``
-    of the steps raised the loss or neither η nor the best loss changed since the last checkpoint.
+    of the steps raised the loss or neither η nor the best loss changed since the last checkpoint. In l1 steps
+    are sparse and have no momentum: d moves the steepest coordinates alone, fewer as the best point becomes
+    sparser, η = eps at first, and the ball shrinks from 3·eps over 2·eps to eps.
 
     Returns:
-        The first iterate that fools the model, else the one of highest loss, like ``x``.
+        Of the iterates that fool the model the one of highest loss (with ``first`` or ``early_stop`` the
+        first), else the iterate of highest loss, like ``x``. A stochastic model is fooled where the mean
+        softmax over ``eot_steps`` draws is wrong.
     """
-    base = draw_seed(generator)
-    best, best_loss = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+    objective = LOSSES[loss] if isinstance(loss, str) else loss
+    base, best = draw_seed(generator), Outcome.begin(x)
+    plan = Plan(
+        norm, eps, steps, rho, lambda logits, y, _target: objective(logits, y), early_stop, first, eot_steps
+    )
     active = torch.arange(len(x), device=x.device)
     for restart in range(restarts):
-        start = random_point(x, eps, norm, keyed_generator(base, restart))[active]
-        run = _Run(x[active], y[active], start, norm, eps, LOSSES[loss])
-        run.ascend(model, steps, rho, early_stop)
-        value = torch.where(run.fooled, torch.inf, run.best_loss)
-        better = value > best_loss[active]
-        best[active[better]], best_loss[active[better]] = run.result()[better], value[better]
+        start = _start(x, plan, keyed_generator(base, restart))
+        best.take(active, ascend(model, plan, x[active], y[active], start[active], y[active]))
         if early_stop:
-            active = active[~run.fooled]
+            active = (~best.fooled).nonzero().flatten()
         if not len(active):
             break
-    return best
+    return best.x_adv
 
 
-def checkpoints(steps: int) -> set[int]:
-    """The steps after which progress is judged: intervals from 0.22 of all steps down to 0.06."""
-    first, shrink, smallest = max(int(0.22 * steps), 1), max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
-    found, at, interval = set(), first, first
-    while at <= steps:
-        found.add(at)
-        interval = max(interval - shrink, smallest)
-        at += interval
-    return found
+def targeted_ascent(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    steps: int,
+    restarts: int,
+    rho: float,
+    targets: int,
+    generator: torch.Generator,
+    early_stop: bool,
+    eot_steps: int = 1,
+) -> Tensor:
+    """Auto-PGD on the targeted DLR loss, towards the ``targets`` likeliest wrong classes of the clean point.
 
-
-@dataclass
-class _Working:
-    """The tensors of the points that are still searched; ``index`` says which points they are."""
-
-    index: Tensor
-    x: Tensor
-    y: Tensor
-    x_adv: Tensor
-    before: Tensor
-    gradient: Tensor
-    loss: Tensor
-    best_gradient: Tensor
-    step: Tensor
-    raised: Tensor
-    last_best: Tensor
-    reduced: Tensor
-
-    def keep(self, mask: Tensor) -> None:
-        for name, value in vars(self).items():
-            setattr(self, name, value[mask])
-
-
-class _Run:
-    """One restart."""
-
-    def __init__(self, x: Tensor, y: Tensor, start: Tensor, norm: str, eps: float, loss: Loss) -> None:
-        self.norm, self.eps, self.loss = norm, eps, loss
-        self.x, self.y, self.start = x, y, start
-        self.best = start.clone()
-        self.fooling = start.clone()
-        self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self.best_loss = torch.full((len(x),), -torch.inf, device=x.device)
-
-    def result(self) -> Tensor:
-        return torch.where(per_sample(self.fooled), self.fooling, self.best)
-
-    def ascend(self, model: nn.Module, steps: int, rho: float, early_stop: bool) -> None:
-        work = self._begin(model)
-        judged, since = checkpoints(steps), 0
-        for step in range(steps):
+    All targets of a point are searched in one batch, in portions of bounded size; with ``early_stop`` the
+    first that fools the model ends the others. Otherwise as :func:`adaptive_ascent`.
+    """
+    base, best = draw_seed(generator), Outcome.begin(x)
+    plan = Plan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
+    with torch.no_grad():
+        classes = likeliest_others(model(x), y, targets)
+    attempts = classes.shape[1]
+    portion = max(1, max(len(x), ELEMENTS // x[0].numel()) // attempts)
+    for restart in range(restarts):
+        for begin in range(0, len(x), portion):
+            part = torch.arange(begin, min(begin + portion, len(x)), device=x.device)
+            draws = [keyed_generator(base, restart, begin, rank) for rank in range(attempts)]
             if early_stop:
-                work.keep(~self.fooled[work.index])
-            if not len(work.index):
-                return
-            self._step(work, first=step == 0)
-            # The iterate after the last step is judged too, but nothing needs its gradient.
-            self._look(model, work)
-            since += 1
-            if step + 1 in judged:
-                self._adapt(work, rho * since)
-                since = 0
+                left = (~best.fooled[part]).nonzero().flatten()
+            else:
+                left = torch.arange(len(part), device=x.device)
+            if not len(left):
+                continue
+            start = torch.stack([_start(x[part], plan, draw)[left] for draw in draws], 1).flatten(0, 1)
+            points = part[left]
+            found = ascend(model, plan, x[points], y[points], start, classes[points].flatten())
+            best.take(points, found)
+    return best.x_adv
 
-    def _begin(self, model: nn.Module) -> _Working:
-        gradient, logits, values = input_gradient(model, self.start, self.y, self.loss)
-        self.fooled = wrong(logits, self.y)
-        self.best_loss = torch.nan_to_num(values, nan=torch.inf)
-        zeros = torch.zeros_like(self.best_loss)
-        return _Working(
-            index=torch.arange(len(self.x), device=self.x.device),
-            x=self.x,
-            y=self.y,
-            x_adv=self.start,
-            before=self.start,
-            gradient=gradient,
-            loss=self.best_loss.clone(),
-            best_gradient=gradient.clone(),
-            step=zeros + 2 * self.eps,
-            raised=zeros.clone(),
-            last_best=self.best_loss.clone(),
-            # The first checkpoint must not take "no better than at the start" for a halving already made.
-            reduced=torch.ones_like(zeros, dtype=torch.bool),
-        )
 
-    def _step(self, work: _Working, *, first: bool) -> None:
-        weight = 1.0 if first else MOMENTUM
-        move = per_sample(work.step) * steepest(work.gradient, self.norm)
-        z = project(work.x_adv + move, work.x, self.eps, self.norm)
-        ahead = work.x_adv + weight * (z - work.x_adv) + (1 - weight) * (work.x_adv - work.before)
-        work.before, work.x_adv = work.x_adv, project(ahead, work.x, self.eps, self.norm)
+def likeliest_others(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """(N, T) the ``count`` classes of highest logit other than ``y``, fewer if there are fewer."""
+    others = torch.nan_to_num(logits.float()).scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
-    def _look(self, model: nn.Module, work: _Working) -> None:
-        """Loss and gradient at the new iterate; keeps the best point and the first that fools."""
-        work.gradient, logits, values = input_gradient(model, work.x_adv, work.y, self.loss)
-        values = torch.nan_to_num(values, nan=torch.inf)
-        fresh = wrong(logits, work.y) & ~self.fooled[work.index]
-        self.fooling[work.index[fresh]] = work.x_adv[fresh]
-        self.fooled[work.index[fresh]] = True
-        work.raised += values > work.loss
-        work.loss = values
-        better = values > self.best_loss[work.index]
-        self.best[work.index[better]] = work.x_adv[better]
-        self.best_loss[work.index[better]] = values[better]
-        work.best_gradient[better] = work.gradient[better]
 
-    def _adapt(self, work: _Working, needed: float) -> None:
-        best = self.best_loss[work.index]
-        stalled = (work.raised <= needed) | (~work.reduced & (work.last_best >= best))
-        work.reduced, work.last_best = stalled, best.clone()
-        work.raised.zero_()
-        work.step = torch.where(stalled, work.step / 2, work.step)
-        work.x_adv = torch.where(per_sample(stalled), self.best[work.index], work.x_adv)
-        work.gradient = torch.where(per_sample(stalled), work.best_gradient, work.gradient)
+def _start(x: Tensor, plan: Plan, generator: torch.Generator) -> Tensor:
+    """A first iterate: uniform in the linf ball, on the l2 sphere, x + N(0, I) brought to the l1 ball."""
+    eps = plan.phases()[0].eps
+    if plan.norm == "l2":
+        direction = normal(x, generator)
+        return project(x + eps * direction / l2_norm(direction).clamp_min(1e-12), x, eps, "l2")
+    return random_point(x, eps, plan.norm, generator)
+
+
+def _plan_of(norm: str, steps: int) -> Plan:
+    return Plan(norm, 1.0, steps, 0.75, targeted_dlr, early_stop=False)

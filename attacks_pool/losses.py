@@ -38,4 +38,24 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (spread + 1e-12)
 
 
+def sloping_dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """:func:`dlr`, with two classes :func:`margin`: the ratio would be ±1, without a gradient."""
+    return margin(logits, y) if logits.shape[1] == 2 else dlr(logits, y)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2), of the ``target`` class t (N,) (arXiv:2003.01690).
+
+    Needs four classes. With three the denominator is z_π1 − (z_π2 + z_π3)/2. With two classes there is one
+    difference of logits, which divided by itself would be constant, so the loss is z_t − z_y.
+    """
+    logits = logits.float()
+    ahead = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    classes = logits.shape[1]
+    if classes == 2:
+        return ahead
+    ranked = logits.topk(min(4, classes), dim=1).values
+    return ahead / (ranked[:, 0] - ranked[:, -2:].mean(1) + 1e-12)
+
+
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
