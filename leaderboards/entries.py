@@ -86,11 +86,17 @@ class Flag(Frozen):
 
 
 class Audit(Frozen):
-    """The audit's verdict, its flags, and the codes of the checks that were run."""
+    """The audit's verdict, its flags, and the codes of the checks that were run.
+
+    ``probes`` are the cells of the attacks that only the audit made, on the last stage; transferred ones
+    were crafted on ``surrogate``. Records from before there were probes have none.
+    """
 
     verdict: Verdict
     flags: list[Flag]
     checks: list[str]
+    probes: list[Cell] = Field(default_factory=list)
+    surrogate: str | None = None
 
 
 class AttackEntry(Frozen):

@@ -1,0 +1,11 @@
+"""Signs of false robustness: in what a run measured, in how a model behaves, and under probe attacks.
+
+``probe(view, data, attacks=…)`` makes further, cheap measurements on a model; ``audit(rows, attacks,
+probes=…)`` judges; ``audit_model(view, data)`` does both for a model that was never run here.
+"""
+
+from advbench.audit.comparisons import Probed
+from advbench.audit.probes import Probes, probe
+from advbench.audit.verdict import CHECKS, audit, audit_model
+
+__all__ = ["CHECKS", "Probed", "Probes", "audit", "audit_model", "probe"]

@@ -1,0 +1,147 @@
+"""How a model behaves when it is merely asked: numbers, logits, chance, company, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advbench.evaluate import blocks
+from advbench.stochastic import TOLERANCE, gap, history_gap, logits_of
+from attacks_pool.guard import buffers_kept, untouched
+from attacks_pool.losses import LOSSES, Loss
+from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
+from attacks_pool.verifier import exact_arithmetic, predict_exactly
+from leaderboards import Flag
+
+ASKED = 32
+"""Points whose logits must not depend on company and history."""
+ALONE = 8
+"""Of those, points that are also asked alone."""
+LEAST_SHARE = 0.05
+"""Share of points without a gradient from which it is no accident."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Points (of ``points`` right clean) whose input gradient is exactly zero or not finite, by loss.
+
+    Each is the larger count of two places: the clean point, and a random point of the ball around it.
+    """
+
+    points: int
+    ce: int
+    margin: int
+
+    def share(self, loss: str) -> float:
+        """The count of a loss as a share."""
+        return getattr(self, loss) / self.points if self.points else 0.0
+
+
+def logit_flags(model: nn.Module, x: Tensor) -> Iterator[Flag]:
+    """``nan-logits`` and ``probabilities-not-logits``, over all points ``x`` (N, C, H, W) as they are."""
+    broken, probable = 0, bool(len(x))
+    for block in blocks(x.shape[1:], len(x)):
+        logits = predict_exactly(model, x[block])
+        finite = torch.isfinite(logits).all(1)
+        broken += int((~finite).sum())
+        known = logits[finite]
+        sums = (known.sum(1) - 1).abs() < 1e-3
+        probable &= bool(sums.all()) and bool(((known >= -1e-6) & (known <= 1 + 1e-6)).all())
+    if broken:
+        yield Flag(
+            code="nan-logits",
+            message=f"{broken} of {len(x)} clean points get logits that are no numbers",
+            evidence={"count": broken, "points": len(x), "where": "clean"},
+        )
+    if probable and broken < len(x):
+        yield Flag(
+            code="probabilities-not-logits",
+            message="outputs lie in [0, 1] and sum to 1: they are probabilities, which flatten gradients",
+            evidence={"points": len(x) - broken},
+        )
+
+
+def company_flags(model: nn.Module, x: Tensor, seed: int, *, stochastic: bool) -> Iterator[Flag]:
+    """``batch-dependent``: a logit changes with the rest of the batch, its order or size, or earlier calls.
+
+    For a stochastic model only batches of equal shape are compared, under equal seeds, so that chance is not
+    taken for company.
+    """
+    x = x[: 2 * ASKED]
+    rows, others = x[: (len(x) + 1) // 2], x[(len(x) + 1) // 2 :]
+    gaps = {"history": history_gap(model, rows, seed)}
+    with buffers_kept(model):
+        gaps["company"] = _company_gap(model, rows, others, seed)
+        if not stochastic:
+            together = logits_of(model, rows, seed)
+            gaps["order"] = gap(logits_of(model, rows.flip(0), seed).flip(0), together)
+            alone = torch.cat([logits_of(model, row[None], seed) for row in rows[:ALONE]])
+            gaps["size"] = gap(alone, together[:ALONE])
+    found = {way: size for way, size in gaps.items() if size > TOLERANCE}
+    if found:
+        words = {
+            "company": "the rest of the batch",
+            "history": "what was asked before",
+            "order": "the order of the batch",
+            "size": "the size of the batch",
+        }
+        message = f"logits change with {' and '.join(words[way] for way in found)}"
+        evidence = {
+            # JSON has no infinity; what cannot be compared differs by more than anything.
+            "relative_difference": {way: min(size, 1e9) for way, size in found.items()},
+            "points": len(rows),
+        }
+        yield Flag(code="batch-dependent", message=message, evidence=evidence)
+
+
+def _company_gap(model: nn.Module, rows: Tensor, others: Tensor, seed: int) -> float:
+    noise = uniform(rows, keyed_generator("company", seed))
+    companies = [rows, noise, torch.cat([others, rows])[: len(rows)]]
+    answers = [
+        logits_of(model, torch.cat([rows, company]), key_seed("company", seed))[: len(rows)]
+        for company in companies
+    ]
+    again = logits_of(model, torch.cat([rows, companies[0]]), key_seed("company", seed))[: len(rows)]
+    if gap(answers[0], again) > TOLERANCE:
+        return 0.0  # chance or history, which the other checks name
+    return max(gap(answers[0], answer) for answer in answers[1:])
+
+
+def gradients(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Gradients:
+    """Count missing input gradients at ``x``, which the model gets right, and at random points within eps."""
+    if not len(x):
+        return Gradients(0, 0, 0)
+    noise = uniform(x, keyed_generator("gradients", seed), -eps, eps)
+    places = (x, (x + noise).clamp(0, 1))
+    counts = {
+        name: max(_without_gradient(model, place, y, LOSSES[name], seed) for place in places)
+        for name in ("ce", "margin")
+    }
+    return Gradients(len(x), counts["ce"], counts["margin"])
+
+
+def _without_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, seed: int) -> int:
+    count = 0
+    for block in blocks(x.shape[1:], len(x)):
+        with (
+            isolated_randomness(key_seed("gradient", seed), x.device),
+            buffers_kept(model),
+            untouched(model),
+            exact_arithmetic(x.device),
+        ):
+            point = x[block].detach().clone().requires_grad_()
+            values = loss(model(point), y[block])
+            found = (
+                torch.autograd.grad(values.sum(), point, allow_unused=True)[0]
+                if values.requires_grad
+                else None
+            )
+        if found is None:
+            count += len(point)
+            continue
+        flat = found.flatten(1)
+        count += int(((flat == 0).all(1) | ~torch.isfinite(flat).all(1)).sum())
+    return count

@@ -1,0 +1,146 @@
+"""Paired comparisons of attacks on one model: where the weaker attack wins, the stronger one was blind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from attacks_pool import Attack
+from leaderboards import Flag
+
+LEAST_DIFFERENCE = 0.05
+LARGEST_P = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """One measured attack: which of the first ``points`` test points survive it, (n,), and by what access."""
+
+    attack: Attack
+    robust: NDArray[np.bool_]
+    points: int
+    access: str
+    probe: bool = False
+
+    @property
+    def single_step(self) -> bool:
+        """One gradient step on the model itself."""
+        return self.access == "white-box" and self.attack.info.family == "single-step"
+
+    @property
+    def iterative(self) -> bool:
+        """More than one step with gradients of the model itself."""
+        return self.access == "white-box" and not self.single_step
+
+
+WEAK: Sequence[tuple[str, Callable[[Probed], bool]]] = (
+    ("single-step-beats-iterative", lambda one: one.single_step),
+    ("black-box-beats-white-box", lambda one: one.access == "black-box"),
+    ("transfer-beats-white-box", lambda one: one.access == "transfer"),
+)
+
+
+def weak_beats_strong(measured: Sequence[Probed]) -> Iterator[Flag]:
+    """Weak attacks that fool more points than the best iterative one of the same norm.
+
+    A run's own attack is compared with the run's own of no smaller budget; a probe, or an attack without
+    such a rival, with all of its very budget.
+    """
+    for code, is_weak in WEAK:
+        for weak in measured:
+            if not is_weak(weak):
+                continue
+            rivals = [
+                one for one in measured if one.iterative and one.attack.info.norm == weak.attack.info.norm
+            ]
+            own = [one for one in rivals if not one.probe and one.attack.eps >= weak.attack.eps]
+            equal = [one for one in rivals if math.isclose(one.attack.eps, weak.attack.eps, rel_tol=1e-6)]
+            if chosen := (own if own and not weak.probe else equal):
+                strong = min(chosen, key=lambda one: _share(one, min(one.points, weak.points)))
+                flag = compare(code, weak, strong, named="which is stronger")
+                if flag is not None:
+                    yield flag
+
+
+def rises_with_eps(ladder: Sequence[Probed]) -> Iterator[Flag]:
+    """The clearest case of one search that fools fewer points with a larger budget."""
+    flags = [
+        flag
+        for small in ladder
+        for large in ladder
+        if small.attack.eps < large.attack.eps
+        and (flag := compare("accuracy-rises-with-eps", small, large, named="which has more room"))
+    ]
+    if flags:
+        yield max(flags, key=lambda flag: float(flag.evidence["difference"]))
+
+
+def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
+    """Norms in which a probe, or an ensemble, leaves far fewer points than all other attacks of the run."""
+    for norm in sorted({str(one.attack.info.norm) for one in measured if one.attack.info.norm}):
+        here = [one for one in measured if one.attack.info.norm == norm]
+        strong = [one for one in here if one.probe or one.attack.info.family == "ensemble"]
+        found = []
+        for one in strong:
+            own = [
+                other
+                for other in here
+                if other not in strong and not other.probe and other.attack.eps >= one.attack.eps
+            ]
+            if own:
+                points = min(one.points, *(other.points for other in own))
+                together = np.asarray(np.stack([other.robust[:points] for other in own]).all(0))
+                best = min(own, key=lambda other: _share(other, points))
+                union = Probed(best.attack, together, points, "white-box")
+                if flag := compare("weak-suite", one, union, named="and all that the run measured with it"):
+                    found.append(flag)
+        if found:
+            yield max(found, key=lambda flag: float(flag.evidence["difference"]))
+
+
+def compare(code: str, weak: Probed, strong: Probed, *, named: str) -> Flag | None:
+    """A flag where ``weak`` leaves at least 5 points less than ``strong`` with a paired p below 0.01.
+
+    The test is McNemar's, exact, on the points that both attacks saw.
+    """
+    points = min(weak.points, strong.points)
+    left, right = weak.robust[:points], strong.robust[:points]
+    only_weak, only_strong = int((~left & right).sum()), int((left & ~right).sum())
+    difference = (only_weak - only_strong) / points
+    if difference < LEAST_DIFFERENCE:
+        return None
+    p = float(binomtest(only_weak, only_weak + only_strong, alternative="greater").pvalue)
+    if p >= LARGEST_P:
+        return None
+    names = label(weak, strong), label(strong, weak)
+    message = f"{names[0]} leaves {100 * difference:.1f} points less than {names[1]}, {named}"
+    evidence = {
+        "weak": weak.attack.text,
+        "weak_access": weak.access,
+        "strong": strong.attack.text,
+        "points": points,
+        "robust_after_weak": int(left.sum()),
+        "robust_after_strong": int(right.sum()),
+        "difference": difference,
+        "fooled_by_weak_only": only_weak,
+        "fooled_by_strong_only": only_strong,
+        "p": p,
+    }
+    return Flag(code=code, message=message, evidence=evidence)
+
+
+def label(one: Probed, other: Probed) -> str:
+    """The attack's name, how it came to its points if not by itself, and eps where the two differ in it."""
+    name = one.attack.name
+    if one.access == "transfer":
+        name += " from another model"
+    return name if one.attack.eps == other.attack.eps else f"{name} at eps {one.attack.eps:g}"
+
+
+def _share(one: Probed, points: int) -> float:
+    return float(one.robust[:points].mean())

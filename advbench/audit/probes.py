@@ -1,0 +1,163 @@
+"""Further measurements on a model, cheap next to a run: how it behaves, and what probe attacks find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from advbench.audit.behaviour import Gradients, company_flags, gradients, logit_flags
+from advbench.audit.comparisons import Probed
+from advbench.data import Split
+from advbench.evaluate import LOOKED_AT, Row, View, evaluate
+from advbench.stochastic import is_stochastic
+from attacks_pool import Attack, pool
+from attacks_pool.randomness import key_seed
+from leaderboards import Cell, Flag
+
+POINTS = 200
+"""Test points that probes are measured on; a quarter of them where each answer takes many draws."""
+STEPS = 40
+QUERIES = 300
+DRAWS = 20
+PGD = {"linf": "pgd", "l2": "pgd-l2"}
+WITHOUT_ATTACKS = 0.1
+"""The linf eps of probes where the run has no linf attack to take one from."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What was measured on the first ``points`` test points.
+
+    ``rows`` are the probe attacks searched on the model itself and, with a surrogate, on that; ``attacks``
+    are those of each row. ``flags`` are what behaviour alone shows.
+    """
+
+    points: int
+    rows: list[Row]
+    attacks: list[list[Attack]]
+    gradients: Gradients
+    stochastic: bool
+    surrogate: str | None = None
+    flags: list[Flag] = field(default_factory=list)
+
+    @property
+    def clean(self) -> NDArray[np.bool_]:
+        """(points,) right clean."""
+        return self.rows[0].clean
+
+    @property
+    def cells(self) -> list[Cell]:
+        """A cell a probe attack; transferred ones say so in their threat."""
+        return [cell for row in self.rows for cell in row.cells[1:]]
+
+    @property
+    def robust(self) -> NDArray[np.bool_]:
+        """(P, points) what survives each probe attack, in the order of ``cells``."""
+        return np.concatenate([row.robust for row in self.rows])
+
+    @property
+    def measured(self) -> list[Probed]:
+        """The probe attacks, ready to be compared."""
+        bound = [attack for attacks in self.attacks for attack in attacks]
+        return [
+            Probed(attack, robust, self.points, cell.threat.access, probe=True)
+            for attack, robust, cell in zip(bound, self.robust, self.cells, strict=True)
+        ]
+
+
+def probe(
+    view: View,
+    data: Split,
+    *,
+    attacks: Sequence[Attack] = (),
+    surrogate: nn.Module | None = None,
+    surrogate_name: str = "another model",
+    seed: int = 0,
+    stage: int = 0,
+    points: int = POINTS,
+    stochastic: bool | None = None,
+) -> Probes:
+    """Measure what an audit needs beyond a run.
+
+    Args:
+        view: the module to look at for an attack (``Defense.view``; ``lambda _: model`` for a plain model).
+        data: test points on the model's device; all are asked clean, the first ``points`` are attacked.
+        attacks: those of the run, whose norms and budgets the probes take.
+        surrogate: another model of the same images and classes, to craft transferred points on.
+        surrogate_name: how the record calls it.
+        seed: of the run; keys every draw.
+        stage: what the cells call the row.
+        points: how many test points to attack.
+        stochastic: whether the model answers at random; ``None`` asks it twice.
+    """
+    model = view(None)
+    key = key_seed("probe", seed)
+    random = is_stochastic(model, data.x[:LOOKED_AT], key) if stochastic is None else stochastic
+    count = min(max(points // 4, 1) if random else points, len(data))
+    few = Split(data.x[:count], data.y[:count])
+    direct, transferred = battery(attacks), transfers(attacks)
+    rows = [evaluate(view, few, [(one, count) for one in direct], stage=stage, seed=key, stochastic=random)]
+    if surrogate is not None:
+        rows.append(
+            evaluate(
+                view,
+                few,
+                [(one, count) for one in transferred],
+                stage=stage,
+                seed=key,
+                stochastic=random,
+                surrogate=lambda _attack: surrogate,
+            )
+        )
+    right = few.x.new_tensor(rows[0].clean).bool()
+    return Probes(
+        points=count,
+        rows=rows,
+        attacks=[direct, transferred][: len(rows)],
+        gradients=gradients(model, few.x[right], few.y[right], budget(attacks, "linf"), key),
+        stochastic=random,
+        surrogate=surrogate_name if surrogate is not None else None,
+        flags=[*logit_flags(model, data.x), *company_flags(model, data.x, key, stochastic=random)],
+    )
+
+
+def budget(attacks: Sequence[Attack], norm: str) -> float:
+    """The largest eps of this norm among ``attacks``; 0 if there is none, but for linf a default."""
+    found = [attack.eps for attack in attacks if attack.info.norm == norm]
+    return max(found, default=WITHOUT_ATTACKS if norm == "linf" else 0.0)
+
+
+def battery(attacks: Sequence[Attack]) -> list[Attack]:
+    """The probes that look at the model itself: one step, PGD by two losses, up and down the ladder of eps to
+    the unbounded, random search and plain noise."""
+    eps = budget(attacks, "linf")
+    found = [pool.get("fgsm", eps=eps)]
+    found += [_pgd("linf", rung, loss="ce") for rung in ladder(eps)]
+    found += [_pgd("linf", eps, loss="margin", restarts=2), _pgd("linf", 1.0, loss="margin", restarts=2)]
+    found.append(pool.get("square", eps=eps, steps=QUERIES))
+    found.append(pool.get("gaussian-noise", eps=eps, restarts=DRAWS))
+    if other := budget(attacks, "l2"):
+        found += [_pgd("l2", other, loss="ce"), _pgd("l2", other, loss="margin", restarts=2)]
+    return list({attack.text: attack for attack in found}.values())
+
+
+def transfers(attacks: Sequence[Attack]) -> list[Attack]:
+    """The probes that are crafted on a surrogate."""
+    eps = budget(attacks, "linf")
+    found = [_pgd("linf", eps, loss="ce"), pool.get("mim", eps=eps)]
+    if other := budget(attacks, "l2"):
+        found.append(_pgd("l2", other, loss="ce"))
+    return found
+
+
+def ladder(eps: float) -> list[float]:
+    """Half of eps, eps, twice eps, and the whole box."""
+    return sorted({rung for rung in (eps / 2, eps, 2 * eps) if rung < 1} | {1.0})
+
+
+def _pgd(norm: str, eps: float, *, loss: str, restarts: int = 1) -> Attack:
+    return pool.get(PGD[norm], eps=eps, steps=STEPS, loss=loss, restarts=restarts)

@@ -1,0 +1,199 @@
+"""From measurements to flags, and from flags to the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import nn
+
+from advbench.audit.behaviour import LEAST_SHARE
+from advbench.audit.comparisons import Probed, compare, rises_with_eps, weak_beats_strong, weak_suite
+from advbench.audit.probes import POINTS, Probes, probe
+from advbench.data import Split
+from advbench.evaluate import Row, View
+from advbench.stochastic import CRAFTED_BY
+from attacks_pool import Attack
+from leaderboards import Audit, Flag
+
+IN_A_RUN = (
+    "nan-logits",
+    "invalid-examples",
+    "changed-model",
+    "stochastic",
+    "single-step-beats-iterative",
+    "black-box-beats-white-box",
+    "weak-suite",
+)
+BY_PROBES = (
+    "probabilities-not-logits",
+    "batch-dependent",
+    "zero-gradient",
+    "accuracy-rises-with-eps",
+    "unbounded-attack-fails",
+)
+BY_TRANSFER = ("transfer-beats-white-box",)
+CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER)
+INVALIDATING = ("nan-logits",)
+ONLY_SAID = ("weak-suite",)
+"""Faults of the run's attacks, not of the model: they leave the verdict as it is."""
+UNBOUNDED_LEFT = 0.05
+"""Share of the points right clean that may survive an unbounded attack."""
+
+
+def audit(
+    rows: Sequence[Row],
+    attacks: Sequence[tuple[Attack, int]],
+    *,
+    stochastic: bool = False,
+    probes: Probes | None = None,
+) -> Audit:
+    """The verdict: ``invalid`` after NaN logits, ``suspect`` after any flag but ``weak-suite``, else ``ok``.
+
+    Comparisons look at the final row and the probes, and flag only a difference of at least 5 points with a
+    paired p below 0.01 (exact McNemar test on the points that both attacks saw). A stochastic defense stays
+    ``suspect`` though it is judged by many draws: its numbers hold only as far as these draws did.
+
+    Args:
+        rows: of R, the last one being the model in question; may be empty when there are probes.
+        attacks: those of each row, with the points that each was measured on.
+        stochastic: whether the defense is declared to answer at random.
+        probes: further measurements on the final model.
+    """
+    measured = [
+        Probed(attack, robust, points, attack.info.access)
+        for row in rows[-1:]
+        for (attack, points), robust in zip(attacks, row.robust, strict=True)
+    ]
+    flags = list(_faults(rows))
+    checks: list[str] = list(IN_A_RUN)
+    if probes is not None:
+        measured += probes.measured
+        flags += [*probes.flags, *_faults(probes.rows)]
+        checks += [*BY_PROBES, *(BY_TRANSFER if probes.surrogate is not None else ())]
+    flags += weak_beats_strong(measured)
+    if probes is not None:
+        flags += _of_probes(probes)
+    flags += weak_suite(measured)
+    flags += _chance(rows, probes, stochastic)
+    codes = {flag.code for flag in flags} - set(ONLY_SAID)
+    verdict = "invalid" if codes & set(INVALIDATING) else "suspect" if codes else "ok"
+    return Audit.model_validate(
+        {
+            "verdict": verdict,
+            "flags": flags,
+            "checks": checks,
+            "probes": [] if probes is None else probes.cells,
+            "surrogate": None if probes is None else probes.surrogate,
+        }
+    )
+
+
+def audit_model(
+    view: View,
+    data: Split,
+    attacks: Sequence[tuple[Attack, int]] = (),
+    *,
+    rows: Sequence[Row] = (),
+    surrogate: nn.Module | None = None,
+    surrogate_name: str = "another model",
+    seed: int = 0,
+    points: int = POINTS,
+    stochastic: bool | None = None,
+) -> Audit:
+    """Probe a model and judge it, with the rows measured on it if there are any; see `probe` and `audit`."""
+    found = probe(
+        view,
+        data,
+        attacks=[attack for attack, _ in attacks],
+        surrogate=surrogate,
+        surrogate_name=surrogate_name,
+        seed=seed,
+        stage=rows[-1].stage if rows else 0,
+        points=points,
+        stochastic=stochastic,
+    )
+    return audit(rows, attacks, stochastic=bool(stochastic), probes=found)
+
+
+def _faults(rows: Sequence[Row]) -> Iterator[Flag]:
+    for row in rows:
+        if row.not_a_number:
+            message = f"{row.not_a_number} predictions after stage {row.stage} are not numbers"
+            yield Flag(
+                code="nan-logits", message=message, evidence={"stage": row.stage, "count": row.not_a_number}
+            )
+        for cell in row.cells:
+            if cell.invalid:
+                message = f"{cell.invalid} points of {cell.attack} broke its bound after stage {row.stage}"
+                evidence = {"stage": row.stage, "attack": cell.attack, "count": cell.invalid}
+                yield Flag(code="invalid-examples", message=message, evidence=evidence)
+        for attack, changes in row.changed.items():
+            message = f"{attack} changed the model that it searched: {changes[0]}; the model was put back"
+            evidence = {"stage": row.stage, "attack": attack, "changes": changes[:10]}
+            yield Flag(code="changed-model", message=message, evidence=evidence)
+
+
+def _chance(rows: Sequence[Row], probes: Probes | None, stochastic: bool) -> Iterator[Flag]:
+    """``stochastic``, with what a single draw would have said of the last row."""
+    found = probes.stochastic if probes is not None else any(row.draws > 1 for row in rows)
+    if not (stochastic or found):
+        return
+    judged = [*rows[-1:], *(probes.rows if probes is not None else [])]
+    draws = max((row.draws for row in judged), default=1)
+    evidence: dict[str, object] = {"declared": stochastic, "draws": draws}
+    if draws > 1:
+        row = next(row for row in judged if row.draws > 1)
+        by_mean = {cell.attack: cell.robust for cell in row.cells}
+        evidence |= {"crafted_by": CRAFTED_BY, "right_by_mean": by_mean, "right_by_one_draw": row.single}
+        message = (
+            f"predictions are random: judged by the mean of {draws} draws, searched by {CRAFTED_BY} others"
+        )
+    else:
+        message = "predictions are random: single draws were judged, so these numbers are not comparable"
+    yield Flag(code="stochastic", message=message, evidence=evidence)
+
+
+def _of_probes(probes: Probes) -> Iterator[Flag]:
+    iterative = [one for one in probes.measured if one.iterative and one.attack.info.norm == "linf"]
+    by_loss = {
+        loss: [one for one in iterative if one.attack.knobs["loss"] == loss] for loss in ("ce", "margin")
+    }
+    yield from rises_with_eps(by_loss["ce"])
+    yield from _unbounded(probes, [one for one in iterative if one.attack.eps == 1.0])
+    yield from _zero_gradient(probes, by_loss)
+
+
+def _unbounded(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
+    """An attack that may draw any image must find one that is misread."""
+    right = int(probes.clean.sum())
+    left = int(np.stack([one.robust for one in measured]).all(0).sum())
+    if right and left / right > UNBOUNDED_LEFT and left > 1:
+        texts = [one.attack.text for one in measured]
+        message = f"{left} of {right} points survive attacks that may change every pixel as they like"
+        evidence = {"attacks": texts, "right": right, "robust": left, "points": probes.points}
+        yield Flag(code="unbounded-attack-fails", message=message, evidence=evidence)
+
+
+def _zero_gradient(probes: Probes, by_loss: dict[str, list[Probed]]) -> Iterator[Flag]:
+    """No gradient of the margin, which no confidence explains; or none of the CE, where that blinds PGD.
+
+    The CE of an honest, very confident model underflows too; it is said only where a search by the margin
+    then finds what the search by the CE of the same budget does not.
+    """
+    found = probes.gradients
+    shares = {"points": found.points, "zero_by_ce": found.ce, "zero_by_margin": found.margin}
+    if found.points and found.share("margin") >= LEAST_SHARE:
+        message = f"{found.margin} of {found.points} points have no input gradient, whatever the loss"
+        yield Flag(code="zero-gradient", message=message, evidence=shares)
+    elif found.points and found.share("ce") >= LEAST_SHARE:
+        for one in by_loss["ce"]:
+            for other in by_loss["margin"]:
+                if one.attack.eps != other.attack.eps:
+                    continue
+                if flag := compare("zero-gradient", other, one, named="whose loss is flat"):
+                    message = (
+                        f"{found.ce} of {found.points} points have no gradient of the CE: {flag.message}"
+                    )
+                    yield Flag(code="zero-gradient", message=message, evidence={**shares, **flag.evidence})
+                    return
