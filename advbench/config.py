@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import parse_number
-from attacks_pool.text import parse_attacks
+from attacks_pool.text import attack_name, parse_attacks
 from defenses.plan import TrainPlan
 
 MOST_THREADS = 1024
@@ -176,7 +176,7 @@ def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         if "dataset" in changed:
             _drop(merged, "model", "plan", "pretrain", "points")
             for key in _lists(merged, "sequence", "unseen", "eval"):
-                merged[key] = [text.partition(":")[0] for text in merged[key]] or "none"
+                merged[key] = [attack_name(text) for text in merged[key]] or "none"
         if "sequence" in changed:
             _make_room(merged, as_text(given["sequence"]))
     _rescale_warmup(merged, given)
@@ -194,9 +194,9 @@ def _make_room(merged: dict[str, Any], sequence: str) -> None:
     """A sequence that names what was unseen makes it seen; points of attacks that are gone go too."""
     names = {name for name, _ in parse_attacks(sequence)} if sequence.strip() else set()
     for key in _lists(merged, "unseen", "eval"):
-        kept = [text for text in merged[key] if text.partition(":")[0] not in names]
+        kept = [text for text in merged[key] if attack_name(text) not in names]
         merged[key] = kept or "none"
-        names |= {text.partition(":")[0] for text in kept}
+        names |= {attack_name(text) for text in kept}
     if isinstance(points := merged.get("points"), dict):
         merged["points"] = {key: value for key, value in points.items() if key in names | {"default"}}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attacks_pool.errors import InputError
+from attacks_pool.text import attack_name
 from leaderboards import Cell
 
 Kind = Literal["start", "batch", "epoch", "cell", "stage", "end"]
@@ -112,7 +113,7 @@ class TensorBoardLog:
             for name, value in event.losses.items():
                 self._writer.add_scalar(f"train/{name}", value, self._epochs)
         elif event.kind == "cell" and event.cell is not None:
-            name = f"robust/{event.cell.attack.partition(':')[0]}"
+            name = f"robust/{attack_name(event.cell.attack)}"
             self._writer.add_scalar(name, event.cell.accuracy, event.stage)
 
     def close(self) -> None:

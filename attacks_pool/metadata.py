@@ -139,7 +139,7 @@ class AttackInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=r"^([a-z0-9][a-z0-9-]*|[a-z]{2}:[A-Za-z0-9][A-Za-z0-9-]*)$")
     family: str
     norm: Norm | None
     access: Access

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from attacks_pool import adapters
 from attacks_pool.attack import Attack, AttackFunction
 from attacks_pool.budgets import default_eps
 from attacks_pool.errors import InputError, unknown
@@ -29,11 +30,12 @@ class Entry:
     info: AttackInfo
     function: AttackFunction
     source: str
+    said: str | None = None
 
     @property
     def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+        """What it is, in a line: by default the first of the function's docstring."""
+        return self.said or (inspect.getdoc(self.function) or "").partition("\n")[0]
 
 
 class Pool:
@@ -72,8 +74,15 @@ class Pool:
         self._load()
         return sorted(self._entries)
 
+    def adapters(self) -> list[str]:
+        """The attacks of other libraries that are installed here: ``ta:PGD``, ``fb:LinfPGD``, ``aa:square``.
+
+        They can be asked for by these names wherever an attack is; no sequence is drawn from them.
+        """
+        return adapters.names()
+
     def entry(self, name: str) -> Entry:
-        """The registered attack of this name.
+        """The registered attack of this name, or that of another library (``ta:PGD``).
 
         Raises:
             InputError: no such attack; the message has the nearest name.
@@ -83,6 +92,9 @@ class Pool:
             return self._entries[name]
         if name in self.problems:
             raise InputError(f"attack {name!r} could not be loaded: {self.problems[name]}")
+        if name.partition(":")[0].lower() in adapters.LIBRARIES:
+            peer = adapters.find(name)
+            return Entry(peer.info, peer.run, f"attacks_pool.adapters:{name}", peer.summary)
         raise unknown("attack", name, self._entries, see=f"advbench attacks lists all {len(self._entries)}")
 
     def info(self, name: str) -> AttackInfo:

@@ -39,3 +39,13 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Value]]]:
             raise InputError(f"{attacks[-1][0]}: knob {knob.strip()!r} is given twice")
         attacks[-1][1][knob.strip()] = value.strip()
     return attacks
+
+
+def attack_name(text: str) -> str:
+    """The name in the text of one attack; names of other libraries have a colon of their own.
+
+    >>> attack_name("pgd:eps=0.1"), attack_name("ta:PGD:eps=0.1"), attack_name("ta:PGD")
+    ('pgd', 'ta:PGD', 'ta:PGD')
+    """
+    head, equals, _ = text.partition("=")
+    return head.rpartition(":")[0] if equals else head

@@ -160,7 +160,9 @@ def _short(text: str) -> str:
 
 def _brief(attack: str) -> str:
     """Name and budget of a canonical attack text: ``pgd:eps=0.2,steps=50`` gives ``pgd eps=0.2``."""
-    name, _, knobs = attack.partition(":")
+    head, _, value = attack.partition("=")  # a name may hold a colon of its own: ta:PGD:eps=0.2
+    name, _, knob = head.rpartition(":")
+    name, knobs = (name, f"{knob}={value}") if name else (attack, "")
     return " ".join([name, *(knob for knob in knobs.split(",") if knob.startswith("eps="))])
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from advbench.events import Event, Listener
+from attacks_pool.text import attack_name
 
 PLAIN_INTERVAL = 5.0
 
@@ -73,7 +74,7 @@ def describe(event: Event) -> str:
     if event.kind == "end":
         return f"{head}finished"
     if event.kind == "cell" and event.cell is not None:
-        name = event.cell.attack.partition(":")[0]
+        name = attack_name(event.cell.attack)
         return f"{head}row {event.stage}/{event.stages}  {name:<14} {100 * event.cell.accuracy:5.1f} %{left}"
     if event.kind in ("epoch", "batch"):
         loss = event.losses.get("loss")

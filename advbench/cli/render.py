@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from advbench.saved import Run
+from attacks_pool.text import attack_name
 from leaderboards import Record, rows, to_table
 
 PLAIN_WIDTH = 200
@@ -48,11 +49,15 @@ def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
 
 def labels(texts: Sequence[str]) -> list[str]:
     """Short column names: the attack's name, with the knobs that tell it from another of that name."""
+
+    def knobs_of(text: str) -> list[str]:
+        return text.removeprefix(attack_name(text)).removeprefix(":").split(",")
+
     found = []
     for text in texts:
-        name, _, knobs = text.partition(":")
-        twins = [other.partition(":")[2].split(",") for other in texts if other.partition(":")[0] == name]
-        own = [knob for knob in knobs.split(",") if not all(knob in twin for twin in twins)]
+        name = attack_name(text)
+        twins = [knobs_of(other) for other in texts if attack_name(other) == name]
+        own = [knob for knob in knobs_of(text) if not all(knob in twin for twin in twins)]
         found.append(f"{name}:{','.join(own)}" if len(twins) > 1 else name)
     return found
 
@@ -69,7 +74,7 @@ def matrix_table(record: Record) -> Table:
         table.add_column(f"{label}\n{ROLES[entry.role]}", justify="right")
     matrix, clean = record.matrix(), record.clean_column()
     for stage in record.stages:
-        names = "+".join(text.partition(":")[0] for text in stage.attacks) or "plain"
+        names = "+".join(attack_name(text) for text in stage.attacks) or "plain"
         cells = [f"{100 * value:.1f}" for value in (clean[stage.index], *matrix[stage.index])]
         table.add_row(f"{stage.index} {names}", *cells)
     return table

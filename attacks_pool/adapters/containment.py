@@ -1,0 +1,99 @@
+"""What keeps an attack of another library from harm: the model it sees, and what is made of its result.
+
+The call of an attack already isolates the global random state, the modes of the model's parts and its
+gradients (:class:`attacks_pool.Attack`); here is what other libraries need beyond that.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool.errors import InputError
+from attacks_pool.norms import project
+
+ROUNDING = 1e-6
+"""How far beyond a bound counts as rounding, which is brought back; anything more is left to be seen."""
+
+
+class Contained(nn.Module):
+    """The model as another library may see it: float32 logits of its own, gradients that are numbers.
+
+    Its first parameter lies on the device of ``x``, because libraries look there for the device. Logits
+    always depend on the images, so that a model without gradients gives zeros and no error. Gradients
+    that are not numbers count as zero.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1, device=x.device))
+        self.model = model
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, K)."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            logits: Tensor = self.model(x)
+            return logits.float().clone()
+        x = _Tame.apply(x)
+        logits = self.model(x)
+        return logits.float() + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    def classes(self, x: Tensor) -> int:
+        """How many classes the model tells apart, by its logits for one image."""
+        with torch.no_grad():
+            return int(self(x[:1]).shape[1])
+
+
+class _Tame(torch.autograd.Function):
+    """The identity; on the way back, what is not a number becomes 0."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+@contextmanager
+def trace_kept() -> Iterator[None]:
+    """Debuggers and coverage keep their hook: one library removes it at every call."""
+    before = sys.gettrace()
+    try:
+        yield
+    finally:
+        if sys.gettrace() is not before:
+            sys.settrace(before)
+
+
+def mend(found: object, x: Tensor, eps: float, norm: str | None, kind: str) -> Tensor:
+    """``found`` as a result like ``x``: points with a pixel that is no number are given back clean.
+
+    What lies beyond the box, or a budgeted ball, by rounding is brought back; what lies further out is left
+    for the verifier to see.
+
+    Raises:
+        InputError: ``found`` is not a tensor of the shape of ``x``.
+    """
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        raise InputError(f"the library gave back no tensor like x, {tuple(x.shape)}")
+    x_adv = found.detach().to(x.device, x.dtype)
+    finite = torch.isfinite(x_adv).flatten(1).all(1).view(-1, 1, 1, 1)
+    x_adv = torch.where(finite, x_adv, x)
+    inside = x_adv.clamp(0, 1)
+    x_adv = torch.where((x_adv - inside).abs() <= ROUNDING, inside, x_adv)
+    if kind != "budgeted" or norm not in ("linf", "l2", "l1"):
+        return x_adv
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    length = (x_adv.double() - x.double()).flatten(1).norm(p=order, dim=1)
+    barely = (length > eps) & (length <= eps + ROUNDING * max(1.0, eps))
+    if barely.any():
+        x_adv[barely] = project(x_adv[barely], x[barely], eps, norm)
+    return x_adv

@@ -1,0 +1,176 @@
+"""One attack of another library: what is known of it, and the callable that runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from attacks_pool.adapters.containment import Contained, mend, trace_kept
+from attacks_pool.errors import InputError
+from attacks_pool.metadata import Access, AttackInfo, Kind, Knob, Norm, Value
+from attacks_pool.randomness import draw_seed
+
+OURS: Mapping[str, str] = {
+    "max_epsilon": "eps",
+    "alpha": "step_size",
+    "lr": "step_size",
+    "stepsize": "step_size",
+    "initial_stepsize": "step_size",
+    "n_iter": "steps",
+    "nb_iter": "steps",
+    "num_iter_set": "steps",
+    "max_iterations": "steps",
+    "n_queries": "steps",
+    "n_restarts": "restarts",
+}
+"""Names that libraries give to what is always called eps, steps, step_size and restarts here."""
+REAL = {"c", "kappa", "lam", "scale", "confidence", "theta", "max_translation", "max_rotation"}
+"""Arguments that are real numbers though their defaults are whole ones."""
+SIGNED = {"theta", "kappa", "min_x_0", "max_x_0"}
+"""Arguments that may be negative."""
+UNSEEN = {"self", "model", "device", "logger", "seed", "verbose", "n_classes", "norm", "tensorboard"}
+"""Arguments that the adapter gives itself, or that say nothing of the attack."""
+TRAINING_STEPS = 10
+
+Cost = Callable[[Mapping[str, Any], int], tuple[int, int]]
+Craft = Callable[["Job"], object]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a library is asked for: everything that it takes, under its own names."""
+
+    model: Contained
+    x: Tensor
+    y: Tensor
+    eps: float
+    arguments: dict[str, Any]
+    classes: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Peer:
+    """An attack of another library.
+
+    ``craft`` runs it; ``arguments`` are its own with their defaults, as the library declares them (read when
+    first needed, so that the table can be shown without the library). ``budget`` is the argument that takes
+    eps (``None``: eps is only the bound that counts at evaluation); ``least_classes`` what its loss needs;
+    ``asks_classes``: it must be told the number of classes.
+    """
+
+    name: str
+    summary: str
+    family: str
+    norm: Norm | None
+    craft: Craft
+    arguments: Callable[[], Mapping[str, Any]]
+    kind: Kind = "budgeted"
+    access: Access = "white-box"
+    paper: str | None = None
+    budget: str | None = None
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    channels: tuple[int, ...] | None = None
+    min_side: int = 1
+    least_steps: int = 1
+    least_classes: int = 2
+    asks_classes: bool = False
+    cost: Cost | None = None
+
+    @cached_property
+    def info(self) -> AttackInfo:
+        """Metadata with the knobs that the installed library has."""
+        return AttackInfo(
+            name=self.name,
+            family=self.family,
+            norm=self.norm,
+            access=self.access,
+            kind=self.kind,
+            paper=self.paper,
+            knobs=self._knobs,
+            channels=self.channels,
+            min_side=self.min_side,
+            cost=self.cost,
+        )
+
+    @cached_property
+    def _given(self) -> dict[str, Any]:
+        """The arguments that can be knobs: numbers and words."""
+        return {
+            argument: default
+            for argument, default in self.arguments().items()
+            if argument not in UNSEEN
+            and argument != self.budget
+            and isinstance(default, bool | int | float | str)
+        }
+
+    @cached_property
+    def _knobs(self) -> dict[str, Knob]:
+        usual = self.arguments().get(self.budget) if self.budget else None
+        knobs = {
+            OURS.get(argument, argument): self._knob(argument, default, usual)
+            for argument, default in self._given.items()
+        }
+        if self.norm is None:
+            knobs["eps"] = Knob(
+                float(usual or 0.0), f"{self.budget} of the library", open_low=True, scales=True
+            )
+        return knobs
+
+    def _knob(self, argument: str, default: Value, usual: float | None) -> Knob:
+        own, words = OURS.get(argument, argument), argument.replace("_", " ")
+        if own == "steps":
+            cheap = min(int(default), TRAINING_STEPS)
+            return Knob(default, f"{words} of the library", training=cheap, low=self.least_steps)
+        if own == "restarts":
+            return Knob(default, f"{words} of the library", training=1, low=1)
+        if own == "step_size" and usual:
+            ratio = float(default) / float(usual)
+            text = f"length of a step, {ratio:g} * eps unless given, as in the library"
+            return Knob(lambda knobs: ratio * float(knobs["eps"]), text, open_low=True, scales=True)
+        if own == "step_size":
+            return Knob(float(default), f"{words} of the library", open_low=True)
+        real = float(default) if argument in REAL else default
+        low = -math.inf if argument in SIGNED else 0.0
+        return Knob(real, f"{words} of the library", low=low, choices=self.choices.get(argument, ()))
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        **given: Any,
+    ) -> Tensor:
+        """Craft x_adv like ``x`` (N, C, H, W); ``early_stop`` is let pass, it always crafts on every point.
+
+        Raises:
+            InputError: the model has too few classes, or the library refuses an argument.
+        """
+        eps, contained = float(given["eps"]), Contained(model, x)
+        needs = self.asks_classes or self.least_classes > 2
+        classes = contained.classes(x) if needs else 0
+        if needs and classes < self.least_classes:
+            raise InputError(
+                f"attack {self.name!r} needs a model of {self.least_classes} classes or more, not {classes}"
+            )
+        arguments: dict[str, Any] = {
+            argument: given[OURS.get(argument, argument)] for argument in self._given
+        }
+        if self.budget is not None:
+            arguments[self.budget] = eps
+        seed = draw_seed(given["generator"]) % 2**31
+        with trace_kept():
+            found = self.craft(Job(contained, x, y, eps, arguments, classes, seed))
+        return mend(found, x, eps, self.norm, self.kind)
+
+
+def refused(name: str, error: Exception) -> InputError:
+    """The error for arguments that the library itself does not take."""
+    return InputError(
+        f"attack {name!r} refuses its knobs: {type(error).__name__}: {error}".partition("\n")[0]
+    )
