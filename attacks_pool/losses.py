@@ -58,4 +58,14 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return ahead / (ranked[:, 0] - ranked[:, -2:].mean(1) + 1e-12)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k≠y} p_k − p_y with p = softmax(z): between −1 and 1 (arXiv:2411.15210)."""
+    return margin(logits.float().softmax(1), y)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "probability-margin": probability_margin,
+}
