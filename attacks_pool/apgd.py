@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -112,28 +113,28 @@ def targeted_ascent(
     """Auto-PGD on the targeted DLR loss, towards the ``targets`` likeliest wrong classes of the clean point.
 
     All targets of a point are searched in one batch, in portions of bounded size; with ``early_stop`` the
-    first that fools the model ends the others. Otherwise as :func:`adaptive_ascent`.
+    likeliest goes before the others, and the first that fools the model ends the rest. Otherwise as
+    :func:`adaptive_ascent`.
     """
     base, best = draw_seed(generator), Outcome.begin(x)
     plan = Plan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
     with torch.no_grad():
         classes = likeliest_others(model(x), y, targets)
-    attempts = classes.shape[1]
-    portion = max(1, max(len(x), ELEMENTS // x[0].numel()) // attempts)
-    for restart in range(restarts):
-        for begin in range(0, len(x), portion):
-            part = torch.arange(begin, min(begin + portion, len(x)), device=x.device)
-            draws = [keyed_generator(base, restart, begin, rank) for rank in range(attempts)]
-            if early_stop:
-                left = (~best.fooled[part]).nonzero().flatten()
-            else:
-                left = torch.arange(len(part), device=x.device)
+    ranks = list(range(classes.shape[1]))
+    # The likeliest class settles most points that can be settled at all, so it goes before the rest.
+    waves = [ranks[:1], ranks[1:]] if early_stop and len(ranks) > 1 else [ranks]
+    portion = max(1, max(len(x), ELEMENTS // x[0].numel()) // len(ranks))
+    for restart, begin in product(range(restarts), range(0, len(x), portion)):
+        part = torch.arange(begin, min(begin + portion, len(x)), device=x.device)
+        for wave in waves:
+            left = (~(best.fooled[part] & early_stop)).nonzero().flatten()
             if not len(left):
-                continue
+                break
+            draws = [keyed_generator(base, restart, begin, rank) for rank in wave]
             start = torch.stack([_start(x[part], plan, draw)[left] for draw in draws], 1).flatten(0, 1)
             points = part[left]
-            found = ascend(model, plan, x[points], y[points], start, classes[points].flatten())
-            best.take(points, found)
+            aims = classes[points][:, wave].flatten()
+            best.take(points, ascend(model, plan, x[points], y[points], start, aims))
     return best.x_adv
 
 
