@@ -17,6 +17,8 @@ class Format(StrEnum):
     json = "json"
 
 
+LEAST = 30
+"""A column narrower than this is not worth showing."""
 FormatOption = Annotated[Format, typer.Option("--format", help="table or json.")]
 
 
@@ -25,6 +27,9 @@ def attacks(
         list[str] | None, typer.Argument(help="An attack to describe, or: sample K", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="What sample draws with.")] = 0,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="List the attacks of other libraries that are installed.")
+    ] = False,
     format: FormatOption = Format.table,
 ) -> None:
     """List the attacks, describe some, or draw a sequence (advbench attacks sample 4 --seed 3)."""
@@ -33,7 +38,7 @@ def attacks(
     if names and names[0] == "sample":
         _sample(names[1:], seed, format)
         return
-    chosen = names or pool.names()
+    chosen = names or (pool.adapters() if adapters else pool.names())
     _warn("attack", pool.problems)
     entries = {name: _attack(name) for name in chosen}
     if format is Format.json:
@@ -42,8 +47,9 @@ def attacks(
         for entry in entries.values():
             _describe(entry)
     else:
-        columns = ("name", "family", "norm", "access", "kind", "paper", "summary")
-        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries.values()])
+        columns = ("name", "family", "norm", "access", "kind", "cost", "paper", "summary")
+        lines = [[_cell(entry[column]) for column in columns] for entry in entries.values()]
+        _table(columns, lines, spare=("summary", "kind"))
 
 
 def defenses(
@@ -132,9 +138,11 @@ def _attack(name: str) -> dict[str, Any]:
         }
         for knob, spec in info.all_knobs().items()
     }
+    passes = info.passes(pool.get(name, budget="digits").knobs)
     keep = ("name", "family", "norm", "access", "kind", "targeted", "paper")
     return {
         **{key: getattr(info, key) for key in keep},
+        "cost": None if passes is None else dict(zip(("forwards", "backwards"), passes, strict=True)),
         "summary": entry.summary,
         "source": entry.source,
         "knobs": knobs,
@@ -165,7 +173,7 @@ def _defense(name: str) -> dict[str, Any]:
 def _describe(entry: Mapping[str, Any]) -> None:
     """``key: value`` lines; mappings indented below their key."""
     for key, value in entry.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and key != "cost":
             typer.echo(f"{key}:")
             for name, inner in value.items():
                 typer.echo(f"  {name}: {_inner(inner)}")
@@ -186,20 +194,39 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "-"
+    if isinstance(value, dict) and set(value) == {"forwards", "backwards"}:
+        return f"{value['forwards']} + {value['backwards']}"
     if isinstance(value, dict):
         return ", ".join(value) or "-"
     return str(value)
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+    """A table; where the terminal is too narrow for it, the columns in ``spare`` go in turn.
+
+    The first of them is cut short instead while :data:`LEAST` characters of it are left.
+    """
     from rich.table import Table
 
     from advbench.cli.render import output
 
-    table = Table(*(column.replace("_", " ") for column in columns))
-    for line in lines:
-        table.add_row(*line)
-    output().print(table)
+    console = output()
+    rows = [dict(zip(columns, line, strict=True)) for line in lines]
+    shown = list(columns)
+    for column in spare:
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) + 3 for name in shown}
+        room = console.width - 1 - sum(widths.values()) + widths[column] - 3
+        if room >= widths[column] - 3:
+            break
+        if column == spare[0] and room >= LEAST:
+            for row in rows:
+                row[column] = row[column] if len(row[column]) <= room else f"{row[column][: room - 1]}…"
+            break
+        shown.remove(column)
+    table = Table(*(column.replace("_", " ") for column in shown))
+    for row in rows:
+        table.add_row(*(row[column] for column in shown))
+    console.print(table)
 
 
 def _warn(kind: str, problems: Mapping[str, str]) -> None:

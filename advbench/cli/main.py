@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import boards, lists, running
+from advbench.cli import auditing, boards, doctor, lists, running
 
 INTERRUPTED = 130
 """The exit code that shells give to a process stopped by Ctrl-C."""
@@ -25,9 +25,11 @@ app = typer.Typer(
 app.command("run")(running.run)
 app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
+app.command("audit")(auditing.audit)
 app.command("attacks")(lists.attacks)
 app.command("defenses")(lists.defenses)
 app.command("datasets")(lists.datasets)
+app.command("doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

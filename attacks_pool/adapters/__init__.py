@@ -78,6 +78,11 @@ def find(name: str) -> Peer:
         raise InputError(f"unknown attack {name!r}{hint} ({see}){absent}")
     if absent:
         raise InputError(f"attack {name!r} needs {library.module}, which is not installed: {library.hint}")
+    try:
+        import_module(library.module)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"attack {name!r} needs {library.module}, which does not load: {cause}") from None
     return table[name]
 
 
