@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -16,7 +17,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from advbench.audit import audit
+from advbench.audit import Probes, audit, probe
 from advbench.config import Options, RunConfig
 from advbench.data import DataSet, Split, TensorLoader, load_dataset
 from advbench.environment import choose_device, describe, reproducible
@@ -38,6 +39,7 @@ def run(
     listeners: Sequence[Listener] = (),
     tensorboard: bool = False,
     sample_seed: int | None = None,
+    surrogate: str | Path | None = None,
     **options: Any,
 ) -> Run:
     """Train and evaluate one defense; what ``advbench run`` does.
@@ -49,6 +51,8 @@ def run(
         listeners: called with every :class:`advbench.events.Event`.
         tensorboard: also write scalars for TensorBoard.
         sample_seed: what ``sample:k`` is drawn with; the run's seed by default.
+        surrogate: a finished run on whose model the audit crafts its transferred points; by default the
+            plain classifier of row 0.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
             ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, …
 
@@ -66,6 +70,7 @@ def run(
     device = choose_device(chosen.device)
     data = load_dataset(chosen.dataset, chosen.data_dir)
     config = resolve(chosen, data, sample_seed=sample_seed)
+    other = surrogate_of(surrogate, data) if surrogate is not None else None
     with reproducible(config.threads):
         _try_build(config, data)
         classifier = new_classifier(config, data.image_shape, data.num_classes).to(device)
@@ -76,7 +81,7 @@ def run(
             everyone: list[Listener] = [*listeners, log]
             if board is not None:
                 everyone.append(board)
-            _Benchmark(config, data, directory, device, everyone).go(classifier)
+            _Benchmark(config, data, directory, device, everyone, other).go(classifier)
         except InputError:
             # What the user gave cannot be run, found late: nothing here is worth keeping.
             shutil.rmtree(directory, ignore_errors=True)
@@ -101,6 +106,24 @@ def _try_build(config: RunConfig, data: DataSet) -> None:
         raise InputError(f"defense {config.defense!r} has a spec() that is no JSON: {error}") from None
 
 
+def surrogate_of(path: str | Path, data: DataSet) -> tuple[str, nn.Module]:
+    """The final model of a finished run, and its name, to craft transferred points on.
+
+    Raises:
+        RecordError, InputError: no such run, or its images or classes are others.
+    """
+    from advbench.saved import load_run
+
+    other = load_run(path)
+    facts = other.record.environment["data"]
+    if (tuple(facts["shape"]), facts["classes"]) != (data.image_shape, data.num_classes):
+        raise InputError(
+            f"surrogate {other.record.id} takes images {tuple(facts['shape'])} of {facts['classes']} "
+            f"classes, not {data.image_shape} of {data.num_classes}"
+        )
+    return f"run {other.record.id}", other.model
+
+
 def stem_of(config: RunConfig, data: DataSet) -> str:
     """The name of a run's directory, before a number that keeps it apart."""
     when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -119,7 +142,9 @@ class _Benchmark:
         directory: Path,
         device: torch.device,
         listeners: Sequence[Listener],
+        surrogate: tuple[str, nn.Module] | None = None,
     ) -> None:
+        self.surrogate = surrogate
         self.config, self.data, self.directory, self.listeners = config, data, directory, listeners
         self.attacks = bound_attacks(config)
         every = [attack for role in ("seen", "unseen", "eval") for attack in self.attacks[role]]
@@ -142,6 +167,9 @@ class _Benchmark:
         plain = registry.build("standard", classifier, seed=config.seed)
         self._train(plain, 0, [], config.pretrain)
         self._measure(plain, 0, [])
+        if self.surrogate is None:
+            # Copied: the defense trains this very classifier on.
+            self.surrogate = ("row 0", copy.deepcopy(plain).eval())
         defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
         defense.to(self.test.x.device)
         for number in range(1, config.stages + 1):
@@ -196,6 +224,8 @@ class _Benchmark:
                 stage=stage,
                 seed=self.config.seed,
                 progress=progress,
+                # Declared ones always; any other is asked twice.
+                stochastic=defense.info.stochastic or None,
             )
         )
         weights = f"stages/{stage}.safetensors"
@@ -207,8 +237,26 @@ class _Benchmark:
         self.clock.tick("row")
         self._tell(Event("stage", stage=stage, stages=self.config.stages))
 
+    def _probe(self, defense: Defense) -> Probes:
+        """Measure what the audit needs on the final model."""
+        began = time.perf_counter()
+        name, surrogate = self.surrogate or ("", None)
+        found = probe(
+            defense.view,
+            self.test,
+            attacks=[attack for attack, _ in self.measured],
+            surrogate=None if surrogate is None else surrogate.to(self.test.x.device),
+            surrogate_name=name,
+            seed=self.config.seed,
+            stage=self.rows[-1].stage,
+            stochastic=self.rows[-1].draws > 1,
+        )
+        self.seconds["evaluation"] += time.perf_counter() - began
+        return found
+
     def _save(self, defense: Defense) -> None:
         write_bytes(self.directory / WEIGHTS, weights_of(defense))
+        probes = self._probe(defense)
         measured = Measured(
             attacks=self.attacks,
             points=[count for _, count in self.measured],
@@ -219,11 +267,12 @@ class _Benchmark:
             evaluation_seconds=self.seconds["evaluation"],
             parameters=sum(parameter.numel() for parameter in defense.parameters()),
             multiply_adds=multiply_adds(defense, self.test.x[:1]),
-            audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic),
+            audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
             environment=describe(self.test.x.device, self.data),
         )
         record = make_record(self.config, self.data, measured, self.directory.name)
-        write_outcomes(self.directory / "outcomes.npz", measured.clean, measured.robust)
+        outcomes = self.directory / "outcomes.npz"
+        write_outcomes(outcomes, measured.clean, measured.robust, probes=probes.robust)
         write_record(self.directory, record)
 
     def _tell(self, event: Event) -> None:

@@ -203,6 +203,8 @@ def _craft(
     """What the attack finds, and the sample-passes that it took, on whichever form of the model."""
     cost = attack.info.passes(attack.knobs)
     searched = AveragedDraws(model) if stochastic else model
+    # A point that fools these draws by a hair fools no others: it is searched to the end.
+    early_stop = early_stop and not stochastic
     if not stochastic and cost is not None and cost[0] >= WORTH_PREPARING:
         searched = search_model(model, x, reduced=attack.info.reduced_precision)
     with exact_arithmetic(x.device), count_passes(model) as exact:

@@ -4,7 +4,16 @@ import json
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 CLEAN: Final = "clean"
 
@@ -97,6 +106,12 @@ class Audit(Frozen):
     checks: list[str]
     probes: list[Cell] = Field(default_factory=list)
     surrogate: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A record without probes is written as it was before there were any.
+        values: dict[str, Any] = write(self)
+        return {key: value for key, value in values.items() if value or key not in ("probes", "surrogate")}
 
 
 class AttackEntry(Frozen):

@@ -171,7 +171,7 @@ def comparable(record: Record) -> dict[str, Any]:
     """
     tree = record.dump()
     del tree["id"], tree["created"], tree["cost"]["training_seconds"], tree["cost"]["evaluation_seconds"]
-    for cell in (*tree["cells"], *tree["audit"]["probes"]):
+    for cell in (*tree["cells"], *tree["audit"].get("probes", [])):
         del cell["seconds"]
     return tree
 

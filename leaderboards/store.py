@@ -75,11 +75,12 @@ def write_record(run_dir: Path, record: Record) -> Path:
     return path
 
 
-def write_outcomes(path: Path, clean: Bools, robust: Bools) -> None:
+def write_outcomes(path: Path, clean: Bools, robust: Bools, *, probes: Bools | None = None) -> None:
     """Write per-point outcomes, atomically; the same arrays always give the same bytes.
 
     ``clean`` is boolean (T+1, n); ``robust`` is boolean (T+1, A, n), attacks in the record's order, False
-    for points on which an attack was not measured.
+    for points on which an attack was not measured. ``probes`` is boolean (P, m), what survives each of the
+    audit's probes, of the first m points.
 
     Raises:
         RecordError: the file cannot be written.
@@ -87,8 +88,11 @@ def write_outcomes(path: Path, clean: Bools, robust: Bools) -> None:
     """
     if fault := _outcome_fault(clean, robust):
         raise ValueError(fault)
+    more: dict[str, Any] = {} if probes is None else {"probes": np.ascontiguousarray(probes)}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, clean=np.ascontiguousarray(clean), robust=np.ascontiguousarray(robust))
+    np.savez_compressed(
+        buffer, clean=np.ascontiguousarray(clean), robust=np.ascontiguousarray(robust), **more
+    )
     write_bytes(path, buffer.getvalue())
 
 
@@ -109,6 +113,23 @@ def read_outcomes(path: Path) -> tuple[Bools, Bools]:
     if fault := _outcome_fault(clean, robust):
         raise RecordError(f"damaged outcomes {path}: {fault}")
     return clean, robust
+
+
+def read_probe_outcomes(path: Path) -> Bools:
+    """(P, m) what survives each of the audit's probes, in the order of its cells; (0, 0) where none is kept.
+
+    Raises:
+        RecordError: the file is missing, damaged or holds something else.
+    """
+    read_outcomes(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            probes = arrays["probes"] if "probes" in arrays.files else np.zeros((0, 0), dtype=bool)
+    except Exception as error:
+        raise RecordError(f"damaged outcomes {path}: probes cannot be read") from error
+    if probes.dtype != np.bool_ or probes.ndim != 2:
+        raise RecordError(f"damaged outcomes {path}: probes must be boolean (P, m)")
+    return np.asarray(probes)
 
 
 def _outcome_fault(clean: NDArray[Any], robust: NDArray[Any]) -> str | None:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advbench.audit import CHECKS, audit
+from advbench.audit import CHECKS, Probed, audit
+from advbench.audit.comparisons import rises_with_eps, weak_beats_strong, weak_suite
+from advbench.audit.verdict import IN_A_RUN, verdict_of
 from advbench.evaluate import Row
 from attacks_pool import Attack, pool
 from leaderboards import Audit, Cell, Threat
@@ -87,8 +89,9 @@ def test_a_sound_run_is_ok() -> None:
     result = judge(SOUND)
     assert result.verdict == "ok"
     assert result.flags == []
-    assert result.checks == list(CHECKS)
-    assert len(set(CHECKS)) == 6
+    assert result.checks == list(IN_A_RUN)
+    assert len(set(CHECKS)) == 13
+    assert result.probes == []
 
 
 @pytest.mark.parametrize(
@@ -107,8 +110,12 @@ def test_a_weak_attack_must_not_beat_a_strong_one(weak: str, code: str) -> None:
     assert flag.code == code
     assert flag.evidence == {
         "weak": ATTACKS[weak].text,
+        "weak_access": ATTACKS[weak].info.access,
         "strong": ATTACKS["pgd"].text,
         "points": 1000,
+        "robust_after_weak": 440,
+        "robust_after_strong": 500,
+        "difference": 0.06,
         "fooled_by_weak_only": 60,
         "fooled_by_strong_only": 0,
         "p": 0.5**60,
@@ -243,4 +250,69 @@ def test_every_code_is_among_the_checks() -> None:
         not_a_number=1,
         changed={ATTACKS["pgd"].text: ["buffer"]},
     )
-    assert set(codes(result)) == set(CHECKS)
+    assert set(codes(result)) == set(IN_A_RUN) - {"weak-suite"}
+    assert set(IN_A_RUN) < set(CHECKS)
+
+
+def seen(name: str, robust: Any, *, access: str | None = None, probe: bool = True, points: int = 0) -> Probed:
+    """A measured attack, a probe unless said otherwise."""
+    attack = ATTACKS[name]
+    return Probed(attack, robust, points or len(robust), access or attack.info.access, probe=probe)
+
+
+def found(flags: Any) -> list[str]:
+    """The codes of flags."""
+    return [flag.code for flag in flags]
+
+
+def test_transferred_points_must_not_beat_white_box() -> None:
+    """Crafted on another model they know less; evidence and message say where they come from."""
+    transfer = seen("pgd", survivors(440), access="transfer")
+    (flag,) = weak_beats_strong([transfer, seen("pgd", survivors(500))])
+    assert flag.code == "transfer-beats-white-box"
+    assert flag.evidence["weak_access"] == "transfer"
+    assert flag.message == "pgd from another model leaves 6.0 points less than pgd, which is stronger"
+    assert found(weak_beats_strong([transfer, seen("pgd", survivors(489))])) == []
+    # Another norm or another budget is no rival, and neither is another transferred one.
+    for other in (seen("pgd-l2", survivors(900)), seen("pgd:eps=0.3", survivors(900))):
+        assert found(weak_beats_strong([transfer, other])) == []
+    assert found(weak_beats_strong([transfer, seen("mim", survivors(900), access="transfer")])) == []
+
+
+def test_the_runs_own_search_may_be_what_was_weak() -> None:
+    """Square beats the run's PGD; a probe that does as well shows that gradients are sound."""
+    run = [seen("square", survivors(400), probe=False), seen("pgd", survivors(600), probe=False)]
+    assert found(weak_beats_strong(run)) == ["black-box-beats-white-box"]
+    assert found(weak_beats_strong([*run, seen("mim", survivors(449))])) == ["weak-suite"]
+    assert found(weak_beats_strong([*run, seen("mim", survivors(451))])) == ["black-box-beats-white-box"]
+    assert verdict_of(list(weak_beats_strong([*run, seen("mim", survivors(420))]))) == "ok"
+
+
+def test_more_room_must_not_help_the_defense() -> None:
+    """The clearest pair of the ladder is named, once."""
+    ladder = [
+        seen("pgd:eps=0.1", survivors(700)),
+        seen("pgd", survivors(800)),
+        seen("pgd:eps=0.3", survivors(900)),
+    ]
+    (flag,) = rises_with_eps(ladder)
+    assert flag.code == "accuracy-rises-with-eps"
+    assert flag.message == "pgd eps=0.1 leaves 20.0 points less than pgd eps=0.3, which has more room"
+    assert found(rises_with_eps(ladder[:1])) == []
+    assert found(rises_with_eps([seen("pgd:eps=0.1", survivors(700)), seen("pgd", survivors(740))])) == []
+    assert found(rises_with_eps([seen("pgd:eps=0.1", survivors(700)), seen("pgd", survivors(10))])) == []
+
+
+def test_a_weak_suite_is_said_and_masks_nothing() -> None:
+    """A probe far below all of the run's own attacks together, not below the best of them alone."""
+    own = [
+        seen("fgsm", survivors(500), probe=False),
+        seen("bim", survivors(500, first=100), probe=False),
+    ]
+    (flag,) = weak_suite([*own, seen("pgd", survivors(300, first=100))])
+    assert flag.code == "weak-suite"
+    assert flag.evidence["robust_after_strong"] == 400
+    assert verdict_of([flag]) == "ok"
+    assert found(weak_suite([*own, seen("pgd", survivors(360, first=100))])) == []
+    assert found(weak_suite([*own, seen("pgd-l2", survivors(0))])) == []
+    assert found(weak_suite([*own, seen("pgd:eps=0.3", survivors(0))])) == []

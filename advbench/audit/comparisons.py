@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from attacks_pool import Attack
+from attacks_pool.metadata import format_value
 from leaderboards import Flag
 
 LEAST_DIFFERENCE = 0.05
@@ -48,23 +49,38 @@ WEAK: Sequence[tuple[str, Callable[[Probed], bool]]] = (
 def weak_beats_strong(measured: Sequence[Probed]) -> Iterator[Flag]:
     """Weak attacks that fool more points than the best iterative one of the same norm.
 
-    A run's own attack is compared with the run's own of no smaller budget; a probe, or an attack without
-    such a rival, with all of its very budget.
+    A run's own attack is compared with the run's own of no smaller budget, a probe, or an attack without such
+    a rival, with all of its very budget. Where a probe of that budget then does as well as the run's weak
+    attack, gradients are sound and the run's own search was poor: ``weak-suite``.
     """
     for code, is_weak in WEAK:
-        for weak in measured:
-            if not is_weak(weak):
-                continue
-            rivals = [
-                one for one in measured if one.iterative and one.attack.info.norm == weak.attack.info.norm
-            ]
+        for weak in filter(is_weak, measured):
+            rivals = [one for one in measured if one.iterative and _same_norm(one, weak)]
             own = [one for one in rivals if not one.probe and one.attack.eps >= weak.attack.eps]
             equal = [one for one in rivals if math.isclose(one.attack.eps, weak.attack.eps, rel_tol=1e-6)]
-            if chosen := (own if own and not weak.probe else equal):
-                strong = min(chosen, key=lambda one: _share(one, min(one.points, weak.points)))
-                flag = compare(code, weak, strong, named="which is stronger")
-                if flag is not None:
-                    yield flag
+            among = own if own and not weak.probe else equal
+            flag = compare(code, weak, _best(among, weak), than="{}, which is stronger") if among else None
+            if flag is None:
+                continue
+            probes = [one for one in equal if one.probe]
+            if among is own and probes and _lead(weak, _best(probes, weak)) < LEAST_DIFFERENCE:
+                flag = flag.model_copy(update={"code": "weak-suite"})
+            yield flag
+
+
+def _same_norm(one: Probed, other: Probed) -> bool:
+    return one.attack.info.norm == other.attack.info.norm
+
+
+def _best(rivals: Sequence[Probed], weak: Probed) -> Probed:
+    """The rival that leaves the smallest share of the points that both saw."""
+    return min(rivals, key=lambda one: _share(one, min(one.points, weak.points)))
+
+
+def _lead(weak: Probed, strong: Probed) -> float:
+    """How much less ``weak`` leaves, as a share of the points that both saw."""
+    points = min(weak.points, strong.points)
+    return _share(strong, points) - _share(weak, points)
 
 
 def rises_with_eps(ladder: Sequence[Probed]) -> Iterator[Flag]:
@@ -74,7 +90,7 @@ def rises_with_eps(ladder: Sequence[Probed]) -> Iterator[Flag]:
         for small in ladder
         for large in ladder
         if small.attack.eps < large.attack.eps
-        and (flag := compare("accuracy-rises-with-eps", small, large, named="which has more room"))
+        and (flag := compare("accuracy-rises-with-eps", small, large, than="{}, which has more room"))
     ]
     if flags:
         yield max(flags, key=lambda flag: float(flag.evidence["difference"]))
@@ -97,16 +113,19 @@ def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
                 together = np.asarray(np.stack([other.robust[:points] for other in own]).all(0))
                 best = min(own, key=lambda other: _share(other, points))
                 union = Probed(best.attack, together, points, "white-box")
-                if flag := compare("weak-suite", one, union, named="and all that the run measured with it"):
+                if flag := compare(
+                    "weak-suite", one, union, than="all of the run's own together, of which {} is the best"
+                ):
                     found.append(flag)
         if found:
             yield max(found, key=lambda flag: float(flag.evidence["difference"]))
 
 
-def compare(code: str, weak: Probed, strong: Probed, *, named: str) -> Flag | None:
+def compare(code: str, weak: Probed, strong: Probed, *, than: str) -> Flag | None:
     """A flag where ``weak`` leaves at least 5 points less than ``strong`` with a paired p below 0.01.
 
-    The test is McNemar's, exact, on the points that both attacks saw.
+    The test is McNemar's, exact, on the points that both attacks saw. ``than`` ends the message; ``{}`` in it
+    is the strong attack.
     """
     points = min(weak.points, strong.points)
     left, right = weak.robust[:points], strong.robust[:points]
@@ -117,8 +136,8 @@ def compare(code: str, weak: Probed, strong: Probed, *, named: str) -> Flag | No
     p = float(binomtest(only_weak, only_weak + only_strong, alternative="greater").pvalue)
     if p >= LARGEST_P:
         return None
-    names = label(weak, strong), label(strong, weak)
-    message = f"{names[0]} leaves {100 * difference:.1f} points less than {names[1]}, {named}"
+    other = than.format(label(strong, weak))
+    message = f"{label(weak, strong)} leaves {100 * difference:.1f} points less than {other}"
     evidence = {
         "weak": weak.attack.text,
         "weak_access": weak.access,
@@ -135,11 +154,13 @@ def compare(code: str, weak: Probed, strong: Probed, *, named: str) -> Flag | No
 
 
 def label(one: Probed, other: Probed) -> str:
-    """The attack's name, how it came to its points if not by itself, and eps where the two differ in it."""
+    """The attack's name, what tells it from ``other``, and whether its points came from another model."""
     name = one.attack.name
-    if one.access == "transfer":
-        name += " from another model"
-    return name if one.attack.eps == other.attack.eps else f"{name} at eps {one.attack.eps:g}"
+    if name == other.attack.name:
+        knobs, others = one.attack.knobs, other.attack.knobs
+        told = [knob for knob in ("eps", "loss") if knobs.get(knob) != others.get(knob)]
+        name += "".join(f" {knob}={format_value(knobs[knob])}" for knob in told)
+    return f"{name} from another model" if one.access == "transfer" else name
 
 
 def _share(one: Probed, points: int) -> float:

@@ -20,9 +20,11 @@ from leaderboards import Cell, Flag
 
 POINTS = 200
 """Test points that probes are measured on; a quarter of them where each answer takes many draws."""
-STEPS = 40
-QUERIES = 300
+STEPS, BRIEF_STEPS = 40, 15
+"""Steps of a gradient probe; the fewer ones where each step takes many draws."""
+QUERIES, BRIEF_QUERIES = 300, 60
 DRAWS = 20
+"""Draws of the noise probe."""
 PGD = {"linf": "pgd", "l2": "pgd-l2"}
 WITHOUT_ATTACKS = 0.1
 """The linf eps of probes where the run has no linf attack to take one from."""
@@ -99,7 +101,7 @@ def probe(
     random = is_stochastic(model, data.x[:LOOKED_AT], key) if stochastic is None else stochastic
     count = min(max(points // 4, 1) if random else points, len(data))
     few = Split(data.x[:count], data.y[:count])
-    direct, transferred = battery(attacks), transfers(attacks)
+    direct, transferred = battery(attacks, brief=random), transfers(attacks)
     rows = [evaluate(view, few, [(one, count) for one in direct], stage=stage, seed=key, stochastic=random)]
     if surrogate is not None:
         rows.append(
@@ -131,26 +133,29 @@ def budget(attacks: Sequence[Attack], norm: str) -> float:
     return max(found, default=WITHOUT_ATTACKS if norm == "linf" else 0.0)
 
 
-def battery(attacks: Sequence[Attack]) -> list[Attack]:
+def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
     """The probes that look at the model itself: one step, PGD by two losses, up and down the ladder of eps to
-    the unbounded, random search and plain noise."""
+    the unbounded, an adaptive search, random search and plain noise."""
     eps = budget(attacks, "linf")
+    steps = BRIEF_STEPS if brief else STEPS
     found = [pool.get("fgsm", eps=eps)]
-    found += [_pgd("linf", rung, loss="ce") for rung in ladder(eps)]
-    found += [_pgd("linf", eps, loss="margin", restarts=2), _pgd("linf", 1.0, loss="margin", restarts=2)]
-    found.append(pool.get("square", eps=eps, steps=QUERIES))
+    found += [_pgd("linf", rung, "ce", steps) for rung in ([eps, 1.0] if brief else ladder(eps))]
+    found += [_pgd("linf", rung, "margin", steps) for rung in (eps, 1.0)]
+    if not brief:
+        found.append(pool.get("apgd", eps=eps, steps=steps, loss="margin"))
+    found.append(pool.get("square", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
     found.append(pool.get("gaussian-noise", eps=eps, restarts=DRAWS))
     if other := budget(attacks, "l2"):
-        found += [_pgd("l2", other, loss="ce"), _pgd("l2", other, loss="margin", restarts=2)]
+        found += [_pgd("l2", other, loss, steps) for loss in ("ce", "margin")]
     return list({attack.text: attack for attack in found}.values())
 
 
 def transfers(attacks: Sequence[Attack]) -> list[Attack]:
     """The probes that are crafted on a surrogate."""
     eps = budget(attacks, "linf")
-    found = [_pgd("linf", eps, loss="ce"), pool.get("mim", eps=eps)]
+    found = [_pgd("linf", eps, "ce", STEPS), pool.get("mim", eps=eps)]
     if other := budget(attacks, "l2"):
-        found.append(_pgd("l2", other, loss="ce"))
+        found.append(_pgd("l2", other, "ce", STEPS))
     return found
 
 
@@ -159,5 +164,5 @@ def ladder(eps: float) -> list[float]:
     return sorted({rung for rung in (eps / 2, eps, 2 * eps) if rung < 1} | {1.0})
 
 
-def _pgd(norm: str, eps: float, *, loss: str, restarts: int = 1) -> Attack:
-    return pool.get(PGD[norm], eps=eps, steps=STEPS, loss=loss, restarts=restarts)
+def _pgd(norm: str, eps: float, loss: str, steps: int) -> Attack:
+    return pool.get(PGD[norm], eps=eps, steps=steps, loss=loss)

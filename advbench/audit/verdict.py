@@ -69,24 +69,28 @@ def audit(
     checks: list[str] = list(IN_A_RUN)
     if probes is not None:
         measured += probes.measured
-        flags += [*probes.flags, *_faults(probes.rows)]
+        flags += [*probes.flags, *_faults_of_probes(probes)]
         checks += [*BY_PROBES, *(BY_TRANSFER if probes.surrogate is not None else ())]
     flags += weak_beats_strong(measured)
     if probes is not None:
         flags += _of_probes(probes)
     flags += weak_suite(measured)
     flags += _chance(rows, probes, stochastic)
-    codes = {flag.code for flag in flags} - set(ONLY_SAID)
-    verdict = "invalid" if codes & set(INVALIDATING) else "suspect" if codes else "ok"
     return Audit.model_validate(
         {
-            "verdict": verdict,
+            "verdict": verdict_of(flags),
             "flags": flags,
             "checks": checks,
             "probes": [] if probes is None else probes.cells,
             "surrogate": None if probes is None else probes.surrogate,
         }
     )
+
+
+def verdict_of(flags: Sequence[Flag]) -> str:
+    """``invalid``, ``suspect`` or ``ok``, from the codes of the flags."""
+    codes = {flag.code for flag in flags} - set(ONLY_SAID)
+    return "invalid" if codes & set(INVALIDATING) else "suspect" if codes else "ok"
 
 
 def audit_model(
@@ -132,6 +136,24 @@ def _faults(rows: Sequence[Row]) -> Iterator[Flag]:
             message = f"{attack} changed the model that it searched: {changes[0]}; the model was put back"
             evidence = {"stage": row.stage, "attack": attack, "changes": changes[:10]}
             yield Flag(code="changed-model", message=message, evidence=evidence)
+
+
+def _faults_of_probes(probes: Probes) -> Iterator[Flag]:
+    """The same faults, each said once: many attacks on one model run into one fault many times."""
+    broken = sum(row.not_a_number for row in probes.rows)
+    if broken:
+        message = f"{broken} predictions on {probes.points} points, clean and probed, are not numbers"
+        yield Flag(code="nan-logits", message=message, evidence={"count": broken, "where": "probes"})
+    invalid = {cell.attack: cell.invalid for cell in probes.cells if cell.invalid}
+    if invalid:
+        message = f"{sum(invalid.values())} probed points broke their bound"
+        yield Flag(code="invalid-examples", message=message, evidence={"invalid": invalid})
+    changed = {attack: changes for row in probes.rows for attack, changes in row.changed.items()}
+    if changed:
+        attack, changes = next(iter(changed.items()))
+        message = f"{changes[0]} moved under {len(changed)} probe attacks; the model was put back"
+        evidence = {"attack": attack, "attacks": len(changed), "changes": changes[:10]}
+        yield Flag(code="changed-model", message=message, evidence=evidence)
 
 
 def _chance(rows: Sequence[Row], probes: Probes | None, stochastic: bool) -> Iterator[Flag]:
@@ -191,7 +213,7 @@ def _zero_gradient(probes: Probes, by_loss: dict[str, list[Probed]]) -> Iterator
             for other in by_loss["margin"]:
                 if one.attack.eps != other.attack.eps:
                     continue
-                if flag := compare("zero-gradient", other, one, named="whose loss is flat"):
+                if flag := compare("zero-gradient", other, one, than="{}, whose loss is flat"):
                     message = (
                         f"{found.ce} of {found.points} points have no gradient of the CE: {flag.message}"
                     )

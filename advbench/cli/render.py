@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from advbench.cli.threats import threat_table
 from advbench.saved import Run
 from attacks_pool.text import attack_name
 from leaderboards import Record, rows, to_table
@@ -34,6 +35,8 @@ def print_run(run: Run) -> None:
     console.print(matrix_table(record))
     console.print(metrics_text(record))
     console.print(class_table(record))
+    if (threats := threat_table(record, run.path)) is not None:
+        console.print(threats)
     console.print(audit_text(record))
     console.print(f"run        {run.path}", soft_wrap=True)
     console.print(f"show again advbench show {shlex.quote(str(run.path))}", soft_wrap=True)

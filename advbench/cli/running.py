@@ -63,6 +63,12 @@ def run(
     select: Annotated[
         str | None, typer.Option(help="Which epoch to keep: last or val-robust.  [default: last]")
     ] = None,
+    surrogate: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run whose model the audit crafts transferred points on; row 0's model by default."
+        ),
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
 ) -> None:
     """Train a defense against a sequence of attacks and measure what it withstands after each.
@@ -107,6 +113,7 @@ def run(
                     listeners=[listener],
                     tensorboard=tensorboard,
                     sample_seed=chosen[0],
+                    surrogate=surrogate,
                     **{**options, "seed": number},
                 )
             )
