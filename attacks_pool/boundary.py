@@ -1,4 +1,4 @@
-"""What searches for the smallest perturbation share: norms of each point, linearised boundaries, the record."""
+"""What searches for the smallest perturbation share: norms, linearised boundaries, the record of the best."""
 
 from __future__ import annotations
 

@@ -17,11 +17,16 @@ from attacks_pool.randomness import draw_seed, keyed_generator, normal, uniform
 
 SMALLEST_CALL = 128
 """The model is called on as many images as the caller gave, or on this many, though targets multiply them."""
+PATIENCE = 2
+"""Misses in a row after which a row is expected to miss again."""
 
 
 @dataclass
 class _Rows:
-    """A row is a point with the classes that it may go to. ``known``: ``gap`` and ``plane`` hold at x_adv."""
+    """A row is a point with the classes that it may go to.
+
+    ``known``: ``gap`` and ``plane`` hold at ``x_adv``; ``missed``: steps since it last crossed a boundary.
+    """
 
     index: Tensor
     x: Tensor
@@ -31,7 +36,7 @@ class _Rows:
     gap: Tensor
     plane: Tensor
     known: Tensor
-    crossed: Tensor
+    missed: Tensor
 
     def keep(self, mask: Tensor) -> None:
         for name, value in vars(self).items():
@@ -105,14 +110,15 @@ class BoundarySearch:
                 return
             _look(model, rows, ~rows.known, torch.zeros_like(rows.known), self.norm, call)
             rows.x_adv = self._step(rows)
-            # A row that has just crossed the boundary will most likely cross again and be moved back: its
-            # gradient here would be of no use. The others' is taken along, except after the last step.
-            plain = rows.crossed if step + 1 < steps else torch.ones_like(rows.crossed)
-            logits = _look(model, rows, ~plain, plain, self.norm, call)
-            rows.crossed = found.record(model, rows.index, rows.x_adv, rows.y, logits)
-            rows.known = ~plain & ~rows.crossed
+            # Most iterates cross the boundary and are moved back: a gradient before that would be of no use.
+            # Only rows that keep missing it take theirs along with the logits.
+            taken = (rows.missed >= PATIENCE) & (step + 1 < steps)
+            logits = _look(model, rows, taken, ~taken, self.norm, call)
+            crossed = found.record(model, rows.index, rows.x_adv, rows.y, logits)
+            rows.known = taken & ~crossed
+            rows.missed = torch.where(crossed, 0, rows.missed + 1)
             back = rows.x + self.beta * (rows.x_adv - rows.x)
-            rows.x_adv = torch.where(per_sample(rows.crossed), back, rows.x_adv)
+            rows.x_adv = torch.where(per_sample(crossed), back, rows.x_adv)
 
     def _step(self, rows: _Rows) -> Tensor:
         """(1 − α)(x_k + η·d_k) + α(x + η·d): the ways from iterate and clean point to the plane, mixed."""
@@ -130,9 +136,10 @@ class BoundarySearch:
 def _begin(x: Tensor, y: Tensor, classes: Tensor, start: Tensor, active: Tensor) -> _Rows:
     index = torch.nonzero(active).flatten()
     nothing = torch.zeros(len(index), device=x.device)
-    no = nothing.bool()
     x, start = x[index], start[index]
-    return _Rows(index, x, y[index], classes[index], start, nothing, x.clone(), no, no.clone())
+    return _Rows(
+        index, x, y[index], classes[index], start, nothing, x.clone(), nothing.bool(), nothing.long()
+    )
 
 
 def _look(model: nn.Module, rows: _Rows, plane: Tensor, plain: Tensor, norm: str, call: int) -> Tensor:
@@ -156,9 +163,9 @@ def _look(model: nn.Module, rows: _Rows, plane: Tensor, plain: Tensor, norm: str
 
 
 def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
-    """At most two forward passes a step and row; a gradient a step, and one more at each second step."""
+    """At most two forward passes a step and row; a gradient a step, and one in vain after each two misses."""
     steps, runs = int(knobs["steps"]), int(knobs["restarts"])
-    gradients = steps + steps // 2
+    gradients = steps + steps // (PATIENCE + 1)
     if "targets" in knobs:
         rows = min(int(knobs["targets"]), classes - 1)
         return 1 + 2 * steps * runs * rows, gradients * runs * rows

@@ -1,0 +1,89 @@
+"""DeepFool, in l2 and linf."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool import metadata
+from attacks_pool.boundary import DUAL, Smallest, length, nearest_plane, rivals
+from attacks_pool.metadata import AttackInfo, Knob, Norm
+from attacks_pool.norms import per_sample, steepest
+from attacks_pool.registry import register
+
+BEYOND = 1e-4
+"""What is added to each distance, so that a step does not end on the boundary itself."""
+
+
+def _cost(knobs: Any, classes: int) -> tuple[int, int]:
+    return int(knobs["steps"]) + 2, int(knobs["steps"]) * min(int(knobs["candidates"]) - 1, classes - 1)
+
+
+def _info(name: str, norm: Norm) -> AttackInfo:
+    return AttackInfo(
+        name=name,
+        family="minimal-norm",
+        norm=norm,
+        access="white-box",
+        kind="minimal-norm",
+        paper="1511.04599",
+        knobs={
+            "steps": metadata.steps(50, training=10),
+            "overshoot": Knob(0.02, "how far beyond the boundary, as a share of the way", open_low=True),
+            "candidates": Knob(10, "classes looked at, the true one included", low=2),
+        },
+        cost=_cost,
+    )
+
+
+def _search(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float,  # noqa: ARG001 - the search ends at the boundary, wherever it is
+    steps: int,
+    overshoot: float,
+    candidates: int,
+    generator: torch.Generator,  # noqa: ARG001 - the search draws nothing
+    early_stop: bool,  # noqa: ARG001 - a point ends at its first success anyway
+) -> Tensor:
+    """x_k = clip(x + (1 + overshoot) · Σ r_i), r_i the shortest way to the nearest linearised boundary."""
+    found = Smallest(x, norm)
+    index = torch.arange(len(x), device=x.device)
+    # A nearly flat gradient can put the boundary far outside the box; no way need be longer than the box.
+    longest = length(torch.ones_like(x), norm)
+    with torch.no_grad():
+        logits = model(x)
+    classes, x_adv, total = rivals(logits, y, candidates - 1), x, torch.zeros_like(x)
+    for _ in range(steps):
+        gap, normal, logits = nearest_plane(model, x_adv, y[index], classes[index], norm)
+        going = ~found.record(model, index, x_adv, y[index], logits)
+        index, gap, normal, total = index[going], gap[going], normal[going], total[going]
+        if not len(index):
+            return found.best
+        dual = length(normal, DUAL[norm])
+        far = torch.where(dual > 0, gap.abs() / dual.clamp_min(1e-38) + BEYOND, 0.0)
+        total = total + per_sample(torch.minimum(far, longest[index])) * steepest(normal, norm)
+        x_adv = (x[index] + (1 + overshoot) * total).clamp(0, 1)
+    with torch.no_grad():
+        found.record(model, index, x_adv, y[index], model(x_adv))
+    return found.best
+
+
+@register(_info("deepfool", "l2"))
+def deepfool(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
+    """DeepFool, l2: steps straight to the nearest boundary of the linearised classifier until it is crossed.
+
+    Moosavi-Dezfooli et al., arXiv:1511.04599. Only the ``candidates`` likeliest classes are looked at (10,
+    where the paper looks at all). A point ends at its first success. Shapes as in
+    :class:`attacks_pool.Attack`.
+    """
+    return _search(model, x, y, norm="l2", **knobs)
+
+
+@register(_info("deepfool-linf", "linf"))
+def deepfool_linf(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
+    """DeepFool, linf: as :func:`deepfool`, with the boundary nearest in linf. arXiv:1511.04599."""
+    return _search(model, x, y, norm="linf", **knobs)
