@@ -4,8 +4,10 @@ They are looked up only when a name with a prefix is asked for, so a library tha
 Case counts after the prefix. Each attack is built anew at every call, around the model that it is pointed
 at, and runs inside :mod:`attacks_pool.adapters.containment`.
 
-Draws are made for a whole batch, and some of these attacks stop early for a whole batch (their summaries
-say so): a point's result may then depend on its neighbours, which never happens with attacks of our own.
+Some (APGD, FAB, Square and what is made of them) give a point back clean where they have not fooled the
+model: good for evaluation, a waste in training. Draws are made for a whole batch, and some of these attacks
+stop early for a whole batch (their summaries say so): a point's result may then depend on its neighbours,
+which never happens with attacks of our own.
 """
 
 from __future__ import annotations
