@@ -123,7 +123,7 @@ def probe(
         gradients=gradients(model, few.x[right], few.y[right], budget(attacks, "linf"), key),
         stochastic=random,
         surrogate=surrogate_name if surrogate is not None else None,
-        flags=[*logit_flags(model, data.x), *company_flags(model, data.x, key, stochastic=random)],
+        flags=[*logit_flags(model, data.x, key), *company_flags(model, data.x, key, stochastic=random)],
     )
 
 
