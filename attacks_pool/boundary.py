@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.engine import fooled
+from attacks_pool.losses import margin
+
+TIE = 1e-5
+"""A lead of logits, relative to the largest, that the rounding of another batch may turn round."""
 
 
 def length(delta: Tensor, norm: str) -> Tensor:
@@ -82,14 +86,16 @@ class Smallest:
     def record(self, model: nn.Module, points: Tensor, x_adv: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """Keep those of ``x_adv`` that fool the model and are smaller; ``points`` says which they are.
 
-        A point that has no success yet keeps the present one, so that it ends with its last iterate.
+        What stands so close to a tie that the next rounding may undo it is not kept. A point without a
+        success keeps the present one, so that it ends with its last iterate.
 
         Returns:
             (M,) which fool the model, for certain (see :func:`attacks_pool.engine.fooled`).
         """
         success = fooled(model, x_adv, y, logits)
         size = length(x_adv - self.x[points], self.norm)
-        better = success & (size < self.size[points])
+        tie = margin(logits, y) <= TIE * logits.float().abs().amax(1)
+        better = success & ~tie & (size < self.size[points])
         self.size[points[better]] = size[better]
         moved = better | torch.isinf(self.size[points])
         self.best[points[moved]] = x_adv[moved]
