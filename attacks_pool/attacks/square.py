@@ -1,18 +1,26 @@
 """Square attack: random search with square patches."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attacks_pool import metadata
-from attacks_pool.losses import margin
-from attacks_pool.metadata import AttackInfo, Knob
-from attacks_pool.norms import project
-from attacks_pool.randomness import draw_seed, keyed_generator, uniform
+from attacks_pool.metadata import AttackInfo
+from attacks_pool.norms import per_sample, project
+from attacks_pool.randomness import uniform
 from attacks_pool.registry import register
-
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+from attacks_pool.squares import (
+    KNOBS,
+    Change,
+    Replaced,
+    Written,
+    cost,
+    odd_side,
+    random_search,
+    side,
+    window,
+)
 
 
 @register(
@@ -22,96 +30,167 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
         norm="linf",
         access="black-box",
         paper="1912.00049",
-        knobs={
-            "steps": metadata.steps(1000, training=50),
-            "restarts": metadata.restarts(),
-            "p_init": Knob(0.8, "share of pixels changed by the first squares", high=1.0, open_low=True),
-        },
+        reduced_precision=True,
+        cost=cost,
+        knobs=KNOBS,
     )
 )
-def square(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    restarts: int,
-    p_init: float,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> Tensor:
+def square(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
     """Square attack, linf: keep a random ±eps square whenever it lowers the margin of the true class.
 
     Andriushchenko et al., arXiv:1912.00049, with the margin loss; it sees logits only. A step is one query.
     Each point draws its own squares. Shapes as in :class:`attacks_pool.Attack`.
     """
-    base = draw_seed(generator)
-    best, best_gap = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
-    active = torch.arange(len(x), device=x.device)
-    with torch.no_grad():
-        for restart in range(restarts):
-            draws = keyed_generator(base, restart)
-            found, gap = _search(model, x, y, active, eps, steps, p_init, draws, early_stop)
-            better = gap > best_gap[active]
-            best[active[better]], best_gap[active[better]] = found[better], gap[better]
-            if early_stop:
-                active = active[gap <= 0]
-            if not len(active):
-                break
-    return best
+    return random_search(model, x, y, Corners(eps, x.shape[1]), **knobs)
 
 
-def _search(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    points: Tensor,
-    eps: float,
-    steps: int,
-    p_init: float,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> tuple[Tensor, Tensor]:
-    """One run on ``points`` of the batch; draws are made for the whole batch, so none depends on the rest."""
-    _, channels, height, width = x.shape
-    stripes = uniform(x[:, :, :1, :], generator).sub(0.5).sign()
-    found = project(x + eps * stripes, x, eps, "linf")[points]
-    gap = _gap(model, found, y[points])
-    running = torch.arange(len(points), device=x.device)
-    rows = torch.arange(height, device=x.device).view(1, height, 1)
-    columns = torch.arange(width, device=x.device).view(1, 1, width)
-    for step in range(1, steps):
-        if early_stop:
-            running = running[gap[running] <= 0]
-        if not len(running):
-            break
-        draws = torch.rand(len(x), channels + 2, generator=generator, device=generator.device).to(x.device)
-        side = _side(p_init, step, steps, height, width)
-        here = points[running]
-        top = (draws[here, 0] * (height - side + 1)).long().view(-1, 1, 1)
-        left = (draws[here, 1] * (width - side + 1)).long().view(-1, 1, 1)
-        patch = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
-        sign = (draws[here, 2:] - 0.5).sign().view(-1, channels, 1, 1)
-        # The window goes to a corner of the ball; a corner it already occupies is worth no query, so flip it.
-        corner = (x[here] + eps * sign).clamp(0, 1)
-        same = ((corner == found[running]) | ~patch[:, None]).flatten(1).all(1)
-        corner = torch.where(same.view(-1, 1, 1, 1), (x[here] - eps * sign).clamp(0, 1), corner)
-        tried = torch.where(patch[:, None], corner, found[running])
-        new_gap = _gap(model, tried, y[here])
-        better = new_gap > gap[running]
-        found[running[better]], gap[running[better]] = tried[better], new_gap[better]
-    return found, gap
+@register(
+    AttackInfo(
+        name="square-l2",
+        family="query",
+        norm="l2",
+        access="black-box",
+        paper="1912.00049",
+        reduced_precision=True,
+        cost=cost,
+        knobs=KNOBS,
+    )
+)
+def square_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
+    """Square attack, l2: move the perturbation of one window to another, in the shape of two pyramids.
+
+    Andriushchenko et al., arXiv:1912.00049, with the margin loss. A step is one query. Each point draws its
+    own windows. Shapes as in :class:`attacks_pool.Attack`.
+    """
+    return random_search(model, x, y, Pyramids("l2", eps, x.shape[1]), **knobs)
 
 
-def _gap(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The margin, positive where the model is fooled; scores that are not numbers count as fooled."""
-    return torch.nan_to_num(margin(model(x), y), nan=torch.inf)
+@register(
+    AttackInfo(
+        name="square-l1",
+        family="query",
+        norm="l1",
+        access="black-box",
+        paper="2103.01208",
+        reduced_precision=True,
+        cost=cost,
+        knobs=KNOBS,
+    )
+)
+def square_l1(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
+    """Square attack, l1: as in l2 with steeper pyramids, then the exact projection onto ball and box.
+
+    Croce and Hein, arXiv:2103.01208, with the margin loss. A step is one query. Each point draws its own
+    windows. Shapes as in :class:`attacks_pool.Attack`.
+    """
+    return random_search(model, x, y, Pyramids("l1", eps, x.shape[1]), **knobs)
 
 
-def _side(p_init: float, step: int, steps: int, height: int, width: int) -> int:
-    """The square's side: the share of pixels halves on the paper's schedule for 10,000 queries."""
-    progress = int(step / steps * 10_000)
-    share = p_init / 2 ** sum(progress > bound for bound in HALVINGS)
-    side = round(math.sqrt(share * height * width))
-    return max(1, min(side, height - 1, width - 1))
+class Corners:
+    """Windows go to a corner of the linf ball, with one sign for each channel; the start is in stripes."""
+
+    def __init__(self, eps: float, channels: int) -> None:
+        self.eps, self.draws = eps, channels + 2
+
+    def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Vertical stripes of ±eps."""
+        stripes = uniform(x[:, :, :1, :], generator).sub(0.5).sign()
+        return project(x + self.eps * stripes, x, self.eps, "linf")
+
+    def propose(self, x: Tensor, x_adv: Tensor, share: float, draws: Tensor) -> Change:
+        """One window a row; a corner that it occupies already is worth no query, so that one is flipped."""
+        size = side(share, *x.shape[2:])
+        place = window(x.shape, size, draws[:, 0], draws[:, 1])
+        clean, before = x.flatten(2).gather(2, place), x_adv.flatten(2).gather(2, place)
+        move = self.eps * (draws[:, 2:] - 0.5).sign()[:, :, None]
+        after = (clean + move).clamp(0, 1)
+        same = (after == before).flatten(1).all(1).view(-1, 1, 1)
+        after = torch.where(same, (clean - move).clamp(0, 1), after)
+        return Written(x_adv, place, before, after)
+
+
+class Pyramids:
+    """Windows hold two pyramids of opposite signs; what leaves one window of an image goes to another."""
+
+    def __init__(self, norm: str, eps: float, channels: int) -> None:
+        self.norm, self.eps, self.channels, self.draws = norm, eps, channels, channels + 5
+        self.power = 2 if norm == "l2" else 1
+        self._shapes: dict[int, Tensor] = {}
+
+    def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Five windows along the shorter side, each with signs and an orientation of its own."""
+        rows, channels, height, width = x.shape
+        size = max(min(height, width) // 5, 1)
+        down, across = height // size, width // size
+        tiles = uniform(x.new_empty(rows, down * across, channels + 1), generator)
+        signs = (tiles[:, :, 1:] - 0.5).sign()[..., None]
+        values = self._shape(size, tiles[:, :, 0])[:, :, None] * signs
+        grid = values.view(rows, down, across, channels, size, size).permute(0, 3, 1, 4, 2, 5)
+        delta, top, left = torch.zeros_like(x), (height - down * size) // 2, (width - across * size) // 2
+        delta[:, :, top : top + down * size, left : left + across * size] = grid.reshape(
+            rows, channels, down * size, across * size
+        )
+        return self._bound(x, delta, exact=True)
+
+    def propose(self, x: Tensor, x_adv: Tensor, share: float, draws: Tensor) -> Change:
+        """Empties two windows and fills the first with all that the budget allows."""
+        delta, size = x_adv - x, odd_side(share, *x.shape[2:])
+        flat = delta.flatten(2)
+        first = window(x.shape, size, draws[:, 0], draws[:, 1])
+        second = window(x.shape, size, draws[:, 2], draws[:, 3])
+        unused = (self.eps**self.power - self._mass(delta.flatten(1))).clamp_min(0).view(-1, 1, 1)
+        before = flat.gather(2, first)
+        old = self._mass(before)
+        flat.scatter_(2, first, 0.0)
+        allowed = unused / self.channels + old + self._mass(flat.gather(2, second))
+        flat.scatter_(2, second, 0.0)
+        signs = (draws[:, 5:] - 0.5).sign()[:, :, None]
+        new = self._shape(size, draws[:, 4])[:, None] * signs + before / self._root(old).clamp_min(1e-12)
+        # In l1 the published search fills each channel with the share of all, and projects.
+        length = self._root(allowed) if self.norm == "l2" else allowed * self.channels
+        flat.scatter_(2, first, new / self._root(self._mass(new)).clamp_min(1e-12) * length)
+        return Replaced(self._bound(x, delta, exact=self.channels > 1), x_adv)
+
+    def _bound(self, x: Tensor, delta: Tensor, *, exact: bool) -> Tensor:
+        """Images in ball and box; where not ``exact``, an l1 perturbation is in the ball already."""
+        if self.norm == "l2":
+            length = self._root(self._mass(delta.flatten(1))).clamp_min(1e-12).flatten()
+            return (x + delta * per_sample(self.eps / length)).clamp(0, 1)
+        return project(x + delta, x, self.eps * (1 - 1e-6), "l1") if exact else (x + delta).clamp(0, 1)
+
+    def _mass(self, values: Tensor) -> Tensor:
+        """Σ|v|^p over the last dimension, which stays."""
+        size = values.square() if self.power == 2 else values.abs()
+        return size.sum(-1, keepdim=True)
+
+    def _root(self, mass: Tensor) -> Tensor:
+        return mass.sqrt() if self.power == 2 else mass
+
+    def _shape(self, size: int, draws: Tensor) -> Tensor:
+        """(…, size²) pyramids of norm 1 for each draw (…,): upright below ½, else lying."""
+        if size not in self._shapes:
+            upright = pyramids(size, self.power)
+            both = torch.stack([upright, upright.T]).flatten(1)
+            self._shapes[size] = (both / self._root(self._mass(both))).to(draws.device, draws.dtype)
+        return self._shapes[size][(draws >= 0.5).long()]
+
+
+def pyramids(size: int, order: int) -> Tensor:
+    """(size, size): a pyramid in the upper half and its negative in the lower, each of norm 1 in l_order.
+
+    At r steps from the middle of a half the height goes as Σ_{k>r} k^−2, in l1 as Σ_{k>r} k^−4, k up to half
+    of its longer side.
+    """
+    halves = []
+    for rows in (size // 2, size - size // 2):
+        middle = (rows // 2, size // 2)
+        down = (torch.arange(rows) - middle[0]).abs()
+        across = (torch.arange(size) - middle[1]).abs()
+        ring = torch.maximum(down[:, None], across[None])
+        top = max(rows, size) // 2 + 1
+        heights = [
+            math.fsum(k ** (-2 if order == 2 else -4) for k in range(r + 1, top + 1)) for r in range(top + 1)
+        ]
+        half = torch.tensor(heights)[ring]
+        halves.append(half / half.norm(p=order).clamp_min(1e-12))
+    return torch.cat([halves[0], -halves[1]])

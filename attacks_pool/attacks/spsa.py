@@ -1,0 +1,107 @@
+"""SPSA: descent along gradients estimated from queries."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool import metadata
+from attacks_pool.engine import fooled
+from attacks_pool.losses import margin
+from attacks_pool.metadata import AttackInfo, Knob
+from attacks_pool.norms import per_sample, project
+from attacks_pool.randomness import draw_seed, keyed_generator, uniform
+from attacks_pool.registry import register
+
+MOMENTS = (0.9, 0.999)
+ELEMENTS = 2**21
+"""Values of the images that are asked about at once, unless the batch has more."""
+
+
+def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
+    """Two queries a sample, and one at each iterate."""
+    return int(knobs["steps"]) * (2 * int(knobs["samples"]) + 1) + 1, 0
+
+
+@register(
+    AttackInfo(
+        name="spsa",
+        family="query",
+        norm="linf",
+        access="black-box",
+        paper="1802.05666",
+        cost=_cost,
+        knobs={
+            "steps": metadata.steps(100, training=10),
+            "step_size": metadata.step_size(2.5),
+            "samples": Knob(32, "random directions asked about at each step", training=8, low=1),
+            "delta": Knob(0.01, "how far to either side the queries lie", open_low=True, high=1.0),
+        },
+    )
+)
+def spsa(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    samples: int,
+    delta: float,
+    generator: torch.Generator,
+    early_stop: bool,
+) -> Tensor:
+    """SPSA, linf: Adam on gradients of the margin that are estimated from pairs of queries.
+
+    Uesato et al., arXiv:1802.05666: g = mean_i (m(x + δ·v_i) − m(x − δ·v_i)) / (2δ) · v_i, v_i random signs,
+    m the margin. It sees logits only and starts at the clean point; a step of Adam along g is brought back to
+    ball and box. Returns the iterate of largest margin, with ``early_stop`` the first that fools the model.
+    Shapes as in :class:`attacks_pool.Attack`.
+    """
+    base = draw_seed(generator)
+    at_once = min(samples, max(1, ELEMENTS // x.numel() // 2))
+    best, best_gap = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+    active, x_adv = torch.arange(len(x), device=x.device), x
+    mean, square = torch.zeros_like(x), torch.zeros_like(x)
+    with torch.no_grad():
+        for step in range(steps + 1):
+            logits = model(x_adv)
+            gap = torch.nan_to_num(margin(logits, y[active]), nan=torch.inf)
+            better = gap > best_gap[active]
+            best[active] = torch.where(per_sample(better), x_adv, best[active])
+            best_gap[active] = torch.where(better, gap, best_gap[active])
+            if early_stop:
+                done = fooled(model, x_adv, y[active], logits)
+                if bool(done.any()):
+                    best[active[done]] = x_adv[done]
+                    active, x_adv, mean, square = active[~done], x_adv[~done], mean[~done], square[~done]
+            if step == steps or not len(active):
+                break
+            draws = keyed_generator(base, step)
+            slope, asked = torch.zeros_like(x_adv), 0
+            while asked < samples:
+                count = min(at_once, samples - asked)
+                signs = torch.stack([uniform(x, draws, -1.0, 1.0).sign()[active] for _ in range(count)])
+                slope += summed_estimates(model, x_adv, y[active], signs, delta)
+                asked += count
+            slope /= samples
+            mean = MOMENTS[0] * mean + (1 - MOMENTS[0]) * slope
+            square = MOMENTS[1] * square + (1 - MOMENTS[1]) * slope.square()
+            spread = (square / (1 - MOMENTS[1] ** (step + 1))).sqrt()
+            direction = mean / (1 - MOMENTS[0] ** (step + 1)) / (spread + 1e-8)
+            x_adv = project(x_adv + step_size * direction, x[active], eps, "linf")
+    return best
+
+
+def summed_estimates(model: nn.Module, x: Tensor, y: Tensor, signs: Tensor, delta: float) -> Tensor:
+    """Σ_i (m(x + δ·v_i) − m(x − δ·v_i)) / (2δ) · v_i, like ``x``, for ``signs`` v (samples, N, C, H, W).
+
+    Estimates that are not numbers count as 0.
+    """
+    count = len(signs)
+    moved = torch.cat([x + delta * signs, x - delta * signs]).flatten(0, 1)
+    gaps = margin(model(moved), y.repeat(2 * count)).view(2, count, len(x))
+    slope = torch.nan_to_num((gaps[0] - gaps[1]) / (2 * delta), nan=0.0, posinf=0.0, neginf=0.0)
+    return (slope.view(count, len(x), 1, 1, 1) * signs).sum(0)
