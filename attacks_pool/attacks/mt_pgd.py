@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.attacks.pgd_l1 import sparse_direction
+from attacks_pool.attacks.pgd_l1 import L1_KNOBS, sparse_direction
 from attacks_pool.engine import Ways, fooled, gradient_ascent
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob, Norm
@@ -62,13 +62,7 @@ def mt_pgd_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return multi_targeted(model, x, y, norm="l2", **knobs)
 
 
-@register(
-    _info(
-        "mt-pgd-l1",
-        "l1",
-        sparsity=Knob(0.05, "share of the pixel values that a step changes", high=1.0, open_low=True),
-    )
-)
+@register(_info("mt-pgd-l1", "l1", **{knob: L1_KNOBS[knob] for knob in L1_KNOBS if knob != "loss"}))
 def mt_pgd_l1(model: nn.Module, x: Tensor, y: Tensor, *, sparsity: float, **knobs: Any) -> Tensor:
     """Multi-targeted PGD, l1: sparse PGD on z_t − z_y for each of the likeliest other classes t.
 

@@ -1,0 +1,366 @@
+"""The budgeted gradient attacks: closed forms, slow references, their costs, and their peers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advbench.data import TensorLoader, load_dataset
+from advbench.models import build_model
+from attacks_pool import count_passes, pool, verify
+from attacks_pool.attacks.dim import resize_and_pad
+from attacks_pool.attacks.mt_pgd import likeliest_others
+from attacks_pool.attacks.tim import cut, gaussian, smooth
+from attacks_pool.engine import wrong
+from attacks_pool.guard import untouched
+from attacks_pool.norms import project, random_point
+from attacks_pool.randomness import isolated_randomness, keyed_generator
+from defenses.at import AT
+from defenses.plan import TrainPlan
+
+NAMES = ("rfgsm", "ffgsm", "nim", "dim", "tim", "vmi", "tpgd", "eotpgd", "pgd-l1")
+TARGETED = ("mt-pgd", "mt-pgd-l2", "mt-pgd-l1")
+STEPS = 10
+
+
+# The l1 ball.
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 16, 16)])
+@pytest.mark.parametrize("eps", [0.05, 1.0, 12.0, 500.0])
+def test_l1_projection_is_the_nearest_point(shape: tuple[int, int, int], eps: float) -> None:
+    """Against bisection on the multiplier, one point at a time, some pixels at 0 and 1."""
+    draws = keyed_generator("l1", eps)
+    for spread in (0.0, 0.01, 0.3, 3.0):
+        x = (1.4 * torch.rand(6, *shape, generator=draws, dtype=torch.float64) - 0.2).clamp(0, 1)
+        away = x + spread * torch.randn(x.shape, generator=draws, dtype=torch.float64)
+        found = project(away, x, eps, "l1")
+        for i in range(len(x)):
+            assert torch.allclose(found[i], slow_projection(away[i], x[i], eps), rtol=0, atol=1e-9)
+
+
+def slow_projection(away: Tensor, x: Tensor, eps: float) -> Tensor:
+    delta = away - x
+    room = torch.where(delta > 0, 1 - x, x)
+
+    def kept(threshold: float) -> Tensor:
+        return torch.minimum((delta.abs() - threshold).clamp_min(0), room)
+
+    low, high = 0.0, float(delta.abs().max())
+    if float(kept(0.0).sum()) <= eps:
+        return x + delta.sign() * kept(0.0)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(kept(middle).sum()) > eps else (low, middle)
+    return x + delta.sign() * kept(high)
+
+
+def test_l1_start_is_inside_sparse_and_random() -> None:
+    x = torch.rand(50, 3, 16, 16, generator=keyed_generator(0))
+    first, second = (random_point(x, 4.0, "l1", keyed_generator(seed)) for seed in (1, 2))
+    delta = (first - x).flatten(1)
+    assert float(delta.abs().sum(1).max()) <= 4 * (1 + 1e-5)
+    assert float(delta.abs().sum(1).min()) > 3.99
+    assert float((delta.abs() > 1e-6).float().mean()) < 0.05
+    assert not torch.equal(first, second)
+
+
+# Transforms.
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 13), (1, 1)])
+def test_resize_and_pad_equals_interpolation(height: int, width: int) -> None:
+    image = torch.rand(1, 3, height, width, generator=keyed_generator(0))
+    sizes = set()
+    for drawn in torch.rand(40, 4, generator=keyed_generator(1)).split(1):
+        rows, columns = resize_and_pad(drawn, height, width, 0.5, 0.7)
+        shown = rows[:, None] @ image @ columns[:, None].mT
+        tall, wide = int((rows.sum(2) > 0).sum()), int((columns.sum(2) > 0).sum())
+        top, left = int((rows[0].sum(1) > 0).int().argmax()), int((columns[0].sum(1) > 0).int().argmax())
+        expected = torch.zeros_like(image)
+        small = F.interpolate(image, size=(tall, wide), mode="bilinear", align_corners=False)
+        expected[..., top : top + tall, left : left + wide] = small
+        assert torch.allclose(shown, expected, atol=1e-5)
+        assert tall >= int(0.5 * height)
+        sizes.add(tall)
+    assert height == 1 or len(sizes) > 2
+
+
+def test_kernel_shrinks_with_the_image() -> None:
+    assert [cut(15, side) for side in (1, 8, 28, 32, 224)] == [3, 3, 7, 7, 15]
+    assert [cut(kernel, 224) for kernel in (1, 2, 4, 5)] == [1, 1, 3, 5]
+    assert gaussian(1).tolist() == [1.0]
+
+
+def test_smoothing_spreads_a_spike_over_its_own_channel() -> None:
+    spike = torch.zeros(1, 3, 9, 9)
+    spike[0, 1, 4, 4] = 1e-30
+    weights = gaussian(5)
+    spread = smooth(spike, weights)
+    assert torch.allclose(spread[0, 1, 2:7, 2:7], weights[:, None] * weights)
+    assert not spread[0, [0, 2]].any()
+
+
+# Slow references.
+
+
+class Smooth(nn.Module):
+    """Logits (N, 4) in float64 of images (N, 1, 4, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draws = keyed_generator("smooth")
+        self.inner = torch.randn(16, 12, generator=draws, dtype=torch.float64)
+        self.outer = torch.randn(12, 4, generator=draws, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return (x.double().flatten(1) @ self.inner).tanh() @ self.outer
+
+
+@pytest.fixture(scope="module")
+def smooth_batch() -> tuple[Smooth, Tensor, Tensor]:
+    """Points that the network gets right."""
+    model = Smooth()
+    x = 0.2 + 0.6 * torch.rand(8, 1, 4, 4, generator=keyed_generator("x"))
+    return model, x, model(x).argmax(1)
+
+
+def slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)[0]
+
+
+def test_nim_equals_the_slow_reference(smooth_batch: tuple[Smooth, Tensor, Tensor]) -> None:
+    """x_nes = x_k + α·μ·v_k, v_{k+1} = μ·v_k + ∇/mean|∇|, x_{k+1} = Π(x_k + α · sign v_{k+1})."""
+    model, x, y = smooth_batch
+    found = pool.get("nim", eps=0.1, steps=6, step_size=0.03, decay=0.8)(model, x, y)
+    x_k, v = x.clone(), torch.zeros_like(x)
+    for _ in range(6):
+        g = slope(model, x_k + 0.03 * 0.8 * v, y)
+        v = 0.8 * v + g / g.abs().mean(dim=(1, 2, 3), keepdim=True)
+        x_k = (x_k + 0.03 * v.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
+    assert torch.allclose(found, x_k, rtol=0, atol=1e-6)
+
+
+def test_attacks_without_their_twist_are_the_plain_ones(
+    smooth_batch: tuple[Smooth, Tensor, Tensor],
+) -> None:
+    model, x, y = smooth_batch
+    given: dict[str, Any] = {"eps": 0.1, "steps": 6}
+    momentum = pool.get("mim", **given)(model, x, y)
+    for name, knobs in {
+        "dim": {"diversity_prob": 0.0},
+        "tim": {"kernel": 1},
+        "vmi": {"beta": 1e-9},
+    }.items():
+        assert torch.allclose(pool.get(name, **given, **knobs)(model, x, y), momentum, rtol=0, atol=1e-6)
+        assert not torch.allclose(pool.get(name, **given)(model, x, y), momentum, rtol=0, atol=1e-3)
+    plain, averaged = (
+        pool.get(name, **given)(model, x, y, generator=keyed_generator(0)) for name in ("pgd", "eotpgd")
+    )
+    assert torch.allclose(plain, averaged, rtol=0, atol=1e-6)
+    single = pool.get("rfgsm", eps=0.1, random_share=0.0)(model, x, y)
+    assert torch.equal(single, pool.get("fgsm", eps=0.1)(model, x, y))
+
+
+def test_random_single_steps_go_where_they_say(smooth_batch: tuple[Smooth, Tensor, Tensor]) -> None:
+    """R+FGSM ends ±(eps/2) ± (eps/2) away; Fast FGSM, whose step exceeds eps, goes up the gradient."""
+    model, x, y = smooth_batch
+    moved = (pool.get("rfgsm", eps=0.1)(model, x, y) - x).abs()
+    assert torch.isclose(moved, torch.tensor(0.1), atol=1e-6).logical_or(moved < 1e-6).all()
+    assert 0.2 < float((moved > 0.05).float().mean()) < 0.8
+    moved = pool.get("ffgsm", eps=0.1)(model, x, y) - x
+    assert float(moved.abs().min()) >= 0.025 - 1e-6
+
+
+class Dice(nn.Module):
+    """Three times in four the gradient points the wrong way; on average it points the right one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 2)."""
+        total = x.flatten(1).sum(1) - 8.5
+        score = total * torch.where(torch.rand(()) < 1 / 4, 10.0, -1.0)
+        return torch.stack([0 * score, score], dim=1)
+
+
+def test_eot_sees_through_random_gradients() -> None:
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    ends = {}
+    for name, knobs in {"pgd": {}, "eotpgd": {"eot_steps": 60}}.items():
+        attack = pool.get(name, eps=0.1, steps=8, step_size=0.02, random_start=False, loss="margin", **knobs)
+        ends[name] = float((attack(Dice(), x, y, generator=keyed_generator(1)) - x).mean())
+    assert ends["eotpgd"] > 0.09
+    assert ends["pgd"] < 0.05
+
+
+# Many targets.
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_targets_are_the_likeliest_others(classes: int) -> None:
+    logits = torch.randn(5, classes, generator=keyed_generator(classes))
+    logits[0, 1:], y = -torch.inf, torch.arange(5) % classes
+    aims = likeliest_others(lambda _x: logits, logits, y, 9)  # type: ignore[arg-type]
+    assert aims.shape == (5, min(9, classes - 1))
+    assert not (aims == y[:, None]).any()
+    ranked = logits[1:].gather(1, aims[1:])
+    assert (ranked[:, :-1] >= ranked[:, 1:]).all()
+
+
+class Shadow(nn.Module):
+    """Class 1 is second at the clean point but out of reach; only class 2 can win."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 3)."""
+        mean = x.flatten(1).mean(1)
+        return torch.stack([0 * mean + 1, 0.9 + 0.02 * (0.5 - mean), 0.4 + 7 * (mean - 0.5)], dim=1)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_target_that_is_not_the_nearest_is_found(early_stop: bool) -> None:
+    x, y = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.long)
+    found = {}
+    for targets in (1, 2):
+        attack = pool.get("mt-pgd", eps=0.1, steps=10, targets=targets)
+        found[targets] = wrong(Shadow()(attack(Shadow(), x, y, early_stop=early_stop)), y)
+    assert not found[1].any()
+    assert found[2].all()
+
+
+def test_success_with_one_target_stops_the_others() -> None:
+    x, y = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.long)
+    spent = []
+    for early_stop in (False, True):
+        model = Shadow()
+        with count_passes(model) as passes:
+            pool.get("mt-pgd", eps=0.1, steps=40, restarts=2)(model, x, y, early_stop=early_stop)
+        spent.append(passes.backwards)
+    assert spent[0] == 3 * 2 * 40 * 2
+    # Class 1 never wins, so alone it would be searched for 80 steps.
+    assert spent[1] < spent[0] / 2
+
+
+# Costs.
+
+
+@pytest.mark.parametrize("name", NAMES + TARGETED)
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_declared_cost_is_what_is_spent(
+    name: str, restarts: int, smooth_batch: tuple[Smooth, Tensor, Tensor]
+) -> None:
+    model, x, y = smooth_batch
+    info = pool.info(name)
+    wanted = {"steps": 3, "restarts": restarts, "eot_steps": 4, "neighbours": 2, "targets": 2}
+    attack = pool.get(name, eps=0.1, **{knob: value for knob, value in wanted.items() if knob in info.knobs})
+    with count_passes(model) as passes:
+        attack(model, x, y)
+    spent = info.passes(attack.knobs, classes=4)
+    assert spent == (passes.forwards // len(x), passes.backwards // len(x))
+
+
+# Peers.
+
+
+class Target:
+    """A digits network and 200 test points that it gets right; ``robust`` counts survivors over two seeds."""
+
+    def __init__(self, channels: int, robust: bool) -> None:
+        data = load_dataset("digits")
+        train = type(data.train)(data.train.x.repeat(1, channels, 1, 1), data.train.y)
+        self.model = AT(build_model("digits-cnn", num_classes=10, in_channels=channels, image_size=8, seed=0))
+        plan = TrainPlan(epochs=3, batch_size=64, lr=0.1, eps_warmup=1.0)
+        attacks = [pool.get("pgd", eps=0.2, training={"steps": 3})] if robust else []
+        self.model.fit(TensorLoader(train, 64, seed=0), attacks, plan=plan)
+        x, y = data.test.x.repeat(1, channels, 1, 1), data.test.y
+        with torch.no_grad():
+            right = self.model.eval()(x).argmax(1) == y
+        self.x, self.y, self.points = x[right][:200], y[right][:200], 200
+
+    def robust(self, craft: Any, norm: str, eps: float) -> float:
+        """Share of the points that survive, over two seeds."""
+        survivors = 0
+        for seed in (0, 1):
+            with isolated_randomness(seed, torch.device("cpu")), untouched(self.model):
+                x_adv = craft(self.model, self.x, self.y, seed)
+            verdict = verify(self.model, self.x, self.y, x_adv, norm=norm, eps=eps)
+            survivors += int(verdict.robust.sum())
+        return survivors / 2 / self.points
+
+
+def ours(name: str, eps: float, **knobs: Any) -> Any:
+    attack = pool.get(name, eps=eps, **knobs)
+    return lambda model, x, y, seed: attack(model, x, y, generator=keyed_generator(seed), early_stop=True)
+
+
+@pytest.fixture(scope="module")
+def grey() -> Target:
+    """One channel, trained against PGD."""
+    return Target(1, robust=True)
+
+
+PEERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "rfgsm": ("RFGSM", {}, {"alpha": 0.1, "steps": 1}),
+    "ffgsm": ("FFGSM", {}, {"alpha": 0.25}),
+    "nim": ("NIFGSM", {"steps": STEPS}, {"alpha": 0.04, "steps": STEPS}),
+    "dim": ("DIFGSM", {"steps": STEPS}, {"alpha": 0.04, "steps": STEPS, "decay": 1.0}),
+    "vmi": ("VMIFGSM", {"steps": STEPS}, {"alpha": 0.04, "steps": STEPS}),
+    "tpgd": ("TPGD", {"steps": STEPS}, {"alpha": 0.05, "steps": STEPS}),
+    "eotpgd": (
+        "EOTPGD",
+        {"steps": STEPS, "eot_steps": 2},
+        {"alpha": 0.05, "steps": STEPS, "eot_iter": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_attack_is_as_strong_as_its_peer(name: str, grey: Target) -> None:
+    """At most one point more survives, at the same eps, steps and step size."""
+    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is the peer")
+    peer, knobs, theirs = PEERS[name]
+
+    def craft(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
+        found: Tensor = getattr(torchattacks, peer)(model, eps=0.2, **theirs)(x, y)
+        return found
+
+    assert grey.robust(ours(name, 0.2, **knobs), "linf", 0.2) <= grey.robust(craft, "linf", 0.2) + 0.01
+
+
+def test_tim_is_as_strong_as_its_peer() -> None:
+    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is the peer")
+    target = Target(3, robust=False)
+
+    def craft(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
+        peer = torchattacks.TIFGSM(
+            model, eps=0.2, alpha=0.04, steps=STEPS, decay=1.0, len_kernel=3, diversity_prob=0.0
+        )
+        found: Tensor = peer(x, y)
+        return found
+
+    mine = target.robust(ours("tim", 0.2, steps=STEPS), "linf", 0.2)
+    assert mine <= target.robust(craft, "linf", 0.2) + 0.01
+
+
+@pytest.mark.parametrize("eps", [1.0, 2.0])
+def test_pgd_l1_is_as_strong_as_foolbox(eps: float, grey: Target) -> None:
+    foolbox = pytest.importorskip("foolbox", reason="foolbox is the peer")
+
+    def craft(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
+        attack = foolbox.attacks.SparseL1DescentAttack(steps=20)
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        found: Tensor = attack(wrapped, x, y, epsilons=eps)[1]
+        return found
+
+    assert grey.robust(ours("pgd-l1", eps, steps=20), "l1", eps) <= grey.robust(craft, "l1", eps) + 0.01
+
+
+@pytest.mark.parametrize(("name", "plain", "eps"), [("mt-pgd", "pgd", 0.2), ("mt-pgd-l1", "pgd-l1", 2.0)])
+def test_many_targets_beat_one_search(name: str, plain: str, eps: float, grey: Target) -> None:
+    norm = str(pool.info(name).norm)
+    mine, simple = (grey.robust(ours(each, eps, steps=STEPS), norm, eps) for each in (name, plain))
+    assert mine <= simple
