@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from advbench.audit import audit_model, probe
 from advbench.audit.probes import Probes
 from advbench.auditing import audit_run
+from advbench.cli.main import invoke
 from advbench.data import DataSet, Split
 from advbench.evaluate import evaluate
 from advbench.saved import Run
@@ -323,3 +324,16 @@ def test_a_run_keeps_its_probes_and_can_be_audited_again(small_run: Run) -> None
         [cell.model_dump(exclude={"seconds"}) for cell in found.probes] for found in (recorded, again)
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_the_command_exits_by_the_verdict(small_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON is the audit itself; 0 where it is ok, 1 where it is not."""
+    code = invoke(["audit", str(small_run.path), "--points", "40", "--format", "json"])
+    result = Audit.model_validate_json(capsys.readouterr().out)
+    assert code == (0 if result.verdict == "ok" else 1)
+    assert {cell.n for cell in result.probes} == {40}
+    surrogate = ["--surrogate", str(small_run.path)]
+    invoke(["audit", str(small_run.path), "--points", "20", *surrogate])
+    shown = capsys.readouterr().out
+    assert f"crafted on run {small_run.record.id}" in " ".join(shown.split())
+    assert "audit: " in shown
