@@ -145,13 +145,13 @@ def _begin(x: Tensor, y: Tensor, classes: Tensor, start: Tensor, active: Tensor)
 def _look(model: nn.Module, rows: _Rows, plane: Tensor, plain: Tensor, norm: str, call: int) -> Tensor:
     """Logits at the iterates: of the rows ``plane`` with gap and gradient, of the rows ``plain`` without."""
     seen, logits = [], []
-    for part in torch.nonzero(plane).flatten().split(call):
+    for part in torch.split(torch.nonzero(plane).flatten(), call):
         if len(part):
             x, y, classes = rows.x_adv[part], rows.y[part], rows.classes[part]
             rows.gap[part], rows.plane[part], scores = nearest_plane(model, x, y, classes, norm)
             seen.append(part)
             logits.append(scores)
-    for part in torch.nonzero(plain).flatten().split(call):
+    for part in torch.split(torch.nonzero(plain).flatten(), call):
         if len(part):
             with torch.no_grad():
                 logits.append(model(rows.x_adv[part]))

@@ -108,8 +108,8 @@ def into_ball(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
 def fmn(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """FMN, linf: unit gradient steps inside a ball that shrinks after a success and grows after a failure.
 
-    Pintor et al., arXiv:2102.12827; before the first success the ball reaches the linearised boundary. From
-    the clean point. Shapes as in :class:`attacks_pool.Attack`.
+    Pintor et al., arXiv:2102.12827; before the first success the ball reaches the linearised boundary, and
+    (a departure) never shrinks. From the clean point. Shapes as in :class:`attacks_pool.Attack`.
     """
     return _search(model, x, y, norm="linf", **knobs)
 
