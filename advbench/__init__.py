@@ -1,6 +1,6 @@
 """advbench: a robustness benchmark for adversarial defenses.
 
-``from advbench import run, load_run``; importing this package loads no torch.
+``from advbench import run, evaluate_model, load_run``; importing this package loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advbench.benchmark import run
     from advbench.config import RunConfig
+    from advbench.evaluating import evaluate_model
     from advbench.saved import Run, load_run
 
 __version__ = "0.1.0"
-__all__ = ["Run", "RunConfig", "__version__", "load_run", "run"]
+__all__ = ["Run", "RunConfig", "__version__", "evaluate_model", "load_run", "run"]
 
-_HOMES = {"run": "benchmark", "RunConfig": "config", "Run": "saved", "load_run": "saved"}
+_HOMES = {
+    "run": "benchmark",
+    "evaluate_model": "evaluating",
+    "RunConfig": "config",
+    "Run": "saved",
+    "load_run": "saved",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -95,9 +95,7 @@ class RunConfig(BaseModel):
     @property
     def protocol(self) -> str:
         """12 hexadecimal digits over what evaluation does: attacks, points and the evaluator's version."""
-        attacks = sorted([*self.sequence, *self.unseen, *self.eval])
-        content = repr((EVALUATION_VERSION, attacks, sorted(self.points.items())))
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        return protocol_of([*self.sequence, *self.unseen, *self.eval], self.points)
 
     @property
     def stages(self) -> int:
@@ -109,6 +107,12 @@ class RunConfig(BaseModel):
         """The plan of one stage; every regime gets the same number of epochs in all."""
         epochs = self.plan.epochs * len(self.sequence) // self.stages
         return self.plan.model_copy(update={"epochs": epochs})
+
+
+def protocol_of(attacks: Sequence[str], points: Mapping[str, int]) -> str:
+    """12 hexadecimal digits over the evaluated attacks, in any order, their points and the evaluator."""
+    content = repr((EVALUATION_VERSION, sorted(attacks), sorted(points.items())))
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def explain(error: ValidationError) -> str:

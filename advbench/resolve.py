@@ -55,7 +55,7 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
         model=_model(options.model or data.default_model),
         plan=plan,
         pretrain=_pretrain(options, data, plan, pretrain_set),
-        points=_points(options.points, data, [*sequence, *unseen, *extra]),
+        points=parse_points(options.points, data, [*sequence, *unseen, *extra]),
         seed=options.seed,
         device=options.device,
         threads=options.threads,
@@ -203,7 +203,9 @@ def _model(text: str) -> str:
     return text
 
 
-def _points(given: int | str | dict[str, int] | None, data: DataSet, attacks: list[Attack]) -> dict[str, int]:
+def parse_points(
+    given: int | str | dict[str, int] | None, data: DataSet, attacks: list[Attack]
+) -> dict[str, int]:
     """``1000``, ``cw=1000`` or ``5000,cw=1000`` as a mapping with ``default``; checked against the data."""
     if given is None:
         return {}

@@ -22,6 +22,8 @@ from defenses import Defense, registry
 from leaderboards import Record, read_record
 
 WEIGHTS = "model.safetensors"
+EVALUATED = "eval"
+"""The regime of records of models that were not trained here: one row of R, no sequence."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Run:
         Raises:
             InputError: the record's configuration is not one of this program's.
         """
+        if self.record.regime == EVALUATED:
+            raise InputError(
+                f"run {self.record.id} evaluated a model that was trained elsewhere: advbench show reads its "
+                "record, but there is nothing to load"
+            )
         try:
             return RunConfig.model_validate(self.record.config)
         except ValidationError as error:

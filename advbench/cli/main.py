@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, doctor, lists, running
+from advbench.cli import auditing, boards, doctor, evaluating, lists, running
 
 INTERRUPTED = 130
 """The exit code that shells give to a process stopped by Ctrl-C."""
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(running.run)
+app.command("eval")(evaluating.evaluate)
 app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
 app.command("audit")(auditing.audit)

@@ -75,7 +75,8 @@ def describe(event: Event) -> str:
         return f"{head}finished"
     if event.kind == "cell" and event.cell is not None:
         name = attack_name(event.cell.attack)
-        return f"{head}row {event.stage}/{event.stages}  {name:<14} {100 * event.cell.accuracy:5.1f} %{left}"
+        row = f"row {event.stage}/{event.stages}  " if event.stages else ""
+        return f"{head}{row}{name:<14} {100 * event.cell.accuracy:5.1f} %{left}"
     if event.kind in ("epoch", "batch"):
         loss = event.losses.get("loss")
         value = f"  loss {loss:.3f}" if loss is not None else ""

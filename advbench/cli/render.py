@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from advbench.cli.threats import threat_table
-from advbench.saved import Run
+from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
 from leaderboards import Record, rows, to_table
 
@@ -68,10 +68,12 @@ def labels(texts: Sequence[str]) -> list[str]:
 def matrix_table(record: Record) -> Table:
     """R in percent: a row a stage, clean accuracy and a column an attack."""
     config = record.config
-    parts = (config["defense"], record.regime, config["dataset"], config["model"], f"seed {config['seed']}")
-    title = " · ".join(parts)
-    table = Table(title=f"Robust accuracy in % after each stage: {title}", title_justify="left")
-    table.add_column("after stage")
+    trained = record.regime != EVALUATED
+    parts = [config["defense"], record.regime, config["dataset"], config["model"], f"seed {config['seed']}"]
+    title = " · ".join(parts if trained else [parts[0], parts[2], parts[4]])
+    after = " after each stage" if trained else ""
+    table = Table(title=f"Robust accuracy in %{after}: {title}", title_justify="left")
+    table.add_column("after stage" if trained else "model")
     table.add_column("clean", justify="right")
     for entry, label in zip(record.attacks, labels([entry.text for entry in record.attacks]), strict=True):
         table.add_column(f"{label}\n{ROLES[entry.role]}", justify="right")
@@ -79,7 +81,7 @@ def matrix_table(record: Record) -> Table:
     for stage in record.stages:
         names = "+".join(attack_name(text) for text in stage.attacks) or "plain"
         cells = [f"{100 * value:.1f}" for value in (clean[stage.index], *matrix[stage.index])]
-        table.add_row(f"{stage.index} {names}", *cells)
+        table.add_row(f"{stage.index} {names}" if trained else config["defense"], *cells)
     return table
 
 
@@ -87,20 +89,26 @@ def metrics_text(record: Record) -> str:
     """The metrics that apply, one a line, and what the run cost."""
     lines = []
     for name, value in record.metrics.items():
+        if value is None and record.regime == EVALUATED:
+            continue
         shown = "-" if value is None else f"{100 * value:.1f} %"
         lines.append(f"{name.replace('_', ' '):<24} {shown:>8}")
     cost = record.cost
+    size = f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"
+    if record.regime == EVALUATED:
+        return "\n".join([*lines, f"cost: evaluated {cost.evaluation_seconds:.1f} s, {size}"])
     lines.append(
         f"cost: trained {cost.training_seconds:.1f} s, evaluated {cost.evaluation_seconds:.1f} s, "
         f"training took {cost.training_forwards:,} forward and {cost.training_backwards:,} backward passes, "
-        f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"
+        + size
     )
     return "\n".join(lines)
 
 
 def class_table(record: Record) -> Table:
     """Robust accuracy by class after the last stage."""
-    table = Table(title="By class after the last stage, in %", title_justify="left")
+    after = "" if record.regime == EVALUATED else " after the last stage"
+    table = Table(title=f"By class{after}, in %", title_justify="left")
     for column in ("class", "points", "clean"):
         table.add_column(column, justify="left" if column == "class" else "right")
     # An attack measured on fewer points has no share of a class's points; its counts stay in the record.

@@ -27,7 +27,8 @@ def threat_table(record: Record, directory: Path) -> Table | None:
     cases = worst_cases(record.attacks, robust[-1], [counts[entry.text] for entry in record.attacks])
     if not cases:
         return None
-    table = Table(title="Worst case after the last stage, in %", title_justify="left")
+    after = " after the last stage" if record.stages and record.stages[-1].index else ""
+    table = Table(title=f"Worst case{after}, in %", title_justify="left")
     for column in ("by", "group", "attacks", "points", "survive all"):
         table.add_column(column, justify="left" if column in ("by", "group") else "right")
     for case in cases:

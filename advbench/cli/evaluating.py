@@ -1,0 +1,85 @@
+"""``advbench eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or robustbench:NAME."
+        ),
+    ],
+    dataset: Annotated[str, typer.Option(help="Data set; advbench datasets lists them.")] = "digits",
+    data_dir: Annotated[str | None, typer.Option(help="Where the data sets' files are.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="safetensors, or a plain state dict, for a factory, torchvision or robustbench."),
+    ] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Where RobustBench's checkpoints are, as DIR/cifar10/Linf/NAME.pt.")
+    ] = None,
+    threat: Annotated[str, typer.Option(help="Of RobustBench's models: linf, l2 or corruptions.")] = "linf",
+    mean: Annotated[
+        str | None, typer.Option(help="Normalisation before the model, a number a channel: 0.49,0.48,0.45.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Its deviations: 0.25,0.24,0.26.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Attacks to make: fgsm,pgd:steps=50,square.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Or a list of them: standard, screen or autoattack.  [default: standard]"),
+    ] = None,
+    points: Annotated[
+        str | None, typer.Option(help="Test points: 1000, cw=1000 or 5000,cw=1000; all by default.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="How tables call the model; its text by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Determines every draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")] = None,
+    surrogate: Annotated[
+        Path | None, typer.Option(help="A run whose model the audit crafts transferred points on.")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Measure what a model that was trained elsewhere withstands; it is asked for nothing but logits.
+
+    A model from code is imported: it must be trusted. From files no pickle is run; nothing is downloaded.
+    """
+    from advbench.cli import render
+    from advbench.cli.progress import reporter
+    from advbench.evaluating import evaluate_model
+
+    with reporter() as listener:
+        run = evaluate_model(
+            model,
+            dataset,
+            attacks=attacks,
+            preset=preset,
+            name=name,
+            points=points,
+            seed=seed,
+            device=device,
+            threads=threads,
+            weights=weights,
+            model_dir=model_dir,
+            threat=threat,
+            mean=_numbers("mean", mean),
+            std=_numbers("std", std),
+            surrogate=surrogate,
+            runs_dir=runs_dir,
+            data_dir=data_dir,
+            listeners=[listener],
+        )
+    render.print_run(run)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """``0.49,0.48,0.45`` as numbers."""
+    from attacks_pool.metadata import parse_number
+
+    return None if text is None else [parse_number(option, part.strip()) for part in text.split(",")]

@@ -1,0 +1,117 @@
+"""A stranger's model as a module that gives logits or says in one line why it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.models.factory import one_line
+from attacks_pool.errors import InputError
+
+PROBED = (*range(1, 17), 20, 25, 32, 50, 64, 100, 128, 200, 250, 256, 500, 512)
+"""Batch sizes that are tried on a model which refuses batches of two or of three."""
+
+
+class ForeignModel(nn.Module):
+    """Images (N, C, H, W) in [0, 1] to logits (N, ``classes``), by any module or function ``inner``.
+
+    Args:
+        inner: what is asked; a module may be a loaded TorchScript or exported program.
+        label: names it in errors.
+        classes: how many logits an image has.
+        batch: the least and the most images it takes at once. Larger batches are split; smaller ones are
+            filled up with copies of their first image, whose logits are dropped.
+        modal: whether ``inner`` has train and eval modes; exported programs were fixed in one.
+
+    ``forward`` raises InputError for anything but a tensor of that shape, and for whatever ``inner`` raises.
+    """
+
+    def __init__(
+        self,
+        inner: Callable[[Tensor], Any],
+        label: str,
+        classes: int,
+        *,
+        batch: tuple[int, int | None] = (1, None),
+        modal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.inner = inner
+        self.label, self.classes, self.batch, self.modal = label, classes, batch, modal
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, ``classes``)."""
+        if isinstance(x, torch.fx.Proxy):
+            # Being traced: what is checked below are values, and a trace has none.
+            return self.inner(x)
+        least, most = self.batch
+        if least <= len(x) <= (most or len(x)):
+            return self._ask(x)
+        return torch.cat([self._fill(part, least) for part in torch.split(x, most or len(x))])
+
+    def train(self, mode: bool = True) -> ForeignModel:
+        """Set the mode, of what has one."""
+        if self.modal:
+            return super().train(mode)
+        self.training = mode
+        return self
+
+    def _fill(self, x: Tensor, least: int) -> Tensor:
+        missing = max(least - len(x), 0)
+        if not missing:
+            return self._ask(x)
+        return self._ask(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]))[: len(x)]
+
+    def _ask(self, x: Tensor) -> Tensor:
+        try:
+            logits = self.inner(x)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"model {self.label!r} fails on images of shape {tuple(x.shape)}: {one_line(error)}"
+            ) from error
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"model {self.label!r} gives {type(logits).__name__}, expected a tensor of logits"
+            )
+        if not logits.is_floating_point():
+            raise InputError(f"model {self.label!r} gives {str(logits.dtype)[6:]} numbers, expected logits")
+        self._check_shape(logits, len(x))
+        return logits
+
+    def _check_shape(self, logits: Tensor, points: int) -> None:
+        shape = tuple(logits.shape)
+        if shape == (points, self.classes):
+            return
+        start = f"model {self.label!r} gives"
+        if len(shape) == 2 and shape[0] == points:
+            more = "more" if shape[1] > self.classes else "fewer"
+            raise InputError(
+                f"{start} {shape[1]} logits an image, {more} than the {self.classes} classes of the data set"
+            )
+        raise InputError(f"{start} a tensor of shape {shape}, expected logits {(points, self.classes)}")
+
+
+def probed_batch(model: Callable[[Tensor], Any], shape: tuple[int, ...]) -> tuple[int, int | None]:
+    """The least and the most images of ``shape`` (C, H, W) that ``model`` takes at once.
+
+    A trace may have its batch size baked in. A model that takes batches of two and of three takes any.
+    """
+    if _takes(model, shape, 2) and _takes(model, shape, 3):
+        return (1, None) if _takes(model, shape, 1) else (2, None)
+    found = next((size for size in PROBED if _takes(model, shape, size)), None)
+    # Where none fits, the caller's own first question brings the reason to light.
+    return (1, None) if found is None else (found, found)
+
+
+def _takes(model: Callable[[Tensor], Any], shape: tuple[int, ...], size: int) -> bool:
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(size, *shape))
+    except Exception:
+        return False
+    return not isinstance(logits, Tensor) or logits.shape[:1] == (size,)
