@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool import Attack, AttackInfo, InputError, ModelState, Pool, pool, verify
+from attacks_pool.attacks import autoattack, screen
 from attacks_pool.metadata import Knob
 
 POINTS = 6
@@ -28,6 +29,14 @@ QUERIES = 40
 """What ``steps`` is cut to where a step is a query."""
 BLIND = ("noise", "spatial", "colour", "corruption")
 """Families that need not raise the loss: they do not look at the model."""
+
+
+@pytest.fixture(autouse=True)
+def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ensembles have no knob for their budget: their members are cut short here."""
+    short = autoattack.Budget(steps=2, queries=6, targets=2, targets_l1=2, restarts=2, eot_steps=2)
+    monkeypatch.setattr(autoattack, "PUBLISHED", short)
+    monkeypatch.setattr(screen, "BUDGET", {"steps": 2, "targets": 2, "queries": 6})
 
 
 @dataclass(frozen=True)

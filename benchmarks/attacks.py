@@ -1,0 +1,351 @@
+"""Our attacks against the peers' in one run: seconds, sample-passes and robust accuracy.
+
+    python benchmarks/attacks.py --data-dir DIR --parts pgd,autoattack,screen,resnet --points 1000
+
+Every library gets the same model, points and budget, on the same threads; every result is judged by our
+verifier. Ours runs through ``advbench.evaluate``, as ``advbench run`` and ``advbench eval`` do. The models
+are trained here against PGD, and kept with ``--weights DIR`` for the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from advbench.data import Split, TensorLoader, load_dataset
+from advbench.evaluate import evaluate
+from advbench.models import build_model
+from attacks_pool import count_passes, pool, verify
+from attacks_pool.guard import untouched
+from attacks_pool.randomness import isolated_randomness
+from attacks_pool.search import has_bfloat16
+from defenses import AT, TrainPlan
+
+EPS = 0.3
+Peer = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One attack of one library on one model; ``robust`` is the share of all points, in percent."""
+
+    part: str
+    model: str
+    library: str
+    attack: str
+    points: int
+    seed: int
+    seconds: float
+    forwards: int
+    backwards: int
+    robust: float
+    invalid: int
+
+
+def two_layers() -> nn.Module:
+    """The two-convolution MNIST network of Madry et al., arXiv:1706.06083: 3.3 million parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3136, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 10),
+    )
+
+
+def narrow() -> nn.Module:
+    """A small network with batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1568, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+def lenet() -> nn.Module:
+    """The project's own MNIST network."""
+    return build_model("lenet", num_classes=10, in_channels=1, image_size=28, seed=0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model of the benchmark is made."""
+
+    build: Callable[[], nn.Module]
+    points: int
+    epochs: int
+    eps: float
+
+
+RECIPES = {
+    "two-layers": Recipe(two_layers, 12_000, 5, EPS),
+    "lenet": Recipe(lenet, 20_000, 5, EPS),
+    "narrow": Recipe(narrow, 20_000, 5, EPS),
+}
+
+
+def trained(name: str, data_dir: str, weights: Path | None) -> nn.Module:
+    """A model trained against PGD-7, or read from ``weights``."""
+    recipe = RECIPES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = recipe.build()
+    file = weights / f"{name}.safetensors" if weights else None
+    if file is not None and file.is_file():
+        model.load_state_dict(load_file(file))
+        return model.eval()
+    data = load_dataset("mnist", data_dir)
+    loader = TensorLoader(Split(data.train.x[: recipe.points], data.train.y[: recipe.points]), 128, seed=0)
+    attack = pool.get("pgd", eps=recipe.eps, training={"steps": 7, "step_size": recipe.eps / 3})
+    plan = TrainPlan(
+        epochs=recipe.epochs,
+        optimizer="adam",
+        lr=1e-3,
+        weight_decay=0.0,
+        eps_warmup=recipe.epochs / 2,
+        mixed_precision="on",
+    )
+    AT(model).fit(loader, [attack], plan=plan)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), file)
+    return model.eval()
+
+
+def ours(part: str, name: str, model: nn.Module, data: Split, text: str, seed: int) -> Result:
+    """Our attack through the evaluation that every run uses."""
+    attack = pool.sequence(text)[0]
+    cell = evaluate(lambda _: model, data, [(attack, len(data))], stage=0, seed=seed).cells[1]
+    return Result(
+        part=part,
+        model=name,
+        library="advbench",
+        attack=attack.name,
+        points=cell.n,
+        seed=seed,
+        seconds=cell.seconds,
+        forwards=cell.forwards,
+        backwards=cell.backwards,
+        robust=100 * cell.robust / cell.n,
+        invalid=cell.invalid,
+    )
+
+
+def theirs(
+    part: str, name: str, model: nn.Module, data: Split, peer: tuple[str, str, Peer], seed: int
+) -> Result:
+    """A peer's attack on all points, its side effects undone, judged by our verifier."""
+    library, attack, craft = peer
+    with isolated_randomness(seed, data.x.device), untouched(model), count_passes(model) as passes:
+        began = time.perf_counter()
+        x_adv = craft(model, data.x, data.y, seed).to(data.x)
+        seconds = time.perf_counter() - began
+    # Rounding at the edge of ball and box is no fault of the search.
+    x_adv = torch.minimum(torch.maximum(x_adv, data.x - EPS), data.x + EPS).clamp(0, 1)
+    verdict = verify(model, data.x, data.y, x_adv, norm="linf", eps=EPS)
+    with torch.no_grad():
+        clean = model(data.x).argmax(1) == data.y
+    return Result(
+        part=part,
+        model=name,
+        library=library,
+        attack=attack,
+        points=len(data),
+        seed=seed,
+        seconds=seconds,
+        forwards=passes.forwards,
+        backwards=passes.backwards,
+        robust=100 * float((verdict.robust & clean).float().mean()),
+        invalid=int(verdict.invalid.sum()),
+    )
+
+
+def pgd_peers(steps: int, classes: int = 10) -> list[tuple[str, str, Peer]]:
+    """PGD of the same step size and start in torchattacks, foolbox and ART."""
+    step = 2.5 * EPS / steps
+
+    def torchattacks_pgd(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
+        import torchattacks
+
+        return torchattacks.PGD(model, eps=EPS, alpha=step, steps=steps)(x, y)  # type: ignore[no-any-return]
+
+    def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
+        import foolbox
+
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps)
+        return attack(wrapped, x, y, epsilons=[EPS])[1][0]  # type: ignore[no-any-return]
+
+    def art_pgd(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
+        from art.attacks.evasion import ProjectedGradientDescentPyTorch
+        from art.estimators.classification import PyTorchClassifier
+
+        wrapped = PyTorchClassifier(
+            model,
+            nn.CrossEntropyLoss(),
+            tuple(x.shape[1:]),
+            classes,
+            clip_values=(0.0, 1.0),
+            device_type=x.device.type,
+        )
+        attack = ProjectedGradientDescentPyTorch(
+            wrapped, eps=EPS, eps_step=step, max_iter=steps, num_random_init=1, batch_size=512, verbose=False
+        )
+        return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x.device)
+
+    peers = [("torchattacks", torchattacks_pgd), ("foolbox", foolbox_pgd), ("ART", art_pgd)]
+    return [(library, f"PGD-{steps}", craft) for library, craft in peers]
+
+
+def pyautoattack_peer() -> tuple[str, str, Peer]:
+    """AutoAttack standard at its own batch size."""
+
+    def craft(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        from pyautoattack import AutoAttack
+
+        attack = AutoAttack(model, norm="Linf", eps=EPS, seed=seed, version="standard", device=str(x.device))
+        return attack.run_standard_evaluation(x, y, batch_size=500)[0]  # type: ignore[no-any-return]
+
+    return "pyautoattack", "AutoAttack", craft
+
+
+class Bench:
+    """Collects results and prints each as it comes."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.results = options, list[Result]()
+        data = load_dataset("mnist", options.data_dir)
+        device = torch.device(options.device)
+        self.data = Split(data.test.x[: options.points].to(device), data.test.y[: options.points].to(device))
+        self.device = device
+        self.seeds = range(options.seeds)
+
+    def model(self, name: str) -> nn.Module:
+        weights = Path(self.options.weights) if self.options.weights else None
+        return trained(name, self.options.data_dir, weights).to(self.device)
+
+    def add(self, result: Result) -> Result:
+        self.results.append(result)
+        print(
+            f"{result.part:10} {result.model:10} {result.library:12} {result.attack:10} seed {result.seed}  "
+            f"{result.seconds:8.1f} s  {result.forwards:>9,} + {result.backwards:>9,} passes  "
+            f"{result.robust:6.2f} % robust, {result.invalid} invalid",
+            flush=True,
+        )
+        return result
+
+    def train(self) -> None:
+        """Only make the models, for ``--weights``."""
+        for name in RECIPES:
+            self.model(name)
+
+    def pgd(self) -> None:
+        """PGD-50, the libraries in turn for each seed, so that a noisy machine meets all alike."""
+        model = self.model(self.options.model)
+        for seed in self.seeds:
+            text = f"pgd:eps={EPS},steps=50"
+            mine = self.add(ours("pgd", self.options.model, model, self.data, text, seed))
+            for peer in pgd_peers(50):
+                other = self.add(theirs("pgd", self.options.model, model, self.data, peer, seed))
+                print(f"{'':10} {other.seconds / mine.seconds:.2f} times our seconds")
+
+    def autoattack(self) -> None:
+        """AutoAttack standard, ours and pyautoattack's."""
+        self._against_autoattack("autoattack", [self.options.model])
+
+    def screen(self) -> None:
+        """Our cheap ensemble against pyautoattack's AutoAttack on three honest models."""
+        self._against_autoattack("screen", list(RECIPES))
+
+    def _against_autoattack(self, attack: str, models: list[str]) -> None:
+        for name in models:
+            model = self.model(name)
+            found: dict[str, list[Result]] = {"ours": [], "theirs": []}
+            for seed in self.seeds:
+                mine = ours(attack, name, model, self.data, f"{attack}:eps={EPS}", seed)
+                found["ours"].append(self.add(mine))
+                other = theirs(attack, name, model, self.data, pyautoattack_peer(), seed)
+                found["theirs"].append(self.add(other))
+            ratio = statistics.median(
+                other.seconds / mine.seconds
+                for mine, other in zip(found["ours"], found["theirs"], strict=True)
+            )
+            robust = {
+                side: statistics.median(result.robust for result in all_) for side, all_ in found.items()
+            }
+            print(
+                f"{'':10} {name}: pyautoattack takes {ratio:.2f} times our seconds; median robust accuracy "
+                f"{robust['ours']:.2f} % (ours), {robust['theirs']:.2f} % (pyautoattack)"
+            )
+
+    def resnet(self) -> None:
+        """ResNet-18 with random weights, 32 points that it calls what it calls them: speed only."""
+        model = (
+            build_model("resnet18", num_classes=10, in_channels=3, image_size=32, seed=0)
+            .eval()
+            .to(self.device)
+        )
+        x = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(self.device)
+        with torch.no_grad():
+            data = Split(x, model(x).argmax(1))
+        # A ball so small that few points fall: every library then takes all its steps.
+        global EPS
+        before, EPS = EPS, 1e-4
+        try:
+            for seed in self.seeds:
+                mine = self.add(ours("resnet", "resnet18", model, data, f"pgd:eps={EPS:.4f},steps=10", seed))
+                for peer in pgd_peers(10):
+                    other = self.add(theirs("resnet", "resnet18", model, data, peer, seed))
+                    print(f"{'':10} {other.seconds / mine.seconds:.2f} times our seconds")
+        finally:
+            EPS = before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default="../shared/data", help="where MNIST is")
+    parser.add_argument("--parts", default="pgd,resnet", help="of train, pgd, autoattack, screen, resnet")
+    parser.add_argument("--model", default="two-layers", choices=list(RECIPES))
+    parser.add_argument("--points", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--weights", help="where trained models are kept")
+    parser.add_argument("--out", help="a JSON file for the results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    reduced = "bfloat16" if has_bfloat16(bench.device) else "float32"
+    print(f"torch {torch.__version__}, {options.device}, {options.threads} threads, search in {reduced}")
+    for part in options.parts.split(","):
+        getattr(bench, part)()
+    if options.out:
+        written: list[dict[str, Any]] = [asdict(result) for result in bench.results]
+        Path(options.out).write_text(json.dumps(written, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
