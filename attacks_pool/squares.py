@@ -21,6 +21,8 @@ from attacks_pool.norms import per_sample
 from attacks_pool.randomness import draw_seed, keyed_generator
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+SCHEDULED = 10_000
+"""Queries that the paper's schedule of halvings is written for."""
 DRAWN = 2**18
 """Numbers drawn at once."""
 KNOBS = {
@@ -97,8 +99,12 @@ def random_search(
     p_init: float,
     generator: torch.Generator,
     early_stop: bool,
+    rescale: bool = True,
 ) -> Tensor:
     """Keeps a random window whenever it raises the margin of the logits; each point draws its own.
+
+    Windows shrink on the paper's schedule for 10,000 queries, stretched over the ``steps`` unless
+    ``rescale`` is off.
 
     Returns:
         x_adv like ``x``: of several restarts the one of largest margin.
@@ -110,7 +116,7 @@ def random_search(
         for restart in range(restarts):
             draws = keyed_generator(base, restart)
             run = _Run(model, x, y, squares, early_stop)
-            found, gap, done = run.search(active, steps, p_init, draws)
+            found, gap, done = run.search(active, steps, p_init, draws, steps if rescale else SCHEDULED)
             better = gap > best_gap[active]
             best[active[better]], best_gap[active[better]] = found[better], gap[better]
             if early_stop:
@@ -128,7 +134,7 @@ class _Run:
         self.squares, self.early_stop = squares, early_stop
 
     def search(
-        self, points: Tensor, steps: int, p_init: float, generator: torch.Generator
+        self, points: Tensor, steps: int, p_init: float, generator: torch.Generator, scheduled: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The images of ``points``, their margins, and (with early stop) which fool the model for certain.
 
@@ -156,7 +162,7 @@ class _Run:
                 break
             draws = next(proposals).to(x.device)
             draws = draws if len(running) == len(self.x) else draws[points[running]]
-            change = self.squares.propose(x, x_adv, _share(p_init, step, steps), draws)
+            change = self.squares.propose(x, x_adv, _share(p_init, step, scheduled), draws)
             logits = self.model(change.tried)
             new_gap = _gap(logits, y)
             better = new_gap > gap
@@ -180,9 +186,9 @@ def _gap(logits: Tensor, y: Tensor) -> Tensor:
     return torch.nan_to_num(margin(logits, y), nan=torch.inf)
 
 
-def _share(p_init: float, step: int, steps: int) -> float:
-    """The share of pixels in a window; it halves on the paper's schedule for 10,000 queries."""
-    progress = int(step / steps * 10_000)
+def _share(p_init: float, step: int, scheduled: int) -> float:
+    """The share of pixels in a window; it halves on the paper's schedule, ``scheduled`` queries long."""
+    progress = int(step / scheduled * SCHEDULED)
     return p_init / 2.0 ** sum(progress > bound for bound in HALVINGS)
 
 
