@@ -267,7 +267,7 @@ def test_declared_cost_is_what_is_spent(
 
 
 class Target:
-    """A digits network and 200 test points that it gets right; ``robust`` counts survivors over two seeds."""
+    """A digits network and 300 test points that it gets right; ``robust`` counts survivors."""
 
     def __init__(self, channels: int, robust: bool) -> None:
         data = load_dataset("digits")
@@ -279,17 +279,17 @@ class Target:
         x, y = data.test.x.repeat(1, channels, 1, 1), data.test.y
         with torch.no_grad():
             right = self.model.eval()(x).argmax(1) == y
-        self.x, self.y, self.points = x[right][:200], y[right][:200], 200
+        self.x, self.y, self.points = x[right][:300], y[right][:300], 300
 
-    def robust(self, craft: Any, norm: str, eps: float) -> float:
-        """Share of the points that survive, over two seeds."""
+    def robust(self, craft: Any, norm: str, eps: float, seeds: int = 2) -> float:
+        """Share of the points that survive, over the seeds."""
         survivors = 0
-        for seed in (0, 1):
+        for seed in range(seeds):
             with isolated_randomness(seed, torch.device("cpu")), untouched(self.model):
                 x_adv = craft(self.model, self.x, self.y, seed)
             verdict = verify(self.model, self.x, self.y, x_adv, norm=norm, eps=eps)
             survivors += int(verdict.robust.sum())
-        return survivors / 2 / self.points
+        return survivors / seeds / self.points
 
 
 def ours(name: str, eps: float, **knobs: Any) -> Any:
@@ -328,7 +328,10 @@ def test_attack_is_as_strong_as_its_peer(name: str, grey: Target) -> None:
         found: Tensor = getattr(torchattacks, peer)(model, eps=0.2, **theirs)(x, y)
         return found
 
-    assert grey.robust(ours(name, 0.2, **knobs), "linf", 0.2) <= grey.robust(craft, "linf", 0.2) + 0.01
+    # The tiny noise at the start decides where TPGD goes: a seed is worth a point, so it gets more of them.
+    seeds = 8 if name == "tpgd" else 2
+    mine = grey.robust(ours(name, 0.2, **knobs), "linf", 0.2, seeds)
+    assert mine <= grey.robust(craft, "linf", 0.2, seeds) + 0.01
 
 
 def test_tim_is_as_strong_as_its_peer() -> None:
