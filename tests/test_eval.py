@@ -1,0 +1,322 @@
+"""``advbench eval``: models trained elsewhere get the verifier, the audit, a record and a leaderboard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from advbench import evaluate_model, load_run
+from advbench.cli.main import invoke
+from advbench.data import DataSet, Split, load_dataset
+from advbench.evaluate import evaluate
+from advbench.saved import Run
+from advbench.suites import PRESETS, preset_attacks, suite
+from attacks_pool import InputError, pool
+from leaderboards import comparable, read_outcomes, read_record, rows
+from leaderboards.metrics import METRICS
+
+Network = Callable[..., nn.Sequential]
+QUICK = ["--attacks", "fgsm,pgd:steps=2", "--points", "20", "--threads", "1"]
+OUTSIDE = """
+import torch
+from torch import nn
+def make(num_classes, in_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size ** 2, num_classes))
+def wide(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 1000))
+def pair():
+    class Pair(nn.Module):
+        def forward(self, x): return x, x
+    return Pair()
+def late():
+    class Late(nn.Module):
+        asked = 0
+        def forward(self, x):
+            self.asked += 1
+            if self.asked > 6: raise ValueError("tired\\nof it")
+            return x.flatten(1)[:, :10]
+    return Late()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, small_run: Run) -> Iterator[Path]:
+    """A user's directory: a factory, weights for it, photographs, a pickle, a finished run of ours."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "outside.py").write_text(OUTSIDE)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(10, 64, generator=generator) - 0.5
+    save_file({"1.weight": weight, "1.bias": torch.zeros(10)}, place / "w.safetensors")
+    torch.save(nn.Flatten(), place / "pickle.pt")
+    draw = np.random.RandomState(0)
+    for split, count in (("train", 3), ("test", 2)):
+        for label in range(3):
+            folder = place / "photos" / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.randint(0, 256, (32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    shutil.copytree(small_run.path, place / "ours")
+    yield place
+    sys.modules.pop("outside", None)
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's directory, as the current one."""
+    monkeypatch.chdir(place)
+    return place
+
+
+def call(capfd: Any, *arguments: str) -> str:
+    """What a command prints."""
+    assert invoke(list(arguments)) == 0, capfd.readouterr().err
+    return str(capfd.readouterr().out)
+
+
+# What is measured.
+
+
+def test_a_model_outside_the_project(here: Path, tmp_path: Path, capfd: Any) -> None:
+    """Its record has R's one row, counts that outcomes agree with, the audit and where it came from."""
+    given = ["eval", "--model", "outside:make", "--weights", "w.safetensors", *QUICK]
+    out = call(capfd, *given, "--runs-dir", str(tmp_path))
+    assert "Robust accuracy in %: outside:make · digits · seed 0" in " ".join(out.split())
+    assert "stage" not in out
+    (directory,) = tmp_path.iterdir()
+    record = read_record(directory)
+    assert (record.regime, record.config["sequence"], record.config["model"]) == (
+        "eval",
+        [],
+        "evaluated models",
+    )
+    assert [cell.stage for cell in record.cells] == [0, 0, 0]
+    assert {entry.role for entry in record.attacks} == {"eval"}
+    clean, robust = read_outcomes(directory / "outcomes.npz")
+    assert (clean.shape, robust.shape) == ((1, 20), (1, 2, 20))
+    assert [cell.robust for cell in record.cells] == [clean.sum(), *robust[0].sum(1)]
+    assert set(record.metrics) == set(METRICS)
+    assert record.metrics["average_robust_accuracy"] == pytest.approx(robust[0].mean())
+    assert record.metrics["worst_case_accuracy"] == robust[0].all(0).mean()
+    assert record.metrics["forgetting"] is None
+    assert sum(row.n for row in record.per_class) == 20
+    assert (directory / record.stages[0].weights).read_bytes() == (here / "w.safetensors").read_bytes()
+    assert record.stages[0].spec["weights_sha256"]
+    assert record.cost.parameters == 650
+    assert len(record.audit.checks) > 5
+    assert call(capfd, "show", str(directory)).splitlines()[0] == out.splitlines()[0]
+
+
+def test_the_numbers_are_the_evaluators(
+    digits: DataSet, network: Network, tmp_path: Path, global_randomness: Callable[[], bool]
+) -> None:
+    """The same cells as the evaluation contract gives; the module and the random state stay as they were."""
+    model = network(norm=True)
+    model[3].eval()
+    run = evaluate_model(
+        model, attacks=["fgsm", "pgd:steps=3"], points=30, seed=4, runs_dir=tmp_path, name="mine"
+    )
+    assert [module.training for module in model] == [True, True, True, False, True]
+    assert global_randomness()
+    attacks = [(attack, 30) for attack in pool.sequence("fgsm,pgd:steps=3", budget="digits")]
+    few = Split(digits.test.x[:30], digits.test.y[:30])
+    row = evaluate(lambda _: model.eval(), few, attacks, stage=0, seed=4)
+    assert [cell.robust for cell in run.record.cells] == [cell.robust for cell in row.cells]
+    assert run.record.config["defense"] == "mine"
+    assert run.record.stages[0].spec["copied"] is False
+    again = evaluate_model(
+        model, attacks=["fgsm", "pgd:steps=3"], points=30, seed=4, runs_dir=tmp_path, name="mine"
+    )
+    assert comparable(again.record) == comparable(run.record)
+    assert again.path != run.path
+
+
+def test_a_function_is_enough(tmp_path: Path) -> None:
+    """One that hides its gradients from every attack is told so."""
+    weight = torch.rand(64, 10, generator=torch.Generator().manual_seed(1))
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) @ weight).detach().round() + 0 * x.sum()
+
+    run = evaluate_model(rounded, attacks="fgsm", points=100, runs_dir=tmp_path)
+    assert run.record.config["defense"] == "rounded"
+    assert run.record.cost.parameters == 0
+    assert "zero-gradient" in {flag.code for flag in run.record.audit.flags}
+    assert run.record.audit.verdict == "suspect"
+
+
+def test_torchvision(here: Path, tmp_path: Path) -> None:
+    """With as many logits as the folder has classes."""
+    data = load_dataset(f"folder:{here / 'photos'}")
+    run = evaluate_model(
+        "torchvision:shufflenet_v2_x0_5",
+        f"folder:{here / 'photos'}",
+        attacks="fgsm,pgd:steps=2",
+        threads=1,
+        runs_dir=tmp_path,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    assert run.record.cells[1].n == len(data.test) == 6
+    assert run.record.cells[1].clean_correct
+    assert run.record.cells[1].backwards > 0
+    assert run.record.config["params"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_a_surrogate_is_attacked_first(here: Path, tmp_path: Path) -> None:
+    """The audit then crafts transferred points on the run's model."""
+    run = evaluate_model(
+        "outside:make", attacks="fgsm", points=20, runs_dir=tmp_path, surrogate=here / "ours"
+    )
+    assert run.record.audit.surrogate is not None
+    assert "transfer-beats-white-box" in run.record.audit.checks
+    alone = evaluate_model("outside:make", attacks="fgsm", points=20, runs_dir=tmp_path)
+    assert alone.record.audit.surrogate is None
+
+
+# Suites.
+
+
+def test_presets(digits: DataSet) -> None:
+    """The default one mixes one step, gradients, targets, the boundary, queries and a second norm."""
+    attacks = suite(None, None, digits)
+    assert [attack.text for attack in attacks] == [attack.text for attack in suite(None, "standard", digits)]
+    assert {attack.info.norm for attack in attacks} == {"linf", "l2"}
+    assert {"white-box", "black-box"} == {attack.info.access for attack in attacks}
+    assert {"single-step", "projected-gradient", "minimal-norm", "query"} <= {a.info.family for a in attacks}
+    assert any(int(attack.knobs.get("restarts", 1)) > 1 for attack in attacks)
+    for preset in PRESETS:
+        if all(choices[0].partition(":")[0] in pool.names() for choices in PRESETS[preset]):
+            assert suite(None, preset, digits)
+    with pytest.raises(InputError, match="unknown preset 'standart': did you mean 'standard'"):
+        preset_attacks("standart")
+
+
+def test_a_preset_takes_what_the_pool_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name in pool.names() if name not in ("apgd-ce", "apgd-t")]
+    monkeypatch.setattr(pool, "names", lambda: names)
+    assert {"apgd:steps=50", "apgd-dlr:steps=50"} <= set(preset_attacks("standard"))
+    monkeypatch.setattr(pool, "names", lambda: ["fgsm"])
+    with pytest.raises(InputError, match="preset 'standard' needs an attack that is not here: pgd"):
+        preset_attacks("standard")
+
+
+# Records among others.
+
+
+def test_evaluations_are_ranked_among_themselves(
+    network: Network, small_run: Run, tmp_path: Path, capfd: Any
+) -> None:
+    """Two models under one protocol share a table; another protocol and trained defenses do not."""
+    for name, attacks in (("a", "fgsm"), ("b", "fgsm"), ("c", "fgsm:eps=0.1")):
+        evaluate_model(network(seed=ord(name)), attacks=attacks, points=20, runs_dir=tmp_path, name=name)
+    shutil.copytree(small_run.path, tmp_path / "trained")
+    records = [read_record(path) for path in sorted(tmp_path.iterdir())]
+    found = rows(records)
+    groups: dict[tuple[str, ...], set[str]] = {}
+    for row in found:
+        groups.setdefault(row.comparison, set()).add(row.defense)
+    assert sorted(map(sorted, groups.values())) == [["a", "b"], ["air"], ["c"]]
+    assert sorted(row.rank for row in found if row.defense in "ab") in ([1, 2], [1, 1])
+    assert "evaluated models" in call(capfd, "leaderboard", "--runs-dir", str(tmp_path))
+    listed = json.loads(call(capfd, "leaderboard", "--runs-dir", str(tmp_path), "--format", "json"))
+    assert len(listed) == 4
+
+
+def test_an_evaluation_cannot_be_loaded_as_a_run(network: Network, tmp_path: Path) -> None:
+    run = evaluate_model(network(), attacks="fgsm", points=5, runs_dir=tmp_path)
+    with pytest.raises(InputError, match="evaluated a model that was trained elsewhere"):
+        load_run(run.path)
+    assert invoke(["audit", str(run.path)]) == 2
+    assert invoke(["run", "--config", str(run.path / "record.json")]) == 2
+
+
+# What a user gets wrong.
+
+WRONG: dict[str, tuple[str, str]] = {
+    "model": ("--model digits-cnm", "unknown model 'digits-cnm': did you mean 'digits-cnn'?"),
+    "model form": ("--model a-b:c", "is not of the form package.module:factory"),
+    "model module": ("--model nowhere_at_all:make", "no module 'nowhere_at_all'"),
+    "model factory": ("--model outside:mak", "unknown model factory 'mak': did you mean 'make'?"),
+    "model file": ("--model nowhere.pt", "model 'nowhere.pt': there is no such file"),
+    "model pickle": ("--model pickle.pt", "a pickle could run any code"),
+    "model weights": ("--model w.safetensors", "holds weights alone: give --model package.module:factory"),
+    "torchvision": ("--model torchvision:resnet19", "unknown torchvision model 'resnet19'"),
+    "torchvision on digits": ("--model torchvision:alexnet", "fails on images of shape (2, 1, 8, 8)"),
+    "1000 logits": ("--model outside:wide", "gives logits of shape (2, 1000)"),
+    "no tensor": ("--model outside:pair", "gives tuple, expected a tensor of logits"),
+    "late": ("--model outside:late", "ValueError: tired"),
+    "weights": ("--weights nowhere.pt", "weights nowhere.pt: there is no such file; nothing is downloaded"),
+    "weights of another": ("--model digits-cnn --weights w.safetensors", "do not fit the model: "),
+    "weights pickle": ("--weights pickle.pt", "other pickles are not read"),
+    "model dir": ("--model-dir .", "it goes with robustbench:NAME"),
+    "threat": ("--threat linff", "unknown threat 'linff': did you mean 'linf'?"),
+    "mean": ("--mean 0.5", "1 means and 0 deviations"),
+    "mean x": ("--mean x --std 1", "mean=x is not a number"),
+    "std 0": ("--mean 0.5 --std 0", "deviations positive"),
+    "mean of three": ("--mean 0,0,0 --std 1,1,1", "normalisation of 3 channels got images of shape"),
+    "data set": ("--dataset digitz", "unknown data set 'digitz': did you mean 'digits'?"),
+    "data dir": ("--dataset mnist", "give --data-dir"),
+    "attack": ("--attacks pdg", "unknown attack 'pdg': did you mean 'pgd'?"),
+    "no attack": ("--attacks ''", "the list of attacks is empty"),
+    "knob": ("--attacks pgd:eps=2", "pgd.eps=2 is out of range"),
+    "preset": ("--preset all", "unknown preset 'all'"),
+    "both": ("--attacks fgsm --preset standard", "attacks and preset are both given"),
+    "points": ("--points 0", "points=0: digits has 360 test points"),
+    "points of another": ("--points cw=3", "unknown attack in points 'cw'"),
+    "seed": ("--seed -1", "'--seed': "),
+    "large seed": ("--seed 9223372036854775808", "a seed is at least 0 and below 2**63"),
+    "threads": ("--threads 0", "'--threads': "),
+    "many threads": ("--threads 5000", "threads=5000 is out of range"),
+    "device": ("--device gpu", "unknown device 'gpu'"),
+    "surrogate": ("--surrogate nowhere", "no record at nowhere"),
+    "surrogate images": (
+        "--model torchvision:resnet18 --dataset folder:photos --surrogate ours",
+        "takes images",
+    ),
+    "runs dir": ("--runs-dir w.safetensors", "runs directory w.safetensors is a file"),
+    "no model": ("-", "Missing option '--model'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_and_nothing_written(case: str, here: Path, capfd: Any) -> None:
+    """Exit code 2, and the directory as it was."""
+    text, message = WRONG[case]
+    words = [word.strip("'") for word in text.split()]
+    given = (
+        ["eval"] if words == ["-"] else ["eval", *([] if "--model" in words else ["--model", "outside:make"])]
+    )
+    quick = {"--attacks": "fgsm", "--points": "20"}
+    if {"--attacks", "--preset", "--points"} & set(words):
+        quick = {}
+    if "folder:photos" in words:
+        del quick["--points"]
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    extra = [word for pair in quick.items() for word in pair]
+    code = invoke([*given, *extra, *(words if words != ["-"] else [])])
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, ""), err
+    lines = [line for line in err.splitlines() if not line.startswith("[")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+
+
+def test_modules_take_no_files(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a module has its own"):
+        evaluate_model(network(), weights="w.safetensors", runs_dir=tmp_path)
+    with pytest.raises(InputError, match="1000 logits an image, more than the 10 classes"):
+        evaluate_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)), runs_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
