@@ -37,7 +37,7 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
     name = defense.info.name
     params, plan_set, pretrain_set = _sort_settings(options.set, name, defense)
     seed = options.seed if sample_seed is None else sample_seed
-    sequence = _sequence(options, data.budget, seed)
+    sequence = _sequence(options, data, seed)
     unseen, extra = _others(options, data.budget, sequence)
     if regime == "meta" and len(sequence) < 2:
         raise InputError("regime 'meta' needs two attacks or more in the sequence")
@@ -87,16 +87,19 @@ def _parsed(texts: list[str]) -> list[tuple[str, dict[str, Value]]]:
     return [parse_attacks(text)[0] for text in texts]
 
 
-def _sequence(options: Options, budget: str, seed: int) -> list[Attack]:
+def _sequence(options: Options, data: DataSet, seed: int) -> list[Attack]:
     text = as_text(options.sequence)
     if options.training is None:
-        return pool.sequence(text, budget=budget, training=_training_knobs(options.train_set), seed=seed)
+        knobs = _training_knobs(options.train_set)
+        return pool.sequence(
+            text, budget=data.budget, training=knobs, seed=seed, images=data.image_shape
+        )
     seen = parse_attacks(text)
     training = _parsed(options.training)
     if [name for name, _ in seen] != [name for name, _ in training]:
         raise InputError("training: must name the attacks of the sequence, in its order")
     return [
-        pool.bind(name, evaluation, budget=budget, training=knobs)
+        pool.bind(name, evaluation, budget=data.budget, training=knobs)
         for (name, evaluation), (_, knobs) in zip(seen, training, strict=True)
     ]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.engine import fooled
+from attacks_pool.engine import fooled, wrong
 from attacks_pool.losses import margin
 
 TIE = 1e-5
@@ -83,17 +83,28 @@ class Smallest:
         self.best = x.clone()
         self.size = torch.full((len(x),), torch.inf, device=x.device)
 
-    def record(self, model: nn.Module, points: Tensor, x_adv: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+    def record(
+        self,
+        model: nn.Module,
+        points: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        logits: Tensor,
+        certain_within: float = math.inf,
+    ) -> Tensor:
         """Keep those of ``x_adv`` that fool the model and are smaller; ``points`` says which they are.
 
         What stands so close to a tie that the next rounding may undo it is not kept. A point without a
-        success keeps the present one, so that it ends with its last iterate.
+        success keeps the present one, so that it ends with its last iterate. A perturbation larger than
+        ``certain_within`` is believed at reduced precision: at that budget it is no success anyway.
 
         Returns:
-            (M,) which fool the model, for certain (see :func:`attacks_pool.engine.fooled`).
+            (M,) which fool the model, checked within ``certain_within`` (:func:`attacks_pool.engine.fooled`).
         """
-        success = fooled(model, x_adv, y, logits)
         size = length(x_adv - self.x[points], self.norm)
+        success = wrong(logits, y)
+        if bool((near := success & (size <= certain_within)).any()):
+            success[near.clone()] = fooled(model, x_adv[near], y[near], logits[near])
         tie = margin(logits, y) <= TIE * logits.float().abs().amax(1)
         better = success & ~tie & (size < self.size[points])
         self.size[points[better]] = size[better]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,8 @@ class BoundarySearch:
             # Only rows that keep missing it take theirs along with the logits.
             taken = (rows.missed >= PATIENCE) & (step + 1 < steps)
             logits = _look(model, rows, taken, ~taken, self.norm, call)
-            crossed = found.record(model, rows.index, rows.x_adv, rows.y, logits)
+            within = math.inf if group is None else self.eps
+            crossed = found.record(model, rows.index, rows.x_adv, rows.y, logits, within)
             rows.known = taken & ~crossed
             rows.missed = torch.where(crossed, 0, rows.missed + 1)
             back = rows.x + self.beta * (rows.x_adv - rows.x)

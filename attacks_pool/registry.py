@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -15,11 +15,11 @@ from attacks_pool.attack import Attack, AttackFunction
 from attacks_pool.budgets import default_eps
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import AttackInfo, Value
-from attacks_pool.sampling import sample
+from attacks_pool.sampling import curriculum_stages, sample, split_families
 from attacks_pool.text import parse_attacks
 
 ENTRY_POINTS = "advbench.attacks"
-SAMPLE = "sample"
+SAMPLE, CURRICULUM = "sample", "curriculum"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -59,8 +59,8 @@ class Pool:
             source = f"{function.__module__}:{function.__qualname__}"
             if taken is not None and taken.source != source:
                 raise InputError(f"attack {info.name!r} is registered twice: by {taken.source} and {source}")
-            if info.name == SAMPLE:
-                raise InputError(f"an attack cannot be called {SAMPLE!r}: that word draws a sequence")
+            if info.name in (SAMPLE, CURRICULUM):
+                raise InputError(f"an attack cannot be called {info.name!r}: that word makes a sequence")
             if info.norm is None and "eps" not in info.knobs:
                 raise InputError(f"attack {info.name!r} has no norm, so it must declare its own knob 'eps'")
             _check_signature(info, function)
@@ -142,11 +142,14 @@ class Pool:
         budget: str | None = None,
         training: Mapping[str, Mapping[str, Value]] | None = None,
         seed: int = 0,
+        images: tuple[int, int, int] | None = None,
     ) -> list[Attack]:
         """The attacks of a text such as ``fgsm,pgd:eps=4/255,steps=50,cw``, in order.
 
-        ``sample:4`` draws four with ``seed`` (see :meth:`sample_sequence`). ``training`` maps attack names
-        to training knobs.
+        ``sample:4`` or ``sample:4,family=noise+query,norm=linf`` draws four with ``seed`` (see
+        :meth:`sample_sequence`), for ``images`` of shape (C, H, W) if it is known;
+        ``curriculum:pgd:eps=0.05..0.2,stages=3`` is one attack of growing strength (see :meth:`curriculum`).
+        ``training`` maps attack names to training knobs.
 
         Raises:
             InputError: empty text, unknown attack or knob, an attack that stands twice.
@@ -155,7 +158,9 @@ class Pool:
         overrides = dict(training or {})
         for name, knobs in parse_attacks(text):
             if name == SAMPLE or name.startswith(SAMPLE + ":"):
-                attacks += self._sampled(name, knobs, budget, seed, overrides)
+                attacks += self._sampled(name, knobs, budget, seed, overrides, images)
+            elif name == CURRICULUM or name.startswith(CURRICULUM + ":"):
+                attacks += self._curriculum(name, knobs, budget, overrides)
             else:
                 attacks.append(self.bind(name, knobs, budget=budget, training=overrides.get(name)))
         _refuse_repeats(attacks)
@@ -173,18 +178,91 @@ class Pool:
         *,
         budget: str | None = None,
         training: Mapping[str, Mapping[str, Value]] | None = None,
+        images: tuple[int, int, int] | None = None,
     ) -> list[Attack]:
         """``k`` different attacks drawn with ``seed``, spread over the families before one repeats.
 
         The same arguments give the same sequence on every machine, as long as the pool holds the same
-        attacks. ``families`` and ``norms`` restrict what is drawn.
+        attacks. ``families`` and ``norms`` restrict what is drawn, and so does the shape (C, H, W) of
+        ``images``. Ensembles are never drawn.
 
         Raises:
             InputError: ``k`` below 1 or more than there are, unknown family or norm.
         """
-        self._load()
-        names = sample([entry.info for entry in self._entries.values()], k, seed, families, norms)
+        names = sample(self._infos(), k, seed, families, norms, images)
         return [self.get(name, budget=budget, training=(training or {}).get(name)) for name in names]
+
+    def split_families(
+        self,
+        seed: int,
+        unseen: int = 1,
+        families: Iterable[str] | None = None,
+        norms: Iterable[str] | None = None,
+        *,
+        images: tuple[int, int, int] | None = None,
+    ) -> tuple[list[str], list[str]]:
+        """Seen and unseen families; see :func:`attacks_pool.sampling.split_families`."""
+        return split_families(self._infos(), seed, unseen, families, norms, images)
+
+    def curriculum(
+        self,
+        name: str,
+        *,
+        budget: str | None = None,
+        training: Mapping[str, Value] | None = None,
+        **knobs: Value | Sequence[Value],
+    ) -> list[Attack]:
+        """One attack at several strengths: ``pool.curriculum("pgd", eps=[0.05, 0.1, 0.2])``.
+
+        Knobs given as lists of one length take their values in turn, in training too unless ``training``
+        says otherwise; the others stay as they are.
+
+        Raises:
+            InputError: no list, lists of several lengths, a strength that stands twice, or what
+                :meth:`get` refuses.
+        """
+        moving = {knob: list(values) for knob, values in knobs.items() if isinstance(values, list | tuple)}
+        lengths = {len(values) for values in moving.values()}
+        if len(lengths) != 1 or lengths == {0}:
+            raise InputError(f"a curriculum of {name!r} needs lists of one length: eps=[0.05, 0.1, 0.2]")
+        stages = [
+            {**knobs, **dict(zip(moving, values, strict=True))}
+            for values in zip(*moving.values(), strict=True)
+        ]
+        attacks = [self._stage(name, stage, tuple(moving), budget, training) for stage in stages]
+        _refuse_repeats(attacks)
+        return attacks
+
+    def _curriculum(
+        self,
+        name: str,
+        knobs: Mapping[str, Value],
+        budget: str | None,
+        training: Mapping[str, Mapping[str, Value]],
+    ) -> list[Attack]:
+        attack = name.partition(":")[2].lower()
+        stages = curriculum_stages(attack or "pgd", knobs)
+        moving = tuple(knob for knob in stages[0] if stages[0][knob] != stages[-1][knob])
+        return [self._stage(attack, stage, moving, budget, training.get(attack)) for stage in stages]
+
+    def _stage(
+        self,
+        name: str,
+        knobs: Mapping[str, Any],
+        moving: tuple[str, ...],
+        budget: str | None,
+        training: Mapping[str, Value] | None,
+    ) -> Attack:
+        """One strength of a curriculum; whole-numbered knobs are rounded."""
+        declared = self.info(name).all_knobs()
+        whole = [knob for knob in moving if knob in declared and declared[knob].value_type is int]
+        values = {**knobs, **{knob: round(knobs[knob]) for knob in whole if isinstance(knobs[knob], float)}}
+        moved = {knob: values[knob] for knob in moving if knob != "eps"}
+        return self.bind(name, values, budget=budget, training={**moved, **(training or {})})
+
+    def _infos(self) -> list[AttackInfo]:
+        self._load()
+        return [entry.info for entry in self._entries.values()]
 
     def _sampled(
         self,
@@ -193,11 +271,15 @@ class Pool:
         budget: str | None,
         seed: int,
         training: Mapping[str, Mapping[str, Value]],
+        images: tuple[int, int, int] | None,
     ) -> list[Attack]:
         count = name.partition(":")[2]
-        if knobs or not count.isdecimal():
+        if set(knobs) - {"family", "norm"} or not count.isdecimal():
             raise InputError(f"{name!r} cannot be read: write sample:4 for four attacks drawn with the seed")
-        return self.sample_sequence(int(count), seed, budget=budget, training=training)
+        families, norms = (str(knobs[key]).split("+") if key in knobs else None for key in ("family", "norm"))
+        return self.sample_sequence(
+            int(count), seed, families, norms, budget=budget, training=training, images=images
+        )
 
     def _load(self) -> None:
         if self._loaded:

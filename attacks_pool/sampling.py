@@ -1,13 +1,20 @@
-"""Sequences drawn from the pool."""
+"""Sequences, splits and tasks drawn from the pool: the same seed gives the same ones on every machine."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from typing import get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar, get_args
 
 from attacks_pool.errors import InputError, unknown
-from attacks_pool.metadata import FAMILIES, AttackInfo, Norm
+from attacks_pool.metadata import FAMILIES, AttackInfo, Norm, Value, parse_number
+
+NEVER_DRAWN = ("ensemble",)
+"""Families that measure and do not train: what they are made of is in the pool by itself."""
+RANGE = ".."
+"""Stands between the ends of a knob that a curriculum moves: ``eps=0.05..0.2``."""
+MOST_STAGES = 1000
+Task = TypeVar("Task")
 
 
 def sample(
@@ -16,20 +23,21 @@ def sample(
     seed: int,
     families: Iterable[str] | None = None,
     norms: Iterable[str] | None = None,
+    images: tuple[int, int, int] | None = None,
 ) -> list[str]:
     """Names of ``k`` different attacks: a family is drawn again only when all others are used as often.
+
+    Args:
+        infos: what can be drawn; ensembles never are.
+        k: how many.
+        seed: decides which.
+        families, norms: restrict what is drawn.
+        images: (C, H, W) of the images that the attacks must be able to treat.
 
     Raises:
         InputError: ``k`` below 1 or more than there are, unknown family or norm.
     """
-    wanted_families = _checked("family", families, FAMILIES)
-    wanted_norms = _checked("norm", norms, get_args(Norm))
-    groups: dict[str, list[str]] = {}
-    for info in sorted(infos, key=lambda info: info.name):
-        if (wanted_families is None or info.family in wanted_families) and (
-            wanted_norms is None or info.norm in wanted_norms
-        ):
-            groups.setdefault(info.family, []).append(info.name)
+    groups = _grouped(infos, families, norms, images)
     available = sum(map(len, groups.values()))
     if not 1 <= k <= available:
         raise InputError(f"cannot sample {k} attacks: between 1 and {available} are to be had")
@@ -42,6 +50,119 @@ def sample(
         draw.shuffle(order)
         chosen += [groups[family].pop() for family in order][: k - len(chosen)]
     return chosen
+
+
+def split_families(
+    infos: Sequence[AttackInfo],
+    seed: int,
+    unseen: int = 1,
+    families: Iterable[str] | None = None,
+    norms: Iterable[str] | None = None,
+    images: tuple[int, int, int] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Seen and unseen families, sorted: no attack of an unseen family is ever trained against.
+
+    Args:
+        infos, families, norms, images: as for :func:`sample`.
+        seed: decides which.
+        unseen: how many families are held out; at least one stays seen.
+
+    Raises:
+        InputError: as many families as that are not there.
+    """
+    known = sorted(_grouped(infos, families, norms, images))
+    if not 1 <= unseen < len(known):
+        raise InputError(
+            f"cannot hold {unseen} families out: there are {len(known)} ({', '.join(known) or 'none'}), and "
+            "one must stay"
+        )
+    held = random.Random(f"families {seed}").sample(known, unseen)
+    return [family for family in known if family not in held], sorted(held)
+
+
+def meta_tasks(attacks: Sequence[Task], n: int, seed: int) -> list[tuple[list[Task], Task]]:
+    """``n`` tasks of meta-learning: the attacks to meta-train with, and a different one to meta-test with.
+
+    Every attack is the meta-test one equally often, as far as ``n`` allows, in an order drawn with ``seed``
+    (arXiv:2404.03340 holds one known attack out at each step).
+
+    Raises:
+        InputError: fewer than two attacks, or ``n`` below 1.
+    """
+    if len(attacks) < 2:
+        raise InputError(f"meta-tasks need two attacks or more, not {len(attacks)}")
+    if n < 1:
+        raise InputError(f"cannot draw {n} meta-tasks: draw at least 1")
+    draw = random.Random(f"tasks {seed}")
+    order: list[int] = []
+    while len(order) < n:
+        order += draw.sample(range(len(attacks)), len(attacks))
+    return [
+        ([attack for index, attack in enumerate(attacks) if index != held], attacks[held])
+        for held in order[:n]
+    ]
+
+
+def curriculum_stages(name: str, knobs: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """The knobs of each stage of ``curriculum:NAME:eps=0.05..0.2,stages=3``.
+
+    Knobs written ``FROM..TO`` go from the one to the other in equal steps; the others stay as they are. An
+    end may be a fraction (``2/255..8/255``); ends are exact, what lies between is rounded to ten digits.
+
+    >>> curriculum_stages("pgd", {"eps": "0.05..0.2", "steps": "7", "stages": "3"})
+    [{'eps': 0.05, 'steps': '7'}, {'eps': 0.125, 'steps': '7'}, {'eps': 0.2, 'steps': '7'}]
+
+    Raises:
+        InputError: no knob moves, ``stages`` is missing or out of range, or an end is no number.
+    """
+    moving = {knob: str(value) for knob, value in knobs.items() if RANGE in str(value)}
+    if not moving or "stages" not in knobs or "stages" in moving:
+        raise InputError(
+            f"curriculum of {name!r} cannot be read: write curriculum:{name}:eps=0.05..0.2,stages=3"
+        )
+    count = parse_number("stages", knobs["stages"])
+    if count != int(count) or not 2 <= count <= MOST_STAGES:
+        raise InputError(f"stages={knobs['stages']} must be a whole number from 2 to {MOST_STAGES}")
+    fixed = {knob: value for knob, value in knobs.items() if knob != "stages"}
+    paths = {knob: _path(f"{name}.{knob}", text, int(count)) for knob, text in moving.items()}
+    return [{**fixed, **{knob: path[stage] for knob, path in paths.items()}} for stage in range(int(count))]
+
+
+def _path(label: str, text: str, count: int) -> list[float]:
+    ends = [parse_number(label, end) for end in text.split(RANGE)]
+    if len(ends) != 2:
+        raise InputError(f"{label}={text} cannot be read: write FROM..TO")
+    low, high = ends
+    inner = [low + (high - low) * stage / (count - 1) for stage in range(1, count - 1)]
+    return [low, *(float(f"{value:.10g}") for value in inner), high]
+
+
+def _grouped(
+    infos: Iterable[AttackInfo],
+    families: Iterable[str] | None,
+    norms: Iterable[str] | None,
+    images: tuple[int, int, int] | None,
+) -> dict[str, list[str]]:
+    """Names by family, of the attacks that may be drawn."""
+    wanted_families = _checked("family", families, [name for name in FAMILIES if name not in NEVER_DRAWN])
+    wanted_norms = _checked("norm", norms, get_args(Norm))
+    groups: dict[str, list[str]] = {}
+    for info in sorted(infos, key=lambda info: info.name):
+        if (
+            info.family not in NEVER_DRAWN
+            and (wanted_families is None or info.family in wanted_families)
+            and (wanted_norms is None or info.norm in wanted_norms)
+            and _treats(info, images)
+        ):
+            groups.setdefault(info.family, []).append(info.name)
+    return groups
+
+
+def _treats(info: AttackInfo, images: tuple[int, int, int] | None) -> bool:
+    if images is None:
+        return True
+    channels, height, width = images
+    return (info.channels is None or channels in info.channels) and min(height, width) >= info.min_side
 
 
 def _checked(kind: str, given: Iterable[str] | None, allowed: Iterable[str]) -> set[str] | None:
