@@ -91,9 +91,7 @@ def _sequence(options: Options, data: DataSet, seed: int) -> list[Attack]:
     text = as_text(options.sequence)
     if options.training is None:
         knobs = _training_knobs(options.train_set)
-        return pool.sequence(
-            text, budget=data.budget, training=knobs, seed=seed, images=data.image_shape
-        )
+        return pool.sequence(text, budget=data.budget, training=knobs, seed=seed, images=data.image_shape)
     seen = parse_attacks(text)
     training = _parsed(options.training)
     if [name for name, _ in seen] != [name for name, _ in training]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from attacks_pool import adapters
+from attacks_pool import adapters, curriculum
 from attacks_pool.attack import Attack, AttackFunction
 from attacks_pool.budgets import default_eps
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import AttackInfo, Value
-from attacks_pool.sampling import curriculum_stages, sample, split_families
+from attacks_pool.sampling import sample, split_families
 from attacks_pool.text import parse_attacks
 
 ENTRY_POINTS = "advbench.attacks"
@@ -160,7 +160,8 @@ class Pool:
             if name == SAMPLE or name.startswith(SAMPLE + ":"):
                 attacks += self._sampled(name, knobs, budget, seed, overrides, images)
             elif name == CURRICULUM or name.startswith(CURRICULUM + ":"):
-                attacks += self._curriculum(name, knobs, budget, overrides)
+                moved = name.partition(":")[2].lower()
+                attacks += curriculum.from_text(self, moved, knobs, budget, overrides.get(moved))
             else:
                 attacks.append(self.bind(name, knobs, budget=budget, training=overrides.get(name)))
         _refuse_repeats(attacks)
@@ -221,44 +222,7 @@ class Pool:
             InputError: no list, lists of several lengths, a strength that stands twice, or what
                 :meth:`get` refuses.
         """
-        moving = {knob: list(values) for knob, values in knobs.items() if isinstance(values, list | tuple)}
-        lengths = {len(values) for values in moving.values()}
-        if len(lengths) != 1 or lengths == {0}:
-            raise InputError(f"a curriculum of {name!r} needs lists of one length: eps=[0.05, 0.1, 0.2]")
-        stages = [
-            {**knobs, **dict(zip(moving, values, strict=True))}
-            for values in zip(*moving.values(), strict=True)
-        ]
-        attacks = [self._stage(name, stage, tuple(moving), budget, training) for stage in stages]
-        _refuse_repeats(attacks)
-        return attacks
-
-    def _curriculum(
-        self,
-        name: str,
-        knobs: Mapping[str, Value],
-        budget: str | None,
-        training: Mapping[str, Mapping[str, Value]],
-    ) -> list[Attack]:
-        attack = name.partition(":")[2].lower()
-        stages = curriculum_stages(attack or "pgd", knobs)
-        moving = tuple(knob for knob in stages[0] if stages[0][knob] != stages[-1][knob])
-        return [self._stage(attack, stage, moving, budget, training.get(attack)) for stage in stages]
-
-    def _stage(
-        self,
-        name: str,
-        knobs: Mapping[str, Any],
-        moving: tuple[str, ...],
-        budget: str | None,
-        training: Mapping[str, Value] | None,
-    ) -> Attack:
-        """One strength of a curriculum; whole-numbered knobs are rounded."""
-        declared = self.info(name).all_knobs()
-        whole = [knob for knob in moving if knob in declared and declared[knob].value_type is int]
-        values = {**knobs, **{knob: round(knobs[knob]) for knob in whole if isinstance(knobs[knob], float)}}
-        moved = {knob: values[knob] for knob in moving if knob != "eps"}
-        return self.bind(name, values, budget=budget, training={**moved, **(training or {})})
+        return curriculum.from_lists(self, name, knobs, budget, training)
 
     def _infos(self) -> list[AttackInfo]:
         self._load()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar, get_args
 
 from attacks_pool.errors import InputError, unknown
-from attacks_pool.metadata import FAMILIES, AttackInfo, Norm, Value, parse_number
+from attacks_pool.metadata import FAMILIES, AttackInfo, Norm
 
 NEVER_DRAWN = ("ensemble",)
 """Families that measure and do not train: what they are made of is in the pool by itself."""
-RANGE = ".."
-"""Stands between the ends of a knob that a curriculum moves: ``eps=0.05..0.2``."""
-MOST_STAGES = 1000
 Task = TypeVar("Task")
 
 
@@ -101,40 +98,6 @@ def meta_tasks(attacks: Sequence[Task], n: int, seed: int) -> list[tuple[list[Ta
         ([attack for index, attack in enumerate(attacks) if index != held], attacks[held])
         for held in order[:n]
     ]
-
-
-def curriculum_stages(name: str, knobs: Mapping[str, Value]) -> list[dict[str, Value]]:
-    """The knobs of each stage of ``curriculum:NAME:eps=0.05..0.2,stages=3``.
-
-    Knobs written ``FROM..TO`` go from the one to the other in equal steps; the others stay as they are. An
-    end may be a fraction (``2/255..8/255``); ends are exact, what lies between is rounded to ten digits.
-
-    >>> curriculum_stages("pgd", {"eps": "0.05..0.2", "steps": "7", "stages": "3"})
-    [{'eps': 0.05, 'steps': '7'}, {'eps': 0.125, 'steps': '7'}, {'eps': 0.2, 'steps': '7'}]
-
-    Raises:
-        InputError: no knob moves, ``stages`` is missing or out of range, or an end is no number.
-    """
-    moving = {knob: str(value) for knob, value in knobs.items() if RANGE in str(value)}
-    if not moving or "stages" not in knobs or "stages" in moving:
-        raise InputError(
-            f"curriculum of {name!r} cannot be read: write curriculum:{name}:eps=0.05..0.2,stages=3"
-        )
-    count = parse_number("stages", knobs["stages"])
-    if count != int(count) or not 2 <= count <= MOST_STAGES:
-        raise InputError(f"stages={knobs['stages']} must be a whole number from 2 to {MOST_STAGES}")
-    fixed = {knob: value for knob, value in knobs.items() if knob != "stages"}
-    paths = {knob: _path(f"{name}.{knob}", text, int(count)) for knob, text in moving.items()}
-    return [{**fixed, **{knob: path[stage] for knob, path in paths.items()}} for stage in range(int(count))]
-
-
-def _path(label: str, text: str, count: int) -> list[float]:
-    ends = [parse_number(label, end) for end in text.split(RANGE)]
-    if len(ends) != 2:
-        raise InputError(f"{label}={text} cannot be read: write FROM..TO")
-    low, high = ends
-    inner = [low + (high - low) * stage / (count - 1) for stage in range(1, count - 1)]
-    return [low, *(float(f"{value:.10g}") for value in inner), high]
 
 
 def _grouped(

@@ -27,17 +27,31 @@ def attacks(
         list[str] | None, typer.Argument(help="An attack to describe, or: sample K", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="What sample draws with.")] = 0,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Sample from this family only; repeatable.")
+    ] = None,
+    norm: Annotated[
+        list[str] | None, typer.Option(help="Sample attacks of this norm only; repeatable.")
+    ] = None,
+    unseen: Annotated[
+        int, typer.Option(min=0, help="Hold so many families out of the sample; draw an attack from each.")
+    ] = 0,
+    dataset: Annotated[
+        str, typer.Option(help="Sample attacks that can treat the images of this data set.")
+    ] = "digits",
     adapters: Annotated[
         bool, typer.Option("--adapters", help="List the attacks of other libraries that are installed.")
     ] = False,
     format: FormatOption = Format.table,
 ) -> None:
     """List the attacks, describe some, or draw a sequence (advbench attacks sample 4 --seed 3)."""
+    from advbench.cli.sampling import refuse_without_sample, sample
     from attacks_pool import pool
 
     if names and names[0] == "sample":
-        _sample(names[1:], seed, format)
+        sample(names[1:], seed, family or None, norm or None, unseen, dataset, as_json=format is Format.json)
         return
+    refuse_without_sample(family, norm, unseen)
     chosen = names or (pool.adapters() if adapters else pool.names())
     _warn("attack", pool.problems)
     entries = {name: _attack(name) for name in chosen}
@@ -107,18 +121,6 @@ def datasets(
             "description",
         )
         _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
-
-
-def _sample(words: Sequence[str], seed: int, format: Format) -> None:
-    from attacks_pool import pool
-    from attacks_pool.errors import InputError
-
-    if len(words) != 1 or not words[0].isdecimal():
-        raise InputError(
-            f"sample takes one number, not {' '.join(words)!r}: advbench attacks sample 4 --seed 3"
-        )
-    names = [attack.name for attack in pool.sample_sequence(int(words[0]), seed, budget="digits")]
-    typer.echo(json.dumps(names) if format is Format.json else ",".join(names))
 
 
 def _attack(name: str) -> dict[str, Any]:

@@ -1,0 +1,260 @@
+"""Curricula, splits by family and meta-tasks: drawn with a seed, the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from advbench.cli.main import invoke
+from advbench.config import Options
+from advbench.data import DataSet
+from advbench.resolve import resolve
+from attacks_pool import AttackInfo, InputError, pool
+from attacks_pool.sampling import meta_tasks, sample, split_families
+
+
+def info(name: str, family: str, **more: Any) -> AttackInfo:
+    """Metadata of an attack that needs no code."""
+    return AttackInfo(
+        name=name, family=family, norm=more.pop("norm", "linf"), access="white-box", paper=None, **more
+    )
+
+
+FEW = [info("a1", "noise"), info("a2", "noise"), info("b1", "query"), info("b2", "query", norm="l2")]
+FEW += [info("c1", "spatial", channels=(3,)), info("d1", "colour", min_side=16), info("e1", "ensemble")]
+
+
+def refused(call: Any) -> str:
+    """The line of the InputError that a call raises."""
+    with pytest.raises(InputError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Samples.
+
+
+def test_ensembles_are_not_drawn() -> None:
+    assert sorted(sample(FEW, 6, 0)) == ["a1", "a2", "b1", "b2", "c1", "d1"]
+    assert "unknown family 'ensemble'" in refused(lambda: sample(FEW, 1, 0, ["ensemble"]))
+    every = [name for name in pool.names() if pool.info(name).family != "ensemble"]
+    assert "ensemble" not in {
+        attack.info.family for attack in pool.sample_sequence(len(every), 0, budget="digits")
+    }
+
+
+def test_only_attacks_that_can_treat_the_images_are_drawn() -> None:
+    assert sorted(sample(FEW, 4, 0, images=(1, 8, 8))) == ["a1", "a2", "b1", "b2"]
+    assert sorted(sample(FEW, 5, 0, images=(3, 8, 8))) == ["a1", "a2", "b1", "b2", "c1"]
+    assert len(sample(FEW, 6, 0, images=(3, 32, 16))) == 6
+    assert "between 1 and 4 are" in refused(lambda: sample(FEW, 5, 0, images=(1, 8, 8)))
+
+
+def test_samples_in_a_text() -> None:
+    attacks = pool.sequence("sample:3,family=query+minimal-norm,norm=l2", budget="digits", seed=2)
+    assert {attack.info.norm for attack in attacks} == {"l2"}
+    assert {attack.info.family for attack in attacks} == {"query", "minimal-norm"}
+    drawn = pool.sample_sequence(3, 2, ["query", "minimal-norm"], ["l2"], budget="digits")
+    assert [attack.text for attack in attacks] == [attack.text for attack in drawn]
+    assert "unknown family 'noisy'" in refused(
+        lambda: pool.sequence("sample:1,family=noisy", budget="digits")
+    )
+    assert "write sample:4" in refused(lambda: pool.sequence("sample:1,steps=3", budget="digits"))
+
+
+# Splits.
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_unseen_families_are_never_seen(seed: int) -> None:
+    seen, unseen = split_families(FEW, seed, 2)
+    assert len(unseen) == 2
+    assert sorted([*seen, *unseen]) == ["colour", "noise", "query", "spatial"]
+    names = sample(FEW, 2, seed, seen)
+    assert not {i.family for i in FEW if i.name in names} & set(unseen)
+    assert split_families(FEW[::-1], seed, 2) == (seen, unseen)
+
+
+def test_splits_differ_between_seeds() -> None:
+    assert len({tuple(split_families(FEW, seed, 1)[1]) for seed in range(30)}) == 4
+    assert split_families(FEW, 0, 1, families=["noise", "query"])[0][0] in ("noise", "query")
+    assert pool.split_families(3, 2) == pool.split_families(3, 2)
+
+
+@pytest.mark.parametrize(("unseen", "norms"), [(0, None), (4, None), (-1, None), (1, ["l2"]), (1, ["l1"])])
+def test_impossible_splits(unseen: int, norms: list[str] | None) -> None:
+    assert f"cannot hold {unseen} families out" in refused(
+        lambda: split_families(FEW, 0, unseen, norms=norms)
+    )
+
+
+# Meta-tasks.
+
+
+def test_meta_tasks_hold_one_attack_out() -> None:
+    attacks = ["fgsm", "pgd", "cw"]
+    tasks = meta_tasks(attacks, 9, seed=5)
+    assert tasks == meta_tasks(attacks, 9, seed=5)
+    assert all(sorted([*train, test]) == sorted(attacks) and test not in train for train, test in tasks)
+    assert Counter(test for _, test in tasks) == {"fgsm": 3, "pgd": 3, "cw": 3}
+    assert len({tuple(test for _, test in meta_tasks(attacks, 6, seed)) for seed in range(20)}) > 5
+    assert meta_tasks(attacks, 4, 5) == tasks[:4]
+
+
+def test_meta_tasks_of_bound_attacks() -> None:
+    """Two budgets of one attack are two attacks."""
+    attacks = pool.sequence("pgd:eps=0.1,pgd:eps=0.2", budget="digits")
+    ((train, test),) = meta_tasks(attacks, 1, 0)
+    assert len(train) == 1
+    assert train[0].eps != test.eps
+
+
+def test_impossible_meta_tasks() -> None:
+    assert "two attacks or more, not 1" in refused(lambda: meta_tasks(["pgd"], 3, 0))
+    assert "cannot draw 0 meta-tasks" in refused(lambda: meta_tasks(["pgd", "cw"], 0, 0))
+
+
+# Curricula.
+
+
+def test_a_curriculum_from_lists() -> None:
+    attacks = pool.curriculum("pgd", eps=[0.05, 0.1, 0.2], steps=9, budget="digits")
+    assert [attack.eps for attack in attacks] == [0.05, 0.1, 0.2]
+    assert {attack.knobs["steps"] for attack in attacks} == {9}
+    assert [attack.for_training().eps for attack in attacks] == [0.05, 0.1, 0.2]
+    both = pool.curriculum("pgd", eps=["2/255", "8/255"], steps=[3, 6], training={"restarts": 2})
+    assert [attack.training_knobs["steps"] for attack in both] == [3, 6]
+    assert [attack.training_knobs["restarts"] for attack in both] == [2, 2]
+    assert [attack.eps for attack in both] == [2 / 255, 8 / 255]
+
+
+def test_a_curriculum_from_a_text() -> None:
+    """Between exact ends, in round numbers; it may stand among other attacks."""
+    text = "fgsm,curriculum:pgd:eps=0.05..0.2,steps=5,stages=4,cw"
+    attacks = pool.sequence(text, budget="digits")
+    assert [attack.name for attack in attacks] == ["fgsm", "pgd", "pgd", "pgd", "pgd", "cw"]
+    assert [attack.eps for attack in attacks[1:5]] == [0.05, 0.1, 0.15, 0.2]
+    assert "eps=0.15," in attacks[3].text
+    fractions = pool.sequence("curriculum:pgd:eps=2/255..8/255,stages=2")
+    assert [attack.eps for attack in fractions] == [2 / 255, 8 / 255]
+    falling = pool.sequence("curriculum:pgd:eps=0.2..0.1,stages=3")
+    assert [attack.eps for attack in falling] == [0.2, 0.15, 0.1]
+
+
+def test_whole_numbers_in_a_curriculum() -> None:
+    attacks = pool.sequence("curriculum:PGD:steps=5..20,eps=0.1,stages=3", training={"pgd": {"restarts": 2}})
+    assert [attack.knobs["steps"] for attack in attacks] == [5, 12, 20]
+    assert [attack.training_knobs["steps"] for attack in attacks] == [5, 12, 20]
+    assert {attack.training_knobs["restarts"] for attack in attacks} == {2}
+
+
+def test_a_curriculum_resolves_into_the_record(digits: DataSet) -> None:
+    """What was meant is written out, and reads back the same."""
+    config = resolve(Options(sequence="curriculum:pgd:eps=0.1..0.2,stages=2", unseen="none"), digits)
+    assert [text.partition(",")[0] for text in config.sequence] == ["pgd:eps=0.1", "pgd:eps=0.2"]
+    again = resolve(Options(sequence=config.sequence, training=config.training, unseen="none"), digits)
+    assert (again.sequence, again.training) == (config.sequence, config.training)
+
+
+WRONG = {
+    "curriculum": "this curriculum cannot be read: write curriculum:pgd:eps=0.05..0.2,stages=3",
+    "curriculum:pgd": "write curriculum:pgd:eps=0.05..0.2,stages=3",
+    "curriculum:pgd:eps=0.1,stages=3": "write curriculum:pgd:eps=0.05..0.2,stages=3",
+    "curriculum:pgd:eps=0.1..0.2": "write curriculum:pgd:eps=0.05..0.2,stages=3",
+    "curriculum:pgd:eps=0.1..0.2,stages=1..3": "write curriculum:pgd",
+    "curriculum:pgd:eps=0.1..0.2,stages=1": "stages=1 must be a whole number from 2 to 1000",
+    "curriculum:pgd:eps=0.1..0.2,stages=2.5": "stages=2.5 must be a whole number",
+    "curriculum:pgd:eps=0.1..0.2,stages=1e9": "from 2 to 1000",
+    "curriculum:pgd:eps=0.1..x,stages=2": "pgd.eps=x is not a number",
+    "curriculum:pgd:eps=..0.1,stages=2": "pgd.eps= is not a number",
+    "curriculum:pgd:eps=0.1..0.2..0.3,stages=2": "write FROM..TO",
+    "curriculum:pgd:eps=0.1..0.1,stages=2": "has the same strength twice",
+    "curriculum:pgd:steps=5..6,eps=0.1,stages=3": "has the same strength twice",
+    "curriculum:pgd:eps=0.1..2,stages=2": "pgd.eps=2.0 is out of range",
+    "curriculum:pdg:eps=0.1..0.2,stages=2": "unknown attack 'pdg': did you mean 'pgd'?",
+    "curriculum:pgd:loss=a..b,stages=2": "pgd.loss=a is not a number",
+    "curriculum:pgd:epz=0.1..0.2,stages=2": "unknown knob of pgd 'epz'",
+    "curriculum:pgd:eps=0.1..0.2,stages=2,pgd:eps=0.1": "attack 'pgd' stands twice",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_curricula_that_cannot_be(text: str) -> None:
+    assert WRONG[text] in refused(lambda: pool.sequence(text, budget="digits"))
+
+
+def test_lists_that_make_no_curriculum() -> None:
+    assert "lists of one length" in refused(lambda: pool.curriculum("pgd", eps=0.1))
+    assert "lists of one length" in refused(lambda: pool.curriculum("pgd", eps=[]))
+    assert "lists of one length" in refused(lambda: pool.curriculum("pgd", eps=[0.1, 0.2], steps=[1]))
+    assert "same strength twice" in refused(lambda: pool.curriculum("pgd", eps=[0.1, 0.1]))
+
+
+# The command line.
+
+
+def call(capfd: Any, *arguments: str) -> str:
+    """What ``advbench attacks sample`` prints."""
+    code = invoke(["attacks", "sample", *arguments])
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    return str(out).strip()
+
+
+def test_sampling_by_family_and_norm(capfd: Any) -> None:
+    names = call(
+        capfd, "3", "--seed", "1", "--family", "minimal-norm", "--family", "query", "--norm", "l2"
+    ).split(",")
+    assert len(names) == 3
+    assert {pool.info(name).norm for name in names} == {"l2"}
+    assert {pool.info(name).family for name in names} == {"minimal-norm", "query"}
+
+
+def test_a_split_is_printed_as_options_of_run(capfd: Any) -> None:
+    """Seen and unseen families share nothing; the seed decides."""
+    line = call(capfd, "3", "--seed", "1", "--unseen", "2")
+    assert line == call(capfd, "3", "--seed", "1", "--unseen", "2")
+    words = line.split()
+    assert [words[0], words[2]] == ["--sequence", "--unseen"]
+    parts = json.loads(call(capfd, "3", "--seed", "1", "--unseen", "2", "--format", "json"))
+    assert (parts["sequence"], parts["unseen"]) == (words[1].split(","), words[3].split(","))
+    seen = {pool.info(name).family for name in parts["sequence"]}
+    assert seen <= set(parts["families"]["seen"])
+    assert sorted(pool.info(name).family for name in parts["unseen"]) == parts["families"]["unseen"]
+    assert not seen & set(parts["families"]["unseen"])
+    assert len({call(capfd, "2", "--seed", str(seed), "--unseen", "1") for seed in range(6)}) > 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["sample", "3", "--family", "noisy"], "unknown family 'noisy': did you mean 'noise'?"),
+        (["sample", "3", "--family", "ensemble"], "unknown family 'ensemble'"),
+        (["sample", "3", "--norm", "l3"], "unknown norm 'l3'"),
+        (["sample", "999"], "cannot sample 999 attacks: between 1 and"),
+        (["sample", "1", "--unseen", "99"], "cannot hold 99 families out: there are"),
+        (["sample", "1", "--unseen", "-1"], "'--unseen': "),
+        (["sample", "1", "--dataset", "digitz"], "unknown data set 'digitz'"),
+        (["--family", "noise"], "--family goes with sample"),
+        (["pgd", "--norm", "l2"], "--norm goes with sample"),
+        (["--unseen", "1"], "--unseen goes with sample"),
+    ],
+)
+def test_samples_that_cannot_be(arguments: list[str], line: str, capfd: Any) -> None:
+    assert invoke(["attacks", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert line in err
+
+
+def test_drawing_leaves_the_random_state() -> None:
+    before = random.getstate()
+    meta_tasks([1, 2, 3], 5, 0)
+    split_families(FEW, 0, 1)
+    pool.sequence("sample:2", budget="digits", seed=1)
+    assert random.getstate() == before
