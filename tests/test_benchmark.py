@@ -426,7 +426,9 @@ def test_a_sampled_sequence_is_drawn_once_and_recorded(
     capsys.readouterr()
     records, _ = find_records(tmp_path)
     assert sorted(record.config["seed"] for record in records) == [3, 4]
-    expected = [attack.text for attack in pool.sequence("sample:2", budget="digits", seed=3)]
+    expected = [
+        attack.text for attack in pool.sequence("sample:2", budget="digits", seed=3, images=(1, 8, 8))
+    ]
     assert [record.config["sequence"] for record in records] == [expected, expected]
     drawn = {
         tuple(resolve(Options(sequence="sample:2", unseen="none", seed=seed), digits).sequence)
