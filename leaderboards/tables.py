@@ -122,8 +122,8 @@ def _table(rows: Sequence[Row]) -> "Table":
     first = rows[0]
     names = [name for name in METRICS if any(row.metrics[name] for row in rows)]
     title = Text(
-        f"{first.dataset} ({_short(first.fingerprint)}) · {' → '.join(map(_brief, first.sequence))}"
-        f" · {first.model} · protocol {_short(first.protocol)}"
+        f"{first.dataset} ({_short(first.fingerprint)})"
+        f"{' · ' if first.sequence else ''}{' → '.join(map(_brief, first.sequence))} · {first.model} · protocol {_short(first.protocol)}"
     )
     table = Table(title=title, caption=Text(" → ".join(first.sequence)))
     for heading in ("rank", "defense", "regime", *(_HEADINGS[name] for name in names), "seeds", "audit"):

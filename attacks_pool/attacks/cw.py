@@ -22,6 +22,7 @@ LARGEST_CONST = 1e10
         access="white-box",
         kind="minimal-norm",
         paper="1608.04644",
+        cost=lambda knobs, _classes: (knobs["binary_search_steps"] * (knobs["steps"] + 1),) * 2,
         knobs={
             "steps": metadata.steps(100, training=10),
             "step_size": Knob(0.02, "step of Adam, in image units", training=0.1, open_low=True),

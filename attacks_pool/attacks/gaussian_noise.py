@@ -18,6 +18,7 @@ from attacks_pool.registry import register
         norm="linf",
         access="black-box",
         paper=None,
+        cost=lambda knobs, _classes: (knobs["restarts"] if knobs["restarts"] > 1 else 0, 0),
         knobs={
             "std": Knob(
                 lambda knobs: float(knobs["eps"]),
