@@ -23,7 +23,7 @@ from attacks_pool.attacks import autoattack, screen
 from attacks_pool.metadata import Knob
 
 POINTS = 6
-SHORTEST: dict[str, int] = {"steps": 5, "binary_search_steps": 3, "restarts": 1}
+SHORTEST: dict[str, int] = {"steps": 5, "binary_search_steps": 3, "restarts": 1, "angles": 5, "shifts": 3}
 """Knobs that are cut to these values to keep the tests fast."""
 QUERIES = 40
 """What ``steps`` is cut to where a step is a query."""
@@ -138,7 +138,9 @@ def keeps_shape_and_bounds(case: Case) -> None:
 def acts(case: Case) -> None:
     """Every point moves; an attack that looks at the model raises its loss."""
     x_adv = case.craft()
-    assert ((x_adv - case.x).abs().flatten(1).amax(1) > 0).all()
+    moved = (x_adv - case.x).abs().flatten(1).amax(1) > 0
+    # A corruption may miss a point: three pixels in a hundred are few of 64.
+    assert moved.any() if case.attack.info.family == "corruption" else moved.all()
     if case.attack.info.family not in BLIND:
         model = case.model.eval()
         before, after = F.cross_entropy(model(case.x), case.y), F.cross_entropy(model(x_adv), case.y)
@@ -307,10 +309,15 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 
+def treated(name: str) -> list[str]:
+    """The budgets whose images the attack's metadata lets it treat."""
+    allowed = pool.info(name).channels
+    return [budget for budget, shape in SHAPES.items() if allowed is None or shape[0] in allowed]
+
+
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("classes", [3, 10])
-@pytest.mark.parametrize("budget", SHAPES)
-@pytest.mark.parametrize("name", pool.names())
+@pytest.mark.parametrize(("name", "budget"), [(name, at) for name in pool.names() for at in treated(name)])
 def test_attack_keeps_the_contract(name: str, budget: str, classes: int, check: str) -> None:
     CHECKS[check](make_case(shortened(name, budget), SHAPES[budget], classes))
 

@@ -1,0 +1,88 @@
+"""Rotations and translations: the worst of a grid, or of a few random draws."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool.metadata import AttackInfo, Knob
+from attacks_pool.randomness import draw_seed, keyed_generator, uniform
+from attacks_pool.registry import register
+from attacks_pool.rendering import rotate_and_shift
+from attacks_pool.worst_case import Worst, try_candidates
+
+DEGREES, SHARE = 30.0, 0.1
+"""The largest rotation, and the largest translation as a share of the side, at eps 1."""
+
+
+def tried(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
+    """The cost: one forward pass for each transformation, none backward."""
+    if knobs["search"] == "random":
+        return int(knobs["draws"]), 0
+    return grid(int(knobs["angles"]), int(knobs["shifts"])).shape[1], 0
+
+
+@register(
+    AttackInfo(
+        name="rotation-translation",
+        family="spatial",
+        norm=None,
+        access="black-box",
+        paper="1712.02779",
+        min_side=2,
+        cost=tried,
+        knobs={
+            "eps": Knob(
+                1.0, "share of 30 degrees and of a tenth of the side", high=1.0, open_low=True, scales=True
+            ),
+            "search": Knob("grid", "which are tried", training="random", choices=("grid", "random")),
+            "angles": Knob(31, "angles of the grid", low=1),
+            "shifts": Knob(5, "translations of the grid, each way", low=1),
+            "draws": Knob(10, "random transformations of each point", low=1),
+        },
+    )
+)
+def rotation_translation(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    search: str,
+    angles: int,
+    shifts: int,
+    draws: int,
+    generator: torch.Generator,
+    early_stop: bool,
+) -> Tensor:
+    """Worst of many rotations and translations: argmax_p CE(f(T_p(x)), y), p = (angle, dx, dy).
+
+    Engstrom et al., arXiv:1712.02779: angles up to eps · 30 degrees about the centre, then translations up to
+    eps · 10 % of the side, bilinear, black outside. A point takes the first transformation that fools the
+    model, else that of the highest loss; it sees logits only. ``grid`` tries ``angles`` × ``shifts`` ×
+    ``shifts`` without the identity, ``random`` the worst of ``draws``. Shapes as in
+    :class:`attacks_pool.Attack`.
+    """
+    if search == "grid":
+        candidates = grid(angles, shifts).to(x.device).expand(len(x), -1, -1)
+    else:
+        like = x.new_empty(len(x), draws, 3)
+        candidates = uniform(like, keyed_generator(draw_seed(generator)), -1.0, 1.0)
+    height, width = x.shape[2:]
+    largest = torch.tensor([DEGREES, SHARE * width, SHARE * height], device=x.device)
+    candidates = candidates * (eps * largest)
+    worst = Worst(x, y, candidates[:, 0])
+    try_candidates(model, rotate_and_shift, worst, candidates, early_stop)
+    return worst.x_adv
+
+
+def grid(angles: int, shifts: int) -> Tensor:
+    """(1, K, 3) shares in [−1, 1] of the largest angle, dx and dy, without the identity.
+
+    One angle, or one shift, means none: 0 alone.
+    """
+    turn, move = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in (angles, shifts))
+    every = torch.cartesian_prod(turn, move, move)
+    kept = every[(every.abs() > 1e-6).any(1)]
+    return (kept if len(kept) else every)[None]
