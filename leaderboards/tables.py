@@ -121,10 +121,9 @@ def _table(rows: Sequence[Row]) -> "Table":
 
     first = rows[0]
     names = [name for name in METRICS if any(row.metrics[name] for row in rows)]
-    title = Text(
-        f"{first.dataset} ({_short(first.fingerprint)})"
-        f"{' · ' if first.sequence else ''}{' → '.join(map(_brief, first.sequence))} · {first.model} · protocol {_short(first.protocol)}"
-    )
+    sequence = " → ".join(map(_brief, first.sequence))
+    about = [f"{first.dataset} ({_short(first.fingerprint)})", sequence, first.model]
+    title = Text(" · ".join([*filter(None, about), f"protocol {_short(first.protocol)}"]))
     table = Table(title=title, caption=Text(" → ".join(first.sequence)))
     for heading in ("rank", "defense", "regime", *(_HEADINGS[name] for name in names), "seeds", "audit"):
         table.add_column(heading, justify="left" if heading in ("defense", "regime", "audit") else "right")

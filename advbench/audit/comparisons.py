@@ -69,7 +69,8 @@ def weak_beats_strong(measured: Sequence[Probed]) -> Iterator[Flag]:
 
 
 def _same_norm(one: Probed, other: Probed) -> bool:
-    return one.attack.info.norm == other.attack.info.norm
+    # Attacks without a norm share no budget: there is nothing that they have in common.
+    return one.attack.info.norm is not None and one.attack.info.norm == other.attack.info.norm
 
 
 def _best(rivals: Sequence[Probed], weak: Probed) -> Probed:
