@@ -573,7 +573,7 @@ def test_they_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> No
     assert "cost: 10 + 10" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("width", [100, 140, 200])
+@pytest.mark.parametrize("width", [100, 160, 200])
 def test_list_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """One line an attack, none longer than the terminal is wide."""
     from rich.console import Console
