@@ -37,7 +37,8 @@ def worst_of(
 
     With ``early_stop`` a member meets only the points that all before it left standing; without it, every
     member crafts on every point for all its steps. What a minimal-norm member finds beyond ``eps`` is brought
-    back before it is looked at. Each member draws from a generator of its own.
+    back before it is looked at. Each member draws from a generator of its own, with ``early_stop`` for the
+    points that still stand.
 
     Returns:
         x_adv like ``x`` (N, C, H, W).

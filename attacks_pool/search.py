@@ -66,6 +66,8 @@ def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
     try:
         with evaluation_mode(model):
             fast = fold(deepcopy(model).eval().requires_grad_(False))
+            if dtype is not None:
+                _sharpen(fast)
         fast = fast.to(memory_format=torch.channels_last)
         candidate = SearchModel(model, fast, dtype or torch.float32)
         with torch.no_grad(), evaluation_mode(model):
@@ -108,6 +110,21 @@ def fold(model: nn.Module) -> nn.Module:
             _replace(model, str(before.target), fuse_conv_bn_eval(conv, norm))
             _replace(model, str(node.target), nn.Identity())
     return model
+
+
+class _Float32(nn.Linear):
+    """A linear layer that computes in float32 also where the rest does not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return nn.functional.linear(input.float(), self.weight, self.bias)
+
+
+def _sharpen(model: nn.Module) -> None:
+    """Logits in float32: bfloat16 keeps 8 bits, and a search could not tell neighbouring points apart."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if layers and type(layers[-1]) is nn.Linear:
+        layers[-1].__class__ = _Float32
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

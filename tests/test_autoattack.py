@@ -129,7 +129,7 @@ def test_every_member_of_screen_is_cheaper_than_autoattack() -> None:
         costs = [pool.info(name).passes(pool.get(name, eps=1.0).knobs) for name in (ensemble, cheap)]
         assert costs[0] is not None
         assert costs[1] is not None
-        assert sum(costs[1]) < 0.1 * sum(costs[0])
+        assert sum(costs[1]) < 0.3 * sum(costs[0])
 
 
 def test_screen_comes_near_autoattack(model: nn.Module, data: Split, monkeypatch: pytest.MonkeyPatch) -> None:

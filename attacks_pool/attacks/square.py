@@ -30,7 +30,7 @@ from attacks_pool.squares import (
         norm="linf",
         access="black-box",
         paper="1912.00049",
-        reduced_precision=True,
+        reduced_precision=False,
         cost=cost,
         knobs=KNOBS,
     )
@@ -51,7 +51,7 @@ def square(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) 
         norm="l2",
         access="black-box",
         paper="1912.00049",
-        reduced_precision=True,
+        reduced_precision=False,
         cost=cost,
         knobs=KNOBS,
     )
@@ -72,7 +72,7 @@ def square_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: An
         norm="l1",
         access="black-box",
         paper="2103.01208",
-        reduced_precision=True,
+        reduced_precision=False,
         cost=cost,
         knobs=KNOBS,
     )
