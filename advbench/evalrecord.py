@@ -15,7 +15,7 @@ from advbench.config import protocol_of
 from advbench.data import DataSet
 from advbench.evaluate import Row
 from advbench.foreign import Foreign
-from advbench.recording import Measured, _entry, _per_class
+from advbench.recording import Measured, attack_entry, per_class_counts
 from advbench.saved import EVALUATED, WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.guard import evaluation_mode
@@ -88,12 +88,12 @@ def eval_record(
         config=config,
         protocol=protocol_of(config["eval"], config["points"]),
         regime=EVALUATED,
-        attacks=[_entry(attack, "eval", None) for attack, _ in attacks],
+        attacks=[attack_entry(attack, "eval", None) for attack, _ in attacks],
         stages=measured.stages,
         environment=measured.environment,
         cells=row.cells,
         metrics=_metrics(row, counts),
-        per_class=_per_class(data, measured),
+        per_class=per_class_counts(data, measured),
         cost=Cost(
             training_seconds=0.0,
             training_forwards=0,

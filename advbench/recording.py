@@ -56,7 +56,7 @@ def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str)
         protocol=config.protocol,
         regime=config.regime,
         attacks=[
-            _entry(attack, role, training.get(attack.text))
+            attack_entry(attack, role, training.get(attack.text))
             for role in get_args(Role)
             for attack in measured.attacks[role]
         ],
@@ -64,7 +64,7 @@ def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str)
         environment=measured.environment,
         cells=[cell for row in measured.rows for cell in row.cells],
         metrics=_metrics(config, measured),
-        per_class=_per_class(data, measured),
+        per_class=per_class_counts(data, measured),
         cost=Cost(
             training_seconds=measured.training_seconds,
             training_forwards=measured.passes.forwards,
@@ -77,7 +77,7 @@ def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str)
     )
 
 
-def _entry(attack: Attack, role: Role, training: str | None) -> AttackEntry:
+def attack_entry(attack: Attack, role: Role, training: str | None) -> AttackEntry:
     return AttackEntry(
         text=attack.text,
         name=attack.name,
@@ -105,7 +105,7 @@ def _metrics(config: RunConfig, measured: Measured) -> dict[str, float | None]:
     )
 
 
-def _per_class(data: DataSet, measured: Measured) -> list[PerClass]:
+def per_class_counts(data: DataSet, measured: Measured) -> list[PerClass]:
     """Counts of the final stage by class; the worst case is over the points that all attacks saw."""
     points = measured.rows[-1].clean.shape[0]
     labels = data.test.y[:points].numpy()

@@ -146,6 +146,7 @@ def worst_magnitude(
     grid: int,
     steps: int,
     step_size: float,
+    generator: torch.Generator,  # noqa: ARG001 - nothing is drawn; part of every attack's signature
     early_stop: bool,
 ) -> Tensor:
     """The worst single parameter in [−eps, eps] of each image (arXiv:2202.04235): a grid, then ascent.

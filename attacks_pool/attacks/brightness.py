@@ -1,6 +1,7 @@
 """Brightness: one value added to every pixel."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import rendering, worst_case
@@ -22,32 +23,11 @@ from attacks_pool.registry import register
         },
     )
 )
-def brightness(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    grid: int,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator,  # noqa: ARG001 - nothing is drawn; part of every attack's signature
-    early_stop: bool,
-) -> Tensor:
+def brightness(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial brightness: x_adv = clip(x + p), |p| ≤ eps, p found for each image.
 
     The brightness of composite attacks (Hsiung et al., arXiv:2202.04235), alone. Search: a grid, then the
     gradient, see :func:`attacks_pool.worst_case.worst_magnitude`. Shapes as in
     :class:`attacks_pool.Attack`.
     """
-    return worst_case.worst_magnitude(
-        model,
-        x,
-        y,
-        rendering.change_brightness,
-        eps=eps,
-        grid=grid,
-        steps=steps,
-        step_size=step_size,
-        early_stop=early_stop,
-    )
+    return worst_case.worst_magnitude(model, x, y, rendering.change_brightness, **knobs)

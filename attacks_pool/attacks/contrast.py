@@ -1,6 +1,7 @@
 """Contrast: pixels drawn towards their mean, or away from it."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import rendering, worst_case
@@ -22,32 +23,11 @@ from attacks_pool.registry import register
         },
     )
 )
-def contrast(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    grid: int,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator,  # noqa: ARG001 - nothing is drawn; part of every attack's signature
-    early_stop: bool,
-) -> Tensor:
+def contrast(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial contrast: x_adv = clip(m + (1 + p) · (x − m)), |p| ≤ eps, m the image's mean brightness.
 
     The range of composite attacks (Hsiung et al., arXiv:2202.04235), alone; about the mean, where they scale
     about black. Search: a grid, then the gradient, see
     :func:`attacks_pool.worst_case.worst_magnitude`. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return worst_case.worst_magnitude(
-        model,
-        x,
-        y,
-        rendering.change_contrast,
-        eps=eps,
-        grid=grid,
-        steps=steps,
-        step_size=step_size,
-        early_stop=early_stop,
-    )
+    return worst_case.worst_magnitude(model, x, y, rendering.change_contrast, **knobs)

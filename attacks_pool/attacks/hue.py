@@ -1,6 +1,7 @@
 """Hue: every colour of an image turned by one angle."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import rendering, worst_case
@@ -25,32 +26,11 @@ from attacks_pool.registry import register
         },
     )
 )
-def hue(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    grid: int,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator,  # noqa: ARG001 - nothing is drawn; part of every attack's signature
-    early_stop: bool,
-) -> Tensor:
+def hue(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial hue: x_adv = HSV(h + p, s, v), |p| ≤ eps, p found for each image.
 
     The hue of composite attacks (Hsiung et al., arXiv:2202.04235), alone; eps 0.5 is the whole circle, as
     there. Greys have no hue and stay. Needs three channels. Search: a grid, then the gradient, see
     :func:`attacks_pool.worst_case.worst_magnitude`. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return worst_case.worst_magnitude(
-        model,
-        x,
-        y,
-        rendering.turn_hue,
-        eps=eps,
-        grid=grid,
-        steps=steps,
-        step_size=step_size,
-        early_stop=early_stop,
-    )
+    return worst_case.worst_magnitude(model, x, y, rendering.turn_hue, **knobs)

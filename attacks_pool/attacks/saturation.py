@@ -1,6 +1,7 @@
 """Saturation: colours brought nearer to grey, or further from it."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from attacks_pool import rendering, worst_case
@@ -23,32 +24,11 @@ from attacks_pool.registry import register
         },
     )
 )
-def saturation(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    grid: int,
-    steps: int,
-    step_size: float,
-    generator: torch.Generator,  # noqa: ARG001 - nothing is drawn; part of every attack's signature
-    early_stop: bool,
-) -> Tensor:
+def saturation(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial saturation: x_adv = clip(g + (1 + p) · (x − g)), |p| ≤ eps, g the grey of each pixel.
 
     The range of composite attacks (Hsiung et al., arXiv:2202.04235), alone; blended with grey, where they
     scale S of HSV. Needs three channels. Search: a grid, then the gradient, see
     :func:`attacks_pool.worst_case.worst_magnitude`. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return worst_case.worst_magnitude(
-        model,
-        x,
-        y,
-        rendering.change_saturation,
-        eps=eps,
-        grid=grid,
-        steps=steps,
-        step_size=step_size,
-        early_stop=early_stop,
-    )
+    return worst_case.worst_magnitude(model, x, y, rendering.change_saturation, **knobs)
