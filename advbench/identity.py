@@ -1,0 +1,98 @@
+"""Which run a run is: a hash over everything that its numbers depend on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advbench.config import RunConfig
+from advbench.data import DataSet
+from advbench.models import MODELS
+from defenses import registry
+
+PACKAGES = ("advbench", "attacks_pool", "defenses", "leaderboards")
+WHERE_NOT_WHAT = ("data_dir", "device", "threads")
+"""Keys of a config that say where a run is made; what matters of them is hashed as it was resolved."""
+
+
+def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threads: int) -> str:
+    """64 hexadecimal digits: equal where two runs must give the same numbers, bit for bit on a CPU.
+
+    Args:
+        config: the resolved configuration.
+        data: the loaded data set, of which the fingerprint counts and not the place.
+        device: the device that the run uses.
+        threads: the CPU threads that it uses.
+    """
+    values = config.model_dump(mode="json")
+    for key in WHERE_NOT_WHAT:
+        del values[key]
+    # A folder may be found elsewhere; its content is in the fingerprint.
+    values["dataset"] = data.name
+    model = "" if config.model in MODELS else config.model.partition(":")[0]
+    foreign = sorted({model, registry.resolve(config.defense)[0].__module__} - {""})
+    return digest(
+        {
+            "config": values,
+            "data": data.fingerprint,
+            "code": code_version(*foreign),
+            "torch": torch.__version__,
+            "device": device.type,
+            "threads": threads,
+        }
+    )
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors of a state dict."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def code_version(*modules: str) -> str:
+    """SHA-256 over the source of this suite, and of the packages that the given ``modules`` belong to.
+
+    A module that is no file, or that cannot be imported, counts by its name.
+    """
+    found = hashlib.sha256()
+    for name in (*PACKAGES, *modules):
+        if name in PACKAGES or name.partition(".")[0] not in PACKAGES:
+            for path, content in _sources(name):
+                found.update(f"{path}\x1f{hashlib.sha256(content).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+def _sources(module: str) -> Iterable[tuple[str, bytes]]:
+    """Relative path and content of each source file of the package, or single module, that holds it."""
+    top = module.partition(".")[0]
+    try:
+        loaded = sys.modules.get(top) or importlib.import_module(top)
+    except Exception:  # a stranger's package; whoever needs it will say what is wrong with it
+        return [(module, b"")]
+    file = getattr(loaded, "__file__", None)
+    if file is None:
+        return [(module, b"")]
+    if not Path(file).name.startswith("__init__."):
+        return [(Path(file).name, Path(file).read_bytes())]
+    root = Path(file).parent
+    return [(f"{top}/{path.relative_to(root)}", path.read_bytes()) for path in sorted(root.rglob("*.py"))]
