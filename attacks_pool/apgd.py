@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,16 @@ from attacks_pool.metadata import Knob
 from attacks_pool.norms import l2_norm, project, random_point
 from attacks_pool.randomness import draw_seed, keyed_generator, normal
 
-__all__ = ["KNOBS", "adaptive_ascent", "checkpoints", "cost", "targeted_ascent", "targeted_cost"]
+__all__ = [
+    "KNOBS",
+    "adaptive_ascent",
+    "checkpoints",
+    "cost",
+    "ranked_ascent",
+    "ranked_cost",
+    "targeted_ascent",
+    "targeted_cost",
+]
 
 ELEMENTS = 2**21
 """Values of the images that a targeted search sends through the model at once, unless the batch has more."""
@@ -135,6 +145,65 @@ def targeted_ascent(
             points = part[left]
             aims = classes[points][:, wave].flatten()
             best.take(points, ascend(model, plan, x[points], y[points], start, aims))
+    return best.x_adv
+
+
+def ranked_cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
+    """The cost of :func:`ranked_ascent`: a look at the clean points, short runs and long ones."""
+    run = cost(norm)
+
+    def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
+        short = {**knobs, "steps": knobs["scout_steps"], "restarts": min(int(knobs["targets"]), classes - 1)}
+        found = run(short, classes)[0] + run(knobs, classes)[0]
+        return found + 1, found
+
+    return passes
+
+
+def ranked_ascent(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    steps: int,
+    restarts: int,
+    rho: float,
+    targets: int,
+    scout_steps: int,
+    generator: torch.Generator,
+    early_stop: bool,
+    eot_steps: int = 1,
+) -> Tensor:
+    """A short search towards each likely class, then all long ones towards the class that came nearest.
+
+    The ``targets`` likeliest wrong classes get ``scout_steps`` of Auto-PGD on the targeted DLR loss; the one
+    of highest loss is then searched for ``steps`` from each of ``restarts`` random starts. Otherwise as
+    :func:`adaptive_ascent`.
+    """
+    base, best = draw_seed(generator), Outcome.begin(x)
+    plan = Plan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
+    scout = replace(plan, steps=scout_steps)
+    with torch.no_grad():
+        classes = likeliest_others(model(x), y, targets)
+    nearness = torch.full(classes.shape, -torch.inf, device=x.device)
+
+    def search(plan: Plan, aims: Tensor, *key: object) -> tuple[Tensor, Tensor]:
+        points = (~(best.fooled & early_stop)).nonzero().flatten()
+        if not len(points):
+            return points, nearness[:0, 0]
+        start = _start(x, plan, keyed_generator(base, *key))[points]
+        found = ascend(model, plan, x[points], y[points], start, aims[points])
+        best.take(points, found)
+        return points, found.value
+
+    for rank in range(classes.shape[1]):
+        points, value = search(scout, classes[:, rank], "scout", rank)
+        nearness[points, rank] = value
+    nearest = classes.gather(1, nearness.argmax(1, keepdim=True)).flatten()
+    for restart in range(restarts):
+        search(plan, nearest, restart)
     return best.x_adv
 
 

@@ -36,7 +36,7 @@ def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ensembles have no knob for their budget: their members are cut short here."""
     short = autoattack.Budget(steps=2, queries=6, targets=2, targets_l1=2, restarts=2, eot_steps=2)
     monkeypatch.setattr(autoattack, "PUBLISHED", short)
-    monkeypatch.setattr(screen, "BUDGET", {"steps": 2, "targets": 2, "queries": 6})
+    monkeypatch.setattr(screen, "BUDGET", {**screen.BUDGET, "steps": 2, "targets": 2, "queries": 6})
 
 
 @dataclass(frozen=True)
