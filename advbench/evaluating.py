@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from advbench.audit import audit, probe
-from advbench.benchmark import surrogate_of
 from advbench.config import MOST_THREADS
 from advbench.data import DataSet, Split, load_dataset
 from advbench.environment import choose_device, describe, reproducible
@@ -27,6 +26,7 @@ from advbench.foreign import Foreign, Source, load_foreign
 from advbench.resolve import parse_points
 from advbench.saved import EVALUATED, WEIGHTS, Run
 from advbench.suites import suite
+from advbench.surrogates import Surrogate, given_surrogate, plain_surrogate
 from attacks_pool import Attack, InputError
 from attacks_pool.attack import check_images
 from leaderboards import Cell, Record, new_run_directory, write_bytes, write_outcomes, write_record
@@ -41,7 +41,7 @@ class _Job:
     test: Split
     attacks: list[tuple[Attack, int]]
     config: dict[str, Any]
-    surrogate: tuple[str, nn.Module] | None = None
+    surrogate: Surrogate | None = None
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -84,7 +84,8 @@ def evaluate_model(
         model_dir: where RobustBench's checkpoints are.
         threat: of RobustBench's models: ``linf``, ``l2`` or ``corruptions``.
         mean, std: normalisation to put before the model, one value a channel.
-        surrogate: a run whose model the audit crafts transferred points on.
+        surrogate: a run whose model the audit crafts transferred points on, or ``none``; by default a small
+            plain model is trained for it on the data set's training images.
         runs_dir: where the run's directory is made.
         data_dir: where the data sets' files are.
         listeners: called with every :class:`advbench.events.Event`.
@@ -105,7 +106,7 @@ def evaluate_model(
     counts = parse_points(points, data, chosen)
     for attack in chosen:
         check_images(attack.info, data.test.x[:1])
-    other = surrogate_of(surrogate, data) if surrogate is not None else None
+    other = given_surrogate(surrogate, data)
     source: Source | Callable[[Tensor], Any]
     if isinstance(model, str):
         source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std))
@@ -198,7 +199,7 @@ def _measured(job: _Job, directory: Path, say: Callable[..., None]) -> Record:
         say("cell", attack=cell.attack, cell=cell)
 
     row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress)
-    name, surrogate = job.surrogate or ("", None)
+    name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.test.x.device)
     probes = probe(
         view,
         job.test,
