@@ -13,14 +13,15 @@ from attacks_pool.errors import InputError
 from attacks_pool.text import attack_name
 from leaderboards import Cell
 
-Kind = Literal["start", "batch", "epoch", "cell", "stage", "end"]
+Kind = Literal["start", "resume", "note", "phase", "batch", "epoch", "cell", "stage", "end"]
 
 
 @dataclass(frozen=True)
 class Event:
     """One moment of a run: where it stands, what was measured, seconds gone and (an estimate) left.
 
-    Stage 0 is clean pretraining; ``attack`` is the text that is trained against or was measured.
+    Stage 0 is clean pretraining; ``attack`` is the text that is trained against or was measured. A ``phase``
+    begins with the ``text`` ``train`` or ``measure``; a ``note`` is something to tell the user.
     """
 
     kind: Kind
@@ -75,14 +76,14 @@ class Clock:
 
 
 class JsonLog:
-    """Appends every event but single batches to ``log.jsonl``, a line each, flushed at once."""
+    """Appends every event but phases and single batches to ``log.jsonl``, a line each, flushed at once."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, event: Event) -> None:
         """Write one line."""
-        if event.kind == "batch":
+        if event.kind in ("batch", "phase"):
             return
         self._file.write(json.dumps({"time": round(time.time(), 3), **_brief(event)}) + "\n")
         self._file.flush()
