@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from advbench.evaluate import Row
 from advbench.identity import weights_digest
 from advbench.pieces import Pieces, row_of, row_tree, seal, unseal
-from attacks_pool import Passes
 from defenses import DefenseState, Snapshot
 from defenses.packing import PackingError, pack, unpack
 from defenses.snapshot import snapshot_of, to_tree
@@ -30,21 +29,28 @@ Seconds = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A finished row: what was measured, on which weights, and what the run had taken until then."""
+class MeasuredRow:
+    """A finished row: what was measured, on which weights, and the seconds that the run took until then."""
 
     row: Row
     stage: Stage
     weights: str
-    passes: Passes
     seconds: Seconds
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A state that training left: between stages, or within one."""
+    """What a whole stage left."""
 
-    state: DefenseState | Snapshot
+    state: DefenseState
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """Where a stage stood."""
+
+    snapshot: Snapshot
     seconds: Seconds
 
 
@@ -75,12 +81,12 @@ class Checkpoint:
         self._keep(name, "snapshot", snapshot, {"before": before, "seconds": seconds})
         self._prune(f"stage-{stage}-*")
 
-    def snapshot(self, stage: int, before: str, device: torch.device) -> Trained | None:
+    def snapshot(self, stage: int, before: str, device: torch.device) -> UnderWay | None:
         """The newest sound snapshot of a stage that began with the weights ``before``."""
         for path in reversed(self._files(f"stage-{stage}-*")):
             found = self._read(path, Snapshot, device)
             if found is not None and found["before"] == before:
-                return Trained(found["state"], found["seconds"])
+                return UnderWay(found["state"], found["seconds"])
         return None
 
     def keep_trained(self, state: DefenseState, *, stage: int, seconds: Seconds) -> None:
@@ -102,7 +108,7 @@ class Checkpoint:
         found = self._read(path, DefenseState, device) if path.exists() else None
         return None if found is None else Trained(found["state"], found["seconds"])
 
-    def keep_row(self, measured: Measured) -> None:
+    def keep_row(self, measured: MeasuredRow) -> None:
         """Keep a finished row in one file; its pieces go.
 
         Raises:
@@ -113,26 +119,24 @@ class Checkpoint:
             "row": row_tree(measured.row),
             "stage": measured.stage.model_dump(mode="json"),
             "weights": measured.weights,
-            "passes": [measured.passes.forwards, measured.passes.backwards],
             "seconds": measured.seconds,
         }
         self.directory.mkdir(exist_ok=True)
         write_bytes(self._row(measured.row.stage), seal(tree))
         shutil.rmtree(self.directory / "pieces", ignore_errors=True)
 
-    def rows(self) -> list[Measured]:
+    def rows(self) -> list[MeasuredRow]:
         """The finished rows from 0 on, as far as they and the weights of their stages are sound."""
-        found: list[Measured] = []
+        found: list[MeasuredRow] = []
         while (path := self._row(len(found))).exists():
             tree = unseal(path.read_bytes())
             if tree is None:
                 self.note(f"{path} is damaged: its row is measured again")
                 break
-            measured = Measured(
+            measured = MeasuredRow(
                 row_of(tree["row"]),
                 Stage.model_validate(tree["stage"]),
                 tree["weights"],
-                Passes(*tree["passes"]),
                 tree["seconds"],
             )
             if tree["identity"] != self.identity:

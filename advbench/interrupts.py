@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -22,13 +21,13 @@ class Interrupted(BaseException):
 
     Attributes:
         code: the exit code that shells give: 130 after SIGINT, 143 after SIGTERM.
-        directory: the run that was under way, if one was.
+        how: the words that say how to go on with the run that was under way, if one was.
     """
 
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped by {signal.Signals(code - 128).name}")
         self.code = code
-        self.directory: Path | None = None
+        self.how = ""
 
 
 class Interrupts:

@@ -105,4 +105,4 @@ def bits(outcome: Iterable[Any]) -> str:
 
 def bools(text: str) -> NDArray[np.bool_]:
     """``0`` and ``1`` as outcomes."""
-    return np.frombuffer(text.encode(), dtype=np.uint8) == ord("1")
+    return np.array([letter == "1" for letter in text], dtype=bool)

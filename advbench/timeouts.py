@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
+
+from torch import Tensor, nn
+
+from attacks_pool import Attack, InputError
 
 GRACE = 5.0
 """Seconds after the limit until the process is ended, if what runs cannot be interrupted."""
@@ -53,6 +59,18 @@ def limited(seconds: float | None, what: str) -> Iterator[None]:
         watchdog.cancel()
 
 
+def timed(attack: Attack, seconds: float | None) -> Attack:
+    """The same attack, which raises `AttackTimeoutError` where one call takes longer; None: never."""
+    if seconds is None:
+        return attack
+
+    def function(model: nn.Module, x: Tensor, y: Tensor, **knobs: object) -> Tensor:
+        with limited(seconds, f"attack {attack.name!r} on a batch of training"):
+            return attack.function(model, x, y, **knobs)
+
+    return replace(attack, function=function)
+
+
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
@@ -79,3 +97,13 @@ def _end(message: str) -> None:
     """From another thread: whatever runs cannot be interrupted."""
     print(f"error: {message} and cannot be interrupted: the process ends", file=sys.stderr, flush=True)
     os._exit(FAILED)
+
+
+def check_timeout(seconds: float | None) -> None:
+    """Refuse a limit that is none.
+
+    Raises:
+        InputError: it is not above 0, or not finite.
+    """
+    if seconds is not None and not (math.isfinite(seconds) and 0 < seconds <= threading.TIMEOUT_MAX - GRACE):
+        raise InputError(f"attack-timeout={seconds:g} must be a number of seconds above 0")
