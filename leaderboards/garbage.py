@@ -20,6 +20,7 @@ from leaderboards.layout import (
     LOG,
     RECORD,
     TENSORBOARD,
+    files_below,
     natural,
     temporary_of,
 )
@@ -48,7 +49,11 @@ def find_garbage(runs_dir: Path) -> list[Garbage]:
     Raises:
         RecordError: there is no such directory, or it cannot be read.
     """
-    found = [garbage for path in run_directories(runs_dir) for garbage in _of_directory(path)]
+    found: list[Garbage] = []
+    for path in run_directories(runs_dir):
+        # What is not ours to read is not ours to remove, and what is going needs no help.
+        with contextlib.suppress(OSError):
+            found += list(_of_directory(path))
     strays = [Garbage(path, "temporary file", size_of(path)) for path in _strays(Path(runs_dir).iterdir())]
     return found + sorted(strays, key=lambda garbage: natural(garbage.path))
 
@@ -56,10 +61,10 @@ def find_garbage(runs_dir: Path) -> list[Garbage]:
 def size_of(path: Path) -> int:
     """Bytes in a file or in all files below a directory; links are not followed."""
     total = 0
-    for one in [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]:
+    for one in files_below(path) if path.is_dir() and not path.is_symlink() else [path]:
         # What others remove meanwhile has no size.
         with contextlib.suppress(OSError):
-            total += one.lstat().st_size if not one.is_dir() or one.is_symlink() else 0
+            total += one.lstat().st_size
     return total
 
 
@@ -71,24 +76,22 @@ def remove(garbage: Garbage) -> bool:
     """
     try:
         return _remove(garbage)
-    except RunBusyError:
+    except (RunBusyError, FileNotFoundError):
         return False
-    except FileNotFoundError:
-        return False
+    except RecordError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
     except OSError as error:
-        raise RecordError(
-            f"cannot remove {garbage.path}: {error.strerror or type(error).__name__}"
-        ) from error
+        reason = error.strerror or type(error).__name__
+        raise RecordError(f"cannot remove {garbage.path}: {reason}") from error
 
 
 def _of_directory(path: Path) -> Iterator[Garbage]:
-    try:
-        if path.is_symlink():
-            return
-        if not any(path.iterdir()):
-            yield Garbage(path, "empty directory", 0)
-            return
-    except OSError:  # not ours to read, so not ours to remove
+    if path.is_symlink():
+        return
+    if not any(path.iterdir()):
+        yield Garbage(path, "empty directory", 0)
         return
     entry = entry_of(path)
     if entry is None or entry.state == "running":
@@ -96,7 +99,7 @@ def _of_directory(path: Path) -> Iterator[Garbage]:
     if entry.state == "unfinished" and _abandoned(path) and not _maker_lives(path):
         yield Garbage(path, "unfinished run", size_of(path), path)
     elif (path / RECORD).exists():
-        for stray in sorted(_strays(path.rglob("*"))):
+        for stray in sorted(_strays(files_below(path))):
             yield Garbage(stray, "temporary file", size_of(stray), path)
         if entry.state == "complete" and (path / CHECKPOINT).is_dir():
             yield Garbage(path / CHECKPOINT, "leftover checkpoint", size_of(path / CHECKPOINT), path)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -170,26 +169,24 @@ def test_a_holder_that_is_killed_lets_go(tmp_path: Path) -> None:
         assert is_held(run)
 
 
-def test_looking_keeps_no_one_out(tmp_path: Path) -> None:
-    """While others ask all the time whether it is held, whoever wants the run gets it."""
+def test_looking_keeps_no_one_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever only looks whether a run is held has the lock for an instant, and is waited for."""
+    fcntl = pytest.importorskip("fcntl")
     run = new(tmp_path, "at")
-    ended = threading.Event()
+    waits: list[float] = []
+    with (run / ".lock").open() as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        assert not is_held(run)
 
-    def look() -> None:
-        while not ended.is_set():
-            is_held(run)
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 3:
+                fcntl.flock(looked_at, fcntl.LOCK_UN)
 
-    threads = [threading.Thread(target=look) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(100):
-            with hold(run):
-                pass
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
+        monkeypatch.setattr(lock.time, "sleep", wait)
+        with hold(run):
+            assert is_held(run)
+    assert len(waits) == 3
 
 
 def test_a_lock_that_is_removed_and_made_again_is_still_one(tmp_path: Path) -> None:
