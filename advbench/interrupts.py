@@ -43,7 +43,8 @@ class Interrupts:
     def __call__(self, event: Event) -> None:
         """Hear where the run stands."""
         self._patient = event.kind in ("batch", "epoch") or (event.kind == "phase" and event.text == "train")
-        if self.code is not None:
+        # At its end a run is complete: there is nothing to stop.
+        if self.code is not None and event.kind != "end":
             raise Interrupted(self.code)
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
