@@ -21,7 +21,7 @@ from advbench.evaluate import evaluate
 from advbench.events import Event, JsonLog, Kind, Listener, tell
 from advbench.failures import failing
 from advbench.foreign import Foreign
-from advbench.identity import WHERE_NOT_WHAT, code_version, digest, weights_digest
+from advbench.identity import WHERE_NOT_WHAT, attack_modules, code_version, digest, weights_digest
 from advbench.opening import finish, now, place, plain_name
 from advbench.pieces import Pieces
 from advbench.saved import EVALUATED, WEIGHTS, Run
@@ -59,7 +59,7 @@ def identity_of(job: Job, code: tuple[str, ...]) -> str:
             "eval": {**config, "dataset": job.data.name},
             "origin": job.foreign.origin,
             "data": job.data.fingerprint,
-            "code": code_version(*code),
+            "code": code_version(*sorted({*code, *attack_modules(job.config["eval"])})),
             "versions": environment["versions"],
             "device": job.device.type,
             "threads": environment["threads"],
