@@ -17,6 +17,8 @@ from torch import Tensor
 from advbench.config import RunConfig
 from advbench.data import DataSet
 from advbench.models import MODELS
+from attacks_pool import pool
+from attacks_pool.text import attack_name
 from defenses import registry
 
 PACKAGES = ("advbench", "attacks_pool", "defenses", "leaderboards")
@@ -39,7 +41,8 @@ def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threa
     # A folder may be found elsewhere; its content is in the fingerprint.
     values["dataset"] = data.name
     model = "" if config.model in MODELS else config.model.partition(":")[0]
-    foreign = sorted({model, registry.resolve(config.defense)[0].__module__} - {""})
+    attacks = attack_modules([*config.sequence, *config.unseen, *config.eval])
+    foreign = sorted({model, registry.resolve(config.defense)[0].__module__, *attacks} - {""})
     return digest(
         {
             "config": values,
@@ -50,6 +53,11 @@ def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threa
             "threads": threads,
         }
     )
+
+
+def attack_modules(texts: Iterable[str]) -> set[str]:
+    """The modules that the attacks of these texts come from."""
+    return {pool.entry(attack_name(text)).source.partition(":")[0] for text in texts}
 
 
 def digest(value: Any) -> str:

@@ -9,9 +9,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench.benchmark import surrogate_of
 from advbench.data import DataSet, Split, TensorLoader
 from advbench.models import build_model
+from advbench.preparing import surrogate_of
 from attacks_pool.randomness import key_seed, keyed_generator
 from attacks_pool.verifier import predict_exactly
 from defenses import TrainPlan, registry

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, doctor, evaluating, lists, running
+from advbench.cli import auditing, boards, doctor, evaluating, lists, running, runs
+from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
 """The exit code that shells give to a process stopped by Ctrl-C."""
@@ -31,6 +32,7 @@ app.command("attacks")(lists.attacks)
 app.command("defenses")(lists.defenses)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
+app.add_typer(runs.app, name="runs")
 
 
 def _version(wanted: bool) -> None:
@@ -58,13 +60,15 @@ def invoke(arguments: list[str]) -> int:
 
     Returns:
         0; 2 after a user's mistake, which is one line on stderr; 1 where a run itself failed; 130 after an
-        interrupt.
+        interrupt, 143 after a termination.
     """
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="advbench", standalone_mode=False)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
+    except Interrupted as stop:
+        return _fail(f"interrupted; {stop.how}" if stop.how else "interrupted", stop.code)
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it again on the way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,9 +92,9 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     # Typer carries its own copy of click in some versions, so that its errors are known by what they have.
     if hasattr(error, "format_message"):
         return str(error.format_message()), 2
-    if type(error).__name__ in ("InputError", "RecordError"):
+    if {"InputError", "RecordError"} & {base.__name__ for base in type(error).__mro__}:
         return str(error), 2
-    if type(error).__name__ == "TrainingDivergedError":
+    if type(error).__name__ in ("TrainingDivergedError", "RunFailedError"):
         return str(error), 1
     return None, 1
 
