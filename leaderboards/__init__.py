@@ -3,7 +3,11 @@
 ``leaderboards.load("runs")`` gives every run of a directory as a data frame.
 """
 
+from leaderboards.checksums import verify_checksums, write_checksums
 from leaderboards.errors import RecordError
+from leaderboards.inventory import RunEntry, find_complete, find_unfinished, inventory
+from leaderboards.lock import RunBusyError, hold, is_held
+from leaderboards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from leaderboards.metrics import summarise
 from leaderboards.record import (
     CLEAN,
@@ -22,6 +26,7 @@ from leaderboards.record import (
 )
 from leaderboards.store import (
     find_records,
+    json_bytes,
     new_run_directory,
     read_outcomes,
     read_record,
@@ -34,23 +39,34 @@ from leaderboards.tables import Row, load, rows, to_csv, to_json, to_table
 
 __all__ = [
     "CLEAN",
+    "MANIFEST",
     "SCHEMA",
     "AttackEntry",
     "Audit",
     "Cell",
     "Cost",
     "Flag",
+    "Manifest",
     "PerClass",
     "Record",
     "RecordError",
     "Row",
+    "RunBusyError",
+    "RunEntry",
     "Stage",
     "Threat",
     "comparable",
+    "find_complete",
     "find_records",
+    "find_unfinished",
+    "hold",
+    "inventory",
+    "is_held",
+    "json_bytes",
     "load",
     "new_run_directory",
     "parse_record",
+    "read_manifest",
     "read_outcomes",
     "read_record",
     "rows",
@@ -58,8 +74,11 @@ __all__ = [
     "to_csv",
     "to_json",
     "to_table",
+    "verify_checksums",
     "write_bytes",
+    "write_checksums",
     "write_json",
+    "write_manifest",
     "write_outcomes",
     "write_record",
 ]

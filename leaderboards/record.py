@@ -198,14 +198,14 @@ def parse_record(data: Mapping[str, Any] | bytes | str, source: str) -> Record:
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:
-        raise RecordError(f"{source}: {_explain(error)}") from error
+        raise RecordError(f"{source}: {explain(error)}") from error
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """The first fault with its key, and how many more there are."""
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]

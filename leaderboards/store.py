@@ -4,6 +4,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaderboards.errors import RecordError
+from leaderboards.layout import RECORD
+from leaderboards.lock import claim
 from leaderboards.record import Record, parse_record
 
 Bools = NDArray[np.bool_]
-
-RECORD = "record.json"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -64,8 +65,16 @@ def write_json(path: Path, value: Any) -> None:
         RecordError: the file cannot be written.
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The bytes that `write_json` writes.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_record(run_dir: Path, record: Record) -> Path:
@@ -160,13 +169,27 @@ def new_run_directory(runs_dir: Path, stem: str) -> Path:
     for number in count(1):
         path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
         try:
-            path.mkdir()
+            _make(path)
         except FileExistsError:
             continue
         except OSError as error:
             raise RecordError(f"cannot create a run in {runs_dir}: {_reason(error)}") from error
         return path
     raise AssertionError("unreachable: count() has no end")
+
+
+def _make(path: Path) -> None:
+    """Make a directory that says who made it, so that no one takes it for an abandoned one."""
+    while True:
+        path.mkdir()
+        try:
+            return claim(path)
+        except FileNotFoundError:
+            # Removed again while it was empty, as clearing up does.
+            continue
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def read_record(path: Path) -> Record:
