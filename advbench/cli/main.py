@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, doctor, evaluating, lists, running
+from advbench.cli import auditing, boards, doctor, evaluating, lists, running, sweeping
 
 INTERRUPTED = 130
 """The exit code that shells give to a process stopped by Ctrl-C."""
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("run")(running.run)
 app.command("eval")(evaluating.evaluate)
+app.command("sweep")(sweeping.sweep)
 app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
 app.command("audit")(auditing.audit)

@@ -56,7 +56,7 @@ def sizes_of(data: DataSet) -> Sizes:
 
 
 def work_of(config: RunConfig, sizes: Sizes) -> Passes:
-    """The sample-passes of a run: an upper bound of its evaluation, and of training all but a method's extras.
+    """The sample-passes of a run: an upper bound of evaluation, and training without a method's extras.
 
     Training: epochs × images × (crafting + one step forward and backward). Evaluation: rows × points ×
     (the most that the attack takes + one verdict); of the audit's probes one row. Points that are wrong

@@ -11,9 +11,11 @@ from typing import Any
 from advbench.events import Event
 from attacks_pool.errors import InputError
 from leaderboards import RecordError
+from leaderboards.inventory import RunEntry, entry_of, run_directories
+from leaderboards.manifest import read_manifest
 
 Listener = Callable[[Event], None]
-EXPECTED = ("InputError", "RecordError", "RunBusyError", "TrainingDivergedError")
+EXPECTED = ("InputError", "RecordError", "RunBusyError", "TrainingDivergedError", "AttackTimeoutError")
 """Errors that say by themselves what is wrong."""
 
 
@@ -37,15 +39,10 @@ def perform(job: Job, runs_dir: Path, listen: Listener | None = None) -> Path:
         TrainingDivergedError: the training loss is no longer a number.
     """
     from advbench.benchmark import run
-    from leaderboards.inventory import inventory
-    from leaderboards.manifest import read_manifest
 
-    same = [] if not runs_dir.is_dir() else inventory(runs_dir)
-    same = [entry for entry in same if entry.identity == job.identity]
-    for entry in same:
+    for entry in _same(runs_dir, job.identity):
         if entry.state == "complete":
             return entry.path
-    for entry in same:
         if entry.state == "running":
             raise RecordError(f"run {entry.id} is being written by another process")
 
@@ -66,6 +63,19 @@ def perform(job: Job, runs_dir: Path, listen: Listener | None = None) -> Path:
         **job.options,
     )
     return done.path
+
+
+def _same(runs_dir: Path, identity: str) -> list[RunEntry]:
+    """The runs of an identity in a store, complete ones first."""
+    found = []
+    for path in run_directories(runs_dir) if runs_dir.is_dir() else []:
+        try:
+            same = read_manifest(path).identity == identity
+        except RecordError:
+            continue
+        if same and (entry := entry_of(path)) is not None:
+            found.append(entry)
+    return sorted(found, key=lambda entry: entry.state != "complete")
 
 
 def reason(error: BaseException) -> str:

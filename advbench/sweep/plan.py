@@ -54,8 +54,13 @@ class Cell:
         return f"{self.group} · seed {self.config.seed}"
 
     @property
+    def group_key(self) -> str:
+        """Equal for cells that differ in their seed alone."""
+        return self.config.model_copy(update={"seed": 0}).model_dump_json()
+
+    @property
     def group(self) -> str:
-        """The same without the seed: cells of one group are repetitions."""
+        """The same without the seed; cells that differ in other settings share it."""
         config = self.config
         names = ",".join(attack_name(text) for text in config.sequence)
         regime = "" if config.regime == "continual" else f" ({config.regime})"
@@ -68,6 +73,8 @@ class Plan:
 
     cells: list[Cell]
     speeds: list[Speed]
+    gpus: int = 0
+    """CUDA devices to share out between local workers; 0 where no cell takes one."""
 
     def count(self, state: State) -> int:
         """How many cells there are in a state."""
@@ -149,11 +156,14 @@ class _Planner:
             if key not in speeds:
                 speeds[key] = self._speed(cell.config, records, speeds)
             found.append(Cell(**{**vars(cell), "seconds": speeds[key].seconds(cell.work)}))
-        return Plan(found, list(dict.fromkeys(speeds.values())))
+        return Plan(found, list(dict.fromkeys(speeds.values())), self._gpus())
 
-    def _speed(
-        self, config: RunConfig, records: list[Record], known: dict[tuple[Any, ...], Speed]
-    ) -> Speed:
+    def _gpus(self) -> int:
+        """Only where cells leave the choice of the device open can it be made for them."""
+        automatic = [device for (*_, text), device in self.models.items() if text in ("auto", "cuda")]
+        return torch.cuda.device_count() if any(one.type == "cuda" for one in automatic) else 0
+
+    def _speed(self, config: RunConfig, records: list[Record], known: dict[tuple[Any, ...], Speed]) -> Speed:
         data = self.data[config.dataset, config.data_dir]
         if recorded := recorded_speed(records, config, data.fingerprint):
             return recorded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,8 @@ from advbench.sweep.job import Job, perform, reason
 
 QUIET = 0.25
 """Seconds between two reports of single batches."""
+GRACE = 600.0
+"""Seconds that a run has to save when the parent is gone."""
 
 
 def work(connection: Connection[Any, Any], log: Path, runs_dir: Path, gpu: int | None) -> None:
@@ -54,7 +57,8 @@ def _one(job: Job, runs_dir: Path, connection: Connection[Any, Any]) -> tuple[An
         now = time.monotonic()
         if event.kind != "batch" or now - last >= QUIET:
             last = now
-            connection.send(("event", event))
+            with contextlib.suppress(OSError):  # a parent that is gone must not keep the run from saving
+                connection.send(("event", event))
 
     try:
         return "done", perform(job, runs_dir, listen)
@@ -83,3 +87,5 @@ def _end_with_parent() -> None:
         parent.join()
         # A run under way finishes its batch and saves; between two there is nothing to lose.
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(1)

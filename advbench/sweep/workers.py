@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -84,7 +83,7 @@ class _Worker:
         self.connection: Connection[Any, Any]
         self.connection, theirs = context.Pipe()
         arguments = (theirs, log, runs_dir, gpu)
-        self.process: SpawnProcess = context.Process(target=work, args=arguments, daemon=True)
+        self.process: SpawnProcess = context.Process(target=work, args=arguments)
         with _one_thread():
             self.process.start()
         theirs.close()
@@ -95,9 +94,8 @@ class _Worker:
         self.process.join()
         code = self.process.exitcode or 0
         if code < 0:
-            name = signal.Signals(-code).name
-            more = " (out of memory?)" if name == "SIGKILL" else ""
-            return f"its process was ended by {name}{more}; the same command goes on with it"
+            more = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"its process was ended by {_signal_name(-code)}{more}; the same command goes on with it"
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
         return f"its process ended with code {code}: {last}"
@@ -167,9 +165,13 @@ class _Pool:
         else:
             worker.cell = None
             self._note(kind, cell, worker.number, message[1] if len(message) > 1 else "")
+            if kind == "cut":
+                return  # it ends by itself
         self._feed(worker)
 
     def _note(self, kind: Any, cell: Cell, worker: int, what: Any) -> None:
+        if kind == "cut" and not self.stop.count:
+            kind, what = "failed", "its process was told to stop; the same command goes on with it"
         if kind == "done":
             self.outcome.done[cell.number] = Path(what)
         elif kind == "failed":
@@ -215,9 +217,16 @@ class _Pool:
                 worker.process.terminate()
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """A process that is started inside sets up its thread pools for one thread, until a run says otherwise."""
+    """A process that is started inside sets up its thread pools for one thread, until a run asks for more."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
