@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    import torch
-
     from advbench.sweep.outcome import Outcome
     from advbench.sweep.plan import Plan
 
@@ -63,12 +61,11 @@ def sweep(
         raise InputError(f"--attack-timeout {attack_timeout} must be a number above 0")
     size = None if memory is None else _bytes(memory)
     if ray is not None:
-        from advbench.sweep.on_ray import Resources, load_ray, run_on_ray
+        from advbench.sweep.on_ray import Resources, check_address, load_ray, run_on_ray
 
+        check_address(ray)
         load_ray()
-    plan = make_plan(
-        read_grid(grid, trust=trust), runs_dir, device=_device(gpus) if ray is not None else None
-    )
+    plan = make_plan(read_grid(grid, trust=trust), runs_dir, elsewhere=ray is not None, gpus=gpus)
     cards = 0 if ray is not None else plan.gpus
     count = workers or default_workers(plan.to_do, cards)
     sweepshow.print_plan(plan, runs_dir, workers=None if ray is not None else count, ray=ray)
@@ -100,12 +97,6 @@ def _finish(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
         raise typer.Exit(128 + outcome.signal)
     if outcome.failed:
         raise typer.Exit(1)
-
-
-def _device(gpus: float) -> torch.device:
-    import torch
-
-    return torch.device("cuda" if gpus else "cpu")
 
 
 def _bytes(text: str) -> int:

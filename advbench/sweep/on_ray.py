@@ -97,20 +97,30 @@ def load_ray() -> Any:
     return ray
 
 
+def check_address(address: str) -> None:
+    """Whether it can be one: ``auto``, ``local`` or ``host:port``.
+
+    Raises:
+        InputError: it is none.
+    """
+    host, colon, port = address.rpartition(":")
+    named = bool(host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 65536)
+    if address not in ("auto", "local") and (not named or "/" in host):
+        raise InputError(f"--ray {address!r} is no address: write auto, local or host:port")
+
+
 def _connect(ray: Any, address: str) -> None:
     """Join or start a cluster.
 
     Raises:
-        InputError: the address is no address, or nothing answers there.
+        InputError: nothing answers there.
     """
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         ray.init(address="local", include_dashboard=False, **quiet)
         return
     if address != "auto":
-        host, colon, port = address.rpartition(":")
-        if not host or not colon or not port.isdecimal() or "/" in host:
-            raise InputError(f"--ray {address!r} is no address: write auto, local or host:port")
+        host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), timeout=REACHED).close()
         except (OSError, OverflowError) as error:
@@ -121,8 +131,11 @@ def _connect(ray: Any, address: str) -> None:
         raise InputError(f"--ray {address}: no cluster there: {reason(error)}") from None
 
 
-def _task(job: Job) -> Iterator[tuple[Any, ...]]:
+def _task(job: Job, gpus: float) -> Iterator[tuple[Any, ...]]:
     """A cell on a node: ``("begin", host)``, then its files in pieces, or ``("failed", reason)``."""
+    if not gpus:
+        # Whatever Ray leaves visible: a cell that asked for none was planned for the CPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     yield "begin", socket.gethostname()
     with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
         try:
@@ -149,7 +162,7 @@ class _Driver:
         stop: Stop,
     ) -> None:
         self.ray, self.runs_dir, self.stop, self.tell = ray, runs_dir, stop, tell
-        self.attack_timeout = attack_timeout
+        self.attack_timeout, self.gpus = attack_timeout, resources.gpus
         self.queue = deque(cells)
         options = {**resources.as_options(), "max_retries": 0, "num_returns": "streaming"}
         options["_generator_backpressure_num_objects"] = AHEAD
@@ -177,7 +190,7 @@ class _Driver:
 
     def _submit(self, cell: Cell) -> None:
         job = Job(cell.number, cell.options, cell.sample_seed, cell.identity, self.attack_timeout)
-        self.under_way[self.remote.remote(job)] = _Receiving(cell, self.runs_dir)
+        self.under_way[self.remote.remote(job, self.gpus)] = _Receiving(cell, self.runs_dir)
 
     def _hear(self, stream: Any) -> None:
         receiving = self.under_way[stream]

@@ -91,18 +91,22 @@ class Plan:
         return makespan([cell.seconds for cell in self.to_do], workers)
 
 
-def make_plan(grid: Sequence[GridCell], runs_dir: Path, *, device: torch.device | None = None) -> Plan:
+def make_plan(grid: Sequence[GridCell], runs_dir: Path, *, elsewhere: bool = False, gpus: float = 0) -> Plan:
     """Resolve and check every cell, look for it in ``runs_dir`` and estimate what is left.
 
     Args:
         grid: the cells as they were written. Those that say nothing of threads get one each.
         runs_dir: the store; it need not exist.
-        device: what cells run on elsewhere; by default what they say, on this machine.
+        elsewhere: whether cells run on other machines, with ``gpus`` each, and not on this one.
+        gpus: what ``device: auto`` then means: a GPU where there is at least a part of one.
 
     Raises:
         InputError: a cell that cannot be run, or two that are the same run.
+        RecordError: the store cannot be read.
     """
-    planner = _Planner(runs_dir, device)
+    if runs_dir.exists() and not runs_dir.is_dir():
+        raise InputError(f"runs directory {runs_dir} is a file: name another")
+    planner = _Planner(runs_dir, elsewhere, gpus)
     cells = [planner.cell(number, entry) for number, entry in enumerate(grid, 1)]
     seen: dict[str, Cell] = {}
     for cell in cells:
@@ -115,8 +119,8 @@ def make_plan(grid: Sequence[GridCell], runs_dir: Path, *, device: torch.device 
 class _Planner:
     """Loads each data set once, and reads the store once."""
 
-    def __init__(self, runs_dir: Path, device: torch.device | None) -> None:
-        self.device = device
+    def __init__(self, runs_dir: Path, elsewhere: bool, gpus: float) -> None:
+        self.elsewhere, self.gpus = elsewhere, gpus
         self.data: dict[tuple[str, str | None], DataSet] = {}
         self.entries = inventory(runs_dir) if runs_dir.is_dir() else []
         self.states = _states(self.entries)
@@ -128,7 +132,8 @@ class _Planner:
         try:
             options = Options.of(given)
             data = self._loaded(options)
-            prepared = prepare(options, data=data, sample_seed=entry.sample_seed, device=self.device)
+            device = self._device(options.device) if self.elsewhere else None
+            prepared = prepare(options, data=data, sample_seed=entry.sample_seed, device=device)
         except (InputError, RecordError) as error:
             written = " ".join(f"{key}={value}" for key, value in entry.options.items())
             raise InputError(f"cell {number} ({written}): {error}") from None
@@ -142,6 +147,12 @@ class _Planner:
             state=self.states.get(prepared.identity, "new"),
             work=work_of(prepared.config, sizes_of(data)),
         )
+
+    def _device(self, text: str) -> torch.device:
+        """What a cell gets on a node that has what it asks for."""
+        if text.startswith("cuda") and not self.gpus:
+            raise InputError(f"device {text!r} on a cluster needs --gpus")
+        return torch.device("cuda" if self.gpus and text != "cpu" else "cpu")
 
     def timed(self, cells: list[Cell]) -> Plan:
         """The cells with their estimates; nothing is timed where nothing is left to do."""
@@ -160,6 +171,8 @@ class _Planner:
 
     def _gpus(self) -> int:
         """Only where cells leave the choice of the device open can it be made for them."""
+        if self.elsewhere:
+            return 0
         automatic = [device for (*_, text), device in self.models.items() if text in ("auto", "cuda")]
         return torch.cuda.device_count() if any(one.type == "cuda" for one in automatic) else 0
 
@@ -171,7 +184,7 @@ class _Planner:
             if tuple(model) == _model_key(config):
                 return speed
         # Where the cells run elsewhere, this machine is all there is to time.
-        here = self.models[_model_key(config)] if self.device is None else torch.device("cpu")
+        here = torch.device("cpu") if self.elsewhere else self.models[_model_key(config)]
         return measured_speed(config, data, here)
 
     def _loaded(self, options: Options) -> DataSet:
@@ -201,5 +214,5 @@ def _states(entries: Sequence[RunEntry]) -> dict[str, State]:
     for entry in entries:
         if entry.identity and entry.state in ORDER:
             state = found.get(entry.identity, "new")
-            found[entry.identity] = min(state, entry.state, key=ORDER.index)  # type: ignore[type-var]
+            found[entry.identity] = min(state, entry.state, key=ORDER.index)
     return found
