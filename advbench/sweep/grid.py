@@ -86,7 +86,7 @@ def _singular(content: Mapping[Any, Any]) -> dict[str, Any]:
         key = str(given).replace("-", "_")
         name = "seed" if key == "seeds" else PLURALS.get(key, key)
         if name not in Options.model_fields and name not in LISTS:
-            raise unknown("key", str(given), [*AXES, *LISTS, *Options.model_fields])
+            raise unknown("key", str(given), {*PLURALS, "seeds", *LISTS, *Options.model_fields})
         if name in found:
             raise InputError(f"{name!r} is given twice")
         found[name] = parse_seeds(value) if key == "seeds" else value

@@ -13,6 +13,7 @@ import torch
 from advbench.benchmark import prepare
 from advbench.config import Options, RunConfig
 from advbench.data import DataSet, load_dataset
+from advbench.identity import identity_of
 from advbench.sweep.estimate import Speed, makespan, measured_speed, recorded_speed, sizes_of, work_of
 from advbench.sweep.grid import GridCell
 from attacks_pool import InputError, Passes
@@ -132,27 +133,33 @@ class _Planner:
         try:
             options = Options.of(given)
             data = self._loaded(options)
-            device = self._device(options.device) if self.elsewhere else None
-            prepared = prepare(options, data=data, sample_seed=entry.sample_seed, device=device)
+            config, identity = self._prepared(options, entry.sample_seed, data)
         except (InputError, RecordError) as error:
             written = " ".join(f"{key}={value}" for key, value in entry.options.items())
             raise InputError(f"cell {number} ({written}): {error}") from None
-        self.models.setdefault(_model_key(prepared.config), prepared.device)
         return Cell(
             number=number,
             options=given,
             sample_seed=entry.sample_seed,
-            config=prepared.config,
-            identity=prepared.identity,
-            state=self.states.get(prepared.identity, "new"),
-            work=work_of(prepared.config, sizes_of(data)),
+            config=config,
+            identity=identity,
+            state=self.states.get(identity, "new"),
+            work=work_of(config, sizes_of(data)),
         )
 
-    def _device(self, text: str) -> torch.device:
-        """What a cell gets on a node that has what it asks for."""
-        if text.startswith("cuda") and not self.gpus:
-            raise InputError(f"device {text!r} on a cluster needs --gpus")
-        return torch.device("cuda" if self.gpus and text != "cpu" else "cpu")
+    def _prepared(self, options: Options, sample_seed: int, data: DataSet) -> tuple[RunConfig, str]:
+        """Configuration and identity; a cell that runs elsewhere gets the device that its node has for it."""
+        wanted = options.device
+        if not self.elsewhere:
+            here = prepare(options, data=data, sample_seed=sample_seed)
+            self.models.setdefault(_model_key(here.config), here.device)
+            return here.config, here.identity
+        if wanted.startswith("cuda") and not self.gpus:
+            raise InputError(f"device {wanted!r} on a cluster needs --gpus")
+        there = prepare(options.model_copy(update={"device": "cpu"}), data=data, sample_seed=sample_seed)
+        config = there.config.model_copy(update={"device": wanted})
+        device = torch.device("cuda" if self.gpus and wanted != "cpu" else "cpu")
+        return config, identity_of(config, data, device=device, threads=there.threads)
 
     def timed(self, cells: list[Cell]) -> Plan:
         """The cells with their estimates; nothing is timed where nothing is left to do."""
