@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from advbench.benchmark import multiply_adds
 from advbench.config import protocol_of
+from advbench.cost import multiply_adds
 from advbench.data import DataSet
 from advbench.evaluate import Row
 from advbench.foreign import Foreign

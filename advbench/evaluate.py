@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from advbench.data import Split
-from advbench.stochastic import JUDGED_BY, AveragedDraws, MeanOfDraws, is_stochastic
-from attacks_pool import Attack, ModelState, Passes, count_passes, verify
-from attacks_pool.randomness import keyed_generator
-from attacks_pool.search import search_model
-from attacks_pool.verifier import exact_arithmetic, predict_exactly
-from leaderboards import CLEAN, Cell, Threat
+from advbench.shards import Piece, Setting, Shard, View, blocks, compute, shards
+from advbench.stochastic import JUDGED_BY, is_stochastic
+from advbench.timeouts import limited
+from attacks_pool import Attack
+from leaderboards import Cell, Threat
 
-BLOCK_ELEMENTS = 2**20
-"""Pixels in a block. Blocks are part of what a number means: changing this changes random draws."""
-WORTH_PREPARING = 8
-"""Forward passes a point from which a search is worth a faster form of the model."""
+__all__ = ["LOOKED_AT", "Kept", "Row", "View", "assemble", "blocks", "evaluate"]
+
 LOOKED_AT = 32
 """Points by which a stochastic defense is found."""
-View = Callable[[Attack | None], nn.Module]
-"""The module to attack and judge for an attack; ``None`` asks for the one that sees clean points."""
+
+
+class Kept(Protocol):
+    """Where finished pieces are kept, so that none is measured twice."""
+
+    def get(self, shard: Shard, setting: Setting) -> Piece | None:
+        """The piece of this shard, if it was kept."""
+        ...
+
+    def put(self, shard: Shard, setting: Setting, piece: Piece) -> None:
+        """Keep it."""
+        ...
 
 
 @dataclass
@@ -47,15 +54,6 @@ class Row:
     single: dict[str, int] = field(default_factory=dict)
 
 
-def blocks(shape: Sequence[int], points: int) -> Iterator[slice]:
-    """Fixed runs of test points, from the image shape alone: a power of two between 16 and 512 each."""
-    size = 16
-    while size < 512 and 2 * size * int(np.prod(shape)) <= BLOCK_ELEMENTS:
-        size *= 2
-    for start in range(0, points, size):
-        yield slice(start, min(start + size, points))
-
-
 def evaluate(
     view: View,
     data: Split,
@@ -66,6 +64,10 @@ def evaluate(
     progress: Callable[[Cell], None] | None = None,
     stochastic: bool | None = None,
     surrogate: View | None = None,
+    surrogate_key: str = "",
+    device: torch.device | None = None,
+    kept: Kept | None = None,
+    attack_timeout: float | None = None,
 ) -> Row:
     """Measure one row of R.
 
@@ -75,141 +77,110 @@ def evaluate(
 
     Args:
         view: the module to attack and judge for an attack (``Defense.view``); ``None`` for clean.
-        data: test points on the model's device.
+        data: test points; one block at a time is moved to ``device``.
         attacks: each with the number of points, from the first on, that it is measured on.
         stage: the row; with ``seed``, the attack's text and the block it keys every random draw.
         seed: of the run.
         progress: called after each cell, the clean one first.
         stochastic: whether the defense answers at random; ``None`` asks it twice to find out.
         surrogate: what attacks search instead of the defense; access is then ``transfer``.
+        surrogate_key: tells surrogates apart where pieces are kept.
+        device: where the model is; where ``data`` lie by default.
+        kept: where finished pieces are found and put.
+        attack_timeout: seconds that an attack may take for a block.
+
+    Raises:
+        AttackTimeoutError: an attack took longer.
     """
-    points = len(data)
-    row = Row(stage, np.zeros(points, dtype=bool), np.zeros((len(attacks), points), dtype=bool))
-    clean = view(None)
-    if is_stochastic(clean, data.x[:LOOKED_AT], seed) if stochastic is None else stochastic:
-        row.draws = JUDGED_BY
-    row.cells.append(_clean_cell(clean, data, row, seed))
-    if progress is not None:
-        progress(row.cells[-1])
-    for number, (attack, limit) in enumerate(attacks):
-        searched = None if surrogate is None else surrogate(attack)
-        row.cells.append(_attack_cell(view(attack), data, attack, limit, row, number, seed, searched))
-        if progress is not None:
-            progress(row.cells[-1])
+    view = _last_one(view)
+    setting = Setting(stage, seed, 1, device or data.x.device, surrogate, surrogate_key)
+    if stochastic is None:
+        stochastic = is_stochastic(view(None), data.x[:LOOKED_AT].to(setting.device), seed)
+    if stochastic:
+        setting = replace(setting, draws=JUDGED_BY)
+    row = _empty(len(data), len(attacks), setting)
+    found: list[tuple[Shard, Piece]] = []
+    every = list(shards(data, attacks))
+    for number, shard in enumerate(every):
+        piece = None if kept is None else kept.get(shard, setting)
+        if piece is None:
+            # Clean passes are the defense's own, and it is the user's: nothing limits them.
+            seconds = None if shard.attack is None else attack_timeout
+            with limited(seconds, f"attack {shard.text!r} on row {stage}, block {shard.index}"):
+                piece = compute(shard, view, data, setting, row.clean[shard.block])
+            if kept is not None:
+                kept.put(shard, setting, piece)
+        found.append((shard, piece))
+        if number + 1 == len(every) or every[number + 1].attack is not shard.attack:
+            _add_cell(row, setting, found)
+            found = []
+            if progress is not None:
+                progress(row.cells[-1])
     return row
 
 
-def _judge(model: nn.Module, row: Row, *key: object) -> nn.Module:
-    """What gives the verdict's scores; its draws are keyed apart from those of any search."""
-    return model if row.draws == 1 else MeanOfDraws(model, (row.stage, *key), row.draws)
+def _last_one(view: View) -> View:
+    """The same, but asked once for the blocks of an attack: a view may have to be built."""
+    kept: list[tuple[Attack | None, nn.Module]] = []
+
+    def asked(attack: Attack | None) -> nn.Module:
+        if not kept or kept[0][0] is not attack:
+            kept[:] = [(attack, view(attack))]
+        return kept[0][1]
+
+    return asked
 
 
-def _note_single(judge: nn.Module, y: Tensor, attack: str, row: Row) -> None:
-    """Count what the first draw alone gets right."""
-    if isinstance(judge, MeanOfDraws):
-        row.single[attack] = row.single.get(attack, 0) + int((judge.single == y).sum())
-
-
-def _clean_cell(model: nn.Module, data: Split, row: Row, seed: int) -> Cell:
-    began = time.perf_counter()
-    for index, block in enumerate(blocks(data.x.shape[1:], len(data))):
-        judge = _judge(model, row, seed, CLEAN, index)
-        scores = predict_exactly(judge, data.x[block])
-        _note_single(judge, data.y[block], CLEAN, row)
-        finite = torch.isfinite(scores).all(1)
-        row.not_a_number += int((~finite).sum())
-        row.clean[block] = ((scores.argmax(1) == data.y[block]) & finite).cpu().numpy()
-    correct, points = int(row.clean.sum()), len(data)
-    return Cell(
-        stage=row.stage,
-        attack=CLEAN,
-        threat=Threat(norm=None, eps=None, access="none"),
-        n=points,
-        clean_correct=correct,
-        robust=correct,
-        invalid=0,
-        seconds=time.perf_counter() - began,
-        forwards=points * row.draws,
-        backwards=0,
-        bound="none",
-    )
-
-
-def _attack_cell(
-    model: nn.Module,
+def assemble(
     data: Split,
-    attack: Attack,
-    limit: int,
-    row: Row,
-    number: int,
-    seed: int,
-    surrogate: nn.Module | None,
-) -> Cell:
-    """One attack on one view; with ``surrogate`` the search runs there, for all its steps."""
-    began = time.perf_counter()
-    state = ModelState(model)
-    invalid = forwards = backwards = 0
-    for index, block in enumerate(blocks(data.x.shape[1:], limit)):
-        right = torch.as_tensor(row.clean[block], device=data.x.device)
-        x, y = data.x[block][right], data.y[block][right]
-        if not len(x):
-            continue
-        draws = keyed_generator("evaluate", seed, row.stage, attack.text, index)
-        if surrogate is not None:
-            x_adv, passes = _craft(attack, surrogate, x, y, draws, early_stop=False)
-        else:
-            x_adv, passes = _craft(attack, model, x, y, draws, stochastic=row.draws > 1)
-        forwards, backwards = forwards + passes.forwards, backwards + passes.backwards
-        if changes := state.changes():
-            # The search ran on a model that it moved; the verdict must not.
-            state.restore()
-            row.changed[attack.text] = changes
-        judge = _judge(model, row, seed, attack.text, index)
-        verdict = verify(judge, x, y, x_adv, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
-        _note_single(judge, y, attack.text, row)
-        invalid += int(verdict.invalid.sum())
-        row.not_a_number += int(verdict.not_a_number.sum())
-        survived = row.robust[number, block]
-        survived[row.clean[block]] = verdict.robust.cpu().numpy()
-    return Cell(
-        stage=row.stage,
-        attack=attack.text,
-        threat=Threat(
-            norm=attack.info.norm,
-            eps=attack.eps,
-            access=attack.info.access if surrogate is None else "transfer",
-        ),
-        n=limit,
-        clean_correct=int(row.clean[:limit].sum()),
-        robust=int(row.robust[number].sum()),
-        invalid=invalid,
-        seconds=time.perf_counter() - began,
-        forwards=forwards,
-        backwards=backwards,
-        bound="box-only" if attack.info.norm is None else "norm",
+    attacks: Sequence[tuple[Attack, int]],
+    setting: Setting,
+    pieces: Mapping[tuple[str, int], Piece],
+) -> Row:
+    """The row of pieces that were computed anywhere, by attack text (``clean`` too) and block.
+
+    Raises:
+        KeyError: a piece is missing.
+    """
+    row = _empty(len(data), len(attacks), setting)
+    every = [(shard, pieces[shard.text, shard.index]) for shard in shards(data, attacks)]
+    for attack in (None, *(attack for attack, _ in attacks)):
+        _add_cell(row, setting, [(shard, piece) for shard, piece in every if shard.attack is attack])
+    return row
+
+
+def _empty(points: int, attacks: int, setting: Setting) -> Row:
+    clean, robust = np.zeros(points, dtype=bool), np.zeros((attacks, points), dtype=bool)
+    return Row(setting.stage, clean, robust, draws=setting.draws)
+
+
+def _add_cell(row: Row, setting: Setting, found: Sequence[tuple[Shard, Piece]]) -> None:
+    """Put the pieces of one attack, in the order of their blocks, into the row."""
+    first, limit = found[0][0], found[-1][0].stop
+    attack, text = first.attack, first.text
+    outcome = row.clean if attack is None else row.robust[len(row.cells) - 1]
+    for shard, piece in found:
+        outcome[shard.block] = piece.right
+        row.not_a_number += piece.not_a_number
+        if piece.changed:
+            row.changed[text] = list(piece.changed)
+        if piece.single is not None:
+            row.single[text] = row.single.get(text, 0) + piece.single
+    access = "transfer" if setting.surrogate is not None else attack.info.access if attack else "none"
+    row.cells.append(
+        Cell(
+            stage=row.stage,
+            attack=text,
+            threat=Threat(norm=None, eps=None, access="none")
+            if attack is None
+            else Threat(norm=attack.info.norm, eps=attack.eps, access=access),
+            n=limit,
+            clean_correct=int(row.clean[:limit].sum()),
+            robust=int(outcome.sum()),
+            invalid=sum(piece.invalid for _, piece in found),
+            seconds=sum(piece.seconds for _, piece in found),
+            forwards=sum(piece.forwards for _, piece in found),
+            backwards=sum(piece.backwards for _, piece in found),
+            bound="none" if attack is None else "box-only" if attack.info.norm is None else "norm",
+        )
     )
-
-
-def _craft(
-    attack: Attack,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    draws: torch.Generator,
-    *,
-    stochastic: bool = False,
-    early_stop: bool = True,
-) -> tuple[Tensor, Passes]:
-    """What the attack finds, and the sample-passes that it took, on whichever form of the model."""
-    cost = attack.info.passes(attack.knobs)
-    searched = AveragedDraws(model) if stochastic else model
-    # A point that fools these draws by a hair fools no others: it is searched to the end.
-    early_stop = early_stop and not stochastic
-    if not stochastic and cost is not None and cost[0] >= WORTH_PREPARING:
-        searched = search_model(model, x, reduced=attack.info.reduced_precision)
-    with exact_arithmetic(x.device), count_passes(model) as exact:
-        if searched is model or stochastic:
-            return attack(searched, x, y, generator=draws, early_stop=early_stop), exact
-        with count_passes(searched) as fast:
-            x_adv = attack(searched, x, y, generator=draws, early_stop=early_stop)
-    return x_adv, Passes(exact.forwards + fast.forwards, exact.backwards + fast.backwards)

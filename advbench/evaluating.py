@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advbench.audit import audit, probe
-from advbench.benchmark import surrogate_of
 from advbench.config import MOST_THREADS
-from advbench.data import DataSet, Split, load_dataset
-from advbench.environment import choose_device, describe, reproducible
-from advbench.evalrecord import eval_config, eval_record, kept
-from advbench.evaluate import evaluate
-from advbench.events import Event, JsonLog, Listener, tell
-from advbench.foreign import Foreign, Source, load_foreign
+from advbench.data import load_dataset
+from advbench.environment import choose_device, reproducible
+from advbench.evaljob import Job, evaluate_job, identity_of
+from advbench.evalrecord import eval_config
+from advbench.events import Listener
+from advbench.foreign import Source, load_foreign
+from advbench.preparing import surrogate_of
 from advbench.resolve import parse_points
-from advbench.saved import EVALUATED, WEIGHTS, Run
+from advbench.saved import Run
 from advbench.suites import suite
-from attacks_pool import Attack, InputError
+from advbench.timeouts import check_timeout
+from attacks_pool import InputError
 from attacks_pool.attack import check_images
-from leaderboards import Cell, Record, new_run_directory, write_bytes, write_outcomes, write_record
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One evaluation, with nothing left open."""
-
-    foreign: Foreign
-    data: DataSet
-    test: Split
-    attacks: list[tuple[Attack, int]]
-    config: dict[str, Any]
-    surrogate: tuple[str, nn.Module] | None = None
-    began: float = field(default_factory=time.perf_counter)
 
 
 def evaluate_model(
@@ -65,6 +45,8 @@ def evaluate_model(
     runs_dir: str | Path = "runs",
     data_dir: str | Path | None = None,
     listeners: Sequence[Listener] = (),
+    resume: bool | None = None,
+    attack_timeout: float | None = None,
 ) -> Run:
     """Measure what a model that was trained elsewhere withstands; what ``advbench eval`` does.
 
@@ -88,13 +70,18 @@ def evaluate_model(
         runs_dir: where the run's directory is made.
         data_dir: where the data sets' files are.
         listeners: called with every :class:`advbench.events.Event`.
+        resume: None goes on with an unfinished evaluation of ``runs_dir`` that was asked to do the very same
+            on the same weights; False always begins a new one. Only a model given as text can be known again.
+        attack_timeout: seconds that an attack may take for a block of points.
 
     Returns:
         The evaluation; ``.record`` has everything that was measured.
 
     Raises:
         InputError, RecordError: anything that cannot be run; nothing is left on disk then.
+        RunFailedError: anything that went wrong on the way; what was finished is kept.
     """
+    check_timeout(attack_timeout)
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise InputError(f"threads={threads} is out of range: it must be from 1 to {MOST_THREADS}")
     if not 0 <= seed < 2**63:
@@ -119,12 +106,21 @@ def evaluate_model(
         measured = [
             (attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen
         ]
-        size = max(count for _, count in measured)
         where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}
         how = {"points": counts, "seed": seed, "device": device, "threads": threads}
         config = eval_config(foreign, chosen, {**where, **how})
-        test = Split(data.test.x[:size].to(place), data.test.y[:size].to(place))
-        return _go(_Job(foreign, data, test, measured, config, other), Path(runs_dir), listeners)
+        job = Job(foreign, data, measured, config, place, other, attack_timeout)
+        code = _code(source)
+        identity = None if code is None else identity_of(job, code)
+        return evaluate_job(job, Path(runs_dir), listeners, identity=identity, fresh=resume is False)
+
+
+def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:
+    """The modules that build the model; None for one that cannot be known again: it came without a text."""
+    if not isinstance(source, Source):
+        return None
+    module, colon, _ = source.model.partition(":")
+    return (module,) if colon and module not in ("torchvision", "robustbench") else ()
 
 
 def _path(given: str | Path | None) -> Path | None:
@@ -143,86 +139,3 @@ def _device(model: object, text: str) -> torch.device:
         # A function keeps its tensors where its author put them, which nobody but a GPU's owner changes.
         return torch.device("cpu")
     return device
-
-
-def _go(job: _Job, runs_dir: Path, listeners: Sequence[Listener]) -> Run:
-    with _directory(runs_dir, _stem(job)) as directory:
-        log = JsonLog(directory / "log.jsonl")
-        try:
-            say = functools.partial(_say, job, [*listeners, log])
-            say("start", text=directory.name)
-            record = _measured(job, directory, say)
-            say("end", text=str(directory))
-        finally:
-            log.close()
-    return Run(directory, record, data_dir=job.config["data_dir"])
-
-
-def _stem(job: _Job) -> str:
-    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    names = [
-        "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)[:60]
-        for text in (job.foreign.name, job.data.name)
-    ]
-    return f"{when}-{EVALUATED}-{names[0]}-{names[1]}-s{job.config['seed']}"
-
-
-@contextlib.contextmanager
-def _directory(runs_dir: Path, stem: str) -> Iterator[Path]:
-    """A new run directory, which goes again if what the user gave turns out not to run."""
-    missing = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
-    directory = new_run_directory(runs_dir, stem)
-    try:
-        yield directory
-    except InputError:
-        shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for path in missing:
-                path.rmdir()
-        raise
-
-
-def _say(job: _Job, listeners: Sequence[Listener], kind: Any, **values: Any) -> None:
-    tell(listeners, Event(kind, elapsed=time.perf_counter() - job.began, **values))
-
-
-def _measured(job: _Job, directory: Path, say: Callable[..., None]) -> Record:
-    """Attack, audit and write; the record last."""
-    model, seed = job.foreign.model, job.config["seed"]
-    began = time.perf_counter()
-
-    def view(_attack: Attack | None) -> nn.Module:
-        return model
-
-    def progress(cell: Cell) -> None:
-        say("cell", attack=cell.attack, cell=cell)
-
-    row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress)
-    name, surrogate = job.surrogate or ("", None)
-    probes = probe(
-        view,
-        job.test,
-        attacks=[attack for attack, _ in job.attacks],
-        surrogate=None if surrogate is None else surrogate.to(job.test.x.device),
-        surrogate_name=name,
-        seed=seed,
-        stochastic=row.draws > 1,
-    )
-    seconds = time.perf_counter() - began
-    record = eval_record(
-        directory.name,
-        job.config,
-        job.foreign,
-        job.data,
-        row=row,
-        attacks=job.attacks,
-        audit=audit([row], job.attacks, probes=probes),
-        seconds=seconds,
-        environment=describe(job.test.x.device, job.data),
-    )
-    if job.foreign.file is not None and kept(job.foreign):
-        write_bytes(directory / WEIGHTS, job.foreign.file.read_bytes())
-    outcomes = directory / "outcomes.npz"
-    write_outcomes(outcomes, row.clean[None], row.robust[None], probes=probes.robust)
-    write_record(directory, record)
-    return record

@@ -13,14 +13,16 @@ from attacks_pool.errors import InputError
 from attacks_pool.text import attack_name
 from leaderboards import Cell
 
-Kind = Literal["start", "batch", "epoch", "cell", "stage", "end"]
+Kind = Literal["start", "resume", "note", "phase", "batch", "epoch", "cell", "stage", "end"]
 
 
 @dataclass(frozen=True)
 class Event:
     """One moment of a run: where it stands, what was measured, seconds gone and (an estimate) left.
 
-    Stage 0 is clean pretraining; ``attack`` is the text that is trained against or was measured.
+    ``resume`` takes the place of ``start``; ``step`` counts the epochs of the whole run. Stage 0 is clean
+    pretraining; ``attack`` is the text that is trained against or was measured. A ``phase`` begins with the
+    ``text`` ``train`` or ``measure``; a ``note`` is something to tell the user.
     """
 
     kind: Kind
@@ -30,6 +32,7 @@ class Event:
     epochs: int = 0
     batch: int = 0
     batches: int = 0
+    step: int = 0
     attack: str = ""
     losses: dict[str, float] = field(default_factory=dict)
     cell: Cell | None = None
@@ -58,6 +61,13 @@ class Clock:
         self._done[what] += 1
         self._last = now
 
+    def skip(self, what: Literal["epoch", "row"], count: int) -> None:
+        """So many were finished before the start."""
+        if what == "epoch":
+            self._epochs -= count
+        else:
+            self._rows -= count
+
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -75,14 +85,14 @@ class Clock:
 
 
 class JsonLog:
-    """Appends every event but single batches to ``log.jsonl``, a line each, flushed at once."""
+    """Appends every event but phases and single batches to ``log.jsonl``, a line each, flushed at once."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, event: Event) -> None:
         """Write one line."""
-        if event.kind == "batch":
+        if event.kind in ("batch", "phase"):
             return
         self._file.write(json.dumps({"time": round(time.time(), 3), **_brief(event)}) + "\n")
         self._file.flush()
@@ -104,14 +114,12 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(path))
-        self._epochs = 0
 
     def __call__(self, event: Event) -> None:
         """Add what the event measured."""
         if event.kind == "epoch":
-            self._epochs += 1
             for name, value in event.losses.items():
-                self._writer.add_scalar(f"train/{name}", value, self._epochs)
+                self._writer.add_scalar(f"train/{name}", value, event.step)
         elif event.kind == "cell" and event.cell is not None:
             name = f"robust/{attack_name(event.cell.attack)}"
             self._writer.add_scalar(name, event.cell.accuracy, event.stage)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from advbench.config import RunConfig, explain
@@ -172,3 +172,9 @@ def load_weights(defense: Defense, path: Path) -> None:
         defense.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"weights {path} do not fit the model: {' '.join(str(error).split())}") from None
+
+
+def weights_of(defense: Defense) -> bytes:
+    """The parameters and buffers as safetensors; tied tensors are stored once each."""
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in defense.state_dict().items()}
+    return save(state)

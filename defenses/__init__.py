@@ -9,12 +9,15 @@ from defenses.base import Defense, Progress, Stage, TrainingDivergedError
 from defenses.metadata import DefenseInfo
 from defenses.plan import TrainPlan
 from defenses.registry import Registry, register, registry
+from defenses.snapshot import DefenseState, Snapshot
 
 __all__ = [
     "Defense",
     "DefenseInfo",
+    "DefenseState",
     "Progress",
     "Registry",
+    "Snapshot",
     "Stage",
     "TrainPlan",
     "TrainingDivergedError",

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.attack import Attack, check_batch
-from attacks_pool.engine import wrong
+from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError
 from attacks_pool.guard import buffers_kept
-from attacks_pool.passes import Passes, count_passes
-from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator
-from defenses.augment import augment
+from attacks_pool.passes import Passes
+from attacks_pool.randomness import keyed_generator
 from defenses.metadata import DefenseInfo
 from defenses.parameters import parameters_of
 from defenses.plan import TrainPlan
+from defenses.snapshot import Snapshot
+from defenses.stage import Batches, Progress, Stage, TrainingDivergedError
+from defenses.training import Training, check_data
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss is no longer a number; says at which stage, epoch and step."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data."""
-
-    index: int
-    attacks: tuple[Attack, ...]
-    plan: TrainPlan
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands after a batch; ``batches`` is 0 when the loader has no length."""
-
-    stage: int
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    losses: dict[str, float]
+__all__ = ["Batches", "Defense", "Progress", "Stage", "TrainingDivergedError"]
 
 
 class Defense(nn.Module):
@@ -86,6 +60,8 @@ class Defense(nn.Module):
         plan: TrainPlan | None = None,
         progress: Callable[[Progress], None] | None = None,
         validation: Batches | None = None,
+        checkpoint: Callable[[Snapshot], None] | None = None,
+        resume: Snapshot | None = None,
     ) -> list[dict[str, float]]:
         """Train one stage on clean batches against ``attacks``; the defense is left in eval mode.
 
@@ -93,36 +69,38 @@ class Defense(nn.Module):
             data: any re-iterable of ``(x, y)`` batches, such as a DataLoader; ``x`` in [0, 1].
             attacks: one attack in the continual regime, several in joint and meta, none for plain training.
             plan: the training budget, :class:`TrainPlan` by default.
-            progress: called after each batch.
+            progress: called after each batch. It may stop training by raising anything, which comes out of
+                here; ``checkpoint`` gets a snapshot of that moment before.
             validation: held-out batches, needed by ``select="val-robust"`` alone.
+            checkpoint: called with a snapshot after each epoch.
+            resume: go on from such a snapshot, with the arguments that it was taken with, on a defense newly
+                built with the same parameters around a classifier of the same kind. The result is that of
+                training without a break, bit for bit, if ``data`` repeat their order: a loader that shuffles
+                needs ``set_epoch``. ``begin`` is not called again.
 
         Returns:
             The mean losses of each epoch.
 
         Raises:
             InputError: data that are empty or cannot be read twice, images out of range, validation missing,
-                several attacks for a defense that runs in the continual regime alone.
+                several attacks for a defense that runs in the continual regime alone, a snapshot of something
+                else.
             TrainingDivergedError: the loss is no longer finite.
         """
         plan = plan or TrainPlan()
         self._check_attacks(attacks)
-        _check_data(data, plan, validation)
+        check_data(data, plan, validation)
+        if resume is not None:
+            resume.state.restore(self)
         stage = Stage(self.stages + 1, tuple(attack.for_training() for attack in attacks), plan)
-        self.begin(stage)
-        optimizer = self.configure_optimizer(plan)
-        best = (
-            _Best(self, stage, validation) if plan.select == "val-robust" and validation is not None else None
+        if resume is None:
+            self.begin(stage)
+        training = Training(
+            self, data, stage, progress=progress, validation=validation, checkpoint=checkpoint
         )
-        history = []
-        with count_passes(self) as passes:
-            for epoch in range(plan.epochs):
-                history.append(self._epoch(data, stage, epoch, optimizer, progress))
-                if best is not None:
-                    best.consider()
-        self.passes.forwards += passes.forwards
-        self.passes.backwards += passes.backwards
-        if best is not None:
-            best.restore()
+        if resume is not None:
+            training.resume(resume)
+        history = training.run()
         self.end(stage)
         self.stages += 1
         self.eval()
@@ -208,99 +186,3 @@ class Defense(nn.Module):
             raise InputError(
                 f"{self.info.name} meets one attack a stage, not {len(attacks)}: call fit once for each"
             )
-
-    def _epoch(
-        self,
-        data: Batches,
-        stage: Stage,
-        epoch: int,
-        optimizer: torch.optim.Optimizer | None,
-        progress: Callable[[Progress], None] | None,
-    ) -> dict[str, float]:
-        plan, device = stage.plan, self.device
-        # Keyed, not carried on: an epoch draws the same whether or not the ones before it ran just now.
-        self.generator = keyed_generator("defense", self.seed, stage.index, epoch)
-        if hasattr(data, "set_epoch"):
-            data.set_epoch((stage.index - 1) * 100_000 + epoch)
-        batches = len(data) if isinstance(data, Sized) else 0
-        sums: dict[str, float] = {}
-        count = 0
-        for batch, (images, labels) in enumerate(data):
-            x, y = check_batch(images.to(device), labels.to(device))
-            share = batch / batches if batches else 0.0
-            self._set_rate(optimizer, plan.learning_rate((epoch + share) / plan.epochs))
-            warmth = plan.warmth(epoch + share)
-            now = stage
-            if warmth < 1:
-                now = replace(stage, attacks=tuple(attack.scaled(warmth) for attack in stage.attacks))
-            if plan.augmentation:
-                x = augment(x, plan.augmentation, self.generator)
-            self.train()
-            # Dropout and the like draw from the global state, which is the caller's.
-            with isolated_randomness(key_seed("step", self.seed, stage.index, epoch, batch), device):
-                losses = self.step(x, y, now, optimizer)
-            if not all(math.isfinite(value) for value in losses.values()):
-                raise TrainingDivergedError(
-                    f"{self.info.name}: the loss is not a number at stage {stage.index}, epoch {epoch + 1}, "
-                    f"step {batch + 1}: {losses}"
-                )
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
-            count += 1
-            if progress is not None:
-                progress(Progress(stage.index, epoch + 1, plan.epochs, batch + 1, batches, losses))
-        if not count:
-            raise InputError("data has no batches")
-        return {name: value / count for name, value in sums.items()}
-
-    @staticmethod
-    def _set_rate(optimizer: torch.optim.Optimizer | None, rate: float) -> None:
-        for group in optimizer.param_groups if optimizer is not None else ():
-            group["lr"] = rate
-
-
-class _Best:
-    """Remembers the epoch that stands up best to the stage's attacks on validation data."""
-
-    def __init__(self, defense: Defense, stage: Stage, validation: Batches) -> None:
-        self.defense, self.stage, self.validation = defense, stage, validation
-        self.accuracy = -1.0
-        self.state: dict[str, Tensor] = {}
-
-    def consider(self) -> None:
-        accuracy = self._robust_accuracy()
-        if accuracy > self.accuracy:
-            self.accuracy = accuracy
-            self.state = {name: value.detach().clone() for name, value in self.defense.state_dict().items()}
-
-    def restore(self) -> None:
-        self.defense.load_state_dict(self.state)
-
-    def _robust_accuracy(self) -> float:
-        right = total = 0
-        self.defense.eval()
-        for batch, (images, labels) in enumerate(self.validation):
-            x, y = images.to(self.defense.device), labels.to(self.defense.device)
-            survived = torch.ones(len(x), dtype=torch.bool, device=x.device)
-            with torch.no_grad():
-                survived &= ~wrong(self.defense(x), y)
-            for number, attack in enumerate(self.stage.attacks):
-                draws = keyed_generator("validation", self.defense.seed, self.stage.index, batch, number)
-                x_adv = attack(self.defense, x, y, generator=draws)
-                with torch.no_grad():
-                    survived &= ~wrong(self.defense(x_adv), y)
-            right, total = right + int(survived.sum()), total + len(x)
-        return right / max(total, 1)
-
-
-def _check_data(data: Batches, plan: TrainPlan, validation: Batches | None) -> None:
-    if plan.select == "val-robust" and validation is None:
-        raise InputError("select='val-robust' needs validation batches: fit(..., validation=...)")
-    for name, batches in (("data", data), ("validation", validation)):
-        # Not iter(batches): that would draw a seed for a DataLoader, or start its workers.
-        if isinstance(batches, Iterator):
-            raise InputError(
-                f"{name} is an iterator, used up after one epoch: give a DataLoader or a list of batches"
-            )
-        if isinstance(batches, Sized) and len(batches) == 0:
-            raise InputError(f"{name} has no batches")

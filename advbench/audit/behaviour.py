@@ -40,11 +40,14 @@ class Gradients:
         return getattr(self, loss) / self.points if self.points else 0.0
 
 
-def logit_flags(model: nn.Module, x: Tensor, seed: int) -> Iterator[Flag]:
-    """``nan-logits`` and ``probabilities-not-logits``, over all points ``x`` (N, C, H, W) as they are."""
+def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | None = None) -> Iterator[Flag]:
+    """``nan-logits`` and ``probabilities-not-logits``, over all points ``x`` (N, C, H, W) as they are.
+
+    Only one block of them is moved to ``device`` at a time.
+    """
     broken, probable = 0, bool(len(x))
     for block in blocks(x.shape[1:], len(x)):
-        logits = logits_of(model, x[block], seed)
+        logits = logits_of(model, x[block].to(device or x.device), seed)
         finite = torch.isfinite(logits).all(1)
         broken += int((~finite).sum())
         known = logits[finite]

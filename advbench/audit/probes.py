@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from advbench.audit.behaviour import Gradients, company_flags, gradients, logit_flags
 from advbench.audit.comparisons import Probed
 from advbench.data import Split
-from advbench.evaluate import LOOKED_AT, Row, View, evaluate
+from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
+from advbench.identity import weights_digest
 from advbench.stochastic import is_stochastic
 from attacks_pool import Attack, pool
 from attacks_pool.randomness import key_seed
@@ -82,12 +85,15 @@ def probe(
     stage: int = 0,
     points: int = POINTS,
     stochastic: bool | None = None,
+    device: torch.device | None = None,
+    kept: Kept | None = None,
+    attack_timeout: float | None = None,
 ) -> Probes:
     """Measure what an audit needs beyond a run.
 
     Args:
         view: the module to look at for an attack (``Defense.view``; ``lambda _: model`` for a plain model).
-        data: test points on the model's device; all are asked clean, the first ``points`` are attacked.
+        data: test points; all are asked clean, the first ``points`` are attacked.
         attacks: those of the run, whose norms and budgets the probes take.
         surrogate: another model of the same images and classes, to craft transferred points on.
         surrogate_name: how the record calls it.
@@ -95,26 +101,30 @@ def probe(
         stage: what the cells call the row.
         points: how many test points to attack.
         stochastic: whether the model answers at random; ``None`` asks it twice.
+        device: where the model is; where ``data`` lie by default.
+        kept, attack_timeout: of the evaluator.
     """
-    model = view(None)
+    model, place = view(None), device or data.x.device
     key = key_seed("probe", seed)
-    random = is_stochastic(model, data.x[:LOOKED_AT], key) if stochastic is None else stochastic
+    random = is_stochastic(model, data.x[:LOOKED_AT].to(place), key) if stochastic is None else stochastic
     count = min(max(points // 4, 1) if random else points, len(data))
-    few = Split(data.x[:count], data.y[:count])
+    few = Split(data.x[:count].to(place), data.y[:count].to(place))
     direct, transferred = battery(attacks, brief=random), transfers(attacks)
-    rows = [evaluate(view, few, [(one, count) for one in direct], stage=stage, seed=key, stochastic=random)]
+    measure = functools.partial(
+        evaluate,
+        view,
+        few,
+        stage=stage,
+        seed=key,
+        stochastic=random,
+        kept=kept,
+        attack_timeout=attack_timeout,
+    )
+    rows = [measure([(one, count) for one in direct])]
     if surrogate is not None:
-        rows.append(
-            evaluate(
-                view,
-                few,
-                [(one, count) for one in transferred],
-                stage=stage,
-                seed=key,
-                stochastic=random,
-                surrogate=lambda _attack: surrogate,
-            )
-        )
+        whose = weights_digest(surrogate.state_dict()) if kept is not None else ""
+        made = [(one, count) for one in transferred]
+        rows.append(measure(made, surrogate=lambda _attack: surrogate, surrogate_key=whose))
     right = few.x.new_tensor(rows[0].clean).bool()
     return Probes(
         points=count,
@@ -123,7 +133,10 @@ def probe(
         gradients=gradients(model, few.x[right], few.y[right], budget(attacks, "linf"), key),
         stochastic=random,
         surrogate=surrogate_name if surrogate is not None else None,
-        flags=[*logit_flags(model, data.x, key), *company_flags(model, data.x, key, stochastic=random)],
+        flags=[
+            *logit_flags(model, data.x, key, place),
+            *company_flags(model, data.x[: LOOKED_AT * 2].to(place), key, stochastic=random),
+        ],
     )
 
 

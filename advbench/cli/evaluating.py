@@ -45,16 +45,24 @@ def evaluate(
         Path | None, typer.Option(help="A run whose model the audit crafts transferred points on.")
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew, even if the same evaluation was left unfinished.")
+    ] = False,
+    attack_timeout: Annotated[
+        float | None, typer.Option(help="Stop when an attack takes more seconds than this for a block.")
+    ] = None,
 ) -> None:
     """Measure what a model that was trained elsewhere withstands; it is asked for nothing but logits.
 
     A model from code is imported: it must be trusted. From files no pickle is run; nothing is downloaded.
+    An evaluation that was interrupted goes on when the same command is given again.
     """
     from advbench.cli import render
     from advbench.cli.progress import reporter
     from advbench.evaluating import evaluate_model
+    from advbench.interrupts import interrupts
 
-    with reporter() as listener:
+    with interrupts() as stopper, reporter() as listener:
         run = evaluate_model(
             model,
             dataset,
@@ -73,7 +81,9 @@ def evaluate(
             surrogate=surrogate,
             runs_dir=runs_dir,
             data_dir=data_dir,
-            listeners=[listener],
+            listeners=[listener, stopper],
+            resume=False if fresh else None,
+            attack_timeout=attack_timeout,
         )
     render.print_run(run)
 

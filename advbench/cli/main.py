@@ -10,6 +10,7 @@ import typer
 
 from advbench import __version__
 from advbench.cli import auditing, boards, doctor, evaluating, lists, running, sweeping
+from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
 """The exit code that shells give to a process stopped by Ctrl-C."""
@@ -59,13 +60,15 @@ def invoke(arguments: list[str]) -> int:
 
     Returns:
         0; 2 after a user's mistake, which is one line on stderr; 1 where a run itself failed; 130 after an
-        interrupt.
+        interrupt, 143 after a termination.
     """
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="advbench", standalone_mode=False)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
+    except Interrupted as stop:
+        return _fail(f"interrupted; {stop.how}" if stop.how else "interrupted", stop.code)
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it again on the way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,7 +94,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
         return str(error.format_message()), 2
     if type(error).__name__ in ("InputError", "RecordError"):
         return str(error), 2
-    if type(error).__name__ == "TrainingDivergedError":
+    if type(error).__name__ in ("TrainingDivergedError", "RunFailedError"):
         return str(error), 1
     return None, 1
 

@@ -29,7 +29,7 @@ def reporter() -> Iterator[Listener]:
 
         def listen(event: Event) -> None:
             shown.event = event
-            if event.kind in ("cell", "end"):
+            if event.kind in ("cell", "end", "note"):
                 console.print(describe(event), highlight=False, markup=False)
 
         yield listen
@@ -58,7 +58,7 @@ class _Plain:
                 event.kind == "epoch" and event.epoch == event.epochs
             ):
                 return
-        elif event.kind not in ("start", "cell", "end"):
+        elif event.kind not in ("start", "resume", "note", "cell", "end"):
             return
         self._last = now
         print(describe(event), file=sys.stderr, flush=True)
@@ -69,8 +69,10 @@ def describe(event: Event) -> str:
     left = f"  ({duration(event.left)} left)" if event.left is not None and event.kind != "end" else ""
     head = f"[{duration(event.elapsed):>6}] "
     where = f"stage {event.stage}/{event.stages}" if event.stage else "pretraining"
-    if event.kind == "start":
-        return f"{head}run {event.text}"
+    if event.kind in ("start", "resume"):
+        return f"{head}{'going on with ' if event.kind == 'resume' else ''}run {event.text}"
+    if event.kind == "note":
+        return f"{head}{event.text}"
     if event.kind == "end":
         return f"{head}finished"
     if event.kind == "cell" and event.cell is not None:

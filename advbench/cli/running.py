@@ -70,10 +70,25 @@ def run(
         ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this unfinished run; it has all other options.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew, even if the same run was left unfinished.")
+    ] = False,
+    attack_timeout: Annotated[
+        float | None,
+        typer.Option(help="Stop when an attack takes more seconds than this for a batch or block."),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Import a package.module:factory that --config or --resume names."),
+    ] = False,
 ) -> None:
     """Train a defense against a sequence of attacks and measure what it withstands after each.
 
-    Writes one directory a run and prints the stage × attack matrix, the metrics and robustness by class.
+    Writes one directory a run and prints the stage × attack matrix, the metrics and robustness by class. A
+    run that was interrupted goes on when the same command is given again.
     """
     given: dict[str, Any] = {
         "defense": defense,
@@ -94,32 +109,71 @@ def run(
         "train_set": _pairs("train-set", train_set),
     }
     options = {key: value for key, value in given.items() if value is not None}
-    from advbench.benchmark import run as run_one
-    from advbench.cli import render
-    from advbench.cli.progress import reporter
+    how: dict[str, Any] = {
+        "tensorboard": tensorboard,
+        "attack_timeout": attack_timeout,
+        "trust": trust,
+    }
+    if resume is not None:
+        typed = {"seeds": seeds, "config": config, "surrogate": surrogate, "fresh": fresh or None}
+        _resume(resume, {**options, **{key: value for key, value in typed.items() if value is not None}}, how)
+        return
     from advbench.config import Options, merge, read_config
 
     if config is not None:
         options = merge(read_config(config), options)
+        _check_trust(config, options, typed=model, trust=trust)
     # Checked as a whole here, so that no seed runs before a mistake is found.
     chosen = _seeds(seeds, Options.of(options).seed)
+    how |= {"runs_dir": runs_dir, "sample_seed": chosen[0], "surrogate": surrogate, "reuse": len(chosen) > 1}
+    finished = _run([{**options, **how, "seed": seed, "resume": False if fresh else None} for seed in chosen])
+    if len(finished) > 1:
+        from advbench.cli import render
+
+        render.print_seeds(finished, runs_dir)
+
+
+def _run(runs: Sequence[dict[str, Any]]) -> list[Any]:
+    """Make the runs one after another and print each."""
+    from advbench.benchmark import run as run_one
+    from advbench.cli import render
+    from advbench.cli.progress import reporter
+    from advbench.interrupts import interrupts
 
     finished = []
-    for number in chosen:
-        with reporter() as listener:
-            finished.append(
-                run_one(
-                    runs_dir=runs_dir,
-                    listeners=[listener],
-                    tensorboard=tensorboard,
-                    sample_seed=chosen[0],
-                    surrogate=surrogate,
-                    **{**options, "seed": number},
-                )
-            )
-        render.print_run(finished[-1])
-    if len(finished) > 1:
-        render.print_seeds(finished, runs_dir)
+    with interrupts() as stopper:
+        for options in runs:
+            with reporter() as listener:
+                finished.append(run_one(listeners=[listener, stopper], **options))
+            render.print_run(finished[-1])
+    return finished
+
+
+def _resume(path: Path, typed: dict[str, Any], how: dict[str, Any]) -> None:
+    """Go on with one run."""
+    given = {key for key, value in typed.items() if value not in (None, {})}
+    if given:
+        from advbench.benchmark import refuse_options
+
+        refuse_options(given)
+    _run([{**how, "resume": path}])
+
+
+def _check_trust(config: Path, options: dict[str, Any], *, typed: str | None, trust: bool) -> None:
+    """A config cannot execute code: a factory that it names is imported only with ``--trust``.
+
+    Raises:
+        InputError: it names one, and nobody typed it.
+    """
+    from advbench.preparing import imports_code
+    from attacks_pool.errors import InputError
+
+    named = options.get("model")
+    if typed is None and not trust and isinstance(named, str) and ":" in named and imports_code(named):
+        raise InputError(
+            f"config {config} names the model {named!r}, and using it imports that code: "
+            "add --trust if you trust it"
+        )
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str] | None:

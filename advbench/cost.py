@@ -1,0 +1,15 @@
+"""What a model costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def multiply_adds(model: nn.Module, x: torch.Tensor) -> int:
+    """Multiply-adds of one image's inference, in convolutions and matrix products."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(x)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,160 @@
+"""One evaluation of a foreign model under way: measured, audited, written, gone on with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advbench.audit import audit, probe
+from advbench.data import DataSet, Split
+from advbench.environment import describe
+from advbench.evalrecord import eval_record, kept
+from advbench.evaluate import evaluate
+from advbench.events import Event, JsonLog, Kind, Listener, tell
+from advbench.failures import failing
+from advbench.foreign import Foreign
+from advbench.identity import WHERE_NOT_WHAT, code_version, digest, weights_digest
+from advbench.opening import finish, now, place, plain_name
+from advbench.pieces import Pieces
+from advbench.saved import EVALUATED, WEIGHTS, Run
+from attacks_pool import Attack
+from leaderboards import Cell, Manifest, Record, write_bytes, write_outcomes
+from leaderboards.layout import CHECKPOINT, LOG, OUTCOMES
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation, with nothing left open: each attack with its number of points."""
+
+    foreign: Foreign
+    data: DataSet
+    attacks: list[tuple[Attack, int]]
+    config: dict[str, Any]
+    device: torch.device
+    surrogate: tuple[str, nn.Module] | None = None
+    attack_timeout: float | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def test(self) -> Split:
+        """The test points that are measured, on the CPU."""
+        size = max(count for _, count in self.attacks)
+        return Split(self.data.test.x[:size], self.data.test.y[:size])
+
+
+def identity_of(job: Job, code: tuple[str, ...]) -> str:
+    """64 hexadecimal digits over all that the numbers depend on; ``code``: modules that build the model."""
+    environment = describe(job.device, job.data)
+    config = {key: value for key, value in job.config.items() if key not in WHERE_NOT_WHAT}
+    return digest(
+        {
+            "eval": {**config, "dataset": job.data.name},
+            "origin": job.foreign.origin,
+            "data": job.data.fingerprint,
+            "code": code_version(*code),
+            "versions": environment["versions"],
+            "device": job.device.type,
+            "threads": environment["threads"],
+            "surrogate": None if job.surrogate is None else weights_digest(job.surrogate[1].state_dict()),
+        }
+    )
+
+
+def evaluate_job(
+    job: Job, runs_dir: Path, listeners: Sequence[Listener], *, identity: str | None, fresh: bool
+) -> Run:
+    """Measure it in a directory of its own.
+
+    Args:
+        job: what to measure.
+        runs_dir: where the directory is made, or an unfinished one of this identity is found.
+        listeners: told of everything.
+        identity: None for a model that cannot be known again; nothing of it is kept then.
+        fresh: look for no unfinished one.
+    """
+
+    def manifest(name: str) -> Manifest:
+        return Manifest(
+            schema=1, id=name, kind="eval", identity=identity or "", created=now(), config=job.config
+        )
+
+    with ExitStack() as stack:
+        found = stack.enter_context(place(runs_dir, _stem(job), manifest, identity=identity, fresh=fresh))
+        directory = found.directory
+        how = "give the same command again, and it goes on" if identity else "but begins again next time"
+        stack.enter_context(failing(directory, lambda: f"evaluation of {job.foreign.name}", how))
+        log = JsonLog(directory / LOG)
+        stack.callback(log.close)
+        told: list[Listener] = [log, *listeners]
+        _say(job, told, "resume" if found.resumed else "start", text=directory.name)
+        pieces = (
+            None if identity is None else Pieces(directory / CHECKPOINT / "pieces", identity, _state(job))
+        )
+        record = _measured(job, directory, told, pieces)
+        _say(job, told, "end", text=str(directory))
+    return Run(directory, record, data_dir=job.config["data_dir"])
+
+
+def _stem(job: Job) -> str:
+    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    names = [plain_name(text, 60) for text in (job.foreign.name, job.data.name)]
+    return f"{when}-{EVALUATED}-{names[0]}-{names[1]}-s{job.config['seed']}"
+
+
+def _say(job: Job, listeners: Sequence[Listener], kind: Kind, **values: Any) -> None:
+    tell(listeners, Event(kind, elapsed=time.perf_counter() - job.began, **values))
+
+
+def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: Pieces | None) -> Record:
+    """Attack, audit and write; the record last."""
+    model, seed = job.foreign.model, job.config["seed"]
+    began = time.perf_counter()
+
+    def view(_attack: Attack | None) -> nn.Module:
+        return model
+
+    def progress(cell: Cell) -> None:
+        _say(job, listeners, "cell", attack=cell.attack, cell=cell)
+
+    more: dict[str, Any] = {"device": job.device, "kept": pieces, "attack_timeout": job.attack_timeout}
+    row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
+    name, surrogate = job.surrogate or ("", None)
+    probes = probe(
+        view,
+        job.test,
+        attacks=[attack for attack, _ in job.attacks],
+        surrogate=None if surrogate is None else surrogate.to(job.device),
+        surrogate_name=name,
+        seed=seed,
+        stochastic=row.draws > 1,
+        **more,
+    )
+    record = eval_record(
+        directory.name,
+        job.config,
+        job.foreign,
+        job.data,
+        row=row,
+        attacks=job.attacks,
+        audit=audit([row], job.attacks, probes=probes),
+        seconds=time.perf_counter() - began,
+        environment=describe(job.device, job.data),
+    )
+    if job.foreign.file is not None and kept(job.foreign):
+        write_bytes(directory / WEIGHTS, job.foreign.file.read_bytes())
+    write_outcomes(directory / OUTCOMES, row.clean[None], row.robust[None], probes=probes.robust)
+    finish(directory, record)
+    return record
+
+
+def _state(job: Job) -> str:
+    """What names the model's weights."""
+    return digest({key: value for key, value in job.foreign.origin.items() if key.endswith("sha256")})

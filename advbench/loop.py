@@ -1,0 +1,308 @@
+"""The benchmark loop: clean pretraining, row 0, then each stage and its row of R."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from advbench.audit import Probes, audit, probe
+from advbench.checkpoint import Checkpoint, MeasuredRow, Trained, UnderWay
+from advbench.cost import multiply_adds
+from advbench.data import Split, TensorLoader
+from advbench.environment import describe
+from advbench.evaluate import Row, evaluate
+from advbench.events import Clock, Event, Kind, Listener, tell
+from advbench.identity import weights_digest
+from advbench.opening import Place, finish
+from advbench.preparing import Prepared
+from advbench.recording import Measured, make_record
+from advbench.resolve import bound_attacks, points_of
+from advbench.saved import WEIGHTS, new_classifier, weights_of
+from advbench.timeouts import timed
+from attacks_pool import Attack, Passes
+from defenses import Defense, DefenseState, Progress, Snapshot, TrainPlan, registry
+from defenses.packing import PackingError
+from leaderboards import Cell, Stage, write_bytes, write_outcomes
+from leaderboards.layout import OUTCOMES, STAGES
+
+
+class Benchmark:
+    """One run under way, from its beginning or from what its checkpoint holds.
+
+    Args:
+        prepared: what to run.
+        place: the run's directory.
+        listeners: told of everything.
+        attack_timeout: seconds that an attack may take for one batch or block.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        place: Place,
+        listeners: Sequence[Listener],
+        attack_timeout: float | None = None,
+    ) -> None:
+        self.config, self.data, self.device = prepared.config, prepared.data, prepared.device
+        self.surrogate = prepared.surrogate
+        self.place, self.directory, self.listeners = place, place.directory, listeners
+        self.attack_timeout = attack_timeout
+        self.attacks = bound_attacks(self.config)
+        every = [attack for role in ("seen", "unseen", "eval") for attack in self.attacks[role]]
+        self.measured = [(attack, points_of(self.config, attack, len(self.data.test))) for attack in every]
+        points = max(count for _, count in self.measured)
+        self.test = Split(self.data.test.x[:points], self.data.test.y[:points])
+        # Moved once; the test points go block by block.
+        self.train = Split(self.data.train.x.to(self.device), self.data.train.y.to(self.device))
+        self.validation = TensorLoader(self.data.validation, 500, seed=0, shuffle=False, device=self.device)
+        self.rows: list[Row] = []
+        self.stages: list[Stage] = []
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        epochs = self.config.pretrain.epochs + self.config.stages * self.config.stage_plan.epochs
+        self.clock = Clock(epochs, self.config.stages + 1)
+        self.standing = "before the first stage"
+        self._under_way: UnderWay | None = None
+        self._noted: set[str] = set()
+        self.checkpoint = Checkpoint(self.directory, prepared.identity, self._note)
+        self.saved = self.checkpoint.rows() if place.resumed else []
+
+    def go(self) -> None:
+        """Pretrain, measure row 0, then train and measure each stage; write the record last."""
+        config = self.config
+        kind: Kind = "resume" if self.place.resumed else "start"
+        self._tell(Event(kind, stages=config.stages, text=self.directory.name))
+        classifier = new_classifier(config, self.data.image_shape, self.data.num_classes).to(self.device)
+        plain = registry.build("standard", classifier, seed=config.seed)
+        self._pretrain(plain)
+        if self.surrogate is None:
+            # Copied: the defense trains this very classifier on.
+            self.surrogate = ("row 0", copy.deepcopy(plain).eval())
+        passes = Passes(plain.passes.forwards, plain.passes.backwards)
+        defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+        defense.to(self.device)
+        finished, restored = self._take_up(defense)
+        for number in range(1, config.stages + 1):
+            seen = self.attacks["seen"]
+            met = [seen[number - 1]] if config.regime == "continual" else seen
+            if number > finished:
+                if number != restored:
+                    self._train(defense, number, met, config.stage_plan)
+                self._measure(defense, number, met)
+            else:
+                self.clock.skip("epoch", config.stage_plan.epochs)
+                self._take(number)
+        passes.forwards += defense.passes.forwards
+        passes.backwards += defense.passes.backwards
+        self._save(defense, passes)
+        self._tell(Event("end", stage=config.stages, stages=config.stages, text=str(self.directory)))
+
+    def _pretrain(self, plain: Defense) -> None:
+        """Stage 0, trained now or before."""
+        found = self.checkpoint.trained(0, self.device) if self.place.resumed else None
+        if found is not None:
+            self._restore(plain, found)
+            self.clock.skip("epoch", self.config.pretrain.epochs)
+        else:
+            if self.place.resumed:
+                self._under_way = self.checkpoint.snapshot(0, _digest(plain), self.device)
+            self._train(plain, 0, [], self.config.pretrain)
+        self._measure(plain, 0, [])
+
+    def _take_up(self, defense: Defense) -> tuple[int, int]:
+        """Put what the checkpoint holds of a later stage into the newly built ``defense``.
+
+        Returns:
+            How many stages are finished with their rows, and the stage whose end was restored, else 0.
+        """
+        found, number = None, min(len(self.saved), self.config.stages)
+        while number > 0 and (found := self.checkpoint.trained(number, self.device)) is None:
+            number -= 1
+        if 0 < number < len(self.saved) or (number == 0 and self.saved):
+            before = _digest(defense) if found is None else weights_digest(found.state.weights)
+            self._under_way = self.checkpoint.snapshot(number + 1, before, self.device)
+            if self._under_way is not None:
+                return number, 0
+        if found is None:
+            return 0, 0
+        self._restore(defense, found)
+        self.clock.skip("epoch", self.config.stage_plan.epochs)
+        return number - 1, number
+
+    def _restore(self, defense: Defense, found: Trained) -> None:
+        found.state.restore(defense)
+        defense.eval()
+        self.seconds = dict(found.seconds)
+
+    def _train(self, defense: Defense, stage: int, attacks: list[Attack], plan: TrainPlan) -> None:
+        began = time.perf_counter()
+        names = "+".join(attack.name for attack in attacks) or "clean"
+        self.standing = f"stage {stage} ({defense.info.name} against {names})" if stage else "pretraining"
+        found, before = self._under_way, _digest(defense)
+        self._under_way = None
+        if found is not None:
+            self.seconds = dict(found.seconds)
+            self.clock.skip("epoch", found.snapshot.epoch)
+
+        def seconds() -> dict[str, float]:
+            spent = self.seconds["training"] + time.perf_counter() - began
+            return {**self.seconds, "training": spent}
+
+        def keep(snapshot: Snapshot) -> None:
+            # Stage 0 is pretraining, of a defense that counts its stages from 1.
+            self._kept(
+                lambda: self.checkpoint.keep_snapshot(snapshot, stage=stage, before=before, seconds=seconds())
+            )
+
+        more: dict[str, Any] = {}
+        if _goes_on(defense):
+            more = {"checkpoint": keep, "resume": found.snapshot if found else None}
+            self._tell(Event("phase", stage=stage, text="train"))
+        defense.fit(
+            TensorLoader(self.train, plan.batch_size, seed=self.config.seed),
+            [timed(attack, self.attack_timeout) for attack in attacks],
+            plan=plan,
+            progress=lambda now: self._progress(stage, names, now),
+            validation=self.validation,
+            **more,
+        )
+        self.seconds = seconds()
+        state = DefenseState.of(defense)
+        self._kept(lambda: self.checkpoint.keep_trained(state, stage=stage, seconds=self.seconds))
+
+    def _kept(self, keep: Callable[[], None]) -> None:
+        try:
+            keep()
+        except PackingError as error:
+            text = f"{self.config.defense}: {error}: an interrupted run repeats its stage, or begins again"
+            if text not in self._noted:
+                self._noted.add(text)
+                self._note(text)
+
+    def _progress(self, stage: int, names: str, now: Progress) -> None:
+        ended = now.batch == now.batches
+        if ended:
+            self.clock.tick("epoch")
+        earlier = self.config.pretrain.epochs + (stage - 1) * self.config.stage_plan.epochs if stage else 0
+        self._tell(
+            Event(
+                "epoch" if ended else "batch",
+                stage=stage,
+                stages=self.config.stages,
+                epoch=now.epoch,
+                epochs=now.epochs,
+                batch=now.batch,
+                batches=now.batches,
+                step=earlier + now.epoch,
+                attack=names,
+                losses=now.losses,
+            )
+        )
+
+    def _measure(self, defense: Defense, stage: int, met: list[Attack]) -> None:
+        began = time.perf_counter()
+        self.standing = f"row {stage}"
+        weights = _digest(defense)
+        if stage < len(self.saved) and self.saved[stage].weights == weights:
+            self._take(stage)
+            return
+        self._tell(Event("phase", stage=stage, text="measure"))
+        defense.eval()
+
+        def progress(cell: Cell) -> None:
+            self._tell(Event("cell", stage=stage, stages=self.config.stages, attack=cell.attack, cell=cell))
+
+        row = evaluate(
+            defense.view,
+            self.test,
+            self.measured,
+            stage=stage,
+            seed=self.config.seed,
+            progress=progress,
+            # Declared ones always; any other is asked twice.
+            stochastic=defense.info.stochastic or None,
+            device=self.device,
+            kept=self.checkpoint.pieces(weights),
+            attack_timeout=self.attack_timeout,
+        )
+        name = f"{STAGES}/{stage}.safetensors"
+        (self.directory / STAGES).mkdir(exist_ok=True)
+        write_bytes(self.directory / name, weights_of(defense))
+        texts = [attack.text for attack in met]
+        entry = Stage(index=stage, attacks=texts, weights=name, spec=defense.spec())
+        self.seconds["evaluation"] += time.perf_counter() - began
+        self.checkpoint.keep_row(MeasuredRow(row, entry, weights, self.seconds))
+        self.rows.append(row)
+        self.stages.append(entry)
+        self.clock.tick("row")
+        self._tell(Event("stage", stage=stage, stages=self.config.stages))
+
+    def _take(self, stage: int) -> None:
+        """A row that was finished before."""
+        saved = self.saved[stage]
+        self.rows.append(saved.row)
+        self.stages.append(saved.stage)
+        self.seconds = dict(saved.seconds)
+        self.clock.skip("row", 1)
+
+    def _probe(self, defense: Defense) -> Probes:
+        """Measure what the audit needs on the final model."""
+        began = time.perf_counter()
+        self.standing = "the audit"
+        self._tell(Event("phase", stage=self.config.stages, text="measure"))
+        name, surrogate = self.surrogate or ("", None)
+        found = probe(
+            defense.view,
+            self.test,
+            attacks=[attack for attack, _ in self.measured],
+            surrogate=None if surrogate is None else surrogate.to(self.device),
+            surrogate_name=name,
+            seed=self.config.seed,
+            stage=self.rows[-1].stage,
+            stochastic=self.rows[-1].draws > 1,
+            device=self.device,
+            kept=self.checkpoint.pieces(_digest(defense)),
+            attack_timeout=self.attack_timeout,
+        )
+        self.seconds["evaluation"] += time.perf_counter() - began
+        return found
+
+    def _save(self, defense: Defense, passes: Passes) -> None:
+        write_bytes(self.directory / WEIGHTS, weights_of(defense))
+        probes = self._probe(defense)
+        measured = Measured(
+            attacks=self.attacks,
+            points=[count for _, count in self.measured],
+            rows=self.rows,
+            stages=self.stages,
+            passes=passes,
+            training_seconds=self.seconds["training"],
+            evaluation_seconds=self.seconds["evaluation"],
+            parameters=sum(parameter.numel() for parameter in defense.parameters()),
+            multiply_adds=multiply_adds(defense, self.test.x[:1].to(self.device)),
+            audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
+            environment=describe(self.device, self.data),
+        )
+        record = make_record(self.config, self.data, measured, self.directory.name)
+        write_outcomes(self.directory / OUTCOMES, measured.clean, measured.robust, probes=probes.robust)
+        finish(self.directory, record)
+
+    def _note(self, text: str) -> None:
+        self._tell(Event("note", text=text))
+
+    def _tell(self, event: Event) -> None:
+        tell(self.listeners, replace(event, elapsed=self.clock.elapsed, left=self.clock.left))
+
+
+def _digest(defense: nn.Module) -> str:
+    return weights_digest(defense.state_dict())
+
+
+def _goes_on(defense: Defense) -> bool:
+    """Whether the defense stops and goes on within a stage: one with a ``fit`` of its own may not."""
+    return {"checkpoint", "resume"} <= inspect.signature(defense.fit).parameters.keys()

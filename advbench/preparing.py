@@ -1,0 +1,119 @@
+"""Everything that is checked before a run starts; nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advbench.config import Options, RunConfig
+from advbench.data import DataSet, load_dataset
+from advbench.environment import choose_device, reproducible
+from advbench.identity import code_version, digest, identity_of, weights_digest
+from advbench.models import MODELS
+from advbench.resolve import resolve
+from advbench.saved import load_run, new_classifier
+from attacks_pool import InputError
+from defenses import registry
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start.
+
+    Attributes:
+        config: the resolved configuration.
+        data: the loaded data set.
+        device: where it runs.
+        threads: the CPU threads that it uses.
+        identity: 64 hexadecimal digits over all that its numbers depend on.
+        facts: what the identity is made of beside the config, to say what differs.
+        surrogate: name and model that the audit crafts transferred points on, if not row 0's.
+        surrogate_path: where that came from.
+    """
+
+    config: RunConfig
+    data: DataSet
+    device: torch.device
+    threads: int
+    identity: str
+    facts: dict[str, Any]
+    surrogate: tuple[str, nn.Module] | None = None
+    surrogate_path: str | None = None
+
+
+def prepare(
+    options: Mapping[str, Any] | Options,
+    *,
+    sample_seed: int | None = None,
+    surrogate: str | Path | None = None,
+    data: DataSet | None = None,
+) -> Prepared:
+    """Check and resolve what a run was asked to do.
+
+    Args:
+        options: as :func:`advbench.run` takes them.
+        sample_seed: what ``sample:k`` is drawn with; the run's seed by default.
+        surrogate: a finished run on whose model the audit crafts transferred points.
+        data: the data set that the options name, if it is loaded already.
+
+    Raises:
+        InputError, RecordError: anything that cannot be run.
+    """
+    chosen = options if isinstance(options, Options) else Options.of(options)
+    device = choose_device(chosen.device)
+    data = load_dataset(chosen.dataset, chosen.data_dir) if data is None else data
+    config = resolve(chosen, data, sample_seed=sample_seed)
+    other = surrogate_of(surrogate, data) if surrogate is not None else None
+    with reproducible(config.threads):
+        threads = torch.get_num_threads()
+        _try_build(config, data)
+    identity = identity_of(config, data, device=device, threads=threads)
+    facts = {
+        "code": code_version(),
+        "data": data.fingerprint,
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": threads,
+    }
+    if other is not None:
+        facts["surrogate"] = weights_digest(other[1].state_dict())
+        identity = digest({"run": identity, "surrogate": facts["surrogate"]})
+    path = None if surrogate is None else str(Path(surrogate).expanduser().resolve())
+    return Prepared(config, data, device, threads, identity, facts, other, path)
+
+
+def imports_code(model: str, data: DataSet | None = None) -> bool:
+    """Whether building this model imports code that is neither ours nor what the data's default is."""
+    return model not in MODELS and (data is None or model != data.default_model)
+
+
+def surrogate_of(path: str | Path, data: DataSet) -> tuple[str, nn.Module]:
+    """The final model of a finished run, and its name, to craft transferred points on.
+
+    Raises:
+        RecordError, InputError: no such run, or its images or classes are others.
+    """
+    other = load_run(path)
+    facts = other.record.environment["data"]
+    if (tuple(facts["shape"]), facts["classes"]) != (data.image_shape, data.num_classes):
+        raise InputError(
+            f"surrogate {other.record.id} takes images {tuple(facts['shape'])} of {facts['classes']} "
+            f"classes, not {data.image_shape} of {data.num_classes}"
+        )
+    return f"run {other.record.id}", other.model
+
+
+def _try_build(config: RunConfig, data: DataSet) -> None:
+    """Build the defense for nothing, so that a parameter it refuses is found before anything is written."""
+    classifier = new_classifier(config, data.image_shape, data.num_classes)
+    defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+    try:
+        json.dumps(defense.spec(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"defense {config.defense!r} has a spec() that is no JSON: {error}") from None
