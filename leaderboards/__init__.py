@@ -3,8 +3,10 @@
 ``leaderboards.load("runs")`` gives every run of a directory as a data frame.
 """
 
+from leaderboards.checking import Findings, check_run
 from leaderboards.checksums import verify_checksums, write_checksums
 from leaderboards.errors import RecordError
+from leaderboards.garbage import Garbage, find_garbage, remove, size_of
 from leaderboards.inventory import RunEntry, find_complete, find_unfinished, inventory
 from leaderboards.lock import RunBusyError, hold, is_held
 from leaderboards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
@@ -45,7 +47,9 @@ __all__ = [
     "Audit",
     "Cell",
     "Cost",
+    "Findings",
     "Flag",
+    "Garbage",
     "Manifest",
     "PerClass",
     "Record",
@@ -55,8 +59,10 @@ __all__ = [
     "RunEntry",
     "Stage",
     "Threat",
+    "check_run",
     "comparable",
     "find_complete",
+    "find_garbage",
     "find_records",
     "find_unfinished",
     "hold",
@@ -69,7 +75,9 @@ __all__ = [
     "read_manifest",
     "read_outcomes",
     "read_record",
+    "remove",
     "rows",
+    "size_of",
     "summarise",
     "to_csv",
     "to_json",

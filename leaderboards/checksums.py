@@ -7,7 +7,16 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
 from leaderboards.errors import RecordError
-from leaderboards.layout import CHECKPOINT, CHECKSUMS, LOCK, LOG, RECORD, TENSORBOARD, temporary_of
+from leaderboards.layout import (
+    CHECKPOINT,
+    CHECKSUMS,
+    LOCK,
+    LOG,
+    RECORD,
+    TENSORBOARD,
+    files_below,
+    temporary_of,
+)
 from leaderboards.store import write_bytes
 
 NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD})
@@ -90,7 +99,7 @@ def _compare(path: Path, name: str, expected: str) -> list[str]:
 
 def _files(run_dir: Path) -> Iterator[str]:
     """Names, with forward slashes, of the files that a finished run keeps."""
-    for path in run_dir.rglob("*"):
+    for path in files_below(run_dir):
         parts = path.relative_to(run_dir).parts
         if parts[0] not in NOT_LISTED and temporary_of(parts[-1]) is None and path.is_file():
             yield "/".join(parts)

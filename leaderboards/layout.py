@@ -1,6 +1,8 @@
 """What the files of a run directory are called."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +10,7 @@ MANIFEST: Final = "run.json"
 RECORD: Final = "record.json"
 OUTCOMES: Final = "outcomes.npz"
 CHECKSUMS: Final = "SHA256SUMS"
+WEIGHTS: Final = "model.safetensors"
 LOG: Final = "log.jsonl"
 LOCK: Final = ".lock"
 STAGES: Final = "stages"
@@ -28,3 +31,9 @@ def natural(path: Path) -> list[tuple[int, str]]:
     """Sorting key of a name, its numbers by value: ``run-2`` comes before ``run-10``."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """All files in a directory, however deep; links are not followed, what vanishes meanwhile is no error."""
+    for root, _, names in os.walk(directory):
+        yield from (Path(root) / name for name in names)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, doctor, evaluating, lists, running, sweeping
+from advbench.cli import auditing, boards, doctor, evaluating, lists, running, runs, sweeping
 from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
@@ -33,6 +33,7 @@ app.command("attacks")(lists.attacks)
 app.command("defenses")(lists.defenses)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
+app.add_typer(runs.app, name="runs")
 
 
 def _version(wanted: bool) -> None:
@@ -92,7 +93,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     # Typer carries its own copy of click in some versions, so that its errors are known by what they have.
     if hasattr(error, "format_message"):
         return str(error.format_message()), 2
-    if type(error).__name__ in ("InputError", "RecordError"):
+    if {"InputError", "RecordError"} & {base.__name__ for base in type(error).__mro__}:
         return str(error), 2
     if type(error).__name__ in ("TrainingDivergedError", "RunFailedError"):
         return str(error), 1

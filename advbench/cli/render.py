@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from advbench.cli.console import output as output
 from advbench.cli.threats import threat_table
 from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
 from leaderboards import Record, rows, to_table
 
-PLAIN_WIDTH = 200
 ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
-
-
-def output() -> Console:
-    """Standard output; wide where it is no terminal, so that a table in a file is never cut.
-
-    Names of classes and folders may hold brackets and colons: nothing is read as markup.
-    """
-    plain = functools.partial(Console, highlight=False, markup=False, emoji=False)
-    console = plain()
-    return console if console.is_terminal else plain(width=PLAIN_WIDTH)
 
 
 def print_run(run: Run) -> None:

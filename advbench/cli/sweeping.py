@@ -48,6 +48,7 @@ def sweep(
     from advbench.cli import sweepshow
     from advbench.sweep.grid import read_grid
     from advbench.sweep.plan import make_plan
+    from advbench.timeouts import check_timeout
     from advbench.sweep.workers import default_workers, run_here
     from attacks_pool.errors import InputError
 
@@ -57,8 +58,7 @@ def sweep(
         )
     if ray is not None and workers is not None:
         raise InputError("--workers is for this machine: on --ray, --cpus and --gpus say how many cells fit")
-    if attack_timeout is not None and not 0 < attack_timeout < float("inf"):
-        raise InputError(f"--attack-timeout {attack_timeout} must be a number above 0")
+    check_timeout(attack_timeout)
     size = None if memory is None else _bytes(memory)
     if ray is not None:
         from advbench.sweep.on_ray import Resources, check_address, load_ray, run_on_ray
@@ -91,10 +91,13 @@ def sweep(
 def _finish(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
     """Say what became of the cells, and leave with the exit code for it."""
     from advbench.cli import sweepshow
+    from advbench.interrupts import Interrupted
 
     sweepshow.print_outcome(plan, outcome, runs_dir)
     if outcome.signal is not None:
-        raise typer.Exit(128 + outcome.signal)
+        stop = Interrupted(128 + outcome.signal)
+        stop.how = "the same command does what is left"
+        raise stop
     if outcome.failed:
         raise typer.Exit(1)
 

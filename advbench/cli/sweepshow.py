@@ -72,7 +72,7 @@ def print_outcome(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
     left = len(plan.cells) - complete - len(outcome.failed)
     console.print(f"{complete} of {_count(len(plan.cells), 'run')} complete{failed}", end="")
     console.print(f", {left} left" if left else "")
-    if complete < len(plan.cells):
+    if complete < len(plan.cells) and outcome.signal is None:
         console.print("go on      the same command does what is left")
     if complete:
         console.print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from leaderboards.inventory import RunEntry, entry_of, run_directories
 from leaderboards.manifest import read_manifest
 
 Listener = Callable[[Event], None]
-EXPECTED = ("InputError", "RecordError", "RunBusyError", "TrainingDivergedError", "AttackTimeoutError")
+EXPECTED = ("InputError", "RecordError", "RunBusyError", "TrainingDivergedError", "RunFailedError")
 """Errors that say by themselves what is wrong."""
 
 
@@ -30,13 +30,13 @@ class Job:
     attack_timeout: float | None = None
 
 
-def perform(job: Job, runs_dir: Path, listen: Listener | None = None) -> Path:
+def perform(job: Job, runs_dir: Path, listeners: Sequence[Listener] = ()) -> Path:
     """Run a cell, or go on with its unfinished run; returns the run's directory.
 
     Raises:
         InputError: it cannot be run here, or would not be the run that was planned.
         RecordError: another process is at it, or the store cannot be written.
-        TrainingDivergedError: the training loss is no longer a number.
+        TrainingDivergedError, RunFailedError: it did not get to its end.
     """
     from advbench.benchmark import run
 
@@ -52,12 +52,10 @@ def perform(job: Job, runs_dir: Path, listen: Listener | None = None) -> Path:
                 f"{socket.gethostname()} would make another run than the one planned: its advbench, torch or "
                 "device differs, or files changed meanwhile"
             )
-        if listen is not None:
-            listen(event)
 
     done = run(
         runs_dir=runs_dir,
-        listeners=[heard],
+        listeners=[heard, *listeners],
         sample_seed=job.sample_seed,
         attack_timeout=job.attack_timeout,
         **job.options,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import tempfile
 from collections import deque
@@ -26,6 +27,8 @@ REACHED = 5.0
 """Seconds that a cluster has to answer at its address."""
 AHEAD = 3
 """Pieces that may wait to be fetched from a task."""
+ELSEWHERE = re.compile(r" \(its traceback is in .*|; (finished work|the last good state) is kept.*")
+"""Of what a failed run says: files of a temporary directory on a node."""
 WAITING = 16
 """Tasks that are handed over beyond those that run, so that a growing cluster has something to do."""
 
@@ -211,7 +214,7 @@ class _Driver:
             elif message[0] == "whole":
                 self._end(stream, "done", str(receiving.adopt()))
             else:
-                self._end(stream, "failed", message[1])
+                self._end(stream, "failed", ELSEWHERE.sub("", message[1]))
         except (RecordError, OSError) as error:
             self._end(stream, "failed", reason(error))
 

@@ -48,7 +48,7 @@ def work(connection: Connection[Any, Any], log: Path, runs_dir: Path, gpu: int |
 
 
 def _one(job: Job, runs_dir: Path, connection: Connection[Any, Any]) -> tuple[Any, ...]:
-    from advbench.interrupts import Interrupted
+    from advbench.interrupts import Interrupted, interrupts
 
     last = 0.0
 
@@ -61,7 +61,8 @@ def _one(job: Job, runs_dir: Path, connection: Connection[Any, Any]) -> tuple[An
                 connection.send(("event", event))
 
     try:
-        return "done", perform(job, runs_dir, listen)
+        with interrupts() as stopper:
+            return "done", perform(job, runs_dir, [listen, stopper])
     except (Interrupted, KeyboardInterrupt):
         return ("cut",)
     except (Exception, SystemExit) as error:

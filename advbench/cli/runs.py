@@ -1,0 +1,167 @@
+"""``advbench runs``: what a runs directory holds, whether it is whole, and what can go."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advbench.cli.lists import Format, FormatOption
+
+if TYPE_CHECKING:
+    from leaderboards import Garbage, RunEntry
+
+app = typer.Typer(
+    help="List the runs of a directory, check them, or clear up what was never finished.",
+    invoke_without_command=True,
+    no_args_is_help=False,
+)
+RUNS_DIR = Path("runs")
+RunsDirOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
+OwnRunsDirOption = Annotated[
+    Path | None, typer.Option("--runs-dir", help="Where runs are kept.", show_default="runs")
+]
+DAMAGED = 1
+"""The exit code of ``check`` where something is damaged."""
+
+
+@app.callback()
+def list_runs(
+    context: typer.Context, runs_dir: RunsDirOption = RUNS_DIR, format: FormatOption = Format.table
+) -> None:
+    """List the runs of a directory, finished or not; check and gc look after them."""
+    if context.invoked_subcommand is not None:
+        if format is not Format.table:
+            raise typer.BadParameter(f"--format goes with the list, not with {context.invoked_subcommand}")
+        context.obj = runs_dir
+        return
+    from leaderboards import inventory, size_of
+
+    entries = [(entry, size_of(entry.path)) for entry in inventory(runs_dir)]
+    if format is Format.json:
+        typer.echo(json.dumps([_as_json(entry, size) for entry, size in entries], indent=2))
+        return
+    _print_list(entries, runs_dir)
+
+
+def check(
+    context: typer.Context,
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Names or directories of runs; all by default.")
+    ] = None,
+    runs_dir: OwnRunsDirOption = None,
+) -> None:
+    """Check that runs are whole: checksums, schema, and every count against the stored outcomes."""
+    from leaderboards import check_run, inventory
+
+    where = runs_dir or Path(context.obj)
+    paths = [_find(name, where) for name in runs] if runs else [entry.path for entry in inventory(where)]
+    damaged = 0
+    for path in paths:
+        found = check_run(path)
+        damaged += bool(found.problems)
+        for problem in found.problems:
+            typer.echo(f"{path.name}: damaged: {problem}")
+        if not found.problems:
+            typer.echo(f"{path.name}: {'; '.join(found.notes) or 'whole'}")
+    count = f"{len(paths)} run" if len(paths) == 1 else f"{len(paths)} runs"
+    typer.echo(f"{count} checked, {damaged or 'none'} damaged")
+    if damaged:
+        raise typer.Exit(DAMAGED)
+
+
+def gc(
+    context: typer.Context,
+    runs_dir: OwnRunsDirOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove unfinished runs that nobody is writing, and strays of killed processes; asks first."""
+    from leaderboards import RecordError, find_garbage, remove
+
+    where = runs_dir or Path(context.obj)
+    found = find_garbage(where)
+    if not found:
+        typer.echo(f"nothing to remove in {where}")
+        return
+    _print_garbage(found, where)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise RecordError("nothing was removed: there is no terminal to ask at; --yes removes them")
+        if not typer.confirm("Remove them? An unfinished run cannot be gone on with afterwards."):
+            typer.echo("nothing was removed")
+            return
+    freed = 0
+    for garbage in found:
+        if remove(garbage):
+            freed += garbage.size
+        else:
+            typer.echo(f"kept {garbage.path}: somebody has taken or changed it meanwhile")
+    typer.echo(f"{_bytes(freed)} freed")
+
+
+app.command("check")(check)
+app.command("gc")(gc)
+
+
+def _find(name: str, runs_dir: Path) -> Path:
+    """A run by its directory, its record or its name.
+
+    Raises:
+        RecordError: there is none.
+    """
+    from leaderboards import RecordError
+    from leaderboards.inventory import entry_of, run_directories
+
+    for path in (Path(name), runs_dir / name):
+        place = path.parent if path.name == "record.json" else path
+        if place.is_dir() and entry_of(place) is not None:
+            return place
+    names = [path.name for path in run_directories(runs_dir)] if runs_dir.is_dir() else []
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    raise RecordError(f"no run {name!r} here or in {runs_dir}{hint} (advbench runs lists them)")
+
+
+def _print_list(entries: list[tuple[RunEntry, int]], runs_dir: Path) -> None:
+    from rich.table import Table
+
+    from advbench.cli.console import output
+
+    console = output()
+    if not entries:
+        console.print(f"no runs in {runs_dir}: advbench run makes one")
+        return
+    table = Table("run", "state", "kind", "defense or model", "data set", "finished")
+    table.add_column("size", justify="right")
+    for entry, size in entries:
+        values = (entry.kind, entry.subject, entry.dataset, entry.summary)
+        table.add_row(entry.id, entry.state, *(value or "-" for value in values), _bytes(size))
+    console.print(table)
+    for entry, _ in entries:
+        if entry.problem:
+            console.print(f"{entry.id}: {entry.problem}", soft_wrap=True)
+
+
+def _print_garbage(found: list[Garbage], runs_dir: Path) -> None:
+    typer.echo(f"to be removed from {runs_dir}:")
+    for garbage in found:
+        place = garbage.path.relative_to(runs_dir)
+        typer.echo(f"  {_bytes(garbage.size):>9}  {garbage.what}  {place}")
+    typer.echo(f"  {_bytes(sum(garbage.size for garbage in found)):>9}  in all")
+
+
+def _as_json(entry: RunEntry, size: int) -> dict[str, object]:
+    return {**vars(entry), "path": str(entry.path), "bytes": size}
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
