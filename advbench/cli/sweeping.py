@@ -48,8 +48,8 @@ def sweep(
     from advbench.cli import sweepshow
     from advbench.sweep.grid import read_grid
     from advbench.sweep.plan import make_plan
-    from advbench.timeouts import check_timeout
     from advbench.sweep.workers import default_workers, run_here
+    from advbench.timeouts import check_timeout
     from attacks_pool.errors import InputError
 
     if ray is None and (cpus != 1.0 or gpus or memory is not None):
