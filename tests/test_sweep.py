@@ -383,20 +383,19 @@ def test_two_workers_make_what_run_makes(
     write: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The same records as ``advbench run`` and as one worker; a second time nothing is repeated."""
-    grid = write(defenses=["at", "air"], seeds=2)
+    grid = write(defenses=["at", "air"], seeds=2, exclude=[{"defense": "at", "seed": 1}])
     sweep(grid, tmp_path / "two", "--workers", "2")
     sweep(grid, tmp_path / "one", "--workers", "1")
-    for defense in ("at", "air"):
-        for seed in (0, 1):
-            run(defense, runs_dir=tmp_path / "alone", seed=seed, **TINY)
+    for defense, seed in (("at", 0), ("air", 0), ("air", 1)):
+        run(defense, runs_dir=tmp_path / "alone", seed=seed, **TINY)
     alone = records_of(tmp_path / "alone")
-    assert len(alone) == 4
+    assert len(alone) == 3
     assert records_of(tmp_path / "two") == alone
     assert records_of(tmp_path / "one") == alone
     out, err = capfd.readouterr()
-    assert "4 of 4 runs complete" in out
+    assert "3 of 3 runs complete" in out
     # Workers keep off the terminal: what is there is the parent's.
-    assert all(re.match(r"\[ *\w+\] \d/4  ", line) for line in err.splitlines())
+    assert all(re.match(r"\[ *\w+\] \d/3  ", line) for line in err.splitlines())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*")}
     sweep(grid, tmp_path / "two", "--workers", "2")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*")} == before
@@ -450,7 +449,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     number: int, code: int, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     """It leaves with the code that shells give, says how to go on, and the rest is done the next time."""
-    grid = write(seeds=3)
+    grid = write(seeds=2)
     process = start(grid, tmp_path / "runs", "--workers", "1")
     wait_for(process, "begins")
     process.send_signal(number)
@@ -458,14 +457,14 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert process.returncode == code
     assert err.splitlines()[-1] == "error: interrupted; the same command does what is left"
     done = {path.parent for path in (tmp_path / "runs").glob("*/record.json")}
-    assert len(done) < 3
+    assert len(done) < 2
     if number == signal.SIGTERM:
         return
     sweep(grid, tmp_path / "runs", "--workers", "1")
-    assert len(records_of(tmp_path / "runs")) == 3
+    assert len(records_of(tmp_path / "runs")) == 2
     # What was cut off was gone on with in its place.
     assert done <= set((tmp_path / "runs").iterdir())
-    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 @POSIX
