@@ -20,6 +20,9 @@ from advbench.events import Event
 from advbench.sweep.outcome import Outcome, Tell, Told
 from advbench.sweep.plan import Cell, Plan
 
+SHOWN = ("batch", "epoch", "cell", "end")
+"""Events that say where a run stands."""
+
 
 def print_plan(plan: Plan, runs_dir: Path, *, workers: int | None, ray: str | None) -> None:
     """The cells by data set, model, sequence and defense, how many are finished, and how long the rest takes.
@@ -120,7 +123,10 @@ class _Board:
         cell, now = told.cell, time.monotonic()
         if told.kind in ("begin", "event"):
             began = self.active[cell.number][1] if cell.number in self.active else now
-            self.active[cell.number] = (cell, began, told.worker, told.event)
+            event = told.event
+            if event is not None and event.kind not in SHOWN:
+                event = self.active[cell.number][3] if cell.number in self.active else None
+            self.active[cell.number] = (cell, began, told.worker, event)
             where = f" on {told.text}" if told.text else ""
             return None if told.kind == "event" else self._line(f"begins{where}", told)
         self.waiting.pop(cell.number, None)

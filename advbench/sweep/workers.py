@@ -123,11 +123,11 @@ class _Pool:
         self.started = 0
 
     def run(self, count: int) -> None:
-        """Until nothing is left to do, or a signal says stop."""
+        """Until nothing is left to do, or a signal says stop. Idle workers need no time to end."""
         for number in range(1, count + 1):
             self._start(number)
         stopping = 0
-        while self.workers:
+        while self.workers and (self.queue or any(one.cell for one in self.workers.values())):
             if self.stop.count > stopping:
                 stopping = self.stop.count
                 self._end_all(at_once=stopping > 1)
