@@ -10,7 +10,7 @@ from leaderboards.checksums import verify_checksums
 from leaderboards.entries import CLEAN
 from leaderboards.errors import RecordError
 from leaderboards.inventory import EVALUATED
-from leaderboards.layout import CHECKSUMS, MANIFEST, OUTCOMES, RECORD, WEIGHTS
+from leaderboards.layout import CHECKPOINT, CHECKSUMS, MANIFEST, OUTCOMES, RECORD, WEIGHTS
 from leaderboards.lock import is_held
 from leaderboards.manifest import read_manifest
 from leaderboards.record import Record
@@ -54,7 +54,8 @@ def check_run(run_dir: Path) -> Findings:
 def _check_unfinished(run_dir: Path, found: Findings) -> None:
     if is_held(run_dir):
         found.notes.append("running")
-    elif (run_dir / CHECKSUMS).exists():
+    elif (run_dir / CHECKSUMS).exists() and not (run_dir / CHECKPOINT).exists():
+        # Checkpoints go after the record was written: without them there was one.
         found.problems.append(f"{RECORD}: missing, though the run was finished: there is a {CHECKSUMS}")
     else:
         found.notes.append("unfinished")

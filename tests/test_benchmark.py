@@ -53,7 +53,8 @@ def same_run(first: Path, second: Path) -> None:
     assert comparable(load_run(first, trust=True).record) == comparable(load_run(second, trust=True).record)
     assert files(first) == files(second)
     for name in files(first):
-        if name not in ("record.json", "log.jsonl"):
+        # Those hold names and times.
+        if name not in ("record.json", "log.jsonl", "run.json", "SHA256SUMS"):
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
@@ -77,17 +78,19 @@ def epochs_trained(saved: Run) -> dict[int, int]:
 
 
 def test_a_run_leaves_its_directory_and_nothing_else(small_run: Run) -> None:
-    """Record, weights of every stage and of the end, outcomes, log; no temporary file."""
+    """Record, weights of every stage and of the end, outcomes, log, what was asked for; no temporary file."""
     assert files(small_run.path) == [
+        "SHA256SUMS",
         "log.jsonl",
         "model.safetensors",
         "outcomes.npz",
         "record.json",
+        "run.json",
         "stages/0.safetensors",
         "stages/1.safetensors",
         "stages/2.safetensors",
     ]
-    assert [stage.weights for stage in small_run.record.stages] == files(small_run.path)[4:]
+    assert [stage.weights for stage in small_run.record.stages] == files(small_run.path)[6:]
     last = (small_run.path / "stages" / "2.safetensors").read_bytes()
     assert (small_run.path / "model.safetensors").read_bytes() == last
     assert small_run.record.id == small_run.path.name
@@ -440,7 +443,7 @@ def test_a_sampled_sequence_is_drawn_once_and_recorded(
 def test_a_run_that_fails_leaves_no_record(
     small_options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Diverging or interrupted: its directory has a log and no record, and the leaderboard passes it by."""
+    """Diverging or interrupted: its directory has no record, and the leaderboard passes it by."""
     options = {**small_options, "set": {**small_options["set"], "lr": 1e30, "pretrain.lr": 0.1}}
     with pytest.raises(TrainingDivergedError, match="at stage 1, epoch 1, step"):
         run("at", runs_dir=tmp_path, **options)
@@ -452,7 +455,8 @@ def test_a_run_that_fails_leaves_no_record(
     with pytest.raises(KeyboardInterrupt):
         run("at", runs_dir=tmp_path, **small_options, listeners=[interrupt])
     left = [sorted(os.listdir(path)) for path in sorted(tmp_path.iterdir())]
-    assert left == [["log.jsonl", "stages"], ["log.jsonl"]]
+    unfinished = [".lock", "checkpoint", "log.jsonl", "run.json"]
+    assert left == [[*unfinished, "stages"], unfinished]
     assert find_records(tmp_path) == ([], [])
     command = ["run", "--defense", "at", "--sequence", "fgsm", "--unseen", "none", "--threads", "1"]
     command += ["--epochs", "1", "--set", "lr=1e30", "--set", "pretrain.lr=0.1"]

@@ -16,6 +16,7 @@ from leaderboards import (
     Manifest,
     RecordError,
     RunBusyError,
+    find_garbage,
     find_unfinished,
     hold,
     inventory,
@@ -465,6 +466,26 @@ print([(entry.id, entry.state) for entry in L.inventory(runs)], L.check_run(run)
         f"cannot lock run RUNS/at: {refused}",
         "[('at', 'unfinished')] Findings(problems=[], notes=['unfinished'])",
     ]
+
+
+def test_a_directory_cleared_away_as_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was empty for a moment; from then on it is signed."""
+    claim = store.claim
+    taken: list[Path] = []
+
+    def clear_away(run: Path) -> None:
+        if not taken:
+            taken.append(run)
+            run.rmdir()
+        claim(run)
+
+    monkeypatch.setattr(store, "claim", clear_away)
+    run = new_run_directory(tmp_path, "at")
+    assert (run, taken) == (tmp_path / "at", [tmp_path / "at"])
+    assert lock.signature(run) == (os.getpid(), os.uname().nodename)
+    assert find_garbage(tmp_path) == []
 
 
 def test_a_disk_that_fills_while_a_run_is_made_leaves_no_directory(

@@ -24,6 +24,7 @@ from leaderboards import (
     find_complete,
     find_garbage,
     find_records,
+    find_unfinished,
     hold,
     inventory,
     new_run_directory,
@@ -342,6 +343,17 @@ def test_damage_is_found_and_named(tmp_path: Path, capsys: Captured, what: str) 
     assert content(tmp_path) == before
     assert call(capsys, "--runs-dir", tmp_path, "gc", "--yes")[0] == f"nothing to remove in {tmp_path}\n"
     assert content(tmp_path) == before
+
+
+def test_a_run_killed_just_before_its_record_is_unfinished(tmp_path: Path) -> None:
+    """Checksums stand already and checkpoints still: it can be gone on with, and is not cleared away."""
+    run = complete(tmp_path, "a")
+    (run / "record.json").unlink()
+    (run / "checkpoint").mkdir()
+    found = check_run(run)
+    assert (found.problems, found.notes) == ([], ["unfinished"])
+    assert find_unfinished(tmp_path, "i") == [run]
+    assert find_garbage(tmp_path) == []
 
 
 def changed(name: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -1,0 +1,532 @@
+"""Training and runs that are stopped anywhere and gone on with end as if they had never been stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advbench import evaluate_model, run
+from advbench.data import DataSet, Split, TensorLoader
+from advbench.events import Event
+from advbench.saved import Run, load_run
+from attacks_pool import InputError, pool
+from defenses import AIR, AT, Defense, DefenseInfo, Snapshot, Stage, Standard, TrainPlan, registry
+from defenses.packing import PackingError, pack, unpack
+from leaderboards import RecordError, comparable, verify_checksums
+
+ROOT = Path(__file__).resolve().parent.parent
+Network = Callable[..., nn.Sequential]
+TINY: dict[str, Any] = {
+    "sequence": "fgsm,pgd:steps=2",
+    "unseen": "none",
+    "epochs": 2,
+    "points": 20,
+    "set": {"pretrain.epochs": 1, "batch_size": 512},
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+class Stop(BaseException):
+    """Stands for a signal, in a process that goes on."""
+
+
+class Growing(Defense):
+    """Adds a layer a stage, freezes the ones before and ties the new one's bias; keeps a tensor aside."""
+
+    info = DefenseInfo(name="growing", paper=None, regimes=("continual",))
+
+    def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
+        super().__init__(model, seed=seed)
+        self.layers = nn.ModuleList()
+        self.bias = nn.Parameter(torch.zeros(10))
+        self.memory: dict[int, Any] = {}
+
+    def begin(self, stage: Stage) -> None:
+        """A new layer; the classifier and older layers are frozen from stage 2 on."""
+        if stage.index > 1:
+            for parameter in [*self.model.parameters(), *self.layers.parameters()]:
+                parameter.requires_grad_(False)
+        self._grow()
+        self.memory[stage.index] = (torch.full((3,), float(stage.index)), None, "text")
+
+    def _grow(self) -> None:
+        layer = nn.Linear(10, 10)
+        nn.init.eye_(layer.weight)
+        layer.bias = self.bias
+        self.layers.append(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All layers after one another."""
+        logits = self.model(x)
+        for layer in self.layers:
+            logits = layer(logits)
+        return logits
+
+    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
+        """On noisy points."""
+        noise = 0.1 * torch.randn(x.shape, generator=self.generator)
+        return F.cross_entropy(self(self.craft(stage.attacks[0], x, y) + noise), y)
+
+    def spec(self) -> dict[str, Any]:
+        """The number of layers too."""
+        return {**super().spec(), "layers": len(self.layers)}
+
+    def load_spec(self, spec: dict[str, Any]) -> None:
+        """As many layers."""
+        for _ in range(spec["layers"]):
+            self._grow()
+
+    def training_state(self) -> dict[str, Any]:
+        """What is kept aside."""
+        return {**super().training_state(), "memory": self.memory}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """What is kept aside."""
+        super().load_training_state(state)
+        self.memory = state["memory"]
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Whether two nested values are the same, bit for bit."""
+    if isinstance(first, Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return type(first) is type(second) and all(map(equal, first, second)) and len(first) == len(second)
+    return bool(first == second)
+
+
+CASES: dict[str, tuple[type[Defense], str, dict[str, Any]]] = {
+    "air": (AIR, "fgsm", {"optimizer": "sgd", "eps_warmup": 1.5}),
+    "joint": (AT, "fgsm,gaussian-noise", {"optimizer": "adamw", "augmentation": ("crop", "flip")}),
+    "val-robust": (AT, "fgsm", {"optimizer": "adam", "select": "val-robust"}),
+    "growing": (Growing, "fgsm", {"optimizer": "sgd"}),
+    "standard": (Standard, "fgsm", {"optimizer": "adam", "schedule": "one-cycle"}),
+}
+
+
+class TestTraining:
+    """``fit(checkpoint=…, resume=…)``."""
+
+    @pytest.fixture
+    def loader(self, digits: DataSet) -> TensorLoader:
+        """150 points in three batches."""
+        return TensorLoader(Split(digits.train.x[:150], digits.train.y[:150]), 50, seed=3)
+
+    def stages(self, kind: type[Defense], network: Network) -> Defense:
+        """A new defense with batch norm and dropout."""
+        model = network(norm=True)
+        return kind(nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1]), seed=4)
+
+    @pytest.mark.parametrize("moment", [1, 2, 3, 4, 6, 9])
+    @pytest.mark.parametrize("case", CASES)
+    def test_the_result_is_that_of_training_without_a_break(
+        self, case: str, moment: int, network: Network, loader: TensorLoader
+    ) -> None:
+        """Weights, state, history, and the stage after; stopped in the middle of an epoch, or at its end."""
+        kind, text, chosen = CASES[case]
+        attacks = pool.sequence(text, budget="digits")
+        plan = TrainPlan(epochs=3, lr=0.05, **chosen)
+        validation = TensorLoader(loader.split, 50, seed=0, shuffle=False)
+        whole = self.stages(kind, network)
+        whole.fit(loader, attacks, plan=TrainPlan(epochs=1))
+        broken = self.stages(kind, network)
+        broken.fit(loader, attacks, plan=TrainPlan(epochs=1))
+        expected = whole.fit(loader, attacks, plan=plan, validation=validation)
+
+        taken: list[bytes] = []
+        count = 0
+
+        def stop(_progress: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == moment:
+                raise Stop
+
+        with pytest.raises(Stop):
+            broken.fit(
+                loader,
+                attacks,
+                plan=plan,
+                validation=validation,
+                progress=stop,
+                checkpoint=lambda snapshot: taken.append(snapshot.pack()),
+            )
+        # One an epoch, and one of the moment itself.
+        assert len(taken) == (moment - 1) // 3 + 1
+        snapshot = Snapshot.unpack(taken[-1])
+        assert (snapshot.stage, 3 * snapshot.epoch + snapshot.batch) == (2, moment)
+        resumed = self.stages(kind, network)
+        with torch.random.fork_rng():
+            torch.manual_seed(moment)
+            history = resumed.fit(loader, attacks, plan=plan, validation=validation, resume=snapshot)
+        assert history == expected
+        for defense in (whole, resumed):
+            defense.fit(loader, attacks, plan=TrainPlan(epochs=1))
+        assert equal(dict(whole.state_dict()), dict(resumed.state_dict()))
+        assert equal(whole.training_state(), resumed.training_state())
+        flags = [{name: p.requires_grad for name, p in one.named_parameters()} for one in (whole, resumed)]
+        assert flags[0] == flags[1]
+        assert whole.passes == resumed.passes
+
+    def test_momentum_goes_to_its_parameter_by_name(self, network: Network, loader: TensorLoader) -> None:
+        """A structure that is rebuilt may hand its parameters to the optimizer in another order."""
+
+        class Reversed(Standard):
+            def configure_optimizer(self, plan: TrainPlan) -> torch.optim.Optimizer:
+                order = list(self.parameters())
+                return plan.make_optimizer(order[::-1] if self.turned else order)
+
+            turned = False
+
+        def trained(turned: bool) -> Defense:
+            taken: list[Snapshot] = []
+            first, second = Reversed(network(), seed=1), Reversed(network(), seed=1)
+            plan = TrainPlan(epochs=2, schedule="constant")
+            first.fit(loader, [], plan=plan, checkpoint=taken.append)
+            second.turned = turned
+            second.fit(loader, [], plan=plan, resume=taken[0])
+            return second
+
+        assert equal(dict(trained(True).state_dict()), dict(trained(False).state_dict()))
+
+    def test_a_kept_snapshot_does_not_move(self, network: Network, loader: TensorLoader) -> None:
+        """It holds copies."""
+        taken: list[tuple[Snapshot, bytes]] = []
+        defense = AT(network(norm=True))
+        attacks = pool.sequence("fgsm", budget="digits")
+        defense.fit(
+            loader, attacks, plan=TrainPlan(epochs=3), checkpoint=lambda s: taken.append((s, s.pack()))
+        )
+        assert [snapshot.epoch for snapshot, _ in taken] == [1, 2, 3]
+        assert all(snapshot.pack() == data for snapshot, data in taken)
+        assert taken[0][1] != taken[1][1]
+
+    def test_what_is_no_number_is_not_kept(self, network: Network, loader: TensorLoader) -> None:
+        """The last snapshot is the last good state."""
+
+        class Bursting(Standard):
+            def step(self, *given: Any) -> dict[str, float]:
+                losses = super().step(*given)
+                self.steps = getattr(self, "steps", 0) + 1
+                if self.steps == 6:
+                    # The loss was a number; what its step made is none.
+                    next(self.parameters()).data.fill_(torch.nan)
+                return losses
+
+        taken: list[Snapshot] = []
+        with pytest.raises(Exception, match="not a number at stage 1, epoch 3, step 1"):
+            Bursting(network()).fit(loader, [], plan=TrainPlan(epochs=4), checkpoint=taken.append)
+        assert [snapshot.epoch for snapshot in taken] == [1]
+
+    def test_other_snapshots_are_refused(self, network: Network, loader: TensorLoader) -> None:
+        """Of another structure, another optimizer or a longer plan: one line."""
+        taken: list[Snapshot] = []
+        Standard(network()).fit(loader, [], plan=TrainPlan(epochs=3), checkpoint=taken.append)
+        with pytest.raises(InputError, match="this is no state of standard"):
+            Standard(network(channels=3)).fit(loader, [], resume=taken[-1])
+        with pytest.raises(InputError, match="of stage 1, epoch 4: not of stage 1 of 2 epochs"):
+            Standard(network()).fit(loader, [], plan=TrainPlan(epochs=2), resume=taken[-1])
+
+
+def test_packing_keeps_values_types_and_ties() -> None:
+    """Keys that are numbers, tuples, None, empty tensors, all kinds of numbers; nothing that could run."""
+    shared = torch.arange(4.0)
+    tree = {
+        "a": {0: shared, 1: shared.view(2, 2).T, "1": shared[:0]},
+        "b": [1, 2.5, True, None, "x", (0.1 + 0.2, [])],
+        "c": (torch.tensor(3), torch.tensor([True]), torch.rand(2).bfloat16()),
+        "d": {},
+    }
+    assert equal(unpack(pack(tree)), tree)
+    assert list(unpack(pack(tree))["a"]) == [0, 1, "1"]
+    for wrong, message in (
+        ({"x": [object()]}, r"x\.0 is a object"),
+        ({"f": print}, "f is a builtin_function"),
+        ({(1, 2): 3}, "has the key"),
+    ):
+        with pytest.raises(PackingError, match=message):
+            pack(wrong)
+    data = pack(tree)
+    for damaged in (b"", data[:20], data[:-1], b"x" + data, data.replace(b"dict", b"tict")):
+        with pytest.raises(PackingError):
+            unpack(damaged)
+
+
+def same(first: Path, second: Path) -> None:
+    """Two runs that must not differ but for names and times."""
+    assert comparable(load_run(first).record) == comparable(load_run(second).record)
+    for name in ("model.safetensors", "outcomes.npz", *(f"stages/{n}.safetensors" for n in range(2))):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert verify_checksums(first) == []
+    left = {path.name for path in first.iterdir()}
+    assert left == {path.name for path in second.iterdir()}
+    assert not left & {"checkpoint", ".lock"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing stopped."""
+    return run("air", runs_dir=tmp_path_factory.mktemp("whole"), **TINY)
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    """All that such a run tells."""
+    events: list[Event] = []
+    run("air", runs_dir=tmp_path_factory.mktemp("moments"), **TINY, listeners=[events.append])
+    return events
+
+
+def stopper(at: int) -> Callable[[Event], None]:
+    """A listener that stops a run at its ``at``-th event."""
+    left = at
+
+    def listen(event: Event) -> None:
+        nonlocal left
+        # A run that goes on has its say first.
+        left -= event.kind not in ("start", "resume")
+        if left < 0:
+            raise Stop
+
+    return listen
+
+
+class TestRuns:
+    """``run`` finds its own unfinished run."""
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_stopped_at_random_moments(
+        self, whole: Run, moments: list[Event], tmp_path: Path, seed: int
+    ) -> None:
+        """Again and again; at last it is the run that was never stopped."""
+        draws = random.Random(seed)
+        stops = 0
+        for _ in range(6):
+            try:
+                run("air", runs_dir=tmp_path, **TINY, listeners=[stopper(draws.randrange(len(moments) // 3))])
+            except Stop:
+                stops += 1
+            else:
+                break
+        assert stops > 1
+        finished = run("air", runs_dir=tmp_path, **TINY)
+        assert len(list(tmp_path.iterdir())) == 1
+        same(finished.path, whole.path)
+
+    def test_at_every_kind_of_moment(self, whole: Run, moments: list[Event], tmp_path: Path) -> None:
+        """Between rows, in the middle of an epoch, in the audit; nothing finished is done again."""
+        kinds = [(event.kind, event.stage, event.batch) for event in moments]
+        places = {
+            "in an epoch": kinds.index(("batch", 2, 1)) + 2,
+            "between cells": kinds.index(("cell", 1, 0)) + 1,
+            "before the audit": len(kinds) - 2,
+        }
+        for name, place in places.items():
+            with pytest.raises(Stop):
+                run("air", runs_dir=tmp_path / name, **TINY, listeners=[stopper(place)])
+            events: list[Event] = []
+            finished = run("air", runs_dir=tmp_path / name, **TINY, listeners=[events.append])
+            same(finished.path, whole.path)
+            again = [event for event in events if event.kind in ("batch", "epoch")]
+            before = [event for event in moments[: place + 2] if event.kind in ("batch", "epoch")]
+            total = [event for event in moments if event.kind in ("batch", "epoch")]
+            assert len(before) + len(again) == len(total), name
+
+    def test_pieces_of_a_row_are_not_measured_again(
+        self, whole: Run, moments: list[Event], tmp_path: Path
+    ) -> None:
+        """Their seconds are what they took the first time."""
+        kinds = [(event.kind, event.stage) for event in moments]
+        place = kinds.index(("cell", 2))
+        first: list[Event] = []
+        with pytest.raises(Stop):
+            run("air", runs_dir=tmp_path, **TINY, listeners=[first.append, stopper(place)])
+        finished = run("air", runs_dir=tmp_path, **TINY)
+        cells = {(event.stage, event.attack): event.cell for event in first if event.kind == "cell"}
+        kept = [cell for cell in finished.record.cells if (cell.stage, cell.attack) in cells]
+        assert len(kept) == len(cells) == 8
+        assert all(cells[cell.stage, cell.attack] == cell for cell in kept)
+        same(finished.path, whole.path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"seed": 1}, {"points": 19}, {"epochs": 1}, {"sequence": "fgsm,pgd:steps=3"}, {"resume": False}],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_another_run_is_not_taken_up(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        """Anything that numbers depend on, or the wish for a fresh one, makes a directory of its own."""
+        for options in (TINY, {**TINY, **change}):
+            with pytest.raises(Stop):
+                run("air", runs_dir=tmp_path, **options, listeners=[stopper(3)])
+        assert len(list(tmp_path.iterdir())) == 2
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"defense": "joint", "set": {**TINY["set"], "optimizer": "adam"}},
+            {"defense": "at", "select": "val-robust", "sequence": "fgsm,gaussian-noise"},
+        ],
+        ids=["joint", "val-robust"],
+    )
+    def test_other_defenses_and_plans(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        """The joint regime, Adam, and the best epoch by validation."""
+        chosen = {**TINY, **options}
+        expected = run(runs_dir=tmp_path / "whole", **chosen)
+        for place in (4, 9):
+            with pytest.raises(Stop):
+                run(runs_dir=tmp_path / "broken", **chosen, listeners=[stopper(place)])
+        same(run(runs_dir=tmp_path / "broken", **chosen).path, expected.path)
+
+    def test_a_fit_of_its_own_is_resumed_by_whole_stages(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stranger's defense may know nothing of checkpoints."""
+
+        class Own(AT):
+            info = DefenseInfo(name="own", paper=None, regimes=("continual",))
+
+            def fit(self, data: Any, attacks: Any, *, plan: Any, progress: Any, validation: Any) -> Any:
+                return super().fit(data, attacks, plan=plan, progress=progress, validation=validation)
+
+        monkeypatch.setitem(registry._classes, "own", Own)
+        expected = run("own", runs_dir=tmp_path / "whole", **TINY)
+        events: list[Event] = []
+        with pytest.raises(Stop):
+            run("own", runs_dir=tmp_path / "broken", **TINY, listeners=[events.append, stopper(20)])
+        assert events[-1].stage == 2
+        events = []
+        finished = run("own", runs_dir=tmp_path / "broken", **TINY, listeners=[events.append])
+        same(finished.path, expected.path)
+        assert {event.stage for event in events if event.kind == "epoch"} == {2}
+
+
+def advbench(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "advbench", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def test_sigkill_at_random_moments() -> None:
+    """Processes that die while they write; the benchmark of the same name does it 50 times."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "kill.py", "--rounds", "1", "--seed", "1", "--at", "writes"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "records and weights equal in 1 of 1 rounds" in done.stdout
+    assert int(done.stdout.split(" kills")[0].split()[-1]) >= 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_batch_and_says_how_to_go_on(
+    whole: Run, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """One line, the exit code that shells expect; ``--resume`` ends where it would have ended."""
+    command = ["run", "--sequence", "fgsm,pgd:steps=2", "--unseen", "none", "--epochs", "2", "--points", "20"]
+    command += ["--set", "pretrain.epochs=1", "--set", "batch_size=512", "--threads", "1", "--device", "cpu"]
+    script = f"""
+import os, signal, sys
+from advbench.cli.main import main
+from advbench.data import TensorLoader
+batches = TensorLoader._batches
+def sending(self, order):
+    for number, batch in enumerate(batches(self, order)):
+        # In the middle of an epoch of stage 1.
+        if self.shuffle and self._epoch == 2 and number == 1:
+            os.kill(os.getpid(), {int(number)})
+        yield batch
+TensorLoader._batches = sending
+main(sys.argv[1:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, "--runs-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    (directory,) = tmp_path.iterdir()
+    last = done.stderr.splitlines()[-1]
+    assert last == f"error: interrupted; go on with: advbench run --resume {directory}"
+    names = sorted(path.name for path in (directory / "checkpoint").glob("*.safetensors"))
+    # The end of the first epoch, and the batch after which the signal was heard.
+    assert [name for name in names if name.startswith("stage")] == [
+        "stage-1-00001-0000000.safetensors",
+        "stage-1-00001-0000002.safetensors",
+    ]
+    advbench("run", "--resume", str(directory))
+    same(directory, whole.path)
+    again = advbench("run", "--resume", str(directory), expect=2)
+    assert again.stderr == f"error: run {directory.name} is complete: there is nothing to resume\n"
+
+
+class TestEvaluations:
+    """``evaluate_model`` finds its own unfinished evaluation."""
+
+    FACTORY = (
+        "import torch\n\ndef make(num_classes):\n    torch.manual_seed(0)\n    return torch.nn.Sequential("
+    )
+    FACTORY += "torch.nn.Flatten(), torch.nn.Linear(64, num_classes))\n"
+
+    def test_finished_attacks_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For a model that is given as text; a function cannot be known again."""
+        monkeypatch.chdir(tmp_path)
+        Path("theirs.py").write_text(self.FACTORY)
+        options: dict[str, Any] = {"attacks": "fgsm,pgd:steps=3", "points": 60, "threads": 1, "device": "cpu"}
+        expected = evaluate_model("theirs:make", runs_dir="whole", **options)
+        with pytest.raises(Stop):
+            evaluate_model("theirs:make", runs_dir="broken", **options, listeners=[stopper(1)])
+        events: list[Event] = []
+        finished = evaluate_model("theirs:make", runs_dir="broken", **options, listeners=[events.append])
+        assert events[0].kind == "resume"
+        assert comparable(finished.record) == comparable(expected.record)
+        assert len(list(Path("broken").iterdir())) == 1
+        assert verify_checksums(finished.path) == []
+
+        def zeros(x: Tensor) -> Tensor:
+            return torch.zeros(len(x), 10)
+
+        for _ in range(2):
+            with pytest.raises(Stop):
+                evaluate_model(zeros, runs_dir="functions", **options, listeners=[stopper(1)])
+        assert len(list(Path("functions").iterdir())) == 2
+        monkeypatch.delitem(sys.modules, "theirs")
+
+
+def test_a_named_run_refuses_what_is_not_its_own(whole: Run, tmp_path: Path) -> None:
+    """Other options, a complete run, no run at all."""
+    with pytest.raises(InputError, match=r"^--defense, --epochs: a run to resume has its options"):
+        run("at", epochs=3, resume=whole.path)
+    with pytest.raises(InputError, match="is complete: there is nothing to resume"):
+        run(resume=whole.path)
+    with pytest.raises(RecordError, match="no manifest at"):
+        run(resume=tmp_path)
+    copied = Path(shutil.copytree(whole.path, tmp_path / "copy"))
+    (copied / "record.json").unlink()
+    text = (copied / "run.json").read_text("utf-8")
+    (copied / "run.json").write_text(text.replace('"seed": 0', '"seed": 1'), "utf-8")
+    with pytest.raises(InputError, match="what it holds is of no use here"):
+        run(resume=copied)
