@@ -135,22 +135,31 @@ class _NoAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def read_yaml(path: Path, kind: str) -> Any:
+    """What a YAML or JSON file holds; ``kind`` says in errors what it was to be.
+
+    Raises:
+        InputError: the file is missing or unreadable, or uses YAML aliases.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {kind} {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{kind} {path} is not text") from None
+    try:
+        return yaml.load(text, Loader=_NoAliases)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{kind} {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The options in a YAML or JSON file; of a ``record.json``, its config.
 
     Raises:
         InputError: the file is missing or unreadable, uses YAML aliases, or does not hold options.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read config {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"config {path} is not text") from None
-    try:
-        content = yaml.load(text, Loader=_NoAliases)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"config {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, "config")
     if isinstance(content, dict) and "schema" in content:
         from leaderboards.record import parse_record
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, doctor, evaluating, lists, running, runs
+from advbench.cli import auditing, boards, doctor, evaluating, lists, running, runs, sweeping
 from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("run")(running.run)
 app.command("eval")(evaluating.evaluate)
+app.command("sweep")(sweeping.sweep)
 app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
 app.command("audit")(auditing.audit)

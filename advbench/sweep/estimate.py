@@ -1,0 +1,204 @@
+"""How long a run will take: sample-passes counted from its configuration, and seconds a pass from here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from pydantic import ValidationError
+from torch.nn import functional as F
+
+from advbench.audit.probes import POINTS, battery, transfers
+from advbench.config import RunConfig
+from advbench.data import DataSet
+from advbench.environment import reproducible
+from advbench.resolve import bound_attacks, points_of
+from advbench.saved import new_classifier
+from advbench.stochastic import CRAFTED_BY, JUDGED_BY
+from attacks_pool import Attack, InputError, Passes
+from defenses import TrainPlan, registry
+from leaderboards import Record, RecordError
+
+REPEATS = 3
+FEW, SHORT = 16, 0.1
+"""The images of a first timing, and how long it may take for a whole batch to be timed after it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of a data set the work depends on."""
+
+    train: int
+    validation: int
+    test: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that one image takes forward and backward, and where that is known from."""
+
+    forward: float
+    backward: float
+    source: str
+
+    def seconds(self, work: Passes) -> float:
+        """The time for so many passes."""
+        return self.forward * work.forwards + self.backward * work.backwards
+
+
+def sizes_of(data: DataSet) -> Sizes:
+    """The sizes of a loaded data set."""
+    return Sizes(len(data.train), len(data.validation), len(data.test), data.num_classes)
+
+
+def work_of(config: RunConfig, sizes: Sizes) -> Passes:
+    """The sample-passes of a run: an upper bound of evaluation, and training without a method's extras.
+
+    Training: epochs × images × (crafting + one step forward and backward). Evaluation: rows × points ×
+    (the most that the attack takes + one verdict); of the audit's probes one row. Points that are wrong
+    clean, or that fool early, cost less. What a method computes beside its step, such as AIR's replay, is
+    not known beforehand; runs in the store correct for both.
+    """
+    defense = registry.resolve(config.defense)[0]
+    attacks = bound_attacks(config)
+    seen = [attack.for_training() for attack in attacks["seen"]]
+    work = Passes()
+    _add(work, _training([], config.pretrain, sizes, split=True))
+    split = config.params.get("mix", "split") == "split"
+    stages = [[attack] for attack in seen] if config.regime == "continual" else [seen]
+    for met in stages:
+        _add(work, _training(met, config.stage_plan, sizes, split=split))
+    every = [attack for role in attacks.values() for attack in role]
+    measured = [(attack, points_of(config, attack, sizes.test)) for attack in every]
+    random = defense.info.stochastic
+    points = max((count for _, count in measured), default=0)
+    # A plain classifier gives row 0; it answers the same every time.
+    _add(work, _evaluation(measured, points, sizes, random=False))
+    _add(work, _evaluation(measured, points, sizes, random=random), len(stages))
+    probed = min(max(POINTS // 4, 1) if random else POINTS, points)
+    probes = [*battery(every, brief=random), *transfers(every)]
+    _add(work, _evaluation([(attack, probed) for attack in probes], 2 * probed, sizes, random=random))
+    return work
+
+
+def measured_speed(config: RunConfig, data: DataSet, device: torch.device) -> Speed:
+    """Time the model of a run on this machine: the median of a few batches, forward and backward."""
+    with reproducible(config.threads):
+        model = new_classifier(config, data.image_shape, data.num_classes).to(device).eval()
+        count = min(FEW, len(data.train))
+        _timed(model, data, count, device)
+        if sum(_timed(model, data, count, device)) < SHORT:
+            count = min(config.plan.batch_size, len(data.train))
+        times = [_timed(model, data, count, device) for _ in range(REPEATS)]
+    forward, backward = (statistics.median(one) / count for one in zip(*times, strict=True))
+    return Speed(forward, backward, f"timed here, on one batch of {count}")
+
+
+def recorded_speed(records: Iterable[Record], config: RunConfig, fingerprint: str) -> Speed | None:
+    """Seconds a pass of complete runs of the same data, model, threads and device; None if there are none.
+
+    Those of the same defense are taken if there are any. Their passes are counted as those of a run to
+    come are, so that what the counting leaves out or counts too high cancels. Backward counts as two.
+    """
+    found = [record for record in records if _alike(record, config, fingerprint)]
+    same = [record for record in found if record.config["defense"] == config.defense]
+    seconds = units = 0.0
+    used = 0
+    for record in same or found:
+        try:
+            work = work_of(RunConfig.model_validate(record.config), _recorded_sizes(record))
+        except (ValidationError, InputError, RecordError, KeyError, TypeError):
+            continue
+        seconds += record.cost.training_seconds + record.cost.evaluation_seconds
+        units += work.forwards + 2 * work.backwards
+        used += 1
+    if not units:
+        return None
+    runs = f"{used} run{'s' if used > 1 else ''}"
+    of = config.defense if same else "this model"
+    return Speed(seconds / units, 2 * seconds / units, f"from {runs} of {of} in the store")
+
+
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """How long ``workers`` need for these jobs, each taking the next one when it is free."""
+    free = [0.0] * max(workers, 1)
+    for one in seconds:
+        free[free.index(min(free))] += one
+    return max(free)
+
+
+def _training(attacks: list[Attack], plan: TrainPlan, sizes: Sizes, *, split: bool) -> Passes:
+    """One stage; a batch that is split between its attacks costs as much as their mean."""
+    costs = [cost_of(attack, sizes.classes) for attack in attacks]
+    share = len(costs) if split and costs else 1
+    forwards, backwards = (sum(cost[way] for cost in costs) / share for way in (0, 1))
+    images = plan.epochs * sizes.train
+    total = Passes(round(images * (forwards + 1)), round(images * (backwards + 1)))
+    if plan.select == "val-robust":
+        images = plan.epochs * sizes.validation
+        total.forwards += images * (1 + sum(cost[0] + 1 for cost in costs))
+        total.backwards += images * sum(cost[1] for cost in costs)
+    return total
+
+
+def _evaluation(measured: list[tuple[Attack, int]], clean: int, sizes: Sizes, *, random: bool) -> Passes:
+    """One row."""
+    judged, searched = (JUDGED_BY, CRAFTED_BY) if random else (1, 1)
+    row = Passes(clean * judged, 0)
+    for attack, points in measured:
+        forwards, backwards = cost_of(attack, sizes.classes)
+        row.forwards += points * (forwards * searched + judged)
+        row.backwards += points * backwards * searched
+    return row
+
+
+def cost_of(attack: Attack, classes: int) -> tuple[int, int]:
+    """The passes that the attack declares for one point; one a step where it declares none."""
+    found = attack.info.passes(attack.knobs, classes)
+    if found is None:
+        steps = int(attack.knobs.get("steps", 1)) * int(attack.knobs.get("restarts", 1))
+        return steps, steps
+    return found
+
+
+def _add(total: Passes, more: Passes, times: int = 1) -> None:
+    total.forwards += times * more.forwards
+    total.backwards += times * more.backwards
+
+
+def _timed(model: torch.nn.Module, data: DataSet, count: int, device: torch.device) -> tuple[float, float]:
+    """Seconds forward alone, and what backward adds."""
+    x, y = data.train.x[:count].to(device), data.train.y[:count].to(device)
+    began = _now(device)
+    with torch.no_grad():
+        model(x)
+    middle = _now(device)
+    F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+    forward = middle - began
+    return forward, max(_now(device) - middle - forward, 0.0)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _alike(record: Record, config: RunConfig, fingerprint: str) -> bool:
+    then, environment = record.config, record.environment
+    return bool(
+        environment["data"]["fingerprint"] == fingerprint
+        and then["model"] == config.model
+        and then.get("threads") == config.threads
+        and then.get("device") == config.device
+        and record.cost.training_seconds > 0
+    )
+
+
+def _recorded_sizes(record: Record) -> Sizes:
+    data = record.environment["data"]
+    return Sizes(data["train"], data["validation"], data["test"], data["classes"])

@@ -1,0 +1,198 @@
+"""The grid file: axes, options common to all cells, what is left out and what is added."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advbench.config import Options, as_text, read_yaml
+from advbench.models import MODELS
+from advbench.sweep.seeds import parse_seeds
+from attacks_pool.errors import InputError, unknown
+
+AXES = ("dataset", "model", "sequence", "defense", "seed")
+"""Slowest first: cells that belong together stand together."""
+PLURALS = {"datasets": "dataset", "models": "model", "sequences": "sequence", "defenses": "defense"}
+LISTS = ("exclude", "include")
+MOST_CELLS = 10_000
+MERGED = ("set", "train_set")
+"""Options that add up where the others replace."""
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One run of a grid: its options, and the seed that ``sequence: sample:k`` is drawn with."""
+
+    options: dict[str, Any]
+    sample_seed: int
+
+
+def read_grid(path: Path, *, trust: bool = False) -> list[GridCell]:
+    """The cells of a grid file, in order.
+
+    Args:
+        path: a YAML or JSON file.
+        trust: whether models ``package.module:factory``, whose code is imported, may stand in it.
+
+    Raises:
+        InputError: the file cannot be read, a key or a value is wrong, a rule of ``exclude`` matches nothing,
+            there are no cells or more than ``MOST_CELLS``, or a model needs ``trust``.
+    """
+    content = read_yaml(path, "grid")
+    try:
+        if not isinstance(content, dict):
+            raise InputError(f"it must hold key: value pairs, not {type(content).__name__}")
+        cells = parse_grid(content)
+        for cell in cells:
+            model = cell.options.get("model")
+            if model is not None and model not in MODELS and ":" in model and not trust:
+                raise InputError(f"the model {model!r} is code to import: add --trust if you trust it")
+    except InputError as error:
+        raise InputError(f"grid {path}: {error}") from None
+    return cells
+
+
+def parse_grid(content: Mapping[Any, Any]) -> list[GridCell]:
+    """The cells that the mapping of a grid file describes; see :func:`read_grid`."""
+    given = _singular(content)
+    exclude, include = (_mappings(key, given.pop(key, [])) for key in LISTS)
+    if not set(given) & set(AXES) and not include:
+        raise InputError(f"it is empty: give at least one of {', '.join(AXES)}")
+    cells = _expand(given) if set(given) & set(AXES) else []
+    for number, rule in enumerate(exclude, 1):
+        matches = _matcher(rule)
+        kept = [cell for cell in cells if not matches(cell.options)]
+        if len(kept) == len(cells):
+            raise InputError(f"exclude, entry {number}, matches no cell: {rule}")
+        cells = kept
+    for number, extra in enumerate(include, 1):
+        cells += _expand(_completed(given, extra, number))
+        _check_count(len(cells))
+    if not cells:
+        raise InputError("exclude leaves no cell")
+    for cell in cells:
+        Options.of(cell.options)
+    return cells
+
+
+def _singular(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The mapping under one spelling of its keys; ``seeds`` is read, as it may be a count."""
+    found: dict[str, Any] = {}
+    for given, value in content.items():
+        key = str(given).replace("-", "_")
+        name = "seed" if key == "seeds" else PLURALS.get(key, key)
+        if name not in Options.model_fields and name not in LISTS:
+            raise unknown("key", str(given), {*PLURALS, "seeds", *LISTS, *Options.model_fields})
+        if name in found:
+            raise InputError(f"{name!r} is given twice")
+        found[name] = parse_seeds(value) if key == "seeds" else value
+    return found
+
+
+def _mappings(key: str, given: Any) -> list[dict[Any, Any]]:
+    if not isinstance(given, list) or not all(isinstance(entry, dict) and entry for entry in given):
+        raise InputError(f"{key} must be a list of mappings such as {{defense: air, seed: 1}}")
+    return given
+
+
+def _expand(given: Mapping[str, Any]) -> list[GridCell]:
+    """Every combination of the axes, each with all other options."""
+    for key in LISTS:
+        if key in given:
+            raise InputError(f"{key} stands at the top of the file only")
+    axes = {key: _values(key, given[key]) for key in AXES if key in given}
+    common = {key: value for key, value in given.items() if key not in AXES}
+    _check_count(math.prod(len(values) for values in axes.values()))
+    seeds = axes.get("seed", [0])
+    cells = []
+    for values in itertools.product(*axes.values()):
+        options = dict(common)
+        for key, value in zip(axes, values, strict=True):
+            _put(options, value if isinstance(value, dict) else {key: value})
+        cells.append(GridCell(options, sample_seed=seeds[0]))
+    return cells
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_CELLS:
+        raise InputError(f"it has {count:,} cells; at most {MOST_CELLS:,} are allowed")
+
+
+def _put(options: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        both = key in MERGED and isinstance(value, dict) and isinstance(options.get(key, {}), dict)
+        options[key] = {**options.get(key, {}), **value} if both else value
+
+
+def _values(key: str, given: Any) -> list[Any]:
+    """The values of an axis, checked."""
+    if key == "seed":
+        return parse_seeds(given, counts=False)
+    values = given if isinstance(given, list) else [given]
+    if not values:
+        raise InputError(f"{key} is an empty list")
+    return [_value(key, value) for value in values]
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "defense" and isinstance(value, dict):
+        return _own_options(value)
+    if key == "sequence" and isinstance(value, list) and value and all(isinstance(x, str) for x in value):
+        return as_text(value)
+    if key == "model" and value is None:
+        return None
+    if not isinstance(value, str):
+        raise InputError(f"{key}: {value!r} is {type(value).__name__}, expected text")
+    return value
+
+
+def _own_options(entry: dict[Any, Any]) -> dict[str, Any]:
+    """A defense with options of its own."""
+    found = _singular(entry)
+    if not isinstance(found.get("defense"), str):
+        raise InputError(f"defense: {entry!r} must name one under 'defense'")
+    for key in (*AXES, *LISTS):
+        if key in found and key != "defense":
+            raise InputError(f"defense {found['defense']!r} cannot have a {key} of its own: use include")
+    return found
+
+
+def _completed(given: Mapping[str, Any], extra: Mapping[Any, Any], number: int) -> dict[str, Any]:
+    """An entry of ``include`` with all common options, and with the axes that have one value only."""
+    own = _singular(extra)
+    found = {key: value for key, value in given.items() if key not in AXES}
+    for key in AXES:
+        if key in given and key not in own:
+            found[key] = _values(key, given[key])
+            if len(found[key]) > 1:
+                raise InputError(
+                    f"include, entry {number}, must say which {key}: the grid has {len(found[key])}"
+                )
+    _put(found, own)
+    return found
+
+
+def _matcher(rule: Mapping[Any, Any]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a cell's options have, for every key of a rule, one of its values."""
+    wanted: dict[str, list[Any]] = {}
+    for key, value in _singular(rule).items():
+        if key in LISTS:
+            raise InputError(f"{key} stands at the top of the file only")
+        values = _values(key, value) if key in AXES else value if isinstance(value, list) else [value]
+        if key == "defense" and not all(isinstance(one, str) for one in values):
+            raise InputError("exclude names a defense; its other options are keys beside it")
+        wanted[key] = [_plain(key, one) for one in values]
+
+    def matches(options: Mapping[str, Any]) -> bool:
+        every = Options.of(options).model_dump()
+        return all(_plain(key, every[key]) in values for key, values in wanted.items())
+
+    return matches
+
+
+def _plain(key: str, value: Any) -> Any:
+    return as_text(value).replace(" ", "") if key == "sequence" else value

@@ -1,0 +1,225 @@
+"""What a sweep has to do: every cell resolved, checked and looked up before any of them runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from advbench.benchmark import prepare
+from advbench.config import Options, RunConfig
+from advbench.data import DataSet, load_dataset
+from advbench.identity import identity_of
+from advbench.sweep.estimate import Speed, makespan, measured_speed, recorded_speed, sizes_of, work_of
+from advbench.sweep.grid import GridCell
+from attacks_pool import InputError, Passes
+from attacks_pool.text import attack_name
+from leaderboards import Record, RecordError, read_record
+from leaderboards.inventory import RunEntry, inventory
+
+State = Literal["complete", "unfinished", "running", "new"]
+ORDER: tuple[State, ...] = ("complete", "running", "unfinished", "new")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        number: its place in the grid, from 1.
+        options: as ``advbench run`` takes them.
+        sample_seed: what ``sequence: sample:k`` is drawn with.
+        config: what they resolve to.
+        identity: of the run; equal here and wherever it is made.
+        state: ``complete``, ``unfinished`` (to go on with), ``running`` (in another process) or ``new``.
+        work: the sample-passes that it takes.
+        seconds: how long it takes, estimated; 0 where it is complete.
+    """
+
+    number: int
+    options: dict[str, Any]
+    sample_seed: int
+    config: RunConfig
+    identity: str
+    state: State
+    work: Passes
+    seconds: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Defense, sequence, data, model and seed on one line."""
+        return f"{self.group} · seed {self.config.seed}"
+
+    @property
+    def group_key(self) -> str:
+        """Equal for cells that differ in their seed alone."""
+        return self.config.model_copy(update={"seed": 0}).model_dump_json()
+
+    @property
+    def group(self) -> str:
+        """The same without the seed; cells that differ in other settings share it."""
+        config = self.config
+        names = ",".join(attack_name(text) for text in config.sequence)
+        regime = "" if config.regime == "continual" else f" ({config.regime})"
+        return f"{config.defense}{regime} · {names} · {config.dataset} · {config.model}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep, and where their times are known from."""
+
+    cells: list[Cell]
+    speeds: list[Speed]
+    gpus: int = 0
+    """CUDA devices to share out between local workers; 0 where no cell takes one."""
+
+    def count(self, state: State) -> int:
+        """How many cells there are in a state."""
+        return Counter(cell.state for cell in self.cells)[state]
+
+    @property
+    def to_do(self) -> list[Cell]:
+        """The cells that are not complete; those that another process is at come last."""
+        found = [cell for cell in self.cells if cell.state != "complete"]
+        return sorted(found, key=lambda cell: cell.state == "running")
+
+    def seconds(self, workers: int) -> float:
+        """The estimated time for what is left."""
+        return makespan([cell.seconds for cell in self.to_do], workers)
+
+
+def make_plan(grid: Sequence[GridCell], runs_dir: Path, *, elsewhere: bool = False, gpus: float = 0) -> Plan:
+    """Resolve and check every cell, look for it in ``runs_dir`` and estimate what is left.
+
+    Args:
+        grid: the cells as they were written. Those that say nothing of threads get one each.
+        runs_dir: the store; it need not exist.
+        elsewhere: whether cells run on other machines, with ``gpus`` each, and not on this one.
+        gpus: what ``device: auto`` then means: a GPU where there is at least a part of one.
+
+    Raises:
+        InputError: a cell that cannot be run, or two that are the same run.
+        RecordError: the store cannot be read.
+    """
+    if runs_dir.exists() and not runs_dir.is_dir():
+        raise InputError(f"runs directory {runs_dir} is a file: name another")
+    planner = _Planner(runs_dir, elsewhere, gpus)
+    cells = [planner.cell(number, entry) for number, entry in enumerate(grid, 1)]
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.identity, cell)
+        if twin is not cell:
+            raise InputError(f"cells {twin.number} and {cell.number} are the same run: {cell.label}")
+    return planner.timed(cells)
+
+
+class _Planner:
+    """Loads each data set once, and reads the store once."""
+
+    def __init__(self, runs_dir: Path, elsewhere: bool, gpus: float) -> None:
+        self.elsewhere, self.gpus = elsewhere, gpus
+        self.data: dict[tuple[str, str | None], DataSet] = {}
+        self.entries = inventory(runs_dir) if runs_dir.is_dir() else []
+        self.states = _states(self.entries)
+        self.models: dict[tuple[Any, ...], torch.device] = {}
+
+    def cell(self, number: int, entry: GridCell) -> Cell:
+        """One cell, resolved."""
+        given = {"threads": 1, **entry.options}
+        try:
+            options = Options.of(given)
+            data = self._loaded(options)
+            config, identity = self._prepared(options, entry.sample_seed, data)
+        except (InputError, RecordError) as error:
+            written = " ".join(f"{key}={value}" for key, value in entry.options.items())
+            raise InputError(f"cell {number} ({written}): {error}") from None
+        return Cell(
+            number=number,
+            options=given,
+            sample_seed=entry.sample_seed,
+            config=config,
+            identity=identity,
+            state=self.states.get(identity, "new"),
+            work=work_of(config, sizes_of(data)),
+        )
+
+    def _prepared(self, options: Options, sample_seed: int, data: DataSet) -> tuple[RunConfig, str]:
+        """Configuration and identity; a cell that runs elsewhere gets the device that its node has for it."""
+        wanted = options.device
+        if not self.elsewhere:
+            here = prepare(options, data=data, sample_seed=sample_seed)
+            self.models.setdefault(_model_key(here.config), here.device)
+            return here.config, here.identity
+        if wanted.startswith("cuda") and not self.gpus:
+            raise InputError(f"device {wanted!r} on a cluster needs --gpus")
+        there = prepare(options.model_copy(update={"device": "cpu"}), data=data, sample_seed=sample_seed)
+        config = there.config.model_copy(update={"device": wanted})
+        device = torch.device("cuda" if self.gpus and wanted != "cpu" else "cpu")
+        return config, identity_of(config, data, device=device, threads=there.threads)
+
+    def timed(self, cells: list[Cell]) -> Plan:
+        """The cells with their estimates; nothing is timed where nothing is left to do."""
+        speeds: dict[tuple[Any, ...], Speed] = {}
+        records = self._records() if any(cell.state != "complete" for cell in cells) else []
+        found = []
+        for cell in cells:
+            if cell.state == "complete":
+                found.append(cell)
+                continue
+            key = (cell.config.defense, *_model_key(cell.config))
+            if key not in speeds:
+                speeds[key] = self._speed(cell.config, records, speeds)
+            found.append(Cell(**{**vars(cell), "seconds": speeds[key].seconds(cell.work)}))
+        return Plan(found, list(dict.fromkeys(speeds.values())), self._gpus())
+
+    def _gpus(self) -> int:
+        """Only where cells leave the choice of the device open can it be made for them."""
+        if self.elsewhere:
+            return 0
+        automatic = [device for (*_, text), device in self.models.items() if text in ("auto", "cuda")]
+        return torch.cuda.device_count() if any(one.type == "cuda" for one in automatic) else 0
+
+    def _speed(self, config: RunConfig, records: list[Record], known: dict[tuple[Any, ...], Speed]) -> Speed:
+        data = self.data[config.dataset, config.data_dir]
+        if recorded := recorded_speed(records, config, data.fingerprint):
+            return recorded
+        for (_defense, *model), speed in known.items():
+            if tuple(model) == _model_key(config):
+                return speed
+        # Where the cells run elsewhere, this machine is all there is to time.
+        here = torch.device("cpu") if self.elsewhere else self.models[_model_key(config)]
+        return measured_speed(config, data, here)
+
+    def _loaded(self, options: Options) -> DataSet:
+        key = options.dataset, options.data_dir
+        if key not in self.data:
+            self.data[key] = load_dataset(*key)
+        return self.data[key]
+
+    def _records(self) -> list[Record]:
+        found = []
+        for entry in self.entries:
+            if entry.state == "complete" and entry.kind == "run":
+                try:
+                    found.append(read_record(entry.path))
+                except RecordError:
+                    continue
+        return found
+
+
+def _model_key(config: RunConfig) -> tuple[Any, ...]:
+    return config.dataset, config.data_dir, config.model, config.threads, config.device
+
+
+def _states(entries: Sequence[RunEntry]) -> dict[str, State]:
+    """The state of each identity in a store: the best of its runs."""
+    found: dict[str, State] = {}
+    for entry in entries:
+        if entry.identity and entry.state in ORDER:
+            state = found.get(entry.identity, "new")
+            found[entry.identity] = min(state, entry.state, key=ORDER.index)
+    return found

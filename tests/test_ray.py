@@ -1,0 +1,123 @@
+"""A sweep on a Ray cluster of two nodes that the test starts and stops itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from advbench import run
+from advbench.cli.main import invoke
+from advbench.sweep.arriving import FOLDER
+from leaderboards import comparable, find_records
+from leaderboards.checksums import verify_checksums
+
+pytest.importorskip("ray", reason="ray is not installed: pip install 'advbench[ray]'")
+
+TINY: dict[str, Any] = {
+    "sequence": "fgsm",
+    "unseen": "none",
+    "epochs": 1,
+    "set": {"pretrain.epochs": 1, "eps_warmup": 0},
+    "points": 10,
+    "threads": 1,
+    "device": "cpu",
+}
+CELLS = [("at", 0), ("air", 0), ("air", 1)]
+SMALL = 80_000_000
+"""Bytes of a node's object store."""
+PATIENCE = 300.0
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Two nodes of one CPU each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1, "object_store_memory": SMALL, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            cluster.add_node(num_cpus=1, object_store_memory=SMALL)
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+def sweep(grid: Path, runs_dir: Path, address: str) -> subprocess.Popen[str]:
+    """``advbench sweep --ray`` in a process of its own."""
+    command = [sys.executable, "-m", "advbench", "sweep", str(grid)]
+    command += ["--runs-dir", str(runs_dir), "--ray", address]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def records_of(runs_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """What can be compared of every record."""
+    records, problems = find_records(runs_dir)
+    assert not problems
+    keys = [(record.config["defense"], record.config["seed"]) for record in records]
+    assert len(set(keys)) == len(keys)
+    return dict(zip(keys, map(comparable, records), strict=True))
+
+
+def times(runs_dir: Path) -> dict[Path, int]:
+    """When each file of a finished run was written."""
+    finished = [path.parent for path in runs_dir.glob("*/record.json")]
+    return {file: file.stat().st_mtime_ns for path in finished for file in path.rglob("*")}
+
+
+def test_a_killed_sweep_goes_on_and_its_records_are_the_local_ones(address: str, tmp_path: Path) -> None:
+    """Cell for cell; nothing that had come back is repeated, and nothing is left half received."""
+    grid, runs_dir = tmp_path / "grid.yaml", tmp_path / "runs"
+    without = [{"defense": "at", "seed": 1}]
+    grid.write_text(yaml.safe_dump({**TINY, "defenses": ["at", "air"], "seeds": 2, "exclude": without}))
+    process = sweep(grid, runs_dir, address)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.rstrip().endswith("left)") or "  failed" in line:
+            break
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    before = times(runs_dir)
+    assert before, said
+    assert 0 < len(records_of(runs_dir)) < len(CELLS)
+    again = sweep(grid, runs_dir, address)
+    out, err = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, err
+    assert f"{len(CELLS)} of {len(CELLS)} runs complete" in out
+    after = times(runs_dir)
+    assert {file: after[file] for file in before} == before
+    assert not (runs_dir / FOLDER).exists()
+    for defense, seed in CELLS:
+        run(defense, runs_dir=tmp_path / "here", seed=seed, **TINY)
+    assert records_of(runs_dir) == records_of(tmp_path / "here")
+    for here in (tmp_path / "here").iterdir():
+        # Weights too, bit for bit.
+        name = here.name.partition("-")[2].partition("-")[2]
+        [there] = [path for path in runs_dir.iterdir() if path.name.endswith(name)]
+        assert verify_checksums(there) == []
+        for weights in ("model.safetensors", "stages/0.safetensors", "stages/1.safetensors"):
+            assert (there / weights).read_bytes() == (here / weights).read_bytes()
+
+
+def test_no_cluster_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing answers there: exit code 2, nothing written."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({**TINY, "defense": "at"}))
+    assert invoke(["sweep", str(grid), "--runs-dir", str(tmp_path / "runs"), "--ray", "127.0.0.1:1"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "--ray 127.0.0.1:1: nothing answers there" in err
+    assert not (tmp_path / "runs").exists()
