@@ -247,7 +247,7 @@ class Bench:
         device = torch.device(options.device)
         self.data = Split(data.test.x[: options.points].to(device), data.test.y[: options.points].to(device))
         self.device = device
-        self.seeds = range(options.seeds)
+        self.seeds = range(options.first_seed, options.first_seed + options.seeds)
 
     def model(self, name: str) -> nn.Module:
         weights = Path(self.options.weights) if self.options.weights else None
@@ -291,7 +291,7 @@ class Bench:
         for name in RECIPES:
             for seed in self.seeds:
                 self.add(ours("screen", name, self.model(name), self.data, f"screen:eps={EPS}", seed))
-            self.pyautoattack(name, 0)
+            self.pyautoattack(name, self.seeds[0])
             self.compare("screen", name)
 
     def pyautoattack(self, name: str, seed: int) -> None:
@@ -348,6 +348,7 @@ def main() -> None:
     parser.add_argument("--model", default="two-layers", choices=list(RECIPES))
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--weights", help="where trained models are kept")
