@@ -25,6 +25,7 @@ from advbench.identity import WHERE_NOT_WHAT, attack_modules, code_version, dige
 from advbench.opening import finish, now, place, plain_name
 from advbench.pieces import Pieces
 from advbench.saved import EVALUATED, WEIGHTS, Run
+from advbench.surrogates import Surrogate, plain_surrogate
 from attacks_pool import Attack
 from leaderboards import Cell, Manifest, Record, write_bytes, write_outcomes
 from leaderboards.layout import CHECKPOINT, LOG, OUTCOMES
@@ -39,7 +40,7 @@ class Job:
     attacks: list[tuple[Attack, int]]
     config: dict[str, Any]
     device: torch.device
-    surrogate: tuple[str, nn.Module] | None = None
+    surrogate: Surrogate | None = None
     attack_timeout: float | None = None
     began: float = field(default_factory=time.perf_counter)
 
@@ -63,9 +64,16 @@ def identity_of(job: Job, code: tuple[str, ...]) -> str:
             "versions": environment["versions"],
             "device": job.device.type,
             "threads": environment["threads"],
-            "surrogate": None if job.surrogate is None else weights_digest(job.surrogate[1].state_dict()),
+            "surrogate": _transferred_from(job.surrogate),
         }
     )
+
+
+def _transferred_from(surrogate: Surrogate | None) -> str:
+    """What names the surrogate; the plain one follows from seed, data and code."""
+    if surrogate is None:
+        return "plain"
+    return "none" if surrogate[1] is None else weights_digest(surrogate[1].state_dict())
 
 
 def evaluate_job(
@@ -126,7 +134,7 @@ def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: 
 
     more: dict[str, Any] = {"device": job.device, "kept": pieces, "attack_timeout": job.attack_timeout}
     row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
-    name, surrogate = job.surrogate or ("", None)
+    name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
     probes = probe(
         view,
         job.test,

@@ -19,6 +19,7 @@ from advbench.recording import Measured, attack_entry, per_class_counts
 from advbench.saved import EVALUATED, WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.guard import evaluation_mode
+from attacks_pool.randomness import isolated_randomness
 from leaderboards import SCHEMA, Audit, Cost, Record, Stage
 from leaderboards.metrics import METRICS, worst_case_accuracy
 
@@ -119,7 +120,7 @@ def _multiply_adds(model: nn.Module, x: torch.Tensor) -> int:
     """Of one image; 0 where a program hides its arithmetic."""
     device = next((tensor.device for tensor in model.parameters()), x.device)
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), isolated_randomness(0, device):
             return multiply_adds(model, x.to(device))
     except Exception:  # a compiled program may refuse to be counted
         return 0

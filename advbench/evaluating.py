@@ -16,10 +16,10 @@ from advbench.evaljob import Job, evaluate_job, identity_of
 from advbench.evalrecord import eval_config
 from advbench.events import Listener
 from advbench.foreign import Source, load_foreign
-from advbench.preparing import surrogate_of
 from advbench.resolve import parse_points
 from advbench.saved import Run
 from advbench.suites import suite
+from advbench.surrogates import given_surrogate
 from advbench.timeouts import check_timeout
 from attacks_pool import InputError
 from attacks_pool.attack import check_images
@@ -66,7 +66,8 @@ def evaluate_model(
         model_dir: where RobustBench's checkpoints are.
         threat: of RobustBench's models: ``linf``, ``l2`` or ``corruptions``.
         mean, std: normalisation to put before the model, one value a channel.
-        surrogate: a run whose model the audit crafts transferred points on.
+        surrogate: a run whose model the audit crafts transferred points on, or ``none``; by default a small
+            plain model is trained for it on the data set's training images.
         runs_dir: where the run's directory is made.
         data_dir: where the data sets' files are.
         listeners: called with every :class:`advbench.events.Event`.
@@ -92,7 +93,7 @@ def evaluate_model(
     counts = parse_points(points, data, chosen)
     for attack in chosen:
         check_images(attack.info, data.test.x[:1])
-    other = surrogate_of(surrogate, data) if surrogate is not None else None
+    other = given_surrogate(surrogate, data)
     source: Source | Callable[[Tensor], Any]
     if isinstance(model, str):
         source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std))

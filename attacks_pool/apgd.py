@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -14,9 +15,18 @@ from attacks_pool.apgd_run import Outcome, Plan, ascend, checkpoints
 from attacks_pool.losses import LOSSES, Loss, targeted_dlr
 from attacks_pool.metadata import Knob
 from attacks_pool.norms import l2_norm, project, random_point
-from attacks_pool.randomness import draw_seed, keyed_generator, normal
+from attacks_pool.randomness import PartGenerator, draw_seed, drawn_for, keyed_generator, keyed_like, normal
 
-__all__ = ["KNOBS", "adaptive_ascent", "checkpoints", "cost", "targeted_ascent", "targeted_cost"]
+__all__ = [
+    "KNOBS",
+    "adaptive_ascent",
+    "checkpoints",
+    "cost",
+    "ranked_ascent",
+    "ranked_cost",
+    "targeted_ascent",
+    "targeted_cost",
+]
 
 ELEMENTS = 2**21
 """Values of the images that a targeted search sends through the model at once, unless the batch has more."""
@@ -86,7 +96,7 @@ def adaptive_ascent(
     )
     active = torch.arange(len(x), device=x.device)
     for restart in range(restarts):
-        start = _start(x, plan, keyed_generator(base, restart))
+        start = _start(x, plan, keyed_like(generator, base, restart))
         best.take(active, ascend(model, plan, x[active], y[active], start[active], y[active]))
         if early_stop:
             active = (~best.fooled).nonzero().flatten()
@@ -123,18 +133,80 @@ def targeted_ascent(
     ranks = list(range(classes.shape[1]))
     # The likeliest class settles most points that can be settled at all, so it goes before the rest.
     waves = [ranks[:1], ranks[1:]] if early_stop and len(ranks) > 1 else [ranks]
-    portion = max(1, max(len(x), ELEMENTS // x[0].numel()) // len(ranks))
+    total, places = drawn_for(generator, x)
+    portion, drawn = (max(1, max(n, ELEMENTS // x[0].numel()) // len(ranks)) for n in (len(x), total))
     for restart, begin in product(range(restarts), range(0, len(x), portion)):
         part = torch.arange(begin, min(begin + portion, len(x)), device=x.device)
         for wave in waves:
             left = (~(best.fooled[part] & early_stop)).nonzero().flatten()
             if not len(left):
                 break
-            draws = [keyed_generator(base, restart, begin, rank) for rank in wave]
-            start = torch.stack([_start(x[part], plan, draw)[left] for draw in draws], 1).flatten(0, 1)
             points = part[left]
+            starts = [
+                _starts(x[points], plan, places[points], total, drawn, (base, restart, rank)) for rank in wave
+            ]
+            start = torch.stack(starts, 1).flatten(0, 1)
             aims = classes[points][:, wave].flatten()
             best.take(points, ascend(model, plan, x[points], y[points], start, aims))
+    return best.x_adv
+
+
+def ranked_cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
+    """The cost of :func:`ranked_ascent`: a look at the clean points, short runs and long ones."""
+    run = cost(norm)
+
+    def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
+        short = {**knobs, "steps": knobs["scout_steps"], "restarts": min(int(knobs["targets"]), classes - 1)}
+        found = run(short, classes)[0] + run(knobs, classes)[0]
+        return found + 1, found
+
+    return passes
+
+
+def ranked_ascent(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    steps: int,
+    restarts: int,
+    rho: float,
+    targets: int,
+    scout_steps: int,
+    generator: torch.Generator,
+    early_stop: bool,
+    eot_steps: int = 1,
+) -> Tensor:
+    """A short search towards each likely class, then all long ones towards the class that came nearest.
+
+    The ``targets`` likeliest wrong classes get ``scout_steps`` of Auto-PGD on the targeted DLR loss; the one
+    of highest loss is then searched for ``steps`` from each of ``restarts`` random starts. Otherwise as
+    :func:`adaptive_ascent`.
+    """
+    base, best = draw_seed(generator), Outcome.begin(x)
+    plan = Plan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
+    scout = replace(plan, steps=scout_steps)
+    with torch.no_grad():
+        classes = likeliest_others(model(x), y, targets)
+    nearness = torch.full(classes.shape, -torch.inf, device=x.device)
+
+    def search(plan: Plan, aims: Tensor, *key: object) -> tuple[Tensor, Tensor]:
+        points = (~(best.fooled & early_stop)).nonzero().flatten()
+        if not len(points):
+            return points, nearness[:0, 0]
+        start = _start(x, plan, keyed_like(generator, base, *key))[points]
+        found = ascend(model, plan, x[points], y[points], start, aims[points])
+        best.take(points, found)
+        return points, found.value
+
+    for rank in range(classes.shape[1]):
+        points, value = search(scout, classes[:, rank], "scout", rank)
+        nearness[points, rank] = value
+    nearest = classes.gather(1, nearness.argmax(1, keepdim=True)).flatten()
+    for restart in range(restarts):
+        search(plan, nearest, restart)
     return best.x_adv
 
 
@@ -151,6 +223,24 @@ def _start(x: Tensor, plan: Plan, generator: torch.Generator) -> Tensor:
         direction = normal(x, generator)
         return project(x + eps * direction / l2_norm(direction).clamp_min(1e-12), x, eps, "l2")
     return random_point(x, eps, plan.norm, generator)
+
+
+def _starts(
+    x: Tensor, plan: Plan, places: Tensor, total: int, drawn: int, key: tuple[int, int, int]
+) -> Tensor:
+    """First iterates of the points ``x`` at ``places`` in a batch of ``total``, drawn for ``drawn`` at once.
+
+    ``key`` is (base, restart, rank); each portion of the whole batch has its own.
+    """
+    base, restart, rank = key
+    found = []
+    for begin in range(0, total, drawn):
+        here = (places >= begin) & (places < begin + drawn)
+        if bool(here.any()):
+            keyed = keyed_generator(base, restart, begin, rank)
+            part = PartGenerator.of(keyed, min(drawn, total - begin), places[here] - begin)
+            found.append(_start(x[here], plan, part))
+    return torch.cat(found)
 
 
 def _plan_of(norm: str, steps: int) -> Plan:

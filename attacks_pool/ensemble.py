@@ -12,7 +12,7 @@ from attacks_pool.attack import Attack
 from attacks_pool.engine import fooled
 from attacks_pool.losses import margin
 from attacks_pool.norms import project
-from attacks_pool.randomness import draw_seed, keyed_generator
+from attacks_pool.randomness import PartGenerator, draw_seed, keyed_generator
 from attacks_pool.registry import pool
 
 Members = Sequence[tuple[str, Mapping[str, Any]]]
@@ -37,8 +37,8 @@ def worst_of(
 
     With ``early_stop`` a member meets only the points that all before it left standing; without it, every
     member crafts on every point for all its steps. What a minimal-norm member finds beyond ``eps`` is brought
-    back before it is looked at. Each member draws from a generator of its own, with ``early_stop`` for the
-    points that still stand.
+    back before it is looked at. Each member draws from a generator of its own, and for all points, so that
+    what a point gets does not depend on which others still stand.
 
     Returns:
         x_adv like ``x`` (N, C, H, W).
@@ -49,7 +49,7 @@ def worst_of(
     for number, member in enumerate(members):
         if not len(standing):
             break
-        draws = keyed_generator(base, number, member.name)
+        draws = PartGenerator.of(keyed_generator(base, number, member.name), len(x), standing)
         found = member.function(
             model,
             x[standing].clone(),

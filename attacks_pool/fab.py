@@ -14,7 +14,7 @@ from attacks_pool.boundary import Smallest, length, nearest_plane, rivals
 from attacks_pool.engine import fooled
 from attacks_pool.hyperplane import step_to_hyperplane
 from attacks_pool.norms import per_sample
-from attacks_pool.randomness import draw_seed, keyed_generator, normal, uniform
+from attacks_pool.randomness import draw_seed, keyed_like, normal, uniform
 
 SMALLEST_CALL = 128
 """The model is called on as many images as the caller gave, or on this many, though targets multiply them."""
@@ -83,7 +83,7 @@ class BoundarySearch:
         points = torch.arange(len(x), device=x.device).repeat_interleave(count)
         active = torch.isin(points, right)
         for restart in range(restarts):
-            start = found.x if restart == 0 else self._start(found.x, keyed_generator(base, restart))
+            start = found.x if restart == 0 else self._start(found.x, keyed_like(generator, base, restart))
             rows = _begin(found.x, y[points], classes.flatten(0, 1), start, active)
             self._search(model, rows, found, steps, count if early_stop else None, max(len(x), SMALLEST_CALL))
             if early_stop:

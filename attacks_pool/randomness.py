@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,6 +21,53 @@ def key_seed(*key: object) -> int:
 def keyed_generator(*key: object) -> torch.Generator:
     """A CPU generator seeded by ``key``; draws made on the CPU are the same for every device."""
     return torch.Generator().manual_seed(key_seed(*key))
+
+
+class PartGenerator(torch.Generator):
+    """Draws for a batch of ``total`` points and gives those of ``rows`` (n,), the points that are left of it.
+
+    What a point gets is thus the same whichever others are left. See :func:`drawn`.
+    """
+
+    total: int
+    rows: Tensor
+
+    @classmethod
+    def of(cls, generator: torch.Generator, total: int, rows: Tensor) -> torch.Generator:
+        """``generator`` from where it stands, but for ``rows`` alone; itself where those are all."""
+        if len(rows) == total:
+            return generator
+        part = cls(generator.device)
+        part.set_state(generator.get_state())
+        part.total, part.rows = total, rows.to(generator.device)
+        return part
+
+
+def keyed_like(generator: torch.Generator, *key: object) -> torch.Generator:
+    """As :func:`keyed_generator`, for the points that ``generator`` draws for."""
+    keyed = keyed_generator(*key)
+    if isinstance(generator, PartGenerator):
+        return PartGenerator.of(keyed, generator.total, generator.rows)
+    return keyed
+
+
+def drawn_for(generator: torch.Generator, x: Tensor) -> tuple[int, Tensor]:
+    """How many points ``generator`` draws for, and which of them (n,) the points ``x`` (n, …) are."""
+    if isinstance(generator, PartGenerator):
+        return generator.total, generator.rows.to(x.device)
+    return len(x), torch.arange(len(x), device=x.device)
+
+
+def drawn(draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """What ``draw`` (``torch.rand``, ``torch.randn``) gives in float32, a row of ``shape`` for each point.
+
+    There may be several rows a point; they stand together.
+    """
+    how = {"generator": generator, "device": generator.device, "dtype": torch.float32}
+    if not isinstance(generator, PartGenerator):
+        return draw(tuple(shape), **how)
+    each = shape[0] // len(generator.rows)
+    return draw((generator.total, each, *shape[1:]), **how)[generator.rows].flatten(0, 1)
 
 
 def draw_seed(generator: torch.Generator) -> int:
@@ -40,14 +87,13 @@ def ambient_generator(x: Tensor) -> torch.Generator:
 
 def uniform(like: Tensor, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform draws in [low, high) of the shape, type and device of ``like``."""
-    draws = torch.rand(like.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    draws = drawn(torch.rand, like.shape, generator)
     return (draws * (high - low) + low).to(like.device, like.dtype)
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal draws of the shape, type and device of ``like``."""
-    draws = torch.randn(like.shape, generator=generator, device=generator.device, dtype=torch.float32)
-    return draws.to(like.device, like.dtype)
+    return drawn(torch.randn, like.shape, generator).to(like.device, like.dtype)
 
 
 @contextmanager

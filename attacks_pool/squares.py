@@ -18,7 +18,7 @@ from attacks_pool.engine import fooled
 from attacks_pool.losses import margin
 from attacks_pool.metadata import Knob
 from attacks_pool.norms import per_sample
-from attacks_pool.randomness import draw_seed, keyed_generator
+from attacks_pool.randomness import PartGenerator, draw_seed, keyed_like
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 SCHEDULED = 10_000
@@ -114,7 +114,7 @@ def random_search(
     active = torch.arange(len(x), device=x.device)
     with torch.no_grad():
         for restart in range(restarts):
-            draws = keyed_generator(base, restart)
+            draws = keyed_like(generator, base, restart)
             run = _Run(model, x, y, squares, early_stop)
             found, gap, done = run.search(active, steps, p_init, draws, steps if rescale else SCHEDULED)
             better = gap > best_gap[active]
@@ -175,10 +175,13 @@ class _Run:
 
 def _numbers(rows: int, columns: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
     """(rows, columns) uniform numbers for each step, drawn many steps at a time."""
-    at_once = max(1, DRAWN // max(rows * columns, 1))
+    part = generator if isinstance(generator, PartGenerator) else None
+    everyone = rows if part is None else part.total
+    at_once = max(1, DRAWN // max(everyone * columns, 1))
     for begin in range(0, steps, at_once):
         count = min(at_once, steps - begin)
-        yield from torch.rand(count, rows, columns, generator=generator, device=generator.device)
+        numbers = torch.rand(count, everyone, columns, generator=generator, device=generator.device)
+        yield from numbers if part is None else numbers[:, part.rows]
 
 
 def _gap(logits: Tensor, y: Tensor) -> Tensor:

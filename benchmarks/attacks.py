@@ -102,9 +102,9 @@ class Recipe:
 
 
 RECIPES = {
-    "two-layers": Recipe(two_layers, 12_000, 5, EPS),
     "lenet": Recipe(lenet, 20_000, 5, EPS),
     "narrow": Recipe(narrow, 20_000, 5, EPS),
+    "two-layers": Recipe(two_layers, 12_000, 5, EPS),
 }
 
 
@@ -279,33 +279,46 @@ class Bench:
                 print(f"{'':10} {other.seconds / mine.seconds:.2f} times our seconds")
 
     def autoattack(self) -> None:
-        """AutoAttack standard, ours and pyautoattack's."""
-        self._against_autoattack("autoattack", [self.options.model])
+        """AutoAttack standard, ours and pyautoattack's, each on every seed."""
+        name = self.options.model
+        for seed in self.seeds:
+            self.add(ours("autoattack", name, self.model(name), self.data, f"autoattack:eps={EPS}", seed))
+            self.pyautoattack(name, seed)
+        self.compare("autoattack", name)
 
     def screen(self) -> None:
-        """Our cheap ensemble against pyautoattack's AutoAttack on three honest models."""
-        self._against_autoattack("screen", list(RECIPES))
-
-    def _against_autoattack(self, attack: str, models: list[str]) -> None:
-        for name in models:
-            model = self.model(name)
-            found: dict[str, list[Result]] = {"ours": [], "theirs": []}
+        """Our cheap ensemble on three honest models against pyautoattack's AutoAttack on one seed each."""
+        for name in RECIPES:
             for seed in self.seeds:
-                mine = ours(attack, name, model, self.data, f"{attack}:eps={EPS}", seed)
-                found["ours"].append(self.add(mine))
-                other = theirs(attack, name, model, self.data, pyautoattack_peer(EPS), EPS, seed)
-                found["theirs"].append(self.add(other))
-            ratio = statistics.median(
-                other.seconds / mine.seconds
-                for mine, other in zip(found["ours"], found["theirs"], strict=True)
-            )
-            robust = {
-                side: statistics.median(result.robust for result in all_) for side, all_ in found.items()
-            }
-            print(
-                f"{'':10} {name}: pyautoattack takes {ratio:.2f} times our seconds; median robust accuracy "
-                f"{robust['ours']:.2f} % (ours), {robust['theirs']:.2f} % (pyautoattack)"
-            )
+                self.add(ours("screen", name, self.model(name), self.data, f"screen:eps={EPS}", seed))
+            self.pyautoattack(name, 0)
+            self.compare("screen", name)
+
+    def pyautoattack(self, name: str, seed: int) -> None:
+        """Run pyautoattack on a model, unless this run has done so already."""
+        if not self.found("autoattack", name, "pyautoattack", seed):
+            peer = pyautoattack_peer(EPS)
+            self.add(theirs("autoattack", name, self.model(name), self.data, peer, EPS, seed))
+
+    def found(self, part: str, name: str, library: str, seed: int | None = None) -> list[Result]:
+        """The results so far."""
+        return [
+            result
+            for result in self.results
+            if (result.part, result.model, result.library) == (part, name, library)
+            and seed in (None, result.seed)
+        ]
+
+    def compare(self, part: str, name: str) -> None:
+        """Medians over the seeds of ours and pyautoattack's."""
+        mine, other = self.found(part, name, "advbench"), self.found("autoattack", name, "pyautoattack")
+        seconds = [statistics.median(result.seconds for result in side) for side in (mine, other)]
+        robust = [statistics.median(result.robust for result in side) for side in (mine, other)]
+        print(
+            f"{'':10} {part} on {name}: pyautoattack takes {seconds[1] / seconds[0]:.2f} times our seconds; "
+            f"median robust accuracy {robust[0]:.2f} % (ours), {robust[1]:.2f} % (pyautoattack)",
+            flush=True,
+        )
 
     def resnet(self) -> None:
         """ResNet-18 with random weights, 32 points that it calls what it calls them: speed only."""

@@ -98,7 +98,8 @@ class Audit(Frozen):
     """The audit's verdict, its flags, and the codes of the checks that were run.
 
     ``probes`` are the cells of the attacks that only the audit made, on the last stage; transferred ones
-    were crafted on ``surrogate``. Records from before there were probes have none.
+    were crafted on ``surrogate``, which may also say why there are none of those. Records from before there
+    were probes have none.
     """
 
     verdict: Verdict

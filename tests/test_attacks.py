@@ -36,7 +36,7 @@ def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ensembles have no knob for their budget: their members are cut short here."""
     short = autoattack.Budget(steps=2, queries=6, targets=2, targets_l1=2, restarts=2, eot_steps=2)
     monkeypatch.setattr(autoattack, "PUBLISHED", short)
-    monkeypatch.setattr(screen, "BUDGET", {"steps": 2, "targets": 2, "queries": 6})
+    monkeypatch.setattr(screen, "BUDGET", {**screen.BUDGET, "steps": 2, "targets": 2, "queries": 6})
 
 
 @dataclass(frozen=True)
@@ -173,18 +173,18 @@ def repeats_from_the_global_seed(case: Case) -> None:
 
 
 def ignores_neighbours(case: Case) -> None:
-    """Other points in the second half of the batch, or none, leave the results of the first half alone."""
+    """Other points in the first half of the batch, or none, leave the results of the second half alone."""
     half = POINTS // 2
     # In float64, since float32's rounding depends on the batch and a sign or Adam's quotient magnifies it.
     case = replace(case, model=Cast(case.model, torch.float64, torch.float64))
-    others = torch.cat([case.x[:half], 1 - case.x[half:]])
-    # With early stop an ensemble's later members draw for the points that still stand: other draws.
-    for early_stop in (False,) if case.attack.info.family == "ensemble" else (False, True):
-        whole = case.craft(early_stop=early_stop)[:half]
-        assert torch.allclose(whole, case.craft(x=others, early_stop=early_stop)[:half], rtol=0, atol=1e-6)
+    # The others come first: who draws for fewer points than the batch has would draw the same for its first.
+    others = torch.cat([1 - case.x[:half], case.x[half:]])
+    for early_stop in (False, True):
+        whole = case.craft(early_stop=early_stop)[half:]
+        assert torch.allclose(whole, case.craft(x=others, early_stop=early_stop)[half:], rtol=0, atol=1e-6)
         if torch.equal(case.craft(), case.craft(seed=1)):
             # Draws are made for the batch at once, so only an attack that draws nothing keeps them in a half.
-            alone = case.craft(x=case.x[:half], y=case.y[:half], early_stop=early_stop)
+            alone = case.craft(x=case.x[half:], y=case.y[half:], early_stop=early_stop)
             assert torch.allclose(whole, alone, rtol=0, atol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from advbench.data import DataSet, Split, TensorLoader
 from advbench.evaluate import evaluate
 from advbench.models import build_model
-from attacks_pool import InputError, pool, verify
+from attacks_pool import InputError, apgd, pool, verify
 from attacks_pool.attacks import autoattack, screen
 from attacks_pool.guard import untouched
 from attacks_pool.randomness import isolated_randomness
@@ -88,6 +89,40 @@ def test_it_leaves_no_more_than_pyautoattack_at_one_budget(
     verdict = verify(model, data.x, data.y, shrunk(x_adv, data.x, norm), norm=norm, eps=EPS[norm])
     assert row.cells[1].invalid == 0
     assert 0 < row.robust[0].sum() <= int((verdict.robust.numpy() & row.clean).sum()) + 2
+
+
+class Exact(nn.Module):
+    """The model in float64: rounding in float32 depends on the batch, and a search magnifies it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10) in float64."""
+        logits: Tensor = self.model(x.double())
+        return logits
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_member_draws_by_which_points_are_left(
+    norm: str, model: nn.Module, digits: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With early stop, and in portions: beside other points a point gets the same from every member."""
+    budget = autoattack.Budget(steps=8, queries=60, targets=3, restarts=2)
+    monkeypatch.setattr(autoattack, "PUBLISHED", budget)
+    monkeypatch.setattr(apgd, "ELEMENTS", 24 * 64)
+    # A small budget, that most points stand and meet every member.
+    attack = pool.get(named(norm), eps=EPS[norm] / 4, version="plus")
+    exact, half = Exact(model), 20
+    x, y = digits.test.x[: 2 * half], digits.test.y[: 2 * half]
+    crafted = []
+    for others in (x[:half], 1 - x[:half]):
+        draws, batch = torch.Generator().manual_seed(0), torch.cat([others, x[half:]])
+        crafted.append(attack(exact, batch, y, generator=draws, early_stop=True) - batch)
+    torch.testing.assert_close(crafted[0][half:], crafted[1][half:], rtol=0, atol=1e-6)
+    assert not torch.allclose(crafted[0][:half], crafted[1][:half], rtol=0, atol=1e-3)
+    assert (exact(x[half:] + crafted[0][half:]).argmax(1) == y[half:]).any()
 
 
 def shrunk(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:

@@ -20,7 +20,7 @@ SHORT: dict[str, Any] = {"steps": 6, "binary_search_steps": 2, "restarts": 2, "e
 @pytest.fixture(autouse=True)
 def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "PUBLISHED", autoattack.Budget(steps=2, queries=6, targets=2, restarts=2))
-    monkeypatch.setattr(screen, "BUDGET", {"steps": 2, "targets": 2, "queries": 6})
+    monkeypatch.setattr(screen, "BUDGET", {**screen.BUDGET, "steps": 2, "targets": 2, "queries": 6})
 
 
 @pytest.mark.parametrize("name", pool.names())

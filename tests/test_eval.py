@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluate import evaluate
 from advbench.saved import Run
 from advbench.suites import PRESETS, preset_attacks, suite
+from advbench.surrogates import plain_surrogate
 from attacks_pool import InputError, pool
 from leaderboards import comparable, read_outcomes, read_record, rows
 from leaderboards.metrics import METRICS
@@ -180,8 +183,85 @@ def test_a_surrogate_is_attacked_first(here: Path, tmp_path: Path) -> None:
     )
     assert run.record.audit.surrogate is not None
     assert "transfer-beats-white-box" in run.record.audit.checks
-    alone = evaluate_model("outside:make", attacks="fgsm", points=20, runs_dir=tmp_path)
-    assert alone.record.audit.surrogate is None
+    assert run.record.audit.surrogate.startswith("run ")
+
+
+def crafted_elsewhere(run: Run) -> list[int]:
+    """What survives each transferred attack."""
+    return [cell.robust for cell in run.record.audit.probes if cell.threat.access == "transfer"]
+
+
+def test_a_surrogate_is_trained_unless_none_is_wanted(here: Path, tmp_path: Path) -> None:
+    """The record says what it is; its seconds are the evaluation's."""
+    given: dict[str, Any] = {"attacks": "fgsm", "points": 20, "runs_dir": tmp_path}
+    with torch.no_grad():
+        run, again = (evaluate_model("outside:make", **given) for _ in range(2))
+    name = run.record.audit.surrogate
+    assert name is not None
+    assert re.fullmatch(r"plain digits-cnn, 5 epochs on 1,293 images, clean 9\d\.\d %", name)
+    assert "transfer-beats-white-box" in run.record.audit.checks
+    assert len(crafted_elsewhere(run)) == 2
+    assert comparable(again.record) == comparable(run.record)
+    assert invoke(["eval", "--model", "outside:make", *QUICK, "--surrogate", "none"]) == 0
+    alone = read_record(next((here / "runs").iterdir()))
+    shutil.rmtree(here / "runs")
+    assert alone.audit.surrogate is None
+    assert "transfer-beats-white-box" not in alone.audit.checks
+    assert {cell.threat.access for cell in alone.audit.probes} == {"white-box", "black-box"}
+
+
+def test_a_surrogate_follows_its_seed(digits: DataSet, global_randomness: Callable[[], bool]) -> None:
+    """Its weights do, whatever the global random state, which stays."""
+    models = [plain_surrogate(digits, seed, torch.device("cpu"))[1] for seed in (0, 0, 1)]
+    weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in models if model is not None]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert global_randomness()
+
+
+def reshaped(data: DataSet, *, factor: int = 1, channels: int = 1, side: int | None = None) -> DataSet:
+    """The digits with larger pixels, more channels, or cut to ``side``."""
+
+    def split(part: Split) -> Split:
+        x = part.x[:, :, :side, :side].repeat(1, channels, 1, 1)
+        return Split(x.repeat_interleave(factor, 2).repeat_interleave(factor, 3), part.y)
+
+    parts = {name: split(getattr(data, name)) for name in ("train", "validation", "test")}
+    return replace(data, **parts, default_model="resnet18")
+
+
+@pytest.mark.parametrize(("factor", "network"), [(1, "digits-cnn"), (2, "lenet"), (9, "lenet")])
+def test_a_surrogate_fits_the_images(digits: DataSet, factor: int, network: str) -> None:
+    """The smallest model of the zoo that does, never a deep one; large images are averaged down."""
+    data = reshaped(digits, factor=factor, channels=3)
+    name, model = plain_surrogate(data, 0, torch.device("cpu"))
+    assert name is not None
+    assert name.startswith(f"plain {network}, 5 epochs on 1,293 images, clean 9")
+    assert model is not None
+    assert model(data.test.x[:2]).shape == (2, 10)
+
+
+def test_a_surrogate_that_learned_nothing_is_not_used(digits: DataSet) -> None:
+    """Labels at random, or images too small for any model: nothing is transferred, and the name says why."""
+    train = Split(digits.train.x, digits.train.y.roll(1))
+    name, model = plain_surrogate(replace(digits, train=train), 0, torch.device("cpu"))
+    assert name is not None
+    assert re.search(r"clean \d+\.\d %: too near to chance to transfer anything$", name)
+    assert model is None
+    name, model = plain_surrogate(reshaped(digits, side=3), 0, torch.device("cpu"))
+    assert (name, model) == ("none, for want of a model for 3×3 pixels", None)
+
+
+def test_an_audit_without_transferred_points_says_why(here: Path, tmp_path: Path) -> None:
+    """Six photographs of noise teach nothing."""
+    run = evaluate_model(
+        "torchvision:shufflenet_v2_x0_5", f"folder:{here / 'photos'}", attacks="fgsm", runs_dir=tmp_path
+    )
+    assert run.record.audit.surrogate is not None
+    assert run.record.audit.surrogate.startswith("plain lenet, 5 epochs on 6 images, clean ")
+    assert run.record.audit.surrogate.endswith(": too near to chance to transfer anything")
+    assert "transfer-beats-white-box" not in run.record.audit.checks
+    assert crafted_elsewhere(run) == []
 
 
 # Suites.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advbench import evaluate_model
 from advbench.audit import audit_model, probe
 from advbench.audit.probes import Probes
 from advbench.auditing import audit_run
@@ -72,6 +74,18 @@ def judge(model: nn.Module, data: DataSet, surrogate: nn.Module, *, points: int 
     test = Split(data.test.x, data.test.y)
     pairs = [(attack, points) for attack in ATTACKS]
     return audit_model(lambda _: model.eval(), test, pairs, surrogate=surrogate, points=points)
+
+
+def evaluated(model: nn.Module, runs_dir: Path, *, points: int = 200) -> Audit:
+    """The audit of ``advbench eval``, which trains a surrogate of its own."""
+    attacks = "fgsm,apgd:steps=40,loss=margin,pgd-l2:steps=40,loss=margin"
+    run = evaluate_model(model, attacks=attacks, points=points, threads=1, runs_dir=runs_dir)
+    return run.record.audit
+
+
+def transferred(audit: Audit) -> list[int]:
+    """What each probe leaves whose points were crafted on the surrogate."""
+    return [cell.robust for cell in audit.probes if cell.threat.access == "transfer"]
 
 
 def codes(audit: Audit) -> set[str]:
@@ -174,19 +188,19 @@ class AlwaysTraining(nn.Module):
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", ["plain", "adversarial", "norm", "wide", "tiny"])
-def test_honest_models_raise_no_flag(digits: DataSet, other: nn.Module, kind: str, seed: int) -> None:
+def test_honest_models_raise_no_flag(
+    digits: DataSet, other: nn.Module, kind: str, seed: int, tmp_path: Path
+) -> None:
     """Plain, adversarially trained, with batch norm, wide, tiny; transferred points beat none of them."""
     attack = pool.get("pgd", eps=0.2, steps=3) if kind == "adversarial" else None
     width = {"wide": 32, "tiny": 3}.get(kind, 16)
     model = trained(digits, seed=seed, width=width, norm=kind == "norm", attack=attack)
-    result = judge(model, digits, other)
-    assert result.flags == []
-    assert result.verdict == "ok"
-    assert "transfer-beats-white-box" in result.checks
-    white = least(result)
-    transferred = [cell for cell in result.probes if cell.threat.access == "transfer"]
-    assert len(transferred) == 3
-    assert all(cell.robust >= white - 5 for cell in transferred)
+    for result in (judge(model, digits, other), evaluated(model, tmp_path)):
+        assert result.flags == []
+        assert result.verdict == "ok"
+        assert "transfer-beats-white-box" in result.checks
+        assert len(transferred(result)) == 3
+        assert min(transferred(result)) >= least(result) - 5
 
 
 @pytest.mark.parametrize(
@@ -211,19 +225,18 @@ def test_masks_are_caught(
     before: Callable[[Tensor], Tensor] | None,
     after: Callable[[Tensor], Tensor] | None,
     expected: set[str],
+    tmp_path: Path,
 ) -> None:
     """Each by its own flag; where gradients are gone, transferred points beat those of the model itself."""
     identity: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
-    result = judge(Masked(plain, before or identity, after or identity), digits, other)
-    assert result.verdict == "suspect"
-    assert expected <= codes(result)
-    assert all(flag.evidence for flag in result.flags)
-    if before is not None:
-        assert "unbounded-attack-fails" in codes(result)
-        assert (
-            max(cell.robust for cell in result.probes if cell.threat.access == "transfer")
-            < least(result) - 50
-        )
+    model = Masked(plain, before or identity, after or identity)
+    for result in (judge(model, digits, other), evaluated(model, tmp_path)):
+        assert result.verdict == "suspect"
+        assert expected <= codes(result)
+        assert all(flag.evidence for flag in result.flags)
+        if before is not None:
+            assert "unbounded-attack-fails" in codes(result)
+            assert max(transferred(result)) < least(result) - 50
 
 
 def test_logits_that_are_no_numbers_are_found(digits: DataSet, plain: nn.Module, other: nn.Module) -> None:
@@ -233,6 +246,19 @@ def test_logits_that_are_no_numbers_are_found(digits: DataSet, plain: nn.Module,
     (flag, *_) = [flag for flag in result.flags if flag.code == "nan-logits"]
     assert 0 < flag.evidence["count"] < 18
     assert flag.evidence["points"] == 360
+
+
+@pytest.mark.parametrize("kind", ["nan", "chance"])
+def test_other_faults_stay_what_they_are_beside_a_trained_surrogate(
+    plain: nn.Module, kind: str, tmp_path: Path, global_randomness: Callable[[], bool]
+) -> None:
+    """Scores that are no numbers and random answers get their own flags from ``eval``, and no other."""
+    model = Forgetful(plain) if kind == "nan" else Masked(plain, noisy)
+    result = evaluated(model.eval(), tmp_path, points=160 if kind == "nan" else 40)
+    assert codes(result) == ({"nan-logits"} if kind == "nan" else {"stochastic"})
+    assert len(transferred(result)) == 3
+    assert "transfer-beats-white-box" in result.checks
+    assert global_randomness()
 
 
 def test_a_memory_and_a_living_batch_norm_are_company(digits: DataSet, other: nn.Module) -> None:

@@ -38,7 +38,8 @@ class Probes:
     """What was measured on the first ``points`` test points.
 
     ``rows`` are the probe attacks searched on the model itself and, with a surrogate, on that; ``attacks``
-    are those of each row. ``flags`` are what behaviour alone shows.
+    are those of each row. ``surrogate`` names that, or says why there is none. ``flags`` are what behaviour
+    alone shows.
     """
 
     points: int
@@ -58,6 +59,11 @@ class Probes:
     def cells(self) -> list[Cell]:
         """A cell a probe attack; transferred ones say so in their threat."""
         return [cell for row in self.rows for cell in row.cells[1:]]
+
+    @property
+    def transferred(self) -> bool:
+        """Whether there are transferred points."""
+        return any(cell.threat.access == "transfer" for cell in self.cells)
 
     @property
     def robust(self) -> NDArray[np.bool_]:
@@ -80,7 +86,7 @@ def probe(
     *,
     attacks: Sequence[Attack] = (),
     surrogate: nn.Module | None = None,
-    surrogate_name: str = "another model",
+    surrogate_name: str | None = None,
     seed: int = 0,
     stage: int = 0,
     points: int = POINTS,
@@ -96,7 +102,7 @@ def probe(
         data: test points; all are asked clean, the first ``points`` are attacked.
         attacks: those of the run, whose norms and budgets the probes take.
         surrogate: another model of the same images and classes, to craft transferred points on.
-        surrogate_name: how the record calls it.
+        surrogate_name: how the record calls it (by default: another model), or why there is none.
         seed: of the run; keys every draw.
         stage: what the cells call the row.
         points: how many test points to attack.
@@ -132,7 +138,7 @@ def probe(
         attacks=[direct, transferred][: len(rows)],
         gradients=gradients(model, few.x[right], few.y[right], budget(attacks, "linf"), key),
         stochastic=random,
-        surrogate=surrogate_name if surrogate is not None else None,
+        surrogate=surrogate_name or (None if surrogate is None else "another model"),
         flags=[
             *logit_flags(model, data.x, key, place),
             *company_flags(model, data.x[: LOOKED_AT * 2].to(place), key, stochastic=random),

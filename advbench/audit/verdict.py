@@ -70,7 +70,7 @@ def audit(
     if probes is not None:
         measured += probes.measured
         flags += [*probes.flags, *_faults_of_probes(probes)]
-        checks += [*BY_PROBES, *(BY_TRANSFER if probes.surrogate is not None else ())]
+        checks += [*BY_PROBES, *(BY_TRANSFER if probes.transferred else ())]
     flags += weak_beats_strong(measured)
     if probes is not None:
         flags += _of_probes(probes)
@@ -100,7 +100,7 @@ def audit_model(
     *,
     rows: Sequence[Row] = (),
     surrogate: nn.Module | None = None,
-    surrogate_name: str = "another model",
+    surrogate_name: str | None = None,
     seed: int = 0,
     points: int = POINTS,
     stochastic: bool | None = None,

@@ -42,7 +42,11 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")] = None,
     surrogate: Annotated[
-        Path | None, typer.Option(help="A run whose model the audit crafts transferred points on.")
+        str | None,
+        typer.Option(
+            help="A run whose model the audit crafts transferred points on, or none.  "
+            "[default: a small plain model, trained for it]"
+        ),
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     fresh: Annotated[
