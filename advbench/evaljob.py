@@ -64,9 +64,16 @@ def identity_of(job: Job, code: tuple[str, ...]) -> str:
             "versions": environment["versions"],
             "device": job.device.type,
             "threads": environment["threads"],
-            "surrogate": _surrogate_key(job.surrogate),
+            "surrogate": _transferred_from(job.surrogate),
         }
     )
+
+
+def _transferred_from(surrogate: Surrogate | None) -> str:
+    """What names the surrogate; the plain one follows from seed, data and code."""
+    if surrogate is None:
+        return "plain"
+    return "none" if surrogate[1] is None else weights_digest(surrogate[1].state_dict())
 
 
 def evaluate_job(
@@ -154,13 +161,6 @@ def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: 
     write_outcomes(directory / OUTCOMES, row.clean[None], row.robust[None], probes=probes.robust)
     finish(directory, record)
     return record
-
-
-def _surrogate_key(surrogate: Surrogate | None) -> str | None:
-    """What names the surrogate; None for the one that is trained, which follows from data and seed."""
-    if surrogate is None:
-        return None
-    return "none" if surrogate[1] is None else weights_digest(surrogate[1].state_dict())
 
 
 def _state(job: Job) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from advbench.audit import Probes, audit, probe
 from advbench.checkpoint import Checkpoint, MeasuredRow, Trained, UnderWay
 from advbench.cost import multiply_adds
-from advbench.data import Split, TensorLoader
+from advbench.data import Split
 from advbench.environment import describe
 from advbench.evaluate import Row, evaluate
 from advbench.events import Clock, Event, Kind, Listener, tell
@@ -24,10 +22,9 @@ from advbench.preparing import Prepared
 from advbench.recording import Measured, make_record
 from advbench.resolve import bound_attacks, points_of
 from advbench.saved import WEIGHTS, new_classifier, weights_of
-from advbench.timeouts import timed
+from advbench.trainer import Trainer
 from attacks_pool import Attack, Passes
-from defenses import Defense, DefenseState, Progress, Snapshot, TrainPlan, registry
-from defenses.packing import PackingError
+from defenses import Defense, registry
 from leaderboards import Cell, Stage, write_bytes, write_outcomes
 from leaderboards.layout import OUTCOMES, STAGES
 
@@ -58,9 +55,6 @@ class Benchmark:
         self.measured = [(attack, points_of(self.config, attack, len(self.data.test))) for attack in every]
         points = max(count for _, count in self.measured)
         self.test = Split(self.data.test.x[:points], self.data.test.y[:points])
-        # Moved once; the test points go block by block.
-        self.train = Split(self.data.train.x.to(self.device), self.data.train.y.to(self.device))
-        self.validation = TensorLoader(self.data.validation, 500, seed=0, shuffle=False, device=self.device)
         self.rows: list[Row] = []
         self.stages: list[Stage] = []
         self.seconds = {"training": 0.0, "evaluation": 0.0}
@@ -68,8 +62,8 @@ class Benchmark:
         self.clock = Clock(epochs, self.config.stages + 1)
         self.standing = "before the first stage"
         self._under_way: UnderWay | None = None
-        self._noted: set[str] = set()
         self.checkpoint = Checkpoint(self.directory, prepared.identity, self._note)
+        self.trainer = Trainer(prepared, self.checkpoint, self.clock, self._tell, attack_timeout)
         self.saved = self.checkpoint.rows() if place.resumed else []
 
     def go(self) -> None:
@@ -92,7 +86,7 @@ class Benchmark:
             met = [seen[number - 1]] if config.regime == "continual" else seen
             if number > finished:
                 if number != restored:
-                    self._train(defense, number, met, config.stage_plan)
+                    self._train(defense, number, met)
                 self._measure(defense, number, met)
             else:
                 self.clock.skip("epoch", config.stage_plan.epochs)
@@ -111,7 +105,7 @@ class Benchmark:
         else:
             if self.place.resumed:
                 self._under_way = self.checkpoint.snapshot(0, _digest(plain), self.device)
-            self._train(plain, 0, [], self.config.pretrain)
+            self._train(plain, 0, [])
         self._measure(plain, 0, [])
 
     def _take_up(self, defense: Defense) -> tuple[int, int]:
@@ -139,70 +133,12 @@ class Benchmark:
         defense.eval()
         self.seconds = dict(found.seconds)
 
-    def _train(self, defense: Defense, stage: int, attacks: list[Attack], plan: TrainPlan) -> None:
-        began = time.perf_counter()
-        names = "+".join(attack.name for attack in attacks) or "clean"
+    def _train(self, defense: Defense, stage: int, attacks: list[Attack]) -> None:
+        names = "+".join(attack.name for attack in attacks)
         self.standing = f"stage {stage} ({defense.info.name} against {names})" if stage else "pretraining"
-        found, before = self._under_way, _digest(defense)
-        self._under_way = None
-        if found is not None:
-            self.seconds = dict(found.seconds)
-            self.clock.skip("epoch", found.snapshot.epoch)
-
-        def seconds() -> dict[str, float]:
-            spent = self.seconds["training"] + time.perf_counter() - began
-            return {**self.seconds, "training": spent}
-
-        def keep(snapshot: Snapshot) -> None:
-            # Stage 0 is pretraining, of a defense that counts its stages from 1.
-            self._kept(
-                lambda: self.checkpoint.keep_snapshot(snapshot, stage=stage, before=before, seconds=seconds())
-            )
-
-        more: dict[str, Any] = {}
-        if _goes_on(defense):
-            more = {"checkpoint": keep, "resume": found.snapshot if found else None}
-            self._tell(Event("phase", stage=stage, text="train"))
-        defense.fit(
-            TensorLoader(self.train, plan.batch_size, seed=self.config.seed),
-            [timed(attack, self.attack_timeout) for attack in attacks],
-            plan=plan,
-            progress=lambda now: self._progress(stage, names, now),
-            validation=self.validation,
-            **more,
-        )
-        self.seconds = seconds()
-        state = DefenseState.of(defense)
-        self._kept(lambda: self.checkpoint.keep_trained(state, stage=stage, seconds=self.seconds))
-
-    def _kept(self, keep: Callable[[], None]) -> None:
-        try:
-            keep()
-        except PackingError as error:
-            text = f"{self.config.defense}: {error}: an interrupted run repeats its stage, or begins again"
-            if text not in self._noted:
-                self._noted.add(text)
-                self._note(text)
-
-    def _progress(self, stage: int, names: str, now: Progress) -> None:
-        ended = now.batch == now.batches
-        if ended:
-            self.clock.tick("epoch")
-        earlier = self.config.pretrain.epochs + (stage - 1) * self.config.stage_plan.epochs if stage else 0
-        self._tell(
-            Event(
-                "epoch" if ended else "batch",
-                stage=stage,
-                stages=self.config.stages,
-                epoch=now.epoch,
-                epochs=now.epochs,
-                batch=now.batch,
-                batches=now.batches,
-                step=earlier + now.epoch,
-                attack=names,
-                losses=now.losses,
-            )
-        )
+        plan = self.config.stage_plan if stage else self.config.pretrain
+        found, self._under_way = self._under_way, None
+        self.seconds = self.trainer.train(defense, stage, attacks, plan, spent=self.seconds, found=found)
 
     def _measure(self, defense: Defense, stage: int, met: list[Attack]) -> None:
         began = time.perf_counter()
@@ -301,8 +237,3 @@ class Benchmark:
 
 def _digest(defense: nn.Module) -> str:
     return weights_digest(defense.state_dict())
-
-
-def _goes_on(defense: Defense) -> bool:
-    """Whether the defense stops and goes on within a stage: one with a ``fit`` of its own may not."""
-    return {"checkpoint", "resume"} <= inspect.signature(defense.fit).parameters.keys()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from advbench.failures import ERROR_LOG
+from advbench.pieces import holds_attack
 from attacks_pool import InputError
 from leaderboards import (
     Manifest,
@@ -146,11 +147,12 @@ def _tidy(directory: Path) -> None:
 
 
 def _has_work(directory: Path) -> bool:
-    """Whether a stage of the defense itself was finished, or a part of an evaluation."""
+    """Whether a stage of the defense itself was finished or, in an evaluation, an attack on a block."""
     trained = [*directory.glob(f"{STAGES}/*"), *directory.glob(f"{CHECKPOINT}/trained-*.safetensors")]
+    if not trained:
+        return any(holds_attack(path) for path in directory.glob(f"{CHECKPOINT}/pieces/*.json"))
     numbers = [path.stem.rpartition("-")[2] for path in trained]
-    measured = any(directory.glob(f"{CHECKPOINT}/pieces/*")) and not trained
-    return measured or any(number.isdecimal() and int(number) > 0 for number in numbers)
+    return any(number.isdecimal() and int(number) > 0 for number in numbers)
 
 
 def _discard(directory: Path, made: list[Path]) -> None:

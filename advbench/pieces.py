@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from advbench.evaluate import Row
 from advbench.identity import digest
 from advbench.shards import Piece, Setting, Shard
-from leaderboards import Cell, write_bytes
+from leaderboards import CLEAN, Cell, write_bytes
 
 
 class Pieces:
@@ -63,6 +63,12 @@ class Pieces:
             "draws": setting.draws,
             "surrogate": setting.surrogate_key,
         }
+
+
+def holds_attack(path: Path) -> bool:
+    """Whether a file is a sound piece of an attack, not of clean points."""
+    found = unseal(path.read_bytes())
+    return found is not None and found["key"]["attack"] != CLEAN
 
 
 def seal(value: dict[str, Any]) -> bytes:
