@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from attacks_pool.guard import evaluation_mode
 from attacks_pool.verifier import predict_exactly
 
-WORTHWHILE = 1_000_000
+WORTHWHILE = 500_000
 """Multiply-adds an image from which bfloat16 pays; below, rounding costs more than it gains."""
 CACHED = 200_000
 """Values of images that go through a model at once on a processor: more would fall out of its caches."""
