@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
-from advbench.plugins.compare import BrokenPromiseError, copied, differing, first_line, logits, refuses
+from advbench.plugins.compare import BrokenPromiseError, copied, described, differing, logits, refuses
 from advbench.plugins.easy import BASE, KINDS, Images, batches, easy_images
 from advbench.plugins.trial import PLAN, Trial
 from defenses import Defense, Registry, registry
@@ -42,32 +45,30 @@ def metadata(trial: Trial) -> str:
 def output_shapes(trial: Trial) -> str:
     """Logits (N, K) in float32 for 1 and 3 channels, 3 and 10 classes, square images and others."""
     for images in KINDS:
-        check_answers(trial, trial.build(images).eval(), images)
+        with _on(images, trial):
+            check_answers(trial, trial.build(images).eval(), images)
     return f"(N, K) float32 for {SHORT}"
 
 
 def input_gradients(trial: Trial) -> str:
     """The logits of each image have a gradient to that image."""
     for images in KINDS:
-        check_gradients(trial, trial.build(images).eval(), images)
+        with _on(images, trial):
+            check_gradients(trial, trial.build(images).eval(), images)
     return "for every image, through every view"
 
 
 def other_images(trial: Trial) -> str:
     """It trains on colour, on ten classes and on images that are not square, and answers as before."""
+    plan = PLAN.model_copy(update={"epochs": 1})
     for images in KINDS[1:]:
         for mode in trial.modes:
-            defense = trial.build(images)
-            plan = PLAN.model_copy(update={"epochs": 1})
-            for attacks in trial.stages(mode)[:2]:
-                try:
+            with _on(images, trial):
+                defense = trial.build(images)
+                for attacks in trial.stages(mode)[:2]:
                     defense.fit(batches(images, 64), attacks, plan=plan)
-                except Exception as error:
-                    raise BrokenPromiseError(
-                        f"training on {images}: {type(error).__name__}: {first_line(error)}"
-                    ) from error
-            check_answers(trial, defense, images)
-            check_gradients(trial, defense, images)
+                check_answers(trial, defense, images)
+                check_gradients(trial, defense, images)
     return f"trained on {SHORT}"
 
 
@@ -100,6 +101,17 @@ def eval_mode(trial: Trial) -> str:
     return f"moves nothing{same}"
 
 
+@contextmanager
+def _on(images: Images, trial: Trial) -> Iterator[None]:
+    """Whatever goes wrong inside is said of these images."""
+    try:
+        yield
+    except BrokenPromiseError as broken:
+        raise BrokenPromiseError(f"{images}: {broken}") from broken
+    except Exception as error:
+        raise BrokenPromiseError(f"{images}: {described(error, trial.kind)}") from error
+
+
 def check_answers(trial: Trial, defense: Defense, images: Images) -> None:
     """Every view gives float32 logits (N, K), all finite.
 
@@ -112,11 +124,11 @@ def check_answers(trial: Trial, defense: Defense, images: Images) -> None:
         expected = (POINTS, images.classes)
         if not isinstance(given, Tensor) or tuple(given.shape) != expected:
             shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            raise BrokenPromiseError(f"{images}: expected logits {expected}, got {shape}")
+            raise BrokenPromiseError(f"expected logits {expected}, got {shape}")
         if given.dtype != torch.float32:
-            raise BrokenPromiseError(f"{images}: expected float32 logits, got {str(given.dtype)[6:]}")
+            raise BrokenPromiseError(f"expected float32 logits, got {str(given.dtype)[6:]}")
         if not bool(given.isfinite().all()):
-            raise BrokenPromiseError(f"{images}: a logit is not finite")
+            raise BrokenPromiseError("a logit is not finite")
 
 
 def check_gradients(trial: Trial, defense: Defense, images: Images) -> None:
@@ -136,10 +148,10 @@ def check_gradients(trial: Trial, defense: Defense, images: Images) -> None:
         if gradient is None:
             raise BrokenPromiseError("logits have no gradient to the image: forward detaches it")
         if not bool(gradient.isfinite().all()):
-            raise BrokenPromiseError(f"{images}: the gradient to the image is not finite")
+            raise BrokenPromiseError("the gradient to the image is not finite")
         none = int((gradient.abs().amax(dim=(1, 2, 3)) == 0).sum())
         if none:
-            raise BrokenPromiseError(f"{images}: {none} of {POINTS} images get no gradient")
+            raise BrokenPromiseError(f"{none} of {POINTS} images get no gradient")
 
 
 def _same_answers(trial: Trial, view: nn.Module, x: Tensor) -> None:

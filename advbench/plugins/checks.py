@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from advbench.plugins import answers, keeping, learning, secrecy
-from advbench.plugins.compare import BrokenPromiseError, first_line
+from advbench.plugins.compare import BrokenPromiseError, described
 from advbench.plugins.easy import Network, small_network
 from advbench.plugins.trial import Promise, Trial
 from attacks_pool.errors import InputError
@@ -117,13 +116,5 @@ def _try(promise: Promise, trial: Trial) -> Check:
     except BrokenPromiseError as broken:
         status, detail = "fails", str(broken)
     except Exception as error:
-        status, detail = "fails", _raised(error, trial.kind)
+        status, detail = "fails", described(error, trial.kind)
     return Check(promise.name, status, " ".join(detail.split()), time.perf_counter() - began)
-
-
-def _raised(error: Exception, kind: type) -> str:
-    """The error in one line, and where in the author's own file it came up."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == inspect.getsourcefile(kind)]
-    place = (own or frames)[-1]
-    return f"{type(error).__name__}: {first_line(error)} ({place.filename}:{place.lineno}, in {place.name})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,6 +79,14 @@ def refuses(what: str, call: Callable[..., Any], *arguments: Any, **more: Any) -
             f"{what} ends in {type(error).__name__} ({first_line(error)}): expected an InputError"
         ) from error
     return False
+
+
+def described(error: BaseException, kind: type) -> str:
+    """The error in one line, and where in the file of the class ``kind`` it came up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == inspect.getsourcefile(kind)]
+    place = (own or frames)[-1]
+    return f"{type(error).__name__}: {first_line(error)} ({place.filename}:{place.lineno}, in {place.name})"
 
 
 def first_line(error: BaseException) -> str:

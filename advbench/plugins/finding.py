@@ -6,7 +6,7 @@ import inspect
 
 from advbench.models.factory import find_named
 from attacks_pool.errors import InputError
-from defenses import Defense, registry
+from defenses import Defense, DefenseInfo, registry
 
 
 def find_defense(text: str) -> type[Defense]:
@@ -26,4 +26,6 @@ def find_defense(text: str) -> type[Defense]:
     if not issubclass(found, Defense):
         bases = ", ".join(base.__name__ for base in found.__bases__)
         raise InputError(f"defense {text!r} is a subclass of {bases}, expected one of defenses.Defense")
+    if not isinstance(getattr(found, "info", None), DefenseInfo):
+        raise InputError(f"defense {text!r} has no info = DefenseInfo(...)")
     return found

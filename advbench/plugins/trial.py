@@ -47,14 +47,12 @@ class Reference:
         weights: the state dict after each stage.
         losses: what ``fit`` returned for each stage.
         moved: what of the process's global state the training moved.
-        spoilt: whether it wrote into the batches that it was given.
     """
 
     defense: Defense
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     losses: list[list[dict[str, float]]] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
-    spoilt: bool = False
 
 
 class Trial:
@@ -139,12 +137,7 @@ class Trial:
             state = global_state()
             found = Reference(self.build(seed=seed))
             for attacks in self.stages(mode)[:stages]:
-                given = self.copied_data()
-                found.losses.append(found.defense.fit(given, attacks, plan=PLAN))
-                found.spoilt |= any(
-                    not (torch.equal(x, now_x) and torch.equal(y, now_y))
-                    for (x, y), (now_x, now_y) in zip(self.data, given, strict=True)
-                )
+                found.losses.append(self.fit(found.defense, attacks))
                 found.weights.append(copied(found.defense))
             logits(found.defense, self.data[0][0])
             found.moved = [name for name, value in global_state().items() if value != state[name]]

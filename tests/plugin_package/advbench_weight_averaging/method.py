@@ -14,7 +14,7 @@ from defenses.mixing import craft_batch
 
 
 class WeightAveraging(Defense):
-    """L = CE(f(x̃), y), and after each step f̄ ← d · f̄ + (1 − d) · f; f̄ answers (arXiv:2010.03593, section 4.3).
+    """L = CE(f(x̃), y), and after each step f̄ ← d · f̄ + (1 − d) · f; f̄ answers (arXiv:2010.03593).
 
     x̃ is crafted on f̄, which is what an adversary would meet. Batch-norm statistics are averaged too.
 
