@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench.cli.main import invoke
-from advbench.plugins import CONTRACT, Check, check_defense, find_defense, write_package
+from advbench.plugins import CONTRACT, Check, check_defense, find_defense, keeping, write_package
+from advbench.plugins.compare import BrokenPromiseError
 from advbench.plugins.easy import Images
+from advbench.plugins.trial import Trial
 from attacks_pool import InputError
 from defenses import Defense, DefenseInfo, Stage, registry
 
@@ -299,13 +301,48 @@ def test_the_honest_one_holds() -> None:
     assert heard == [check.name for check in checks] == [promise.name for promise in CONTRACT]
 
 
-def test_declared_memory_may_grow() -> None:
-    """Up to the number of samples that the metadata names."""
+class Widens(Honest):
+    """Gets something of one size at each stage, or of sizes that grow."""
 
-    class Declared(Grows):
-        info = INFO.model_copy(update={"memory": 1000})
+    def begin(self, stage: Stage) -> None:
+        kept = getattr(self, "kept", [])
+        self.kept = [*kept, torch.zeros(500 * stage.index**self.power)]
 
-    assert by_name(check_defense(Declared))["memory"].holds
+    power = 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "power", "holds"),
+    [
+        (Grows, {"memory": 1000}, 0, True),
+        (Grows, {"memory": 20}, 0, False),
+        (Widens, {}, 0, False),
+        (Widens, {"grows": True}, 0, True),
+        (Widens, {"grows": True}, 2, False),
+    ],
+)
+def test_growth_that_is_declared(
+    kind: type[Defense], declared: dict[str, Any], power: int, holds: bool
+) -> None:
+    """Stored samples up to the number that the metadata names; parameters by the same share each stage."""
+    info = INFO.model_copy(update=declared)
+    declaring = type("Declaring", (kind,), {"info": info, "power": power})
+    check = keeping.memory
+    if holds:
+        assert "kB after stages 1 to 4" in check(Trial(declaring, {}))
+    else:
+        with pytest.raises(BrokenPromiseError, match="memory grows: "):
+            check(Trial(declaring, {}))
+
+
+def test_frozen_layers_are_resumed_too() -> None:
+    """What a stage freezes still has the gradients of the stage before, which no clipping may count."""
+
+    class Freezes(Honest):
+        def begin(self, stage: Stage) -> None:
+            self.model.get_submodule("features").requires_grad_(stage.index == 1)
+
+    assert "equal bit for bit" in keeping.resume(Trial(Freezes, {}))
 
 
 def test_parameters_and_networks_of_ones_own() -> None:
