@@ -126,7 +126,9 @@ class Defense(nn.Module):
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()  # type: ignore[no-untyped-call]
             if stage.plan.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters(), stage.plan.max_grad_norm)
+                # Its own parameters: those that a stage froze still have the gradients of the stage before.
+                moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                nn.utils.clip_grad_norm_(moved, stage.plan.max_grad_norm)
             optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
 

@@ -13,7 +13,8 @@ class DefenseInfo(BaseModel):
     """Frozen metadata of a defense.
 
     ``regimes`` are those that it runs in, the default first; ``aliases`` are further names, each for a fixed
-    regime; ``memory`` is the number of training samples that it keeps between stages.
+    regime; ``memory`` is the number of training samples that it keeps between stages; ``grows`` says that
+    every stage adds parameters, as many each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,4 +25,5 @@ class DefenseInfo(BaseModel):
     target_aware: bool = False
     stochastic: bool = False
     memory: int = 0
+    grows: bool = False
     aliases: dict[str, Regime] = Field(default_factory=dict)

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from torch import nn
@@ -91,10 +91,12 @@ class Registry:
         """The defense around ``model``, with its parameters checked."""
         defense, _ = self.resolve(name)
         settings = parse_parameters(defense, name, parameters or {})
-        seeded = {"seed": seed} if "seed" in inspect.signature(defense).parameters else {}
-        built = defense(model, **seeded, **settings)
-        built.seed, built.settings = seed, settings
-        return built
+        return construct(defense, model, seed=seed, parameters=settings)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a defense, an alias or a plug-in that could not be loaded has this name."""
+        self._load()
+        return name in self._classes or name in self._aliases or name in self.problems
 
     def class_named(self, name: str) -> type[Defense] | None:
         """A registered class by the name of the class itself: ``AIR``."""
@@ -119,7 +121,24 @@ class Registry:
                 if not inspect.ismodule(found):
                     self.register(found)
             except (Exception, SystemExit) as error:  # a stranger's module may raise anything
-                self.problems[point.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+                self.problems[point.name] = _cause(point, error)
+
+
+def construct(
+    defense: type[Defense], model: nn.Module, *, seed: int, parameters: Mapping[str, Any]
+) -> Defense:
+    """A defense of this class around ``model``; ``parameters`` were checked by ``parse_parameters``."""
+    seeded = {"seed": seed} if "seed" in inspect.signature(defense).parameters else {}
+    built = defense(model, **seeded, **parameters)
+    built.seed, built.settings = seed, dict(parameters)
+    return built
+
+
+def _cause(point: EntryPoint, error: BaseException) -> str:
+    """Why it could not be loaded, and whose it is, in one line."""
+    lines = str(error).strip().splitlines()
+    package = f" (package {point.dist.name})" if point.dist is not None else ""
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}{package}"
 
 
 def _place(defense: type) -> str:

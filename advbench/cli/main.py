@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, doctor, evaluating, lists, running, runs, sweeping
+from advbench.cli import auditing, boards, defenses, doctor, evaluating, lists, running, runs, sweeping
 from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
@@ -30,9 +30,9 @@ app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
 app.command("audit")(auditing.audit)
 app.command("attacks")(lists.attacks)
-app.command("defenses")(lists.defenses)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
+app.add_typer(defenses.app, name="defenses")
 app.add_typer(runs.app, name="runs")
 
 

@@ -24,32 +24,41 @@ def one_line(error: BaseException) -> str:
 def find_factory(text: str) -> Callable[..., Any]:
     """The callable that ``package.module:name`` names.
 
-    An importable module comes first, else one from a file below the current directory.
-
     Raises:
-        InputError: The text is malformed, the module is missing or fails to import, or ``name`` is not a
-            callable of it.
+        InputError: As `find_named`, or ``name`` is not a callable.
     """
-    module_name, _, name = text.partition(":")
-    if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
-        raise InputError(f"model {text!r} is not of the form package.module:factory")
-    try:
-        module = _installed(module_name) or _local(module_name, Path.cwd())
-    except (Exception, SystemExit) as error:
-        raise InputError(f"model {text!r}: importing {module_name} failed: {one_line(error)}") from error
-    if module is None:
-        raise InputError(
-            f"model {text!r}: no module {module_name!r}, neither installed nor below the current directory"
-        )
-    if not hasattr(module, name):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown("model factory", name, public, see=f"in module {module_name}")
-    factory: Callable[..., Any] = getattr(module, name)
+    factory: Callable[..., Any] = find_named(text)
     if not callable(factory):
+        name = text.partition(":")[2]
         raise InputError(
             f"model {text!r}: {name} is {type(factory).__name__}, expected a function or a class"
         )
     return factory
+
+
+def find_named(text: str, *, kind: str = "model", what: str = "factory") -> Any:
+    """What ``package.module:name`` names; ``kind`` and ``what`` are how errors call it.
+
+    An importable module comes first, else one from a file below the current directory.
+
+    Raises:
+        InputError: The text is malformed, the module is missing or fails to import, or has no such name.
+    """
+    module_name, _, name = text.partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(f"{kind} {text!r} is not of the form package.module:{what}")
+    try:
+        module = _installed(module_name) or _local(module_name, Path.cwd())
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{kind} {text!r}: importing {module_name} failed: {one_line(error)}") from error
+    if module is None:
+        raise InputError(
+            f"{kind} {text!r}: no module {module_name!r}, neither installed nor below the current directory"
+        )
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown(f"{kind} {what.lower()}", name, public, see=f"in module {module_name}")
+    return getattr(module, name)
 
 
 def accepted(factory: Callable[..., Any], offered: dict[str, Any], always: str) -> dict[str, Any]:

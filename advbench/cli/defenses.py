@@ -1,0 +1,115 @@
+"""``advbench defenses``: what there is, whether one keeps the contract, and a package to start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from advbench.cli import lists
+from advbench.cli.lists import Format, FormatOption
+
+if TYPE_CHECKING:
+    from advbench.plugins import Check
+
+DEFAULT = "list"
+
+
+class _ListsByDefault(TyperGroup):
+    """Words that are no command are the arguments of ``list``: ``advbench defenses air --format json``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ListsByDefault,
+    help="List the defenses, or describe some (advbench defenses air); check one, or begin one of your own.",
+)
+app.command(
+    DEFAULT, help="List the defenses, or describe some; so does advbench defenses without a command."
+)(lists.defenses)
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the defense, such as my-defense.")],
+    dir: Annotated[Path, typer.Option(help="Where its directory is made.")] = Path("."),
+) -> None:
+    """Write a small package with a defense that works and its test; nothing is ever overwritten."""
+    from advbench.plugins import write_package
+
+    for path in write_package(name, dir):
+        typer.echo(str(path))
+
+
+@app.command("check")
+def check(
+    defense: Annotated[
+        str, typer.Argument(help="A registered name, or package.module:Class, installed or below here.")
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the defense; repeatable.")
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Run the contract that every defense keeps: what holds, what fails and why; exit code 1 if any fails."""
+    from rich.console import Console
+
+    from advbench.plugins import check_defense, find_defense
+
+    kind, settings = find_defense(defense), dict(_setting(text) for text in set_ or ())
+    shown = Console(stderr=True)
+    with shown.status(f"checking {kind.info.name}") as status:
+        checks = check_defense(
+            kind,
+            parameters=settings,
+            progress=lambda name: status.update(f"checking {kind.info.name}: {name}"),
+        )
+    if format is Format.json:
+        report = {
+            "defense": kind.info.name,
+            "holds": _all(checks),
+            "checks": [one.to_json() for one in checks],
+        }
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _print(kind.info.name, checks)
+    if not _all(checks):
+        raise typer.Exit(1)
+
+
+def _all(checks: Sequence[Check]) -> bool:
+    return all(one.holds for one in checks)
+
+
+def _print(name: str, checks: Sequence[Check]) -> None:
+    from rich.table import Table
+
+    from advbench.cli.console import output
+
+    table = Table("promise", "", "what was found", title=f"The contract: {name}", title_justify="left")
+    for one in checks:
+        table.add_row(one.name, one.status, one.detail)
+    console = output()
+    console.print(table)
+    failed = [one.name for one in checks if one.status == "fails"]
+    seconds = sum(one.seconds for one in checks)
+    held = sum(one.holds for one in checks)
+    end = f"; it fails: {', '.join(failed)}" if failed else ""
+    console.print(f"{name} keeps {held} of {len(checks)} promises ({seconds:.1f} s){end}", soft_wrap=True)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    from attacks_pool.errors import InputError
+
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise InputError(f"--set takes key=value, not {text!r}")
+    return key.strip(), value
