@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,12 +52,12 @@ class Free(Defense):
         if replays < 1:
             raise InputError(f"replays={replays} must be at least 1")
         self.replays = replays
-        self._forget()
+        self._delta: Tensor | None = None
+        self._let_go()
 
-    def _forget(self) -> None:
+    def _let_go(self) -> None:
         self._held: Batch | None = None
         self._next: Batch | None = None
-        self._delta: Tensor | None = None
         self._replayed = 0
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
@@ -69,25 +69,22 @@ class Free(Defense):
         super().check_attacks(attacks)
         check_norms(self.info.name, attacks)
 
-    def begin(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """No batch is held yet, and δ is 0."""
-        self._forget()
-
     def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """Nothing is kept from stage to stage."""
-        self._forget()
+        """Let the batches go; δ stays."""
+        self._let_go()
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
         """One replay: θ and δ both move by the gradients of one backward pass."""
         x, y = self._batch(x, y)
-        self._delta = _grown(self._delta, x).requires_grad_()
+        # Projected before it is used too: the ball may be another than a step ago.
+        delta = _project(_grown(self._delta, x), stage.attacks).requires_grad_()
+        self._delta = delta
         losses = super().step(x, y, stage, optimizer)
-        gradient = self._delta.grad
-        self._delta = self._delta.detach()
-        if gradient is not None:
-            self._move(gradient, stage.attacks)
+        self._delta = delta.detach()
+        if delta.grad is not None:
+            self._delta = _project(_ahead(self._delta, delta.grad, stage.attacks), stage.attacks)
         return losses
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:  # noqa: ARG002 - δ knows the attacks
@@ -118,13 +115,27 @@ class Free(Defense):
         self._replayed += 1
         return self._held
 
-    def _move(self, gradient: Tensor, attacks: Sequence[Attack]) -> None:
-        """δ ← Π(δ + eps · d), the rows of each attack in its own ball; d is 0 where δ was not used."""
-        assert self._delta is not None
-        for number, attack in enumerate(attacks):
-            ball, share = Ball.of(attack), slice(number, None, len(attacks))
-            ahead = ball.eps * steepest(gradient[share], ball.norm)
-            self._delta[share] = ball.shrink(self._delta[share] + ahead)
+
+def _shares(attacks: Sequence[Attack]) -> Iterator[tuple[slice, Ball]]:
+    """Rows of a batch, by stride, and the ball that they are in."""
+    for number, attack in enumerate(attacks):
+        yield slice(number, None, len(attacks)), Ball.of(attack)
+
+
+def _ahead(delta: Tensor, gradient: Tensor, attacks: Sequence[Attack]) -> Tensor:
+    """δ + eps · sign g_δ; rows that were not used have no gradient and stay."""
+    moved = delta.clone()
+    for share, ball in _shares(attacks):
+        moved[share] += ball.eps * steepest(gradient[share], ball.norm)
+    return moved
+
+
+def _project(delta: Tensor, attacks: Sequence[Attack]) -> Tensor:
+    """Π(δ)."""
+    moved = delta.clone()
+    for share, ball in _shares(attacks):
+        moved[share] = ball.shrink(delta[share])
+    return moved
 
 
 def _grown(delta: Tensor | None, x: Tensor) -> Tensor:
