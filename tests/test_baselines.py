@@ -281,7 +281,8 @@ class TestFree:
         velocity = [torch.zeros_like(parameter) for parameter in model.parameters()]
         delta = torch.zeros(12, 1, 8, 8)
         for number in range(6):
-            defense.step(*batches[number // 3], Stage(1, (met,), plan), optimizer)
+            # Whatever comes while the first is replayed, the second is the next.
+            defense.step(*batches[min(number, 1)], Stage(1, (met,), plan), optimizer)
             images, labels = batches[number // 3]
             rows = delta[: len(images)].clone().requires_grad_()
             loss = F.cross_entropy(model((images + rows).clamp(0, 1)), labels)
