@@ -16,7 +16,7 @@ from advbench.data import DataSet, load_dataset
 from advbench.environment import choose_device, reproducible
 from advbench.identity import code_version, digest, identity_of, weights_digest
 from advbench.models import MODELS
-from advbench.resolve import resolve
+from advbench.resolve import bound_attacks, resolve
 from advbench.saved import load_run, new_classifier
 from attacks_pool import InputError
 from defenses import registry
@@ -110,9 +110,12 @@ def surrogate_of(path: str | Path, data: DataSet) -> tuple[str, nn.Module]:
 
 
 def _try_build(config: RunConfig, data: DataSet) -> None:
-    """Build the defense for nothing, so that a parameter it refuses is found before anything is written."""
+    """Build the defense for nothing: what it refuses is found before anything is written."""
     classifier = new_classifier(config, data.image_shape, data.num_classes)
     defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+    seen = bound_attacks(config)["seen"]
+    for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:
+        defense.check_attacks(met)
     try:
         json.dumps(defense.spec(), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -88,11 +88,11 @@ class Defense(nn.Module):
             TrainingDivergedError: the loss is no longer finite.
         """
         plan = plan or TrainPlan()
-        self._check_attacks(attacks)
+        self.check_attacks(attacks)
         check_data(data, plan, validation)
         if resume is not None:
             resume.state.restore(self)
-        stage = Stage(self.stages + 1, tuple(attack.for_training() for attack in attacks), plan)
+        stage = Stage(self.stages + 1, tuple(attack.for_training() for attack in attacks), plan, data)
         if resume is None:
             self.begin(stage)
         training = Training(
@@ -183,7 +183,12 @@ class Defense(nn.Module):
             return torch.autocast(kind, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _check_attacks(self, attacks: Sequence[Attack]) -> None:
+    def check_attacks(self, attacks: Sequence[Attack]) -> None:
+        """Refuse the attacks of a stage that this defense cannot train against; asked before a run begins.
+
+        Raises:
+            InputError: several attacks for a defense that runs in the continual regime alone.
+        """
         if len(attacks) > 1 and set(self.info.regimes) == {"continual"}:
             raise InputError(
                 f"{self.info.name} meets one attack a stage, not {len(attacks)}: call fit once for each"

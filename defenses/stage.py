@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,11 +19,15 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data."""
+    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data.
+
+    ``data`` are the clean batches that it trains on, for methods that look at them in ``begin`` or ``end``.
+    """
 
     index: int
     attacks: tuple[Attack, ...]
     plan: TrainPlan
+    data: Batches = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""Refusals that several defenses share, each one clear line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from attacks_pool.attack import Attack
+from attacks_pool.errors import InputError
+
+
+def not_negative(**values: float) -> None:
+    """Refuse parameters below 0 or not finite."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name}={value} must be at least 0 and finite")
+
+
+def above_zero(**values: float) -> None:
+    """Refuse parameters that are 0 or below, or not finite."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value} must be above 0 and finite")
+
+
+def needs_attack(defense: str, attacks: Sequence[Attack]) -> None:
+    """Refuse a stage without an attack."""
+    if not attacks:
+        raise InputError(f"{defense} needs an attack to train against")

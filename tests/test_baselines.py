@@ -1,0 +1,837 @@
+"""The eight baselines: losses against those in the papers' notation, state, memory, a little training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advbench import run
+from advbench.data import DataSet, Split, TensorLoader
+from attacks_pool import InputError, pool
+from attacks_pool.randomness import draw_seed, keyed_generator
+from defenses import (
+    AT,
+    EWC,
+    MART,
+    NFGSM,
+    SI,
+    TRADES,
+    Defense,
+    Free,
+    LwF,
+    Replay,
+    Snapshot,
+    Stage,
+    TrainPlan,
+    registry,
+)
+from defenses.ball import ascend
+from defenses.consolidation import trained
+from defenses.mart import boosted
+from defenses.replay import balanced
+
+OWN_SEARCH = ("trades", "mart", "n-fgsm", "free")
+CONTINUAL = ("ewc", "si", "lwf", "replay")
+BASELINES = (*OWN_SEARCH, *CONTINUAL)
+PLAN = TrainPlan(epochs=1, lr=0.05)
+
+Network = Callable[..., nn.Sequential]
+every_baseline = pytest.mark.parametrize("name", BASELINES)
+
+
+def attack(name: str = "fgsm", **knobs: Any) -> Any:
+    """An attack with the digits' budget, as a stage has it."""
+    return pool.get(name, budget="digits", **knobs).for_training()
+
+
+def stage(*attacks: Any, index: int = 1, data: Any = ()) -> Stage:
+    """A stage of one epoch."""
+    return Stage(index, attacks or (attack(),), PLAN, data)
+
+
+def points(count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """x, x̃ and y, all random."""
+    draws = torch.Generator().manual_seed(3)
+    x, x_adv = (torch.rand(count, 1, 8, 8, generator=draws, dtype=dtype) for _ in range(2))
+    return x, x_adv, torch.randint(10, (count,), generator=draws)
+
+
+def confident(network: Network, **more: Any) -> nn.Sequential:
+    """A network whose probabilities are far from even, so that a wrong term shows."""
+    model = network(**more)
+    model[-1].weight.data.mul_(8)
+    return model
+
+
+def softmax(model: nn.Module, x: Tensor, temperature: float = 1.0) -> list[list[float]]:
+    """p_k = exp(z_k / T) / Σ exp(z / T), a sample at a time."""
+    rows = []
+    with torch.no_grad():
+        for image in x:
+            powers = [math.exp(float(z) / temperature) for z in model(image[None])[0]]
+            rows.append([power / sum(powers) for power in powers])
+    return rows
+
+
+def divergence(p: Sequence[float], q: Sequence[float]) -> float:
+    """KL(p ‖ q) = Σ_k p_k log(p_k / q_k)."""
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Over samples."""
+    return sum(values) / len(values)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    """Whether weights and buffers are equal, bit for bit."""
+    left, right = first.state_dict(), second.state_dict()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def identical(first: Any, second: Any) -> bool:
+    """Whether nested values are equal, bit for bit."""
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(identical(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(identical, first, second))
+    return bool(first == second)
+
+
+@pytest.fixture
+def loader(digits: DataSet) -> TensorLoader:
+    """150 points in three batches."""
+    return TensorLoader(Split(digits.train.x[:150], digits.train.y[:150]), 50, seed=3)
+
+
+class TestTrades:
+    """L = CE(f(x), y) + β · KL(f(x) ‖ f(x̃))."""
+
+    def test_loss(self, network: Network) -> None:
+        """In float64, sample by sample; the divergence is from the clean output."""
+        defense = TRADES(confident(network).double(), beta=3.0)
+        x, x_adv, y = points(dtype=torch.float64)
+        terms = defense.trade_off(x, x_adv, y)
+        clean, adv = softmax(defense.model, x), softmax(defense.model, x_adv)
+        ce = mean([-math.log(p[int(label)]) for p, label in zip(clean, y, strict=True)])
+        kl = mean([divergence(p, q) for p, q in zip(clean, adv, strict=True)])
+        assert terms["ce"].item() == pytest.approx(ce, abs=1e-10)
+        assert terms["kl"].item() == pytest.approx(kl, abs=1e-10)
+        assert terms["loss"].item() == pytest.approx(ce + 3 * kl, abs=1e-10)
+        assert abs(kl - mean([divergence(q, p) for p, q in zip(clean, adv, strict=True)])) > 1e-3
+
+    def test_both_sides_get_a_gradient(self, network: Network) -> None:
+        """KL has one to f(x) and one to f(x̃)."""
+        x, x_adv, y = points()
+        x.requires_grad_()
+        x_adv.requires_grad_()
+        terms = TRADES(network()).trade_off(x, x_adv, y)
+        for gradient in torch.autograd.grad(terms["kl"], (x, x_adv)):
+            assert gradient.abs().max() > 0
+
+    @pytest.mark.parametrize("name", ["pgd", "pgd-l2"])
+    def test_inner_maximum(self, network: Network, name: str) -> None:
+        """x_{k+1} = Π(x_k + 2.5·eps/steps · direction of ∇KL(f(x) ‖ f(x_k))); labels play no part."""
+        defense = TRADES(confident(network)).train()
+        met = attack(name)
+        x, _, y = points()
+        defense.generator = keyed_generator("trades")
+        got = defense.inner_maximum(met, x, y)
+        draws = keyed_generator(draw_seed(keyed_generator("trades")), 0)
+        eps, steps = met.eps, met.knobs["steps"]
+        assert steps == 7
+        clean = defense.model(x).softmax(1).detach()
+
+        def project(moved: Tensor) -> Tensor:
+            delta = moved - x
+            if name == "pgd":
+                return (x + delta.clamp(-eps, eps)).clamp(0, 1)
+            sizes = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            return (x + delta * (eps / sizes).clamp_max(1)).clamp(0, 1)
+
+        expected = project(x + 0.001 * torch.randn(x.shape, generator=draws))
+        for _ in range(steps):
+            expected.requires_grad_()
+            found = defense.model(expected).softmax(1)
+            (gradient,) = torch.autograd.grad((clean * (clean / found).log()).sum(), expected)
+            if name == "pgd":
+                ahead = gradient.sign()
+            else:
+                ahead = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            expected = project(expected.detach() + 2.5 * eps / steps * ahead)
+        # The divergence is nearly flat at the start: rounding grows on the way.
+        torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
+        defense.generator = keyed_generator("trades")
+        assert torch.equal(got, defense.inner_maximum(met, x, (y + 1) % 10))
+        assert not got.requires_grad
+        assert defense.training
+
+
+class TestMart:
+    """L = BCE(f(x̃), y) + λ · KL(f(x) ‖ f(x̃)) · (1 − p_y(x))."""
+
+    def test_loss(self, network: Network) -> None:
+        """In float64, sample by sample."""
+        defense = MART(confident(network).double(), weight=3.0)
+        x, x_adv, y = points(dtype=torch.float64)
+        terms = defense.aware(x, x_adv, y)
+        clean, adv = softmax(defense.model, x), softmax(defense.model, x_adv)
+        bce, kl = [], []
+        for p, q, label in zip(clean, adv, y.tolist(), strict=True):
+            rival = max(value for k, value in enumerate(q) if k != label)
+            bce.append(-math.log(q[label]) - math.log(1 - rival))
+            kl.append(divergence(p, q) * (1 - p[label]))
+        assert terms["bce"].item() == pytest.approx(mean(bce), abs=1e-10)
+        assert terms["kl"].item() == pytest.approx(mean(kl), abs=1e-10)
+        assert terms["loss"].item() == pytest.approx(mean(bce) + 3 * mean(kl), abs=1e-10)
+        assert min(mean(bce), mean(kl)) > 0.05
+
+    def test_certain_mistakes_have_a_finite_loss(self) -> None:
+        """p of a wrong class is 1 in float32: −log(1 − p) is the distance in logits, with a gradient."""
+        logits = torch.tensor([[0.0, 200.0, 0.0], [200.0, 0.0, 0.0]], requires_grad=True)
+        values = boosted(logits.log_softmax(1), torch.tensor([0, 0]))
+        assert values.tolist() == pytest.approx([200 + 200 - math.log(2), 0], abs=1e-3)
+        (gradient,) = torch.autograd.grad(values.sum(), logits)
+        assert gradient.isfinite().all()
+        assert gradient[0, 1] > 1
+
+    def test_points_maximise_the_cross_entropy(self, network: Network) -> None:
+        """By as many steps as the attack trains with, in its ball."""
+        defense = MART(confident(network))
+        x, _, y = points()
+        calls = []
+        handle = defense.model.register_forward_hook(lambda *_: calls.append(1))
+        x_adv = ascend(defense, attack("pgd"), x, y)
+        handle.remove()
+        assert len(calls) == 7
+        assert float((x_adv - x).abs().max()) == pytest.approx(0.2, abs=1e-6)
+        before, after = (F.cross_entropy(defense(z), y) for z in (x, x_adv))
+        assert after > before + 0.5
+
+
+class TestNFGSM:
+    """x̃ = x_η + α·eps · sign ∇CE(f(x_η), y), x_η = x + η."""
+
+    @pytest.mark.parametrize("name", ["fgsm", "pgd-l2"])
+    def test_points_by_hand(self, network: Network, name: str) -> None:
+        """Strong noise, one step, no projection but that onto the image range."""
+        defense = NFGSM(confident(network), k=2.0, alpha=0.5)
+        met = attack(name)
+        x, _, y = points()
+        defense.generator, draws = keyed_generator("noise"), keyed_generator("noise")
+        got = defense.noisy_step(met, x, y)
+        if name == "fgsm":
+            noise = torch.rand(x.shape, generator=draws) * 4 * met.eps - 2 * met.eps
+        else:
+            direction = torch.randn(x.shape, generator=draws)
+            length = torch.rand((len(x), 1, 1, 1), generator=draws) * 2 * met.eps
+            noise = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * length
+        noisy = (x + noise).clamp(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(defense.model(noisy), y, reduction="sum"), noisy)
+        if name == "fgsm":
+            ahead = gradient.sign()
+        else:
+            ahead = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        expected = (noisy + 0.5 * met.eps * ahead).clamp(0, 1)
+        torch.testing.assert_close(got, expected.detach(), atol=1e-6, rtol=0)
+
+    def test_points_leave_the_ball(self, network: Network) -> None:
+        """Up to (k + α)·eps away, within [0, 1]; without noise it is FGSM."""
+        x, _, y = points()
+        away = (NFGSM(confident(network)).noisy_step(attack(), x, y) - x).abs()
+        assert 0.5 < float(away.max()) <= 0.6 + 1e-6
+        plain = NFGSM(confident(network), k=0.0)
+        assert torch.allclose(plain.noisy_step(attack(), x, y), plain.craft(attack(), x, y), atol=1e-6)
+
+    def test_the_loss_is_that_of_these_points(self, network: Network) -> None:
+        """CE(f(x̃), y)."""
+        defense = NFGSM(confident(network))
+        x, _, y = points()
+        defense.generator = keyed_generator("loss")
+        loss = defense.loss(x, y, stage())
+        defense.generator = keyed_generator("loss")
+        x_adv = defense.noisy_step(attack(), x, y)
+        assert loss.item() == pytest.approx(F.cross_entropy(defense.model(x_adv), y).item(), abs=1e-6)
+
+
+class TestFree:
+    """One backward pass moves θ and δ, m times a batch."""
+
+    @pytest.mark.parametrize("name", ["pgd", "pgd-l2"])
+    def test_replays_by_hand(self, network: Network, name: str) -> None:
+        """Weights (momentum too) and δ after each of 3 replays, and of the next, smaller batch."""
+        x, _, y = points(20)
+        batches = [(x[:12], y[:12]), (x[12:], y[12:])]
+        defense = Free(network(), replays=3)
+        plan = TrainPlan(lr=0.1, momentum=0.9, weight_decay=0.0)
+        optimizer = defense.configure_optimizer(plan)
+        met = attack(name)
+        model = network()
+        velocity = [torch.zeros_like(parameter) for parameter in model.parameters()]
+        delta = torch.zeros(12, 1, 8, 8)
+        for number in range(6):
+            # Whatever comes while the first is replayed, the second is the next.
+            defense.step(*batches[min(number, 1)], Stage(1, (met,), plan), optimizer)
+            images, labels = batches[number // 3]
+            rows = delta[: len(images)].clone().requires_grad_()
+            loss = F.cross_entropy(model((images + rows).clamp(0, 1)), labels)
+            *gradients, g = torch.autograd.grad(loss, [*model.parameters(), rows])
+            with torch.no_grad():
+                for place, (parameter, gradient) in enumerate(
+                    zip(model.parameters(), gradients, strict=True)
+                ):
+                    velocity[place] = 0.9 * velocity[place] + gradient
+                    parameter -= 0.1 * velocity[place]
+            if name == "pgd":
+                moved = (rows + met.eps * g.sign()).clamp(-met.eps, met.eps)
+            else:
+                moved = rows + met.eps * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                moved *= (met.eps / moved.flatten(1).norm(dim=1)).clamp_max(1).view(-1, 1, 1, 1)
+            delta[: len(images)] = moved.detach()
+            torch.testing.assert_close(defense._delta, delta, atol=1e-5, rtol=0)
+            for left, right in zip(defense.model.parameters(), model.parameters(), strict=True):
+                torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
+        assert delta.abs().max() > 0.1
+
+    def test_as_many_steps_as_any_other_and_every_mth_batch(
+        self, network: Network, loader: TensorLoader
+    ) -> None:
+        """epochs · B optimizer steps and as many forward and backward passes, on a third of the batches."""
+        seen: list[Tensor] = []
+        defense = Free(network(), replays=3)
+        loss = defense.loss
+        defense.loss = lambda x, y, now: (seen.append(x), loss(x, y, now))[1]  # type: ignore[method-assign]
+        defense.fit(loader, [attack()], plan=TrainPlan(epochs=4))
+        assert len(seen) == 12
+        assert (defense.passes.forwards, defense.passes.backwards) == (600, 600)
+        for first in range(0, 12, 3):
+            assert torch.equal(seen[first], seen[first + 1])
+            assert torch.equal(seen[first], seen[first + 2])
+            assert first == 0 or not torch.equal(seen[first], seen[first - 1])
+
+    def test_every_batch_of_a_list_is_as_likely(self, network: Network) -> None:
+        """Also where the number of batches is a multiple of m, and the data come in one order."""
+        batches = [(torch.full((2, 1, 8, 8), place / 4), torch.tensor([0, 1])) for place in range(4)]
+        defense = Free(network(), replays=2)
+        counts = [0, 0, 0, 0]
+        for _ in range(200):
+            for batch in batches:
+                images, _ = defense._batch(*batch)
+                counts[int(4 * images[0, 0, 0, 0])] += 1
+        assert sum(counts) == 800
+        assert all(140 < count < 260 for count in counts)
+        once = Free(network(), replays=1)
+        assert all(once._batch(*batch)[0] is batch[0] for batch in batches * 2)
+
+
+class TestEWC:
+    """λ/2 · Σ Ω_i (θ_i − θ*_i)², Ω from the diagonal Fisher information."""
+
+    def test_fisher_of_a_linear_model(self) -> None:
+        """∂ log p_y / ∂W_kj = (1[y = k] − p_k)·x_j: F is the mean of its square over points and drawn y."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+        defense = EWC(model)
+        x, _, y = points(16)
+        y = y % 5
+        defense.generator = keyed_generator("fisher")
+        got = defense.fisher(stage(data=[(x, y)]))
+        defense.generator = keyed_generator("fisher")
+        x_adv = defense.craft(attack(), x, y)
+        weight, bias = torch.zeros(5, 64), torch.zeros(5)
+        with torch.no_grad():
+            for image in x_adv:
+                p = model(image[None]).softmax(1)[0]
+                drawn = int(torch.multinomial(p, 1, generator=defense.generator))
+                score = torch.eye(5)[drawn] - p
+                weight += (score[:, None] * image.flatten()[None]).square() / 16
+                bias += score.square() / 16
+        torch.testing.assert_close(got["1.weight"], weight, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(got["1.bias"], bias, atol=1e-6, rtol=1e-4)
+        assert not torch.allclose(x_adv, x)
+
+    def test_labels_are_drawn_from_the_model(self) -> None:
+        """Over many points alike F of the bias is p_k (1 − p_k), whatever the labels of the data."""
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        model[1].weight.data.zero_()
+        model[1].bias.data = torch.tensor([0.5, 0.3, 0.2]).log()
+        defense = EWC(model, fisher_samples=2000)
+        data = [(torch.full((500, 1, 8, 8), 0.5), torch.zeros(500, dtype=torch.int64))] * 5
+        got = defense.fisher(stage(data=data))["1.bias"]
+        torch.testing.assert_close(got, torch.tensor([0.25, 0.21, 0.16]), atol=0.02, rtol=0)
+
+    def test_fisher_is_of_each_sample(self, network: Network) -> None:
+        """The squared gradient of every sample by itself, averaged: not that of the mean loss."""
+        defense = EWC(network(norm=True), fisher_samples=20).eval()
+        x, _, y = points(32)
+        defense.generator = keyed_generator("fisher")
+        got = defense.fisher(stage(attack("pgd"), data=[(x[:16], y[:16]), (x[16:], y[16:])]))
+        defense.generator = keyed_generator("fisher")
+        theta = {name: value.detach() for name, value in trained(defense.model).items()}
+
+        def log_p(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            logits = torch.func.functional_call(defense.model, weights, image[None])
+            return -F.cross_entropy(logits, label[None])
+
+        squares = {name: torch.zeros_like(value) for name, value in theta.items()}
+        for part in (slice(0, 16), slice(16, 20)):
+            x_adv = defense.craft(attack("pgd"), x[part], y[part])
+            drawn = torch.stack(
+                [
+                    torch.multinomial(
+                        defense.model(image[None]).softmax(1)[0], 1, generator=defense.generator
+                    )
+                    for image in x_adv
+                ]
+            )
+            each = torch.func.vmap(torch.func.grad(log_p), in_dims=(None, 0, 0))(theta, x_adv, drawn[:, 0])
+            for name, gradient in each.items():
+                squares[name] += gradient.square().sum(0) / 20
+        assert got.keys() == squares.keys()
+        for name, value in squares.items():
+            torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-3)
+
+    @pytest.mark.parametrize("online", [True, False])
+    def test_penalty(self, network: Network, loader: TensorLoader, online: bool) -> None:
+        """Online: Ω ← γ(Ω + F), held to the last θ*; else the sum over stages, each with its own F and θ*."""
+        stages: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+        class Noting(EWC):
+            def fisher(self, stage: Stage) -> dict[str, Tensor]:
+                found = super().fisher(stage)
+                now = {name: value.detach().clone() for name, value in trained(self.model).items()}
+                stages.append((found, now))
+                return found
+
+        defense = Noting(network(), strength=7.0, gamma=0.5, online=online, fisher_samples=40)
+        for name in ("fgsm", "pgd"):
+            defense.fit(loader, [attack(name)], plan=PLAN)
+        for parameter in defense.parameters():
+            parameter.data += 0.1
+        x, _, y = points()
+        terms = defense.loss(x, y, stage(index=3))
+        (first, at_first), (second, at_second) = stages
+        expected = 0.0
+        for name, parameter in trained(defense.model).items():
+            value = parameter.detach()
+            if online:
+                omega = 0.5 * (0.5 * first[name] + second[name])
+                expected += float((omega * (value - at_second[name]) ** 2).sum())
+            else:
+                for fisher, anchor in ((first, at_first), (second, at_second)):
+                    expected += float((fisher[name] * (value - anchor[name]) ** 2).sum())
+        assert expected > 1e-3
+        assert terms["penalty"].item() == pytest.approx(expected, rel=1e-4)
+        assert terms["loss"].item() == pytest.approx(terms["ce"].item() + 3.5 * expected, rel=1e-4)
+        assert len(defense._held) == (1 if online else 2)
+
+    def test_measuring_moves_nothing(self, network: Network, loader: TensorLoader) -> None:
+        """No weight, no batch-norm statistic, no gradient; its passes are counted."""
+        defense = EWC(network(norm=True), fisher_samples=70)
+        defense.fit(loader, [attack()], plan=PLAN)
+        before = {name: value.clone() for name, value in defense.state_dict().items()}
+        gradients = [parameter.grad for parameter in defense.parameters()]
+        passes = replace(defense.passes)
+        defense.end(stage(data=loader))
+        assert all(torch.equal(value, before[name]) for name, value in defense.state_dict().items())
+        assert all(one is other.grad for one, other in zip(gradients, defense.parameters(), strict=True))
+        # FGSM asks once a point, and F once more.
+        assert defense.passes.forwards - passes.forwards == 140
+        assert defense.passes.backwards - passes.backwards == 140
+
+
+def test_si_by_its_trajectory(network: Network, loader: TensorLoader) -> None:
+    """Ω from gradients computed anew along the recorded path, over two stages; steps with the penalty too."""
+    defense = SI(confident(network), strength=2.0, damping=0.01)
+    path: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+    craft = defense.craft
+
+    def recording(met: Any, x: Tensor, y: Tensor) -> Tensor:
+        x_adv = craft(met, x, y)
+        now = {name: value.clone() for name, value in defense.model.state_dict().items()}
+        path.append((x_adv, y, now))
+        return x_adv
+
+    defense.craft = recording  # type: ignore[method-assign]
+    plan = TrainPlan(epochs=2, lr=0.3, max_grad_norm=0.5)
+    model = network()
+    omega = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    for number, name in enumerate(("fgsm", "pgd")):
+        path.clear()
+        history = defense.fit(loader, [attack(name)], plan=plan)
+        places = [now for _, _, now in path]
+        places.append({key: value.clone() for key, value in defense.model.state_dict().items()})
+        integral = {key: torch.zeros_like(value) for key, value in omega.items()}
+        penalties = []
+        for step, (x_adv, y, now) in enumerate(path):
+            model.load_state_dict(now)
+            gradients = torch.autograd.grad(F.cross_entropy(model(x_adv), y), list(model.parameters()))
+            for (key, _), g in zip(model.named_parameters(), gradients, strict=True):
+                integral[key] -= g * (places[step + 1][key] - now[key])
+            penalties.append(sum(float((omega[key] * (now[key] - places[0][key]) ** 2).sum()) for key in now))
+        if number:
+            found = sum(losses["penalty"] for losses in history) / 2
+            assert found == pytest.approx(mean(penalties), rel=1e-3)
+            assert found > 1e-3
+        for key in omega:
+            moved = places[-1][key] - places[0][key]
+            omega[key] = (omega[key] + integral[key] / (moved**2 + 0.01)).clamp_min(0)
+            torch.testing.assert_close(defense._omega[key], omega[key], atol=1e-4, rtol=1e-3)
+    assert max(float(value.max()) for value in omega.values()) > 0.1
+
+
+@pytest.mark.parametrize("norm", [None, 0.1])
+def test_a_step_of_si(network: Network, norm: float | None) -> None:
+    """w' = w − lr·∇L with L = CE + c·Σ Ω (θ − θ*)², clipped as a whole."""
+    defense = SI(confident(network), strength=2.0)
+    defense.begin(stage())
+    theta = trained(defense.model)
+    defense._omega = {name: torch.full_like(value, 0.3) for name, value in theta.items()}
+    for value in theta.values():
+        value.data += 0.05
+    before = {name: value.detach().clone() for name, value in theta.items()}
+    x, _, y = points()
+    plan = TrainPlan(lr=0.1, momentum=0.0, weight_decay=0.0, max_grad_norm=norm)
+    x_adv = defense.craft(attack(), x, y)
+    gradients = torch.autograd.grad(F.cross_entropy(defense.model(x_adv), y), list(theta.values()))
+    whole = [g + 2 * 2 * 0.3 * 0.05 for g in gradients]
+    length = torch.cat([g.flatten() for g in whole]).norm().item()
+    defense.step(x, y, Stage(1, (attack(),), plan), defense.configure_optimizer(plan))
+    for (name, value), g in zip(theta.items(), whole, strict=True):
+        expected = before[name] - 0.1 * g * min(1.0, (norm or math.inf) / length)
+        torch.testing.assert_close(value.detach(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_lwf_loss(network: Network) -> None:
+    """CE + λ·KL at temperature T from the old model, in float64; 0 where f is still f_old."""
+    defense = LwF(confident(network).double(), weight=3.0, temperature=2.0)
+    defense.begin(stage(index=2))
+    (old,) = defense._old
+    _, x_adv, y = points(dtype=torch.float64)
+    assert defense.distilled(x_adv, y)["distillation"].item() == pytest.approx(0, abs=1e-12)
+    for parameter in defense.model.parameters():
+        parameter.data.mul_(0.5)
+    terms = defense.distilled(x_adv, y)
+    before, now = softmax(old, x_adv, 2.0), softmax(defense.model, x_adv, 2.0)
+    expected = mean([divergence(p, q) for p, q in zip(before, now, strict=True)])
+    ce = mean([-math.log(p[int(k)]) for p, k in zip(softmax(defense.model, x_adv), y, strict=True)])
+    assert expected > 0.01
+    assert terms["distillation"].item() == pytest.approx(expected, abs=1e-10)
+    assert terms["loss"].item() == pytest.approx(ce + 3 * expected, abs=1e-10)
+    assert not any(parameter.requires_grad for parameter in old.parameters())
+
+
+def test_lwf_keeps_f_old_for_its_stage_alone(network: Network, loader: TensorLoader) -> None:
+    """In eval mode, unmoved, no part of the weights; gone when the stage ends."""
+    defense = LwF(network(norm=True))
+    defense.fit(loader, [attack()], plan=PLAN)
+    before = {name: value.clone() for name, value in defense.model.state_dict().items()}
+    names = list(defense.state_dict())
+
+    def look(_now: object) -> None:
+        (old,) = defense._old
+        assert not any(module.training for module in old.modules())
+        assert identical(dict(old.state_dict()), before)
+        assert list(defense.state_dict()) == names
+
+    defense.fit(loader, [attack("pgd")], plan=PLAN, progress=look)
+    assert defense._old == ()
+    assert not identical(dict(defense.model.state_dict()), before)
+
+
+class TestReplay:
+    """A bounded memory of clean images, attacked anew."""
+
+    def test_memory_is_even_over_classes(self) -> None:
+        """As even as the room allows; a rare class has all of its points; in batches as at once."""
+        draws = torch.Generator().manual_seed(0)
+        labels = torch.cat([torch.zeros(500), torch.ones(300), torch.full((4,), 2)]).long()
+        labels = labels[torch.randperm(len(labels), generator=draws)]
+        keys = torch.rand(len(labels), generator=draws, dtype=torch.float64)
+        at_once = balanced(labels, keys, 25)
+        assert sorted(labels[at_once].bincount().tolist()) == [4, 10, 11]
+        for label in range(3):
+            mine = keys[labels == label].sort().values
+            kept = keys[at_once][labels[at_once] == label].sort().values
+            assert torch.equal(kept, mine[: len(kept)])
+        held = torch.empty(0, dtype=torch.int64)
+        for batch in torch.arange(len(labels)).split(37):
+            held = torch.cat([held, batch])
+            held = held[balanced(labels[held], keys[held], 25)]
+        assert set(held.tolist()) == set(at_once.tolist())
+        assert len(balanced(labels[:7], keys[:7], 25)) == 7
+
+    def test_it_keeps_clean_images_with_their_labels(self, network: Network, digits: DataSet) -> None:
+        """Of the training data, each once, unaugmented though training is augmented."""
+        split = Split(digits.train.x[:150], digits.train.y[:150])
+        defense = Replay(network(), memory=30)
+        plan = TrainPlan(epochs=1, augmentation=("crop", "flip"))
+        defense.fit(TensorLoader(split, 50, seed=0), [attack()], plan=plan)
+        images, labels, _ = defense._kept
+        assert images.shape == (30, 1, 8, 8)
+        assert labels.bincount().tolist() == [3] * 10
+        places = [
+            [i for i in range(150) if torch.equal(split.x[i], image) and split.y[i] == label]
+            for image, label in zip(images, labels, strict=True)
+        ]
+        assert all(len(found) == 1 for found in places)
+        assert len({found[0] for found in places}) == 30
+
+    def test_loss(self, network: Network) -> None:
+        """CE over x̃ and M̃, each earlier attack on an equal share of M, crafted on the present f."""
+        defense = Replay(confident(network), memory=9)
+        x, _, y = points(20)
+        for met in (attack("fgsm"), attack("gaussian-noise")):
+            defense.end(stage(met, data=[(x, y)]))
+        met = attack("pgd")
+        defense.generator = keyed_generator("replay")
+        loss = defense.loss(x[:6], y[:6], stage(met, index=3))
+        defense.generator = keyed_generator("replay")
+        x_adv = defense.craft(met, x[:6], y[:6])
+        old, labels = defense.draw(6)
+        assert len({image.numpy().tobytes() for image in old}) == 6
+        crafted = old.clone()
+        crafted[0::2] = defense.craft(attack("fgsm"), old[0::2], labels[0::2])
+        crafted[1::2] = defense.craft(attack("gaussian-noise"), old[1::2], labels[1::2])
+        values = [
+            -math.log(softmax(defense.model, image[None])[0][int(label)])
+            for image, label in zip([*x_adv, *crafted], [*y[:6], *labels], strict=True)
+        ]
+        assert len(values) == 12
+        assert loss.item() == pytest.approx(mean(values), abs=1e-5)
+        assert len(defense.draw(100)[1]) == 9
+
+    def test_spec_says_what_is_held(self, network: Network, loader: TensorLoader) -> None:
+        """The room is a parameter; the images held stand beside it, also after rebuilding."""
+        for room, held in ((30, 30), (1000, 150)):
+            defense = Replay(network(), memory=room)
+            assert defense.spec()["memory"] == 0
+            defense.fit(loader, [attack()], plan=PLAN)
+            spec = defense.spec()
+            assert (spec["parameters"]["memory"], spec["memory"]) == (room, held)
+            rebuilt = Replay(network(), memory=room)
+            rebuilt.load_spec(spec)
+            assert rebuilt.spec() == spec
+        assert Replay.info.memory == Replay(network()).memory == 200
+
+    def test_a_record_says_what_was_held(self, tmp_path: Path, small_options: dict[str, Any]) -> None:
+        """Parameter and images, stage by stage."""
+        options = {**small_options, "points": 10, "unseen": "none"}
+        done = run("replay", runs_dir=tmp_path, params={"memory": 33}, **options)
+        assert done.record.config["params"] == {"memory": 33}
+        assert [one.spec.get("memory") for one in done.record.stages] == [None, 33, 33]
+
+
+@pytest.mark.parametrize("name", CONTINUAL)
+def test_stage_one_is_adversarial_training(network: Network, loader: TensorLoader, name: str) -> None:
+    """The same weights as AT's of the same seed, bit for bit; after two stages others."""
+    at, defense = AT(network(norm=True), seed=4), registry.build(name, network(norm=True), seed=4)
+    for met, equal in (("pgd", True), ("fgsm", False)):
+        for each in (at, defense):
+            each.fit(loader, [attack(met)], plan=PLAN)
+        assert same(at, defense) is equal
+
+
+class Stop(BaseException):
+    """Stands for a signal, in a process that goes on."""
+
+
+@every_baseline
+@pytest.mark.parametrize("moment", [2, 5, 6])
+def test_the_result_is_that_of_training_without_a_break(
+    network: Network, loader: TensorLoader, name: str, moment: int
+) -> None:
+    """Stopped in stage 2 of 3, in the middle of an epoch or at its end; weights, state and losses."""
+
+    def build() -> Defense:
+        model = network(norm=True)
+        dropping = nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1])
+        return registry.build(name, dropping, seed=4)
+
+    plan = TrainPlan(epochs=2, eps_warmup=1.5, augmentation=("crop",))
+    whole, broken, resumed = build(), build(), build()
+    for defense in (whole, broken):
+        defense.fit(loader, [attack("fgsm")], plan=PLAN)
+    expected = whole.fit(loader, [attack("pgd")], plan=plan)
+    taken: list[bytes] = []
+    count = 0
+
+    def stop(_now: object) -> None:
+        nonlocal count
+        count += 1
+        if count == moment:
+            raise Stop
+
+    with pytest.raises(Stop):
+        broken.fit(
+            loader,
+            [attack("pgd")],
+            plan=plan,
+            progress=stop,
+            checkpoint=lambda snapshot: taken.append(snapshot.pack()),
+        )
+    history = resumed.fit(loader, [attack("pgd")], plan=plan, resume=Snapshot.unpack(taken[-1]))
+    assert history == expected
+    for defense in (whole, resumed):
+        defense.fit(loader, [attack("pgd-l2")], plan=PLAN)
+    assert same(whole, resumed)
+    assert identical(whole.training_state(), resumed.training_state())
+    assert whole.spec() == resumed.spec()
+
+
+def held_by(value: Any) -> int:
+    """Numbers in the tensors of a nested value."""
+    if isinstance(value, Tensor):
+        return value.numel()
+    if isinstance(value, dict):
+        return sum(held_by(one) for one in value.values())
+    return sum(held_by(one) for one in value) if isinstance(value, list | tuple) else 0
+
+
+@every_baseline
+def test_memory_is_flat_over_stages(network: Network, loader: TensorLoader, name: str) -> None:
+    """Between stages, and at the worst moment of each from the second on."""
+    parameters = {"memory": 20} if name == "replay" else {}
+    defense = registry.build(name, network(), parameters=parameters)
+    between, worst = [], []
+    for _ in range(4):
+        sizes: list[int] = []
+        defense.fit(
+            loader,
+            [attack()],
+            plan=PLAN,
+            progress=lambda _now, sizes=sizes: sizes.append(held_by(defense.training_state())),
+        )
+        between.append(held_by(defense.training_state()))
+        worst.append(max(sizes))
+    assert len(set(between)) == 1
+    assert len(set(worst[1:])) == 1
+
+
+def test_one_penalty_a_stage_grows(network: Network, loader: TensorLoader) -> None:
+    """EWC's per-stage form: two models a stage, as its docstring says."""
+    defense = EWC(network(), online=False, fisher_samples=5)
+    sizes = []
+    for _ in range(3):
+        defense.fit(loader, [attack()], plan=PLAN)
+        sizes.append(held_by(defense.training_state()))
+    model = sum(parameter.numel() for parameter in defense.parameters())
+    assert [second - first for first, second in pairwise(sizes)] == [2 * model] * 2
+
+
+@every_baseline
+@pytest.mark.parametrize("precision", ["off", "on"])
+def test_it_learns(network: Network, digits: DataSet, name: str, precision: Any) -> None:
+    """A little training on the digits: far better than chance, clean and under its own attack."""
+    split = Split(digits.train.x[:600], digits.train.y[:600])
+    defense = registry.build(name, network())
+    met = attack("pgd", eps=0.1)
+    plan = TrainPlan(epochs=2, lr=0.1, schedule="one-cycle", max_grad_norm=1.0, mixed_precision=precision)
+    data = TensorLoader(split, 30, seed=0)
+    for text in ("fgsm", "pgd"):
+        defense.fit(data, [attack(text, eps=0.1)], plan=plan)
+    x, y = digits.validation.x, digits.validation.y
+    x_adv = defense.craft(met, x, y)
+    with torch.no_grad():
+        clean, robust = ((defense(z).argmax(1) == y).double().mean().item() for z in (x, x_adv))
+    assert clean > 0.6
+    assert robust > 0.35
+    assert (x_adv - x).abs().max() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("name", OWN_SEARCH)
+def test_a_joint_batch_is_split_over_the_attacks(network: Network, name: str) -> None:
+    """By stride, each share in the ball of its attack (of N-FGSM's, three times as large)."""
+    defense = registry.build(name, confident(network))
+    given: list[Tensor] = []
+    defense.model.register_forward_hook(
+        lambda module, inputs, _output: given.append(inputs[0].detach()) if module.training else None
+    )
+    x = torch.full((12, 1, 8, 8), 0.5)
+    y = points()[2]
+    met = (attack("pgd", eps=0.1), attack("bim", eps=0.02))
+    plan = TrainPlan(epochs=2, lr=0.01)
+    defense.fit([(x, y)], met, plan=plan)
+    factor = 3 if name == "n-fgsm" else 1
+    away = (given[-1] - x).abs().amax(dim=(1, 2, 3))
+    assert all(0.02 * factor < float(size) <= 0.1 * factor + 1e-6 for size in away[0::2])
+    assert all(0.01 * factor < float(size) <= 0.02 * factor + 1e-6 for size in away[1::2])
+
+
+@pytest.mark.parametrize("name", OWN_SEARCH)
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("pgd-l1", "'pgd-l1', which is bounded in l1"),
+        ("fmn-l0", "'fmn-l0', which is bounded in l0"),
+        ("rotation-translation", "'rotation-translation', which has no norm"),
+    ],
+)
+def test_other_norms_are_refused(
+    network: Network, loader: TensorLoader, name: str, other: str, told: str
+) -> None:
+    """One line that names those allowed, before anything is trained."""
+    defense, before = registry.build(name, network()), network()
+    with pytest.raises(InputError) as caught:
+        defense.fit(loader, [attack(other)], plan=PLAN)
+    message = str(caught.value)
+    assert message.startswith(f"{name} cannot train against {told}")
+    assert message.endswith("(allowed: linf, l2)")
+    assert "\n" not in message
+    assert same(defense.model, before)
+
+
+def test_a_run_that_would_be_refused_later_does_not_begin(
+    tmp_path: Path, small_options: dict[str, Any]
+) -> None:
+    """The attack of the second stage is looked at before the first: nothing is written."""
+    options = {**small_options, "sequence": "fgsm,pgd-l1"}
+    with pytest.raises(InputError, match="trades cannot train against 'pgd-l1'"):
+        run("trades", runs_dir=tmp_path / "runs", **options)
+    assert not (tmp_path / "runs").exists()
+
+
+@every_baseline
+def test_a_stage_needs_an_attack(network: Network, loader: TensorLoader, name: str) -> None:
+    """One clear line."""
+    with pytest.raises(InputError, match=f"^{name} needs an attack to train against$"):
+        registry.build(name, network()).fit(loader, [], plan=PLAN)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("trades", {"beta": -1}, "beta=-1.0 must be at least 0 and finite"),
+        ("mart", {"weight": -1}, "weight=-1.0 must be at least 0 and finite"),
+        ("n-fgsm", {"k": -1}, "k=-1.0 must be at least 0 and finite"),
+        ("n-fgsm", {"alpha": 0}, "alpha=0.0 must be above 0 and finite"),
+        ("free", {"replays": 0}, "replays=0 must be at least 1"),
+        ("ewc", {"strength": -1}, "strength=-1.0 must be at least 0 and finite"),
+        ("ewc", {"gamma": 1.5}, "gamma=1.5 must be at least 0 and at most 1"),
+        ("ewc", {"fisher_samples": 0}, "fisher_samples=0 must be at least 1"),
+        ("si", {"strength": -1}, "strength=-1.0 must be at least 0 and finite"),
+        ("si", {"damping": 0}, "damping=0.0 must be above 0 and finite"),
+        ("lwf", {"weight": -1}, "weight=-1.0 must be at least 0 and finite"),
+        ("lwf", {"temperature": 0}, "temperature=0.0 must be above 0 and finite"),
+        ("replay", {"memory": 0}, "memory=0 must be at least 1"),
+    ],
+)
+def test_bad_parameters_are_refused(
+    network: Network, name: str, parameters: dict[str, Any], message: str
+) -> None:
+    """What was given and what would do."""
+    with pytest.raises(InputError) as caught:
+        registry.build(name, network(), parameters=parameters)
+    assert str(caught.value) == message
