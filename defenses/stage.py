@@ -19,11 +19,16 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data."""
+    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data.
+
+    ``done`` is the share of the stage that is behind, in [0, 1); within an epoch it moves only where the
+    loader has a length.
+    """
 
     index: int
     attacks: tuple[Attack, ...]
     plan: TrainPlan
+    done: float = 0.0
 
 
 @dataclass(frozen=True)
