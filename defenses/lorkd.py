@@ -55,7 +55,7 @@ class LoRKD(AdaptedDefense):
     Clean images get an expert of their own, since whatever is evaluated sees them too. The teacher takes the
     share ``teacher_share`` of the stage's epochs, so that the whole costs as many optimizer steps as any
     other defense; each of the two parts has a whole learning-rate schedule. Adapters are thin convolutions,
-    as in MoLA-Grad. The authors' s is 4, their T is 10, on features. A further stage decomposes anew.
+    as in MoLA-Grad. The authors' T is 10, on features. A further stage decomposes anew.
 
     Args:
         model: the classifier, with a convolution.
@@ -81,8 +81,8 @@ class LoRKD(AdaptedDefense):
         self,
         model: nn.Module,
         *,
-        rank: int = 4,
-        scale: float = 1.0,
+        rank: int = 8,
+        scale: float = 4.0,
         lambda_kl: float = 1.0,
         temperature: float = 1.0,
         teacher_share: float = 0.5,

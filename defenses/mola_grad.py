@@ -38,7 +38,7 @@ class MoLAGrad(AdaptedDefense):
     Departures: the authors' B_e A_e is (C_out·k × r·k)(r·k × C_in·k), reshaped to the kernel; here A_e is a
     thin convolution to r channels and B_e a 1×1 one back, so that all adapters take one pass. Batch norm has
     statistics for each task, so that another task's samples give exactly zero gradient to an adapter; its γ
-    and β belong to the backbone. The paper knows no stages. The authors' s is 4.
+    and β belong to the backbone. The paper knows no stages.
 
     Args:
         model: the classifier, with a convolution.
@@ -57,7 +57,7 @@ class MoLAGrad(AdaptedDefense):
     )
 
     def __init__(
-        self, model: nn.Module, *, rank: int = 4, scale: float = 1.0, norms: Norms = "task", seed: int = 0
+        self, model: nn.Module, *, rank: int = 8, scale: float = 4.0, norms: Norms = "task", seed: int = 0
     ) -> None:
         if norms not in get_args(Norms):
             raise unknown("norms", norms, get_args(Norms))

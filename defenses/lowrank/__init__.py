@@ -1,6 +1,6 @@
 """Low-rank adapters on the convolutions of any network: one a task, all of them in one pass."""
 
-from defenses.lowrank.adapted import AdaptedDefense
+from defenses.lowrank.defense import AdaptedDefense
 from defenses.lowrank.batchnorm import TaskBatchNorm
 from defenses.lowrank.contrast import nmi, task_contrast
 from defenses.lowrank.convolution import AdaptedConv2d
