@@ -22,12 +22,15 @@ class Stage:
     """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data.
 
     ``data`` are the clean batches that it trains on, for methods that look at them in ``begin`` or ``end``.
+    ``done`` is the share of the stage that is behind, in [0, 1); within an epoch it moves only where the
+    loader has a length.
     """
 
     index: int
     attacks: tuple[Attack, ...]
     plan: TrainPlan
     data: Batches = field(default=(), repr=False, compare=False)
+    done: float = 0.0
 
 
 @dataclass(frozen=True)

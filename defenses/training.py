@@ -142,9 +142,9 @@ class Training:
         share = number / batches if batches else 0.0
         _set_rate(self.optimizer, plan.learning_rate((epoch + share) / plan.epochs))
         warmth = plan.warmth(epoch + share)
-        now = stage
+        now = replace(stage, done=(epoch + share) / plan.epochs)
         if warmth < 1:
-            now = replace(stage, attacks=tuple(attack.scaled(warmth) for attack in stage.attacks))
+            now = replace(now, attacks=tuple(attack.scaled(warmth) for attack in stage.attacks))
         if plan.augmentation:
             x = augment(x, plan.augmentation, defense.generator)
         defense.train()
