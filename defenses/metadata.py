@@ -13,7 +13,8 @@ class DefenseInfo(BaseModel):
     """Frozen metadata of a defense.
 
     ``regimes`` are those that it runs in, the default first; ``aliases`` are further names, each for a fixed
-    regime; ``memory`` is the number of training samples that it keeps between stages.
+    regime; ``memory`` is the number of training samples that it keeps between stages. ``transfer`` asks for
+    the run's attacks crafted on a surrogate as well, in cells beside the audit's probes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,5 +24,6 @@ class DefenseInfo(BaseModel):
     regimes: tuple[Regime, ...] = Field(min_length=1)
     target_aware: bool = False
     stochastic: bool = False
+    transfer: bool = False
     memory: int = 0
     aliases: dict[str, Regime] = Field(default_factory=dict)

@@ -19,11 +19,16 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data."""
+    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data.
+
+    In a step, ``done`` is the share of the stage in [0, 1) that is behind; epoch by epoch where the data have
+    no length.
+    """
 
     index: int
     attacks: tuple[Attack, ...]
     plan: TrainPlan
+    done: float = 0.0
 
 
 @dataclass(frozen=True)
