@@ -267,6 +267,7 @@ class MID(Defense):
             teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
             teacher.load_state_dict(state["teacher"])
             self._frozen = (teacher,)
+            self._hold()
 
     @property
     def _target(self) -> nn.Module:
@@ -309,6 +310,10 @@ class MID(Defense):
         """End the teacher's training: E_t, C and D_t stay what they are, E_s goes on from E_t."""
         self._frozen = (copy.deepcopy(self.model).eval().requires_grad_(False),)
         self._taught = stage.index
+        self._hold()
+
+    def _hold(self) -> None:
+        """No gradients for what the student shares with the teacher, C and D_t."""
         self.model.get_submodule(self._encoder["head"]).requires_grad_(False)
         if self.decoder is not None:
             self.decoder.requires_grad_(False)
