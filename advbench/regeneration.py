@@ -136,5 +136,5 @@ def picture(x: Tensor, names: Sequence[str], crafted: Sequence[Tensor], drawn: S
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
