@@ -48,6 +48,7 @@ def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -
         stage=run.record.stages[-1].index,
         points=points,
         stochastic=defense.info.stochastic or None,
+        transferred=attacks if defense.info.transfer else (),
     )
     found = audit(list(_rows(run, attacks)), attacks, stochastic=defense.info.stochastic, probes=probes)
     known = {flag.code for flag in found.flags}

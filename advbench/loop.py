@@ -20,6 +20,7 @@ from advbench.identity import weights_digest
 from advbench.opening import Place, finish
 from advbench.preparing import Prepared
 from advbench.recording import Measured, make_record
+from advbench.regeneration import PICTURE, Regenerates, regenerate
 from advbench.resolve import bound_attacks, points_of
 from advbench.saved import WEIGHTS, new_classifier, weights_of
 from advbench.trainer import Trainer
@@ -204,13 +205,27 @@ class Benchmark:
             device=self.device,
             kept=self.checkpoint.pieces(_digest(defense)),
             attack_timeout=self.attack_timeout,
+            transferred=self.measured if defense.info.transfer else (),
         )
         self.seconds["evaluation"] += time.perf_counter() - began
         return found
 
+    def _regenerate(self, defense: Defense) -> dict[str, float | None]:
+        """What a defense that can draw what it understood makes of attacked images, and a picture of it."""
+        if not isinstance(defense, Regenerates):
+            return {}
+        began = time.perf_counter()
+        found = regenerate(
+            defense, self.test, self.attacks["seen"], seed=self.config.seed, device=self.device
+        )
+        write_bytes(self.directory / PICTURE, found.picture)
+        self.seconds["evaluation"] += time.perf_counter() - began
+        return found.metrics
+
     def _save(self, defense: Defense, passes: Passes) -> None:
         write_bytes(self.directory / WEIGHTS, weights_of(defense))
         probes = self._probe(defense)
+        more = self._regenerate(defense)
         measured = Measured(
             attacks=self.attacks,
             points=[count for _, count in self.measured],
@@ -223,6 +238,7 @@ class Benchmark:
             multiply_adds=multiply_adds(defense, self.test.x[:1].to(self.device)),
             audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
             environment=describe(self.device, self.data),
+            more=more,
         )
         record = make_record(self.config, self.data, measured, self.directory.name)
         write_outcomes(self.directory / OUTCOMES, measured.clean, measured.robust, probes=probes.robust)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -19,7 +19,10 @@ from leaderboards.entries import Role
 
 @dataclass(frozen=True)
 class Measured:
-    """All that a run measured; attacks by role, points an attack in the order seen, unseen, eval."""
+    """All that a run measured; attacks by role, points an attack in the order seen, unseen, eval.
+
+    ``more`` are metrics that not every defense has.
+    """
 
     attacks: dict[str, list[Attack]]
     points: list[int]
@@ -32,6 +35,7 @@ class Measured:
     multiply_adds: int
     audit: Audit
     environment: dict[str, Any]
+    more: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def clean(self) -> NDArray[np.bool_]:
@@ -63,7 +67,7 @@ def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str)
         stages=measured.stages,
         environment=measured.environment,
         cells=[cell for row in measured.rows for cell in row.cells],
-        metrics=_metrics(config, measured),
+        metrics={**_metrics(config, measured), **_transfer(measured), **measured.more},
         per_class=per_class_counts(data, measured),
         cost=Cost(
             training_seconds=measured.training_seconds,
@@ -103,6 +107,18 @@ def _metrics(config: RunConfig, measured: Measured) -> dict[str, float | None]:
         robust=robust[-1],
         counts=measured.points,
     )
+
+
+def _transfer(measured: Measured) -> dict[str, float | None]:
+    """``transfer_accuracy``: the mean over the sequence of what survives it when crafted on a surrogate.
+
+    Only where all of that was measured.
+    """
+    found = {cell.attack: cell.accuracy for cell in measured.audit.probes if cell.threat.access == "transfer"}
+    texts = [attack.text for attack in measured.attacks["seen"]]
+    if not texts or any(text not in found for text in texts):
+        return {}
+    return {"transfer_accuracy": float(np.mean([found[text] for text in texts]))}
 
 
 def per_class_counts(data: DataSet, measured: Measured) -> list[PerClass]:

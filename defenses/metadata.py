@@ -14,7 +14,8 @@ class DefenseInfo(BaseModel):
 
     ``regimes`` are those that it runs in, the default first; ``aliases`` are further names, each for a fixed
     regime; ``memory`` is the number of training samples that it keeps between stages; ``grows`` says that
-    every stage adds parameters, as many each.
+    every stage adds parameters, as many each. ``transfer`` asks for the run's attacks crafted on a surrogate
+    as well, in cells beside the audit's probes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +25,7 @@ class DefenseInfo(BaseModel):
     regimes: tuple[Regime, ...] = Field(min_length=1)
     target_aware: bool = False
     stochastic: bool = False
+    transfer: bool = False
     memory: int = 0
     grows: bool = False
     aliases: dict[str, Regime] = Field(default_factory=dict)

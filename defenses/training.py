@@ -140,9 +140,9 @@ class Training:
         device = defense.device
         x, y = check_batch(images.to(device), labels.to(device))
         share = number / batches if batches else 0.0
-        _set_rate(self.optimizer, plan.learning_rate((epoch + share) / plan.epochs))
-        warmth = plan.warmth(epoch + share)
         now = replace(stage, done=(epoch + share) / plan.epochs)
+        _set_rate(self.optimizer, plan.learning_rate(now.done))
+        warmth = plan.warmth(epoch + share)
         if warmth < 1:
             now = replace(now, attacks=tuple(attack.scaled(warmth) for attack in stage.attacks))
         if plan.augmentation:

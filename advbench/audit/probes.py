@@ -37,9 +37,9 @@ WITHOUT_ATTACKS = 0.1
 class Probes:
     """What was measured on the first ``points`` test points.
 
-    ``rows`` are the probe attacks searched on the model itself and, with a surrogate, on that; ``attacks``
-    are those of each row. ``surrogate`` names that, or says why there is none. ``flags`` are what behaviour
-    alone shows.
+    ``rows`` are the probe attacks searched on the model itself and, with a surrogate, on that; a third row
+    is of the attacks that were asked for from there. ``attacks`` are those of each row. ``surrogate`` names
+    that, or says why there is none. ``flags`` are what behaviour alone shows.
     """
 
     points: int
@@ -67,15 +67,18 @@ class Probes:
 
     @property
     def robust(self) -> NDArray[np.bool_]:
-        """(P, points) what survives each probe attack, in the order of ``cells``."""
-        return np.concatenate([row.robust for row in self.rows])
+        """(P, most points) what survives each probe attack, in the order of ``cells``."""
+        most = max(row.robust.shape[1] for row in self.rows)
+        return np.concatenate(
+            [np.pad(row.robust, ((0, 0), (0, most - row.robust.shape[1]))) for row in self.rows]
+        )
 
     @property
     def measured(self) -> list[Probed]:
         """The probe attacks, ready to be compared."""
         bound = [attack for attacks in self.attacks for attack in attacks]
         return [
-            Probed(attack, robust, self.points, cell.threat.access, probe=True)
+            Probed(attack, robust, cell.n, cell.threat.access, probe=True)
             for attack, robust, cell in zip(bound, self.robust, self.cells, strict=True)
         ]
 
@@ -94,6 +97,7 @@ def probe(
     device: torch.device | None = None,
     kept: Kept | None = None,
     attack_timeout: float | None = None,
+    transferred: Sequence[tuple[Attack, int]] = (),
 ) -> Probes:
     """Measure what an audit needs beyond a run.
 
@@ -109,33 +113,40 @@ def probe(
         stochastic: whether the model answers at random; ``None`` asks it twice.
         device: where the model is; where ``data`` lie by default.
         kept, attack_timeout: of the evaluator.
+        transferred: attacks to craft on the surrogate beside the probes, each with its number of points.
     """
     model, place = view(None), device or data.x.device
     key = key_seed("probe", seed)
     random = is_stochastic(model, data.x[:LOOKED_AT].to(place), key) if stochastic is None else stochastic
     count = min(max(points // 4, 1) if random else points, len(data))
     few = Split(data.x[:count].to(place), data.y[:count].to(place))
-    direct, transferred = battery(attacks, brief=random), transfers(attacks)
+    direct, own = battery(attacks, brief=random), [attack.text for attack, _ in transferred]
     measure = functools.partial(
         evaluate,
         view,
-        few,
         stage=stage,
         seed=key,
         stochastic=random,
+        device=place,
         kept=kept,
         attack_timeout=attack_timeout,
     )
-    rows = [measure([(one, count) for one in direct])]
+    rows, made = [measure(few, [(one, count) for one in direct])], [direct]
     if surrogate is not None:
         whose = weights_digest(surrogate.state_dict()) if kept is not None else ""
-        made = [(one, count) for one in transferred]
-        rows.append(measure(made, surrogate=lambda _attack: surrogate, surrogate_key=whose))
+        probes = [(one, count) for one in transfers(attacks) if one.text not in own]
+        most = max((limit for _, limit in transferred), default=0)
+        for points_of, given in ((few, probes), (Split(data.x[:most], data.y[:most]), transferred)):
+            if given:
+                rows.append(
+                    measure(points_of, given, surrogate=lambda _attack: surrogate, surrogate_key=whose)
+                )
+                made.append([one for one, _ in given])
     right = few.x.new_tensor(rows[0].clean).bool()
     return Probes(
         points=count,
         rows=rows,
-        attacks=[direct, transferred][: len(rows)],
+        attacks=made,
         gradients=gradients(model, few.x[right], few.y[right], budget(attacks, "linf"), key),
         stochastic=random,
         surrogate=surrogate_name or (None if surrogate is None else "another model"),

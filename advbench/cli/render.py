@@ -21,6 +21,8 @@ def print_run(run: Run) -> None:
     """Everything about one run, and the command that shows it again."""
     console, record = output(), run.record
     console.print(matrix_table(record))
+    if (transferred := transfer_table(record)) is not None:
+        console.print(transferred)
     console.print(metrics_text(record))
     console.print(class_table(record))
     if (threats := threat_table(record, run.path)) is not None:
@@ -79,7 +81,7 @@ def metrics_text(record: Record) -> str:
     for name, value in record.metrics.items():
         if value is None and record.regime == EVALUATED:
             continue
-        shown = "-" if value is None else f"{100 * value:.1f} %"
+        shown = "-" if value is None else _with_unit(name, value)
         lines.append(f"{name.replace('_', ' '):<24} {shown:>8}")
     cost = record.cost
     size = f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"
@@ -91,6 +93,30 @@ def metrics_text(record: Record) -> str:
         + size
     )
     return "\n".join(lines)
+
+
+def _with_unit(name: str, value: float) -> str:
+    if name.endswith("psnr"):
+        return f"{value:.1f} dB"
+    return f"{value:.3f}" if name.endswith("ssim") else f"{100 * value:.1f} %"
+
+
+def transfer_table(record: Record) -> Table | None:
+    """The run's attacks on the final model beside the same attacks from the surrogate, if those were made."""
+    found = {cell.attack: cell for cell in record.audit.probes if cell.threat.access == "transfer"}
+    last = record.stages[-1].index if record.stages else 0
+    own = {cell.attack: cell for cell in record.cells if cell.stage == last}
+    entries = [entry for entry in record.attacks if entry.text in found and entry.text in own]
+    if not entries:
+        return None
+    table = Table(title="Crafted on the model itself, and elsewhere, in %", title_justify="left")
+    table.add_column("attack")
+    for heading in ("the model", record.audit.surrogate or "another model"):
+        table.add_column(heading, justify="right")
+    for entry, label in zip(entries, labels([entry.text for entry in entries]), strict=True):
+        shares = [f"{100 * cells[entry.text].accuracy:.1f}" for cells in (own, found)]
+        table.add_row(label, *shares)
+    return table
 
 
 def class_table(record: Record) -> Table:
