@@ -246,11 +246,16 @@ class LoRKD(AdaptedDefense):
         kl = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
         return self.temperature**2 * kl
 
-    def _check_attacks(self, attacks: Sequence[Attack]) -> None:
+    def check_attacks(self, attacks: Sequence[Attack]) -> None:
+        """Whether these attacks are of two families or more.
+
+        Raises:
+            InputError: they are not.
+        """
         families = {attack.info.family for attack in attacks}
         if len(families) < 2:
             given = f"all of {next(iter(families))}" if families else "none"
             raise InputError(
                 f"lorkd needs attacks of two families or more, an expert each: these are {given}"
             )
-        super()._check_attacks(attacks)
+        super().check_attacks(attacks)
