@@ -53,7 +53,7 @@ class MoLAGrad(AdaptedDefense):
     """
 
     info = DefenseInfo(
-        name="mola-grad", paper="2406.09679", regimes=("joint", "continual"), target_aware=True
+        name="mola-grad", paper="2406.09679", regimes=("joint", "continual"), target_aware=True, grows=True
     )
 
     def __init__(

@@ -56,7 +56,7 @@ class MoLARouter(AdaptedDefense):
         InputError: a parameter out of range, or a network without a convolution.
     """
 
-    info = DefenseInfo(name="mola-router", paper="2406.09679", regimes=("joint", "continual"))
+    info = DefenseInfo(name="mola-router", paper="2406.09679", regimes=("joint", "continual"), grows=True)
 
     def __init__(
         self,

@@ -172,7 +172,8 @@ def test_a_seed_determines_training(
 def test_it_can_be_carried_on_after_a_stage(network: Network, loader: Loader, name: str) -> None:
     """Weights and ``training_state()`` in another process give the next stage that would have been."""
     # One stage each: of two attacks where a single one is too few.
-    one, other = ("fgsm,mim", "pgd,bim") if registry.resolve(name)[1] == "meta" else ("fgsm", "pgd")
+    single = "continual" in registry.resolve(name)[0].info.regimes
+    one, other = ("fgsm", "pgd") if single else ("fgsm,mim", "fgsm,pgd")
     first = registry.build(name, network(norm=True), seed=2)
     train(first, loader(64), one)
     second = registry.build(name, network(norm=True, seed=8), seed=2)

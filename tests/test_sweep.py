@@ -411,11 +411,11 @@ def test_a_failing_cell_and_a_killed_worker_leave_the_others_alone(
 ) -> None:
     """Each fails its cell only, with a line that says why; the next time only those are run."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_models.py").write_text(MODELS)
-    models = ["own_models:mortal", "own_models:harmless"]
+    (tmp_path / "grid_models.py").write_text(MODELS)
+    models = ["grid_models:mortal", "grid_models:harmless"]
     diverging = {
         "defense": "at",
-        "model": "own_models:harmless",
+        "model": "grid_models:harmless",
         "seed": 5,
         "set": {"lr": 1e30, "momentum": 0},
     }
@@ -426,7 +426,7 @@ def test_a_failing_cell_and_a_killed_worker_leave_the_others_alone(
     assert "2 of 4 runs complete, 2 failed" in out
     failures = [line for line in err.splitlines() if line.startswith("failed: ")]
     assert (
-        "cell 1, at · fgsm · digits · own_models:mortal · seed 0: its process was ended by SIGKILL"
+        "cell 1, at · fgsm · digits · grid_models:mortal · seed 0: its process was ended by SIGKILL"
         in failures[0]
     )
     assert "cell 3" in failures[1]

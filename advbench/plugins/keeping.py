@@ -138,7 +138,8 @@ def _flat(trial: Trial, sizes: list[int], told: str, from_place: int) -> None:
     # A stored sample has pixels, a label, perhaps logits and a little bookkeeping.
     declared = info.memory * (4 * (pixels + BASE.classes) + 64)
     steps = [later - earlier for earlier, later in pairwise(sizes[from_place:])]
-    growth = sum(steps)
+    # What only varies, with the size of the last batch say, does not grow.
+    growth = max(sizes[from_place + 1 :], default=0) - max(sizes[: from_place + 1])
     if info.grows:
         # A stage adds its share; shares that grow are no longer declared.
         declared += int(len(steps) * 1.1 * min(steps, default=0))
