@@ -91,10 +91,11 @@ class AdaptedConv2d(nn.Conv2d):
                 f"{len(input)} inside the network"
             )
         thin = self._conv_forward(input, torch.cat(list(self.down)), None)
-        gate = route.weights.to(thin.dtype).repeat_interleave(self.rank, 1)[:, :, None, None]
+        # Not repeat_interleave, whose gradient is slow to add up.
+        gate = (self.scale * route.weights).to(thin.dtype)[:, :, None].expand(-1, -1, self.rank)
         back = torch.cat(list(self.up), 1)[:, :, None, None]
         out: Tensor = self._conv_forward(input, self.weight, self.bias)
-        return out + self.scale * F.conv2d(thin * gate, back)
+        return out + F.conv2d(thin * gate.reshape(len(thin), -1, 1, 1), back)
 
     def plain(self, mix: Mix) -> nn.Conv2d:
         """The convolution that does the same for a whole batch; its parameters are copies."""
