@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -391,3 +393,32 @@ def test_a_finished_runs_cells_come_out_again(trained_run: Run) -> None:
         recorded = [cell for cell in run.record.cells if cell.stage == stage]
         for again, cell in zip(row.cells, recorded, strict=True):
             assert again.model_copy(update={"seconds": cell.seconds}) == cell
+
+
+MEMORY = """
+import resource
+import torch
+from torch import nn
+from advbench.data import Split
+from advbench.evaluate import evaluate
+from attacks_pool import pool
+
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 24 * 24, 10)).eval()
+x = torch.rand(24_000, 1, 28, 28)
+with torch.no_grad():
+    y = torch.cat([model(part).argmax(1) for part in x.split(500)])
+attack = pool.get("pgd", eps=0.001, steps=2)
+peak = []
+for points in (1024, len(x)):
+    evaluate(lambda _: model, Split(x[:points], y[:points]), [(attack, points)], stage=0, seed=0)
+    peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak[1] - peak[0])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is counted in kilobytes")
+def test_memory_does_not_grow_with_the_test_set() -> None:
+    """24,000 images are 75 MB; one copy of them more would show."""
+    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 30_000

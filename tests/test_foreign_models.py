@@ -8,6 +8,7 @@ import pickle
 import socket
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,19 @@ def test_pickles_are_not_run(digits: DataSet, tmp_path: Path, name: str) -> None
     assert not fired.exists()
     torch.load(path, weights_only=False)
     assert fired.exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "m/../../x", "/x", "C:\\x", "..\\x"])
+def test_archives_that_lead_elsewhere(net: nn.Sequential, digits: DataSet, tmp_path: Path, name: str) -> None:
+    """Refused before anything of them is read, as a model and as weights; sound archives are not."""
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    script(net, tmp_path / "model.pt")
+    for file in ("weights.pt", "model.pt"):
+        with zipfile.ZipFile(tmp_path / file, "a") as archive:
+            archive.writestr(name, "anything")
+    assert "leads out of the archive" in refused(Source(str(tmp_path / "model.pt")), digits)
+    with pytest.raises(InputError, match="leads out of the archive"):
+        read_state(tmp_path / "weights.pt")
 
 
 def test_files_that_are_no_models(net: nn.Sequential, digits: DataSet, tmp_path: Path) -> None:

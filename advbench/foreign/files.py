@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from advbench.foreign.archives import members
 from advbench.foreign.wrapper import ForeignModel, probed_batch
 from advbench.models.factory import one_line
 from attacks_pool.errors import InputError
@@ -86,11 +86,7 @@ def _batch(size: Any, ranges: Any) -> tuple[int, int | None]:
 def _members(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"model {str(path)!r}: there is no such file; nothing is downloaded")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return []
+    return members(path, f"model {str(path)!r}")
 
 
 @contextmanager

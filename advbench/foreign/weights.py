@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from advbench.foreign.archives import members
 from attacks_pool.errors import InputError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
@@ -26,7 +27,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name: safetensors, else a state dict of nothing but tensors.
 
     Raises:
-        InputError: the file is missing or damaged, holds pickled objects, or no tensors.
+        InputError: the file is missing or damaged, holds pickled objects, names that lead out of it, or no
+            tensors.
     """
     if not path.is_file():
         raise InputError(f"weights {path}: there is no such file; nothing is downloaded")
@@ -35,6 +37,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
+    members(path, f"weights {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
