@@ -24,11 +24,14 @@ Batch = tuple[Tensor, Tensor]
 class Free(Defense):
     """Adversarial training for free (Shafahi et al., arXiv:1904.12843): a batch is replayed m times,
 
-        g_θ, g_δ = ∇_{θ, δ} CE(f(clip(x + δ)), y)   in one backward pass,
-        θ ← the optimizer's step with g_θ,    δ ← Π(δ + eps · sign g_δ),
+        z = clip(x + δ),    g_θ, g_z = ∇_{θ, z} CE(f(z), y)   in one backward pass,
+        θ ← the optimizer's step with g_θ,    δ ← Π(δ + eps · sign g_z),
 
     Π onto the ball of the stage's attack (of which norm, linf or l2, and eps are taken; l2 steps along
-    g/‖g‖). δ starts a stage at 0 and goes on from batch to batch, as in the paper.
+    g/‖g‖). δ starts at 0 and goes on from batch to batch, as in the paper, and here from stage to stage. The
+    paper does not clip to the image range; its code does, and takes the gradient through the clip, which
+    leaves a clipped pixel's δ where it is for ever. Images with black grounds suffer from that, so g_z is the
+    gradient at the clipped image here.
 
     Budget: one replay is one training step. With ``epochs`` epochs of B batches it therefore makes as many
     optimizer steps as any other defense, epochs · B, and sees only one batch of every m: that is the paper's
@@ -53,6 +56,7 @@ class Free(Defense):
             raise InputError(f"replays={replays} must be at least 1")
         self.replays = replays
         self._delta: Tensor | None = None
+        self._points: Tensor | None = None
         self._let_go()
 
     def _let_go(self) -> None:
@@ -77,20 +81,21 @@ class Free(Defense):
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
         """One replay: θ and δ both move by the gradients of one backward pass."""
-        x, y = self._batch(x, y)
-        # Projected before it is used too: the ball may be another than a step ago.
-        delta = _project(_grown(self._delta, x), stage.attacks).requires_grad_()
-        self._delta = delta
-        losses = super().step(x, y, stage, optimizer)
-        self._delta = delta.detach()
-        if delta.grad is not None:
-            self._delta = _project(_ahead(self._delta, delta.grad, stage.attacks), stage.attacks)
+        losses = super().step(*self._batch(x, y), stage, optimizer)
+        points, self._points = self._points, None
+        if points is not None and points.grad is not None and self._delta is not None:
+            ahead = torch.zeros_like(self._delta)
+            for share, ball in _shares(stage.attacks):
+                ahead[: len(points)][share] = ball.eps * steepest(points.grad[share], ball.norm)
+            self._delta = _project(self._delta + ahead, stage.attacks)
         return losses
 
-    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:  # noqa: ARG002 - δ knows the attacks
+    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE(f(clip(x + δ)), y)."""
-        self._delta = _grown(self._delta, x)
-        return F.cross_entropy(self((x + self._delta[: len(x)]).clamp(0, 1)), y)
+        # Projected before it is used too: the ball may be another than a step ago.
+        self._delta = _project(_grown(self._delta, x), stage.attacks)
+        self._points = (x + self._delta[: len(x)]).clamp(0, 1).requires_grad_()
+        return F.cross_entropy(self(self._points), y)
 
     def training_state(self) -> dict[str, Any]:
         """Adds the batch that is held, the one that may be next, how often it was replayed, and δ."""
@@ -120,14 +125,6 @@ def _shares(attacks: Sequence[Attack]) -> Iterator[tuple[slice, Ball]]:
     """Rows of a batch, by stride, and the ball that they are in."""
     for number, attack in enumerate(attacks):
         yield slice(number, None, len(attacks)), Ball.of(attack)
-
-
-def _ahead(delta: Tensor, gradient: Tensor, attacks: Sequence[Attack]) -> Tensor:
-    """δ + eps · sign g_δ; rows that were not used have no gradient and stay."""
-    moved = delta.clone()
-    for share, ball in _shares(attacks):
-        moved[share] += ball.eps * steepest(gradient[share], ball.norm)
-    return moved
 
 
 def _project(delta: Tensor, attacks: Sequence[Attack]) -> Tensor:

@@ -284,9 +284,9 @@ class TestFree:
             # Whatever comes while the first is replayed, the second is the next.
             defense.step(*batches[min(number, 1)], Stage(1, (met,), plan), optimizer)
             images, labels = batches[number // 3]
-            rows = delta[: len(images)].clone().requires_grad_()
-            loss = F.cross_entropy(model((images + rows).clamp(0, 1)), labels)
-            *gradients, g = torch.autograd.grad(loss, [*model.parameters(), rows])
+            rows = delta[: len(images)].clone()
+            z = (images + rows).clamp(0, 1).requires_grad_()
+            *gradients, g = torch.autograd.grad(F.cross_entropy(model(z), labels), [*model.parameters(), z])
             with torch.no_grad():
                 for place, (parameter, gradient) in enumerate(
                     zip(model.parameters(), gradients, strict=True)
@@ -303,6 +303,17 @@ class TestFree:
             for left, right in zip(defense.model.parameters(), model.parameters(), strict=True):
                 torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
         assert delta.abs().max() > 0.1
+
+    def test_clipped_pixels_are_not_lost(self, network: Network) -> None:
+        """On black images a δ below 0 shows nothing, and still turns where the gradient is above 0."""
+        defense = Free(network(), replays=8)
+        x, y = torch.zeros(4, 1, 8, 8), torch.arange(4)
+        optimizer = defense.configure_optimizer(TrainPlan(lr=1e-6))
+        defense.step(x, y, stage(), optimizer)
+        defense._delta = torch.full_like(x, -0.2)
+        for _ in range(2):
+            defense.step(x, y, stage(), optimizer)
+        assert 0.2 < float((defense._delta == 0.2).double().mean()) < 0.8
 
     def test_as_many_steps_as_any_other_and_every_mth_batch(
         self, network: Network, loader: TensorLoader
