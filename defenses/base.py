@@ -125,12 +125,16 @@ class Defense(nn.Module):
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()  # type: ignore[no-untyped-call]
-            if stage.plan.max_grad_norm is not None:
-                # Its own parameters: those that a stage froze still have the gradients of the stage before.
-                moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-                nn.utils.clip_grad_norm_(moved, stage.plan.max_grad_norm)
+            self.clip_gradients(optimizer, stage.plan)
             optimizer.step()
         return {name: float(value.detach()) for name, value in terms.items()}
+
+    def clip_gradients(self, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> None:
+        """Scale the gradients that ``optimizer`` follows down to the norm that the plan allows, if any."""
+        if plan.max_grad_norm is not None:
+            # Its own parameters: those that a stage froze still have the gradients of the stage before.
+            moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(moved, plan.max_grad_norm)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor | dict[str, Tensor]:
         """The scalar to minimise on a clean batch, or a dict with it under ``loss`` beside its terms."""

@@ -91,8 +91,7 @@ class SI(Defense):
         gradient = {name: value.grad.clone() for name, value in theta.items() if value.grad is not None}
         if "penalty" in terms:
             (self.strength * terms["penalty"]).backward()  # type: ignore[no-untyped-call]
-        if stage.plan.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), stage.plan.max_grad_norm)
+        self.clip_gradients(optimizer, stage.plan)
         before = copied(theta)
         optimizer.step()
         for name, g in gradient.items():
