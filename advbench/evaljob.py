@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -77,7 +77,13 @@ def _transferred_from(surrogate: Surrogate | None) -> str:
 
 
 def evaluate_job(
-    job: Job, runs_dir: Path, listeners: Sequence[Listener], *, identity: str | None, fresh: bool
+    job: Job,
+    runs_dir: Path,
+    listeners: Sequence[Listener],
+    *,
+    identity: str | None,
+    fresh: bool,
+    share_out: Callable[[Path], list[str]] | None = None,
 ) -> Run:
     """Measure it in a directory of its own.
 
@@ -87,6 +93,8 @@ def evaluate_job(
         listeners: told of everything.
         identity: None for a model that cannot be known again; nothing of it is kept then.
         fresh: look for no unfinished one.
+        share_out: has others put pieces into a directory, before what is missing is measured here; says
+            what they could not.
     """
 
     def manifest(name: str) -> Manifest:
@@ -103,9 +111,12 @@ def evaluate_job(
         stack.callback(log.close)
         told: list[Listener] = [log, *listeners]
         _say(job, told, "resume" if found.resumed else "start", text=directory.name)
-        pieces = (
-            None if identity is None else Pieces(directory / CHECKPOINT / "pieces", identity, _state(job))
-        )
+        pieces = None
+        if identity is not None:
+            pieces = Pieces(directory / CHECKPOINT / "pieces", identity, state_of(job))
+            if share_out is not None:
+                for problem in share_out(pieces.directory):
+                    _say(job, told, "note", text=f"{problem}: what is missing is measured here")
         record = _measured(job, directory, told, pieces)
         _say(job, told, "end", text=str(directory))
     return Run(directory, record, data_dir=job.config["data_dir"])
@@ -163,6 +174,6 @@ def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: 
     return record
 
 
-def _state(job: Job) -> str:
+def state_of(job: Job) -> str:
     """What names the model's weights."""
     return digest({key: value for key, value in job.foreign.origin.items() if key.endswith("sha256")})

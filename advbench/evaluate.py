@@ -18,7 +18,7 @@ from advbench.timeouts import limited
 from attacks_pool import Attack
 from leaderboards import Cell, Threat
 
-__all__ = ["LOOKED_AT", "Kept", "Row", "View", "assemble", "blocks", "evaluate"]
+__all__ = ["LOOKED_AT", "Kept", "Row", "View", "assemble", "blocks", "evaluate", "measure_share"]
 
 LOOKED_AT = 32
 """Points by which a stochastic defense is found."""
@@ -94,22 +94,12 @@ def evaluate(
     """
     view = _last_one(view)
     setting = Setting(stage, seed, 1, device or data.x.device, surrogate, surrogate_key)
-    if stochastic is None:
-        stochastic = is_stochastic(view(None), data.x[:LOOKED_AT].to(setting.device), seed)
-    if stochastic:
-        setting = replace(setting, draws=JUDGED_BY)
+    setting = _judged(setting, view, data, stochastic)
     row = _empty(len(data), len(attacks), setting)
     found: list[tuple[Shard, Piece]] = []
     every = list(shards(data, attacks))
     for number, shard in enumerate(every):
-        piece = None if kept is None else kept.get(shard, setting)
-        if piece is None:
-            # Clean passes are the defense's own, and it is the user's: nothing limits them.
-            seconds = None if shard.attack is None else attack_timeout
-            with limited(seconds, f"attack {shard.text!r} on row {stage}, block {shard.index}"):
-                piece = compute(shard, view, data, setting, row.clean[shard.block])
-            if kept is not None:
-                kept.put(shard, setting, piece)
+        piece = _piece(shard, view, data, setting, row.clean[shard.block], kept, attack_timeout)
         found.append((shard, piece))
         if number + 1 == len(every) or every[number + 1].attack is not shard.attack:
             _add_cell(row, setting, found)
@@ -117,6 +107,64 @@ def evaluate(
             if progress is not None:
                 progress(row.cells[-1])
     return row
+
+
+def measure_share(
+    view: View,
+    data: Split,
+    attacks: Sequence[tuple[Attack, int]],
+    *,
+    stage: int,
+    seed: int,
+    kept: Kept,
+    number: int,
+    of: int,
+    device: torch.device | None = None,
+    attack_timeout: float | None = None,
+) -> None:
+    """Measure every ``of``-th shard of a row from ``number`` on, for :func:`evaluate` to find in ``kept``.
+
+    Takes what :func:`evaluate` takes. Clean points, which all shards need, are looked at as they are needed.
+
+    Raises:
+        AttackTimeoutError: an attack took longer than ``attack_timeout``.
+    """
+    view = _last_one(view)
+    setting = _judged(Setting(stage, seed, 1, device or data.x.device), view, data, None)
+    clean = {shard.index: shard for shard in shards(data, []) if shard.attack is None}
+    every = [shard for shard in shards(data, attacks) if shard.attack is not None]
+    for shard in every[number::of]:
+        nothing = np.zeros(shard.stop - shard.start, dtype=bool)
+        right = _piece(clean[shard.index], view, data, setting, nothing, kept, None).right
+        _piece(shard, view, data, setting, right[: len(nothing)], kept, attack_timeout)
+
+
+def _judged(setting: Setting, view: View, data: Split, stochastic: bool | None) -> Setting:
+    """With as many draws as the model needs."""
+    if stochastic is None:
+        stochastic = is_stochastic(view(None), data.x[:LOOKED_AT].to(setting.device), setting.seed)
+    return replace(setting, draws=JUDGED_BY) if stochastic else setting
+
+
+def _piece(
+    shard: Shard,
+    view: View,
+    data: Split,
+    setting: Setting,
+    clean: NDArray[np.bool_],
+    kept: Kept | None,
+    attack_timeout: float | None,
+) -> Piece:
+    """The piece of a shard, as it was kept or measured now."""
+    piece = None if kept is None else kept.get(shard, setting)
+    if piece is None:
+        # Clean passes are the defense's own, and it is the user's: nothing limits them.
+        seconds = None if shard.attack is None else attack_timeout
+        with limited(seconds, f"attack {shard.text!r} on row {setting.stage}, block {shard.index}"):
+            piece = compute(shard, view, data, setting, clean)
+        if kept is not None:
+            kept.put(shard, setting, piece)
+    return piece
 
 
 def _last_one(view: View) -> View:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from advbench.events import Listener
 from advbench.foreign import Source, load_foreign
 from advbench.resolve import parse_points
 from advbench.saved import Run
+from advbench.shares import MOST_WORKERS, share
 from advbench.suites import suite
 from advbench.surrogates import given_surrogate
+from advbench.sweep.on_ray import check_address, load_ray
 from advbench.timeouts import check_timeout
 from attacks_pool import InputError
 from attacks_pool.attack import check_images
@@ -47,6 +50,8 @@ def evaluate_model(
     listeners: Sequence[Listener] = (),
     resume: bool | None = None,
     attack_timeout: float | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> Run:
     """Measure what a model that was trained elsewhere withstands; what ``advbench eval`` does.
 
@@ -74,6 +79,10 @@ def evaluate_model(
         resume: None goes on with an unfinished evaluation of ``runs_dir`` that was asked to do the very same
             on the same weights; False always begins a new one. Only a model given as text can be known again.
         attack_timeout: seconds that an attack may take for a block of points.
+        workers: processes that share the blocks of all attacks, each on one thread unless ``threads`` says
+            otherwise; the numbers do not depend on it.
+        ray: a Ray cluster that shares them instead: ``auto``, ``local`` or ``host:port``; ``workers`` is then
+            the number of tasks, one a CPU by default.
 
     Returns:
         The evaluation; ``.record`` has everything that was measured.
@@ -87,6 +96,70 @@ def evaluate_model(
         raise InputError(f"threads={threads} is out of range: it must be from 1 to {MOST_THREADS}")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed={seed} is out of range: a seed is at least 0 and below 2**63")
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"workers={workers} is out of range: it must be from 1 to {MOST_WORKERS}")
+    shared = ray is not None or (workers or 1) > 1
+    if shared and not isinstance(model, str):
+        raise InputError("workers and ray need a model given as text, which others can load too")
+    if shared and threads is None:
+        threads = 1
+    asked: dict[str, Any] = {
+        "model": model,
+        "dataset": dataset,
+        "attacks": attacks if attacks is None or isinstance(attacks, str) else list(attacks),
+        "preset": preset,
+        "name": name,
+        "points": points,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "weights": weights,
+        "model_dir": model_dir,
+        "threat": threat,
+        "mean": mean,
+        "std": std,
+        "surrogate": surrogate,
+        "data_dir": data_dir,
+        "attack_timeout": attack_timeout,
+    }
+    if ray is not None:
+        check_address(ray)
+        load_ray()
+    with reproducible(threads):
+        job, identity = prepare_job(**asked)
+        share_out = None
+        if shared and identity is not None:
+            share_out = functools.partial(share, asked, identity, workers=workers, ray=ray)
+        return evaluate_job(
+            job, Path(runs_dir), listeners, identity=identity, fresh=resume is False, share_out=share_out
+        )
+
+
+def prepare_job(
+    model: str | Callable[[Tensor], Any],
+    dataset: str,
+    *,
+    attacks: str | Sequence[str] | None,
+    preset: str | None,
+    name: str | None,
+    points: int | str | dict[str, int] | None,
+    seed: int,
+    device: str,
+    threads: int | None,
+    weights: str | Path | None,
+    model_dir: str | Path | None,
+    threat: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    surrogate: str | Path | None,
+    data_dir: str | Path | None,
+    attack_timeout: float | None,
+) -> tuple[Job, str | None]:
+    """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
+
+    Raises:
+        InputError, RecordError: anything that cannot be run.
+    """
     place = _device(model, device)
     data = load_dataset(dataset, data_dir)
     chosen = suite(attacks, preset, data)
@@ -101,19 +174,15 @@ def evaluate_model(
         raise InputError("weights, model_dir, mean and std go with a model's text; a module has its own")
     else:
         source = model
-    with reproducible(threads):
-        foreign = load_foreign(source, data, seed=seed, name=name)
-        foreign.model.to(place)
-        measured = [
-            (attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen
-        ]
-        where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}
-        how = {"points": counts, "seed": seed, "device": device, "threads": threads}
-        config = eval_config(foreign, chosen, {**where, **how})
-        job = Job(foreign, data, measured, config, place, other, attack_timeout)
-        code = _code(source)
-        identity = None if code is None else identity_of(job, code)
-        return evaluate_job(job, Path(runs_dir), listeners, identity=identity, fresh=resume is False)
+    foreign = load_foreign(source, data, seed=seed, name=name)
+    foreign.model.to(place)
+    measured = [(attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen]
+    where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}
+    how = {"points": counts, "seed": seed, "device": device, "threads": threads}
+    config = eval_config(foreign, chosen, {**where, **how})
+    job = Job(foreign, data, measured, config, place, other, attack_timeout)
+    code = _code(source)
+    return job, None if code is None else identity_of(job, code)
 
 
 def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:

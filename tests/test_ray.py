@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from advbench import run
@@ -121,3 +122,35 @@ def test_no_cluster_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(err.splitlines()) == 1
     assert "--ray 127.0.0.1:1: nothing answers there" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_evaluation_is_shared(address: str, tmp_path: Path) -> None:
+    """Its pieces come from the cluster, and the numbers are those of one process."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    program = torch.export.export(
+        model.eval(), (torch.zeros(4, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
+    )
+    torch.export.save(program, tmp_path / "model.pt2")
+    command = ["eval", "--model", str(tmp_path / "model.pt2"), "--attacks", "fgsm,pgd:steps=2"]
+    command += ["--points", "20", "--threads", "1", "--surrogate", "none", "--device", "cpu", "--runs-dir"]
+    assert invoke([*command, str(tmp_path / "here")]) == 0
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "advbench",
+            *command,
+            str(tmp_path / "there"),
+            "--ray",
+            address,
+            "--workers",
+            "2",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a task failed" not in done.stderr
+    here, there = (find_records(tmp_path / name)[0] for name in ("here", "there"))
+    assert comparable(here[0]) == comparable(there[0])

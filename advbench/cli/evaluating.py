@@ -52,6 +52,12 @@ def evaluate(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew, even if the same evaluation was left unfinished.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the evaluation; one by default.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="A Ray cluster that shares it instead: auto, local or host:port.")
+    ] = None,
     attack_timeout: Annotated[
         float | None, typer.Option(help="Stop when an attack takes more seconds than this for a block.")
     ] = None,
@@ -88,6 +94,8 @@ def evaluate(
             listeners=[listener, stopper],
             resume=False if fresh else None,
             attack_timeout=attack_timeout,
+            workers=workers,
+            ray=ray,
         )
     render.print_run(run)
 

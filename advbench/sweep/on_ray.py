@@ -73,7 +73,7 @@ def run_on_ray(
         InputError: Ray is not installed, or there is no cluster at the address.
     """
     ray = load_ray()
-    _connect(ray, address)
+    connect(ray, address)
     try:
         with Stop() as stop:
             clear_arrivals(runs_dir)
@@ -112,7 +112,7 @@ def check_address(address: str) -> None:
         raise InputError(f"--ray {address!r} is no address: write auto, local or host:port")
 
 
-def _connect(ray: Any, address: str) -> None:
+def connect(ray: Any, address: str) -> None:
     """Join or start a cluster.
 
     Raises:
