@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 
 @register
 class Free(Defense):
-    """Adversarial training for free (Shafahi et al., arXiv:1904.12843): a batch is replayed m times,
+    """Adversarial training for free (Shafahi et al., arXiv:1904.12843); it replays each batch m times.
 
         z = clip(x + δ),    g_θ, g_z = ∇_{θ, z} CE(f(z), y)   in one backward pass,
         θ ← the optimizer's step with g_θ,    δ ← Π(δ + eps · sign g_z),

@@ -28,7 +28,7 @@ class LwF(Defense):
     x̃ the present adversarial examples, which go through f once. The paper writes the second term as a
     cross-entropy with the old outputs: the same gradient, and here 0 where nothing is forgotten; like the
     paper it is not multiplied by T². All stages share the classes and so the one output layer, where the
-    paper has one a task: nothing is warmed up. λ was chosen on the digits' validation split.
+    paper has one a task: nothing is warmed up.
 
     Args:
         model: the classifier.

@@ -23,7 +23,7 @@ from defenses.registry import register
 
 @register
 class NFGSM(Defense):
-    """Noise and one signed step (de Jorge et al., arXiv:2202.01181): L = CE(f(x̃), y),
+    """Noise and one signed step (de Jorge et al., arXiv:2202.01181), not projected: L = CE(f(x̃), y).
 
         x_η = x + η,  η ~ U(−k·eps, k·eps),    x̃ = x_η + α·eps · sign ∇ CE(f(x_η), y).
 
