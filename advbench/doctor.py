@@ -35,7 +35,7 @@ OPTIONAL = {
     "foolbox": ("attacks fb:NAME", 'pip install "foolbox==3.3.4"'),
     "pyautoattack": ("attacks aa:NAME", 'pip install "pyautoattack==0.2.0"'),
     "robustbench": ("models of its zoo", 'pip install "advbench[robustbench]"'),
-    "ray": ("tuning of settings", 'pip install "advbench[ray]"'),
+    "ray": ("sweeps and evaluations on a cluster", 'pip install "advbench[ray]"'),
     "tensorboard": ("advbench run --tensorboard", 'pip install "advbench[tensorboard]"'),
 }
 """Package, what it is for and the command that installs it."""
