@@ -60,15 +60,14 @@ def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
     copy must say nearly what the model says of ``x`` (and of noisy neighbours), else the model itself is
     searched: a copy of something that keeps state, draws at random or hides its gradients is no copy.
     """
-    dtype = torch.bfloat16 if reduced and has_bfloat16(x.device) and _is_worthwhile(model, x) else None
+    dtype = torch.bfloat16 if reduced and pays_in_bfloat16(model, x) else None
     if dtype is None and not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
     try:
         with evaluation_mode(model):
             fast = fold(deepcopy(model).eval().requires_grad_(False))
             if dtype is not None:
-                _sharpen(fast)
-                _round_weights(fast, dtype)
+                lower_precision(fast, dtype)
         fast = fast.to(memory_format=torch.channels_last)
         candidate = SearchModel(model, fast, dtype or torch.float32)
         with torch.no_grad(), evaluation_mode(model):
@@ -92,15 +91,26 @@ def fold(model: nn.Module) -> nn.Module:
 
     Pairs are found by tracing; a model that cannot be traced is left as it is.
     """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        return model
+    modules = dict(model.named_modules())
+    for before, after in foldable(model):
+        conv, norm = modules[before], modules[after]
+        _replace(model, before, fuse_conv_bn_eval(conv, norm))
+        _replace(model, after, nn.Identity())
+    return model
+
+
+def foldable(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of the convolutions in ``model``, and of the batch norm that folds into each, in eval mode."""
+    modules = dict(model.named_modules())
+    if not any(isinstance(module, nn.BatchNorm2d) for module in modules.values()):
+        return []
     try:
         graph = torch.fx.Tracer().trace(model)
     except Exception:  # data-dependent control flow, say
-        return model
-    modules = dict(model.named_modules())
+        return []
     calls = [node for node in graph.nodes if node.op == "call_module"]
     used = [node.target for node in calls]
+    found = []
     for node in calls:
         norm, before = modules[node.target], node.args[0] if node.args else None
         if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, torch.fx.Node):
@@ -108,9 +118,8 @@ def fold(model: nn.Module) -> nn.Module:
         conv = modules.get(before.target) if before.op == "call_module" else None
         alone = len(before.users) == 1 and used.count(node.target) == 1 and used.count(before.target) == 1
         if type(conv) is nn.Conv2d and alone and norm.track_running_stats and not norm.training:
-            _replace(model, str(before.target), fuse_conv_bn_eval(conv, norm))
-            _replace(model, str(node.target), nn.Identity())
-    return model
+            found.append((str(before.target), str(node.target)))
+    return found
 
 
 class _Float32(nn.Linear):
@@ -121,15 +130,15 @@ class _Float32(nn.Linear):
             return nn.functional.linear(input.float(), self.weight, self.bias)
 
 
-def _sharpen(model: nn.Module) -> None:
-    """Logits in float32: bfloat16 keeps 8 bits, and a search could not tell neighbouring points apart."""
+def lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Weights that autocast would round at every call, rounded once: the same numbers, sooner.
+
+    The last linear layer stays in float32: bfloat16 keeps 8 bits, and a search could not tell neighbouring
+    points apart by such logits.
+    """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if layers and type(layers[-1]) is nn.Linear:
         layers[-1].__class__ = _Float32
-
-
-def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights that autocast would round at every call, rounded once: the same numbers, sooner."""
     for module in model.modules():
         if type(module) in (nn.Conv2d, nn.Linear):
             module.to(dtype)
@@ -154,8 +163,13 @@ def _agree(candidate: SearchModel, model: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def _is_worthwhile(model: nn.Module, x: Tensor) -> bool:
-    """Whether an image costs enough arithmetic; a count, not a clock, so that every run decides alike."""
+def pays_in_bfloat16(model: nn.Module, x: Tensor) -> bool:
+    """Whether the device has instructions for bfloat16, and an image costs enough arithmetic.
+
+    A count, not a clock, so that every run decides alike.
+    """
+    if not has_bfloat16(x.device):
+        return False
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)

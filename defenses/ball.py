@@ -74,9 +74,9 @@ def ascend(
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
         return project(x + START * normal(x, draws), x, ball.eps, ball.norm)
 
-    with buffers_kept(defense), untouched(defense):
+    with buffers_kept(defense), untouched(defense), defense.searched(x) as model:
         return gradient_ascent(
-            defense,
+            model,
             x,
             y,
             norm=ball.norm,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError
+from attacks_pool.following import Follower
 from attacks_pool.guard import buffers_kept
-from attacks_pool.passes import Passes
-from attacks_pool.randomness import keyed_generator
+from attacks_pool.passes import Passes, count_passes
+from attacks_pool.randomness import isolated_randomness, keyed_generator
+from attacks_pool.search import pays_in_bfloat16
 from defenses.metadata import DefenseInfo
 from defenses.parameters import parameters_of
 from defenses.plan import TrainPlan
@@ -36,6 +38,8 @@ class Defense(nn.Module):
     """
 
     info: ClassVar[DefenseInfo]
+    follows: ClassVar[bool] = True
+    """Whether training may craft on a fast copy of ``model``, which knows of weights and buffers alone."""
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__()
@@ -45,6 +49,9 @@ class Defense(nn.Module):
         self.stages = 0
         self.passes = Passes()
         self.generator = keyed_generator("defense", seed)
+        self._reduced = False
+        # In a tuple, so that its copy of the model is no submodule.
+        self._follower: tuple[Follower, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
@@ -145,8 +152,38 @@ class Defense(nn.Module):
 
     def craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial points against the present defense, in eval mode; batch-norm statistics don't move."""
-        with buffers_kept(self):
-            return attack(self, x, y, generator=self.generator)
+        with buffers_kept(self), self.searched(x) as model:
+            return attack(model, x, y, generator=self.generator)
+
+    @contextlib.contextmanager
+    def searched(self, x: Tensor) -> Iterator[nn.Module]:
+        """What to search around ``x``: the defense, or within ``fit`` a fast form of its present model."""
+        model = self._follower[0].search_model(x) if self._follower else self.model
+        if model is self.model:
+            yield self
+            return
+        with count_passes(model) as passes:
+            yield model
+        self.passes.forwards += passes.forwards
+        self.passes.backwards += passes.backwards
+
+    def prepare(self, x: Tensor, plan: TrainPlan) -> None:
+        """Choose the arithmetic of a stage by its first batch (N, C, H, W); ``fit`` asks for it.
+
+        See ``TrainPlan.mixed_precision``. Where training is in bfloat16, and the defense is its model and
+        nothing more, attacks search a fast copy of the model that follows its weights.
+        """
+        with isolated_randomness(0, x.device), buffers_kept(self.model):
+            self._reduced = plan.mixed_precision != "off" and pays_in_bfloat16(self.model, x)
+        if self._reduced and self.follows and type(self).forward is Defense.forward:
+            self.model.to(memory_format=torch.channels_last)
+            self._follower = (Follower(self.model),)
+
+    def unprepare(self) -> None:
+        """After a stage: as evaluation, and any copy of the model, has always had it."""
+        if self._follower:
+            self.model.to(memory_format=torch.contiguous_format)
+        self._reduced, self._follower = False, ()
 
     def view(self, attack: Attack | None) -> nn.Module:  # noqa: ARG002 - target-aware defenses use it
         """The module that evaluation and strangers attack; target-aware defenses choose it by the attack."""
@@ -181,9 +218,10 @@ class Defense(nn.Module):
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def precision(self, plan: TrainPlan) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 autocast where the plan asks for it: ``auto`` on a GPU, ``on`` everywhere."""
+        """bfloat16 autocast where the plan asks for it, see ``TrainPlan.mixed_precision``."""
         kind = self.device.type
-        if plan.mixed_precision == "on" or (plan.mixed_precision == "auto" and kind == "cuda"):
+        automatic = kind == "cuda" or self._reduced
+        if plan.mixed_precision == "on" or (plan.mixed_precision == "auto" and automatic):
             return torch.autocast(kind, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 

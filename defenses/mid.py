@@ -79,6 +79,9 @@ class MID(Defense):
 
     info = DefenseInfo(name="mid", paper="2404.03340", regimes=("meta",), transfer=True)
 
+    # The student shares its head with a teacher that is copied from it amid a stage.
+    follows = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -21,7 +21,8 @@ class TrainPlan(BaseModel):
         schedule: the learning rate over the stage, see :meth:`learning_rate`.
         eps_warmup: epochs over which the budget of the stage's attacks grows linearly from 0 to eps.
         augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip``.
-        mixed_precision: train and craft in bfloat16: ``auto`` on a GPU, ``on`` everywhere, ``off`` nowhere.
+        mixed_precision: train and craft in bfloat16: ``auto`` on a GPU, and on a processor with instructions
+            for it where an image costs half a million multiply-adds; ``on`` everywhere, ``off`` nowhere.
         select: ``last`` keeps the last epoch, ``val-robust`` the one most robust on validation data.
     """
 

@@ -54,6 +54,7 @@ class Training:
         self.best = Best(defense, stage, validation) if chosen and validation is not None else None
         self.history: list[dict[str, float]] = []
         self.epoch = self.batch = 0
+        self.prepared = False
         self.sums: dict[str, float] = {}
         self.passes = Passes()
 
@@ -85,8 +86,11 @@ class Training:
         with count_passes(self.defense) as passes:
             passes.forwards, passes.backwards = self.passes.forwards, self.passes.backwards
             self.passes = passes
-            while self.epoch < self.stage.plan.epochs:
-                self._epoch()
+            try:
+                while self.epoch < self.stage.plan.epochs:
+                    self._epoch()
+            finally:
+                self.defense.unprepare()
         self.defense.passes.forwards += passes.forwards
         self.defense.passes.backwards += passes.backwards
         if self.best is not None:
@@ -139,6 +143,9 @@ class Training:
         defense, stage, plan, epoch = self.defense, self.stage, self.stage.plan, self.epoch
         device = defense.device
         x, y = check_batch(images.to(device), labels.to(device))
+        if not self.prepared:
+            defense.prepare(x, plan)
+            self.prepared = True
         share = number / batches if batches else 0.0
         now = replace(stage, done=(epoch + share) / plan.epochs)
         _set_rate(self.optimizer, plan.learning_rate(now.done))

@@ -38,6 +38,9 @@ class AdaptedDefense(Defense):
         InputError: a rank or scale out of range, or a network without a convolution.
     """
 
+    # Which adapters a batch goes through is no weight, and a copy would not know.
+    follows = False
+
     def __init__(
         self, model: nn.Module, *, rank: int, scale: float, norms: Norms = "task", seed: int = 0
     ) -> None:
