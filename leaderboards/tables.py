@@ -48,6 +48,9 @@ _HEADINGS: Final = {
     "forward_transfer": "forward",
     "unseen_accuracy": "unseen",
     "unseen_gap": "gap",
+    "competitiveness_average": "CR average",
+    "competitiveness_worst": "CR worst",
+    "competitiveness_measured": "CR terms",
 }
 
 
@@ -120,7 +123,7 @@ def _table(rows: Sequence[Row]) -> "Table":
     from rich.text import Text
 
     first = rows[0]
-    names = [name for name in METRICS if any(row.metrics[name] for row in rows)]
+    names = [name for name in _HEADINGS if any(row.metrics.get(name) for row in rows)]
     sequence = " → ".join(map(_brief, first.sequence))
     about = [f"{first.dataset} ({_short(first.fingerprint)})", sequence, first.model]
     title = Text(" · ".join([*filter(None, about), f"protocol {_short(first.protocol)}"]))
@@ -136,7 +139,7 @@ def _table(rows: Sequence[Row]) -> "Table":
             "–" if row.rank is None else str(row.rank),
             f"{label} (target-aware)" if row.target_aware else label,
             row.regime,
-            *(_percent(row.metrics[name]) for name in names),
+            *(_percent(row.metrics.get(name)) for name in names),
             str(len(row.seeds)),
             f"{row.verdict}: {', '.join(row.flags)}" if row.flags else row.verdict,
         ]
