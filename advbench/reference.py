@@ -16,6 +16,7 @@ from advbench.resolve import points_of
 from advbench.sweep.grid import GridCell
 from advbench.sweep.plan import Plan, make_plan
 from attacks_pool import Attack, InputError, pool
+from attacks_pool.text import parse_attacks
 from leaderboards import Record
 from leaderboards.competitiveness import best_known, make_reference
 from leaderboards.reference import Reference
@@ -74,12 +75,12 @@ def plan_reference(
                 "eval": "none",
                 "train_set": knobs.get(attack.name, {}),
                 "defense": name,
-                "sequence": attack.text,
+                "sequence": text,
                 "seed": seed,
             },
             sample_seed=seed,
         )
-        for attack in found
+        for attack, text in zip(found, _written(attacks, found), strict=True)
         for name in names
         for seed in seeds
     ]
@@ -120,6 +121,17 @@ def build_reference(
         return None, missing
     table = make_reference(terms, dataset=plan.dataset, fingerprint=plan.fingerprint, model=plan.model)
     return table, missing
+
+
+def _written(attacks: str, found: Sequence[Attack]) -> list[str]:
+    """Each attack as the user wrote it, which is short to read; in full where one piece means several."""
+    pieces = [
+        (name, ",".join(f"{key}={value}" for key, value in own.items()))
+        for name, own in parse_attacks(attacks)
+    ]
+    if [name for name, _ in pieces] != [attack.name for attack in found]:
+        return [attack.text for attack in found]
+    return [f"{name}:{knobs}" if knobs else name for name, knobs in pieces]
 
 
 def _own_knobs(train_set: Mapping[str, Any], names: Set[str]) -> dict[str, dict[str, Any]]:

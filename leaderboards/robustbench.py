@@ -8,7 +8,7 @@ read *from* them are properties.
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CORRUPTIONS: Final = "corruptions"
 THREATS: Final = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 """Our norms, as RobustBench's folders are called; it has no leaderboard for l1."""
+UNSORTED: Final = "no threat folder"
+"""The threat of a file that does not lie where RobustBench's do."""
 ABSENT: Final = (None, "", "null")
 """How its files say that there is no number."""
 PERCENT: Final = (
@@ -46,8 +48,8 @@ class Entry:
 
     Attributes:
         id: the file's name without its ending, RobustBench's name of the model.
-        dataset: the folder's; the file itself sometimes says another.
-        threat: the folder's: ``Linf``, ``L2`` or ``corruptions``.
+        dataset: the folder's; the file itself sometimes says another. Outside such folders, the file's.
+        threat: the folder's: ``Linf``, ``L2`` or ``corruptions``; else `UNSORTED`.
         pairs: keys and values in the order of the file; numbers are `Number`.
     """
 
@@ -98,7 +100,7 @@ class Entry:
 
 
 def read_entry(path: Path) -> Entry:
-    """Read one file; its folder is the threat, and the folder above that the data set.
+    """Read one file; its folder says the threat, and the folder above that the data set.
 
     Raises:
         RecordError: there is none, or it is damaged or no row of RobustBench's.
@@ -109,7 +111,10 @@ def read_entry(path: Path) -> Entry:
     except OSError as error:
         raise RecordError(f"cannot read RobustBench row {path}: {error.strerror or error}") from error
     place = path.resolve().parent
-    return parse_entry(data, str(path), id=path.stem, dataset=place.parent.name, threat=place.name)
+    entry = parse_entry(data, str(path), id=path.stem, dataset=place.parent.name, threat=place.name)
+    if place.name in (*THREATS.values(), CORRUPTIONS):
+        return entry
+    return replace(entry, dataset=str(entry.get("dataset")), threat=UNSORTED)
 
 
 def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat: str) -> Entry:

@@ -205,6 +205,8 @@ def test_reference_rows_stand_in_tables_of_their_own(
     assert "rank" not in "".join(tables).replace("not ranked", "")
     assert invoke([*board, "--robustbench", str(folder / "cifar10" / "Linf"), "--dataset", "cifar10"]) == 0
     assert "RobustBench · cifar10 · Linf" in capsys.readouterr().out
+    loose = folder_of(tmp_path / "loose", {"mine": json.dumps(ROW)})
+    assert [(one.dataset, one.threat) for one in find_entries(loose)] == [("cifar10", "no threat folder")]
 
 
 # --- writing ours ---
