@@ -1,22 +1,18 @@
 """The competitiveness ratio of runs: their accuracies relative to the best known (arXiv:2302.10980)."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 from leaderboards.entries import Cell
 from leaderboards.errors import RecordError
-from leaderboards.metrics import competitiveness_ratio
+from leaderboards.metrics import COMPETITIVENESS, competitiveness_ratio
 from leaderboards.record import Record
 from leaderboards.reference import FORMAT, Reference, Term
-
-COMPETITIVENESS: Final = (
-    "competitiveness_average",
-    "competitiveness_worst",
-    "competitiveness_measured",
-)
-"""The metrics that `with_competitiveness` gives a record."""
+from leaderboards.results import Result
+from leaderboards.store import read_record
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,8 @@ def competitiveness(
     """
     chosen = chosen_attacks(reference, attacks)
     terms = [term for term in reference.terms if term.attack in chosen]
-    if reason := _elsewhere(record, reference):
+    data, config = record.environment["data"], record.config
+    if reason := _elsewhere(reference, config["dataset"], data["fingerprint"], config["model"]):
         return Ratio(None, None, 0, len(terms), dict.fromkeys(chosen), reason)
     best = {(term.attack, term.eps): term.accuracy for term in terms if term.accuracy > 0}
     reached = _measured(record, [term for term in terms if term.accuracy > 0])
@@ -103,19 +100,28 @@ def chosen_attacks(reference: Reference, attacks: Collection[str] | None) -> lis
 
 
 def with_competitiveness(
-    records: Iterable[Record], reference: Reference, *, attacks: Collection[str] | None = None
-) -> tuple[list[Record], list[str]]:
-    """Records with the metrics `COMPETITIVENESS`, and a line for each reason why some have no ratio.
+    results: Iterable[Result], reference: Reference, *, attacks: Collection[str] | None = None
+) -> tuple[list[Result], list[str]]:
+    """Results with the metrics `COMPETITIVENESS`, and a line for each reason why some have no ratio.
+
+    A record is read only where the table is about its data and model.
 
     Raises:
-        RecordError: see `competitiveness`.
+        RecordError: see `competitiveness`, or a record cannot be read.
     """
-    found, reasons = [], dict[str, int]()
-    for record in records:
-        ratio = competitiveness(record, reference, attacks=attacks)
+    chosen = chosen_attacks(reference, attacks)
+    total = sum(term.attack in chosen for term in reference.terms)
+    found, reasons = list[Result](), dict[str, int]()
+    for result in results:
+        shared = result.conditions
+        reason = _elsewhere(reference, result.dataset, shared.fingerprint, shared.model)
+        if reason:
+            ratio = Ratio(None, None, 0, total, reason=reason)
+        else:
+            ratio = competitiveness(read_record(Path(result.directory)), reference, attacks=chosen)
         values = (ratio.average, ratio.worst, ratio.share)
-        metrics = record.metrics | dict(zip(COMPETITIVENESS, values, strict=True))
-        found.append(record.model_copy(update={"metrics": metrics}))
+        metrics = result.metrics | dict(zip(COMPETITIVENESS, values, strict=True))
+        found.append(replace(result, metrics=metrics))
         if ratio.reason:
             line = f"{ratio.reason} ({ratio.measured} of {ratio.total} terms measured)"
             reasons[line] = reasons.get(line, 0) + 1
@@ -202,14 +208,13 @@ def _last(record: Record) -> dict[str, Cell]:
     return {cell.attack: cell for cell in record.cells if cell.stage == last}
 
 
-def _elsewhere(record: Record, reference: Reference) -> str:
-    """Why a table is not about a record's data and model; empty where it is."""
-    data, model = record.environment["data"], record.config["model"]
+def _elsewhere(reference: Reference, dataset: str, fingerprint: str, model: Any) -> str:
+    """Why a table is not about this data and model; empty where it is."""
     if reference.fingerprint is None:
-        if reference.dataset not in (data["name"], record.config["dataset"]):
-            return f"the reference is for {reference.dataset}, not {data['name']}"
-    elif reference.fingerprint != data["fingerprint"]:
-        return f"the reference is for other data than this {data['name']}"
+        if reference.dataset != dataset:
+            return f"the reference is for {reference.dataset}, not {dataset}"
+    elif reference.fingerprint != fingerprint:
+        return f"the reference is for other data than this {dataset}"
     if reference.model is not None and reference.model != model:
         return f"the reference is for the model {reference.model}, not {model}"
     return ""

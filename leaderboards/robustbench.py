@@ -7,7 +7,7 @@ read *from* them are properties.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -148,12 +148,12 @@ def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat
     return entry
 
 
-def find_entries(folder: Path, dataset: str | None = None) -> list[Entry]:
+def find_entries(folder: Path, datasets: Collection[str] | None = None) -> list[Entry]:
     """The entries of a ``model_info`` folder, of one of its data sets or of one threat, by path.
 
     Args:
         folder: the folder.
-        dataset: only this data set.
+        datasets: only these data sets.
 
     Raises:
         RecordError: there is no such folder, no file in it, or one that cannot be read.
@@ -165,7 +165,7 @@ def find_entries(folder: Path, dataset: str | None = None) -> list[Entry]:
     if not paths:
         raise RecordError(f"no JSON files in {folder}: name RobustBench's model_info, or a folder in it")
     entries = [read_entry(path) for path in paths]
-    return [entry for entry in entries if dataset in (None, entry.dataset)]
+    return [entry for entry in entries if datasets is None or entry.dataset in datasets]
 
 
 def to_text(entry: Entry) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from advbench import run
 from advbench.cli.main import invoke
-from leaderboards import Record, RecordError, find_records, write_record
+from leaderboards import Record, RecordError, find_records, result_of, write_record
 from leaderboards.competitiveness import best_known, competitiveness, make_reference, with_competitiveness
 from leaderboards.reference import Reference, parse_reference, read_reference, write_reference
 
@@ -337,14 +337,20 @@ def test_without_a_reference_there_are_no_columns(
     assert "the reference has no attack 'pgd': it has a" in capsys.readouterr().err
 
 
-def test_records_are_left_as_they_were(record_with: Make) -> None:
-    """Ratios stand beside the metrics of a copy."""
+def test_runs_are_left_as_they_were(record_with: Make, tmp_path: Path) -> None:
+    """Ratios stand beside the metrics of a copy; what is elsewhere is not even read."""
+    directory = tmp_path / "one"
+    directory.mkdir()
     record = record_with(("a", "", "linf", 0.1, 40))
-    before = record.dump()
-    (found,), notes = with_competitiveness([record], table(("a", 0.1, 0.8)))
-    assert record.dump() == before
-    assert found.metrics["competitiveness_worst"] == 0.5
-    assert notes == []
+    write_record(directory, record)
+    here, elsewhere = result_of(record, directory), result_of(record_with(model="wide"))
+    before = dict(here.metrics)
+    found, notes = with_competitiveness([here, elsewhere], table(("a", 0.1, 0.8)))
+    assert here.metrics == before
+    assert [one.metrics["competitiveness_worst"] for one in found] == [0.5, None]
+    assert [one.metrics["competitiveness_measured"] for one in found] == [1.0, 0.0]
+    why = "the reference is for the model net, not wide (0 of 1 terms measured)"
+    assert notes == [f"no competitiveness ratio for 1 run: {why}"]
 
 
 # --- building one ---
