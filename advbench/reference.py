@@ -18,7 +18,7 @@ from advbench.sweep.plan import Plan, make_plan
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.text import parse_attacks
 from leaderboards import Record
-from leaderboards.competitiveness import best_known, make_reference
+from leaderboards.best_known import best_known, make_reference
 from leaderboards.reference import Reference
 
 DEFENSES = "at,trades"

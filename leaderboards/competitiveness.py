@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from leaderboards.entries import Cell
 from leaderboards.errors import RecordError
 from leaderboards.metrics import COMPETITIVENESS, competitiveness_ratio
 from leaderboards.record import Record
-from leaderboards.reference import FORMAT, Reference, Term
+from leaderboards.reference import Reference, Term
 from leaderboards.results import Result
 from leaderboards.store import read_record
 
@@ -66,18 +67,26 @@ def competitiveness(
     data, config = record.environment["data"], record.config
     if reason := _elsewhere(reference, config["dataset"], data["fingerprint"], config["model"]):
         return Ratio(None, None, 0, len(terms), dict.fromkeys(chosen), reason)
+    return _ratio(record, chosen, terms, reference.clean if clean else None)
+
+
+def _ratio(record: Record, chosen: Sequence[str], terms: Sequence[Term], clean: float | None) -> Ratio:
+    """The ratio over ``terms``, which are those of the ``chosen`` attacks; ``clean`` is the best known."""
     best = {(term.attack, term.eps): term.accuracy for term in terms if term.accuracy > 0}
-    reached = _measured(record, [term for term in terms if term.accuracy > 0])
+    reached = {key: value for key, value in _measured(record, terms).items() if key in best}
     measured = len(reached)
-    if clean and reference.clean:
+    if clean:
         own = float(record.clean_column()[-1])
         for attack in {attack for attack, _ in reached}:
-            best[attack, 0.0], reached[attack, 0.0] = reference.clean, own
+            best[attack, 0.0], reached[attack, 0.0] = clean, own
     average, worst, _, _ = competitiveness_ratio(reached, best, set(chosen))
-    each = {attack: _alone(attack, reached, best) for attack in chosen}
-    missing = [attack for attack, value in each.items() if value is None]
+    each: dict[str, list[float]] = {attack: [] for attack in chosen}
+    for key, value in reached.items():
+        each[key[0]].append(value / best[key])
+    alone = {attack: fsum(found) / len(found) if found else None for attack, found in each.items()}
+    missing = [attack for attack, found in each.items() if not found]
     reason = f"not measured at any of its eps: {', '.join(missing)}" if missing else ""
-    return Ratio(average, worst, measured, len(terms), each, reason)
+    return Ratio(average, worst, measured, len(terms), alone, reason)
 
 
 def chosen_attacks(reference: Reference, attacks: Collection[str] | None) -> list[str]:
@@ -110,15 +119,15 @@ def with_competitiveness(
         RecordError: see `competitiveness`, or a record cannot be read.
     """
     chosen = chosen_attacks(reference, attacks)
-    total = sum(term.attack in chosen for term in reference.terms)
+    terms = [term for term in reference.terms if term.attack in chosen]
     found, reasons = list[Result](), dict[str, int]()
     for result in results:
         shared = result.conditions
         reason = _elsewhere(reference, result.dataset, shared.fingerprint, shared.model)
         if reason:
-            ratio = Ratio(None, None, 0, total, reason=reason)
+            ratio = Ratio(None, None, 0, len(terms), reason=reason)
         else:
-            ratio = competitiveness(read_record(Path(result.directory)), reference, attacks=chosen)
+            ratio = _ratio(read_record(Path(result.directory)), chosen, terms, None)
         values = (ratio.average, ratio.worst, ratio.share)
         metrics = result.metrics | dict(zip(COMPETITIVENESS, values, strict=True))
         found.append(replace(result, metrics=metrics))
@@ -129,80 +138,7 @@ def with_competitiveness(
     return found, [f"no competitiveness ratio for {runs[line]}: {line}" for line in reasons]
 
 
-def best_known(
-    records: Iterable[Record], wanted: Sequence[tuple[str, float, str, int]], *, fingerprint: str, model: str
-) -> tuple[list[Term], list[tuple[str, float]]]:
-    """The best that runs reached against each attack alone, and what no run counts for.
-
-    Only runs on this data and model count, with audit verdict ``ok`` and not target-aware, that measured the
-    attack after their last stage on as many points. It is a maximum over runs on test data: a bar to measure
-    against, not an estimate.
-
-    Args:
-        records: finished runs.
-        wanted: name, eps, canonical text and number of points of each attack.
-        fingerprint: of the data.
-        model: the architecture.
-    """
-    usable = [
-        (_last(record), record)
-        for record in records
-        if record.environment["data"]["fingerprint"] == fingerprint
-        and record.config["model"] == model
-        and record.audit.verdict == "ok"
-        and not record.config.get("target_aware", False)
-    ]
-    terms, missing = [], []
-    for name, eps, text, points in wanted:
-        cells = [
-            (found[text], record) for found, record in usable if text in found and found[text].n == points
-        ]
-        if not cells:
-            missing.append((name, eps))
-            continue
-        # Of equals the first by name, so that the table does not depend on the order of a directory.
-        cell, record = min(cells, key=lambda pair: (-pair[0].robust, pair[1].id))
-        terms.append(
-            Term(
-                attack=name,
-                eps=eps,
-                text=text,
-                accuracy=cell.accuracy,
-                robust=cell.robust,
-                n=cell.n,
-                source=_source(record),
-            )
-        )
-    return terms, missing
-
-
-def make_reference(terms: Sequence[Term], *, dataset: str, fingerprint: str, model: str) -> Reference:
-    """A reference of these terms that requires all of their attacks."""
-    required = list(dict.fromkeys(term.attack for term in terms))
-    return Reference(
-        reference=FORMAT,
-        dataset=dataset,
-        fingerprint=fingerprint,
-        model=model,
-        required=required,
-        terms=list(terms),
-    )
-
-
-def _source(record: Record) -> dict[str, Any]:
-    config = record.config
-    return {
-        "run": record.id,
-        "created": record.created,
-        "defense": config["defense"],
-        "params": config["params"],
-        "regime": config["regime"],
-        "sequence": config["sequence"],
-        "seed": config["seed"],
-    }
-
-
-def _last(record: Record) -> dict[str, Cell]:
+def last_cells(record: Record) -> dict[str, Cell]:
     """The cells after the last stage, by attack."""
     last = max((cell.stage for cell in record.cells), default=0)
     return {cell.attack: cell for cell in record.cells if cell.stage == last}
@@ -222,18 +158,10 @@ def _elsewhere(reference: Reference, dataset: str, fingerprint: str, model: Any)
 
 def _measured(record: Record, terms: Sequence[Term]) -> dict[tuple[str, float], float]:
     reached: dict[tuple[str, float], float] = {}
-    cells = _last(record)
+    cells = last_cells(record)
     for entry in record.attacks:
         for term in terms if entry.text in cells else ():
             if term.measured_by(entry):
                 key = (term.attack, term.eps)
                 reached[key] = min(reached.get(key, 1.0), cells[entry.text].accuracy)
     return reached
-
-
-def _alone(
-    attack: str, reached: Mapping[tuple[str, float], float], best: Mapping[tuple[str, float], float]
-) -> float | None:
-    """One attack's own mean; None where it has no measured term."""
-    own = {key: value for key, value in best.items() if key[0] == attack}
-    return competitiveness_ratio(reached, own)[0]

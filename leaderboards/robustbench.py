@@ -7,16 +7,13 @@ read *from* them are properties.
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from leaderboards.errors import RecordError
 from leaderboards.store import write_bytes
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 CORRUPTIONS: Final = "corruptions"
 THREATS: Final = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -183,40 +180,6 @@ def write_entry(path: Path, entry: Entry) -> None:
     write_bytes(Path(path), to_text(entry).encode())
 
 
-def to_reference_tables(entries: Iterable[Entry]) -> "list[Table]":
-    """One table for each data set and threat, sorted by robust accuracy: reference rows, without ranks."""
-    groups: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.dataset, entry.threat), []).append(entry)
-    return [_table(key, group) for key, group in sorted(groups.items())]
-
-
-def _table(key: tuple[str, str], entries: Sequence[Entry]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    dataset, threat = key
-    table = Table(
-        title=Text(f"RobustBench · {dataset} · {threat} · reference rows, not ranked with runs"),
-        caption=Text("as published, not measured here; * = extra data, ! = flagged as unreliable there"),
-    )
-    for heading in ("model", "architecture", "eps", "clean", "robust", "venue"):
-        table.add_column(heading, justify="right" if heading in ("eps", "clean", "robust") else "left")
-    for entry in sorted(entries, key=lambda one: (one.robust is None, -(one.robust or 0.0), one.id)):
-        marks = ("*" if entry.get("additional_data") is True else "") + ("!" if entry.flagged else "")
-        eps = entry.get("eps")
-        cells = [
-            f"{entry.id} {marks}".rstrip(),
-            _plain(entry.get("architecture")),
-            "–" if eps in ABSENT else _plain(eps),
-            _percent(entry.clean),
-            _percent(entry.robust),
-            _plain(entry.get("venue")).replace("<br>", " "),
-        ]
-        table.add_row(*map(Text, cells))
-    return table
-
-
 def _text(value: Any) -> str:
     if isinstance(value, Number):
         return value.text
@@ -266,11 +229,3 @@ def _no_number(text: str) -> Any:
 
 def _share(percent: float | None) -> float | None:
     return None if percent is None else percent / 100
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f}"
-
-
-def _plain(value: Any) -> str:
-    return value.text if isinstance(value, Number) else "–" if value is None else str(value)

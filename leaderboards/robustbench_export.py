@@ -1,11 +1,14 @@
 """A run of ours as a row of RobustBench's."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from leaderboards.competitiveness import last_cells
 from leaderboards.entries import CLEAN, AttackEntry, Cell
 from leaderboards.errors import RecordError
+from leaderboards.inventory import EVALUATED
 from leaderboards.record import Record
 from leaderboards.robustbench import THREATS, Entry, Number
 
@@ -50,8 +53,69 @@ def entry_of(
     Raises:
         RecordError: no attack of this norm, several norms and none chosen, or no clean accuracy.
     """
-    last = max((cell.stage for cell in record.cells), default=0)
-    cells = {cell.attack: cell for cell in record.cells if cell.stage == last}
+    found = _find(record, norm)
+    config = record.config
+    pairs: list[tuple[str, Any]] = [
+        ("link", link),
+        ("name", name or str(config["defense"])),
+        ("authors", authors),
+        ("additional_data", additional_data),
+        ("number_forward_passes", Number(str(_passes(record)))),
+        ("dataset", found.dataset),
+        ("venue", venue),
+        # The model of an evaluation is what is judged, and stands where a defense does.
+        ("architecture", str(config["defense"] if record.regime == EVALUATED else config["model"])),
+        ("eps", None if found.eps is None else eps_text(found.eps)),
+        ("clean_acc", _percent(found.clean)),
+        ("reported", None),
+    ]
+    if found.published is not None and found.whole:
+        pairs.append(("autoattack_acc", _percent(found.cells[found.published.text])))
+    notes = [
+        f"Measured by advbench, run {record.id}.",
+        *_about(found),
+        *_eps_note(found),
+        *_audit_note(record),
+    ]
+    pairs += [("footnote", " ".join(notes)), ("unreliable", record.audit.verdict != "ok")]
+    return Entry(record.id, found.dataset, THREATS[found.norm], tuple(pairs))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a run says of one norm: cells after the last stage, AutoAttack if it ran, its strongest attack."""
+
+    dataset: str
+    norm: str
+    cells: Mapping[str, Cell]
+    published: AttackEntry | None
+    lowest: AttackEntry
+    test_points: int | None
+
+    @property
+    def clean(self) -> Cell:
+        return self.cells[CLEAN]
+
+    @property
+    def eps(self) -> float | None:
+        return (self.published or self.lowest).eps
+
+    @property
+    def whole(self) -> bool:
+        """Whether AutoAttack was run on all test points."""
+        return self.published is not None and self.cells[self.published.text].n == self.test_points
+
+    @property
+    def all_points(self) -> str:
+        return "an unknown number of" if self.test_points is None else str(self.test_points)
+
+    @property
+    def leaderboard(self) -> tuple[str, str]:
+        return self.dataset, THREATS[self.norm]
+
+
+def _find(record: Record, norm: str | None) -> _Found:
+    cells = last_cells(record)
     if CLEAN not in cells:
         raise RecordError(f"run {record.id} has no clean accuracy after its last stage")
     norm = _norm(record, norm)
@@ -59,35 +123,16 @@ def entry_of(
     if not ours:
         have = ", ".join(sorted({entry.norm for entry in record.attacks if entry.norm})) or "none"
         raise RecordError(f"run {record.id} has no attack of norm {norm} (its norms: {have})")
-    published = _published(ours, norm)
-    total = _test_points(record)
-    whole = published is not None and cells[published.text].n == total
-    lowest = min(ours, key=lambda entry: cells[entry.text].accuracy)
-    eps = (published or lowest).eps
-    dataset, threat = str(record.environment["data"]["name"]), THREATS[norm]
-    pairs: list[tuple[str, Any]] = [
-        ("link", link),
-        ("name", name or str(record.config["defense"])),
-        ("authors", authors),
-        ("additional_data", additional_data),
-        ("number_forward_passes", Number(str(_passes(record)))),
-        ("dataset", dataset),
-        ("venue", venue),
-        ("architecture", str(record.config["model"])),
-        ("eps", None if eps is None else eps_text(eps)),
-        ("clean_acc", _percent(cells[CLEAN])),
-        ("reported", None),
-    ]
-    if published is not None and whole:
-        pairs.append(("autoattack_acc", _percent(cells[published.text])))
-    notes = [
-        f"Measured by advbench, run {record.id}.",
-        *_about(cells, published, lowest, norm, total, whole=whole),
-        *_eps_note(eps, dataset, threat),
-        *_audit_note(record),
-    ]
-    pairs += [("footnote", " ".join(notes)), ("unreliable", record.audit.verdict != "ok")]
-    return Entry(record.id, dataset, threat, tuple(pairs))
+    data = record.environment["data"]
+    dataset, size = str(data["name"]), data.get("test")
+    return _Found(
+        dataset=dataset,
+        norm=norm,
+        cells=cells,
+        published=_published(ours, norm, THEIR_EPS.get((dataset, THREATS[norm]))),
+        lowest=min(ours, key=lambda entry: cells[entry.text].accuracy),
+        test_points=size if isinstance(size, int) else None,
+    )
 
 
 def eps_text(eps: float) -> str:
@@ -113,18 +158,12 @@ def _norm(record: Record, norm: str | None) -> str:
     return found[0]
 
 
-def _published(ours: list[AttackEntry], norm: str) -> AttackEntry | None:
-    """AutoAttack in its published version; of two budgets the larger."""
+def _published(ours: list[AttackEntry], norm: str, theirs: float | None) -> AttackEntry | None:
+    """AutoAttack in its published version; of several budgets the leaderboard's, else the largest."""
     found = [
         entry for entry in ours if entry.name == AUTOATTACK[norm] and entry.text.endswith("version=standard")
     ]
-    return max(found, key=lambda entry: entry.eps or 0.0, default=None)
-
-
-def _test_points(record: Record) -> int | None:
-    """The size of the test set; None where a record does not say."""
-    size = record.environment["data"].get("test")
-    return size if isinstance(size, int) else None
+    return max(found, key=lambda entry: (entry.eps == theirs, entry.eps or 0.0), default=None)
 
 
 def _passes(record: Record) -> int:
@@ -133,37 +172,28 @@ def _passes(record: Record) -> int:
     return next((draw for draw in draws if isinstance(draw, int)), 1)
 
 
-def _about(
-    cells: Mapping[str, Cell],
-    published: AttackEntry | None,
-    lowest: AttackEntry,
-    norm: str,
-    total: int | None,
-    *,
-    whole: bool,
-) -> list[str]:
+def _about(found: _Found) -> list[str]:
     """What was attacked with, and on how many points."""
     notes = []
-    clean, every = cells[CLEAN], "an unknown number" if total is None else str(total)
-    if clean.n != total:
-        notes.append(f"Clean accuracy is on {clean.n} of {every} test points.")
-    if published is not None and not whole:
-        cell = cells[published.text]
-        notes.append(f"AutoAttack leaves {_percent(cell)}% on {cell.n} of {every} test points.")
-    elif published is None:
-        cell = cells[lowest.text]
+    if found.clean.n != found.test_points:
+        notes.append(f"Clean accuracy is on {found.clean.n} of {found.all_points} test points.")
+    if found.published is None:
+        cell = found.cells[found.lowest.text]
         notes.append(
-            f"AutoAttack was not run: of the run's {norm} attacks {lowest.text} is the strongest, and leaves "
-            f"{_percent(cell)}% of {cell.n} of {every} test points."
+            f"AutoAttack was not run: of the run's {found.norm} attacks {found.lowest.text} is the strongest "
+            f"and leaves {_percent(cell)}% of {cell.n} of {found.all_points} test points."
         )
+    elif not found.whole:
+        cell = found.cells[found.published.text]
+        notes.append(f"AutoAttack leaves {_percent(cell)}% on {cell.n} of {found.all_points} test points.")
     return notes
 
 
-def _eps_note(eps: float | None, dataset: str, threat: str) -> list[str]:
-    theirs = THEIR_EPS.get((dataset, threat))
+def _eps_note(found: _Found) -> list[str]:
+    theirs = THEIR_EPS.get(found.leaderboard)
     if theirs is None:
-        return [f"RobustBench has no leaderboard for {dataset}, {threat}."]
-    if eps != theirs:
+        return [f"RobustBench has no leaderboard for {', '.join(found.leaderboard)}."]
+    if found.eps != theirs:
         return [f"The leaderboard's eps is {eps_text(theirs)}."]
     return []
 

@@ -169,7 +169,7 @@ def record_with() -> Callable[..., Record]:
             "status": "complete",
             "config": defaults | config,
             "protocol": "p",
-            "regime": "joint",
+            "regime": config.get("regime", "joint"),
             "attacks": entries,
             "stages": [],
             "environment": {**environment, "platform": "linux", "data": facts},

@@ -255,7 +255,7 @@ def test_a_run_with_autoattack_on_all_points(record_with: Make, tmp_path: Path) 
         ([("autoattack", "version=rand", "linf", 8 / 255, 40)], {}, "AutoAttack was not run"),
         ([("pgd", "steps=5", "linf", 8 / 255, 44), ("fgsm", "", "linf", 8 / 255, 60)], {}, "pgd:eps=0.031"),
         ([("screen", "", "linf", 8 / 255, 41)], {}, "AutoAttack was not run"),
-        ([STANDARD], {"test": None}, "on 100 of an unknown number test points"),
+        ([STANDARD], {"test": None}, "on 100 of an unknown number of test points"),
     ],
     ids=["a part of the points", "another version", "other attacks", "screen", "unknown size"],
 )
@@ -282,6 +282,19 @@ def test_what_else_a_reader_must_know(record_with: Make) -> None:
     assert found.flagged
     assert found.number("number_forward_passes") == 16
     assert "has no leaderboard for digits, Linf" in entry_of(record_with(attack)).get("footnote")
+
+
+def test_of_two_budgets_the_leaderboards(record_with: Make) -> None:
+    """AutoAttack at eps 8/255, though 16/255 was measured too; elsewhere the larger."""
+    double = ("autoattack", "version=standard", "linf", 16 / 255, 5)
+    assert entry_of(record_with(STANDARD, double, data=("cifar10", "f9"))).get("autoattack_acc") == "40.00"
+    assert entry_of(record_with(STANDARD, double)).get("autoattack_acc") == "5.00"
+
+
+def test_an_evaluated_model_is_named(record_with: Make) -> None:
+    """What ``advbench eval`` judged has no network of ours: its name is the architecture."""
+    record = record_with(STANDARD, defense="mine:factory", model="evaluated models", regime="eval")
+    assert entry_of(record).get("architecture") == "mine:factory"
 
 
 def test_the_norm_is_chosen_where_there_is_a_choice(record_with: Make) -> None:

@@ -12,7 +12,8 @@ import pytest
 from advbench import run
 from advbench.cli.main import invoke
 from leaderboards import Record, RecordError, find_records, result_of, write_record
-from leaderboards.competitiveness import best_known, competitiveness, make_reference, with_competitiveness
+from leaderboards.best_known import best_known, make_reference
+from leaderboards.competitiveness import competitiveness, with_competitiveness
 from leaderboards.reference import Reference, parse_reference, read_reference, write_reference
 
 Make = Callable[..., Record]

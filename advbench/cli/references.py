@@ -52,7 +52,8 @@ def published(folder: Path | None, datasets: Sequence[str] | None, *, tables: bo
     if folder is None:
         return []
     from leaderboards import RecordError
-    from leaderboards.robustbench import find_entries, to_reference_tables
+    from leaderboards.robustbench import find_entries
+    from leaderboards.robustbench_tables import to_reference_tables
 
     if not tables:
         raise RecordError("--robustbench shows tables, beside those of runs: leave out --format and --out")
