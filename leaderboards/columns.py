@@ -123,7 +123,8 @@ def default_columns(rows: Sequence[Row], *, compact: bool = False) -> list[Colum
         names += [f"{name}_mean" for name in narrow if name in shown]
     else:
         names += shown
-    names += [name for name in COMPETITIVENESS if any(name in row.metrics for row in rows)]
+    beside = [name for name in COMPETITIVENESS if any(name in row.metrics for row in rows)]
+    names += [f"{name}_mean" for name in beside] if compact else beside
     names += ["seeds", AUDIT]
     if any(row.trust == "verified" for row in rows):
         names.append("trust")
