@@ -16,6 +16,7 @@ of exactly 0 or 1 of the points the interval has no width.
 
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -36,25 +37,34 @@ def point_weights(strata: Sequence[int], replicates: int = REPLICATES) -> Iterat
     ``strata`` are the ascending ends of the blocks of points; each row of a block sums to its length. The
     counts are multinomial: uniform draws of points, counted.
     """
-    points = strata[-1]
+    rows = max(1, min(replicates, _BLOCK // strata[-1]))
+    if rows == replicates:
+        yield _kept_weights(tuple(strata), rows)
+        return
     random = np.random.default_rng([_KEY, *strata])
-    rows = max(1, min(replicates, _BLOCK // points))
     for begin in range(0, replicates, rows):
-        height = min(rows, replicates - begin)
-        weights = np.empty((height, points))
-        start = 0
-        for end in strata:
-            width = end - start
-            drawn = random.integers(0, width, (height, width))
-            drawn += np.arange(height)[:, None] * width
-            weights[:, start:end] = np.bincount(drawn.ravel(), minlength=height * width).reshape(
-                height, width
-            )
-            start = end
-        yield weights
+        yield _draw(random, strata, min(rows, replicates - begin))
 
 
-def seed_weights(seeds: Sequence[int], replicates: int = REPLICATES) -> Floats:
+@lru_cache(maxsize=1)
+def _kept_weights(strata: tuple[int, ...], rows: int) -> Floats:
+    # One board after the other has the same points.
+    return _draw(np.random.default_rng([_KEY, *strata]), strata, rows)
+
+
+def _draw(random: np.random.Generator, strata: Sequence[int], rows: int) -> Floats:
+    weights = np.empty((rows, strata[-1]))
+    start = 0
+    for end in strata:
+        width = end - start
+        drawn = random.integers(0, width, (rows, width)) + np.arange(rows)[:, None] * width
+        weights[:, start:end] = np.bincount(drawn.ravel(), minlength=rows * width).reshape(rows, width)
+        start = end
+    return weights
+
+
+@lru_cache(maxsize=8)
+def seed_weights(seeds: tuple[int, ...], replicates: int = REPLICATES) -> Floats:
     """(replicates, S) draw counts of the seeds; ones where there is a single seed."""
     count = len(seeds)
     random = np.random.default_rng([_KEY, zlib.crc32(repr(list(seeds)).encode())])
@@ -83,7 +93,7 @@ def replicates_of(
     for row, (one, names) in enumerate(zip(terms, seeds, strict=True)):
         size = int(np.prod(one.shape[:3]))
         metric = means[start : start + size].reshape(*one.shape[:3], count).max(axis=1).mean(axis=1)
-        result[row] = (metric * seed_weights(names, count).T).sum(axis=0) / len(names)
+        result[row] = (metric * seed_weights(tuple(names), count).T).sum(axis=0) / len(names)
         start += size
     return result
 

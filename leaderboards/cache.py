@@ -80,14 +80,14 @@ class Cache:
         Raises:
             RecordError: there are none, or they cannot be read.
         """
-        name, path = os.path.basename(directory), Path(directory) / OUTCOMES
+        name, path = os.path.basename(directory), os.path.join(directory, OUTCOMES)
         found = None
         with contextlib.suppress(OSError):
             found = os.stat(path)
         kept = self._outcomes.get(name)
         if found is not None and kept is not None and kept[0] == _key(found):
             return _unpack(kept[1], kept[2])
-        clean, robust = read_outcomes(path)
+        clean, robust = read_outcomes(Path(path))
         if found is not None and _settled(found):
             packed = np.packbits(np.concatenate([clean.ravel(), robust.ravel()])).tobytes()
             before = 0 if kept is None else len(kept[2])

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
 from leaderboards.bootstrap import intervals
 from leaderboards.errors import RecordError
 from leaderboards.keys import metric_of, sign_of
+from leaderboards.pairwise import ALPHA, tests
 from leaderboards.points import PER_POINT
 from leaderboards.ranking import Row
 from leaderboards.results import result_of
-from leaderboards.standing import ALPHA, Standing, difference_replicates, p_values
+from leaderboards.standing import Standing, replicates
 from leaderboards.store import read_record
 
 Test = Literal["mcnemar-exact", "mcnemar-clustered", "bootstrap"]
@@ -22,9 +23,10 @@ Test = Literal["mcnemar-exact", "mcnemar-clustered", "bootstrap"]
 class Comparison:
     """How two rows differ in one metric.
 
-    ``difference`` is the first row's mean minus the second's, ``low`` to ``high`` its 95 % bootstrap
-    interval over seeds and test points, ``p`` the two-sided p-value of the paired test ``test``. The last
-    four are None where outcomes are missing; ``note`` then says which.
+    ``difference`` is the first row's mean minus the second's, ``low`` to ``high`` its 95 % bootstrap interval
+    over seeds and test points. ``p`` is the two-sided p-value of the paired test ``test`` of these models,
+    ``p_seeds`` that of the bootstrap, which resamples seeds too; it is None where the test is exact (one seed
+    each). All of these are None where outcomes are missing; ``note`` then says which.
     """
 
     metric: str
@@ -32,24 +34,25 @@ class Comparison:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    p_seeds: float | None = None
     test: Test | None = None
     note: str = ""
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """Which row is better at p < 0.05; None for neither."""
-        if self.p is None or self.p >= ALPHA:
+        """Which row is better, neither p-value being 0.05 or more; None for neither."""
+        if self.p is None or max(self.p, self.p_seeds or 0.0) >= ALPHA:
             return None
         return "first" if self.difference * sign_of(self.metric) > 0 else "second"
 
 
 def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
-    """Compare two rows of `rows` or of one board in one metric, point by point.
+    """Compare two rows of one board in one metric, point by point.
 
     A share of test points (average, clean, worst-case, unseen) is tested with McNemar's test: exact where
     both rows count every point once, else with test points as clusters (see `leaderboards.mcnemar`). Other
-    metrics are tested with the bootstrap of their paired difference. The p-value is of this one comparison;
-    ranks correct theirs for the number of pairs.
+    metrics are tested with the bootstrap of their paired difference. The p-values are of this one
+    comparison; ranks correct theirs for the number of pairs.
 
     Args:
         row_a, row_b: rows whose runs can be read, of one comparison group.
@@ -70,15 +73,18 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
         raise RecordError(f"{without.defense} has no {name.replace('_', ' ')}")
     difference = first.mean - second.mean
     standings = [_standing(row) for row in (row_a, row_b)]
-    p, exact = p_values(standings, name)
-    if np.isnan(p[0, 1]):
+    found = tests(standings, name)
+    if np.isnan(found.p[0, 1]):
         note = next((one.note for one in standings if one.note), "measured on different points")
         return Comparison(name, difference, note=note)
-    low, high = intervals(difference_replicates(standings, name)[None])[0]
-    test: Test = "bootstrap"
-    if name in PER_POINT:
-        test = "mcnemar-exact" if exact[0, 1] else "mcnemar-clustered"
-    return Comparison(name, difference, float(low), float(high), float(p[0, 1]), test)
+    terms = [one for standing in standings if (one := standing.terms(name)) is not None]
+    drawn = replicates(standings, name, terms)
+    low, high = intervals((drawn[0] - drawn[1])[None])[0]
+    seeds = None if found.exact[0, 1] else float(found.bootstrap[0, 1])
+    p, test = float(found.points[0, 1]), "mcnemar-exact" if found.exact[0, 1] else "mcnemar-clustered"
+    if name not in PER_POINT:
+        p, test = float(found.bootstrap[0, 1]), "bootstrap"
+    return Comparison(name, difference, float(low), float(high), p, seeds, cast(Test, test))
 
 
 def _standing(row: Row) -> Standing:

@@ -6,15 +6,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from leaderboards.entries import Verdict
 from leaderboards.keys import metric_of, sign_of
 from leaderboards.metrics import METRICS
+from leaderboards.pairwise import ranks, tests
 from leaderboards.query import Query, Texts
 from leaderboards.record import Record
 from leaderboards.results import COSTS, Result, canonical, result_of
-from leaderboards.standing import Standing, p_values, ranks, with_intervals
+from leaderboards.standing import Standing, with_intervals
 from leaderboards.statistics import Summary, over_seeds
 from leaderboards.trust import Trust, trust_of
 
@@ -82,7 +81,7 @@ def rows(
     A group shares defense and parameters, sequence and its training knobs, regime, data fingerprint, model,
     train plan, pretraining and protocol; of two records of one group and seed the newest counts. Ranks are
     within one data set × sequence × model × protocol, target-aware rows apart: 1 + the number of rows that
-    are better by a paired test (see `leaderboards.standing.ranks`), or by their values where outcomes are
+    are better by a paired test (see `leaderboards.pairwise`), or by their values where outcomes are
     missing. Suspect rows rank below every ok one, invalid rows not at all.
 
     Args:
@@ -180,7 +179,8 @@ def _board(
     standings = [Standing(results) for _, results in pairs]
     for standing in standings:
         standing.read()
-    ranked = _ranked([row for row, _ in pairs], standings, key)
+    placed = _ranks([row for row, _ in pairs], standings, key)
+    ranked = [replace(row, rank=rank, ranked_by=key) for (row, _), rank in zip(pairs, placed, strict=True)]
     chosen = [index for index, row in enumerate(ranked) if query.shows(row) and query.shows_ranked(row)]
     summaries = with_intervals(
         [standings[index] for index in chosen], [ranked[index].metrics for index in chosen], wanted
@@ -191,9 +191,9 @@ def _board(
     ]
 
 
-def _ranked(ordered: Sequence[Row], standings: Sequence[Standing], key: str) -> list[Row]:
+def _ranks(ordered: Sequence[Row], standings: Sequence[Standing], key: str) -> list[int | None]:
     """Ranks of rows in `_order`; ok and suspect rows are tested apart, and target-aware ones too."""
-    result = [replace(row, ranked_by=key) for row in ordered]
+    result: list[int | None] = [None] * len(ordered)
     for aware in (False, True):
         above = 0
         for verdict in ("ok", "suspect"):
@@ -203,8 +203,8 @@ def _ranked(ordered: Sequence[Row], standings: Sequence[Standing], key: str) -> 
                 if (row.target_aware, row.verdict) == (aware, verdict) and summary is not None:
                     members.append(index)
                     scores.append(summary.mean)
-            p = p_values([standings[index] for index in members], key)[0] if members else np.empty((0, 0))
-            for index, rank in zip(members, ranks(scores, p, key), strict=True):
-                result[index] = replace(result[index], rank=above + rank)
+            found = tests([standings[index] for index in members], key)
+            for index, rank in zip(members, ranks(scores, found.p, key), strict=True):
+                result[index] = above + rank
             above += len(members)
     return result

@@ -50,7 +50,7 @@ def standard_deviation(values: Sequence[float]) -> float | None:
 
 
 def _equal(values: Sequence[float]) -> bool:
-    return all(value == values[0] for value in values)
+    return list(values).count(values[0]) == len(values)
 
 
 def over_seeds(values: Sequence[float | None]) -> Summary | None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from leaderboards.columns import AUDIT, LABEL, column_of, data_columns
 from leaderboards.labels import audit, labels
@@ -23,8 +23,6 @@ from leaderboards.values import cell, extra_columns, flat, scalar, standard_colu
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
-
-_NAME_WIDTH: Final = 8
 
 __all__ = [
     "Row",
@@ -164,35 +162,9 @@ def to_table(rows: Iterable[Row], view: View | None = None, *, compact: bool = F
     The best value of a metric is bold, the second underlined. A ``compact`` table fits 100 characters: of all
     metrics but the ranking key it shows the mean alone.
     """
-    return [_table(sheet) for sheet in sheets(list(rows), view, compact=compact)]
+    from leaderboards.terminal import SheetTable
 
-
-def _table(sheet: Sheet) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(sheet.title), caption=Text(sheet.caption) if sheet.caption else None)
-    for column in sheet.columns:
-        # Numbers are never cut or folded: what is too wide is folded among words.
-        table.add_column(
-            Text(column.heading),
-            justify="left" if column.left else "right",
-            no_wrap=not column.left,
-            overflow="fold",
-            min_width=_NAME_WIDTH if column.name == LABEL else None,
-        )
-    styles = {"best": "bold", "second": "underline"}
-    for index in range(len(sheet.rows)):
-        if index in sheet.rules:
-            table.add_section()
-        # Text, not str: parameters may hold brackets, which rich would read as markup.
-        table.add_row(
-            *(
-                Text(sheet.text(index, place), style=styles.get(sheet.marks.get((index, place), ""), ""))
-                for place in range(len(sheet.columns))
-            )
-        )
-    return table
+    return [SheetTable(sheet) for sheet in sheets(list(rows), view, compact=compact)]
 
 
 def to_text(rows: Iterable[Row], view: View | None = None, *, width: int = 200) -> str:
