@@ -1,13 +1,17 @@
 """Leaderboards: the run record, its store, metrics, statistics and tables. Runs no model.
 
-``leaderboards.load("runs")`` gives every run of a directory as a data frame.
+``leaderboards.load("runs")`` gives every run of a directory as a data frame;
+``rows(find_results("runs")[0])`` gives the rows themselves, and ``compare`` tests two of them against each
+other.
 """
 
 from leaderboards.checking import Findings, check_run
 from leaderboards.checksums import verify_checksums, write_checksums
+from leaderboards.comparing import Comparison, compare
 from leaderboards.errors import RecordError
 from leaderboards.garbage import Garbage, find_garbage, remove, size_of
 from leaderboards.inventory import RunEntry, find_complete, find_unfinished, inventory
+from leaderboards.latex import to_latex
 from leaderboards.lock import RunBusyError, hold, is_held
 from leaderboards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from leaderboards.metrics import summarise
@@ -26,6 +30,8 @@ from leaderboards.record import (
     comparable,
     parse_record,
 )
+from leaderboards.results import Result, find_results, result_of
+from leaderboards.sheets import View
 from leaderboards.store import (
     find_records,
     json_bytes,
@@ -37,7 +43,8 @@ from leaderboards.store import (
     write_outcomes,
     write_record,
 )
-from leaderboards.tables import Row, load, rows, to_csv, to_json, to_table
+from leaderboards.tables import Row, load, rows, to_csv, to_json, to_markdown, to_table
+from leaderboards.trust import trust_of
 
 __all__ = [
     "CLEAN",
@@ -46,6 +53,7 @@ __all__ = [
     "AttackEntry",
     "Audit",
     "Cell",
+    "Comparison",
     "Cost",
     "Findings",
     "Flag",
@@ -54,16 +62,20 @@ __all__ = [
     "PerClass",
     "Record",
     "RecordError",
+    "Result",
     "Row",
     "RunBusyError",
     "RunEntry",
     "Stage",
     "Threat",
+    "View",
     "check_run",
     "comparable",
+    "compare",
     "find_complete",
     "find_garbage",
     "find_records",
+    "find_results",
     "find_unfinished",
     "hold",
     "inventory",
@@ -76,12 +88,16 @@ __all__ = [
     "read_outcomes",
     "read_record",
     "remove",
+    "result_of",
     "rows",
     "size_of",
     "summarise",
     "to_csv",
     "to_json",
+    "to_latex",
+    "to_markdown",
     "to_table",
+    "trust_of",
     "verify_checksums",
     "write_bytes",
     "write_checksums",

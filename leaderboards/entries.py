@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -23,11 +24,13 @@ Role = Literal["seen", "unseen", "eval"]
 Verdict = Literal["ok", "suspect", "invalid"]
 
 
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+def _as_json(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     # Checked when an entry is built, not when a long run ends and is written; the copy also keeps a
     # caller's later changes out and turns tuples into the lists that a reader will get.
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+        text = json.dumps(value, allow_nan=False)
+        # What was just read from JSON is nobody else's.
+        copy: dict[str, Any] = value if info.mode == "json" else json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     return copy

@@ -26,6 +26,12 @@ METRICS: Final = (
     "unseen_accuracy",
     "unseen_gap",
 )
+COMPETITIVENESS: Final = (
+    "competitiveness_average",
+    "competitiveness_worst",
+    "competitiveness_measured",
+)
+"""The metrics that a run has beside a reference table; the last is the measured share of its terms."""
 REGIMES: Final = ("continual", "joint", "meta")
 
 

@@ -1,25 +1,24 @@
-"""Leaderboard rows: records grouped over seeds and ranked where they can be compared."""
+"""Leaderboard rows: runs grouped over seeds and ranked where they can be compared."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 from leaderboards.entries import Verdict
-from leaderboards.errors import RecordError
+from leaderboards.keys import metric_of, sign_of
 from leaderboards.metrics import METRICS
+from leaderboards.pairwise import ranks, tests
+from leaderboards.query import Query, Texts
 from leaderboards.record import Record
+from leaderboards.results import COSTS, Result, canonical, result_of
+from leaderboards.standing import Standing, with_intervals
 from leaderboards.statistics import Summary, over_seeds
+from leaderboards.trust import Trust, trust_of
 
-COSTS: Final = (
-    "training_seconds",
-    "training_forwards",
-    "training_backwards",
-    "evaluation_seconds",
-    "parameters",
-    "multiply_adds",
-)
+__all__ = ["COSTS", "Row", "canonical", "rows"]
+
 _SEVERITY: Final[dict[Verdict, int]] = {"ok": 0, "suspect": 1, "invalid": 2}
 
 
@@ -27,9 +26,11 @@ _SEVERITY: Final[dict[Verdict, int]] = {"ok": 0, "suspect": 1, "invalid": 2}
 class Row:
     """One defense under one set of conditions, over its seeds.
 
-    ``rank`` counts from 1 within the row's comparison group (None: invalid, or not measured). ``verdict``
-    is the worst of the seeds', ``flags`` the codes of all of them. ``metrics`` and ``cost`` are over
-    seeds; a metric is None when a seed lacks it. ``runs`` holds record ids in the order of ``seeds``.
+    ``rank`` counts from 1 within the row's comparison group (None: invalid, or not measured), by the metric
+    ``ranked_by``; equal ranks are ties. ``verdict`` is the worst of the seeds', ``flags`` the codes of all of
+    them, ``trust`` is ``verified`` where every run is. ``metrics`` and ``cost`` are over seeds; a metric is
+    None when a seed lacks it. ``runs`` holds record ids in the order of ``seeds``, ``directories`` where they
+    are (empty for a record alone). ``note`` says why there is no interval and no test, where there could be.
     """
 
     rank: int | None
@@ -51,6 +52,10 @@ class Row:
     runs: tuple[str, ...]
     metrics: dict[str, Summary | None]
     cost: dict[str, Summary | None]
+    trust: Trust = "self-reported"
+    note: str = ""
+    ranked_by: str = "average_robust_accuracy"
+    directories: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def comparison(self) -> tuple[str, ...]:
@@ -58,122 +63,148 @@ class Row:
         return (self.fingerprint, canonical(self.sequence), self.model, self.protocol)
 
 
-def canonical(value: Any) -> str:
-    """JSON text that is equal for equal values: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def rows(
+    records: Iterable[Record | Result],
+    dataset: Texts = None,
+    *,
+    defense: Texts = None,
+    regime: Texts = None,
+    model: Texts = None,
+    verdict: Texts = None,
+    sequence: Texts = None,
+    where: Iterable[str] = (),
+    rank_by: str = "average",
+    intervals: bool | Collection[str] = True,
+) -> list[Row]:
+    """Aggregate runs over seeds and rank them.
 
+    A group shares defense and parameters, sequence and its training knobs, regime, data fingerprint, model,
+    train plan, pretraining and protocol; of two records of one group and seed the newest counts. Ranks are
+    within one data set × sequence × model × protocol, target-aware rows apart: 1 + the number of rows that
+    are better by a paired test (see `leaderboards.pairwise`), or by their values where outcomes are
+    missing. Suspect rows rank below every ok one, invalid rows not at all.
 
-def rows(records: Iterable[Record], dataset: str | None = None) -> list[Row]:
-    """Aggregate records over seeds and rank them.
-
-    A group shares defense and parameters, sequence and its training knobs, regime, data fingerprint,
-    model, train plan, pretraining and protocol; of two records of one group and seed the newest counts.
-    Ranks are by average robust accuracy, within one data set × sequence × model × protocol, target-aware
-    rows apart; equal values share a rank. Suspect rows rank below every ok one, invalid rows not at all.
+    Args:
+        records: what `find_results` found; of records alone there are no outcomes.
+        dataset, defense, regime, model, verdict, sequence, where: which rows to give, see `Query`. Ranks are
+            those of the whole board: a filter hides rows and moves none up.
+        rank_by: a metric or its short word, see `leaderboards.keys`.
+        intervals: the metrics that get a 95 % interval; True for all, False for none.
 
     Raises:
-        RecordError: no record is on ``dataset``, though there are records.
+        RecordError: an unknown metric or key, or a value that no record has.
     """
-    chosen = _on_dataset(list(records), dataset)
-    groups: dict[str, dict[int, Record]] = {}
-    for record in sorted(chosen, key=_age):
-        groups.setdefault(_group(record), {})[record.config["seed"]] = record
-    unranked = [_row(list(group.values())) for group in groups.values()]
+    key = metric_of(rank_by)
+    if isinstance(intervals, bool):
+        wanted = list(METRICS) if intervals else []
+    else:
+        wanted = list(dict.fromkeys(map(metric_of, intervals)))
+    results = [one if isinstance(one, Result) else result_of(one) for one in records]
+    query = Query.of(dataset, defense, regime, model, verdict, sequence, where)
+    pairs = sorted(map(_unranked, _grouped(results)), key=lambda pair: _order(pair[0], key))
+    query.check([row for row, _ in pairs])
     # One data set may go by two names (two folders, one content): the fingerprint decides, not the name.
-    names = {row.fingerprint: row.dataset for row in sorted(unranked, key=lambda row: row.dataset)}
-    return _ranked(sorted(unranked, key=lambda row: (names[row.fingerprint], *_order(row))))
+    names: dict[str, str] = {}
+    boards: dict[tuple[str, ...], list[tuple[Row, list[Result]]]] = {}
+    for row, members in pairs:
+        names[row.fingerprint] = max(row.dataset, names.get(row.fingerprint, ""))
+        boards.setdefault(row.comparison, []).append((row, members))
+    found: list[Row] = []
+    for comparison in sorted(boards, key=lambda one: (names[one[0]], *one)):
+        found += _board(boards[comparison], key, query, wanted)
+    for cache in {id(one.cache): one.cache for one in results if one.cache is not None}.values():
+        cache.save()
+    return found
 
 
-def _on_dataset(records: list[Record], dataset: str | None) -> list[Record]:
-    if dataset is None or not records:
-        return records
-    chosen = [record for record in records if record.config["dataset"] == dataset]
-    if not chosen:
-        known = sorted({record.config["dataset"] for record in records})
-        raise RecordError(f"no records on data set {dataset!r}: there are records on {', '.join(known)}")
-    return chosen
+def _grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """The runs of each row by seed, the newest of each seed."""
+    groups: dict[str, dict[int, Result]] = {}
+    for result in sorted(results, key=lambda one: (datetime.fromisoformat(one.created), one.id)):
+        groups.setdefault(result.group, {})[result.seed] = result
+    return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
-def _age(record: Record) -> tuple[datetime, str]:
-    return datetime.fromisoformat(record.created), record.id
-
-
-def _group(record: Record) -> str:
-    config = record.config
-    keys = ("defense", "params", "sequence", "training", "regime", "model", "plan", "pretrain")
-    aware = bool(config.get("target_aware", False))
-    fingerprint = record.environment["data"]["fingerprint"]
-    return canonical([[config[key] for key in keys], aware, fingerprint, record.protocol])
-
-
-def _row(records: Sequence[Record]) -> Row:
-    """One row of records that differ in seed only."""
-    records = sorted(records, key=lambda record: int(record.config["seed"]))
-    first, config = records[0], records[0].config
-    extra = sorted({name for record in records for name in record.metrics} - set(METRICS))
-    model = config["model"]
-    return Row(
+def _unranked(results: list[Result]) -> tuple[Row, list[Result]]:
+    """One row of runs that differ in seed only."""
+    first, shared = results[0], results[0].conditions
+    extra = sorted({name for result in results for name in result.metrics} - set(METRICS))
+    trusted = all(one.directory and trust_of(Path(one.directory)) == "verified" for one in results)
+    row = Row(
         rank=None,
-        defense=config["defense"],
-        params=config["params"],
-        regime=config["regime"],
-        target_aware=bool(config.get("target_aware", False)),
-        verdict=max((record.audit.verdict for record in records), key=_SEVERITY.__getitem__),
-        flags=tuple(sorted({flag.code for record in records for flag in record.audit.flags})),
-        dataset=config["dataset"],
-        fingerprint=first.environment["data"]["fingerprint"],
-        model=model if isinstance(model, str) else canonical(model),
-        sequence=tuple(config["sequence"]),
-        training=tuple(config["training"]),
-        plan=config["plan"],
-        pretrain=config["pretrain"],
-        protocol=first.protocol,
-        seeds=tuple(record.config["seed"] for record in records),
-        runs=tuple(record.id for record in records),
-        metrics=_summaries([*METRICS, *extra], records, lambda record, name: record.metrics.get(name)),
-        cost=_summaries(COSTS, records, lambda record, name: float(getattr(record.cost, name))),
+        defense=shared.defense,
+        params=shared.params,
+        regime=shared.regime,
+        target_aware=shared.target_aware,
+        verdict=max((result.verdict for result in results), key=_SEVERITY.__getitem__),
+        flags=tuple(sorted({flag for result in results for flag in result.flags})),
+        dataset=first.dataset,
+        fingerprint=shared.fingerprint,
+        model=shared.model if isinstance(shared.model, str) else canonical(shared.model),
+        sequence=tuple(shared.sequence),
+        training=tuple(shared.training),
+        plan=shared.plan,
+        pretrain=shared.pretrain,
+        protocol=shared.protocol,
+        seeds=tuple(result.seed for result in results),
+        runs=tuple(result.id for result in results),
+        metrics={
+            name: over_seeds([result.metrics.get(name) for result in results]) for name in (*METRICS, *extra)
+        },
+        cost={name: over_seeds([float(result.cost[name]) for result in results]) for name in COSTS},
+        trust="verified" if trusted else "self-reported",
+        directories=tuple(result.directory for result in results),
     )
+    return row, results
 
 
-def _summaries(
-    names: Iterable[str], records: Sequence[Record], value: Callable[[Record, str], float | None]
-) -> dict[str, Summary | None]:
-    return {name: over_seeds([value(record, name) for record in records]) for name in names}
-
-
-def _score(row: Row) -> float | None:
-    summary = row.metrics["average_robust_accuracy"]
-    return None if summary is None else summary.mean
-
-
-def _order(row: Row) -> tuple[Any, ...]:
-    score = _score(row)
+def _order(row: Row, key: str) -> tuple[Any, ...]:
+    summary = row.metrics[key]
     return (
-        row.comparison,
         row.target_aware,
         _SEVERITY[row.verdict],
-        score is None,
-        -(score or 0.0),
+        summary is None,
+        0.0 if summary is None else -sign_of(key) * summary.mean,
         row.defense,
         canonical([row.regime, row.params, row.plan, row.training, row.pretrain]),
     )
 
 
-def _ranked(ordered: Iterable[Row]) -> list[Row]:
-    """Competition ranks (1, 1, 3) of rows in `_order`; a tie needs an equal score *and* an equal verdict."""
-    placed: dict[tuple[Any, ...], int] = {}
-    last: dict[tuple[Any, ...], tuple[tuple[Verdict, float], int]] = {}
-    result: list[Row] = []
-    for row in ordered:
-        score = _score(row)
-        if row.verdict == "invalid" or score is None:
-            result.append(row)
-            continue
-        group = (row.comparison, row.target_aware)
-        placed[group] = placed.get(group, 0) + 1
-        standing, rank = last.get(group, (None, 0))
-        if standing != (row.verdict, score):
-            rank = placed[group]
-        last[group] = ((row.verdict, score), rank)
-        result.append(replace(row, rank=rank))
+def _board(
+    pairs: Sequence[tuple[Row, list[Result]]], key: str, query: Query, wanted: Sequence[str]
+) -> list[Row]:
+    """The rows of one comparison group that a query asks for, ranked in the order that they have."""
+    if not any(query.shows(row) for row, _ in pairs):
+        return []
+    standings = [Standing(results) for _, results in pairs]
+    for standing in standings:
+        standing.read()
+    placed = _ranks([row for row, _ in pairs], standings, key)
+    ranked = [replace(row, rank=rank, ranked_by=key) for (row, _), rank in zip(pairs, placed, strict=True)]
+    chosen = [index for index, row in enumerate(ranked) if query.shows(row) and query.shows_ranked(row)]
+    summaries = with_intervals(
+        [standings[index] for index in chosen], [ranked[index].metrics for index in chosen], wanted
+    )
+    return [
+        replace(ranked[index], metrics=metrics, note=standings[index].note)
+        for index, metrics in zip(chosen, summaries, strict=True)
+    ]
+
+
+def _ranks(ordered: Sequence[Row], standings: Sequence[Standing], key: str) -> list[int | None]:
+    """Ranks of rows in `_order`; ok and suspect rows are tested apart, and target-aware ones too."""
+    result: list[int | None] = [None] * len(ordered)
+    for aware in (False, True):
+        above = 0
+        for verdict in ("ok", "suspect"):
+            members, scores = [], []
+            for index, row in enumerate(ordered):
+                summary = row.metrics[key]
+                if (row.target_aware, row.verdict) == (aware, verdict) and summary is not None:
+                    members.append(index)
+                    scores.append(summary.mean)
+            found = tests([standings[index] for index in members], key)
+            for index, rank in zip(members, ranks(scores, found.p, key), strict=True):
+                result[index] = above + rank
+            above += len(members)
     return result

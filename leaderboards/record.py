@@ -1,5 +1,6 @@
 """The run record: what ``record.json`` holds, and how it is read."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -89,6 +90,14 @@ class Record(Frozen):
     per_class: list[PerClass]
     cost: Cost
     audit: Audit
+
+    @field_validator("schema_number", mode="before")
+    @classmethod
+    def _plain_number(cls, value: object) -> object:
+        # 1.0 and true are equal to 1.
+        if type(value) is not int:
+            raise ValueError(f"unknown record schema {value!r}: this version reads schema {SCHEMA}")
+        return value
 
     @field_validator("created")
     @classmethod
@@ -183,6 +192,10 @@ def parse_record(data: Mapping[str, Any] | bytes | str, source: str) -> Record:
         RecordError: not JSON, an unknown schema number (looked at first: another schema's keys mean
             nothing here), or a key that is missing, unknown or holds a wrong value.
     """
+    if isinstance(data, bytes):
+        # More than twice as fast as the way below, which finds the words for what is wrong.
+        with contextlib.suppress(ValidationError):
+            return Record.model_validate_json(data)
     try:
         tree = dict(data) if isinstance(data, Mapping) else json.loads(data)
         text = json.dumps(tree, allow_nan=False)

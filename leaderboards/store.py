@@ -216,20 +216,29 @@ def find_records(runs_dir: Path) -> tuple[list[Record], list[str]]:
     Raises:
         RecordError: there is no such directory.
     """
-    runs_dir = Path(runs_dir)
-    if not runs_dir.is_dir():
-        raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
     records: list[Record] = []
     problems: list[str] = []
-    try:
-        directories = sorted(runs_dir.iterdir())
-    except OSError as error:
-        raise RecordError(f"cannot read runs directory {runs_dir}: {_reason(error)}") from error
-    for directory in directories:
+    for directory in run_paths(runs_dir):
         try:
-            records.append(read_record(directory / RECORD))
+            records.append(read_record(Path(directory) / RECORD))
         except RecordError as error:
             # No record yet: a run in progress, or a stray file. That is no damage.
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 problems.append(str(error))
     return records, problems
+
+
+def run_paths(runs_dir: Path) -> list[str]:
+    """Everything in a runs directory, in path order; which of it is a run is for the reader to find out.
+
+    Raises:
+        RecordError: there is no such directory.
+    """
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
+    try:
+        names = sorted(os.listdir(runs_dir))
+    except OSError as error:
+        raise RecordError(f"cannot read runs directory {runs_dir}: {_reason(error)}") from error
+    return [os.path.join(runs_dir, name) for name in names]

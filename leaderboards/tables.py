@@ -1,188 +1,207 @@
-"""Leaderboard tables: rows as JSON, CSV, a data frame or text for a terminal."""
+"""Leaderboards as a table for a terminal, JSON, CSV, Markdown and a data frame (LaTeX: `latex`)."""
 
 import csv
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from leaderboards.columns import AUDIT, LABEL, column_of, data_columns
+from leaderboards.labels import audit, labels
 from leaderboards.metrics import METRICS
-from leaderboards.ranking import COSTS, Row, canonical, rows
+from leaderboards.query import Texts
+from leaderboards.ranking import Row, rows
+from leaderboards.results import find_results
+from leaderboards.sheets import Sheet, View, pivoted, sheets
 from leaderboards.statistics import Summary
-from leaderboards.store import find_records
+from leaderboards.values import cell, extra_columns, flat, scalar, standard_columns
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-__all__ = ["Row", "flat", "load", "rows", "to_csv", "to_json", "to_table"]
-
-_PLAIN: Final = (
-    "rank",
-    "defense",
-    "params",
-    "regime",
-    "target_aware",
-    "verdict",
-    "flags",
-    "dataset",
-    "fingerprint",
-    "model",
-    "sequence",
-    "training",
-    "plan",
-    "pretrain",
-    "protocol",
-    "seeds",
-    "runs",
-)
-_HEADINGS: Final = {
-    "average_robust_accuracy": "robust",
-    "clean_accuracy": "clean",
-    "worst_case_accuracy": "worst case",
-    "backward_transfer": "backward",
-    "forgetting": "forgetting",
-    "forward_transfer": "forward",
-    "unseen_accuracy": "unseen",
-    "unseen_gap": "gap",
-}
+__all__ = [
+    "Row",
+    "flat",
+    "load",
+    "rows",
+    "to_csv",
+    "to_json",
+    "to_markdown",
+    "to_table",
+    "to_text",
+]
 
 
-def flat(row: Row) -> dict[str, Any]:
-    """One row as scalars under stable names; lists and mappings as JSON text.
+def data(rows: Sequence[Row], view: View | None = None) -> tuple[list[str], list[list[Any]]]:
+    """The names and values of a board as data, at full precision.
 
-    Every metric and cost gives two columns, ``NAME_mean`` and ``NAME_std``. Metrics beyond the standard
-    ones come last.
+    By default the columns of `flat`. Of chosen columns a metric gives its mean, standard deviation and both
+    ends of its interval, of a pivot its mean. A group key comes first, and its rows together.
+
+    Raises:
+        RecordError: see `sheets`.
     """
-    values: dict[str, Any] = {}
-    for name in _PLAIN:
-        value = getattr(row, name)
-        values[name] = canonical(value) if isinstance(value, list | tuple | dict) else value
-    extra = [name for name in row.metrics if name not in METRICS]
-    summaries = row.metrics | row.cost
-    for name in (*METRICS, *COSTS, *extra):
-        summary = summaries[name]
-        values[f"{name}_mean"] = None if summary is None else summary.mean
-        values[f"{name}_std"] = None if summary is None else summary.std
-    return values
+    view = view or View()
+    if view.pivot is not None:
+        if not rows:
+            return [], []
+        sheet = pivoted(rows, view.pivot)
+        return [column.name for column in sheet.columns], [list(map(_number, line)) for line in sheet.rows]
+    names = [*standard_columns(), *extra_columns(rows)]
+    if view.columns:
+        names = data_columns(view.columns, rows)
+    ordered = list(enumerate(rows))
+    if view.group_by is not None:
+        key = column_of(view.group_by, rows).name
+        names = list(dict.fromkeys([key, *names]))
+        first: dict[str, int] = {}
+        for index, row in ordered:
+            first.setdefault(repr(cell(row, key)), index)
+        ordered.sort(key=lambda pair: (first[repr(cell(pair[1], key))], pair[0]))
+    named = labels(rows)
+    return names, [[_value(row, name, named[index]) for name in names] for index, row in ordered]
 
 
-def to_json(rows: Iterable[Row]) -> str:
-    """Rows as a JSON list of objects, at full precision; metrics are ``{mean, std, n}`` or null."""
-    return json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False, allow_nan=False)
+def _value(row: Row, name: str, label: str) -> Any:
+    if name in (LABEL, AUDIT):
+        return label if name == LABEL else audit(row)
+    return scalar(cell(row, name))
 
 
-def to_csv(rows: Iterable[Row]) -> str:
-    """Rows as CSV, at full precision, with the columns of `flat`; an undefined value is empty."""
-    table = [flat(row) for row in rows]
-    standard = [*_PLAIN, *(f"{name}_{part}" for name in (*METRICS, *COSTS) for part in ("mean", "std"))]
-    extra = sorted({name for line in table for name in line} - set(standard))
+def _number(value: Any) -> Any:
+    return value.mean if isinstance(value, Summary) else scalar(value)
+
+
+def to_json(rows: Iterable[Row], view: View | None = None) -> str:
+    """Rows as a JSON list of objects, at full precision.
+
+    By default an object has all fields of a row, metrics being ``{mean, std, n, low, high}`` or null; with a
+    `View` it has the columns of `data`.
+    """
+    rows = list(rows)
+    if view is None or view == View():
+        found = [_tree(row) for row in rows]
+    else:
+        names, values = data(rows, view)
+        found = [dict(zip(names, line, strict=True)) for line in values]
+    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _tree(row: Row) -> dict[str, Any]:
+    # Where the runs are is the reader's own affair.
+    tree = {one.name: getattr(row, one.name) for one in fields(row) if one.name != "directories"}
+    for name in ("metrics", "cost"):
+        tree[name] = {key: None if one is None else vars(one) for key, one in tree[name].items()}
+    return tree
+
+
+def to_csv(rows: Iterable[Row], view: View | None = None) -> str:
+    """Rows as CSV, at full precision, with the columns of `data`; an undefined value is empty."""
+    names, values = data(list(rows), view)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*standard, *extra], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(values)
     return buffer.getvalue()
 
 
-def load(runs_dir: str | Path) -> "pd.DataFrame":
-    """The ranked rows of all runs in a directory as a data frame, with the columns of `flat`.
+def load(
+    runs_dir: str | Path,
+    *,
+    columns: str | Iterable[str] = (),
+    group_by: str | None = None,
+    pivot: str | None = None,
+    dataset: Texts = None,
+    defense: Texts = None,
+    regime: Texts = None,
+    model: Texts = None,
+    verdict: Texts = None,
+    sequence: Texts = None,
+    where: str | Iterable[str] = (),
+    rank_by: str = "average",
+) -> "pd.DataFrame":
+    """The ranked rows of all runs in a directory as a data frame, with the columns of `data`.
 
-    A record that cannot be read is a warning.
+    A record that cannot be read is a warning. The options are those of ``advbench leaderboard``: which
+    columns, a key to group by, a pivot ``ROWS,COLUMNS,VALUE``, filters (see `rows`) and the metric to rank
+    by.
 
     Raises:
-        RecordError: there is no such directory.
+        RecordError: there is no such directory, or an option that means nothing there.
     """
     import pandas as pd
 
-    records, problems = find_records(Path(runs_dir))
+    view = View.of(columns, group_by, pivot)
+    results, problems = find_results(Path(runs_dir))
     for problem in problems:
         warnings.warn(problem, stacklevel=2)
-    return pd.DataFrame([flat(row) for row in rows(records)])
+    found = rows(
+        results,
+        dataset,
+        defense=defense,
+        regime=regime,
+        model=model,
+        verdict=verdict,
+        sequence=sequence,
+        where=[where] if isinstance(where, str) else where,
+        rank_by=rank_by,
+        intervals=view.intervals(METRICS),
+    )
+    names, values = data(found, view)
+    return pd.DataFrame(values, columns=names)
 
 
-def to_table(rows: Iterable[Row]) -> "list[Table]":
-    """One table for each comparison group, in percent, mean ± standard deviation over seeds.
+def to_table(rows: Iterable[Row], view: View | None = None, *, compact: bool = False) -> "list[Table]":
+    """One table for each sheet (see `sheets`), in percent, mean ± standard deviation over seeds.
 
-    The title names data set, sequence, model and protocol; the caption spells the sequence out.
-    Target-aware rows stand below a line, with ranks of their own. Metrics that no row has are left out.
+    The best value of a metric is bold, the second underlined. A ``compact`` table fits 100 characters: of all
+    metrics but the ranking key it shows the mean alone.
     """
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.comparison, []).append(row)
-    return [_table(group) for group in groups.values()]
+    from leaderboards.terminal import SheetTable
+
+    return [SheetTable(sheet) for sheet in sheets(list(rows), view, compact=compact)]
 
 
-def _table(rows: Sequence[Row]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
+def to_text(rows: Iterable[Row], view: View | None = None, *, width: int = 200) -> str:
+    """The tables of `to_table` as plain text."""
+    from rich.console import Console
 
-    first = rows[0]
-    names = [name for name in METRICS if any(row.metrics[name] for row in rows)]
-    sequence = " → ".join(map(_brief, first.sequence))
-    about = [f"{first.dataset} ({_short(first.fingerprint)})", sequence, first.model]
-    title = Text(" · ".join([*filter(None, about), f"protocol {_short(first.protocol)}"]))
-    table = Table(title=title, caption=Text(" → ".join(first.sequence)))
-    for heading in ("rank", "defense", "regime", *(_HEADINGS[name] for name in names), "seeds", "audit"):
-        table.add_column(heading, justify="left" if heading in ("defense", "regime", "audit") else "right")
-    labels = _labels(rows)
-    marked = sorted(zip(rows, labels, strict=True), key=lambda pair: pair[0].target_aware)
-    for position, (row, label) in enumerate(marked):
-        if row.target_aware and position and not marked[position - 1][0].target_aware:
-            table.add_section()
-        cells = [
-            "–" if row.rank is None else str(row.rank),
-            f"{label} (target-aware)" if row.target_aware else label,
-            row.regime,
-            *(_percent(row.metrics[name]) for name in names),
-            str(len(row.seeds)),
-            f"{row.verdict}: {', '.join(row.flags)}" if row.flags else row.verdict,
-        ]
-        # Text, not str: parameters may hold brackets, which rich would read as markup.
-        table.add_row(*map(Text, cells))
-    return table
+    console = Console(
+        file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False, record=True
+    )
+    for table in to_table(rows, view):
+        console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
 
 
-def _percent(summary: Summary | None) -> str:
-    if summary is None:
-        return "–"
-    spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
-    return f"{100 * summary.mean:.1f}{spread}"
+def to_markdown(rows: Iterable[Row], view: View | None = None) -> str:
+    """Tables as Markdown (pipe tables under headings); the best value bold, the second underlined."""
+    found = []
+    for sheet in sheets(list(rows), view):
+        lines = [f"### {_plain(sheet.title)}", ""]
+        lines.append(_line(_plain(column.heading) for column in sheet.columns))
+        lines.append(_line("---" if column.left else "---:" for column in sheet.columns))
+        for index in range(len(sheet.rows)):
+            lines.append(_line(_marked(sheet, index, place) for place in range(len(sheet.columns))))
+        notes = [_plain(note) for note in sheet.caption.splitlines()]
+        found.append("\n".join([*lines, *(part for note in notes for part in ("", note))]))
+    return "\n\n".join(found) + ("\n" if found else "")
 
 
-def _short(text: str) -> str:
-    """The start of a hash, without the name of its algorithm."""
-    return text.rpartition(":")[2][:8]
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _brief(attack: str) -> str:
-    """Name and budget of a canonical attack text: ``pgd:eps=0.2,steps=50`` gives ``pgd eps=0.2``."""
-    head, _, value = attack.partition("=")  # a name may hold a colon of its own: ta:PGD:eps=0.2
-    name, _, knob = head.rpartition(":")
-    name, knobs = (name, f"{knob}={value}") if name else (attack, "")
-    return " ".join([name, *(knob for knob in knobs.split(",") if knob.startswith("eps="))])
+def _marked(sheet: Sheet, row: int, column: int) -> str:
+    text, mark = _plain(sheet.text(row, column)), sheet.marks.get((row, column))
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(mark or "", text)
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
-    """Each row's defense, with the settings in which rows of the same defense and regime differ."""
-
-    def settings(row: Row) -> dict[str, str]:
-        plan = {f"plan.{name}": value for name, value in row.plan.items()}
-        other = {"training": row.training, "pretrain": row.pretrain}
-        return {name: canonical(value) for name, value in (row.params | plan | other).items()}
-
-    labels: list[str] = []
-    for row in rows:
-        own = settings(row)
-        others = [
-            settings(other) for other in rows if (other.defense, other.regime) == (row.defense, row.regime)
-        ]
-        differing = [
-            f"{name}={value}"
-            for name, value in own.items()
-            if any(other.get(name) != value for other in others)
-        ]
-        labels.append(f"{row.defense}({', '.join(differing)})" if differing else row.defense)
-    return labels
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from advbench import run
 from advbench.data import DataSet, load_dataset
 from advbench.saved import Run
+from leaderboards import Record, parse_record
 
 SMALL: dict[str, Any] = {
     "sequence": "fgsm,pgd:steps=3",
@@ -120,3 +121,64 @@ def global_randomness() -> Callable[[], bool]:
 
     before = state()
     return lambda: state() == before
+
+
+@pytest.fixture(scope="session")
+def record_with() -> Callable[..., Record]:
+    """Makes a record of one stage from attacks ``(name, knobs, norm, eps, robust)`` out of ``n`` points."""
+
+    def make(
+        *attacks: tuple[str, str, str | None, float, int],
+        n: int = 100,
+        clean: int | None = None,
+        id: str = "run",
+        data: tuple[str, str] = ("digits", "f1"),
+        test: int = 100,
+        verdict: str = "ok",
+        flags: Sequence[dict[str, Any]] = (),
+        **config: Any,
+    ) -> Record:
+        right = n if clean is None else clean
+        threat = {"norm": None, "eps": None, "access": "none"}
+        rest = {"seconds": 1.0, "forwards": 1, "backwards": 1, "invalid": 0, "stage": 1, "n": n}
+        cells = [{"attack": "clean", "threat": threat, "clean_correct": right, "robust": right, **rest}]
+        entries = []
+        for name, knobs, norm, eps, robust in attacks:
+            text = f"{name}:eps={eps!r}" + (f",{knobs}" if knobs else "")
+            entry = {"text": text, "name": name, "family": "f", "norm": norm, "eps": eps, "kind": "budgeted"}
+            entries.append({**entry, "access": "white-box", "role": "eval", "training": None})
+            threat = {"norm": norm, "eps": eps, "access": "white-box"}
+            cell = {"attack": text, "threat": threat, "clean_correct": right, "robust": robust}
+            cells.append({**cell, **rest})
+        defaults: dict[str, Any] = {"defense": "at", "params": {}, "sequence": [], "training": []}
+        defaults |= {
+            "regime": "joint",
+            "dataset": data[0],
+            "model": "net",
+            "plan": {},
+            "pretrain": 0,
+            "seed": 0,
+        }
+        environment = {"versions": {}, "commit": None, "device": "cpu", "threads": 1, "python": "3.11"}
+        facts = {"name": data[0], "fingerprint": data[1], "test": test}
+        cost = {"training_seconds": 1.0, "training_forwards": 1, "training_backwards": 1}
+        tree = {
+            "schema": 1,
+            "id": id,
+            "created": "2025-01-01T00:00:00Z",
+            "status": "complete",
+            "config": defaults | config,
+            "protocol": "p",
+            "regime": config.get("regime", "joint"),
+            "attacks": entries,
+            "stages": [],
+            "environment": {**environment, "platform": "linux", "data": facts},
+            "cells": cells,
+            "metrics": {"average_robust_accuracy": 0.5, "clean_accuracy": right / n},
+            "per_class": [],
+            "cost": {**cost, "evaluation_seconds": 1.0, "parameters": 1, "multiply_adds": 1},
+            "audit": {"verdict": verdict, "flags": list(flags), "checks": []},
+        }
+        return parse_record(tree, "here")
+
+    return make

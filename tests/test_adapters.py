@@ -23,7 +23,7 @@ from attacks_pool.adapters.containment import Contained, mend
 from attacks_pool.adapters.pyautoattack_adapter import PEERS as AUTO
 from attacks_pool.adapters.torchattacks_adapter import PEERS as TORCH
 from attacks_pool.text import attack_name, parse_attacks
-from leaderboards.tables import _brief
+from leaderboards.labels import brief
 
 TINY = {
     "steps": 3,
@@ -556,7 +556,7 @@ def test_names_with_a_colon_are_shown_whole() -> None:
     """In the columns of a matrix and in the tables."""
     texts = ["pgd:eps=0.2,steps=5", "ta:PGD:eps=0.2,steps=5", "ta:PGD:eps=0.1,steps=5"]
     assert labels(texts) == ["pgd", "ta:PGD:eps=0.2", "ta:PGD:eps=0.1"]
-    assert [_brief(text) for text in texts] == ["pgd eps=0.2", "ta:PGD eps=0.2", "ta:PGD eps=0.1"]
+    assert [brief(text) for text in texts] == ["pgd eps=0.2", "ta:PGD eps=0.2", "ta:PGD eps=0.1"]
     assert attack_name("ta:PGD") == "ta:PGD"
 
 

@@ -240,6 +240,8 @@ def test_json_keeps_numbers_exactly() -> None:
             "mean": summary.mean,
             "std": summary.std,
             "n": summary.n,
+            "low": None,
+            "high": None,
         }
         assert (data["rank"], data["seeds"], data["params"]) == (row.rank, list(row.seeds), row.params)
         assert data["metrics"]["forgetting"] is None

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from leaderboards import Row, View
 
 
 class Format(StrEnum):
     """How a leaderboard is written."""
 
     table = "table"
-    json = "json"
     csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    latex = "latex"
+
+
+FILTERS = "Which rows (each option may be given again: any of its values)"
+SHAPE = "Which columns"
+BESIDE = "What to compare with"
 
 
 def show(run: Annotated[Path, typer.Argument(help="A run directory or its record.json.")]) -> None:
@@ -27,30 +38,152 @@ def show(run: Annotated[Path, typer.Argument(help="A run directory or its record
     render.print_run(Run(run if run.is_dir() else run.parent, record))
 
 
+def _filter(text: str) -> typer.models.OptionInfo:
+    """An option that names rows."""
+    found: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=FILTERS)
+    return found
+
+
+Words = list[str] | None
+
+
 def leaderboard(
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    dataset: Annotated[str | None, typer.Option(help="Only runs on this data set.")] = None,
-    format: Annotated[Format, typer.Option(help="table, json or csv.")] = Format.table,
+    rank_by: Annotated[
+        str,
+        typer.Option(help="average, worst-case, unseen, clean, forgetting, backward, forward or gap."),
+    ] = "average",
+    format: Annotated[
+        Format, typer.Option(help="table, csv, json, markdown or latex (booktabs).")
+    ] = Format.table,
+    out: Annotated[Path | None, typer.Option(help="Write to this file rather than to the terminal.")] = None,
+    dataset: Annotated[Words, _filter("Only rows on this data set.")] = None,
+    defense: Annotated[Words, _filter("Only rows of this defense, or of this evaluated model.")] = None,
+    regime: Annotated[Words, _filter("Only rows of this regime: continual, joint, meta or eval.")] = None,
+    model: Annotated[Words, _filter("Only rows of this network.")] = None,
+    verdict: Annotated[Words, _filter("Only rows that the audit calls ok, suspect or invalid.")] = None,
+    sequence: Annotated[Words, _filter("Only rows of this sequence: fgsm,pgd or fgsm,pgd:eps=0.1.")] = None,
+    where: Annotated[
+        Words, _filter("KEY=VALUE: only rows with this value in this column, or params.NAME=VALUE.")
+    ] = None,
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Names of columns: rank,label,average,average_interval,clean_mean,params.sigma …",
+            rich_help_panel=SHAPE,
+        ),
+    ] = "",
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="A table for each value of this key, not each comparison.", rich_help_panel=SHAPE),
+    ] = None,
+    pivot: Annotated[
+        str | None,
+        typer.Option(help="ROWS,COLUMNS,VALUE: defense,sequence,average.", rich_help_panel=SHAPE),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Best accuracies known (advbench reference, MultiRobustBench): adds competitiveness ratios.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+    reference_attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="Attacks of it to compare on; all that it requires by default.", rich_help_panel=BESIDE
+        ),
+    ] = None,
+    robustbench: Annotated[
+        Path | None,
+        typer.Option(
+            help="RobustBench's model_info: its rows in tables of their own.", rich_help_panel=BESIDE
+        ),
+    ] = None,
 ) -> None:
-    """Rank all runs: seeds aggregated, compared only on one data set, sequence, model and protocol."""
-    from leaderboards import RecordError, find_records, rows, to_csv, to_json, to_table
+    """Rank all runs: seeds aggregated, compared only on one data set, sequence, model and protocol.
 
-    records, problems = find_records(runs_dir)
-    if problems and not records:
+    A row's rank is 1 + the number of rows that are better by a paired test on the stored outcomes, so that
+    rows with equal ranks are ties. A filter hides rows and does not change the ranks of the others.
+    """
+    from advbench.cli import references
+    from leaderboards import RecordError, View, find_results, rows
+    from leaderboards.metrics import METRICS
+
+    view = View.of(columns, group_by, pivot)
+    published = references.published(robustbench, dataset, tables=format is Format.table and out is None)
+    results, problems = find_results(runs_dir)
+    if problems and not results:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecordError(problems[0] + more)
+    results, notes = references.compared(results, reference, reference_attacks)
+    found = rows(
+        results,
+        dataset,
+        defense=defense,
+        regime=regime,
+        model=model,
+        verdict=verdict,
+        sequence=sequence,
+        where=where or (),
+        rank_by=rank_by,
+        # By default a table has the interval of the ranking key alone, data has all.
+        intervals=view.intervals(METRICS if format in (Format.csv, Format.json) else [rank_by]),
+    )
+    if format is Format.table and out is None:
+        _print(found, view, runs_dir if not results else None)
+        references.show(published)
+    else:
+        text = _text(found, format, view)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            _save(out, text)
+    # Last, so that a mistake in an option is one line.
     for problem in problems:
         typer.echo(f"warning: {problem}", err=True)
-    found = rows(records, dataset)
-    if format is Format.json:
-        typer.echo(to_json(found))
-    elif format is Format.csv:
-        typer.echo(to_csv(found), nl=False)
-    else:
-        from advbench.cli.render import output
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
-        console = output()
-        for table in to_table(found):
-            console.print(table)
-        if not found:
-            console.print(f"no finished runs in {runs_dir}: advbench run makes one")
+
+def _text(found: Sequence[Row], format: Format, view: View) -> str:
+    """A board in a format, as text that ends with a line."""
+    from leaderboards import to_csv, to_json, to_latex, to_markdown
+
+    if format is Format.json:
+        return to_json(found, view) + "\n"
+    if format is Format.csv:
+        return to_csv(found, view)
+    if format is Format.markdown:
+        return to_markdown(found, view)
+    if format is Format.latex:
+        return to_latex(found, view)
+    from advbench.cli.console import PLAIN_WIDTH
+    from leaderboards.tables import to_text
+
+    return to_text(found, view, width=PLAIN_WIDTH)
+
+
+def _save(path: Path, text: str) -> None:
+    from leaderboards import write_bytes
+
+    write_bytes(path, text.encode())
+    typer.echo(f"wrote {path}")
+
+
+def _print(found: Sequence[Row], view: View, empty: Path | None) -> None:
+    from advbench.cli.console import COMPACT, output
+    from leaderboards import to_table
+
+    console = output()
+    for table in to_table(found, view, compact=console.width < COMPACT):
+        console.print(table)
+    if empty is not None:
+        console.print(f"no finished runs in {empty}: advbench run makes one")
+    elif not found:
+        console.print("no row is what the filters ask for")
+    elif not (view.columns or view.pivot):
+        console.print(
+            "ranked by the first number: mean ± standard deviation over seeds, 95 % interval over seeds and "
+            "test points; equal ranks are ties (paired test, p < 0.05)"
+        )

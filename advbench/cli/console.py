@@ -7,6 +7,8 @@ import functools
 from rich.console import Console
 
 PLAIN_WIDTH = 200
+COMPACT = 150
+"""Columns below which a leaderboard shows fewer numbers."""
 
 
 def output() -> Console:

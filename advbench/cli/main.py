@@ -9,7 +9,19 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, defenses, doctor, evaluating, lists, running, runs, sweeping
+from advbench.cli import (
+    auditing,
+    boards,
+    defenses,
+    doctor,
+    evaluating,
+    exporting,
+    lists,
+    referencing,
+    running,
+    runs,
+    sweeping,
+)
 from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
@@ -28,6 +40,8 @@ app.command("eval")(evaluating.evaluate)
 app.command("sweep")(sweeping.sweep)
 app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
+app.command("reference")(referencing.reference)
+app.command("export")(exporting.export)
 app.command("audit")(auditing.audit)
 app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from advbench.cli.console import COMPACT
 from advbench.cli.console import output as output
 from advbench.cli.threats import threat_table
 from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
-from leaderboards import Record, rows, to_table
+from leaderboards import Record, result_of, rows, to_table
 
 ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 
@@ -35,7 +36,8 @@ def print_run(run: Run) -> None:
 def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
     """Mean and standard deviation over the seeds just run."""
     console = output()
-    for table in to_table(rows([run.record for run in runs])):
+    results = [result_of(run.record, run.path) for run in runs]
+    for table in to_table(rows(results, intervals=["average"]), compact=console.width < COMPACT):
         console.print(table)
     console.print(f"all runs   advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}", soft_wrap=True)
 

@@ -105,8 +105,8 @@ def run(
         "device": device,
         "threads": threads,
         "select": select,
-        "set": _pairs("set", set_),
-        "train_set": _pairs("train-set", train_set),
+        "set": pairs("set", set_),
+        "train_set": pairs("train-set", train_set),
     }
     options = {key: value for key, value in given.items() if value is not None}
     how: dict[str, Any] = {
@@ -176,17 +176,17 @@ def _check_trust(config: Path, options: dict[str, Any], *, typed: str | None, tr
         )
 
 
-def _pairs(option: str, given: list[str] | None) -> dict[str, str] | None:
+def pairs(option: str, given: list[str] | None) -> dict[str, str] | None:
     """``["a=1", "b=2"]`` as a dict."""
     from attacks_pool.errors import InputError
 
-    pairs: dict[str, str] = {}
+    found: dict[str, str] = {}
     for text in given or []:
         key, equals, value = text.partition("=")
         if not key.strip() or not equals or not value.strip():
             raise InputError(f"--{option} {text!r} cannot be read: write key=value")
-        pairs[key.strip()] = value.strip()
-    return pairs or None
+        found[key.strip()] = value.strip()
+    return found or None
 
 
 def _seeds(text: str | None, first: int) -> list[int]:

@@ -85,10 +85,10 @@ def sweep(
             outcome = run_here(
                 plan.to_do, runs_dir, workers=count, gpus=cards, attack_timeout=attack_timeout, tell=tell
             )
-    _finish(plan, outcome, runs_dir)
+    finish(plan, outcome, runs_dir)
 
 
-def _finish(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
+def finish(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
     """Say what became of the cells, and leave with the exit code for it."""
     from advbench.cli import sweepshow
     from advbench.interrupts import Interrupted

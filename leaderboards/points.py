@@ -1,0 +1,149 @@
+"""Metrics point by point: what every test point adds to a metric, taken from stored outcomes.
+
+All of `METRICS` have one form. With w the weight of each point (1 for the metric itself, a count of draws
+in a bootstrap replicate) and n the number of points,
+
+    metric = mean_j max_m (1/n) Σ_k w_k · terms[m, j, k].
+
+A metric that is linear in R has a single m, and then a single j: its terms are what each point adds. Only
+forgetting has a maximum. An attack that was measured on the first m of n points counts n/m times on them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.metrics import METRICS
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+PER_POINT: Final = (
+    "average_robust_accuracy",
+    "clean_accuracy",
+    "worst_case_accuracy",
+    "unseen_accuracy",
+)
+"""Metrics that are a share of test points, so that a paired test of proportions applies."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the outcomes of a run are to be read; equal for the seeds of a row.
+
+    ``counts[a]`` is the number of points that attack *a* was measured on, ``seen`` and ``unseen`` are the
+    columns of the sequence (for ``eval``: of all attacks) and of the attacks kept out of it.
+    """
+
+    regime: str
+    counts: tuple[int, ...]
+    seen: tuple[int, ...]
+    unseen: tuple[int, ...]
+
+    @classmethod
+    def of(cls, regime: str, roles: Sequence[str], counts: Sequence[int]) -> "Layout":
+        """From the roles and counts of the attacks, in the record's order."""
+        wanted = "eval" if regime == "eval" else "seen"
+        seen = tuple(index for index, role in enumerate(roles) if role == wanted)
+        unseen = tuple(index for index, role in enumerate(roles) if role == "unseen")
+        return cls(regime, tuple(counts), seen, unseen)
+
+    def strata(self, points: int) -> list[int]:
+        """Where the blocks of points end on which the same attacks were measured."""
+        return sorted({*self.counts, points})
+
+    @property
+    def binary(self) -> dict[str, bool]:
+        """Whether a test point is counted once by one seed, so that it is either right or wrong."""
+        return {
+            "clean_accuracy": True,
+            "worst_case_accuracy": True,
+            "average_robust_accuracy": len(self.seen) == 1,
+            "unseen_accuracy": len(self.unseen) == 1,
+        }
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Stored outcomes of S seeds: ``clean`` (S, T+1, n), ``robust`` (S, T+1, A, n), both boolean."""
+
+    layout: Layout
+    clean: Bools
+    robust: Bools
+
+    @property
+    def points(self) -> int:
+        """n."""
+        return int(self.clean.shape[-1])
+
+    def terms(self, metric: str) -> Floats | None:
+        """(S, M, J, n) terms of a metric; None where the metric is undefined.
+
+        Raises:
+            ValueError: an unknown metric.
+        """
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}")
+        if metric == "clean_accuracy":
+            return self._one(self.clean[:, -1].astype(np.float64))
+        if metric == "worst_case_accuracy":
+            return self._one(self._worst_case())
+        if metric == "average_robust_accuracy":
+            return self._one(self._mean_of(self.layout.seen))
+        if metric in ("unseen_accuracy", "unseen_gap"):
+            unseen = self._mean_of(self.layout.unseen)
+            seen = self._mean_of(self.layout.seen) if metric == "unseen_gap" else None
+            if unseen is None or (metric == "unseen_gap" and seen is None):
+                return None
+            return self._one(unseen if seen is None else seen - unseen)
+        return self._continual(metric)
+
+    def _continual(self, metric: str) -> Floats | None:
+        """Those that compare stages: defined for two stages or more."""
+        stages = len(self.layout.seen)
+        if self.layout.regime != "continual" or stages < 2:
+            return None
+        robust = self._scaled(self.layout.seen)
+        if metric == "forgetting":
+            return robust[:, 1:stages, :-1] - robust[:, -1:, :-1]
+        own = np.arange(stages)
+        if metric == "backward_transfer":
+            change = robust[:, -1, :-1] - robust[:, own[1:], own[:-1]]
+        else:
+            change = robust[:, own[1:], own[1:]] - robust[:, 0, 1:]
+        return self._one(change.mean(axis=1))
+
+    def _mean_of(self, columns: Sequence[int]) -> Floats | None:
+        if not columns:
+            return None
+        if len({self.layout.counts[column] for column in columns} | {self.points}) == 1:
+            sums = self.robust[:, -1, list(columns)].sum(axis=1, dtype=np.float64)
+            return np.asarray(sums / len(columns))
+        return np.asarray(self._scaled(columns, last=True)[:, 0].mean(axis=1))
+
+    def _scaled(self, columns: Sequence[int], *, last: bool = False) -> Floats:
+        """(S, T+1 or 1, columns, n) with n/m in place of one where only m points were measured."""
+        chosen = self.robust[:, slice(-1 if last else 0, None), list(columns)].astype(np.float64)
+        counts = np.array([self.layout.counts[column] for column in columns])
+        measured = np.arange(self.points) < counts[:, None]
+        return np.asarray(chosen * np.where(measured, self.points / counts[:, None], 0.0))
+
+    def _worst_case(self) -> Floats | None:
+        if not self.layout.counts:
+            return None
+        shared = min(self.layout.counts)
+        survive: Floats = self.robust[:, -1].all(axis=1) * (self.points / shared)
+        survive[:, shared:] = 0.0
+        return survive
+
+    @staticmethod
+    def _one(values: Floats | None) -> Floats | None:
+        return None if values is None else values[:, None, None, :]
+
+
+def values_of(terms: Floats) -> Floats:
+    """(S,) the metric of each seed, from its terms."""
+    return np.asarray(terms.mean(axis=-1).max(axis=1).mean(axis=1))

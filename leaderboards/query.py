@@ -1,0 +1,166 @@
+"""Which rows of a leaderboard are shown: filters by data set, defense and the like, or by any key."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from leaderboards.entries import Verdict
+from leaderboards.errors import RecordError
+from leaderboards.keys import listed, nearest, unknown
+from leaderboards.values import cell, full_name, known_keys
+
+if TYPE_CHECKING:
+    from leaderboards.ranking import Row
+
+Texts = str | Sequence[str] | None
+"""One wanted value, several of which any will do, or None for all."""
+
+_FIXED: Final = {"verdict": get_args(Verdict), "trust": ("verified", "self-reported")}
+
+
+@dataclass(frozen=True)
+class Query:
+    """Conditions that a row must all meet; of several values of one key any will do.
+
+    ``sequence`` is written as ``--sequence`` takes it: ``fgsm,pgd:eps=0.1`` finds the sequences of these
+    attacks in this order, whatever their other knobs.
+    """
+
+    conditions: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Texts,
+        defense: Texts,
+        regime: Texts,
+        model: Texts,
+        verdict: Texts,
+        sequence: Texts,
+        where: Iterable[str],
+    ) -> "Query":
+        """From the options of the command line; ``where`` holds ``KEY=VALUE`` texts.
+
+        Raises:
+            RecordError: one of ``where`` cannot be read.
+        """
+        given = {
+            "dataset": dataset,
+            "defense": defense,
+            "regime": regime,
+            "model": model,
+            "verdict": verdict,
+            "sequence": sequence,
+        }
+        found: dict[str, list[str]] = {}
+        for key, values in given.items():
+            if values is not None:
+                found.setdefault(key, []).extend([values] if isinstance(values, str) else values)
+        for text in [where] if isinstance(where, str) else where:
+            key, equals, value = text.partition("=")
+            if not (equals and key.strip()):
+                raise RecordError(f"where {text!r} cannot be read: write KEY=VALUE")
+            found.setdefault(full_name(key.strip()), []).append(value.strip())
+        return cls(tuple((key, tuple(values)) for key, values in found.items() if values))
+
+    def check(self, rows: Sequence["Row"]) -> None:
+        """Look for keys and values that no row has; without any rows nothing is wrong.
+
+        Raises:
+            RecordError: there is one.
+        """
+        names = known_keys(rows)
+        for key, values in self.conditions:
+            if not rows and key not in _FIXED:
+                continue
+            if key not in names:
+                raise RecordError(f"where: unknown key {unknown(key, names)}")
+            for value in values:
+                if key != "rank":
+                    _check_value(key, value, rows)
+
+    def shows(self, row: "Row") -> bool:
+        """Whether a row meets the conditions, but for its rank."""
+        return all(_meets(row, key, values) for key, values in self.conditions if key != "rank")
+
+    def shows_ranked(self, row: "Row") -> bool:
+        """Whether its rank is a wanted one."""
+        return all(_meets(row, key, values) for key, values in self.conditions if key == "rank")
+
+
+def _check_value(key: str, value: str, rows: Sequence["Row"]) -> None:
+    if key in _FIXED:
+        if value not in _FIXED[key]:
+            raise RecordError(f"no such {key} {unknown(value, _FIXED[key])}")
+        return
+    if any(_equals(key, cell(row, key), value) for row in rows):
+        return
+    known = sorted({_text(key, cell(row, key)) for row in rows})
+    said = f"records on data set {value!r}" if key == "dataset" else f"rows with {key} {value!r}"
+    there = "records on" if key == "dataset" else "rows with"
+    raise RecordError(f"no {said}:{nearest(value, known)} there are {there} {listed(known)}")
+
+
+def _meets(row: "Row", key: str, values: Sequence[str]) -> bool:
+    return any(_equals(key, cell(row, key), value) for value in values)
+
+
+def _text(key: str, value: Any) -> str:
+    if key in ("sequence", "training"):
+        return ",".join(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    return str(value)
+
+
+def _equals(key: str, value: Any, wanted: str) -> bool:
+    if key in ("sequence", "training"):
+        return _same_attacks(value, wanted)
+    if key == "flags" or key == "runs":
+        return wanted in value or (not value and wanted in ("", "none"))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = _number(wanted)
+        return number is not None and float(number) == float(value)
+    return _text(key, value).lower() == wanted.lower()
+
+
+def _same_attacks(sequence: Sequence[str], wanted: str) -> bool:
+    """Whether the attacks are those of ``wanted`` in its order; knobs that it does not name may be any."""
+    asked = _attacks(wanted)
+    return len(asked) == len(sequence) and all(
+        _covers(_attacks(attack)[0], one) for attack, one in zip(sequence, asked, strict=True)
+    )
+
+
+def _attacks(text: str) -> list[tuple[str, dict[str, str]]]:
+    """Names and knobs of ``fgsm,pgd:eps=0.1,steps=5``: a part without a name belongs to the one before."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for part in text.split(","):
+        head, equals, value = part.strip().partition("=")
+        # A name may hold a colon of its own: ta:PGD:eps=0.2
+        name, colon, knob = head.rpartition(":") if equals else (head, "", "")
+        if equals and not colon and found:
+            found[-1][1][head] = value
+        else:
+            found.append((name, {knob: value} if equals else {}))
+    return found
+
+
+def _covers(attack: tuple[str, dict[str, str]], asked: tuple[str, dict[str, str]]) -> bool:
+    (name, knobs), (wanted, values) = attack, asked
+    return name == wanted and all(_same_knob(knobs.get(knob), value) for knob, value in values.items())
+
+
+def _same_knob(own: str | None, wanted: str) -> bool:
+    if own is None or own == wanted:
+        return own is not None
+    first, second = _number(own), _number(wanted)
+    return first is not None and second is not None and abs(float(first) - float(second)) < 1e-9
+
+
+def _number(text: str) -> Fraction | None:
+    try:
+        return Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,158 @@
+"""What a leaderboard needs of a run: a record without its cells, its stages and its audit's evidence."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from leaderboards.entries import Verdict
+from leaderboards.errors import RecordError
+from leaderboards.layout import OUTCOMES, RECORD
+from leaderboards.points import Layout
+from leaderboards.record import Record
+from leaderboards.store import Bools, read_outcomes, read_record, run_paths
+
+if TYPE_CHECKING:
+    from leaderboards.cache import Cache
+
+COSTS: Final = (
+    "training_seconds",
+    "training_forwards",
+    "training_backwards",
+    "evaluation_seconds",
+    "parameters",
+    "multiply_adds",
+)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the seeds of one row share, but for the name of the data set (its fingerprint counts)."""
+
+    defense: str
+    params: dict[str, Any]
+    regime: str
+    target_aware: bool
+    fingerprint: str
+    model: Any
+    sequence: list[str]
+    training: list[str]
+    plan: dict[str, Any]
+    pretrain: Any
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run as its row sees it.
+
+    ``group`` is a hash of ``conditions``. ``roles`` and ``counts`` are of the attacks, in the record's order;
+    ``counts`` are points after the last stage, 0 where that was not measured. ``directory`` is empty where
+    there is only a record.
+    """
+
+    id: str
+    created: str
+    seed: int
+    dataset: str
+    group: str
+    conditions: Conditions
+    verdict: Verdict
+    flags: list[str]
+    metrics: dict[str, float | None]
+    cost: dict[str, float]
+    roles: list[str]
+    counts: list[int]
+    directory: str = ""
+    cache: "Cache | None" = field(default=None, repr=False, compare=False)
+
+    @property
+    def layout(self) -> Layout:
+        """How its outcomes are to be read."""
+        return Layout.of(self.conditions.regime, self.roles, self.counts)
+
+    def outcomes(self) -> tuple[Bools, Bools]:
+        """(clean, robust) of the run, see `read_outcomes`.
+
+        Raises:
+            RecordError: there are none, or they cannot be read.
+        """
+        if not self.directory:
+            raise RecordError(f"run {self.id}: where its outcomes are is not known")
+        if self.cache is not None:
+            return self.cache.outcomes(self.directory)
+        return read_outcomes(Path(self.directory) / OUTCOMES)
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is equal for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def group_of(conditions: Mapping[str, Any]) -> str:
+    """The hash that rows are grouped by."""
+    return hashlib.blake2b(canonical(conditions).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def result_of(record: Record, directory: str | Path = "", cache: "Cache | None" = None) -> Result:
+    """A record as a leaderboard sees it; ``directory`` is where its outcomes are."""
+    config = record.config
+    shared = {
+        "target_aware": bool(config.get("target_aware", False)),
+        "fingerprint": record.environment["data"]["fingerprint"],
+        "protocol": record.protocol,
+    }
+    keys = ("defense", "params", "regime", "model", "sequence", "training", "plan", "pretrain")
+    shared |= {key: config[key] for key in keys}
+    last = max((cell.stage for cell in record.cells), default=0)
+    counts = {cell.attack: cell.n for cell in record.cells if cell.stage == last}
+    return Result(
+        id=record.id,
+        created=record.created,
+        seed=config["seed"],
+        dataset=config["dataset"],
+        group=group_of(shared),
+        conditions=Conditions(**shared),
+        verdict=record.audit.verdict,
+        flags=sorted({flag.code for flag in record.audit.flags}),
+        metrics=dict(record.metrics),
+        cost={name: getattr(record.cost, name) for name in COSTS},
+        roles=[entry.role for entry in record.attacks],
+        counts=[counts.get(entry.text, 0) for entry in record.attacks],
+        directory=str(directory),
+        cache=cache,
+    )
+
+
+def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
+    """All readable records of a directory as results, in path order, and one line for each damaged one.
+
+    The same as `find_records`, but fast where most of the runs were read before: see `leaderboards.cache`.
+
+    Raises:
+        RecordError: there is no such directory.
+    """
+    from leaderboards.cache import Cache
+
+    paths = run_paths(runs_dir)
+    cache = Cache(Path(runs_dir))
+    results: list[Result] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            found = os.stat(os.path.join(path, RECORD))
+        except (FileNotFoundError, NotADirectoryError):
+            # No record yet: a run in progress, or a stray file. That is no damage.
+            continue
+        except OSError:
+            found = None
+        known = cache.result(path, found) if found is not None else None
+        try:
+            results.append(known or cache.keep(result_of(read_record(Path(path)), path, cache), found))
+        except RecordError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                problems.append(str(error))
+    return results, problems

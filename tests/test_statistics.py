@@ -1,0 +1,522 @@
+"""Intervals and paired tests of leaderboards, against scipy, against slow references and by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from numpy.typing import NDArray
+
+from leaderboards import (
+    RecordError,
+    compare,
+    find_results,
+    parse_record,
+    result_of,
+    rows,
+    summarise,
+    write_outcomes,
+)
+from leaderboards.bootstrap import intervals, point_weights, replicates_of, seed_weights
+from leaderboards.mcnemar import all_pairs, clustered, exact
+from leaderboards.metrics import METRICS
+from leaderboards.pairwise import ranks
+from leaderboards.points import Layout, Outcomes, values_of
+from leaderboards.statistics import holm
+
+SEEN, UNSEEN = ("fgsm:eps=0.2", "pgd:eps=0.2", "cw:eps=1"), ("bim:eps=0.2", "mim:eps=0.2")
+ROLES = ["seen"] * 3 + ["unseen"] * 2
+
+
+def made(
+    skill: float, seed: int, *, points: int = 200, counts: tuple[int, ...] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Outcomes of one run, clean (4, n) and robust (4, 5, n); points are as hard for any run."""
+    random = np.random.default_rng([seed, int(1000 * skill)])
+    hardness = np.random.default_rng(0).random(points)
+    learnt = np.array([0.1, 0.9, 0.7, 1.0])[:, None, None] * skill
+    robust = random.normal(0, 0.15, (4, 5, points)) + hardness < learnt
+    clean = random.random((4, points)) < 0.95
+    robust &= clean[:, None]
+    for attack, count in enumerate(counts or ()):
+        robust[:, attack, count:] = False
+    return clean, robust
+
+
+def tree(
+    defense: str, seed: int, clean: Any, robust: Any, counts: list[int], regime: str = "continual"
+) -> dict[str, Any]:
+    """The record of these outcomes, by the metrics of `summarise`."""
+    rows_, points = clean.shape
+    texts = [*SEEN, *UNSEEN]
+    R = robust.sum(2) / np.array(counts)
+    cells = []
+    for stage, (text, n) in itertools.product(
+        range(rows_), [("clean", points), *zip(texts, counts, strict=True)]
+    ):
+        kept = clean[stage] if text == "clean" else robust[stage, texts.index(text)]
+        cells.append(
+            {
+                "stage": stage,
+                "attack": text,
+                "threat": {"norm": "linf", "eps": 0.2, "access": "white-box"},
+                "n": n,
+                "clean_correct": int(clean[stage, :n].sum()),
+                "robust": int(kept[:n].sum()),
+                "invalid": 0,
+                "seconds": 1.0,
+                "forwards": 1,
+                "backwards": 1,
+            }
+        )
+    entry = {
+        "family": "f",
+        "norm": "linf",
+        "eps": 0.2,
+        "access": "white-box",
+        "kind": "budgeted",
+        "training": None,
+    }
+    return {
+        "schema": 1,
+        "id": f"{defense}-{seed}",
+        "created": "2026-01-01T00:00:00Z",
+        "status": "complete",
+        "config": {
+            "defense": defense,
+            "params": {},
+            "sequence": list(SEEN),
+            "training": list(SEEN),
+            "regime": regime,
+            "dataset": "digits",
+            "model": "cnn",
+            "plan": {"epochs": 1},
+            "pretrain": {},
+            "seed": seed,
+        },
+        "protocol": "p",
+        "regime": regime,
+        "attacks": [
+            entry | {"text": text, "name": text.partition(":")[0], "role": role}
+            for text, role in zip(texts, ROLES, strict=True)
+        ],
+        "stages": [],
+        "environment": {
+            "versions": {},
+            "commit": None,
+            "device": "cpu",
+            "threads": 1,
+            "data": {"name": "digits", "fingerprint": "f"},
+            "python": "3.11",
+            "platform": "linux",
+        },
+        "cells": cells,
+        "metrics": summarise(
+            R[:, :3], clean.mean(1), regime=regime, R_unseen=R[:, 3:], robust=robust[-1], counts=counts
+        ),
+        "per_class": [],
+        "cost": {
+            "training_seconds": 1.0,
+            "training_forwards": 5,
+            "training_backwards": 5,
+            "evaluation_seconds": 2.0,
+            "parameters": 100,
+            "multiply_adds": 1000,
+        },
+        "audit": {"verdict": "ok", "flags": [], "checks": []},
+    }
+
+
+def save(
+    runs_dir: Path,
+    defense: str,
+    skill: float,
+    seeds: range,
+    *,
+    counts: tuple[int, ...] | None = None,
+    **more: Any,
+) -> None:
+    """Runs of a defense, a directory a seed."""
+    for seed in seeds:
+        clean, robust = made(skill, seed, counts=counts)
+        directory = runs_dir / f"{defense}-{seed}"
+        directory.mkdir(parents=True)
+        write_outcomes(directory / "outcomes.npz", clean, robust)
+        record = tree(defense, seed, clean, robust, list(counts or [clean.shape[1]] * 5))
+        (directory / "record.json").write_text(json.dumps(record | more), "utf-8")
+
+
+def stacked(counts: tuple[int, ...], skill: float = 0.6, seeds: int = 3) -> Outcomes:
+    """Outcomes of several seeds."""
+    pairs = [made(skill, seed, counts=counts) for seed in range(seeds)]
+    clean, robust = (np.stack([pair[part] for pair in pairs]) for part in (0, 1))
+    return Outcomes(Layout.of("continual", ROLES, counts), clean, robust)
+
+
+@pytest.mark.parametrize("counts", [(200,) * 5, (200, 200, 60, 200, 100)])
+def test_terms_of_points_give_the_metrics(counts: tuple[int, ...]) -> None:
+    """All of them, as `summarise` computes them from R, where attacks were measured on fewer points too."""
+    outcomes = stacked(counts)
+    for seed in range(3):
+        R = outcomes.robust[seed].sum(2) / np.array(counts)
+        expected = summarise(
+            R[:, :3],
+            outcomes.clean[seed].mean(1),
+            regime="continual",
+            R_unseen=R[:, 3:],
+            robust=outcomes.robust[seed, -1],
+            counts=counts,
+        )
+        for metric in METRICS:
+            terms = outcomes.terms(metric)
+            assert terms is not None
+            assert values_of(terms)[seed] == pytest.approx(expected[metric], abs=1e-12), metric
+
+
+def test_a_single_stage_has_no_terms_of_transfer() -> None:
+    """Null metrics stay null, and an evaluated model averages over all its attacks."""
+    outcomes = stacked((200,) * 5)
+    joint = Outcomes(Layout.of("joint", ROLES, (200,) * 5), outcomes.clean[:, :2], outcomes.robust[:, :2])
+    for metric in ("backward_transfer", "forgetting", "forward_transfer"):
+        assert joint.terms(metric) is None
+    alone = Layout.of("eval", ["eval"] * 5, (200,) * 5)
+    judged = Outcomes(alone, outcomes.clean[:, -1:], outcomes.robust[:, -1:])
+    terms = judged.terms("average_robust_accuracy")
+    assert terms is not None
+    np.testing.assert_allclose(values_of(terms), outcomes.robust[:, -1].mean((1, 2)))
+    assert judged.terms("unseen_accuracy") is None
+    with pytest.raises(ValueError, match="unknown metric 'speed'"):
+        judged.terms("speed")
+
+
+def slow_replicate(
+    outcomes: Outcomes, points: NDArray[np.int64], seeds: NDArray[np.int64]
+) -> dict[str, float]:
+    """The metrics of resampled outcomes, by `summarise`: one draw of seeds and of points for all."""
+    found: dict[str, list[float]] = {}
+    counts = outcomes.layout.counts
+    for seed in seeds:
+        clean, robust = outcomes.clean[seed][:, points], outcomes.robust[seed][:, :, points]
+        R = robust.sum(2) / np.array(counts)
+        values = summarise(
+            R[:, :3],
+            clean.mean(1),
+            regime="continual",
+            R_unseen=R[:, 3:],
+            robust=robust[-1],
+            counts=counts,
+        )
+        for metric, value in values.items():
+            assert value is not None
+            found.setdefault(metric, []).append(value)
+    return {metric: float(np.mean(values)) for metric, values in found.items()}
+
+
+def test_a_replicate_is_the_metric_of_resampled_outcomes() -> None:
+    """The vectorised form against resampling seeds and points and computing everything again."""
+    counts = (200, 200, 60, 200, 100)
+    outcomes = stacked(counts)
+    strata = outcomes.layout.strata(200)
+    assert strata == [60, 100, 200]
+    weights, chosen = next(point_weights(strata, 5)), seed_weights((0, 1, 2), 5)
+    assert (weights[:, :60].sum(1) == 60).all()
+    assert (weights[:, 60:100].sum(1) == 40).all()
+    for metric in METRICS:
+        terms = outcomes.terms(metric)
+        assert terms is not None
+        fast = replicates_of([terms, terms], [[0, 1, 2], [0, 1, 2]], strata, 5)
+        np.testing.assert_allclose(fast[0], fast[1], atol=1e-15)
+        for draw in range(5):
+            points = np.repeat(np.arange(200), weights[draw].astype(int))
+            seeds = np.repeat(np.arange(3), chosen[draw].astype(int))
+            expected = slow_replicate(outcomes, points, seeds)[metric]
+            assert fast[0, draw] == pytest.approx(expected, abs=1e-12), metric
+
+
+def test_a_share_of_points_has_the_interval_of_the_binomial() -> None:
+    """One seed, one share: the bootstrap's quantiles are those of Bin(n, p)/n, and scipy's bootstrap's."""
+    right = np.zeros(360)
+    right[:223] = 1.0
+    drawn = replicates_of([right[None, None, None]], [[7]], [360], 20_000)
+    low, high = intervals(drawn)[0]
+    expected = scipy.stats.binom.ppf([0.025, 0.975], 360, 223 / 360) / 360
+    np.testing.assert_allclose([low, high], expected, atol=1.5 / 360)
+    other = scipy.stats.bootstrap(
+        (right,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3)
+    )
+    np.testing.assert_allclose([low, high], other.confidence_interval, atol=1.5 / 360)
+    assert drawn.std() == pytest.approx(np.sqrt(223 / 360 * 137 / 360 / 360), rel=0.02)
+
+
+def test_seeds_widen_an_interval() -> None:
+    """Three seeds of 0.2, 0.5 and 0.8: their spread is in it, where points alone would not tell."""
+    right = np.zeros((3, 1, 1, 1000))
+    for seed, share in enumerate((200, 500, 800)):
+        right[seed, ..., :share] = 1.0
+    spread = replicates_of([right], [[0, 1, 2]], [1000]).std()
+    # Var = variance of a mean of three draws from the seeds + what is left of the points'
+    assert spread == pytest.approx(np.sqrt(0.06 / 3), rel=0.08)
+    assert replicates_of([right.mean(0, keepdims=True)], [[0]], [1000]).std() < 0.02
+
+
+def test_draws_are_the_same_each_time() -> None:
+    """And in whatever pieces the weights come."""
+    first = np.concatenate(list(point_weights([50, 200], 300)))
+    np.testing.assert_array_equal(first, np.concatenate(list(point_weights([50, 200], 300))))
+    assert first.shape == (300, 200)
+    assert not (first[0] == first[1]).all()
+    np.testing.assert_array_equal(seed_weights((5,), 4), np.ones((4, 1)))
+    assert (seed_weights((0, 1, 2), 500).sum(1) == 3).all()
+
+
+def test_exact_mcnemar_is_the_binomial_test() -> None:
+    """Every pair of counts up to 20, and two large ones."""
+    for b, c in [*itertools.product(range(21), repeat=2), (400, 470), (0, 900)]:
+        expected = scipy.stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
+        found = float(exact(np.array(float(b)), np.array(float(c))))
+        assert found == pytest.approx(expected, rel=1e-9), (b, c)
+
+
+def test_clustered_mcnemar_reduces_to_mcnemar() -> None:
+    """With one evaluation a point: (b − c)²/(b + c) on the χ² distribution."""
+    for b, c in [(30, 12), (5, 5), (0, 9), (200, 150)]:
+        p = float(clustered(np.array(float(b - c)), np.array(float(b + c))))
+        assert p == pytest.approx(scipy.stats.chi2.sf((b - c) ** 2 / (b + c), 1), rel=1e-9)
+
+
+def test_clustered_mcnemar_by_hand() -> None:
+    """Two seeds and two attacks: differences a point of 1/2, 1/4, −1/4, 1, 0."""
+    first = np.array([1.0, 0.75, 0.25, 1.0, 0.5])
+    second = np.array([0.5, 0.5, 0.5, 0.0, 0.5])
+    # Σd = 1.5, Σd² = 1/4 + 1/16 + 1/16 + 1 = 1.375
+    found = all_pairs(np.stack([first, second]), np.array([False, False]))
+    assert found.p[0, 1] == pytest.approx(scipy.stats.chi2.sf(1.5**2 / 1.375, 1), rel=1e-9)
+    assert found.p[0, 0] == 1.0
+    assert not found.exact.any()
+
+
+def test_clusters_do_not_count_as_independent_points() -> None:
+    """Copies of the same evaluations add nothing: the naive test would call this difference certain."""
+    random = np.random.default_rng(0)
+    first, second = (random.random(100) < share for share in (0.6, 0.5))
+    once = all_pairs(np.stack([first, second]).astype(float), np.array([False, False])).p[0, 1]
+    copied = [np.tile(one, (8, 1)).mean(0) for one in (first, second)]
+    assert all_pairs(np.stack(copied), np.array([False, False])).p[0, 1] == pytest.approx(once)
+
+
+def test_the_clustered_test_keeps_its_level() -> None:
+    """Two models that are equal on average differ at p < 0.05 in about 5 % of 2,000 draws."""
+    random = np.random.default_rng(1)
+    hardness = random.random((2000, 150))
+    wrong = 0
+    for draw in range(2000):
+        runs = random.random((2, 6, 150)) < hardness[draw]
+        wrong += all_pairs(runs.mean(1), np.array([False, False])).p[0, 1] < 0.05
+    assert 0.035 < wrong / 2000 < 0.065
+
+
+def test_holm_by_hand() -> None:
+    """0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in ascending order, never falling."""
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert holm([]).size == 0
+
+
+def test_ranks_by_hand() -> None:
+    """A row that only the first beats is second; the third is tied with it though it has less."""
+    nan, p = np.nan, np.ones((4, 4))
+    p[0, 2] = p[0, 3] = p[1, 3] = 0.001
+    assert ranks([0.9, 0.8, 0.7, 0.6], p, "clean_accuracy") == [1, 1, 2, 3]
+    # The fourth alone would be first: nothing is significantly better. It cannot stand above the third.
+    q = np.ones((3, 3))
+    q[0, 1] = 0.001
+    assert ranks([0.9, 0.8, 0.7], q, "clean_accuracy") == [1, 2, 2]
+    # Without tests the scores decide, and equal ones tie.
+    assert ranks([0.9, 0.9, 0.1], np.full((3, 3), nan), "clean_accuracy") == [1, 1, 3]
+    assert ranks([0.1, 0.2, 0.2], np.full((3, 3), nan), "forgetting") == [1, 2, 2]
+    assert ranks([], np.empty((0, 0)), "forgetting") == []
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three defenses of three seeds: two nearly level, one far behind."""
+    runs_dir = tmp_path_factory.mktemp("board")
+    save(runs_dir, "good", 0.70, range(3))
+    save(runs_dir, "even", 0.69, range(3))
+    save(runs_dir, "poor", 0.40, range(3))
+    return runs_dir
+
+
+def test_ties_are_ties(board: Path) -> None:
+    """What a paired test cannot tell apart shares a rank; records alone are ranked by their values."""
+    results, problems = find_results(board)
+    assert problems == []
+    found = rows(results)
+    assert {row.defense: row.rank for row in found} == {"good": 1, "even": 1, "poor": 3}
+    alone = rows(
+        [parse_record(json.loads((Path(r.directory) / "record.json").read_text()), "x") for r in results]
+    )
+    assert sorted(row.rank or 0 for row in alone) == [1, 2, 3]
+    assert {row.note for row in found} == {""}
+    assert all(summary is None or summary.low is None for row in alone for summary in row.metrics.values())
+    assert all("a record alone" in row.note for row in alone)
+
+
+def test_every_metric_has_an_interval_around_its_mean(board: Path) -> None:
+    """Nested in the same order each time, and only those that were asked for."""
+    results = find_results(board)[0]
+    found = rows(results)
+    for row in found:
+        for metric in METRICS:
+            summary = row.metrics[metric]
+            assert summary is not None
+            assert summary.low is not None
+            assert summary.high is not None
+            assert summary.low <= summary.mean <= summary.high, metric
+            assert summary.high - summary.low < 0.3
+    assert rows(results) == found
+    only = rows(results, intervals=["worst-case"])[0].metrics
+    assert [name for name in METRICS if (one := only[name]) and one.low is not None] == [
+        "worst_case_accuracy"
+    ]
+
+
+@pytest.mark.parametrize(
+    "key", ["worst-case", "unseen", "clean", "forgetting", "gap", "average_robust_accuracy"]
+)
+def test_ranking_keys_have_their_direction(board: Path, key: str) -> None:
+    """The first row has the best value: least forgetting, smallest gap, most of anything else."""
+    found = rows(find_results(board)[0], rank_by=key)
+    values = [summary.mean for row in found if (summary := row.metrics[row.ranked_by]) is not None]
+    assert len(values) == 3
+    assert values == sorted(values, reverse=key not in ("forgetting", "gap"))
+    assert found[0].rank == 1
+
+
+def test_compare_is_the_test_of_two_rows(board: Path) -> None:
+    """Difference, interval and p, as single points give them."""
+    found = {row.defense: row for row in rows(find_results(board)[0])}
+    far = compare(found["good"], found["poor"])
+    assert far.test == "mcnemar-clustered"
+    assert far.better == "first"
+    assert far.difference > 0.2
+    assert far.low is not None
+    assert far.high is not None
+    assert 0 < far.low < far.difference < far.high
+    near = compare(found["even"], found["good"])
+    assert near.better is None
+    assert near.p is not None
+    shares = []
+    for defense in ("even", "good"):
+        runs = [made({"even": 0.69, "good": 0.70}[defense], seed)[1][-1, :3] for seed in range(3)]
+        shares.append(np.mean(runs, axis=(0, 1)))
+    d = shares[0] - shares[1]
+    assert near.p == pytest.approx(scipy.stats.chi2.sf(d.sum() ** 2 / (d**2).sum(), 1), rel=1e-9)
+    # These very models differ, by what the seeds of one row differ among themselves too.
+    assert near.p < 0.05
+    assert near.p_seeds is not None
+    assert near.p_seeds > 0.05
+    other = compare(found["good"], found["poor"], "forgetting")
+    assert other.test == "bootstrap"
+    assert other.p == other.p_seeds
+    back = compare(found["poor"], found["good"])
+    assert (back.difference, back.p, back.better) == (-far.difference, far.p, "second")
+
+
+def test_one_seed_of_binary_points_is_tested_exactly(tmp_path: Path) -> None:
+    """Worst case against worst case, by scipy's binomial test; seeds or attacks make clusters of points."""
+    save(tmp_path, "good", 0.7, range(1))
+    save(tmp_path, "poor", 0.6, range(1))
+    first, second = rows(find_results(tmp_path)[0])
+    a, b = (made(skill, 0)[1][-1].all(0) for skill in (0.7, 0.6))
+    found = compare(first, second, "worst-case")
+    assert found.test == "mcnemar-exact"
+    only = int((a & ~b).sum()), int((~a & b).sum())
+    assert found.p == pytest.approx(scipy.stats.binomtest(only[0], sum(only), 0.5).pvalue)
+    assert compare(first, second).test == "mcnemar-clustered"
+
+
+def test_attacks_on_fewer_points_have_intervals_too(tmp_path: Path) -> None:
+    """Points are drawn within the blocks that were measured alike, the worst case is of shared ones."""
+    counts = (200, 200, 60, 200, 100)
+    save(tmp_path, "good", 0.7, range(2), counts=counts)
+    save(tmp_path, "poor", 0.5, range(1), counts=counts)
+    save(tmp_path, "bad", 0.4, range(1), counts=counts)
+    found = {row.defense: row for row in rows(find_results(tmp_path)[0])}
+    for row in found.values():
+        for metric in METRICS:
+            summary = row.metrics[metric]
+            assert summary is not None
+            assert summary.low is not None, row.note
+    test = compare(found["poor"], found["bad"], "worst-case")
+    a, b = (made(skill, 0, counts=counts)[1][-1, :, :60].all(0) for skill in (0.5, 0.4))
+    only = int((a & ~b).sum()), int((~a & b).sum())
+    assert test.test == "mcnemar-exact"
+    assert test.p == pytest.approx(scipy.stats.binomtest(only[0], sum(only), 0.5).pvalue)
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged", "another", "shape"])
+def test_outcomes_that_do_not_fit_are_not_used(tmp_path: Path, fault: str) -> None:
+    """No interval then, the row says why, and equal values alone tie."""
+    save(tmp_path, "good", 0.70, range(2))
+    save(tmp_path, "even", 0.69, range(2))
+    path = tmp_path / "good-1" / "outcomes.npz"
+    if fault == "missing":
+        path.unlink()
+    elif fault == "damaged":
+        path.write_bytes(b"PK")
+    elif fault == "another":
+        write_outcomes(path, *made(0.3, 9))
+    else:
+        write_outcomes(path, *(one[..., :50] for one in made(0.7, 1)))
+    found = {row.defense: row for row in rows(find_results(tmp_path)[0])}
+    summary, other = (found[name].metrics["average_robust_accuracy"] for name in ("good", "even"))
+    assert summary is not None
+    assert other is not None
+    assert (summary.low, summary.high) == (None, None)
+    assert other.low is not None
+    assert "good-1" in found["good"].note or "good-0" in found["good"].note
+    assert sorted(row.rank or 0 for row in found.values()) == [1, 2]
+    result = compare(found["good"], found["even"])
+    assert (result.p, result.low, result.better, result.test) == (None, None, None, None)
+    assert result.note
+
+
+def test_what_cannot_be_compared(board: Path, tmp_path: Path) -> None:
+    """Other sequences, unknown metrics, metrics that are null."""
+    found = rows(find_results(board)[0])
+    save(tmp_path, "other", 0.5, range(1), protocol="another")
+    (stranger,) = rows(find_results(tmp_path)[0])
+    with pytest.raises(RecordError, match="good and other cannot be compared"):
+        compare(next(row for row in found if row.defense == "good"), stranger)
+    with pytest.raises(RecordError, match="'unsen': did you mean 'unseen'"):
+        compare(found[0], found[1], "unsen")
+    with pytest.raises(RecordError, match="'speed'"):
+        rows([], rank_by="speed")
+
+
+def test_suspect_rows_stay_below(board: Path, tmp_path: Path) -> None:
+    """However good their numbers are."""
+    audit = {
+        "verdict": "suspect",
+        "flags": [{"code": "zero-gradient", "message": "m", "evidence": {}}],
+        "checks": [],
+    }
+    save(tmp_path, "masked", 0.95, range(2), audit=audit)
+    results = [*find_results(board)[0], *find_results(tmp_path)[0]]
+    found = rows(results)
+    assert [(row.defense, row.rank) for row in found][-1] == ("masked", 4)
+
+
+def test_a_result_is_what_its_record_says(board: Path) -> None:
+    """Through the path and without one."""
+    found = find_results(board)[0][0]
+    record = parse_record((board / "even-0" / "record.json").read_bytes(), "x")
+    alone = result_of(record)
+    assert (found.id, found.metrics, found.group) == (alone.id, alone.metrics, alone.group)
+    with pytest.raises(RecordError, match="where its outcomes are is not known"):
+        alone.outcomes()
