@@ -1,6 +1,9 @@
 """What the site asks of a row beyond mean and deviation; the one place that knows what those are called."""
 
-from typing import Any, Final
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 from leaderboards.metrics import METRICS
 from leaderboards.ranking import Row
@@ -32,9 +35,28 @@ _ORDER: Final = (
 """The standard metrics as the site shows them: what is asked first stands first."""
 
 
-def trust_of(thing: Any) -> str:
-    """``verified`` or ``self-reported``, of a row or a record; what says nothing is self-reported."""
-    return str(getattr(thing, "trust", None) or SELF_REPORTED)
+def trust_of(row: Row) -> str:
+    """``verified`` or ``self-reported``; a row that says nothing is self-reported."""
+    return str(getattr(row, "trust", SELF_REPORTED))
+
+
+def trust_of_run(directory: Path | None) -> str:
+    """The same of one run, by the mark in its directory."""
+    try:
+        trust = importlib.import_module("leaderboards.trust")
+    except ImportError:
+        return SELF_REPORTED
+    return SELF_REPORTED if directory is None else str(trust.trust_of(directory))
+
+
+def directories_of(row: Row) -> tuple[str, ...]:
+    """Where the row's runs are, in the order of its seeds; empty where the row does not know."""
+    return tuple(getattr(row, "directories", ()))
+
+
+def ranked_by(rows: Sequence[Row]) -> str:
+    """The metric that rows were ranked by."""
+    return str(getattr(rows[0], "ranked_by", METRICS[0])) if rows else METRICS[0]
 
 
 def interval_of(summary: Summary) -> tuple[float, float] | None:
@@ -43,15 +65,11 @@ def interval_of(summary: Summary) -> tuple[float, float] | None:
     return None if low is None or high is None else (float(low), float(high))
 
 
-def is_tied(row: Row) -> bool:
-    """Whether the row's rank is shared with one that it cannot be told from."""
-    return bool(getattr(row, "tied", False))
-
-
-def metric_names(rows: list[Row]) -> list[str]:
-    """The metrics that any of the rows has, the standard ones first."""
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """The metrics that any of the rows has: what they are ranked by, then the standard ones."""
     present = {name for row in rows for name, summary in row.metrics.items() if summary is not None}
-    return [name for name in (*_ORDER, *sorted(present - set(METRICS))) if name in present]
+    order = dict.fromkeys([ranked_by(rows), *_ORDER, *sorted(present - set(METRICS))])
+    return [name for name in order if name in present]
 
 
 def heading(name: str) -> str:

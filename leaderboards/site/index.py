@@ -1,5 +1,6 @@
 """The first page: comparison groups, their rows as cells, and the data that the script sorts and filters."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,8 +10,8 @@ from leaderboards.site.fields import (
     LOWER_IS_BETTER,
     heading,
     interval_of,
-    is_tied,
     metric_names,
+    ranked_by,
     scale_of,
     shown,
     trust_of,
@@ -82,6 +83,8 @@ class Group:
     lines: list[Line]
     plot: Plot | None
     interval: bool
+    ranked_by: str
+    tied: bool
 
     def sections(self, most: int) -> list[tuple[int, str, list[Line]]]:
         """The first ``most`` lines by section, without empty sections."""
@@ -125,7 +128,7 @@ class Index:
         }
 
 
-def make_index(rows: Sequence[Row], pages: Mapping[int, list[str]]) -> Index:
+def make_index(rows: Sequence[Row], pages: Sequence[list[str]]) -> Index:
     """The page of ``rows``, in their order; ``pages[i]`` are the directories of row i's runs."""
     numbered: dict[tuple[str, ...], list[int]] = {}
     for number, row in enumerate(rows):
@@ -148,14 +151,13 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
     metrics = metric_names(rows)
     best = {name: _best(name, rows) for name in metrics}
     settings = differing_settings(rows)
+    ranks = _rank_texts(rows)
+    lines = [
+        _line(row, rank, own, metrics, best, directories)
+        for row, rank, own, directories in zip(rows, ranks, settings, pages, strict=True)
+    ]
     # The order of the rows is the ranking's; sorting is stable, so it only parts the sections.
-    pairs = sorted(
-        (
-            (row, _line(row, own, metrics, best, directories))
-            for row, own, directories in zip(rows, settings, pages, strict=True)
-        ),
-        key=lambda pair: pair[1].section,
-    )
+    pairs = sorted(zip(rows, lines, strict=True), key=lambda pair: pair[1].section)
     first = rows[0]
     return Group(
         number=number,
@@ -168,9 +170,9 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
         columns=_columns(metrics),
         lines=[line for _, line in pairs],
         plot=trade_off(_points(pairs)),
-        interval=any(
-            map(interval_of, filter(None, (row.metrics.get(name) for row in rows for name in metrics)))
-        ),
+        ranked_by=ranked_by(rows).replace("_", " "),
+        tied=any(rank.endswith("=") for rank in ranks),
+        interval=any(interval_of(one) for row in rows for one in row.metrics.values() if one is not None),
     )
 
 
@@ -181,7 +183,7 @@ def _columns(metrics: Sequence[str]) -> list[Column]:
         Column("regime", "regime", "", False, True),
         *(Column(name, heading(name), _unit(name), True, name in LOWER_IS_BETTER) for name in metrics),
         Column("training_seconds", "training", "s", True, True),
-        Column("seeds", "seeds", "", True, False),
+        Column("seeds", "seeds", "", False, False),
         Column("verdict", "audit", "", False, True),
         Column("trust", "trust", "", False, False),
     ]
@@ -199,10 +201,21 @@ def section_of(row: Row) -> int:
     return OK if row.verdict == "ok" else SUSPECT
 
 
+def _rank_texts(rows: Sequence[Row]) -> list[str]:
+    """``2``, ``2=`` where a rank is shared, a dash where there is none."""
+    taken = Counter((row.target_aware, row.rank) for row in rows)
+    shared = ["=" if taken[row.target_aware, row.rank] > 1 else "" for row in rows]
+    return ["–" if row.rank is None else f"{row.rank}{sign}" for row, sign in zip(rows, shared, strict=True)]
+
+
 def _line(
-    row: Row, settings: str, metrics: Sequence[str], best: Mapping[str, float | None], pages: list[str]
+    row: Row,
+    rank: str,
+    settings: str,
+    metrics: Sequence[str],
+    best: Mapping[str, float | None],
+    pages: list[str],
 ) -> Line:
-    rank = "–" if row.rank is None else f"{row.rank}{'=' if is_tied(row) else ''}"
     seconds = row.cost.get("training_seconds")
     regime = f"{row.regime}, target-aware" if row.target_aware else row.regime
     cells = [

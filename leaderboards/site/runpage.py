@@ -12,7 +12,7 @@ from leaderboards.entries import CLEAN, AttackEntry, Cell, Flag
 from leaderboards.metrics import METRICS
 from leaderboards.record import Record
 from leaderboards.site.command import EVALUATED, Command, from_record, spelled_out
-from leaderboards.site.fields import scale_of, shown, trust_of
+from leaderboards.site.fields import scale_of, shown
 from leaderboards.site.names import attack_labels
 from leaderboards.threats import WorstCase, worst_cases
 
@@ -61,7 +61,7 @@ class RunPage:
     commands: list[tuple[str, Command]] = field(default_factory=list)
 
 
-def make_page(record: Record, robust: NDArray[np.bool_] | None) -> RunPage:
+def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> RunPage:
     """The page of a record; ``robust`` (T+1, A, n) are its stored outcomes, None if they are not at hand."""
     config = record.config
     trained = record.regime != EVALUATED
@@ -71,7 +71,7 @@ def make_page(record: Record, robust: NDArray[np.bool_] | None) -> RunPage:
         record=record,
         title=" · ".join(parts if trained else [parts[0], parts[2], parts[4]]),
         trained=trained,
-        trust=trust_of(record),
+        trust=trust,
         matrix=_matrix(record, trained),
         metrics=_metrics(record),
         classes=_classes(record),
