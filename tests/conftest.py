@@ -182,3 +182,130 @@ def record_with() -> Callable[..., Record]:
         return parse_record(tree, "here")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., Record]:
+    """Makes a whole record on invented numbers: two stages, three attacks, two classes, an audit."""
+    return _record
+
+
+ATTACKS = {
+    "fgsm:eps=0.2": ("seen", "linf", "white-box", "single-step", "fgsm:eps=0.2"),
+    "pgd:eps=0.2,steps=40": ("seen", "linf", "white-box", "projected-gradient", "pgd:eps=0.2,steps=7"),
+    "square-l2:eps=1,steps=1000": ("unseen", "l2", "black-box", "query", None),
+}
+
+
+def _record(
+    defense: str = "at",
+    *,
+    seed: int = 0,
+    robust: int = 60,
+    clean: int = 95,
+    verdict: str = "ok",
+    flags: tuple[str, ...] = (),
+    fingerprint: str = "0123456789abcdef",
+    name: str | None = None,
+    **config: Any,
+) -> Record:
+    texts = list(ATTACKS)
+    settings: dict[str, Any] = {
+        "defense": defense,
+        "params": {},
+        "sequence": texts[:2],
+        "training": ["fgsm:eps=0.2", "pgd:eps=0.2,steps=7"],
+        "regime": "continual",
+        "unseen": texts[2:],
+        "eval": [],
+        "dataset": "digits",
+        "data_dir": None,
+        "model": "digits-cnn",
+        "plan": {"epochs": 3, "lr": 0.1, "augmentation": []},
+        "pretrain": {"epochs": 5, "lr": 0.1},
+        "points": {"default": 100},
+        "seed": seed,
+        "device": "cpu",
+        "threads": 1,
+        "target_aware": False,
+    } | config
+
+    def cell(stage: int, text: str, kept: int, n: int = 100) -> dict[str, Any]:
+        _, norm, access, _, _ = ATTACKS.get(text, ("", None, "none", "", None))
+        threat = {"norm": norm, "eps": None if norm is None else 0.2, "access": access}
+        counts = {"n": n, "clean_correct": clean, "robust": kept, "invalid": 0}
+        passes = {"seconds": 1.5, "forwards": 4000, "backwards": 4000}
+        return {"stage": stage, "attack": text, "threat": threat, **counts, **passes}
+
+    after = [robust // 8, robust - 10, robust]
+    rows = [(0, [3, 0, 1]), (1, [robust, robust // 2, 20]), (2, after)]
+    return parse_record(
+        {
+            "schema": 1,
+            "id": name or f"{defense}-{settings['regime']}-s{seed}",
+            "created": "2026-01-02T03:04:05+00:00",
+            "status": "complete",
+            "config": settings,
+            "protocol": "0a1b2c3d4e5f",
+            "regime": settings["regime"],
+            "attacks": [
+                {"text": text, "name": text.partition(":")[0], "family": family, "norm": norm, "eps": 0.2}
+                | {"access": access, "kind": "budgeted", "role": role, "training": training}
+                for text, (role, norm, access, family, training) in ATTACKS.items()
+            ],
+            "stages": [
+                {
+                    "index": t,
+                    "attacks": texts[t - 1 : t] if t else [],
+                    "weights": f"{t}.safetensors",
+                    "spec": {},
+                }
+                for t in range(3)
+            ],
+            "environment": {
+                "versions": {"torch": "2.15.0"},
+                "commit": "abcdef012345",
+                "device": "cpu (x86_64)",
+                "threads": 1,
+                "data": {"name": settings["dataset"], "fingerprint": fingerprint},
+                "python": "3.11.7",
+                "platform": "Linux",
+            },
+            "cells": [
+                cell(stage, text, kept)
+                for stage, counts in rows
+                for text, kept in zip(["clean", *texts], [clean, *counts], strict=True)
+            ],
+            "metrics": {
+                "average_robust_accuracy": (after[0] + after[1]) / 200,
+                "clean_accuracy": clean / 100,
+                "worst_case_accuracy": after[0] / 100,
+                "forgetting": (robust - after[0]) / 100,
+                "unseen_accuracy": after[2] / 100,
+            },
+            "per_class": [
+                {"class": label, "n": 50, "clean_correct": clean // 2, "worst_case": 2}
+                | {"robust": {text: kept // 2 for text, kept in zip(texts, after, strict=True)}}
+                for label in ("zero", "one")
+            ],
+            "cost": {
+                "training_seconds": 10.0 + seed,
+                "training_forwards": 5000,
+                "training_backwards": 5000,
+                "evaluation_seconds": 2.0,
+                "parameters": 85066,
+                "multiply_adds": 379520,
+            },
+            "audit": {
+                "verdict": verdict,
+                "flags": [
+                    {"code": code, "message": f"what {code} means", "evidence": {"share_of_points": 0.75}}
+                    for code in flags
+                ],
+                "checks": ["zero-gradient", "nan-logits"],
+                "probes": [cell(2, texts[2], 30, n=100)],
+                "surrogate": "row 0",
+            },
+        },
+        "here",
+    )

@@ -21,8 +21,10 @@ class Format(StrEnum):
     json = "json"
     markdown = "markdown"
     latex = "latex"
+    html = "html"
 
 
+DATA = (Format.csv, Format.json, Format.html)
 FILTERS = "Which rows (each option may be given again: any of its values)"
 SHAPE = "Which columns"
 BESIDE = "What to compare with"
@@ -54,9 +56,12 @@ def leaderboard(
         typer.Option(help="average, worst-case, unseen, clean, forgetting, backward, forward or gap."),
     ] = "average",
     format: Annotated[
-        Format, typer.Option(help="table, csv, json, markdown or latex (booktabs).")
+        Format, typer.Option(help="table, csv, json, markdown, latex (booktabs) or html (a site).")
     ] = Format.table,
-    out: Annotated[Path | None, typer.Option(help="Write to this file rather than to the terminal.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write to this file rather than to the terminal; html: to this directory."),
+    ] = None,
     dataset: Annotated[Words, _filter("Only rows on this data set.")] = None,
     defense: Annotated[Words, _filter("Only rows of this defense, or of this evaluated model.")] = None,
     regime: Annotated[Words, _filter("Only rows of this regime: continual, joint, meta or eval.")] = None,
@@ -110,6 +115,8 @@ def leaderboard(
     from leaderboards import RecordError, View, find_results, rows
     from leaderboards.metrics import METRICS
 
+    if format is Format.html and out is None:
+        raise RecordError("--format html needs --out DIR")
     view = View.of(columns, group_by, pivot)
     published = references.published(robustbench, dataset, tables=format is Format.table and out is None)
     results, problems = find_results(runs_dir)
@@ -128,9 +135,11 @@ def leaderboard(
         where=where or (),
         rank_by=rank_by,
         # By default a table has the interval of the ranking key alone, data has all.
-        intervals=view.intervals(METRICS if format in (Format.csv, Format.json) else [rank_by]),
+        intervals=view.intervals(METRICS if format in DATA else [rank_by]),
     )
-    if format is Format.table and out is None:
+    if format is Format.html and out is not None:
+        _write_site(out, found, runs_dir)
+    elif format is Format.table and out is None:
         _print(found, view, runs_dir if not results else None)
         references.show(published)
     else:
@@ -187,3 +196,10 @@ def _print(found: Sequence[Row], view: View, empty: Path | None) -> None:
             "ranked by the first number: mean ± standard deviation over seeds, 95 % interval over seeds and "
             "test points; equal ranks are ties (paired test, p < 0.05)"
         )
+
+
+def _write_site(out: Path, found: Sequence[Row], runs_dir: Path) -> None:
+    from leaderboards.site import write_site
+
+    count = write_site(out, found, runs_dir=runs_dir)
+    typer.echo(f"{out / 'index.html'}: {len(found)} rows, a page for each of {count} runs")

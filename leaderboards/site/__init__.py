@@ -1,0 +1,5 @@
+"""The static site: leaderboards that sort, search and filter, and a page a run. No network, no server."""
+
+from leaderboards.site.build import write_site
+
+__all__ = ["write_site"]

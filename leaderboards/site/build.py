@@ -1,0 +1,108 @@
+"""From rows and records to the files of the site."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from leaderboards.layout import RECORD
+from leaderboards.ranking import Row
+from leaderboards.record import Record
+from leaderboards.site.index import make_index, title_of
+from leaderboards.site.names import slugs
+from leaderboards.site.runpage import make_page
+from leaderboards.site.sources import Source, Sources
+from leaderboards.site.swap import replacing
+
+ASSETS: Final = ("site.css", "board.js", "run.js")
+# Scripts and styles are files beside the pages; `file:` is what 'self' is to a page opened from a disk.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self' file:; style-src 'self' file:; base-uri 'none'; form-action 'none'"
+)
+
+
+def write_site(
+    out: Path, rows: Sequence[Row], records: Iterable[Record] = (), runs_dir: Path | None = None
+) -> int:
+    """Write the site of ``rows`` as the directory ``out``, all of it or nothing; returns how many run pages.
+
+    Args:
+        out: a new or empty directory, or an earlier site, which is replaced.
+        rows: what is shown, in this order.
+        records: the records of rows that do not know where their runs are; others are left out.
+        runs_dir: where stored outcomes of those are, for worst cases by threat; without it there are none.
+
+    Raises:
+        RecordError: ``out`` holds something else or cannot be written, or a row's record cannot be had.
+    """
+    names = iter(slugs(name for row in rows for name in row.runs))
+    pages = [[next(names) for _ in row.runs] for row in rows]
+    sources = Sources(records, runs_dir)
+    templates = _templates()
+    newest = ""
+    with replacing(out) as building:
+        (building / "assets").mkdir()
+        for name in ASSETS:
+            (building / "assets" / name).write_bytes(_folder("assets").joinpath(name).read_bytes())
+        (building / "runs").mkdir()
+        template = templates.get_template("run.html")
+        for row, directories in zip(rows, pages, strict=True):
+            for source, name, text in _run_pages(template, row, directories, sources):
+                _write_run(building / "runs" / name, text, source)
+                newest = max(newest, source.record.created)
+        text = _index_page(templates.get_template("index.html"), rows, pages, newest[:10])
+        (building / "index.html").write_text(text, "utf-8")
+    return sum(map(len, pages))
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(lambda name: _folder("templates").joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals["policy"] = POLICY
+    return environment
+
+
+def _folder(name: str) -> Traversable:
+    return files("leaderboards.site").joinpath(name)
+
+
+def _index_page(template: Template, rows: Sequence[Row], pages: Sequence[list[str]], newest: str) -> str:
+    index = make_index(rows, pages)
+    runs = sum(map(len, pages))
+    return template.render(index=index, data=_embedded(index.data()), runs=runs, newest=newest)
+
+
+def _embedded(data: Mapping[str, Any]) -> Markup:
+    """JSON to stand in a script element: nothing in it can end that element or begin a comment."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # escaped above
+
+
+def _run_pages(
+    template: Template, row: Row, names: Sequence[str], sources: Sources
+) -> Iterator[tuple[Source, str, str]]:
+    """Of each seed its source, the name of its directory and its page."""
+    values = {"row": row, "group": title_of(row), "siblings": list(zip(row.seeds, names, strict=True))}
+    for place, name in enumerate(names):
+        source = sources.of(row, place)
+        page = make_page(source.record, source.robust, source.trust)
+        yield source, name, template.render(page=page, here=name, **values)
+
+
+def _write_run(place: Path, text: str, source: Source) -> None:
+    place.mkdir()
+    (place / "index.html").write_text(text, "utf-8")
+    (place / RECORD).write_bytes(source.data)

@@ -1,0 +1,238 @@
+"""The page of one run: its record as tables, the matrix as a heat map."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.entries import CLEAN, AttackEntry, Cell, Flag
+from leaderboards.metrics import METRICS
+from leaderboards.record import Record
+from leaderboards.site.command import EVALUATED, Command, from_record, spelled_out
+from leaderboards.site.fields import scale_of, shown
+from leaderboards.site.names import attack_labels
+from leaderboards.threats import WorstCase, worst_cases
+
+LEVELS: Final = 20
+"""Colours of the heat map beside the first: one for each 5 %."""
+ROLES: Final = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A share in a heat map: percent, colour 0 to 20, a remark, and whether it is to be outlined."""
+
+    text: str
+    level: int | None = None
+    note: str = ""
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class HeatTable:
+    """A table of shares: columns as (name, remark), rows as (name, cells)."""
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[Heat]]]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """Everything that the template of a run reads."""
+
+    record: Record
+    title: str
+    trained: bool
+    trust: str
+    matrix: HeatTable
+    metrics: list[tuple[str, str]]
+    classes: HeatTable
+    worst: list[WorstCase]
+    flags: list[tuple[Flag, list[tuple[str, str]]]]
+    probes: list[tuple[Cell, Heat]]
+    config: list[tuple[str, str]]
+    plans: list[tuple[str, str, str]]
+    environment: list[tuple[str, str]]
+    cost: list[tuple[str, str]]
+    commands: list[tuple[str, Command]] = field(default_factory=list)
+
+
+def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> RunPage:
+    """The page of a record; ``robust`` (T+1, A, n) are its stored outcomes, None if they are not at hand."""
+    config = record.config
+    trained = record.regime != EVALUATED
+    model = config["model"] if isinstance(config["model"], str) else as_text(config["model"])
+    parts = [config["defense"], record.regime, config["dataset"], model, f"seed {config['seed']}"]
+    return RunPage(
+        record=record,
+        title=" · ".join(parts if trained else [parts[0], parts[2], parts[4]]),
+        trained=trained,
+        trust=trust,
+        matrix=_matrix(record, trained),
+        metrics=_metrics(record),
+        classes=_classes(record),
+        worst=_worst(record, robust),
+        flags=[(flag, _pairs(flag.evidence)) for flag in record.audit.flags],
+        probes=[(cell, _heat(cell)) for cell in record.audit.probes],
+        config=[(key, as_text(value)) for key, value in config.items() if key not in ("plan", "pretrain")],
+        plans=_plans(config),
+        environment=_environment(record.environment),
+        cost=_cost(record, trained),
+        commands=[("From the record", from_record(config)), ("Spelled out", spelled_out(config))],
+    )
+
+
+def as_text(value: Any) -> str:
+    """A JSON value as a reader wants it: text bare, lists of texts parted by commas, the rest as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    if (
+        isinstance(value, dict)
+        and value
+        and not any(isinstance(inner, dict | list) for inner in value.values())
+    ):
+        return ", ".join(f"{key}={as_text(inner)}" for key, inner in value.items())
+    if value in (None, [], {}):
+        return "none"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), as_text(value)) for key, value in values.items()]
+
+
+def _level(share: float) -> int:
+    return round(share * LEVELS)
+
+
+def _heat(cell: Cell, *, own: bool = False) -> Heat:
+    notes = [f"{cell.invalid} invalid"] if cell.invalid else []
+    notes += ["box only"] if cell.bound == "box-only" else []
+    return Heat(f"{100 * cell.accuracy:.1f}", _level(cell.accuracy), ", ".join(notes), own)
+
+
+def budget_of(entry: AttackEntry) -> str:
+    """``linf 0.2``, ``eps 0.5`` or nothing: the threat model in two words."""
+    if entry.eps is None:
+        return entry.norm or ""
+    return f"{entry.norm or 'eps'} {entry.eps:g}"
+
+
+def _matrix(record: Record, trained: bool) -> HeatTable:
+    """R: a row a stage, clean accuracy and a column an attack; a stage's own attacks are outlined."""
+    cells = {(cell.stage, cell.attack): cell for cell in record.cells}
+    texts = [entry.text for entry in record.attacks]
+    columns = [("clean", "")]
+    for entry, label in zip(record.attacks, attack_labels(texts), strict=True):
+        columns.append((label, " · ".join(filter(None, [ROLES[entry.role], budget_of(entry)]))))
+    rows = []
+    for stage in record.stages:
+        names = " + ".join(attack_labels(stage.attacks)) or "plain"
+        line = []
+        for text in (CLEAN, *texts):
+            cell = cells.get((stage.index, text))
+            line.append(Heat("–") if cell is None else _heat(cell, own=text in stage.attacks))
+        rows.append((f"{stage.index} {names}" if trained else str(record.config["defense"]), line))
+    return HeatTable(columns, rows)
+
+
+def _metrics(record: Record) -> list[tuple[str, str]]:
+    """Name, and value with its unit, of those that are defined."""
+    order = [*METRICS, *(name for name in record.metrics if name not in METRICS)]
+    found = []
+    for name in order:
+        value = record.metrics.get(name)
+        if value is not None:
+            found.append((name.replace("_", " "), f"{shown(value, name)} {scale_of(name)[2]}".strip()))
+    return found
+
+
+def _classes(record: Record) -> HeatTable:
+    """By class after the last stage. An attack measured on fewer points has no share of a class's points."""
+    most = max((cell.n for cell in record.cells), default=0)
+    full = {cell.attack for cell in record.cells if cell.n == most}
+    texts = [entry.text for entry in record.attacks]
+    shown_texts = [text for text in texts if text in full]
+    names = dict(zip(texts, attack_labels(texts), strict=True))
+    whole = len(shown_texts) == len(texts)
+    columns = ["points", "clean", *(names[text] for text in shown_texts), *(["worst case"] if whole else [])]
+    rows = []
+    for entry in record.per_class:
+        counts = [entry.clean_correct, *(entry.robust.get(text, 0) for text in shown_texts)]
+        counts += [entry.worst_case] if whole else []
+        shares = [Heat("–") if not entry.n else _share(count / entry.n) for count in counts]
+        rows.append((entry.label, [Heat(str(entry.n)), *shares]))
+    return HeatTable([(name, "") for name in columns], rows, len(texts) - len(shown_texts))
+
+
+def _share(share: float) -> Heat:
+    return Heat(f"{100 * share:.1f}", _level(share))
+
+
+def _worst(record: Record, robust: NDArray[np.bool_] | None) -> list[WorstCase]:
+    """By norm, family and access, from outcomes that are the record's: their counts are its cells'."""
+    last = record.stages[-1].index if record.stages else 0
+    cells = {cell.attack: cell for cell in record.cells if cell.stage == last}
+    own = [cells.get(entry.text) for entry in record.attacks]
+    if robust is None or not own or robust.shape[:2] != (len(record.stages), len(own)):
+        return []
+    counts = [(cell.n, cell.robust) for cell in own if cell is not None]
+    if len(counts) < len(own) or max(n for n, _ in counts) > robust.shape[2]:
+        return []
+    if [int(kept.sum()) for kept in robust[-1]] != [count for _, count in counts]:
+        return []
+    return worst_cases(record.attacks, robust[-1], [n for n, _ in counts])
+
+
+def _plans(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Setting, in a stage, in pretraining."""
+    plan, before = config["plan"], config["pretrain"]
+    if not isinstance(before, dict):
+        return [(key, as_text(value), "") for key, value in plan.items()] + [
+            ("pretrain", "", as_text(before))
+        ]
+    keys = list(dict.fromkeys([*plan, *before]))
+    return [
+        (key, as_text(plan[key]) if key in plan else "–", as_text(before[key]) if key in before else "–")
+        for key in keys
+    ]
+
+
+def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    data, versions = environment["data"], environment["versions"]
+    found = [("device", as_text(environment["device"])), ("threads", as_text(environment["threads"]))]
+    found += [("commit", as_text(environment["commit"])), ("Python", as_text(environment["python"]))]
+    found += [("platform", as_text(environment["platform"]))]
+    found += [(f"data: {key}", as_text(value)) for key, value in data.items()]
+    more = [
+        key
+        for key in environment
+        if key not in ("device", "threads", "commit", "python", "platform", "data", "versions")
+    ]
+    found += [(key, as_text(environment[key])) for key in more]
+    return found + (_versions(versions) if isinstance(versions, dict) else [("versions", as_text(versions))])
+
+
+def _versions(versions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(f"{package} version", as_text(number)) for package, number in versions.items()]
+
+
+def _cost(record: Record, trained: bool) -> list[tuple[str, str]]:
+    cost = record.cost
+    training = [
+        ("training", f"{cost.training_seconds:,.1f} s"),
+        ("forward passes of one image, training", f"{cost.training_forwards:,}"),
+        ("backward passes of one image, training", f"{cost.training_backwards:,}"),
+    ]
+    return [
+        *(training if trained else []),
+        ("evaluation", f"{cost.evaluation_seconds:,.1f} s"),
+        ("parameters", f"{cost.parameters:,}"),
+        ("multiply-adds an image", f"{cost.multiply_adds:,}"),
+    ]

@@ -1,0 +1,84 @@
+"""Where a row's runs come from: their directories, or records in memory."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.errors import RecordError
+from leaderboards.layout import OUTCOMES, RECORD
+from leaderboards.ranking import Row
+from leaderboards.record import Record, parse_record
+from leaderboards.site.fields import directories_of, trust_of_run
+from leaderboards.store import json_bytes, read_outcomes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run: record, the bytes of ``record.json``, outcomes (T+1, A, n) if they are at hand, trust."""
+
+    record: Record
+    data: bytes
+    robust: NDArray[np.bool_] | None
+    trust: str
+
+
+class Sources:
+    """Finds the runs of rows, one at a time: ten thousand records need not be in memory."""
+
+    def __init__(self, records: Iterable[Record], runs_dir: Path | None) -> None:
+        self._runs_dir = runs_dir
+        self._by_id: dict[str, list[Record]] = {}
+        for record in records:
+            self._by_id.setdefault(record.id, []).append(record)
+
+    def of(self, row: Row, place: int) -> Source:
+        """The run of the row's seed number ``place``.
+
+        Raises:
+            RecordError: its record cannot be read, or is not at hand.
+        """
+        directories = directories_of(row)
+        if directories and directories[place]:
+            return _stored(Path(directories[place]))
+        name, seed = row.runs[place], row.seeds[place]
+        # Strangers' records may share an id; what the row says of them tells them apart.
+        for record in self._by_id.get(name, []):
+            if _is_of(record, row, seed):
+                directory = self._place(name)
+                robust = None if directory is None else _outcomes(directory)
+                return Source(record, json_bytes(record.dump()), robust, trust_of_run(directory))
+        raise RecordError(f"run {name}: a row names it, but its record is not at hand")
+
+    def _place(self, name: str) -> Path | None:
+        """The directory of that name; a name that leads elsewhere is none."""
+        plain = Path(name).name == name and name.isprintable() and "\\" not in name and name != ".."
+        return self._runs_dir / name if self._runs_dir is not None and plain else None
+
+
+def _stored(directory: Path) -> Source:
+    path = directory / RECORD
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
+    return Source(parse_record(data, str(path)), data, _outcomes(directory), trust_of_run(directory))
+
+
+def _outcomes(directory: Path) -> NDArray[np.bool_] | None:
+    try:
+        return read_outcomes(directory / OUTCOMES)[1]
+    except RecordError:
+        return None
+
+
+def _is_of(record: Record, row: Row, seed: int) -> bool:
+    config = record.config
+    own = (config["seed"], config["defense"], config["params"], config["regime"], config["plan"])
+    return own == (seed, row.defense, row.params, row.regime, row.plan) and (
+        record.protocol == row.protocol
+        and record.environment["data"]["fingerprint"] == row.fingerprint
+        and tuple(config["sequence"]) == row.sequence
+    )

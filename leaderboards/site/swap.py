@@ -1,0 +1,102 @@
+"""A directory that is there whole or not at all, and never takes the place of somebody's own files."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from leaderboards.errors import RecordError
+from leaderboards.layout import temporary_of
+from leaderboards.lock import is_alive
+
+MARKER: Final = ".advbench-site.json"
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A new directory beside ``target`` to build in, which takes its place when the block ends well.
+
+    What was there goes only if it is empty or a site that `replacing` made, with nothing added to it.
+
+    Raises:
+        RecordError: something else stands there, or the directory cannot be written.
+    """
+    # A link is followed: what it points at is replaced, not the link.
+    target = Path(target).resolve()
+    _check(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_strays(target)
+        building = target.with_name(_temporary(target))
+        building.mkdir()
+        try:
+            yield building
+            entries = sorted(entry.name for entry in building.iterdir())
+            (building / MARKER).write_text(json.dumps({"site": 1, "entries": entries}) + "\n", "utf-8")
+            _check(target)
+            _swap(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        raise RecordError(
+            f"cannot write the site {target}: {error.strerror or type(error).__name__}"
+        ) from error
+
+
+def _check(target: Path) -> None:
+    """Refuse a target that holds anything but a site of ours."""
+    try:
+        names = {entry.name for entry in target.iterdir()}
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise RecordError(f"--out {target} is a file, or lies below one: name a directory") from error
+    except OSError as error:
+        raise RecordError(f"cannot read --out {target}: {error.strerror}") from error
+    if not names:
+        return
+    try:
+        known = set(json.loads((target / MARKER).read_text("utf-8"))["entries"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"--out {target} is not empty and not a site made here: name a new directory, or empty it"
+        ) from error
+    if strange := sorted(names - known - {MARKER}):
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise RecordError(
+            f"--out {target} holds {strange[0]!r}{more}, which is not of the site and would be lost: "
+            "move it away, or name another directory"
+        )
+
+
+def _swap(building: Path, target: Path) -> None:
+    if not target.exists():
+        building.rename(target)
+        return
+    old = target.with_name(_temporary(target))
+    target.rename(old)
+    try:
+        building.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary(target: Path) -> str:
+    return f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def _clear_strays(target: Path) -> None:
+    """Remove what killed builds of this very directory left."""
+    named = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.tmp")
+    for path in target.parent.iterdir():
+        if named.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            maker = temporary_of(path.name)
+            if maker is not None and not is_alive(maker):
+                shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,439 @@
+"""The static site: what its pages say, that strangers' records are harmless, that it is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advbench.cli.main import invoke
+from advbench.config import Options, RunConfig
+from advbench.data import load_dataset
+from advbench.resolve import resolve
+from advbench.saved import Run
+from leaderboards import Record, RecordError, read_record, rows, write_record
+from leaderboards.ranking import Row
+from leaderboards.site import write_site
+from leaderboards.site.command import spelled_out
+from leaderboards.site.names import attack_labels, slugs
+from leaderboards.site.plot import Point, pareto, trade_off
+
+Make = Callable[..., Record]
+Captured = pytest.CaptureFixture[str]
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&</td></table>"
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note it."""
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        """Note it."""
+        self.text += data
+
+
+def site_of(out: Path, records: list[Record], runs_dir: Path | None = None) -> Path:
+    """A site of records."""
+    write_site(out, rows(records), records, runs_dir)
+    return out
+
+
+# The command that repeats a run
+
+
+def words_of(command: str) -> list[str]:
+    """As a shell reads it: a backslash at the end joins lines."""
+    return shlex.split(command.replace("\\\n", ""))
+
+
+def resolved(command: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """What the command line's own parser makes of a command."""
+    caught: list[dict[str, Any]] = []
+    monkeypatch.setattr("advbench.cli.running._run", lambda runs: caught.extend(runs) or [])
+    words = words_of(command)
+    assert words[0] == "advbench"
+    assert invoke(words[1:]) == 0
+    (options,) = caught
+    chosen = Options.of({key: value for key, value in options.items() if key in Options.model_fields})
+    data = load_dataset(chosen.dataset, chosen.data_dir)
+    return resolve(chosen, data, sample_seed=options["sample_seed"])
+
+
+RUNS: list[dict[str, Any]] = [
+    {},
+    {"defense": "joint", "sequence": "fgsm,pgd:steps=3,cw", "epochs": 7, "seed": 12, "device": "cpu"},
+    {"defense": "mid", "regime": "meta", "sequence": "fgsm,pgd", "set": {"first_order": "true"}},
+    {"defense": "lorkd", "regime": "joint", "sequence": "fgsm,pgd,square", "set": {"rank": "2"}},
+    {"defense": "at", "sequence": "sample:3", "unseen": "none", "eval": "cw:steps=5", "points": "50,cw=10"},
+    {"defense": "at", "sequence": "curriculum:pgd:eps=0.05..0.2,stages=3", "points": 20},
+    {"defense": "trades", "train_set": {"pgd.steps": "3", "pgd.step_size": "1/30"}, "select": "val-robust"},
+    {
+        "defense": "air",
+        "set": {"sigma": "0.00001", "augmentation": "crop+flip", "max_grad_norm": "none", "lr": "1e-5"}
+        | {"pretrain.optimizer": "adam", "pretrain.lr": "1e-7", "eps_warmup": "0.3"},
+        "threads": 2,
+    },
+]
+
+
+@pytest.mark.parametrize("options", RUNS, ids=lambda options: options.get("defense", "default"))
+def test_the_spelled_out_command_resolves_to_the_same_config(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every option stands in it, so that no default has a say."""
+    chosen = Options.of(options)
+    config = resolve(chosen, load_dataset(chosen.dataset))
+    command = spelled_out(json.loads(config.model_dump_json()))
+    assert command.text is not None, command.note
+    assert resolved(command.text, monkeypatch) == config
+
+
+def test_the_page_of_a_real_run(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """Its numbers are the record's, its commands resolve to its config, its record can be taken along."""
+    out = tmp_path / "site"
+    arguments = ["leaderboard", "--runs-dir", str(small_run.path.parent), "--format", "html"]
+    assert invoke([*arguments, "--out", str(out)]) == 0
+    assert str(out / "index.html") in capsys.readouterr().out
+    place = out / "runs" / small_run.record.id
+    page = Page(place / "index.html")
+    for cell in small_run.record.cells:
+        assert f"{100 * cell.accuracy:.1f}" in page.text
+    assert "Worst cases" in page.text
+    assert read_record(place) == small_run.record
+    commands = re.findall(r"<pre[^>]*>(.*?)</pre>", (place / "index.html").read_text("utf-8"), re.DOTALL)
+    assert commands[0] == "advbench run --config record.json"
+    monkeypatch.chdir(place)
+    assert [resolved(command, monkeypatch) for command in commands] == [small_run.config] * 2
+    monkeypatch.undo()
+    assert invoke(["leaderboard", "--runs-dir", str(out / "runs"), "--format", "csv"]) == 0
+    assert small_run.record.config["defense"] in capsys.readouterr().out
+
+
+def test_attacks_of_one_name_trained_differently_make_no_command(make_record: Make) -> None:
+    """``--train-set`` cannot tell them apart, so the page says so instead of giving another run."""
+    texts = ["pgd:eps=0.1,steps=5", "pgd:eps=0.2,steps=9"]
+    command = spelled_out(make_record(sequence=texts, training=texts).config)
+    assert command.text is None
+    assert "pgd stands twice" in command.note
+
+
+@pytest.mark.parametrize("evil", ["x\x03\nrm -rf ~", "x\x1b]0;y\x07", "a\u202eb"])
+def test_a_command_cannot_break_out_of_its_quotes(evil: str, make_record: Make) -> None:
+    """What cannot be seen is not copied; what can be seen is quoted for a shell."""
+    assert spelled_out(make_record(params={"mix": "a", evil: 1}).config).text is None
+    seen = spelled_out(make_record(params={"mix": "$(rm -rf ~); `x` 'y'"}).config).text
+    assert seen is not None
+    words = words_of(seen)
+    assert words[words.index("--set") + 1] == "mix=\"$(rm -rf ~); `x` 'y'\""
+
+
+def test_the_command_of_an_evaluation(make_record: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``advbench eval`` with the record's attacks, points and seed; none for a module given from Python."""
+    origin = {"model": "models:make", "weights": "w.safetensors", "mean": [0.5], "std": [0.25]}
+    common = {"regime": "eval", "sequence": [], "training": [], "plan": {}, "pretrain": {}, "unseen": []}
+    attacks = ["fgsm:eps=0.2", "pgd:eps=0.2,steps=3"]
+    config = make_record("mine", params=origin, eval=attacks, seed=4, **common).config
+    command = spelled_out(config)
+    assert command.text is not None
+    assert "w.safetensors" in command.note
+    caught: dict[str, Any] = {}
+
+    def evaluate(model: str, dataset: str, **given: Any) -> None:
+        caught.update(given, model=model, dataset=dataset)
+        raise RecordError("far enough")
+
+    monkeypatch.setattr("advbench.evaluating.evaluate_model", evaluate)
+    assert invoke(words_of(command.text)[1:]) == 2
+    assert caught["attacks"] == ",".join(attacks)
+    expected = {"model": "models:make", "dataset": "digits", "points": "100", "seed": 4, "name": "mine"}
+    expected |= {"mean": [0.5], "std": [0.25], "weights": Path("w.safetensors"), "threads": 1}
+    assert {key: caught[key] for key in expected} == expected
+    given = make_record("Net", params={"model": "Net", "weights": None}, eval=attacks, **common)
+    assert spelled_out(given.config).text is None
+
+
+# What the pages say
+
+
+def test_rows_stand_where_they_belong(make_record: Make, tmp_path: Path) -> None:
+    """Suspect rows below, target-aware ones apart, seeds together, mean and deviation, the best in bold."""
+    records = [make_record("at", seed=seed, robust=60 + 10 * seed) for seed in range(2)]
+    records += [make_record("mola-grad", robust=96, clean=99, target_aware=True)]
+    records += [make_record("fake", robust=94, verdict="suspect", flags=("zero-gradient",))]
+    records += [make_record("air", robust=40, params={"sigma": 0.1})]
+    records += [make_record("air", robust=30, params={"sigma": 0.2}, name="other")]
+    text = (site_of(tmp_path / "site", records) / "index.html").read_text("utf-8")
+    bodies = re.findall(r'<tbody class="s(\d)">(.*?)</tbody>', text, re.DOTALL)
+    names = [(kind, re.findall(r'<th scope="row"><a [^>]*>(.*?)</a>', body)) for kind, body in bodies]
+    assert names == [("0", ["at", "air", "air"]), ("1", ["fake"]), ("2", ["mola-grad"])]
+    at = bodies[0][1].split("</tr>")[0]
+    # 60: (7 + 50) / 200; 70: (8 + 60) / 200
+    assert "<b>31.2</b><small>± 3.9</small>" in at
+    assert 'aria-label="run of seed 0"' in at
+    assert "sigma=0.1" in bodies[0][1]
+    assert "never ranked above" in bodies[1][1]
+    assert "zero-gradient" in bodies[1][1]
+
+
+def test_a_run_s_page_shows_the_audit(make_record: Make, tmp_path: Path) -> None:
+    """Flags with their evidence, probes, checks, environment; no worst case without stored outcomes."""
+    record = make_record(verdict="suspect", flags=("zero-gradient",))
+    page = Page(site_of(tmp_path / "site", [record], tmp_path) / "runs" / record.id / "index.html")
+    for said in ("what zero-gradient means", "share of points", "0.75", "nan-logits", "transferred points"):
+        assert said in page.text
+    for said in ("abcdef012345", "0123456789abcdef", "2.15.0", "85,066", "cpu (x86_64)"):
+        assert said in page.text
+    assert "Worst cases" not in page.text
+
+
+def test_strangers_text_is_text(make_record: Make, tmp_path: Path) -> None:
+    """No tag, attribute or script that a record names gets into a page, nor can it end the data's element."""
+    record = make_record(
+        EVIL,
+        flags=(EVIL,),
+        verdict="suspect",
+        fingerprint=EVIL,
+        params={EVIL: EVIL},
+        model=EVIL,
+        dataset=EVIL,
+    )
+    plain = make_record("at", flags=("x",), verdict="suspect", params={"a": "b"})
+    harmless = site_of(tmp_path / "plain", [plain, make_record("at", seed=1, params={"a": "c"})])
+    out = site_of(tmp_path / "site", [record, make_record(EVIL, seed=1, params={EVIL: 2}, name=f"../{EVIL}")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "site"]
+    pages = sorted(out.rglob("*.html"))
+    assert len(pages) == 3
+    known = {tag for path in harmless.rglob("*.html") for tag, _ in Page(path).elements} | {"small"}
+    for path in pages:
+        page = Page(path)
+        assert EVIL in page.text
+        assert {tag for tag, _ in page.elements} <= known
+        scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+        assert all(
+            "src" in script or script == {"type": "application/json", "id": "data"} for script in scripts
+        )
+        assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
+        assert not [value for _, attributes in page.elements if "style" in attributes for value in attributes]
+        links = [attributes["href"] or "" for tag, attributes in page.elements if tag == "a"]
+        assert all(re.fullmatch(r"(#main|[A-Za-z0-9_./-]+)", link) for link in links)
+        policy = next(attributes for _, attributes in page.elements if "http-equiv" in attributes)["content"]
+        assert policy is not None
+        assert "'unsafe" not in policy
+        assert "default-src 'none'" in policy
+
+
+def test_every_link_leads_somewhere(make_record: Make, tmp_path: Path) -> None:
+    """Relative, inside the site, and there."""
+    out = site_of(tmp_path / "site", [make_record("at", seed=seed) for seed in range(3)])
+    for path in out.rglob("*.html"):
+        for tag, attributes in Page(path).elements:
+            link = attributes.get("href" if tag in ("a", "link") else "src")
+            if tag in ("a", "link", "script") and link and not link.startswith("#"):
+                assert (path.parent / link).resolve().is_file(), link
+                assert (path.parent / link).resolve().is_relative_to(out.resolve())
+
+
+def test_the_same_records_give_the_same_bytes(make_record: Make, tmp_path: Path) -> None:
+    """No clock and no order of files gets in."""
+    records = [make_record("at", seed=seed) for seed in range(2)]
+    first, second = (site_of(tmp_path / name, records) for name in ("a", "b"))
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert len(files) == 9
+    assert [(first / name).read_bytes() for name in files] == [(second / name).read_bytes() for name in files]
+
+
+def test_no_runs_and_runs_without_anything(make_record: Make, tmp_path: Path) -> None:
+    """Neither is an error."""
+    assert "no finished runs yet" in Page(site_of(tmp_path / "none", []) / "index.html").text
+    tree = make_record("odd", model={"layers": 3}, pretrain=5, unseen=7).dump()
+    tree |= {"attacks": [], "stages": [], "cells": [], "per_class": [], "metrics": {}}
+    tree["audit"] |= {"probes": [], "flags": []}
+    record = Record.model_validate_json(json.dumps(tree))
+    page = Page(site_of(tmp_path / "bare", [record]) / "runs" / record.id / "index.html")
+    assert "not one of this program's" in page.text
+
+
+def test_colours_of_the_heat_map_can_be_read() -> None:
+    """Black or white on each of the 21 colours, light and dark, contrasts by 4.5 (WCAG AA)."""
+    css = (Path(__file__).parent.parent / "leaderboards" / "site" / "assets" / "site.css").read_text("utf-8")
+    found = re.findall(r"\.v(\d+) \{ background: #(\w{6}); color: #(\w{6}); \}", css)
+    assert sorted(int(level) for level, _, _ in found) == sorted([*range(21), *range(21)])
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for _, ground, ink in found:
+        low, high = sorted([luminance(ground), luminance(ink)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_the_picture_and_its_front() -> None:
+    """Points that none beats in both; suspect and target-aware ones are drawn but are not of the front."""
+    values = [
+        (0.9, 0.5, "ok"),
+        (0.95, 0.4, "ok"),
+        (0.9, 0.4, "ok"),
+        (0.99, 0.9, "suspect"),
+        (0.99, 0.9, "aware"),
+    ]
+    points = [
+        Point(i, f"p{i}", clean, robust, None, 0.01, kind) for i, (clean, robust, kind) in enumerate(values)
+    ]
+    assert [point.label for point in pareto(points)] == ["p0", "p1"]
+    plot = trade_off(points)
+    assert plot is not None
+    assert len(plot.marks) == 5
+    assert plot.marks[0].x < plot.marks[1].x
+    assert plot.marks[0].y < plot.marks[1].y
+    assert trade_off(points[:1]) is None
+    equal = trade_off([Point(i, "same", 1.0, 0.0, None, None, "ok") for i in range(2)])
+    assert equal is not None
+    assert len(equal.x_ticks) >= 2
+
+
+def test_names() -> None:
+    """Attacks by what tells them apart; directories that no system takes for another."""
+    assert attack_labels(["pgd:eps=0.1,steps=3", "pgd:eps=0.2,steps=3", "ta:PGD:eps=0.1"]) == [
+        "pgd eps=0.1",
+        "pgd eps=0.2",
+        "ta:PGD",
+    ]
+    assert slugs(["a", "A", "../..", "x/y", "", "con", "a" * 300, "é b"]) == [
+        "a",
+        "A-2",
+        "run",
+        "x-y",
+        "run-2",
+        "run-con",
+        "a" * 100,
+        "b",
+    ]
+
+
+# Whole or not there
+
+
+def test_an_earlier_site_is_replaced(make_record: Make, tmp_path: Path) -> None:
+    """All of it: a run that is gone loses its page; an empty directory is taken, and a link followed."""
+    out = tmp_path / "real"
+    out.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    site_of(link, [make_record("at", name="first")])
+    assert (out / "runs" / "first" / "index.html").is_file()
+    site_of(link, [make_record("at", name="second")])
+    assert [path.name for path in (out / "runs").iterdir()] == ["second"]
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "foreign", "added"])
+def test_what_is_not_ours_stays(
+    kind: str, small_run: Run, make_record: Make, tmp_path: Path, capsys: Captured
+) -> None:
+    """One line, exit code 2, and everything as it was."""
+    out = tmp_path / "site"
+    if kind in ("file", "below a file"):
+        out.write_text("mine")
+        out = out / "deeper" if kind == "below a file" else out
+    elif kind == "foreign":
+        out.mkdir()
+        (out / "index.html").write_text("mine")
+    else:
+        site_of(out, [make_record()])
+        (out / ".git").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    arguments = ["leaderboard", "--runs-dir", str(small_run.path.parent), "--format", "html"]
+    assert invoke([*arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--out" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_build_that_fails_leaves_the_old_site(
+    make_record: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong half-way."""
+    out = site_of(tmp_path / "site", [make_record("at", name="first")])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("leaderboards.site.build._write_run", full)
+    with pytest.raises(RecordError, match="No space left on device"):
+        site_of(out, [make_record("at", name="second")])
+    assert [path.name for path in (out / "runs").iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_what_killed_builds_left_goes(make_record: Make, tmp_path: Path) -> None:
+    """Of this very directory and of dead processes only."""
+    pid = os.fork() if hasattr(os, "fork") else 0
+    if not pid:
+        if hasattr(os, "fork"):
+            os._exit(0)
+        pytest.skip("needs the number of a process that is gone")
+    os.waitpid(pid, 0)
+    kept = [f".site.{os.getpid()}.00000000.tmp", f".other.{pid}.00000000.tmp"]
+    for name in [f".site.{pid}.00000000.tmp", *kept]:
+        (tmp_path / name).mkdir()
+    site_of(tmp_path / "site", [make_record()])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["site", *kept])
+
+
+@pytest.mark.parametrize("arguments", [["--format", "html"], ["--format", "csv", "--out", "x"]])
+def test_out_goes_with_html(arguments: list[str], capsys: Captured) -> None:
+    """And html with it."""
+    assert invoke(["leaderboard", *arguments]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_strangers_who_share_an_id_have_pages_of_their_own(make_record: Make, tmp_path: Path) -> None:
+    """The page that a row leads to is of its own record."""
+    records = [make_record("at", robust=50, name="same"), make_record("air", robust=70, name="same")]
+    found = rows(records)
+    assert [row.runs for row in found] == [("same",), ("same",)]
+    out = site_of(tmp_path / "site", records)
+    titles = [
+        Page(out / "runs" / name / "index.html").text.split("·")[0].strip() for name in ("same", "same-2")
+    ]
+    assert titles == [row.defense for row in found]
+    absent: list[Row] = found
+    with pytest.raises(RecordError, match="its record is not at hand"):
+        write_site(tmp_path / "other", absent, records[:1])
+
+
+def test_records_of_a_runs_directory(make_record: Make, tmp_path: Path, capsys: Captured) -> None:
+    """A damaged record is a warning, as in every other format."""
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_record(tmp_path / "runs" / name, make_record("at", name=name))
+    (tmp_path / "runs" / "two" / "record.json").write_text('{"schema": 9}')
+    out = str(tmp_path / "site")
+    assert (
+        invoke(["leaderboard", "--runs-dir", str(tmp_path / "runs"), "--format", "html", "--out", out]) == 0
+    )
+    captured = capsys.readouterr()
+    assert "unknown record schema 9" in captured.err
+    assert captured.out.count("\n") == 1
