@@ -3,6 +3,7 @@
 ``leaderboards.load("runs")`` gives every run of a directory as a data frame.
 """
 
+from leaderboards.archive import pack, unpack
 from leaderboards.checking import Findings, check_run
 from leaderboards.checksums import verify_checksums, write_checksums
 from leaderboards.errors import RecordError
@@ -38,6 +39,7 @@ from leaderboards.store import (
     write_record,
 )
 from leaderboards.tables import Row, load, rows, to_csv, to_json, to_table
+from leaderboards.trust import Verified, digests_of, read_verified, remove_verified, trust_of, write_verified
 
 __all__ = [
     "CLEAN",
@@ -59,8 +61,10 @@ __all__ = [
     "RunEntry",
     "Stage",
     "Threat",
+    "Verified",
     "check_run",
     "comparable",
+    "digests_of",
     "find_complete",
     "find_garbage",
     "find_records",
@@ -71,17 +75,22 @@ __all__ = [
     "json_bytes",
     "load",
     "new_run_directory",
+    "pack",
     "parse_record",
     "read_manifest",
     "read_outcomes",
     "read_record",
+    "read_verified",
     "remove",
+    "remove_verified",
     "rows",
     "size_of",
     "summarise",
     "to_csv",
     "to_json",
     "to_table",
+    "trust_of",
+    "unpack",
     "verify_checksums",
     "write_bytes",
     "write_checksums",
@@ -89,4 +98,5 @@ __all__ = [
     "write_manifest",
     "write_outcomes",
     "write_record",
+    "write_verified",
 ]

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, defenses, doctor, evaluating, lists, running, runs, sweeping
+from advbench.cli import (
+    auditing,
+    boards,
+    defenses,
+    doctor,
+    evaluating,
+    lists,
+    running,
+    runs,
+    sweeping,
+    verifying,
+)
 from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
@@ -29,6 +40,9 @@ app.command("sweep")(sweeping.sweep)
 app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
 app.command("audit")(auditing.audit)
+app.command("verify")(verifying.verify)
+app.command("submit")(verifying.submit)
+app.command("accept")(verifying.accept)
 app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
