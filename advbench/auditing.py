@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import nn
@@ -50,7 +50,7 @@ def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -
         stochastic=defense.info.stochastic or None,
         transferred=attacks if defense.info.transfer else (),
     )
-    found = audit(list(_rows(run, attacks)), attacks, stochastic=defense.info.stochastic, probes=probes)
+    found = audit(list(stored_rows(run, attacks)), attacks, stochastic=defense.info.stochastic, probes=probes)
     known = {flag.code for flag in found.flags}
     kept = [flag for flag in run.record.audit.flags if flag.code in RECORDED and flag.code not in known]
     flags: list[Flag] = [*kept, *found.flags]
@@ -81,11 +81,15 @@ def _attacks(run: Run) -> list[tuple[Attack, int]]:
     return [(attack, points_of(run.config, attack, available)) for attack in every]
 
 
-def _rows(run: Run, attacks: list[tuple[Attack, int]]) -> Iterator[Row]:
-    """The rows of R as stored."""
+def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[Row]:
+    """The rows of R as stored; ``attacks`` are the record's, each with its number of points.
+
+    Raises:
+        RecordError: stored outcomes that cannot be read or do not fit.
+    """
     clean, robust = read_outcomes(run.path / "outcomes.npz")
     stages = [stage.index for stage in run.record.stages]
-    expected = (len(stages), len(attacks), len(run.test_data[0]))
+    expected = (len(stages), len(attacks), max(count for _, count in attacks))
     if robust.shape != expected:
         raise RecordError(f"outcomes of run {run.record.id} have shape {robust.shape}, the record {expected}")
     for index, stage in enumerate(stages):

@@ -65,6 +65,7 @@ def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.release()}",
         "commit": _commit(),
         "device": f"{device.type} ({name})",
+        "cpu": cpu(),
         "threads": torch.get_num_threads(),
         "data": {
             "name": data.name,
@@ -76,6 +77,20 @@ def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
             "test": len(data.test),
         },
     }
+
+
+def cpu() -> str:
+    """The processor and the instructions that torch uses of it: others round in other places."""
+    name = platform.processor() or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip() or name
+            break
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from advbench.cost import multiply_adds
 from advbench.data import DataSet
 from advbench.evaluate import Row
 from advbench.foreign import Foreign
-from advbench.recording import Measured, attack_entry, per_class_counts
+from advbench.recording import Bools, Measured, attack_entry, per_class_counts
 from advbench.saved import EVALUATED, WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.guard import evaluation_mode
@@ -77,7 +77,7 @@ def eval_record(
         training_seconds=0.0,
         evaluation_seconds=seconds,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        multiply_adds=_multiply_adds(model, data.test.x[:1]),
+        multiply_adds=counted(model, data.test.x[:1]),
         audit=audit,
         environment=environment,
     )
@@ -93,8 +93,8 @@ def eval_record(
         stages=measured.stages,
         environment=measured.environment,
         cells=row.cells,
-        metrics=_metrics(row, counts),
-        per_class=per_class_counts(data, measured),
+        metrics=eval_metrics(row.clean, row.robust, counts),
+        per_class=per_class_counts(data, row.clean, row.robust, measured.texts),
         cost=Cost(
             training_seconds=0.0,
             training_forwards=0,
@@ -107,17 +107,20 @@ def eval_record(
     )
 
 
-def _metrics(row: Row, counts: Sequence[int]) -> dict[str, float | None]:
-    """Those that need no sequence; the average is over all attacks made."""
+def eval_metrics(clean: Bools, robust: Bools, counts: Sequence[int]) -> dict[str, float | None]:
+    """Those that need no sequence, of clean (n,) and robust (A, n) outcomes; the average is over all attacks.
+
+    ``counts`` are the points that each attack was measured on.
+    """
     measured: dict[str, float | None] = dict.fromkeys(METRICS)
-    measured["average_robust_accuracy"] = float((row.robust.sum(1) / np.array(counts)).mean())
-    measured["clean_accuracy"] = float(row.clean.mean())
-    measured["worst_case_accuracy"] = worst_case_accuracy(row.robust, counts)
+    measured["average_robust_accuracy"] = float((robust.sum(1) / np.array(counts)).mean())
+    measured["clean_accuracy"] = float(clean.mean())
+    measured["worst_case_accuracy"] = worst_case_accuracy(robust, counts)
     return measured
 
 
-def _multiply_adds(model: nn.Module, x: torch.Tensor) -> int:
-    """Of one image; 0 where a program hides its arithmetic."""
+def counted(model: nn.Module, x: torch.Tensor) -> int:
+    """Multiply-adds of one image ``x`` (1, C, H, W); 0 where a program hides its arithmetic."""
     device = next((tensor.device for tensor in model.parameters()), x.device)
     try:
         with evaluation_mode(model), isolated_randomness(0, device):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,7 +18,17 @@ from advbench.timeouts import limited
 from attacks_pool import Attack
 from leaderboards import Cell, Threat
 
-__all__ = ["LOOKED_AT", "Kept", "Row", "View", "assemble", "blocks", "evaluate", "measure_share"]
+__all__ = [
+    "LOOKED_AT",
+    "Kept",
+    "Row",
+    "View",
+    "assemble",
+    "blocks",
+    "evaluate",
+    "measure_share",
+    "measure_some",
+]
 
 LOOKED_AT = 32
 """Points by which a stochastic defense is found."""
@@ -137,6 +147,32 @@ def measure_share(
         nothing = np.zeros(shard.stop - shard.start, dtype=bool)
         right = _piece(clean[shard.index], view, data, setting, nothing, kept, None).right
         _piece(shard, view, data, setting, right[: len(nothing)], kept, attack_timeout)
+
+
+def measure_some(
+    view: View,
+    data: Split,
+    attacks: Sequence[tuple[Attack, int]],
+    clean: NDArray[np.bool_],
+    wanted: Callable[[Shard], bool],
+    *,
+    stage: int,
+    seed: int,
+    stochastic: bool | None = None,
+    device: torch.device | None = None,
+) -> Iterator[tuple[Shard, Piece]]:
+    """Measure those shards of a row that are ``wanted``, just as :func:`evaluate` would.
+
+    Args:
+        view, data, attacks, stage, seed, stochastic, device: as :func:`evaluate` takes them; any other value
+            may change what a shard gives.
+        clean: (n,) points that attacks are given: those that are right clean.
+        wanted: which shards, clean ones among them.
+    """
+    view = _last_one(view)
+    setting = _judged(Setting(stage, seed, 1, device or data.x.device), view, data, stochastic)
+    for shard in filter(wanted, shards(data, attacks)):
+        yield shard, _piece(shard, view, data, setting, clean[shard.block], None, None)
 
 
 def _judged(setting: Setting, view: View, data: Split, stochastic: bool | None) -> Setting:

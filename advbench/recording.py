@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -13,8 +14,10 @@ from advbench.config import RunConfig
 from advbench.data import DataSet
 from advbench.evaluate import Row
 from attacks_pool import Attack, Passes
-from leaderboards import SCHEMA, AttackEntry, Audit, Cost, PerClass, Record, Stage, summarise
+from leaderboards import SCHEMA, AttackEntry, Audit, Cell, Cost, PerClass, Record, Stage, summarise
 from leaderboards.entries import Role
+
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Measured:
     audit: Audit
     environment: dict[str, Any]
     more: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """The attacks' texts, in the order seen, unseen, eval."""
+        return [attack.text for role in get_args(Role) for attack in self.attacks[role]]
 
     @property
     def clean(self) -> NDArray[np.bool_]:
@@ -67,8 +75,8 @@ def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str)
         stages=measured.stages,
         environment=measured.environment,
         cells=[cell for row in measured.rows for cell in row.cells],
-        metrics={**_metrics(config, measured), **_transfer(measured), **measured.more},
-        per_class=per_class_counts(data, measured),
+        metrics={**_metrics(config, measured), **measured.more},
+        per_class=per_class_counts(data, measured.clean[-1], measured.robust[-1], measured.texts),
         cost=Cost(
             training_seconds=measured.training_seconds,
             training_forwards=measured.passes.forwards,
@@ -79,6 +87,19 @@ def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str)
         ),
         audit=measured.audit,
     )
+
+
+def _metrics(config: RunConfig, measured: Measured) -> dict[str, float | None]:
+    seen, unseen = measured.attacks["seen"], measured.attacks["unseen"]
+    found = metrics_of(
+        measured.clean,
+        measured.robust,
+        regime=config.regime,
+        seen=len(seen),
+        unseen=len(unseen),
+        points=measured.points,
+    )
+    return found | transfer_metric(measured.audit.probes, [attack.text for attack in seen])
 
 
 def attack_entry(attack: Attack, role: Role, training: str | None) -> AttackEntry:
@@ -95,38 +116,56 @@ def attack_entry(attack: Attack, role: Role, training: str | None) -> AttackEntr
     )
 
 
-def _metrics(config: RunConfig, measured: Measured) -> dict[str, float | None]:
-    robust = measured.robust
-    accuracy = robust.sum(2) / np.array(measured.points)
-    seen, unseen = len(measured.attacks["seen"]), len(measured.attacks["unseen"])
+def metrics_of(
+    clean: Bools,
+    robust: Bools,
+    *,
+    regime: str,
+    seen: int,
+    unseen: int,
+    points: Sequence[int],
+) -> dict[str, float | None]:
+    """The metrics that follow from outcomes.
+
+    Args:
+        clean: (T+1, n) right clean.
+        robust: (T+1, A, n) right clean and after the attack; seen attacks first, then unseen ones.
+        regime: ``continual``, ``joint`` or ``meta``.
+        seen, unseen: how many attacks of each kind there are.
+        points: the points that each attack was measured on.
+    """
+    accuracy = robust.sum(2) / np.array(points)
     return summarise(
         accuracy[:, :seen],
-        measured.clean.mean(1),
-        regime=config.regime,
+        clean.mean(1),
+        regime=regime,
         R_unseen=accuracy[:, seen : seen + unseen] if unseen else None,
         robust=robust[-1],
-        counts=measured.points,
+        counts=points,
     )
 
 
-def _transfer(measured: Measured) -> dict[str, float | None]:
+def transfer_metric(probes: Sequence[Cell], seen: Sequence[str]) -> dict[str, float | None]:
     """``transfer_accuracy``: the mean over the sequence of what survives it when crafted on a surrogate.
 
-    Only where all of that was measured.
+    Only where all of that was measured. ``seen`` are the texts of the sequence.
     """
-    found = {cell.attack: cell.accuracy for cell in measured.audit.probes if cell.threat.access == "transfer"}
-    texts = [attack.text for attack in measured.attacks["seen"]]
-    if not texts or any(text not in found for text in texts):
+    found = {cell.attack: cell.accuracy for cell in probes if cell.threat.access == "transfer"}
+    if not seen or any(text not in found for text in seen):
         return {}
-    return {"transfer_accuracy": float(np.mean([found[text] for text in texts]))}
+    return {"transfer_accuracy": float(np.mean([found[text] for text in seen]))}
 
 
-def per_class_counts(data: DataSet, measured: Measured) -> list[PerClass]:
-    """Counts of the final stage by class; the worst case is over the points that all attacks saw."""
-    points = measured.rows[-1].clean.shape[0]
-    labels = data.test.y[:points].numpy()
-    clean, robust = measured.rows[-1].clean, measured.rows[-1].robust
-    texts = [attack.text for role in get_args(Role) for attack in measured.attacks[role]]
+def per_class_counts(data: DataSet, clean: Bools, robust: Bools, texts: Sequence[str]) -> list[PerClass]:
+    """Counts of the final stage by class; the worst case is over the points that all attacks saw.
+
+    Args:
+        data: labels of the test points, and what classes are called.
+        clean: (n,) right clean.
+        robust: (A, n) right clean and after the attack.
+        texts: of the attacks.
+    """
+    labels = data.test.y[: len(clean)].numpy()
     survived = robust.all(0)
     found = []
     for label, name in enumerate(data.classes):

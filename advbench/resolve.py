@@ -70,13 +70,11 @@ def bound_attacks(config: RunConfig) -> dict[str, list[Attack]]:
     """The attacks of a resolved configuration by role: ``seen`` (in order), ``unseen``, ``eval``."""
     seen = [
         pool.bind(name, knobs, training=training)
-        for (name, knobs), (_, training) in zip(
-            _parsed(config.sequence), _parsed(config.training), strict=True
-        )
+        for (name, knobs), (_, training) in zip(parsed(config.sequence), parsed(config.training), strict=True)
     ]
     roles = {"unseen": config.unseen, "eval": config.eval}
     others = {
-        role: [pool.bind(name, knobs) for name, knobs in _parsed(texts)] for role, texts in roles.items()
+        role: [pool.bind(name, knobs) for name, knobs in parsed(texts)] for role, texts in roles.items()
     }
     return {"seen": seen, **others}
 
@@ -86,7 +84,8 @@ def points_of(config: RunConfig, attack: Attack, available: int) -> int:
     return min(config.points.get(attack.name, config.points.get("default", available)), available)
 
 
-def _parsed(texts: list[str]) -> list[tuple[str, dict[str, Value]]]:
+def parsed(texts: list[str]) -> list[tuple[str, dict[str, Value]]]:
+    """Name and knobs of each text of one attack."""
     return [parse_attacks(text)[0] for text in texts]
 
 
@@ -96,7 +95,7 @@ def _sequence(options: Options, data: DataSet, seed: int) -> list[Attack]:
         knobs = _training_knobs(options.train_set)
         return pool.sequence(text, budget=data.budget, training=knobs, seed=seed, images=data.image_shape)
     seen = parse_attacks(text)
-    training = _parsed(options.training)
+    training = parsed(options.training)
     if [name for name, _ in seen] != [name for name, _ in training]:
         raise InputError("training: must name the attacks of the sequence, in its order")
     return [

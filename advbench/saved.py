@@ -70,6 +70,12 @@ class Run:
         points = max(cell.n for cell in self.record.cells)
         return self.data.test.x[:points], self.data.test.y[:points]
 
+    @property
+    def dataset(self) -> str:
+        """The name that the data set is loaded by; of a folder, from where ``data_dir`` says."""
+        name: str = self.record.config["dataset"]
+        return f"{FOLDER}{self.data_dir}" if self.data_dir and name.startswith(FOLDER) else name
+
     @cached_property
     def data(self) -> DataSet:
         """The data set of the run.
@@ -77,10 +83,7 @@ class Run:
         Raises:
             InputError: it is not here, or its fingerprint is another.
         """
-        name = self.config.dataset
-        if self.data_dir is not None and name.startswith(FOLDER):
-            name = f"{FOLDER}{self.data_dir}"
-        data = load_dataset(name, self.data_dir or self.config.data_dir)
+        data = load_dataset(self.dataset, self.data_dir or self.record.config.get("data_dir"))
         recorded = self.record.environment["data"]["fingerprint"]
         if data.fingerprint != recorded:
             raise InputError(

@@ -5,6 +5,7 @@
 other.
 """
 
+from leaderboards.archive import pack, unpack
 from leaderboards.checking import Findings, check_run
 from leaderboards.checksums import verify_checksums, write_checksums
 from leaderboards.comparing import Comparison, compare
@@ -44,7 +45,7 @@ from leaderboards.store import (
     write_record,
 )
 from leaderboards.tables import Row, load, rows, to_csv, to_json, to_markdown, to_table
-from leaderboards.trust import trust_of
+from leaderboards.trust import Verified, digests_of, read_verified, remove_verified, trust_of, write_verified
 
 __all__ = [
     "CLEAN",
@@ -68,10 +69,12 @@ __all__ = [
     "RunEntry",
     "Stage",
     "Threat",
+    "Verified",
     "View",
     "check_run",
     "comparable",
     "compare",
+    "digests_of",
     "find_complete",
     "find_garbage",
     "find_records",
@@ -83,11 +86,14 @@ __all__ = [
     "json_bytes",
     "load",
     "new_run_directory",
+    "pack",
     "parse_record",
     "read_manifest",
     "read_outcomes",
     "read_record",
+    "read_verified",
     "remove",
+    "remove_verified",
     "result_of",
     "rows",
     "size_of",
@@ -98,6 +104,7 @@ __all__ = [
     "to_markdown",
     "to_table",
     "trust_of",
+    "unpack",
     "verify_checksums",
     "write_bytes",
     "write_checksums",
@@ -105,4 +112,5 @@ __all__ = [
     "write_manifest",
     "write_outcomes",
     "write_record",
+    "write_verified",
 ]

@@ -14,13 +14,14 @@ from leaderboards.layout import (
     LOG,
     RECORD,
     TENSORBOARD,
+    VERIFIED,
     files_below,
     temporary_of,
 )
 from leaderboards.store import write_bytes
 
-NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD})
-"""Logs, which grow until the very end, and what does not belong to a finished run."""
+NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED})
+"""Logs, which grow until the very end, and what does not belong to a finished run or comes after it."""
 _LINE: Final = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
 
@@ -49,7 +50,26 @@ def verify_checksums(run_dir: Path) -> list[str]:
         RecordError: ``SHA256SUMS`` is missing or cannot be read.
     """
     run_dir = Path(run_dir)
-    path = run_dir / CHECKSUMS
+    listed, problems = _read(run_dir / CHECKSUMS)
+    if RECORD not in listed:
+        problems.append(f"{CHECKSUMS}: {RECORD} is not listed")
+    for name, expected in sorted(listed.items()):
+        problems += _compare(run_dir / name, name, expected)
+    unlisted = sorted(set(_files(run_dir)) - listed.keys() - {RECORD})
+    return problems + [f"{_shown(name)}: not listed in {CHECKSUMS}" for name in unlisted]
+
+
+def listed_files(run_dir: Path) -> dict[str, str]:
+    """The files that ``SHA256SUMS`` lists, each with its digest, whether or not they are there.
+
+    Raises:
+        RecordError: ``SHA256SUMS`` is missing or cannot be read.
+    """
+    return _read(Path(run_dir) / CHECKSUMS)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Names with digests, and what is wrong with other lines."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError as error:
@@ -66,12 +86,7 @@ def verify_checksums(run_dir: Path) -> list[str]:
             problems.append(f"{CHECKSUMS}: line {number} is no checksum of a file inside the run")
         else:
             listed[entry[0]] = entry[1]
-    if RECORD not in listed:
-        problems.append(f"{CHECKSUMS}: {RECORD} is not listed")
-    for name, expected in sorted(listed.items()):
-        problems += _compare(run_dir / name, name, expected)
-    unlisted = sorted(set(_files(run_dir)) - listed.keys() - {RECORD})
-    return problems + [f"{_shown(name)}: not listed in {CHECKSUMS}" for name in unlisted]
+    return listed, problems
 
 
 def digest_of(path: Path) -> str:

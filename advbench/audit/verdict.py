@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from advbench.audit.behaviour import LEAST_SHARE
-from advbench.audit.comparisons import Probed, compare, rises_with_eps, weak_beats_strong, weak_suite
+from advbench.audit.comparisons import WEAK, Probed, compare, rises_with_eps, weak_beats_strong, weak_suite
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
 from advbench.evaluate import Row, View
@@ -35,6 +35,12 @@ BY_PROBES = (
 BY_TRANSFER = ("transfer-beats-white-box",)
 CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER)
 INVALIDATING = ("nan-logits",)
+FROM_OUTCOMES = (
+    *(code for code, _ in WEAK),
+    "accuracy-rises-with-eps",
+    "unbounded-attack-fails",
+    "weak-suite",
+)
 ONLY_SAID = ("weak-suite",)
 """Faults of the run's attacks, not of the model: they leave the verdict as it is."""
 UNBOUNDED_LEFT = 0.05
@@ -73,7 +79,9 @@ def audit(
         checks += [*BY_PROBES, *(BY_TRANSFER if probes.transferred else ())]
     flags += weak_beats_strong(measured)
     if probes is not None:
-        flags += _of_probes(probes)
+        flags += _ladder(measured)
+        flags += _unbounded(measured, int(probes.clean.sum()))
+        flags += _zero_gradient(probes, _by_loss(measured))
     flags += weak_suite(measured)
     flags += _chance(rows, probes, stochastic)
     return Audit.model_validate(
@@ -176,24 +184,41 @@ def _chance(rows: Sequence[Row], probes: Probes | None, stochastic: bool) -> Ite
     yield Flag(code="stochastic", message=message, evidence=evidence)
 
 
-def _of_probes(probes: Probes) -> Iterator[Flag]:
-    iterative = [one for one in probes.measured if one.iterative and one.attack.info.norm == "linf"]
-    by_loss = {
-        loss: [one for one in iterative if one.attack.knobs["loss"] == loss] for loss in ("ce", "margin")
-    }
-    yield from rises_with_eps(by_loss["ce"])
-    yield from _unbounded(probes, [one for one in iterative if one.attack.eps == 1.0])
-    yield from _zero_gradient(probes, by_loss)
+def from_outcomes(measured: Sequence[Probed], right: int) -> list[Flag]:
+    """The flags that follow from outcomes alone, with the codes :data:`FROM_OUTCOMES`.
+
+    Args:
+        measured: the run's own attacks on the final model, then the probes.
+        right: how many of the points that probes attacked are right clean.
+    """
+    return [
+        *weak_beats_strong(measured),
+        *_ladder(measured),
+        *_unbounded(measured, right),
+        *weak_suite(measured),
+    ]
 
 
-def _unbounded(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
+def _by_loss(measured: Sequence[Probed]) -> dict[str, list[Probed]]:
+    """The iterative linf probes."""
+    found = [one for one in measured if one.probe and one.iterative and one.attack.info.norm == "linf"]
+    return {loss: [one for one in found if one.attack.knobs["loss"] == loss] for loss in ("ce", "margin")}
+
+
+def _ladder(measured: Sequence[Probed]) -> Iterator[Flag]:
+    yield from rises_with_eps(_by_loss(measured)["ce"])
+
+
+def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
     """An attack that may draw any image must find one that is misread."""
-    right = int(probes.clean.sum())
-    left = int(np.stack([one.robust for one in measured]).all(0).sum())
+    unbounded = [one for ones in _by_loss(measured).values() for one in ones if one.attack.eps == 1.0]
+    if not unbounded:
+        return
+    left = int(np.stack([one.robust for one in unbounded]).all(0).sum())
     if right and left / right > UNBOUNDED_LEFT and left > 1:
-        texts = [one.attack.text for one in measured]
+        texts = [one.attack.text for one in unbounded]
         message = f"{left} of {right} points survive attacks that may change every pixel as they like"
-        evidence = {"attacks": texts, "right": right, "robust": left, "points": probes.points}
+        evidence = {"attacks": texts, "right": right, "robust": left, "points": unbounded[0].points}
         yield Flag(code="unbounded-attack-fails", message=message, evidence=evidence)
 
 

@@ -21,6 +21,7 @@ from advbench.cli import (
     running,
     runs,
     sweeping,
+    verifying,
 )
 from advbench.interrupts import Interrupted
 
@@ -43,6 +44,9 @@ app.command("leaderboard")(boards.leaderboard)
 app.command("reference")(referencing.reference)
 app.command("export")(exporting.export)
 app.command("audit")(auditing.audit)
+app.command("verify")(verifying.verify)
+app.command("submit")(verifying.submit)
+app.command("accept")(verifying.accept)
 app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)

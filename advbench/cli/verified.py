@@ -1,0 +1,81 @@
+"""A verification on the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.table import Table
+
+from advbench.cli.console import output
+from advbench.cli.progress import duration
+from advbench.saved import Run
+from advbench.verifying import Report
+
+
+def tell(line: str) -> None:
+    """How far a verification is, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_report(report: Report, more: str) -> None:
+    """The whole report, the verdict last; ``more`` is what followed from it."""
+    console = output()
+    if report.comparisons:
+        console.print(_table(report))
+    for heading, lines in (
+        ("checked without a model", [", ".join(report.checked)] if report.checked else []),
+        ("sample", [_sample(report)] if report.sample else []),
+        ("not looked at", report.not_looked_at),
+        ("note", report.notes),
+        ("against it", report.faults),
+    ):
+        for line in lines:
+            console.print(f"{heading}: {line}", soft_wrap=True)
+    console.print(f"{headline(report)}{f'; {more}' if more else ''}", soft_wrap=True)
+
+
+def print_summary(report: Report, more: str) -> None:
+    """One line, and what is against the run below it."""
+    console = output()
+    notes = [note for note in report.notes if note.startswith("weights")]
+    console.print("; ".join([headline(report), *notes, *([more] if more else [])]), soft_wrap=True)
+    for line in report.faults:
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def print_failure(run: Run, error: Exception) -> None:
+    """One of many runs that could not be verified."""
+    typer.echo(f"failed: {run.path}: {' '.join(str(error).split())}", err=True)
+
+
+def headline(report: Report) -> str:
+    """The verdict in a line."""
+    what = (
+        f"{report.discordant} of {report.compared:,} outcomes differ"
+        if report.compared
+        else "no model was run"
+    )
+    return f"{report.verdict}: {report.run} ({report.how}): {what}, {duration(report.seconds)}"
+
+
+def _table(report: Report) -> Table:
+    table = Table(title=f"{report.run}, {report.how}", title_justify="left")
+    for column in ("stage", "attack", "of points", "compared", "differ", "only in the record", "only here"):
+        table.add_column(column, justify="left" if column == "attack" else "right")
+    for one in report.comparisons:
+        attack = f"probe {one.attack}" if one.probe else one.attack
+        counts = (one.points, one.compared, one.discordant, len(one.record_only), len(one.here_only))
+        table.add_row(str(one.stage), attack, *map(str, counts))
+    return table
+
+
+def _sample(report: Report) -> str:
+    sample = report.sample
+    if report.how == "retrained":
+        return "every stage, attack and point"
+    stages = ", ".join(map(str, sample["stages"]))
+    return (
+        f"stages {stages}; {len(sample['attacks'])} attacks; blocks of {sample['points']} points or more, "
+        f"drawn with --seed {sample['seed']}"
+    )

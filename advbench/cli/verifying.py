@@ -1,0 +1,251 @@
+"""``advbench verify``, ``submit`` and ``accept``: whether numbers are true, and sending them to others."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from advbench.saved import Run
+    from advbench.verifying import Asked, Report
+
+REFUTED = 1
+"""The exit code where a run is refuted."""
+
+
+class Format(StrEnum):
+    """How a verification is written."""
+
+    table = "table"
+    json = "json"
+
+
+StagesOption = Annotated[str, typer.Option(help="Stages to attack again: all, last or numbers such as 0,3.")]
+AttacksOption = Annotated[
+    str, typer.Option(help="Attacks to repeat: all, or some of the record's: pgd,cw or pgd:eps=0.2.")
+]
+PointsOption = Annotated[
+    int,
+    typer.Option(min=1, help="Test points of each attack on each stage, rounded up to whole blocks."),
+]
+SampleSeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Chooses the blocks of points; drawn by chance by default."),
+]
+SurrogateOption = Annotated[
+    Path | None,
+    typer.Option(help="The run that the audit's transferred points were crafted on, if it was one."),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="The evaluated model's file, where a record of advbench eval has no copy of it."),
+]
+DataOption = Annotated[str | None, typer.Option(help="Where the data set's files are.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:1; the kind that the record names by default.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; the record's by default.")]
+TrustOption = Annotated[bool, typer.Option("--trust", help="Import a model factory that a record names.")]
+FormatOption = Annotated[Format, typer.Option(help="table or json.")]
+
+
+def verify(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs.")],
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train again from the record instead; needs no weights.")
+    ] = False,
+    stages: StagesOption = "all",
+    attacks: AttacksOption = "all",
+    points: PointsOption = 500,
+    seed: SampleSeedOption = None,
+    run_seed: Annotated[
+        int | None, typer.Option(help="Of a directory of runs only those of this seed.")
+    ] = None,
+    defense: Annotated[
+        str | None, typer.Option(help="Of a directory of runs only those of this defense.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Of a directory of runs only those on this data set.")
+    ] = None,
+    surrogate: SurrogateOption = None,
+    weights: WeightsOption = None,
+    data_dir: DataOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    trust: TrustOption = False,
+    leave_mark: Annotated[
+        bool, typer.Option("--mark/--no-mark", help="Write verified.json beside a confirmed record.")
+    ] = True,
+    format: FormatOption = Format.table,
+) -> None:
+    """Confirm or refute runs: attack the saved stages again and compare point by point; exit 1 if refuted.
+
+    More than 1 % of points that differ, of an attack on a stage or of all, refutes. First what is stored is
+    checked against itself. With --retrain the run is made again from its record and compared with that.
+    """
+    from advbench.cli.verified import print_failure, print_report, print_summary
+    from advbench.verifying import Asked
+    from advbench.verifying.marking import mark
+
+    found, several = _runs(runs, trust, data_dir, {"seed": run_seed, "defense": defense, "dataset": dataset})
+    asked = Asked(stages, attacks, points, seed, device, threads)
+    if retrain and (stages, attacks, points, seed) != ("all", "all", 500, None):
+        from attacks_pool import InputError
+
+        raise InputError(
+            "--stages, --attacks, --points and --seed choose a sample: --retrain takes no sample"
+        )
+    trees: list[dict[str, Any]] = []
+    refuted, failed = 0, 0
+    for run in found:
+        try:
+            report = _verified(run, asked, retrain=retrain, surrogate=surrogate, weights=weights)
+        except Exception as error:
+            if not several or not _is_users(error):
+                raise
+            failed += 1
+            print_failure(run, error)
+            continue
+        marked = mark(report) if leave_mark else ""
+        refuted += not report.confirmed
+        trees.append({**report.tree(), "mark": marked})
+        if format is Format.table:
+            (print_summary if several else print_report)(report, marked)
+    if format is Format.json:
+        typer.echo(json.dumps(trees if several else trees[0], indent=1))
+    elif several:
+        typer.echo(f"{len(found)} runs: {len(trees) - refuted} confirmed, {refuted} refuted, {failed} failed")
+    if refuted or failed:
+        raise typer.Exit(REFUTED if refuted else 2)
+
+
+def submit(
+    run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The archive to write.", show_default="RUN.zip, here")
+    ] = None,
+) -> None:
+    """Pack a run for others: record, outcomes, checksums and weights in one archive."""
+    from leaderboards import pack, read_record
+
+    directory = run.parent if run.name == "record.json" else run
+    read_record(directory)
+    target = out if out is not None else Path(f"{directory.resolve().name}.zip")
+    names = pack(directory, target)
+    typer.echo(f"{target}: {len(names)} files, {target.stat().st_size:,} bytes; advbench accept verifies it")
+
+
+def accept(
+    file: Annotated[Path, typer.Argument(help="An archive that advbench submit wrote.")],
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    points: PointsOption = 500,
+    seed: SampleSeedOption = None,
+    surrogate: SurrogateOption = None,
+    weights: WeightsOption = None,
+    data_dir: DataOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    trust: TrustOption = False,
+    format: FormatOption = Format.table,
+) -> None:
+    """Verify somebody's archive and add its run; exit 1, and nothing added, if it is refuted."""
+    from advbench.cli.verified import print_report, tell
+    from advbench.saved import load_run
+    from advbench.verifying import Asked
+    from advbench.verifying.accepting import accept as accept_file
+
+    found = accept_file(
+        file,
+        runs_dir,
+        asked=Asked(points=points, seed=seed, device=device, threads=threads),
+        trust=trust,
+        data_dir=data_dir,
+        surrogate=None if surrogate is None else load_run(surrogate, trust=trust, data_dir=data_dir),
+        weights=weights,
+        told=tell,
+    )
+    added = (
+        "nothing was added"
+        if found.place is None
+        else f"{'is there already, as' if found.known else 'added, verified, as'} {found.place}"
+    )
+    if format is Format.json:
+        place = None if found.place is None else str(found.place)
+        typer.echo(json.dumps({**found.report.tree(), "path": place, "known": found.known}, indent=1))
+    else:
+        print_report(found.report, added)
+    if found.place is None:
+        raise typer.Exit(REFUTED)
+
+
+def _runs(
+    paths: list[Path], trust: bool, data_dir: str | None, wanted: dict[str, Any]
+) -> tuple[list[Run], bool]:
+    """The runs that are meant, and whether these may be several."""
+    from advbench.saved import Run
+    from leaderboards import RecordError, read_record
+
+    places: list[Path] = []
+    several = len(paths) > 1
+    for path in paths:
+        directory = path.parent if path.name == "record.json" else path
+        below = sorted(found.parent for found in directory.rglob("record.json") if _visible(found, directory))
+        if (directory / "record.json").exists() or not below:
+            places.append(directory)
+        else:
+            several = True
+            places += below
+    records = [(place, read_record(place)) for place in places]
+    given = {key: value for key, value in wanted.items() if value is not None}
+    runs = [
+        Run(place, record, trust, data_dir)
+        for place, record in records
+        if all(record.config[key] == value for key, value in given.items())
+    ]
+    if not runs:
+        said = ", ".join(f"{key} {value}" for key, value in given.items())
+        raise RecordError(f"none of {len(records)} runs is of {said}")
+    return runs, several
+
+
+def _visible(path: Path, root: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _verified(
+    run: Run, asked: Asked, *, retrain: bool, surrogate: Path | None, weights: Path | None
+) -> Report:
+    from advbench.cli.verified import tell
+    from advbench.saved import load_run
+    from advbench.verifying import retrain_run, verify_run
+
+    if retrain:
+        from advbench.cli.progress import reporter
+        from advbench.interrupts import interrupts
+
+        with interrupts() as stopper, reporter() as listener:
+            return retrain_run(
+                run,
+                surrogate=surrogate,
+                device=asked.device,
+                threads=asked.threads,
+                listeners=[listener, stopper],
+            )
+    other = None
+    if surrogate is not None:
+        other = load_run(surrogate, trust=run.trust, data_dir=run.data_dir)
+    return verify_run(run, asked, surrogate=other, weights=weights, told=tell)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether one run of many cannot be verified for a reason that one line says."""
+    from advbench.failures import RunFailedError
+    from attacks_pool import InputError
+    from defenses import TrainingDivergedError
+    from leaderboards import RecordError
+
+    return isinstance(error, InputError | RecordError | RunFailedError | TrainingDivergedError)

@@ -1,0 +1,130 @@
+"""``advbench accept``: an archive that somebody sent, unpacked with suspicion, verified, and added whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from advbench.opening import plain_name
+from advbench.saved import Run
+from advbench.verifying.marking import mark
+from advbench.verifying.report import Report
+from advbench.verifying.sampling import Asked
+from advbench.verifying.verifier import Told, verify_run
+from attacks_pool import InputError
+from leaderboards import RecordError, digests_of, read_record, unpack
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What became of an archive: the verification, and where the run is now; None if it was refuted.
+
+    ``known`` tells that the very same run was there already.
+    """
+
+    report: Report
+    place: Path | None
+    known: bool = False
+
+
+def accept(
+    file: Path,
+    runs_dir: Path,
+    *,
+    asked: Asked | None = None,
+    trust: bool = False,
+    data_dir: str | None = None,
+    surrogate: Run | None = None,
+    weights: Path | None = None,
+    told: Told | None = None,
+) -> Accepted:
+    """Verify an archive of ``advbench submit`` and add it to ``runs_dir`` in one step, or leave no trace.
+
+    Another run of the same id keeps its place: the new one gets a number behind its directory's name.
+
+    Args:
+        file: the archive.
+        runs_dir: where it is added; made when it is missing.
+        asked: what the verification looks at, beside every stage and every attack.
+        trust: import a model factory that the record names.
+        data_dir: where the data are.
+        surrogate, weights, told: see `verify_run`.
+
+    Raises:
+        RecordError: the file is no such archive, is damaged or holds what a run does not; or ``runs_dir``
+            cannot be written.
+        InputError: it cannot be verified here.
+    """
+    runs_dir = Path(runs_dir)
+    with _place(runs_dir) as directory:
+        unpack(Path(file), directory)
+        record = read_record(directory)
+        _check_id(record.id)
+        run = Run(directory, record, trust, data_dir)
+        report = verify_run(run, asked, surrogate=surrogate, weights=weights, told=told)
+        if not report.confirmed:
+            return Accepted(report, None)
+        if not report.complete:
+            raise InputError("a run is accepted only when every stage and every attack was looked at")
+        mark(report)
+        place, known = _add(directory, runs_dir, record.id)
+        report.path = place
+        if known:
+            mark(report)
+    return Accepted(report, place, known)
+
+
+def _check_id(name: str) -> None:
+    if plain_name(name) != name or name.startswith(".") or not name:
+        raise RecordError(f"the archive's run is called {name!r}, which is no name of a run")
+
+
+@contextmanager
+def _place(runs_dir: Path) -> Iterator[Path]:
+    """A hidden directory in ``runs_dir``, which goes again with all that was made for it."""
+    made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
+    # Named as temporary files are, so that advbench runs gc finds it should this process be killed.
+    directory = runs_dir / f".accept.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        directory.mkdir(parents=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RecordError(f"runs directory {runs_dir} is a file or lies below one: name another") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RecordError(f"cannot create runs directory {runs_dir}: {reason}") from error
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _add(directory: Path, runs_dir: Path, name: str) -> tuple[Path, bool]:
+    """Move the directory to its name in one step; or the place of the very same run, and True."""
+    digests = digests_of(directory)
+    for number in count(1):
+        target = runs_dir / (name if number == 1 else f"{name}-{number}")
+        if target.exists():
+            with contextlib.suppress(RecordError):
+                if digests_of(target) == digests:
+                    return target, True
+            continue
+        try:
+            # A directory that appears meanwhile and is not empty is an error, not a loss.
+            directory.rename(target)
+        except OSError as error:
+            if target.exists():
+                continue
+            reason = error.strerror or type(error).__name__
+            raise RecordError(f"cannot add a run to {runs_dir}: {reason}") from error
+        return target, False
+    raise AssertionError("unreachable: count() has no end")

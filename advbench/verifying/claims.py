@@ -1,0 +1,206 @@
+"""What a record claims, recomputed from what else is stored; no model is run and no weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import get_args
+
+from safetensors.torch import load_file
+
+from advbench.config import protocol_of
+from advbench.evalrecord import eval_metrics
+from advbench.identity import weights_digest
+from advbench.models.factory import one_line
+from advbench.recording import attack_entry, metrics_of, per_class_counts, transfer_metric
+from advbench.saved import WEIGHTS
+from advbench.verifying.flags import check_audit, equal
+from advbench.verifying.provenance import check_identity
+from advbench.verifying.report import Report
+from advbench.verifying.subject import Subject
+from defenses import registry
+from leaderboards import CLEAN, PerClass, RecordError, check_run, read_outcomes
+from leaderboards.archive import outcomes_size
+from leaderboards.checksums import digest_of
+from leaderboards.layout import MANIFEST, OUTCOMES, RECORD, STAGES
+from leaderboards.record import Role
+
+REGENERATED = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim")
+"""Metrics that only the model itself can give again."""
+Claim = Callable[[Subject], Iterator[str]]
+
+
+def check_claims(subject: Subject, report: Report) -> None:
+    """Everything that needs neither model nor data: files, counts, metrics, attacks, identity, audit.
+
+    What is wrong goes to ``report.faults``.
+    """
+    for what, claim in CLAIMS.items():
+        before = len(report.faults)
+        try:
+            report.faults += claim(subject)
+        except RecordError as error:
+            report.faults.append(str(error).replace(f"{subject.run.path}/", ""))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            # A stranger's record may lack what every run of this suite writes.
+            report.faults.append(f"{what}: cannot be recomputed ({one_line(error)})")
+        if what == "files" and len(report.faults) > before:
+            # The rest reads what has just been found damaged.
+            return
+        report.checked.append(what)
+    if not (subject.run.path / MANIFEST).exists():
+        report.notes.append(f"no {MANIFEST}: the run's identity was not checked")
+
+
+def check_labels(subject: Subject, report: Report) -> None:
+    """What needs the labels of the data set: counts by class, and how many points there are.
+
+    Raises:
+        InputError: the data set is not here.
+    """
+    found = subject.measured
+    cells = {cell.attack: cell.n for cell in subject.record.cells if cell.attack != CLEAN}
+    for attack, count in found:
+        if cells.get(attack.text) != count:
+            said = cells.get(attack.text)
+            report.faults.append(f"{attack.text}: on {said} points, the configuration says {count}")
+    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
+    texts = [attack.text for attack, _ in found]
+    if not report.faults and subject.record.per_class != per_class_counts(
+        subject.run.data, clean[-1], robust[-1], texts
+    ):
+        report.faults.append("per_class: the stored outcomes and the labels give other counts")
+    report.checked.append("counts by class")
+
+
+def without_weights(subject: Subject) -> bool:
+    """Whether the run's weights were left away, all of them: such a run can only be trained again."""
+    names = {stage.weights for stage in subject.record.stages} | {WEIGHTS}
+    return not subject.evaluated and not any((subject.run.path / name).exists() for name in names)
+
+
+def _files(subject: Subject) -> Iterator[str]:
+    directory = subject.run.path
+    expected = len(subject.record.stages) * (len(subject.record.attacks) + 1)
+    probes = subject.record.audit.probes
+    bound = (expected + len(probes)) * max([cell.n for cell in (*subject.record.cells, *probes)], default=0)
+    # Looked at first: a small file may unfold to more than there is memory.
+    if (size := outcomes_size(directory / OUTCOMES)) > bound + 2**16:
+        yield f"{OUTCOMES}: {size} bytes of outcomes, the record has no more than {bound}"
+        return
+    # Of a run that is kept without its weights, other files may have been left away too.
+    thin = without_weights(subject)
+    for problem in check_run(directory).problems:
+        if not (thin and problem.endswith(": missing") and problem[:-9] not in (RECORD, OUTCOMES)):
+            yield problem
+
+
+def _weights(subject: Subject) -> Iterator[str]:
+    """The final weights are those of the last stage, tensor by tensor; a copied file is the evaluated one."""
+    path, record = subject.run.path, subject.record
+    if subject.evaluated:
+        spec = record.stages[0].spec
+        if spec.get("copied") and digest_of(path / WEIGHTS) != spec.get("weights_sha256"):
+            yield f"{WEIGHTS}: not the weights that were evaluated: their SHA-256 is another"
+        return
+    for position, stage in enumerate(record.stages):
+        if stage.index != position or stage.weights != f"{STAGES}/{position}.safetensors":
+            yield f"stage {stage.index} stands at place {position}, with weights {stage.weights!r}"
+            return
+    last = path / record.stages[-1].weights
+    if last.is_file() and (path / WEIGHTS).is_file() and not _same_tensors(last, path / WEIGHTS):
+        yield f"{WEIGHTS}: not the weights of the last stage, {record.stages[-1].weights}"
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    return digest_of(one) == digest_of(other) or weights_digest(load_file(one)) == weights_digest(
+        load_file(other)
+    )
+
+
+def _configured(subject: Subject) -> Iterator[str]:
+    """Attacks, protocol and stages follow from the configuration."""
+    record, roles = subject.record, subject.attacks
+    seen = {attack.text: attack.training_text for attack in roles["seen"]}
+    expected = [
+        attack_entry(attack, role, seen.get(attack.text)) for role in get_args(Role) for attack in roles[role]
+    ]
+    if record.attacks != expected:
+        named, meant = [entry.text for entry in record.attacks], [entry.text for entry in expected]
+        other = [text for text in meant if text not in named]
+        what = f": {other[0]} is missing" if other else ""
+        yield f"attacks: not those that the configuration resolves to{what}"
+        return
+    texts = [attack.text for attack in subject.every]
+    if (protocol := protocol_of(texts, subject.points)) != record.protocol:
+        yield f"protocol: {record.protocol!r}, its attacks and points give {protocol!r}"
+    infos = {attack.text: attack for attack in subject.every}
+    for cell in record.cells:
+        attack = infos.get(cell.attack)
+        threat = cell.threat.norm, cell.threat.eps, cell.threat.access
+        meant_threat = (attack.info.norm, attack.eps, attack.info.access) if attack else (None, None, "none")
+        if threat != meant_threat:
+            yield f"stage {cell.stage}, {cell.attack}: its threat {threat} is not the attack's {meant_threat}"
+    if not subject.evaluated:
+        yield from _trained(subject)
+
+
+def _trained(subject: Subject) -> Iterator[str]:
+    """Stages, and whether it is to be ranked apart."""
+    record, config = subject.record, subject.run.config
+    texts = [attack.text for attack in subject.attacks["seen"]]
+    met = [[text] for text in texts] if config.regime == "continual" else [texts]
+    if [stage.attacks for stage in record.stages] != [[], *met]:
+        yield "stages: not those that the sequence and the regime give"
+    if registry.resolve(config.defense)[0].info.target_aware != config.target_aware:
+        yield f"target_aware: {config.target_aware} is not so of {config.defense}"
+    for stage in record.stages[1:]:
+        if stage.spec.get("defense") != config.defense:
+            yield f"stage {stage.index} is of defense {stage.spec.get('defense')!r}, not {config.defense!r}"
+
+
+def _metrics(subject: Subject) -> Iterator[str]:
+    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
+    record = subject.record
+    counts = {cell.attack: cell.n for cell in record.cells}
+    points = [counts[attack.text] for attack in subject.every]
+    if subject.evaluated:
+        found = eval_metrics(clean[-1], robust[-1], points)
+    else:
+        seen, unseen = subject.attacks["seen"], subject.attacks["unseen"]
+        found = metrics_of(
+            clean, robust, regime=record.regime, seen=len(seen), unseen=len(unseen), points=points
+        )
+        found |= transfer_metric(record.audit.probes, [attack.text for attack in seen])
+    claimed = {key: value for key, value in record.metrics.items() if key not in REGENERATED}
+    for key in sorted({*found, *claimed}):
+        if key not in claimed or key not in found or not equal(claimed[key], found[key]):
+            said, meant = claimed.get(key, "not there"), found.get(key, "nothing of this name")
+            yield f"metrics: {key} is {said}, the stored outcomes give {meant}"
+
+
+def _classes(subject: Subject) -> Iterator[str]:
+    """Counts by class add up; which point is of which class only the labels tell."""
+    rows: list[PerClass] = subject.record.per_class
+    last = {
+        cell.attack: cell for cell in subject.record.cells if cell.stage == subject.record.stages[-1].index
+    }
+    if not rows:
+        yield "per_class: empty"
+        return
+    totals = {CLEAN: sum(row.clean_correct for row in rows)}
+    totals |= {attack.text: sum(row.robust.get(attack.text, 0) for row in rows) for attack in subject.every}
+    for attack, total in totals.items():
+        if total != last[attack].robust:
+            yield f"per_class: {attack} adds up to {total}, the last stage has {last[attack].robust}"
+
+
+CLAIMS: Mapping[str, Claim] = {
+    "files": _files,
+    "weights": _weights,
+    "attacks and protocol": _configured,
+    "metrics": _metrics,
+    "sums by class": _classes,
+    "identity": check_identity,
+    "audit": check_audit,
+}

@@ -1,0 +1,76 @@
+"""Whether an audit's verdict follows from its flags, and these from stored outcomes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from advbench.audit.comparisons import Probed
+from advbench.audit.verdict import FROM_OUTCOMES, from_outcomes, verdict_of
+from advbench.verifying.subject import Subject
+from attacks_pool import Attack, InputError, pool
+from attacks_pool.text import parse_attacks
+from leaderboards import Flag, read_outcomes
+from leaderboards.layout import OUTCOMES
+from leaderboards.store import read_probe_outcomes
+
+
+def check_audit(subject: Subject) -> Iterator[str]:
+    """The verdict follows from the flags, and what flags can follow from stored outcomes does."""
+    record = subject.record
+    audit = record.audit
+    if audit.verdict != (verdict := verdict_of(audit.flags)):
+        yield f"audit: {audit.verdict}, its flags say {verdict}"
+    broken = any(cell.invalid for cell in (*record.cells, *audit.probes))
+    if broken != any(flag.code == "invalid-examples" for flag in audit.flags):
+        yield f"audit: invalid-examples is {'not ' if broken else ''}flagged, against the cells"
+    probes = read_probe_outcomes(subject.run.path / OUTCOMES)
+    if audit.probes and not probes.size:
+        # Kept by no version of this suite that made probes; the audit is repeated on the model.
+        return
+    _, robust = read_outcomes(subject.run.path / OUTCOMES)
+    counts = {cell.attack: cell.n for cell in record.cells}
+    measured = [
+        Probed(attack, outcome, counts[attack.text], attack.info.access)
+        for attack, outcome in zip(subject.every, robust[-1], strict=True)
+    ]
+    measured += [
+        Probed(_bound(cell.attack), outcome, cell.n, cell.threat.access, probe=True)
+        for cell, outcome in zip(audit.probes, probes, strict=True)
+    ]
+    right = audit.probes[0].clean_correct if audit.probes else 0
+    yield from _flags(
+        from_outcomes(measured, right), [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
+    )
+
+
+def _flags(found: list[Flag], claimed: list[Flag]) -> Iterator[str]:
+    here, there = Counter(flag.code for flag in found), Counter(flag.code for flag in claimed)
+    for code in sorted({*here, *there}):
+        if here[code] != there[code]:
+            yield f"audit: {there[code]} flags {code}, the stored outcomes give {here[code]}"
+    if here != there:
+        return
+    for one, other in zip(found, claimed, strict=True):
+        for key, value in one.evidence.items():
+            said = other.evidence.get(key)
+            same = (
+                equal(said, value) if isinstance(value, float) and isinstance(said, float) else said == value
+            )
+            if not same and key != "p":
+                yield f"audit: {one.code}: {key} is {said}, the stored outcomes give {value}"
+
+
+def _bound(text: str) -> Attack:
+    found = parse_attacks(text)
+    if len(found) != 1:
+        raise InputError(f"{text!r} is not one attack")
+    return pool.bind(*found[0])
+
+
+def equal(one: float | None, other: float | None) -> bool:
+    """Whether two numbers are the same but for the last digits; None is only None."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)

@@ -1,0 +1,224 @@
+"""``advbench verify --retrain``: the run made once more from its record, and compared with it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from scipy.stats import binomtest
+from torch import Tensor
+
+from advbench.audit.comparisons import LARGEST_P, LEAST_DIFFERENCE
+from advbench.benchmark import run as run_benchmark
+from advbench.config import RunConfig
+from advbench.events import Listener
+from advbench.identity import weights_digest
+from advbench.saved import Run
+from advbench.verifying.claims import check_claims, check_labels
+from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
+from advbench.verifying.subject import Subject, subject_of
+from advbench.verifying.verifier import threads_of
+from attacks_pool import InputError
+from leaderboards import CLEAN, Cell, RecordError, read_outcomes
+from leaderboards.checksums import digest_of, listed_files
+from leaderboards.layout import OUTCOMES
+
+COSTS = ("training_forwards", "training_backwards", "parameters", "multiply_adds")
+
+
+def retrain_run(
+    run: Run,
+    *,
+    surrogate: Path | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Report:
+    """Make a run again, in a temporary place, and compare cell for cell and outcome for outcome.
+
+    Weights are not needed, but compared where they, or their checksums, are there. On the record's machine,
+    with its versions and thread count, all is the same bit for bit. Elsewhere rounding leads training
+    astray: then an attack refutes only by a difference of at least 5 points with a paired p below 0.01, and
+    the report says that the repetition was no exact one.
+
+    Args:
+        run: a finished run.
+        surrogate: the run that the audit's transferred points were crafted on, where it was one.
+        device, threads: those of the record by default.
+        listeners: told of the training's events.
+
+    Raises:
+        InputError: it cannot be repeated here.
+    """
+    began = time.perf_counter()
+    subject = subject_of(run)
+    if subject.evaluated:
+        raise InputError(
+            f"run {run.record.id} evaluated a model that was trained elsewhere: --retrain is for runs"
+        )
+    report = Report(run.record.id, run.path, "retrained")
+    check_claims(subject, report)
+    if report.confirmed:
+        check_labels(subject, report)
+    if not report.confirmed:
+        report.not_looked_at.append("training: what is stored contradicts itself already")
+    else:
+        options = _options(run, device, threads, surrogate)
+        with tempfile.TemporaryDirectory(prefix="advbench-verify-") as place:
+            made = run_benchmark(runs_dir=place, listeners=listeners, resume=False, **options)
+            place_of = torch.device(str(made.record.environment["device"]).partition(" ")[0])
+            report.machine = {**machine_of(place_of, run.data), "threads": options["threads"]}
+            _compare(subject, made, report)
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _options(run: Run, device: str | None, threads: int | None, surrogate: Path | None) -> dict[str, Any]:
+    """What :func:`advbench.run` is asked: the recorded configuration, where it was made."""
+    config: RunConfig = run.config
+    kind = str(run.record.environment["device"]).partition(" ")[0]
+    crafted_on = run.record.audit.surrogate or ""
+    if crafted_on.startswith("run ") and surrogate is None:
+        raise InputError(
+            f"the audit of run {run.record.id} crafted points on {crafted_on}: give that with --surrogate"
+        )
+    return {
+        **config.model_dump(mode="json"),
+        "data_dir": run.data_dir or config.data_dir,
+        "dataset": run.dataset,
+        "device": device or kind,
+        "threads": threads_of(run, threads),
+        "surrogate": surrogate,
+    }
+
+
+def _compare(subject: Subject, made: Run, report: Report) -> None:
+    record, again = subject.record, made.record
+    other = differences(record, report.machine)
+    same = _weights(subject, made, report)
+    report.comparisons = list(_outcomes(subject, made))
+    # One stage that is the same bit for bit shows that this machine rounds as the record's did.
+    exact = any(same) or not other
+    report.faults += judge(report.comparisons, same_machine=exact) if exact else _apart(report.comparisons)
+    report.faults += _invalid(record.cells, again.cells)
+    report.faults += [
+        f"cost: {name} is {getattr(record.cost, name)}, training again takes {getattr(again.cost, name)}"
+        for name in COSTS
+        if getattr(record.cost, name) != getattr(again.cost, name)
+    ]
+    codes, codes_again = ({flag.code for flag in one.audit.flags} for one in (record, again))
+    if codes != codes_again:
+        found = f"audit: flags {_names(codes)} in the record, {_names(codes_again)} here"
+        (report.faults if exact else report.notes).append(found)
+    if exact and not report.discordant and not all(same):
+        report.faults.append("weights: not those that training gives, though every outcome is the same")
+    report.complete = True
+    report.sample = {"stages": [stage.index for stage in record.stages], "points": "all"}
+    if not exact:
+        report.notes.append(
+            "no exact repetition: on another machine rounding leads training astray; refuted would be a "
+            f"difference of {100 * LEAST_DIFFERENCE:g} points with a paired p below {LARGEST_P:g}"
+        )
+    if other:
+        report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
+    if record.environment["commit"] != again.environment["commit"]:
+        report.notes.append(f"code: {record.environment['commit']} (here {again.environment['commit']})")
+
+
+def _names(codes: set[str]) -> str:
+    return ", ".join(sorted(codes)) or "none"
+
+
+def _outcomes(subject: Subject, made: Run) -> Iterator[Comparison]:
+    """Point by point, over all points."""
+    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
+    clean_again, robust_again = read_outcomes(made.path / OUTCOMES)
+    for row, stage in enumerate(subject.record.stages):
+        everything = np.ones(clean.shape[1], dtype=bool)
+        yield Comparison.of(stage.index, CLEAN, clean[row], clean_again[row], everything)
+        for column, (attack, count) in enumerate(subject.measured):
+            yield Comparison.of(
+                stage.index,
+                attack.text,
+                robust[row, column, :count],
+                robust_again[row, column, :count],
+                everything[:count],
+            )
+
+
+def _apart(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Lines of what differs by more than a training that rounding led astray may, paired per point."""
+    for one in comparisons:
+        lead = abs(len(one.record_only) - len(one.here_only))
+        if lead < LEAST_DIFFERENCE * one.compared:
+            continue
+        p = float(binomtest(len(one.record_only), one.discordant).pvalue)
+        if p < LARGEST_P:
+            yield f"{one.line()} (paired p {p:.2g})"
+
+
+def _invalid(recorded: Sequence[Cell], again: Sequence[Cell]) -> Iterator[str]:
+    """Examples that broke a bound; all other counts follow from the outcomes."""
+    here = {(cell.stage, cell.attack): cell.invalid for cell in again}
+    for cell in recorded:
+        found = here[cell.stage, cell.attack]
+        if abs(cell.invalid - found) > MOST_DISCORDANCE * cell.n:
+            yield f"stage {cell.stage}, {cell.attack}: {cell.invalid} invalid examples, {found} here"
+
+
+def _weights(subject: Subject, made: Run, report: Report) -> list[bool]:
+    """For each stage whose weights or checksums are there: whether they are the same bit for bit."""
+    same: list[bool] = []
+    lines: list[str] = []
+    listed = _listed(subject.run.path)
+    for stage in subject.record.stages:
+        path, new = subject.run.path / stage.weights, made.path / stage.weights
+        if path.is_file():
+            one, other = load_file(path), load_file(new)
+            equal = weights_digest(one) == weights_digest(other)
+            same.append(equal)
+            if not equal:
+                lines.append(f"stage {stage.index} {_distance(one, other)}")
+        elif stage.weights in listed:
+            same.append(listed[stage.weights] == digest_of(new))
+            if not same[-1]:
+                lines.append(f"stage {stage.index} (another SHA-256)")
+    if not same:
+        report.notes.append("weights: neither they nor their checksums are kept")
+    elif all(same):
+        report.notes.append(f"weights: of {len(same)} stages, the same bit for bit")
+    else:
+        report.notes.append(f"weights: other than the record's: {'; '.join(lines)}")
+    return same
+
+
+def _listed(directory: Path) -> Mapping[str, str]:
+    try:
+        return listed_files(directory)
+    except RecordError:
+        return {}
+
+
+def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    """How far two sets of weights are from each other, relative to the length of the first."""
+    if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
+        return "of another structure"
+    difference, length = (
+        _length({name: one[name].double() - other[name].double() for name in one}),
+        _length(one),
+    )
+    return f"{difference / max(length, 1e-30):.2g} of their length away"
+
+
+def _length(tensors: Mapping[str, Tensor]) -> float:
+    squares: NDArray[np.float64] = np.array(
+        [float(tensor.double().square().sum()) for tensor in tensors.values()], dtype=np.float64
+    )
+    return float(np.sqrt(squares.sum()))

@@ -1,0 +1,201 @@
+"""``advbench verify``: the saved stages, attacked again on a sample of points and compared point by point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from advbench.config import MOST_THREADS
+from advbench.environment import choose_device, reproducible
+from advbench.evaluate import measure_some
+from advbench.saved import Run
+from advbench.verifying.again import check_regenerated, check_size, repeat_audit
+from advbench.verifying.claims import check_claims, check_labels, without_weights
+from advbench.verifying.report import Comparison, Report, differences, judge, machine_of
+from advbench.verifying.sampling import Asked, Sample, choose
+from advbench.verifying.subject import Looked, Subject, subject_of
+from attacks_pool import InputError
+from leaderboards import CLEAN, read_outcomes
+from leaderboards.layout import OUTCOMES
+
+Told = Callable[[str], None]
+"""Is told of each attack on each stage as it was compared."""
+
+
+def verify_run(
+    run: Run,
+    asked: Asked | None = None,
+    *,
+    surrogate: Run | None = None,
+    weights: Path | None = None,
+    told: Told | None = None,
+) -> Report:
+    """Confirm or refute a run: what is stored against itself, then its models on a sample of points.
+
+    Nothing is written. A run whose stored parts contradict one another is refuted before any model is run.
+
+    Args:
+        run: a finished run or evaluation, with its weights.
+        asked: what to look at; every stage and attack, and 500 points of each, by default.
+        surrogate: the run that the audit's transferred points were crafted on, where it was one.
+        weights: of an evaluated model: the file that the run has no copy of.
+        told: is told how far it is.
+
+    Raises:
+        InputError: it cannot be verified here: weights, data or code that are not there, or a sample that
+            the run does not have.
+        RecordError: the record cannot be read.
+    """
+    began = time.perf_counter()
+    subject, asked = subject_of(run, weights=weights), asked or Asked()
+    report = Report(run.record.id, run.path, "re-evaluated")
+    check_claims(subject, report)
+    if report.confirmed:
+        if without_weights(subject):
+            raise InputError(
+                f"run {run.record.id} is kept without its weights, so there is nothing to attack again: "
+                "advbench verify --retrain trains it again"
+            )
+        check_labels(subject, report)
+    if report.confirmed:
+        device = device_of(run, asked.device, report)
+        with reproducible(threads_of(run, asked.threads)):
+            report.machine = machine_of(device, run.data)
+            _remeasure(subject, asked, device, report, surrogate, told or (lambda _: None))
+    else:
+        report.not_looked_at.append("every model: what is stored contradicts itself already")
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def device_of(run: Run, asked: str | None, report: Report) -> torch.device:
+    """The device asked for, or the record's kind, or the CPU where there is none of that."""
+    if asked is not None:
+        return choose_device(asked)
+    kind = str(run.record.environment["device"]).partition(" ")[0]
+    try:
+        return choose_device(kind)
+    except InputError:
+        report.notes.append(f"the record was made on {kind!r}, which is not here: this is the CPU")
+        return torch.device("cpu")
+
+
+def threads_of(run: Run, asked: int | None) -> int:
+    """The CPU threads asked for, or the record's.
+
+    Raises:
+        InputError: the record's are no number of threads.
+    """
+    found: Any = run.record.environment["threads"] if asked is None else asked
+    if not isinstance(found, int) or not 1 <= found <= MOST_THREADS:
+        raise InputError(f"run {run.record.id}: threads {found!r} is no number of threads: give --threads")
+    return found
+
+
+def _remeasure(
+    subject: Subject,
+    asked: Asked,
+    device: torch.device,
+    report: Report,
+    surrogate: Run | None,
+    told: Told,
+) -> None:
+    sample = choose(subject, asked)
+    report.sample = sample.tree()
+    last = subject.record.stages[-1].index
+    flags: set[str] = set()
+    for stage in sample.stages:
+        looked = subject.look(stage, device)
+        flags |= _compare_stage(subject, looked, stage, sample, device, report, told)
+        if stage == last:
+            report.faults += check_size(subject, looked, device)
+            report.faults += check_regenerated(subject, looked, device)
+            repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags)
+    if last not in sample.stages:
+        report.not_looked_at.append("the audit, parameters and multiply-adds, which belong to the last stage")
+    other = differences(subject.record, report.machine)
+    report.faults += judge(report.comparisons, same_machine=not other)
+    _say_what_was_not(subject, sample, report, other)
+
+
+def _compare_stage(
+    subject: Subject,
+    looked: Looked,
+    stage: int,
+    sample: Sample,
+    device: torch.device,
+    report: Report,
+    told: Told,
+) -> set[str]:
+    """Attack one stage again; the codes of flags that it earned on the way."""
+    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
+    row = [entry.index for entry in subject.record.stages].index(stage)
+    texts = [CLEAN, *(attack.text for attack in subject.every)]
+    recorded = dict(zip(texts, (clean[row], *robust[row]), strict=True))
+    limits = {CLEAN: len(subject.test), **{attack.text: limit for attack, limit in subject.measured}}
+    here = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
+    looked_at = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
+    flags: set[str] = set()
+    # The points that the record has as right clean, so that one that differs here moves no draw of others.
+    pieces = measure_some(
+        looked.view,
+        subject.test,
+        subject.measured,
+        clean[row],
+        lambda shard: sample.wants(stage, shard),
+        stage=stage,
+        seed=subject.seed,
+        stochastic=looked.stochastic,
+        device=device,
+    )
+    before = CLEAN
+    for shard, piece in pieces:
+        if shard.text != before:
+            told(_line(stage, before, recorded, here, looked_at))
+            before = shard.text
+        here[shard.text][shard.block] = piece.right
+        looked_at[shard.text][shard.block] = True
+        earned = {"nan-logits": piece.not_a_number, "invalid-examples": piece.invalid}
+        flags |= {code for code, count in earned.items() if count}
+        flags |= {"changed-model"} if piece.changed else set()
+    told(_line(stage, before, recorded, here, looked_at))
+    for text, seen in looked_at.items():
+        if seen.any():
+            report.comparisons.append(
+                Comparison.of(stage, text, recorded[text][: len(seen)], here[text], seen)
+            )
+    return flags
+
+
+def _line(
+    stage: int,
+    text: str,
+    recorded: dict[str, Any],
+    here: dict[str, Any],
+    looked_at: dict[str, Any],
+) -> str:
+    seen = looked_at[text]
+    return Comparison.of(stage, text, recorded[text][: len(seen)], here[text], seen).line()
+
+
+def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: list[str]) -> None:
+    """What the verdict leaves open, and whether it was made where bits should be the same."""
+    left_out = sample.left_out(subject)
+    report.complete = not left_out
+    report.not_looked_at += left_out
+    measured = [one for one in report.comparisons if not one.probe]
+    parts = [one for one in measured if one.compared < one.points]
+    if parts:
+        looked, total = sum(one.compared for one in parts), sum(one.points for one in parts)
+        report.not_looked_at.append(f"{total - looked} of {total} outcomes of the stages and attacks sampled")
+    if not subject.evaluated:
+        report.not_looked_at.append("how the weights were trained: advbench verify --retrain trains again")
+    if other:
+        report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
+    else:
+        report.notes.append("this is the record's environment: every outcome should be the same")
