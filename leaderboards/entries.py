@@ -56,7 +56,9 @@ class Cell(Frozen):
 
     ``n`` points were measured, ``clean_correct`` of them are right clean, ``robust`` of those also after
     the attack; ``invalid`` crafted examples broke a bound. ``attack`` is canonical text, or ``clean``
-    (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes.
+    (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes. A probe of a
+    target-aware defense says in ``network`` by which attack of the run the network is known that it looked
+    at; None is the one that sees clean images.
     """
 
     stage: int = Field(ge=0)
@@ -70,6 +72,13 @@ class Cell(Frozen):
     forwards: int = Field(ge=0)
     backwards: int = Field(ge=0)
     bound: Literal["norm", "box-only", "none"] = "norm"
+    network: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As a cell was written before there was a network to name.
+        values: dict[str, Any] = write(self)
+        return {key: value for key, value in values.items() if value is not None or key != "network"}
 
     @model_validator(mode="after")
     def _counts_nest(self) -> Self:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
-from advbench.audit.behaviour import LEAST_SHARE
+from advbench.audit.behaviour import LEAST_SHARE, Gradients
 from advbench.audit.comparisons import Probed, compare, rises_with_eps, weak_beats_strong, weak_suite
+from advbench.audit.networks import found_on
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
 from advbench.evaluate import Row, View
@@ -51,8 +52,9 @@ def audit(
     """The verdict: ``invalid`` after NaN logits, ``suspect`` after any flag but ``weak-suite``, else ``ok``.
 
     Comparisons look at the final row and the probes, and flag only a difference of at least 5 points with a
-    paired p below 0.01 (exact McNemar test on the points that both attacks saw). A stochastic defense stays
-    ``suspect`` though it is judged by many draws: its numbers hold only as far as these draws did.
+    paired p below 0.01 (exact McNemar test on the points that both attacks saw). Attacks that met different
+    networks of a target-aware defense are not compared. A stochastic defense stays ``suspect`` though it is
+    judged by many draws: its numbers hold only as far as these draws did.
 
     Args:
         rows: of R, the last one being the model in question; may be empty when there are probes.
@@ -60,8 +62,9 @@ def audit(
         stochastic: whether the defense is declared to answer at random.
         probes: further measurements on the final model.
     """
+    labels = {} if probes is None else probes.networks
     measured = [
-        Probed(attack, robust, points, attack.info.access)
+        Probed(attack, robust, points, attack.info.access, network=labels.get(attack.text))
         for row in rows[-1:]
         for (attack, points), robust in zip(attacks, row.robust, strict=True)
     ]
@@ -71,10 +74,14 @@ def audit(
         measured += probes.measured
         flags += [*probes.flags, *_faults_of_probes(probes)]
         checks += [*BY_PROBES, *(BY_TRANSFER if probes.transferred else ())]
-    flags += weak_beats_strong(measured)
-    if probes is not None:
-        flags += _of_probes(probes)
-    flags += weak_suite(measured)
+    for network in dict.fromkeys(labels.values()) or (None,):
+        here = [one for one in measured if one.network == network]
+        raised = [
+            *weak_beats_strong(here),
+            *(_of_probes(probes, network) if probes is not None else ()),
+            *weak_suite(here),
+        ]
+        flags += [found_on(flag, network) for flag in raised]
     flags += _chance(rows, probes, stochastic)
     return Audit.model_validate(
         {
@@ -176,14 +183,19 @@ def _chance(rows: Sequence[Row], probes: Probes | None, stochastic: bool) -> Ite
     yield Flag(code="stochastic", message=message, evidence=evidence)
 
 
-def _of_probes(probes: Probes) -> Iterator[Flag]:
-    iterative = [one for one in probes.measured if one.iterative and one.attack.info.norm == "linf"]
+def _of_probes(probes: Probes, network: str | None) -> Iterator[Flag]:
+    """What the probes of one network show by themselves."""
+    iterative = [
+        one
+        for one in probes.measured
+        if one.network == network and one.iterative and one.attack.info.norm == "linf"
+    ]
     by_loss = {
         loss: [one for one in iterative if one.attack.knobs["loss"] == loss] for loss in ("ce", "margin")
     }
     yield from rises_with_eps(by_loss["ce"])
     yield from _unbounded(probes, [one for one in iterative if one.attack.eps == 1.0])
-    yield from _zero_gradient(probes, by_loss)
+    yield from _zero_gradient(probes.gradients[network], by_loss)
 
 
 def _unbounded(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
@@ -197,13 +209,12 @@ def _unbounded(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
         yield Flag(code="unbounded-attack-fails", message=message, evidence=evidence)
 
 
-def _zero_gradient(probes: Probes, by_loss: dict[str, list[Probed]]) -> Iterator[Flag]:
+def _zero_gradient(found: Gradients, by_loss: dict[str, list[Probed]]) -> Iterator[Flag]:
     """No gradient of the margin, which no confidence explains; or none of the CE, where that blinds PGD.
 
     The CE of an honest, very confident model underflows too; it is said only where a search by the margin
     then finds what the search by the CE of the same budget does not.
     """
-    found = probes.gradients
     shares = {"points": found.points, "zero_by_ce": found.ce, "zero_by_margin": found.margin}
     if found.points and found.share("margin") >= LEAST_SHARE:
         message = f"{found.margin} of {found.points} points have no input gradient, whatever the loss"
