@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advbench.evaluate import View
 from advbench.stochastic import logits_of
 from attacks_pool import Attack
-from leaderboards import Flag
+from leaderboards import CLEAN, Flag
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,14 @@ def networks(
     return found, labels
 
 
-def found_on(flag: Flag, label: str | None) -> Flag:
-    """The flag, saying on which network it was raised."""
-    if label is None:
+def found_on(flag: Flag, label: str | None, among: int) -> Flag:
+    """The flag, saying on which of ``among`` networks it was raised if there are several."""
+    if among < 2:
         return flag
+    name = label or CLEAN
     return flag.model_copy(
         update={
-            "message": f"{flag.message} (on the network for {label})",
-            "evidence": {**flag.evidence, "network": label},
+            "message": f"{flag.message} (on the network for {name})",
+            "evidence": {**flag.evidence, "network": name},
         }
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from advbench.audit.behaviour import Gradients, company_flags, gradients, logit_flags
 from advbench.audit.comparisons import Probed
-from advbench.audit.networks import Network, found_on, networks
+from advbench.audit.networks import found_on, networks
 from advbench.data import Split
 from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
 from advbench.identity import weights_digest
@@ -176,7 +176,11 @@ def probe(
         networks=labels,
         stochastic=random,
         surrogate=surrogate_name or (None if surrogate is None else "another model"),
-        flags=[flag for network in every for flag in _behaviour(network, data, key, place, random)],
+        flags=[
+            found_on(flag, network.label, len(every))
+            for network in every
+            for flag in _behaviour(network.module, data, key, place, random)
+        ],
     )
 
 
@@ -190,14 +194,10 @@ def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:
     return replace(row, cells=[clean, *(cell.model_copy(update={"network": label(cell)}) for cell in cells)])
 
 
-def _behaviour(network: Network, data: Split, key: int, place: torch.device, random: bool) -> Iterator[Flag]:
-    """What merely asking a network shows."""
-    model = network.module
-    for flag in (
-        *logit_flags(model, data.x, key, place),
-        *company_flags(model, data.x[: LOOKED_AT * 2].to(place), key, stochastic=random),
-    ):
-        yield found_on(flag, network.label)
+def _behaviour(model: nn.Module, data: Split, key: int, place: torch.device, random: bool) -> Iterator[Flag]:
+    """What merely asking a model shows."""
+    yield from logit_flags(model, data.x, key, place)
+    yield from company_flags(model, data.x[: LOOKED_AT * 2].to(place), key, stochastic=random)
 
 
 def budget(attacks: Sequence[Attack], norm: str) -> float:

@@ -74,6 +74,7 @@ def audit(
         measured += probes.measured
         flags += [*probes.flags, *_faults_of_probes(probes)]
         checks += [*BY_PROBES, *(BY_TRANSFER if probes.transferred else ())]
+    among = 1 if probes is None else len(probes.gradients)
     for network in dict.fromkeys(labels.values()) or (None,):
         here = [one for one in measured if one.network == network]
         raised = [
@@ -81,7 +82,7 @@ def audit(
             *(_of_probes(probes, network) if probes is not None else ()),
             *weak_suite(here),
         ]
-        flags += [found_on(flag, network) for flag in raised]
+        flags += [found_on(flag, network, among) for flag in raised]
     flags += _chance(rows, probes, stochastic)
     return Audit.model_validate(
         {
