@@ -1,8 +1,8 @@
 """Every registered defense trained and evaluated with one command each: its seconds and what it withstands.
 
-    python benchmarks/defenses.py --runs-dir runs/defenses
-    python benchmarks/defenses.py --runs-dir runs/mnist --dataset mnist --data-dir data --sequence fgsm,pgd
-        --epochs 1 --points 200 --set pretrain.epochs=1
+    python benchmarks/every_defense.py --runs-dir runs/defenses
+    python benchmarks/every_defense.py --runs-dir runs/mnist --dataset mnist --data-dir data \\
+        --sequence fgsm,pgd --epochs 1 --points 200 --set pretrain.epochs=1
 
 Runs what is not there yet, one thread each, and prints Markdown. Seconds are those of the whole command, its
 start and the audit included. With --page it goes between the lines ``<!-- DATASET -->`` and ``<!-- end -->``.
