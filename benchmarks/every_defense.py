@@ -5,13 +5,15 @@
         --sequence fgsm,pgd --epochs 1 --points 200 --set pretrain.epochs=1
 
 Runs what is not there yet, one thread each, and prints Markdown. Seconds are those of the whole command, its
-start and the audit included. With --page it goes between the lines ``<!-- DATASET -->`` and ``<!-- end -->``.
+start and the audit included: by the clock, and of the processor where other work shares it. With --page it
+goes between the lines ``<!-- DATASET -->`` and ``<!-- end -->`` there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -26,31 +28,38 @@ SECONDS = "seconds.json"
 """Beside the runs: seconds of each command."""
 
 
-def run_missing(names: list[str], runs_dir: Path, options: list[str]) -> dict[str, float]:
-    """Seconds by defense, after running those that have none."""
+def run_missing(names: list[str], runs_dir: Path, options: list[str]) -> dict[str, list[float]]:
+    """Seconds by the clock and of the processor by defense, after running those that have none."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     path = runs_dir / SECONDS
-    seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    seconds: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
         if name in seconds:
             continue
         command = [sys.executable, "-m", "advbench", "run", "--threads", "1", "--runs-dir", str(runs_dir)]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), processor_seconds()
         done = subprocess.run([*command, "--defense", name, *options], capture_output=True, text=True)
         if done.returncode:
             print(f"{name} failed: {done.stderr.strip()}", file=sys.stderr, flush=True)
             continue
-        seconds[name] = time.perf_counter() - began
+        seconds[name] = [time.perf_counter() - began, processor_seconds() - used]
         path.write_text(json.dumps(seconds, indent=1))
-        print(f"{name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
+        print(f"{name}: {seconds[name][1]:.0f} s of the processor", file=sys.stderr, flush=True)
     return seconds
 
 
-def table(names: list[str], records: list[Record], seconds: dict[str, float]) -> str:
+def processor_seconds() -> float:
+    """Of all commands that have ended so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def table(names: list[str], records: list[Record], seconds: dict[str, list[float]]) -> str:
     """Markdown, a row a defense."""
     columns = [
         "regime",
         "s",
+        "processor s",
         "clean",
         "average",
         "worst case",
@@ -59,7 +68,7 @@ def table(names: list[str], records: list[Record], seconds: dict[str, float]) ->
         "multiply-adds",
         "audit",
     ]
-    lines = ["| defense | " + " | ".join(columns) + " |", "|---|---" + "|--:" * 7 + "|---|"]
+    lines = ["| defense | " + " | ".join(columns) + " |", "|---|---" + "|--:" * 8 + "|---|"]
     for name in names:
         mine = [record for record in records if record.config["defense"] == name]
         if not mine or name not in seconds:
@@ -67,7 +76,7 @@ def table(names: list[str], records: list[Record], seconds: dict[str, float]) ->
         record = mine[-1]
         keys = ("clean_accuracy", "average_robust_accuracy", "worst_case_accuracy", "unseen_accuracy")
         values = [record.metrics[key] for key in keys]
-        cells = [record.regime, f"{seconds[name]:.0f}"]
+        cells = [record.regime, *(f"{value:.0f}" for value in seconds[name])]
         cells += ["–" if value is None else f"{100 * value:.1f}" for value in values]
         cells += [f"{record.cost.parameters:,}", f"{record.cost.multiply_adds:,}"]
         flags = ", ".join(sorted({flag.code for flag in record.audit.flags}))
