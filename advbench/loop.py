@@ -22,6 +22,7 @@ from advbench.preparing import Prepared
 from advbench.recording import Measured, make_record
 from advbench.regeneration import PICTURE, Regenerates, regenerate
 from advbench.resolve import bound_attacks, points_of
+from advbench.routers import Routes, routing
 from advbench.saved import WEIGHTS, new_classifier, weights_of
 from advbench.trainer import Trainer
 from attacks_pool import Attack, Passes
@@ -210,22 +211,31 @@ class Benchmark:
         self.seconds["evaluation"] += time.perf_counter() - began
         return found
 
+    def _more(self, defense: Defense) -> dict[str, float | None]:
+        """What only some defenses have to show: routers, regenerated images."""
+        began = time.perf_counter()
+        found: dict[str, float | None] = {}
+        if isinstance(defense, Routes):
+            found |= routing(
+                defense, self.test, self.attacks["seen"], seed=self.config.seed, device=self.device
+            )
+        if isinstance(defense, Regenerates):
+            found |= self._regenerate(defense)
+        self.seconds["evaluation"] += time.perf_counter() - began
+        return found
+
     def _regenerate(self, defense: Defense) -> dict[str, float | None]:
         """What a defense that can draw what it understood makes of attacked images, and a picture of it."""
-        if not isinstance(defense, Regenerates):
-            return {}
-        began = time.perf_counter()
         found = regenerate(
             defense, self.test, self.attacks["seen"], seed=self.config.seed, device=self.device
         )
         write_bytes(self.directory / PICTURE, found.picture)
-        self.seconds["evaluation"] += time.perf_counter() - began
         return found.metrics
 
     def _save(self, defense: Defense, passes: Passes) -> None:
         write_bytes(self.directory / WEIGHTS, weights_of(defense))
         probes = self._probe(defense)
-        more = self._regenerate(defense)
+        more = self._more(defense)
         measured = Measured(
             attacks=self.attacks,
             points=[count for _, count in self.measured],
@@ -235,7 +245,8 @@ class Benchmark:
             training_seconds=self.seconds["training"],
             evaluation_seconds=self.seconds["evaluation"],
             parameters=sum(parameter.numel() for parameter in defense.parameters()),
-            multiply_adds=multiply_adds(defense, self.test.x[:1].to(self.device)),
+            # Of the network that answers: a target-aware defense itself may be several.
+            multiply_adds=multiply_adds(defense.view(None), self.test.x[:1].to(self.device)),
             audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
             environment=describe(self.device, self.data),
             more=more,

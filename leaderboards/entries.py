@@ -59,7 +59,9 @@ class Cell(Frozen):
 
     ``n`` points were measured, ``clean_correct`` of them are right clean, ``robust`` of those also after
     the attack; ``invalid`` crafted examples broke a bound. ``attack`` is canonical text, or ``clean``
-    (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes.
+    (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes. A probe of a
+    target-aware defense says in ``network`` by which attack of the run the network is known that it looked
+    at; None is the one that sees clean images.
     """
 
     stage: int = Field(ge=0)
@@ -73,6 +75,13 @@ class Cell(Frozen):
     forwards: int = Field(ge=0)
     backwards: int = Field(ge=0)
     bound: Literal["norm", "box-only", "none"] = "norm"
+    network: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As a cell was written before there was a network to name.
+        values: dict[str, Any] = write(self)
+        return {key: value for key, value in values.items() if value is not None or key != "network"}
 
     @model_validator(mode="after")
     def _counts_nest(self) -> Self:
@@ -101,8 +110,9 @@ class Audit(Frozen):
     """The audit's verdict, its flags, and the codes of the checks that were run.
 
     ``probes`` are the cells of the attacks that only the audit made, on the last stage; transferred ones
-    were crafted on ``surrogate``, which may also say why there are none of those. Records from before there
-    were probes have none.
+    were crafted on ``surrogate``, which may also say why there are none of those. Of a defense that answers
+    attacks with different networks ``networks`` says which, by the text of each attack: see `Cell.network`.
+    Records from before there were probes have none.
     """
 
     verdict: Verdict
@@ -110,12 +120,14 @@ class Audit(Frozen):
     checks: list[str]
     probes: list[Cell] = Field(default_factory=list)
     surrogate: str | None = None
+    networks: dict[str, str | None] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A record without probes is written as it was before there were any.
         values: dict[str, Any] = write(self)
-        return {key: value for key, value in values.items() if value or key not in ("probes", "surrogate")}
+        later = ("probes", "surrogate", "networks")
+        return {key: value for key, value in values.items() if value or key not in later}
 
 
 class AttackEntry(Frozen):

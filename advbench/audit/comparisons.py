@@ -20,13 +20,17 @@ LARGEST_P = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """One measured attack: which of the first ``points`` test points survive it, (n,), and by what access."""
+    """One measured attack: which of the first ``points`` test points survive it, (n,), and by what access.
+
+    ``network`` says on which network of a target-aware defense: only attacks on one network are compared.
+    """
 
     attack: Attack
     robust: NDArray[np.bool_]
     points: int
     access: str
     probe: bool = False
+    network: str | None = None
 
     @property
     def single_step(self) -> bool:

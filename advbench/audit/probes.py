@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from advbench.audit.behaviour import Gradients, company_flags, gradients, logit_flags
 from advbench.audit.comparisons import Probed
+from advbench.audit.networks import found_on, networks
 from advbench.data import Split
 from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
 from advbench.identity import weights_digest
@@ -37,15 +37,17 @@ WITHOUT_ATTACKS = 0.1
 class Probes:
     """What was measured on the first ``points`` test points.
 
-    ``rows`` are the probe attacks searched on the model itself and, with a surrogate, on that; a third row
-    is of the attacks that were asked for from there. ``attacks`` are those of each row. ``surrogate`` names
-    that, or says why there is none. ``flags`` are what behaviour alone shows.
+    For each network (see `networks`) ``rows`` are the probe attacks searched on it and, with a surrogate, on
+    that; a last row is of the attacks that were asked for from there. ``attacks`` are those of each row.
+    ``gradients`` are by the label of the network, ``networks`` has the label for each attack of the run.
+    ``surrogate`` names that, or says why there is none. ``flags`` are what behaviour alone shows.
     """
 
     points: int
     rows: list[Row]
     attacks: list[list[Attack]]
-    gradients: Gradients
+    gradients: dict[str | None, Gradients]
+    networks: dict[str, str | None]
     stochastic: bool
     surrogate: str | None = None
     flags: list[Flag] = field(default_factory=list)
@@ -78,7 +80,7 @@ class Probes:
         """The probe attacks, ready to be compared."""
         bound = [attack for attacks in self.attacks for attack in attacks]
         return [
-            Probed(attack, robust, cell.n, cell.threat.access, probe=True)
+            Probed(attack, robust, cell.n, cell.threat.access, probe=True, network=cell.network)
             for attack, robust, cell in zip(bound, self.robust, self.cells, strict=True)
         ]
 
@@ -101,6 +103,9 @@ def probe(
 ) -> Probes:
     """Measure what an audit needs beyond a run.
 
+    Where attacks meet several networks, as those of a target-aware defense do, each of them is probed, so
+    that a probe looks at the very network that cells of the run were measured on.
+
     Args:
         view: the module to look at for an attack (``Defense.view``; ``lambda _: model`` for a plain model).
         data: test points; all are asked clean, the first ``points`` are attacked.
@@ -115,46 +120,84 @@ def probe(
         kept, attack_timeout: of the evaluator.
         transferred: attacks to craft on the surrogate beside the probes, each with its number of points.
     """
-    model, place = view(None), device or data.x.device
-    key = key_seed("probe", seed)
-    random = is_stochastic(model, data.x[:LOOKED_AT].to(place), key) if stochastic is None else stochastic
+    place, key = device or data.x.device, key_seed("probe", seed)
+    asked = data.x[:LOOKED_AT].to(place)
+    random = is_stochastic(view(None), asked, key) if stochastic is None else stochastic
     count = min(max(points // 4, 1) if random else points, len(data))
     few = Split(data.x[:count].to(place), data.y[:count].to(place))
-    direct, own = battery(attacks, brief=random), [attack.text for attack, _ in transferred]
-    measure = functools.partial(
-        evaluate,
-        view,
-        stage=stage,
-        seed=key,
-        stochastic=random,
-        device=place,
-        kept=kept,
-        attack_timeout=attack_timeout,
-    )
-    rows, made = [measure(few, [(one, count) for one in direct])], [direct]
-    if surrogate is not None:
-        whose = weights_digest(surrogate.state_dict()) if kept is not None else ""
-        probes = [(one, count) for one in transfers(attacks) if one.text not in own]
-        most = max((limit for _, limit in transferred), default=0)
-        for points_of, given in ((few, probes), (Split(data.x[:most], data.y[:most]), transferred)):
-            if given:
-                rows.append(
-                    measure(points_of, given, surrogate=lambda _attack: surrogate, surrogate_key=whose)
-                )
+    every, labels = networks(view, attacks, asked, key)
+    whose = weights_digest(surrogate.state_dict()) if kept is not None and surrogate is not None else ""
+    own = [attack.text for attack, _ in transferred]
+    battles = {
+        False: [(one, count) for one in battery(attacks, brief=random)],
+        True: [(one, count) for one in transfers(attacks) if one.text not in own],
+    }
+
+    def measure(
+        looked_at: View, points_of: Split, given: Sequence[tuple[Attack, int]], name: str, elsewhere: bool
+    ) -> Row:
+        return evaluate(
+            looked_at,
+            points_of,
+            given,
+            stage=stage,
+            seed=key,
+            stochastic=random,
+            surrogate=(lambda _attack: surrogate) if elsewhere and surrogate is not None else None,
+            surrogate_key=f"{name}{whose if elsewhere else ''}",
+            device=place,
+            kept=kept,
+            attack_timeout=attack_timeout,
+        )
+
+    rows, made = [], []
+    met = [network for network in every if network.label in labels.values()] or every
+    for network in met:
+        for elsewhere, given in battles.items():
+            if given and not (elsewhere and surrogate is None):
+                name = "" if network.label is None else f"on {network.label} "
+                rows.append(_labelled(measure(network.view, few, given, name, elsewhere), network.label))
                 made.append([one for one, _ in given])
+    if transferred and surrogate is not None:
+        most = max(limit for _, limit in transferred)
+        row = measure(view, Split(data.x[:most], data.y[:most]), transferred, "", True)
+        rows.append(_labelled(row, labels))
+        made.append([one for one, _ in transferred])
     right = few.x.new_tensor(rows[0].clean).bool()
+    eps = budget(attacks, "linf")
     return Probes(
         points=count,
         rows=rows,
         attacks=made,
-        gradients=gradients(model, few.x[right], few.y[right], budget(attacks, "linf"), key),
+        gradients={
+            network.label: gradients(network.module, few.x[right], few.y[right], eps, key)
+            for network in every
+        },
+        networks=labels,
         stochastic=random,
         surrogate=surrogate_name or (None if surrogate is None else "another model"),
         flags=[
-            *logit_flags(model, data.x, key, place),
-            *company_flags(model, data.x[: LOOKED_AT * 2].to(place), key, stochastic=random),
+            found_on(flag, network.label, len(every))
+            for network in every
+            for flag in _behaviour(network.module, data, key, place, random)
         ],
     )
+
+
+def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:
+    """The row, its cells saying which network they were measured on: one for all, or each attack's own."""
+
+    def label(cell: Cell) -> str | None:
+        return network.get(cell.attack) if isinstance(network, Mapping) else network
+
+    clean, *cells = row.cells
+    return replace(row, cells=[clean, *(cell.model_copy(update={"network": label(cell)}) for cell in cells)])
+
+
+def _behaviour(model: nn.Module, data: Split, key: int, place: torch.device, random: bool) -> Iterator[Flag]:
+    """What merely asking a model shows."""
+    yield from logit_flags(model, data.x, key, place)
+    yield from company_flags(model, data.x[: LOOKED_AT * 2].to(place), key, stochastic=random)
 
 
 def budget(attacks: Sequence[Attack], norm: str) -> float:

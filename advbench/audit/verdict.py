@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
-from advbench.audit.behaviour import LEAST_SHARE
+from advbench.audit.behaviour import LEAST_SHARE, Gradients
 from advbench.audit.comparisons import WEAK, Probed, compare, rises_with_eps, weak_beats_strong, weak_suite
+from advbench.audit.networks import found_on
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
 from advbench.evaluate import Row, View
@@ -57,8 +58,9 @@ def audit(
     """The verdict: ``invalid`` after NaN logits, ``suspect`` after any flag but ``weak-suite``, else ``ok``.
 
     Comparisons look at the final row and the probes, and flag only a difference of at least 5 points with a
-    paired p below 0.01 (exact McNemar test on the points that both attacks saw). A stochastic defense stays
-    ``suspect`` though it is judged by many draws: its numbers hold only as far as these draws did.
+    paired p below 0.01 (exact McNemar test on the points that both attacks saw). Attacks that met different
+    networks of a target-aware defense are not compared. A stochastic defense stays ``suspect`` though it is
+    judged by many draws: its numbers hold only as far as these draws did.
 
     Args:
         rows: of R, the last one being the model in question; may be empty when there are probes.
@@ -66,8 +68,9 @@ def audit(
         stochastic: whether the defense is declared to answer at random.
         probes: further measurements on the final model.
     """
+    labels = {} if probes is None else probes.networks
     measured = [
-        Probed(attack, robust, points, attack.info.access)
+        Probed(attack, robust, points, attack.info.access, network=labels.get(attack.text))
         for row in rows[-1:]
         for (attack, points), robust in zip(attacks, row.robust, strict=True)
     ]
@@ -77,12 +80,9 @@ def audit(
         measured += probes.measured
         flags += [*probes.flags, *_faults_of_probes(probes)]
         checks += [*BY_PROBES, *(BY_TRANSFER if probes.transferred else ())]
-    flags += weak_beats_strong(measured)
+    flags += from_outcomes(measured, 0 if probes is None else int(probes.clean.sum()))
     if probes is not None:
-        flags += _ladder(measured)
-        flags += _unbounded(measured, int(probes.clean.sum()))
-        flags += _zero_gradient(probes, _by_loss(measured))
-    flags += weak_suite(measured)
+        flags += _flat(probes, measured)
     flags += _chance(rows, probes, stochastic)
     return Audit.model_validate(
         {
@@ -91,6 +91,7 @@ def audit(
             "checks": checks,
             "probes": [] if probes is None else probes.cells,
             "surrogate": None if probes is None else probes.surrogate,
+            "networks": labels if any(labels.values()) else {},
         }
     )
 
@@ -185,18 +186,31 @@ def _chance(rows: Sequence[Row], probes: Probes | None, stochastic: bool) -> Ite
 
 
 def from_outcomes(measured: Sequence[Probed], right: int) -> list[Flag]:
-    """The flags that follow from outcomes alone, with the codes :data:`FROM_OUTCOMES`.
+    """The flags that follow from outcomes alone, with the codes :data:`FROM_OUTCOMES`, network by network.
 
     Args:
         measured: the run's own attacks on the final model, then the probes.
         right: how many of the points that probes attacked are right clean.
     """
-    return [
-        *weak_beats_strong(measured),
-        *_ladder(measured),
-        *_unbounded(measured, right),
-        *weak_suite(measured),
-    ]
+    found: list[Flag] = []
+    for network in dict.fromkeys(one.network for one in measured):
+        here = [one for one in measured if one.network == network]
+        raised = [*weak_beats_strong(here), *_ladder(here), *_unbounded(here, right), *weak_suite(here)]
+        found += [found_on(flag, network, _networks(measured)) for flag in raised]
+    return found
+
+
+def _networks(measured: Sequence[Probed]) -> int:
+    """How many networks the defense has: that of clean images is always there."""
+    return len({None, *(one.network for one in measured)})
+
+
+def _flat(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
+    """``zero-gradient`` on each network that attacks met."""
+    for network in dict.fromkeys(one.network for one in measured):
+        here = _by_loss([one for one in measured if one.network == network])
+        for flag in _zero_gradient(probes.gradients[network], here):
+            yield found_on(flag, network, _networks(measured))
 
 
 def _by_loss(measured: Sequence[Probed]) -> dict[str, list[Probed]]:
@@ -222,13 +236,12 @@ def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
         yield Flag(code="unbounded-attack-fails", message=message, evidence=evidence)
 
 
-def _zero_gradient(probes: Probes, by_loss: dict[str, list[Probed]]) -> Iterator[Flag]:
+def _zero_gradient(found: Gradients, by_loss: dict[str, list[Probed]]) -> Iterator[Flag]:
     """No gradient of the margin, which no confidence explains; or none of the CE, where that blinds PGD.
 
     The CE of an honest, very confident model underflows too; it is said only where a search by the margin
     then finds what the search by the CE of the same budget does not.
     """
-    found = probes.gradients
     shares = {"points": found.points, "zero_by_ce": found.ce, "zero_by_margin": found.margin}
     if found.points and found.share("margin") >= LEAST_SHARE:
         message = f"{found.margin} of {found.points} points have no input gradient, whatever the loss"

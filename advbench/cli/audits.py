@@ -18,12 +18,16 @@ def probe_table(audit: Audit) -> Table:
         table.add_column(
             column, justify="left" if column in ("attack", "norm", "loss", "access") else "right"
         )
+    several = any(cell.network is not None for cell in audit.probes)
+    if several:
+        table.add_column("network")
     for cell in audit.probes:
         name, _, knobs = cell.attack.partition(":")
         loss = next((knob[5:] for knob in knobs.split(",") if knob.startswith("loss=")), "-")
         eps = "-" if cell.threat.eps is None else f"{cell.threat.eps:g}"
         counts = (str(cell.n), str(cell.clean_correct), str(cell.robust))
-        table.add_row(name, cell.threat.norm or "-", eps, loss, cell.threat.access, *counts)
+        network = [(cell.network or "clean").partition(":")[0]] if several else []
+        table.add_row(name, cell.threat.norm or "-", eps, loss, cell.threat.access, *counts, *network)
     return table
 
 

@@ -100,7 +100,9 @@ def metrics_text(record: Record) -> str:
 def _with_unit(name: str, value: float) -> str:
     if name.endswith("psnr"):
         return f"{value:.1f} dB"
-    return f"{value:.3f}" if name.endswith("ssim") else f"{100 * value:.1f} %"
+    if name.endswith("overhead"):
+        return f"{value:.2f} ×"
+    return f"{value:.3f}" if name.endswith(("ssim", "nmi")) else f"{100 * value:.1f} %"
 
 
 def transfer_table(record: Record) -> Table | None:

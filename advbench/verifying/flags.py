@@ -32,11 +32,19 @@ def check_audit(subject: Subject) -> Iterator[str]:
     _, robust = read_outcomes(subject.run.path / OUTCOMES)
     counts = {cell.attack: cell.n for cell in record.cells}
     measured = [
-        Probed(attack, outcome, counts[attack.text], attack.info.access)
+        Probed(
+            attack,
+            outcome,
+            counts[attack.text],
+            attack.info.access,
+            network=audit.networks.get(attack.text),
+        )
         for attack, outcome in zip(subject.every, robust[-1], strict=True)
     ]
     measured += [
-        Probed(_bound(cell.attack), outcome, cell.n, cell.threat.access, probe=True)
+        Probed(
+            _bound(cell.attack), outcome, cell.n, cell.threat.access, probe=True, network=cell.network
+        )
         for cell, outcome in zip(audit.probes, probes, strict=True)
     ]
     right = audit.probes[0].clean_correct if audit.probes else 0
