@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,27 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors of a state dict."""
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors of a state dict.
+
+    A stranger's may hold other things too: quantised tensors, alone or in tuples, count by their values.
+    """
     found = hashlib.sha256()
     for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for value in _tensors(state[name]):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            plain = value.detach().cpu()
+            plain = (plain.dequantize() if plain.is_quantized else plain).contiguous()
+            found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
 
 
 @functools.lru_cache(maxsize=64)

@@ -176,10 +176,12 @@ class Record(Frozen):
 def comparable(record: Record) -> dict[str, Any]:
     """What two runs of one command on one machine must agree on, as JSON values.
 
-    The record without its id, its creation time and every duration.
+    The record without its id, its creation time, every duration, and the commit: that names the checkout,
+    which may move on between two runs whose code is the same.
     """
     tree = record.dump()
     del tree["id"], tree["created"], tree["cost"]["training_seconds"], tree["cost"]["evaluation_seconds"]
+    del tree["environment"]["commit"]
     for cell in (*tree["cells"], *tree["audit"].get("probes", [])):
         del cell["seconds"]
     return tree

@@ -329,6 +329,7 @@ def test_comparable_ignores_identity_and_time_only(tree: dict[str, Any]) -> None
     again = copy.deepcopy(tree)
     again["id"], again["created"] = "at-digits-0-2", "2026-01-01T00:00:00Z"
     again["cost"]["training_seconds"] = again["cost"]["evaluation_seconds"] = 99.0
+    again["environment"]["commit"] = "0123456789ab+"
     for entry in again["cells"]:
         entry["seconds"] = 99.0
     assert comparable(parse_record(again, "there")) == comparable(first)

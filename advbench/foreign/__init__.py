@@ -1,7 +1,6 @@
 """Models that were trained elsewhere: found, loaded without running their pickles, and asked for logits."""
 
 from advbench.foreign.loading import Foreign, Source, load_foreign
-from advbench.foreign.weights import state_digest
 from advbench.foreign.wrapper import ForeignModel
 
-__all__ = ["Foreign", "ForeignModel", "Source", "load_foreign", "state_digest"]
+__all__ = ["Foreign", "ForeignModel", "Source", "load_foreign"]

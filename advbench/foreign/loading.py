@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from advbench.data import DataSet
 from advbench.foreign.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_exported, load_script
-from advbench.foreign.weights import file_digest, load_state, read_state, state_digest
+from advbench.foreign.weights import file_digest, load_state, read_state
 from advbench.foreign.wrapper import ForeignModel
 from advbench.foreign.zoos import THREATS, from_robustbench, from_torchvision
+from advbench.identity import weights_digest
 from advbench.models import MODELS, Normalize, build_model
 from advbench.models.zoo import _seeded
 from attacks_pool.errors import InputError, unknown
@@ -153,5 +154,5 @@ def _origin(text: str, model: ForeignModel, file: Path | None) -> dict[str, Any]
         "model": text,
         "weights": None if file is None else file.name,
         "weights_sha256": None if file is None else file_digest(file),
-        "state_sha256": state_digest(inner) if isinstance(inner, nn.Module) else None,
+        "state_sha256": weights_digest(inner.state_dict()) if isinstance(inner, nn.Module) else None,
     }
