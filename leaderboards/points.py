@@ -135,7 +135,9 @@ class Outcomes:
         if not self.layout.counts:
             return None
         shared = min(self.layout.counts)
-        survive: Floats = self.robust[:, -1].all(axis=1) * (self.points / shared)
+        survive: Floats = np.asarray(
+            self.robust[:, -1].all(axis=1) * (self.points / shared), dtype=np.float64
+        )
         survive[:, shared:] = 0.0
         return survive
 

@@ -19,6 +19,7 @@ from advbench.saved import Run
 from advbench.surrogates import plain_surrogate
 from advbench.verifying.report import Comparison, Report
 from advbench.verifying.subject import Looked, Subject
+from leaderboards import Cell
 from leaderboards.layout import OUTCOMES
 from leaderboards.store import read_probe_outcomes
 
@@ -112,10 +113,10 @@ def _compare(subject: Subject, probes: Probes, report: Report) -> bool:
     """Compare the probes with the stored ones; whether the record has all that are made here."""
     stored = read_probe_outcomes(subject.run.path / OUTCOMES)
     cells = subject.record.audit.probes
-    places = {(cell.attack, cell.threat.access): number for number, cell in enumerate(cells)}
+    places = {_place(cell): number for number, cell in enumerate(cells)}
     whole = bool(len(stored))
     for cell, outcome in zip(probes.cells, probes.robust, strict=True):
-        number = places.get((cell.attack, cell.threat.access))
+        number = places.get(_place(cell))
         if number is None or not len(stored):
             whole = False
             continue
@@ -130,6 +131,11 @@ def _compare(subject: Subject, probes: Probes, report: Report) -> bool:
         )
         report.comparisons.append(comparison)
     return whole
+
+
+def _place(cell: Cell) -> tuple[str, str, str | None]:
+    """What no two probes share."""
+    return cell.attack, cell.threat.access, cell.network
 
 
 def check_size(subject: Subject, looked: Looked, device: torch.device) -> Iterator[str]:

@@ -42,9 +42,7 @@ def check_audit(subject: Subject) -> Iterator[str]:
         for attack, outcome in zip(subject.every, robust[-1], strict=True)
     ]
     measured += [
-        Probed(
-            _bound(cell.attack), outcome, cell.n, cell.threat.access, probe=True, network=cell.network
-        )
+        Probed(_bound(cell.attack), outcome, cell.n, cell.threat.access, probe=True, network=cell.network)
         for cell, outcome in zip(audit.probes, probes, strict=True)
     ]
     right = audit.probes[0].clean_correct if audit.probes else 0
