@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import typer
 
 from advbench import __version__
-from advbench.cli import auditing, boards, defenses, doctor, evaluating, lists, running, runs, sweeping
+from advbench.cli import (
+    auditing,
+    boards,
+    defenses,
+    doctor,
+    evaluating,
+    lists,
+    plotting,
+    running,
+    runs,
+    sweeping,
+)
 from advbench.interrupts import Interrupted
 
 INTERRUPTED = 130
@@ -28,6 +39,7 @@ app.command("eval")(evaluating.evaluate)
 app.command("sweep")(sweeping.sweep)
 app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
+app.command("plot")(plotting.plot)
 app.command("audit")(auditing.audit)
 app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)
