@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from advbench.environment import reproducible
 from advbench.regeneration import Regenerates
 from advbench.resolve import bound_attacks
 from advbench.saved import Run
@@ -75,11 +76,14 @@ def gallery(run: Run, *, points: int = POINTS, attacks: Sequence[str] = ()) -> G
             data that cannot be read.
     """
     chosen = _chosen(run, attacks)
-    defense = run.model
-    classes = run.data.classes
-    x, y = _points(run, defense, points)
     names = short_names([attack.text for attack in chosen])
-    made = [_attacked(run, defense, attack, name, x, y) for attack, name in zip(chosen, names, strict=True)]
+    defense, classes = run.model, run.data.classes
+    # More threads than the run had would round otherwise, and a grid is too small to gain by them.
+    with reproducible(min(int(run.record.environment["threads"]), torch.get_num_threads())):
+        x, y = _points(run, defense, points)
+        made = [
+            _attacked(run, defense, attack, name, x, y) for attack, name in zip(chosen, names, strict=True)
+        ]
     return Gallery(x, y, classes, made)
 
 

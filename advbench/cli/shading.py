@@ -22,7 +22,7 @@ def has_shades(console: Console) -> bool:
 def shaded(table: Table) -> Table:
     """The same table with every percentage on its colour, and a row of bars that show each column's course.
 
-    The first column holds names, the others percentages. Bars go from 0 to 100 %, and want three rows or more.
+    The first column holds names, the others percentages. Bars, from 0 to 100 %, want three rows or more.
     """
     names, *values = table.columns
     twin = Table(title=table.title, title_justify=table.title_justify, padding=0)

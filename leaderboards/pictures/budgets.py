@@ -72,7 +72,7 @@ def eps_curves(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | 
             "no attack was measured at two eps or more: add some, like --eval pgd:eps=0.1,pgd:eps=0.2"
         )
     norms = sorted({one.norm for one in lines})
-    attacks = list(dict.fromkeys(one.attack for one in lines))
+    attacks = list(dict.fromkeys(one.attack for one in sorted(lines, key=lambda one: one.probe)))
     single = len(found) == 1
     heading = f"{f'{found[0].label}: r' if single else 'R'}obust accuracy against the budget of the attack"
     with drawing(theme):

@@ -1,7 +1,7 @@
 """Forgetting curves: robust accuracy on each attack after each stage."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -147,9 +147,15 @@ def _by_sequence(found: Sequence[Series]) -> Iterator[dict[str, Series]]:
     for series in found:
         if series.trained:
             groups.setdefault((series.row.fingerprint, series.row.sequence), []).append(series)
+    # One name and one colour for a defense, whatever its sequence is.
+    apart = [replace(one.row, sequence=(), training=(), protocol="", dataset="") for one in found]
+    names = {id(one.row): name for one, name in zip(found, labels(apart), strict=True)}
     for group in groups.values():
         ordered = sorted(group, key=_is_level)
-        yield dict(zip(labels([series.row for series in ordered]), ordered, strict=True))
+        mine = [names[id(series.row)] for series in ordered]
+        if len(set(mine)) < len(mine):
+            mine = labels([series.row for series in ordered])
+        yield dict(zip(mine, ordered, strict=True))
 
 
 def _first(mine: dict[str, Series]) -> Series:

@@ -1,5 +1,6 @@
 """The stage × attack matrix as a heat map with its numbers."""
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def heat_map(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | No
         for axes, series, parts in zip(panels, found, blocks, strict=True):
             _panel(axes, series, parts, columns, theme)
             if len(found) > 1:
-                axes.set_title(_title(series, found), pad=8)
+                axes.set_title(textwrap.fill(_title(series, found), int(11 * width)), pad=8)
         _scale(figure, panels)
         framed = any(block.own for panel in blocks for block in panel)
         seeds = any(len(series.records) > 1 for series in found)

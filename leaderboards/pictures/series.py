@@ -1,6 +1,7 @@
 """Runs as pictures show them: seeds together, under a name that tells a run from the others."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaderboards.errors import RecordError
-from leaderboards.naming import attack_name
+from leaderboards.naming import attack_name, short_names
 from leaderboards.ranking import Row, canonical, rows
 from leaderboards.record import Record
 
 Floats = NDArray[np.float64]
 MOST = 12
 """Defenses that one picture can tell apart."""
+LONGEST = 60
+"""Letters of a label."""
+SETTINGS = (
+    "regime",
+    "params",
+    "sequence",
+    "plan",
+    "training",
+    "pretrain",
+    "model",
+    "dataset",
+    "protocol",
+)
+"""In what rows of one defense may differ, the telling ones first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,23 +147,13 @@ def common(found: Sequence[Series]) -> str:
 def labels(found: Sequence[Row]) -> list[str]:
     """Each row's defense, with the settings in which rows of that name differ, the telling ones first."""
     chosen = [{"defense": row.defense} for row in found]
-    for name in (
-        "regime",
-        "params",
-        "plan",
-        "training",
-        "pretrain",
-        "sequence",
-        "model",
-        "dataset",
-        "protocol",
-    ):
+    for name in SETTINGS:
         taken = [tuple(label.values()) for label in chosen]
         for row, label in zip(found, chosen, strict=True):
             twins = [other for other, text in zip(found, taken, strict=True) if text == tuple(label.values())]
             if said := _difference(name, row, twins):
                 label[name] = said
-    return [_joined(list(label.values())) for label in chosen]
+    return [textwrap.shorten(_joined(list(label.values())), LONGEST, placeholder=" …") for label in chosen]
 
 
 def _joined(parts: list[str]) -> str:
@@ -167,7 +172,10 @@ def _difference(name: str, row: Row, twins: Sequence[Row]) -> str:
         return ",".join(map(attack_name, own))
     if name == "protocol":
         return f"protocol {own.rpartition(':')[2][:8]}"
-    return _plain(own) if name != "training" else f"trained on {', '.join(own)}"
+    if name == "training":
+        texts = [text for row_texts in (own, *others) for text in row_texts]
+        return f"trained on {', '.join(short_names(texts, dull=())[: len(own)])}"
+    return _plain(own)
 
 
 def _get(value: Any, key: str) -> Any:

@@ -23,7 +23,6 @@ WIDTH: Final = 7.0
 """Inches: the text width of a paper."""
 SMALL: Final = 7.5
 """Points, of notes and of numbers in cells."""
-LEGEND_COLUMNS: Final = 4
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
@@ -196,7 +195,9 @@ def picture(
 def _crown(figure: Picture, lines: Sequence[str], legend: Sequence[Artist], pad: float) -> None:
     """Title, what the runs have in common, legend: the layout leaves room for a title of all lines."""
     present = [line for line in lines if line]
-    rows = -(-len(legend) // LEGEND_COLUMNS)
+    longest = max((len(str(handle.get_label())) for handle in legend), default=0)
+    columns = min(max(int(13 * figure.get_figwidth() / (longest + 6)), 1), 4)
+    rows = -(-len(legend) // columns)
     if not present and not rows:
         return
     size, height = 10.5, figure.get_figheight()
@@ -218,7 +219,7 @@ def _crown(figure: Picture, lines: Sequence[str], legend: Sequence[Artist], pad:
             handles=list(legend),
             loc="upper left",
             bbox_to_anchor=(0.012, (top - 0.02) / height),
-            ncols=LEGEND_COLUMNS,
+            ncols=columns,
             borderaxespad=0,
             borderpad=0,
             columnspacing=1.6,

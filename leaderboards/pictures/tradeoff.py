@@ -128,17 +128,6 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
     points = [(100 * _value(row, "clean_accuracy").mean, 100 * _value(row, metric).mean) for row in group]
     ranked = [index for index, row in enumerate(group) if row.verdict == "ok" and not row.target_aware]
     front = [ranked[index] for index in pareto_front([points[index] for index in ranked])]
-    stairs = [points[index] for index in front]
-    axes.plot(
-        [x for x, _ in stairs],
-        [y for _, y in stairs],
-        color=theme.muted,
-        lw=1.2,
-        ls=(0, (4, 2)),
-        drawstyle="steps-pre",
-        label="Pareto front",
-        zorder=1,
-    )
     names = labels(group)
     errors = [(_std(row, "clean_accuracy"), _std(row, metric)) for row in group]
     for index, (row, (x, y), (dx, dy)) in enumerate(zip(group, points, errors, strict=True)):
@@ -163,6 +152,8 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
         high = max(point[place] + error[place] for point, error in zip(points, errors, strict=True))
         room = max(0.16 * (high - low), 1.0)
         limit(max(low - room, -2), min(high + room, 101))
+    axes.locator_params(nbins=6, steps=[1, 2, 5, 10])
+    _stairs(axes, [points[index] for index in front], theme)
     _name(
         axes,
         points,
@@ -171,6 +162,15 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
         theme.muted,
     )
     return _words(group, points, names, front, metric)
+
+
+def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> None:
+    """The border of what the front beats, from edge to edge."""
+    if front:
+        x = [axes.get_xlim()[0], *(x for x, _ in front), front[-1][0]]
+        y = [front[0][1], *(y for _, y in front), axes.get_ylim()[0]]
+        style = {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 2)), "zorder": 1}
+        axes.plot(x, y, drawstyle="steps-pre", label="Pareto front", scalex=False, scaley=False, **style)
 
 
 def _marked(row: Row, name: str) -> str:
