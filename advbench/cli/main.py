@@ -22,6 +22,7 @@ from advbench.cli import (
     runs,
     sweeping,
     verifying,
+    plotting,
 )
 from advbench.interrupts import Interrupted
 
@@ -43,6 +44,7 @@ app.command("show")(boards.show)
 app.command("leaderboard")(boards.leaderboard)
 app.command("reference")(referencing.reference)
 app.command("export")(exporting.export)
+app.command("plot")(plotting.plot)
 app.command("audit")(auditing.audit)
 app.command("verify")(verifying.verify)
 app.command("submit")(verifying.submit)

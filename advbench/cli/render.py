@@ -10,6 +10,7 @@ from rich.table import Table
 
 from advbench.cli.console import COMPACT
 from advbench.cli.console import output as output
+from advbench.cli.shading import has_shades, shaded
 from advbench.cli.threats import threat_table
 from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
@@ -21,7 +22,8 @@ ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 def print_run(run: Run) -> None:
     """Everything about one run, and the command that shows it again."""
     console, record = output(), run.record
-    console.print(matrix_table(record))
+    table = matrix_table(record)
+    console.print(shaded(table) if has_shades(console) else table)
     if (transferred := transfer_table(record)) is not None:
         console.print(transferred)
     console.print(metrics_text(record))

@@ -59,7 +59,7 @@ def check(
     from leaderboards import check_run, inventory
 
     where = runs_dir or Path(context.obj)
-    paths = [_find(name, where) for name in runs] if runs else [entry.path for entry in inventory(where)]
+    paths = [find_run(name, where) for name in runs] if runs else [entry.path for entry in inventory(where)]
     damaged = 0
     for path in paths:
         found = check_run(path)
@@ -107,7 +107,7 @@ app.command("check")(check)
 app.command("gc")(gc)
 
 
-def _find(name: str, runs_dir: Path) -> Path:
+def find_run(name: str, runs_dir: Path) -> Path:
     """A run by its directory, its record or its name.
 
     Raises:

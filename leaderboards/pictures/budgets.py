@@ -1,0 +1,204 @@
+"""Robust accuracy against eps: attacks measured at several budgets, of the run and of its audit."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from leaderboards.entries import CLEAN, Cell
+from leaderboards.errors import RecordError
+from leaderboards.naming import attack_name, knobs_of
+from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
+from leaderboards.pictures.style import (
+    DASHES,
+    LIGHT,
+    MARKERS,
+    WIDTH,
+    Picture,
+    Theme,
+    drawing,
+    note,
+    percent_axis,
+    picture,
+)
+from leaderboards.record import Record
+
+FOLLOWS_EPS = ("eps", "step_size")
+"""Knobs in which one attack at two budgets may differ."""
+Kind = tuple[str, str, tuple[tuple[str, str], ...], bool]
+"""Norm, attack, its other knobs, and whether the audit made it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One attack of one series, after the last stage: robust accuracy at each eps, 0 being clean accuracy."""
+
+    series: Series
+    norm: str
+    name: str
+    probe: bool
+    points: int
+    eps: Floats
+    values: Spread
+
+    @property
+    def attack(self) -> str:
+        """The attack, and whose it is."""
+        return f"{self.name} (audit)" if self.probe else self.name
+
+
+def curves(found: Sequence[Series]) -> list[Curve]:
+    """All attacks at two budgets or more, the audit's at three, with equal points and other knobs."""
+    return [one for series in found for one in _of(series)]
+
+
+def eps_curves(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None = None) -> Picture:
+    """Robust accuracy of the final model against eps: a panel a norm, a line an attack and defense.
+
+    Lines come from attacks that a run was evaluated with at several eps, and from the audit's probes, which
+    climb a ladder of eps. They begin at eps 0, which is clean accuracy. Over several seeds: mean, and
+    standard deviation as bars.
+
+    Raises:
+        RecordError: no record, too many, or no attack at two eps.
+    """
+    found = series_of(records)
+    lines = curves(found)
+    if not lines:
+        raise RecordError(
+            "no attack was measured at two eps or more: add some, like --eval pgd:eps=0.1,pgd:eps=0.2"
+        )
+    norms = sorted({one.norm for one in lines})
+    attacks = list(dict.fromkeys(one.attack for one in sorted(lines, key=lambda one: one.probe)))
+    single = len(found) == 1
+    heading = f"{f'{found[0].label}: r' if single else 'R'}obust accuracy against the budget of the attack"
+    with drawing(theme):
+        size = (WIDTH if len(norms) > 1 else 0.72 * WIDTH, 3.7)
+        legend = _legend(found, attacks, theme)
+        figure = picture(theme, heading, *size, title=title, about=common(found), legend=legend)
+        panels = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
+        for axes, norm in zip(panels, norms, strict=True):
+            _panel(axes, norm, [one for one in lines if one.norm == norm], found, attacks, theme)
+            percent_axis(axes, "" if axes is not panels[0] else "robust accuracy, %")
+        seeds = any(len(series.records) > 1 for series in found)
+        note(figure, "eps 0 is clean accuracy", _probed(lines), "bars: standard deviation over seeds" * seeds)
+        figure.description = "Robust accuracy in percent: " + "; ".join(map(_words, lines)) + "."
+    return figure
+
+
+def _legend(found: Sequence[Series], attacks: Sequence[str], theme: Theme) -> list[Line2D]:
+    """Colours of defenses, then marks of attacks; of a single defense, attacks in their own colours."""
+    if len(found) == 1:
+        return [
+            Line2D([], [], label=name, color=_colour(theme, at), **_marks(at))
+            for at, name in enumerate(attacks)
+        ]
+    defenses = [
+        Line2D([], [], label=series.label, color=_colour(theme, at), lw=3) for at, series in enumerate(found)
+    ]
+    return [
+        *defenses,
+        *(Line2D([], [], label=name, color=theme.muted, **_marks(at)) for at, name in enumerate(attacks)),
+    ]
+
+
+def _colour(theme: Theme, place: int) -> str:
+    return theme.lines[place % len(theme.lines)]
+
+
+def _marks(place: int) -> dict[str, Any]:
+    return {"marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place % len(DASHES)]}
+
+
+def _probed(lines: Sequence[Curve]) -> str:
+    counts = sorted({one.points for one in lines if one.probe})
+    return f"the audit's probes attack {' or '.join(map(str, counts))} points" if counts else ""
+
+
+def _of(series: Series) -> Iterator[Curve]:
+    tables = [_budgets(record) for record in series.records]
+    for kind, cells in tables[0].items():
+        norm, name, knobs, probe = kind
+        shared = sorted(set(cells).intersection(*(table.get(kind, {}) for table in tables[1:])))
+        # Two rungs of the audit's ladder, the run's eps and the whole box, make no curve.
+        if len(shared) < (3 if probe else 2):
+            continue
+        values = []
+        for table in tables:
+            mine = [table[kind][eps] for eps in shared]
+            clean = mine[0].clean_correct / mine[0].n
+            values.append(np.array([clean, *(cell.accuracy for cell in mine)]))
+        siblings = [
+            other
+            for other in tables[0]
+            if (other[1], other[3]) == (name, probe) and len(tables[0][other]) > 1
+        ]
+        telling = [
+            f"{knob}={value}"
+            for knob, value in knobs
+            if any((knob, value) not in other[2] for other in siblings)
+        ]
+        points = cells[shared[0]].n
+        yield Curve(
+            series,
+            norm,
+            " ".join([name, *telling]),
+            probe,
+            points,
+            np.array([0.0, *shared]),
+            Spread.of(values),
+        )
+
+
+def _budgets(record: Record) -> dict[Kind, dict[float, Cell]]:
+    """Cells after the last stage by eps, of each attack, the run's own and the audit's."""
+    last = max((cell.stage for cell in record.cells), default=0)
+    found: dict[Kind, dict[float, Cell]] = {}
+    own = [cell for cell in record.cells if cell.stage == last and cell.attack != CLEAN]
+    for probe, cells in ((False, own), (True, record.audit.probes)):
+        for cell in cells:
+            if cell.threat.eps is None or cell.threat.access == "transfer":
+                continue
+            others = tuple(sorted((k, v) for k, v in knobs_of(cell.attack).items() if k not in FOLLOWS_EPS))
+            kind = (
+                cell.threat.norm or "no norm",
+                attack_name(cell.attack),
+                (*others, ("points", str(cell.n))),
+                probe,
+            )
+            found.setdefault(kind, {})[cell.threat.eps] = cell
+    return found
+
+
+def _panel(
+    axes: Axes,
+    norm: str,
+    lines: Sequence[Curve],
+    found: Sequence[Series],
+    attacks: Sequence[str],
+    theme: Theme,
+) -> None:
+    for one in lines:
+        place = attacks.index(one.attack)
+        colour = _colour(theme, found.index(one.series) if len(found) > 1 else place)
+        name = f"{one.series.label} {one.attack}"
+        axes.errorbar(
+            one.eps,
+            one.values.mean,
+            one.values.std,
+            color=colour,
+            label=name,
+            clip_on=False,
+            zorder=3,
+            **_marks(place),
+        )
+    axes.set_xlabel(f"eps ({norm})")
+    axes.set_xlim(left=0)
+
+
+def _words(one: Curve) -> str:
+    pairs = [f"{one.values.said(at)} at eps {eps:g}" for at, eps in enumerate(one.eps)]
+    return f"{one.series.label}, {one.attack}, {one.norm}: {', '.join(pairs)}"

@@ -1,0 +1,186 @@
+"""Runs as pictures show them: seeds together, under a name that tells a run from the others."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.errors import RecordError
+from leaderboards.naming import attack_name, short_names
+from leaderboards.ranking import Row, canonical, rows
+from leaderboards.record import Record
+
+Floats = NDArray[np.float64]
+MOST = 12
+"""Defenses that one picture can tell apart."""
+LONGEST = 60
+"""Letters of a label."""
+SETTINGS = (
+    "regime",
+    "params",
+    "sequence",
+    "plan",
+    "training",
+    "pretrain",
+    "model",
+    "dataset",
+    "protocol",
+)
+"""In what rows of one defense may differ, the telling ones first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Values in percent over seeds: their mean and sample standard deviation (None for a single seed).
+
+    A value that a seed lacks is NaN.
+    """
+
+    mean: Floats
+    std: Floats | None
+
+    def column(self, index: int) -> "Spread":
+        """One column of (rows, columns)."""
+        return Spread(self.mean[:, index], None if self.std is None else self.std[:, index])
+
+    def rows(self, indices: list[int]) -> "Spread":
+        """Some rows."""
+        return Spread(self.mean[indices], None if self.std is None else self.std[indices])
+
+    def said(self, *index: int) -> str:
+        """``52.2`` or ``52.2 ± 1.3``; a value that was not measured is a dash."""
+        return numbers(float(self.mean[index]), None if self.std is None else float(self.std[index]))
+
+    @classmethod
+    def of(cls, values: Sequence[Floats]) -> "Spread":
+        """Of one array of shares, from 0 to 1, a seed."""
+        percent = 100 * np.stack(values)
+        return cls(percent.mean(0), percent.std(0, ddof=1) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One defense under one set of conditions: its leaderboard row, and a record a seed."""
+
+    label: str
+    row: Row
+    records: tuple[Record, ...]
+
+    @property
+    def first(self) -> Record:
+        """Of the lowest seed; attacks and stages are the same in all."""
+        return self.records[0]
+
+    @property
+    def clean(self) -> Spread:
+        """(T+1,) clean accuracy after each stage."""
+        return Spread.of([record.clean_column() for record in self.records])
+
+    @property
+    def matrix(self) -> Spread:
+        """(T+1, A) robust accuracy, columns in the order of ``first.attacks``."""
+        return Spread.of([record.matrix() for record in self.records])
+
+    @property
+    def stages(self) -> list[str]:
+        """What each stage trained against; the first is ``plain``."""
+        if not self.trained:
+            return [self.row.defense]
+        return [
+            "+".join(map(attack_name, stage.attacks)) or "plain"
+            for stage in sorted(self.first.stages, key=lambda stage: stage.index)
+        ]
+
+    @property
+    def trained(self) -> bool:
+        """False for a model that was only evaluated: it has one row of R and no sequence."""
+        return self.first.regime != "eval"
+
+    @property
+    def about(self) -> str:
+        """Data set, model and seeds, for a title."""
+        seeds = self.row.seeds
+        counted = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        return " · ".join(
+            [self.row.dataset, self.row.model, counted] if self.trained else [self.row.dataset, counted]
+        )
+
+
+def numbers(mean: float, std: float | None) -> str:
+    """``52.2`` or ``52.2 ± 1.3``; NaN is a dash."""
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def series_of(records: Iterable[Record]) -> list[Series]:
+    """Records grouped over seeds as the leaderboard groups them, in its order.
+
+    Raises:
+        RecordError: no record, two different ones of one id, or more defenses than a picture can tell apart.
+    """
+    known: dict[str, Record] = {}
+    for record in records:
+        if known.setdefault(record.id, record).dump() != record.dump():
+            raise RecordError(f"two different runs are called {record.id}: draw them in separate pictures")
+    if not known:
+        raise RecordError("there is no finished run to draw: advbench run makes one")
+    found = rows(known.values())
+    if len(found) > MOST:
+        raise RecordError(f"{len(found)} defenses are too many for one picture: name runs of up to {MOST}")
+    return [
+        Series(label, row, tuple(known[run] for run in row.runs))
+        for label, row in zip(labels(found), found, strict=True)
+    ]
+
+
+def common(found: Sequence[Series]) -> str:
+    """What all series share of data set, model and seeds, for a title."""
+    parts = [series.about.split(" · ") for series in found]
+    return " · ".join(part for part in parts[0] if all(part in other for other in parts))
+
+
+def labels(found: Sequence[Row]) -> list[str]:
+    """Each row's defense, with the settings in which rows of that name differ, the telling ones first."""
+    chosen = [{"defense": row.defense} for row in found]
+    for name in SETTINGS:
+        taken = [tuple(label.values()) for label in chosen]
+        for row, label in zip(found, chosen, strict=True):
+            twins = [other for other, text in zip(found, taken, strict=True) if text == tuple(label.values())]
+            if said := _difference(name, row, twins):
+                label[name] = said
+    return [textwrap.shorten(_joined(list(label.values())), LONGEST, placeholder=" …") for label in chosen]
+
+
+def _joined(parts: list[str]) -> str:
+    return f"{parts[0]} ({', '.join(parts[1:])})" if len(parts) > 1 else parts[0]
+
+
+def _difference(name: str, row: Row, twins: Sequence[Row]) -> str:
+    """How ``row`` differs from ``twins`` in one of its settings, in words; empty where it does not."""
+    own, others = getattr(row, name), [getattr(twin, name) for twin in twins]
+    if all(other == own for other in others):
+        return ""
+    if isinstance(own, dict):
+        keys = [key for key in own if any(_get(other, key) != own[key] for other in others)]
+        return ", ".join(f"{key}={_plain(own[key])}" for key in keys)
+    if name == "sequence":
+        return ",".join(map(attack_name, own))
+    if name == "protocol":
+        return f"protocol {own.rpartition(':')[2][:8]}"
+    if name == "training":
+        texts = [text for row_texts in (own, *others) for text in row_texts]
+        return f"trained on {', '.join(short_names(texts, dull=())[: len(own)])}"
+    return _plain(own)
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else canonical(value)

@@ -1,0 +1,257 @@
+"""Clean against robust accuracy, and the Pareto front of the rows that nobody beats in both."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+
+from leaderboards.errors import RecordError
+from leaderboards.naming import attack_name
+from leaderboards.pictures.series import labels, numbers
+from leaderboards.pictures.style import LIGHT, SMALL, WIDTH, Picture, Theme, drawing, note, picture
+from leaderboards.ranking import Row
+from leaderboards.statistics import Summary
+
+MEASURES: Final = {
+    "average": ("average_robust_accuracy", "average robust accuracy"),
+    "worst-case": ("worst_case_accuracy", "worst-case accuracy"),
+    "unseen": ("unseen_accuracy", "unseen accuracy"),
+}
+MOST_ROWS: Final = 40
+MOST_PANELS: Final = 6
+SIDES: Final = (
+    (7, 0),
+    (-7, 0),
+    (0, 8),
+    (0, -8),
+    (7, 8),
+    (-7, 8),
+    (7, -8),
+    (-7, -8),
+    (12, 16),
+    (-12, 16),
+    (12, -16),
+    (-12, -16),
+)
+"""Where a name may stand, in points from its mark, the first choice first."""
+NEAR: Final = 10
+"""A name higher or lower than this is tied to its mark."""
+
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+def pareto_front(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other one equals or exceeds in both values and exceeds in one, by x.
+
+    >>> pareto_front([(1, 3), (2, 2), (1, 2), (3, 0), (2, 2)])
+    [0, 1, 4, 3]
+    """
+    front = [
+        index
+        for index, (x, y) in enumerate(points)
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+    ]
+    return sorted(front, key=lambda index: (points[index][0], -points[index][1]))
+
+
+def trade_off(
+    rows: Iterable[Row], *, measure: str = "average", theme: Theme = LIGHT, title: str | None = None
+) -> Picture:
+    """Clean accuracy against a robust one (a key of ``MEASURES``), mean and standard deviation over seeds.
+
+    A panel a comparison (data set, sequence, model, protocol). The front is of ``ok`` rows; target-aware and
+    suspect rows are hollow and never on it, invalid ones and rows without a value are left out.
+
+    Raises:
+        RecordError: no row with both values, too many of them, an unknown measure.
+    """
+    if measure not in MEASURES:
+        raise RecordError(f"unknown measure {measure!r}: it is one of {', '.join(MEASURES)}")
+    metric, said = MEASURES[measure]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.verdict != "invalid" and row.metrics.get(metric) and row.metrics.get("clean_accuracy"):
+            groups.setdefault(row.comparison, []).append(row)
+    _refuse(groups, said)
+    with drawing(theme):
+        across = min(len(groups), 2)
+        down = -(-len(groups) // across)
+        size = (WIDTH if across > 1 else 0.72 * WIDTH, 3.4 * down + 0.5)
+        about = _about(next(iter(groups.values()))[0]) if len(groups) == 1 else ""
+        figure = picture(theme, f"Clean accuracy and {said}", *size, title=title, about=about)
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        words = []
+        for axes, group in zip(grid, groups.values(), strict=False):
+            axes.set_xlabel("clean accuracy, %")
+            axes.set_ylabel(f"{said}, %")
+            axes.set_title("" if about else _about(group[0]), fontsize=8)
+            words.append(_panel(axes, group, metric, theme))
+        for axes in grid[len(groups) :]:
+            axes.set_visible(False)
+        _notes(figure, [row for group in groups.values() for row in group])
+        figure.description = f"Clean accuracy and {said} in percent. {' '.join(words)}"
+    return figure
+
+
+def _refuse(groups: dict[tuple[str, ...], list[Row]], said: str) -> None:
+    if not groups:
+        raise RecordError(f"no run has both clean accuracy and {said}")
+    if len(groups) > MOST_PANELS:
+        raise RecordError(
+            f"{len(groups)} comparisons (data set, sequence, model, protocol) are too many for one picture: "
+            f"name runs of up to {MOST_PANELS}"
+        )
+    if (most := max(map(len, groups.values()))) > MOST_ROWS:
+        raise RecordError(f"{most} rows are too many for one picture: name runs of up to {MOST_ROWS} rows")
+
+
+def _about(row: Row) -> str:
+    sequence = " → ".join(map(attack_name, row.sequence))
+    return " · ".join(filter(None, [row.dataset, sequence, row.model]))
+
+
+def _value(row: Row, metric: str) -> Summary:
+    summary = row.metrics[metric]
+    assert summary is not None
+    return summary
+
+
+def _std(row: Row, metric: str) -> float:
+    return 100 * (_value(row, metric).std or 0.0)
+
+
+def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
+    """One comparison; returns it in words."""
+    points = [(100 * _value(row, "clean_accuracy").mean, 100 * _value(row, metric).mean) for row in group]
+    ranked = [index for index, row in enumerate(group) if row.verdict == "ok" and not row.target_aware]
+    front = [ranked[index] for index in pareto_front([points[index] for index in ranked])]
+    names = labels(group)
+    errors = [(_std(row, "clean_accuracy"), _std(row, metric)) for row in group]
+    for index, (row, (x, y), (dx, dy)) in enumerate(zip(group, points, errors, strict=True)):
+        style = theme.line(index)
+        fill = "none" if row.verdict != "ok" or row.target_aware else style["color"]
+        bars = (dy, dx) if len(row.seeds) > 1 else (None, None)
+        axes.errorbar(
+            [x],
+            [y],
+            *bars,
+            color=style["color"],
+            marker=style["marker"],
+            ms=7,
+            mew=1.4,
+            elinewidth=1,
+            ls="",
+            mfc=fill,
+            label=names[index],
+        )
+    for place, limit in ((0, axes.set_xlim), (1, axes.set_ylim)):
+        low = min(point[place] - error[place] for point, error in zip(points, errors, strict=True))
+        high = max(point[place] + error[place] for point, error in zip(points, errors, strict=True))
+        room = max(0.16 * (high - low), 1.0)
+        limit(max(low - room, -2), min(high + room, 101))
+    axes.locator_params(nbins=6, steps=[1, 2, 5, 10])
+    _stairs(axes, [points[index] for index in front], theme)
+    _name(
+        axes,
+        points,
+        errors,
+        [_marked(row, name) for row, name in zip(group, names, strict=True)],
+        theme.muted,
+    )
+    return _words(group, points, names, front, metric)
+
+
+def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> None:
+    """The border of what the front beats, from edge to edge."""
+    if front:
+        x = [axes.get_xlim()[0], *(x for x, _ in front), front[-1][0]]
+        y = [front[0][1], *(y for _, y in front), axes.get_ylim()[0]]
+        style = {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 2)), "zorder": 1}
+        axes.plot(x, y, drawstyle="steps-pre", label="Pareto front", scalex=False, scaley=False, **style)
+
+
+def _marked(row: Row, name: str) -> str:
+    signs = [row.verdict] * (row.verdict != "ok") + ["target-aware"] * row.target_aware
+    return f"{name}, {', '.join(signs)}" if signs else name
+
+
+def _name(
+    axes: Axes, points: Sequence[Point], errors: Sequence[Point], names: Sequence[str], color: str
+) -> None:
+    """Each name beside its mark, on the side where it covers least of other names, marks and bars."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    taken = [box for point, error in zip(points, errors, strict=True) for box in _cross(axes, point, error)]
+    for point, name in zip(points, names, strict=True):
+        found: list[tuple[float, int, Annotation, Box]] = []
+        for number, (right, up) in enumerate(SIDES):
+            text = axes.annotate(
+                name,
+                point,
+                xytext=(right, up),
+                textcoords="offset points",
+                fontsize=SMALL,
+                ha="left" if right > 0 else "right" if right else "center",
+                va="center",
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": color, "shrinkB": 5}
+                if abs(up) > NEAR
+                else None,
+            )
+            extent = text.get_window_extent()
+            box = (extent.x0, extent.y0, extent.x1, extent.y1)
+            covered = sum(_overlap(box, other) for other in taken) + 4 * _outside(box, axes)
+            found.append((covered, number, text, box))
+        best = min(found, key=lambda one: one[:2])
+        for one in found:
+            if one is not best:
+                one[2].remove()
+        taken.append(best[3])
+
+
+def _cross(axes: Axes, point: Point, error: Point) -> list[Box]:
+    """Where a mark and its error bars are, in pixels."""
+    (x, y), (dx, dy) = point, error
+    corners = [(x, y), (x - dx, y), (x + dx, y), (x, y - dy), (x, y + dy)]
+    at, left, right, low, high = (tuple(map(float, place)) for place in axes.transData.transform(corners))
+    bars = [(left[0], left[1] - 3, right[0], right[1] + 3), (low[0] - 3, low[1], high[0] + 3, high[1])]
+    return [(at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6), *bars]
+
+
+def _overlap(a: Box, b: Box) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _outside(place: Box, axes: Axes) -> float:
+    """The area of a box that lies beyond the panel."""
+    box = axes.get_window_extent()
+    inside = _overlap(place, (box.x0, box.y0, box.x1, box.y1))
+    return max(0.0, (place[2] - place[0]) * (place[3] - place[1]) - inside)
+
+
+def _notes(figure: Picture, group: Sequence[Row]) -> None:
+    note(
+        figure,
+        "dashed: Pareto front of the rows that the audit found ok",
+        "hollow: suspect or target-aware" * any(row.verdict != "ok" or row.target_aware for row in group),
+        "bars: standard deviation over seeds" * any(len(row.seeds) > 1 for row in group),
+    )
+
+
+def _words(
+    group: Sequence[Row],
+    points: Sequence[Point],
+    names: Sequence[str],
+    front: Sequence[int],
+    metric: str,
+) -> str:
+    said = []
+    for row, (x, y), name in zip(group, points, names, strict=True):
+        pair = [(x, _value(row, "clean_accuracy").std), (y, _value(row, metric).std)]
+        shown = [numbers(mean, None if std is None else 100 * std) for mean, std in pair]
+        said.append(f"{_marked(row, name)}: {shown[0]} clean, {shown[1]} robust")
+    ahead = ", ".join(names[index] for index in front) or "none"
+    return f"{group[0].dataset}: {'; '.join(said)}. Pareto front: {ahead}."
