@@ -284,7 +284,7 @@ def _record(
                 "unseen_accuracy": after[2] / 100,
             },
             "per_class": [
-                {"class": label, "n": 50, "clean_correct": clean // 2, "worst_case": 2}
+                {"class": label, "n": 50, "clean_correct": clean // 2, "worst_case": 1}
                 | {"robust": {text: kept // 2 for text, kept in zip(texts, after, strict=True)}}
                 for label in ("zero", "one")
             ],

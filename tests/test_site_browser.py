@@ -108,7 +108,9 @@ def test_what_the_script_draws_is_what_the_page_had(visit: Open) -> None:
     """Cell for cell; without a script there are the same rows and no dead controls."""
     read = """() => [...document.querySelectorAll("table.board")].map((table) =>
         [...table.tBodies].map((body) => body.outerHTML.replace(/>\\s+/g, ">").replace(/\\s+</g, "<")))"""
-    drawn, plain = visit(), visit(java_script_enabled=False)
+    drawn, plain = visit("index.html#?defense=at"), visit(java_script_enabled=False)
+    assert drawn.evaluate(read) != plain.evaluate(read)
+    drawn.get_by_role("button", name="Clear").click()
     assert drawn.evaluate(read) == plain.evaluate(read)
     assert not plain.locator("#filters").is_visible()
     assert plain.locator("noscript").count() == 1

@@ -27,7 +27,7 @@ SECTIONS: Final = (
     "Target-aware: told which attack it faces, ranked apart",
 )
 FILTERS: Final = ("dataset", "defense", "regime", "verdict", "trust")
-_ROWS_AT_FIRST: Final = 1500
+_ROWS_AT_FIRST: Final = 1000
 """In all tables together: what a browser lays out at once, with or without script."""
 _NO_BEST: Final = frozenset({"unseen_gap"})
 
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell: the main text, a smaller one below, and what it is sorted by."""
+    """What stands in a cell: the main text, smaller lines below, and what it is sorted by."""
 
     main: str
     sub: str = ""
@@ -239,7 +239,7 @@ def _metric(name: str, summary: Summary | None, best: float | None, row: Row) ->
     if (interval := interval_of(summary)) is not None:
         parts.append(f"[{shown(interval[0], name)}, {shown(interval[1], name)}]")
     wins = section_of(row) == OK and best is not None and shown(summary.mean, name) == shown(best, name)
-    return Cell(shown(summary.mean, name), " ".join(parts), summary.mean, wins)
+    return Cell(shown(summary.mean, name), "\n".join(parts), summary.mean, wins)
 
 
 def _best(name: str, rows: Sequence[Row]) -> float | None:

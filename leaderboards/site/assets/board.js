@@ -64,6 +64,10 @@
   const draw = (group) => {
     for (const body of [...group.table.tBodies]) body.remove();
     group.table.append(...makeBodies(group));
+    offerMore(group);
+  };
+
+  const offerMore = (group) => {
     const left = group.found.length - group.limit;
     group.more.replaceChildren();
     if (left > 0) {
@@ -126,19 +130,25 @@
     if (place >= 0) group.found.sort(compare(group, place, state.dir === "up" ? 1 : -1));
   };
 
+  // At first the rows of the page stand there already.
+  let fresh = true;
+
   const show = () => {
     const sought = words();
     for (const group of data.groups) choose(group, sought);
     const visible = data.groups.filter((group) => group.found.length);
-    const limit = Math.max(data.page, Math.min(100, Math.floor(1500 / Math.max(visible.length, 1))));
+    const limit = Math.max(data.page, Math.min(100, Math.floor(1000 / Math.max(visible.length, 1))));
     for (const group of data.groups) {
       group.section.hidden = !group.found.length;
-      group.limit = limit;
-      draw(group);
+      const asItWas = fresh && !Object.keys(state).length;
+      group.limit = asItWas ? data.page : limit;
+      if (asItWas) offerMore(group);
+      else draw(group);
       markSorted(group);
       const found = new Set(group.found.map(String));
       for (const mark of group.marks) mark.classList.toggle("off", !found.has(mark.dataset.line));
     }
+    fresh = false;
     const count = visible.reduce((sum, group) => sum + group.found.length, 0);
     const tables = visible.length === 1 ? "1 table" : `${visible.length} tables`;
     document.getElementById("count").textContent = `${count} of ${total} ${total === 1 ? "row" : "rows"} in ${tables}`;
