@@ -106,7 +106,9 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     report.comparisons = list(_outcomes(subject, made))
     # One stage that is the same bit for bit shows that this machine rounds as the record's did.
     exact = any(same) or not other
-    report.faults += judge(report.comparisons, same_machine=exact) if exact else _apart(report.comparisons)
+    report.faults += (
+        judge(report.comparisons, same_machine=exact) if exact else led_astray(report.comparisons)
+    )
     report.faults += _invalid(record.cells, again.cells)
     report.faults += [
         f"cost: {name} is {getattr(record.cost, name)}, training again takes {getattr(again.cost, name)}"
@@ -153,7 +155,7 @@ def _outcomes(subject: Subject, made: Run) -> Iterator[Comparison]:
             )
 
 
-def _apart(comparisons: Sequence[Comparison]) -> Iterator[str]:
+def led_astray(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Lines of what differs by more than a training that rounding led astray may, paired per point."""
     for one in comparisons:
         lead = abs(len(one.record_only) - len(one.here_only))
