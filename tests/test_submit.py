@@ -224,7 +224,7 @@ def test_members_that_claim_too_much(archive: Path, tmp_path: Path, monkeypatch:
         assert int.from_bytes(data[place + offset : place + offset + 4], "little") == size
         data[place + offset : place + offset + 4] = (2**31).to_bytes(4, "little")
     (tmp_path / "claims.zip").write_bytes(data)
-    with pytest.raises(RecordError, match="its members claim .* bytes, more than there can be"):
+    with pytest.raises(RecordError, match=r"its members claim .* bytes, more than there can be"):
         accept(tmp_path / "claims.zip", tmp_path / "store")
     sent = repacked(archive, tmp_path / "few.zip", lambda members: members.pop("outcomes.npz"))
     with pytest.raises(RecordError, match=r"it holds no outcomes\.npz"):

@@ -307,7 +307,7 @@ def test_trained_again(small_run: Run, tmp_path: Path) -> None:
     """Without weights: cell for cell, outcome for outcome, and weights by their checksums."""
     thin = tmp_path / "thin"
     shutil.copytree(small_run.path, thin, ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(InputError, match="kept without its weights.*advbench verify --retrain"):
+    with pytest.raises(InputError, match=r"kept without its weights.*advbench verify --retrain"):
         verify_run(load_run(thin))
     report = retrain_run(load_run(thin))
     assert report.confirmed, report.faults
