@@ -101,12 +101,17 @@ class Run:
         found = [stage for stage in self.record.stages if stage.index == index]
         if not found:
             raise InputError(f"run {self.record.id} has no stage {index}")
-        self._check_trust()
+        self.check_trust()
         defense = rebuild(self.config, self.record.environment["data"], found[0].spec)
         load_weights(defense, self.path / found[0].weights)
         return defense
 
-    def _check_trust(self) -> None:
+    def check_trust(self) -> None:
+        """Refuse a run whose model is code that nobody trusted.
+
+        Raises:
+            InputError: it is.
+        """
         model = self.config.model
         if model not in MODELS and not self.trust:
             raise InputError(
@@ -132,7 +137,7 @@ def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = No
     record = read_record(Path(path))
     directory = Path(path) if Path(path).is_dir() else Path(path).parent
     run = Run(directory, record, trust, data_dir)
-    run._check_trust()
+    run.check_trust()
     return run
 
 

@@ -108,6 +108,8 @@ def unpack(file: Path, directory: Path) -> list[str]:
                 place.parent.mkdir(exist_ok=True)
                 with archive.open(entry) as source, place.open("xb") as target:
                     shutil.copyfileobj(source, target, 2**20)
+                    target.flush()
+                    os.fsync(target.fileno())
     except FileNotFoundError as error:
         raise RecordError(f"no archive at {file}: advbench submit makes one") from error
     except RecordError:

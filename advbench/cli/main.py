@@ -17,12 +17,12 @@ from advbench.cli import (
     evaluating,
     exporting,
     lists,
+    plotting,
     referencing,
     running,
     runs,
     sweeping,
     verifying,
-    plotting,
 )
 from advbench.interrupts import Interrupted
 

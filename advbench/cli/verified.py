@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import typer
 from rich.table import Table
 
 from advbench.cli.console import output
 from advbench.cli.progress import duration
-from advbench.saved import Run
 from advbench.verifying import Report
+from attacks_pool.text import attack_name
 
 
 def tell(line: str) -> None:
@@ -44,18 +45,16 @@ def print_summary(report: Report, more: str) -> None:
         console.print(f"  {line}", soft_wrap=True)
 
 
-def print_failure(run: Run, error: Exception) -> None:
+def print_failure(place: Path, error: Exception) -> None:
     """One of many runs that could not be verified."""
-    typer.echo(f"failed: {run.path}: {' '.join(str(error).split())}", err=True)
+    typer.echo(f"failed: {place}: {' '.join(str(error).split())}", err=True)
 
 
 def headline(report: Report) -> str:
     """The verdict in a line."""
-    what = (
-        f"{report.discordant} of {report.compared:,} outcomes differ"
-        if report.compared
-        else "no model was run"
-    )
+    what = "no model was run"
+    if report.compared:
+        what = f"{report.discordant} of {report.compared:,} outcomes differ"
     return f"{report.verdict}: {report.run} ({report.how}): {what}, {duration(report.seconds)}"
 
 
@@ -64,10 +63,17 @@ def _table(report: Report) -> Table:
     for column in ("stage", "attack", "of points", "compared", "differ", "only in the record", "only here"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for one in report.comparisons:
-        attack = f"probe {one.attack}" if one.probe else one.attack
+        attack = f"probe {_brief(one.attack)}" if one.probe else _brief(one.attack)
         counts = (one.points, one.compared, one.discordant, len(one.record_only), len(one.here_only))
         table.add_row(str(one.stage), attack, *map(str, counts))
     return table
+
+
+def _brief(text: str) -> str:
+    """Name, budget and loss of an attack; JSON and faults have all of its text."""
+    name = attack_name(text)
+    knobs = text.removeprefix(name).lstrip(":").split(",")
+    return " ".join([name, *(knob for knob in knobs if knob.startswith(("eps=", "loss=")))])
 
 
 def _sample(report: Report) -> str:

@@ -90,17 +90,19 @@ def verify(
     from advbench.cli.verified import print_failure, print_report, print_summary
     from advbench.verifying import Asked
     from advbench.verifying.marking import mark
+    from leaderboards import RecordError
 
-    found, several = _runs(runs, trust, data_dir, {"seed": run_seed, "defense": defense, "dataset": dataset})
+    wanted = {"seed": run_seed, "defense": defense, "dataset": dataset}
+    found, several, failed = _runs(runs, trust, data_dir, wanted)
     asked = Asked(stages, attacks, points, seed, device, threads)
     if retrain and (stages, attacks, points, seed) != ("all", "all", 500, None):
         from attacks_pool import InputError
 
         raise InputError(
-            "--stages, --attacks, --points and --seed choose a sample: --retrain takes no sample"
+            "--stages, --attacks, --points and --seed choose a sample: --retrain compares everything"
         )
     trees: list[dict[str, Any]] = []
-    refuted, failed = 0, 0
+    refuted = 0
     for run in found:
         try:
             report = _verified(run, asked, retrain=retrain, surrogate=surrogate, weights=weights)
@@ -108,9 +110,13 @@ def verify(
             if not several or not _is_users(error):
                 raise
             failed += 1
-            print_failure(run, error)
+            print_failure(run.path, error)
             continue
-        marked = mark(report) if leave_mark else ""
+        try:
+            marked = mark(report) if leave_mark else ""
+        except RecordError as error:
+            # What was found is worth more than the mark.
+            marked = f"not marked: {error}"
         refuted += not report.confirmed
         trees.append({**report.tree(), "mark": marked})
         if format is Format.table:
@@ -118,7 +124,9 @@ def verify(
     if format is Format.json:
         typer.echo(json.dumps(trees if several else trees[0], indent=1))
     elif several:
-        typer.echo(f"{len(found)} runs: {len(trees) - refuted} confirmed, {refuted} refuted, {failed} failed")
+        typer.echo(
+            f"{len(trees) - refuted} runs confirmed, {refuted} refuted, {failed} could not be verified"
+        )
     if refuted or failed:
         raise typer.Exit(REFUTED if refuted else 2)
 
@@ -184,32 +192,35 @@ def accept(
 
 def _runs(
     paths: list[Path], trust: bool, data_dir: str | None, wanted: dict[str, Any]
-) -> tuple[list[Run], bool]:
-    """The runs that are meant, and whether these may be several."""
+) -> tuple[list[Run], bool, int]:
+    """The runs that are meant, whether these may be several, and how many records cannot be read."""
+    from advbench.cli.verified import print_failure
     from advbench.saved import Run
     from leaderboards import RecordError, read_record
 
     places: list[Path] = []
-    several = len(paths) > 1
     for path in paths:
         directory = path.parent if path.name == "record.json" else path
         below = sorted(found.parent for found in directory.rglob("record.json") if _visible(found, directory))
-        if (directory / "record.json").exists() or not below:
-            places.append(directory)
-        else:
-            several = True
-            places += below
-    records = [(place, read_record(place)) for place in places]
+        places += [directory] if (directory / "record.json").exists() or not below else below
+    several, failed = len(places) > 1, 0
     given = {key: value for key, value in wanted.items() if value is not None}
-    runs = [
-        Run(place, record, trust, data_dir)
-        for place, record in records
-        if all(record.config[key] == value for key, value in given.items())
-    ]
-    if not runs:
+    runs: list[Run] = []
+    for place in places:
+        try:
+            record = read_record(place)
+        except RecordError as error:
+            if not several:
+                raise
+            failed += 1
+            print_failure(place, error)
+            continue
+        if all(record.config[key] == value for key, value in given.items()):
+            runs.append(Run(place, record, trust, data_dir))
+    if not runs and not failed:
         said = ", ".join(f"{key} {value}" for key, value in given.items())
-        raise RecordError(f"none of {len(records)} runs is of {said}")
-    return runs, several
+        raise RecordError(f"of {len(places)} runs none has {said}")
+    return runs, several, failed
 
 
 def _visible(path: Path, root: Path) -> bool:

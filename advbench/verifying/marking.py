@@ -12,14 +12,16 @@ def mark(report: Report) -> str:
     """Leave the mark of a confirmed run, or take it away from a refuted one; says what was done.
 
     Enough was looked at when no stage and no attack was left out, each in one whole block of test points at
-    least, and the audit was repeated; or when the run was trained again. Less confirms a run, and marks it
-    not; a mark that is there already stays.
+    least, and the audit was repeated; or when the run was trained again on a machine that rounds as the
+    record's did. Less confirms a run, and marks it not; a mark that is there already stays.
 
     Raises:
         RecordError: the mark cannot be written or removed.
     """
     if not report.confirmed:
         return "its mark as verified was taken away" if remove_verified(report.path) else ""
+    if not report.complete and report.how == "retrained":
+        return "not marked as verified: the repetition was no exact one"
     if not report.complete:
         return "not marked as verified: that needs every stage and every attack"
     write_verified(

@@ -128,8 +128,11 @@ def _attacks(subject: Subject, text: str) -> list[Attack]:
     for name, knobs in parse_attacks(text):
         # Through the text of both, so that 8/255 and its decimal are one.
         fitting = [attack for attack in subject.every if attack.name == name and _has(attack, knobs)]
+        named = [attack.text for attack in subject.every if attack.name == name]
+        if not named:
+            raise unknown("attack of the run", name, {attack.name for attack in subject.every})
         if not fitting:
-            raise unknown("attack of the run", name, [attack.text for attack in subject.every])
+            raise InputError(f"--attacks {text!r}: the run has {' and '.join(named)}")
         found += fitting
     return [attack for attack in subject.every if attack in found]
 

@@ -157,6 +157,7 @@ def subject_of(run: Run, *, weights: Path | None = None) -> Subject:
         InputError: a configuration that is not one of this program's, or attacks that are not here.
     """
     if run.record.regime != EVALUATED:
+        run.check_trust()
         if weights is not None:
             raise InputError("--weights goes with records of advbench eval; a run has its own")
         from advbench.resolve import bound_attacks

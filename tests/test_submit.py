@@ -1,0 +1,313 @@
+"""Runs sent to others: one archive, always the same bytes; what comes back is read with suspicion."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advbench.cli.main import invoke
+from advbench.saved import Run
+from advbench.verifying import Asked
+from advbench.verifying.accepting import accept
+from leaderboards import (
+    RecordError,
+    check_run,
+    digests_of,
+    find_garbage,
+    inventory,
+    json_bytes,
+    pack,
+    read_record,
+    trust_of,
+    unpack,
+    write_checksums,
+)
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def archive(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as it is sent."""
+    out = tmp_path_factory.mktemp("sent") / "run.zip"
+    pack(small_run.path, out)
+    return out
+
+
+def contents(directory: Path) -> set[str]:
+    """All that is below, hidden or not."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+def repacked(archive: Path, out: Path, change: Callable[[dict[str, bytes]], object] = lambda _: None) -> Path:
+    """The archive with other members, stored as they come."""
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    change(members)
+    with zipfile.ZipFile(out, "w") as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    return out
+
+
+def test_the_same_run_gives_the_same_bytes(small_run: Run, archive: Path, tmp_path: Path) -> None:
+    """From another place, at another time, with other permissions; logs and marks stay behind."""
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(small_run.path, copy)
+    (copy / "verified.json").write_text("{}")
+    (copy / "record.json").chmod(0o600)
+    (copy / "model.safetensors").touch()
+    names = pack(copy, tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
+    assert names == sorted(names)
+    assert {"record.json", "outcomes.npz", "SHA256SUMS", "run.json", "model.safetensors"} <= set(names)
+    assert {f"stages/{stage}.safetensors" for stage in range(3)} <= set(names)
+    assert not {"log.jsonl", "verified.json"} & set(names)
+    assert {path.name for path in tmp_path.iterdir()} == {"again.zip", "elsewhere"}
+    (tmp_path / "there").mkdir()
+    assert unpack(archive, tmp_path / "there") == names
+    assert digests_of(tmp_path / "there") == digests_of(small_run.path)
+
+
+def test_damaged_runs_are_not_sent(small_run: Run, tmp_path: Path, capsys: Captured) -> None:
+    """Nor unfinished ones, nor over a file that is there, nor with files that are none of a run."""
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    out = tmp_path / "out.zip"
+    out.write_text("mine")
+    with pytest.raises(RecordError, match=r"out\.zip is there already: name another with --out"):
+        pack(copy, out)
+    assert out.read_text() == "mine"
+    out.unlink()
+    (copy / "notes.txt").write_text("mine")
+    write_checksums(copy, (copy / "record.json").read_bytes())
+    with pytest.raises(RecordError, match=r"holds 'notes\.txt', which is no part of a run"):
+        pack(copy, out)
+    (copy / "stages" / "1.safetensors").write_bytes(b"")
+    assert invoke(["submit", str(copy), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "is damaged and cannot be sent: " in error
+    assert len(error.splitlines()) == 1
+    (copy / "record.json").unlink()
+    assert invoke(["submit", str(copy), "--out", str(out)]) == 2
+    assert "the run did not finish, or this is no run" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_sent_and_accepted(small_run: Run, tmp_path: Path, capsys: Captured, monkeypatch: Any) -> None:
+    """Submit, accept: verified, whole, and there once, however often it is sent."""
+    monkeypatch.chdir(tmp_path)
+    assert invoke(["submit", str(small_run.path)]) == 0
+    name = f"{small_run.record.id}.zip"
+    assert name in capsys.readouterr().out
+    assert invoke(["accept", name, "--runs-dir", "store"]) == 0
+    place = tmp_path / "store" / small_run.record.id
+    assert f"added, verified, as store/{small_run.record.id}" in capsys.readouterr().out
+    assert trust_of(place) == "verified"
+    assert check_run(place).problems == []
+    assert digests_of(place) == digests_of(small_run.path)
+    mark = json.loads((place / "verified.json").read_text())
+    assert mark["sample"]["discordant"] == 0
+    assert mark["machine"]["threads"] == 1
+    found = accept(Path(name), tmp_path / "store")
+    assert (found.known, found.place) == (True, place)
+    assert [entry.path for entry in inventory(tmp_path / "store")] == [place]
+
+
+def test_another_run_of_the_same_name_loses_nothing(small_run: Run, archive: Path, tmp_path: Path) -> None:
+    """It keeps its place; the new one stands beside it."""
+    own = tmp_path / small_run.record.id
+    own.mkdir()
+    (own / "record.json").write_text("mine")
+    found = accept(archive, tmp_path)
+    assert found.place == tmp_path / f"{small_run.record.id}-2"
+    assert contents(own) == {"record.json"}
+    assert (own / "record.json").read_text() == "mine"
+    assert trust_of(found.place) == "verified"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_nothing_of_a_refuted_run_is_added(archive: Path, tmp_path: Path, capsys: Captured) -> None:
+    """Evidence, exit 1, and not even the runs directory."""
+
+    def better(members: dict[str, bytes]) -> None:
+        tree = json.loads(members["record.json"])
+        tree["metrics"]["average_robust_accuracy"] = 0.9
+        place = tmp_path / "forged"
+        for name, data in {**members, "record.json": json_bytes(tree)}.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(data)
+        write_checksums(place, json_bytes(tree))
+        members["record.json"] = json_bytes(tree)
+        members["SHA256SUMS"] = (place / "SHA256SUMS").read_bytes()
+
+    sent = repacked(archive, tmp_path / "sent.zip", better)
+    assert invoke(["accept", str(sent), "--runs-dir", str(tmp_path / "deep" / "store")]) == 1
+    out = capsys.readouterr().out
+    assert "against it: metrics: average_robust_accuracy is 0.9" in out
+    assert "nothing was added" in out
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_mark_in_an_archive_is_not_believed(archive: Path, tmp_path: Path) -> None:
+    """It is no file of a run: the archive is refused."""
+    sent = repacked(archive, tmp_path / "sent.zip", lambda members: members.update({"verified.json": b"{}"}))
+    with pytest.raises(RecordError, match=r"it holds 'verified\.json', which is no file of a run"):
+        accept(sent, tmp_path / "store")
+
+
+def _link(archive: zipfile.ZipFile) -> None:
+    entry = zipfile.ZipInfo("run.json")
+    entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    archive.writestr(entry, "/etc/passwd")
+
+
+def _member(name: str, data: bytes = b"x", **how: Any) -> Callable[[zipfile.ZipFile], object]:
+    return lambda archive: archive.writestr(name, data, **how)
+
+
+ATTACKS: dict[str, tuple[Callable[[zipfile.ZipFile], object], str]] = {
+    "above": (_member("../outside"), "holds '../outside', which is no file of a run"),
+    "above, deep": (_member("stages/../../outside"), "which is no file of a run"),
+    "absolute": (_member("/outside"), "holds '/outside', which is no file of a run"),
+    "drive": (_member("C:\\outside"), "which is no file of a run"),
+    "backslash": (_member("stages\\0.safetensors"), "which is no file of a run"),
+    "zero byte": (_member("run.json\0.exe"), "which is no file of a run"),
+    "folder": (_member("stages/"), "which is no file of a run"),
+    "hidden": (_member(".lock"), "holds '.lock', which is no file of a run"),
+    "other name": (_member("stages/x.safetensors"), "which is no file of a run"),
+    "link": (_link, "'run.json' is no plain file"),
+    "twice": (_member("record.json"), "'record.json' stands twice"),
+    "bomb": (
+        _member("stages/9.safetensors", bytes(10**7), compress_type=zipfile.ZIP_DEFLATED),
+        "'stages/9.safetensors' is compressed or encrypted",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_archives_that_attack(attack: str, archive: Path, tmp_path: Path) -> None:
+    """Refused before anything is written."""
+    add, said = ATTACKS[attack]
+    sent = repacked(archive, tmp_path / "sent.zip", lambda members: members.pop("run.json"))
+    with zipfile.ZipFile(sent, "a") as opened:
+        add(opened)
+    before = contents(tmp_path)
+    with pytest.raises(RecordError) as raised:
+        accept(sent, tmp_path / "store")
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert contents(tmp_path) == before
+    assert not (tmp_path.parent / "outside").exists()
+
+
+def test_members_that_claim_too_much(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More bytes than the archive has, more than may be, too many members, none of the needed ones."""
+    from leaderboards import archive as module
+
+    data = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as opened:
+        size = opened.getinfo("model.safetensors").file_size
+    place = data.rfind(b"model.safetensors") - 46
+    # Both sizes, in the central directory alone.
+    for offset in (20, 24):
+        assert int.from_bytes(data[place + offset : place + offset + 4], "little") == size
+        data[place + offset : place + offset + 4] = (2**31).to_bytes(4, "little")
+    (tmp_path / "claims.zip").write_bytes(data)
+    with pytest.raises(RecordError, match=r"its members claim .* bytes, more than there can be"):
+        accept(tmp_path / "claims.zip", tmp_path / "store")
+    sent = repacked(archive, tmp_path / "few.zip", lambda members: members.pop("outcomes.npz"))
+    with pytest.raises(RecordError, match=r"it holds no outcomes\.npz"):
+        accept(sent, tmp_path / "store")
+    for limit, said in (("MOST_TEXT", "bytes, 10 are allowed"), ("MOST_MEMBERS", "a run has 3 at most")):
+        monkeypatch.setattr(module, limit, 10 if limit == "MOST_TEXT" else 3)
+        with pytest.raises(RecordError, match=said):
+            accept(archive, tmp_path / "store")
+        monkeypatch.undo()
+
+
+def test_outcomes_that_unfold_to_too_much(archive: Path, tmp_path: Path) -> None:
+    """An npz is compressed: its own directory says how large it becomes, and the record how large it may."""
+
+    def bomb(members: dict[str, bytes]) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, clean=np.zeros((3, 10**6), bool), robust=np.zeros((3, 3, 10**6), bool))
+        members["outcomes.npz"] = buffer.getvalue()
+
+    sent = repacked(archive, tmp_path / "sent.zip", bomb)
+    found = accept(sent, tmp_path / "store")
+    assert found.place is None
+    assert "bytes of outcomes, the record has no more than" in found.report.faults[0]
+
+
+@pytest.mark.parametrize("name", ["../evil", ".hidden", "a/b", "x" * 300])
+def test_names_that_lead_elsewhere(name: str, archive: Path, tmp_path: Path) -> None:
+    """A run's id becomes a directory's name."""
+
+    def renamed(members: dict[str, bytes]) -> None:
+        members["record.json"] = json_bytes({**json.loads(members["record.json"]), "id": name})
+
+    sent = repacked(archive, tmp_path / "sent.zip", renamed)
+    with pytest.raises(RecordError, match="which is no name of a run"):
+        accept(sent, tmp_path / "store")
+    assert contents(tmp_path) == {"sent.zip"}
+
+
+def test_a_stranger_s_code_is_not_imported(archive: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Without --trust; the record's word for a model is only a word."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('pwned', 'w')\n")
+
+    def named(members: dict[str, bytes]) -> None:
+        tree = json.loads(members["record.json"])
+        tree["config"]["model"] = "evil:make"
+        members["record.json"] = json_bytes(tree)
+
+    sent = repacked(archive, tmp_path / "sent.zip", named)
+    assert invoke(["accept", str(sent), "--runs-dir", "store"]) == 2
+    assert contents(tmp_path) == {"sent.zip", "evil.py"}
+
+
+def test_what_is_left_by_a_killed_process_can_go(tmp_path: Path) -> None:
+    """A half unpacked archive is hidden, and known to gc."""
+    (tmp_path / ".accept.2999999999.0123abcd.tmp").mkdir(parents=True)
+    (tmp_path / ".accept.2999999999.0123abcd.tmp" / "record.json").write_text("half")
+    assert inventory(tmp_path) == []
+    assert [garbage.what for garbage in find_garbage(tmp_path)] == ["temporary file"]
+
+
+def test_marks(small_run: Run, tmp_path: Path) -> None:
+    """One counts while record, outcomes and weights are the very files that it names."""
+    from advbench.verifying import verify_run
+    from advbench.verifying.marking import mark
+
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    run = Run(copy, read_record(copy))
+    assert trust_of(copy) == "self-reported"
+    assert mark(verify_run(run, Asked(seed=0))) == "marked as verified"
+    assert trust_of(copy) == "verified"
+    for name in ("record.json", "outcomes.npz", "model.safetensors", "stages/1.safetensors"):
+        before = (copy / name).read_bytes()
+        (copy / name).write_bytes(before + b" ")
+        assert trust_of(copy) == "self-reported"
+        (copy / name).unlink()
+        assert trust_of(copy) == "self-reported"
+        (copy / name).write_bytes(before)
+        assert trust_of(copy) == "verified"
+    (copy / "stages" / "7.safetensors").write_bytes(b"")
+    assert trust_of(copy) == "self-reported"
+    (copy / "stages" / "7.safetensors").unlink()
+    for damage in ("", "[]", '{"schema": 2}', "[" * 100_000):
+        (copy / "verified.json").write_text(damage)
+        assert trust_of(copy) == "self-reported"

@@ -1,0 +1,414 @@
+"""``advbench verify``: honest runs are confirmed, and whatever was forged is refuted with evidence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advbench.cli.main import invoke
+from advbench.evaluate import evaluate
+from advbench.evaluating import evaluate_model
+from advbench.recording import metrics_of, per_class_counts, transfer_metric
+from advbench.saved import Run, load_run
+from advbench.verifying import Asked, Comparison, Report, retrain_run, verify_run
+from advbench.verifying.report import judge
+from advbench.verifying.retraining import led_astray
+from advbench.verifying.subject import subject_of
+from attacks_pool import InputError, pool
+from leaderboards import (
+    Record,
+    check_run,
+    json_bytes,
+    parse_record,
+    read_outcomes,
+    trust_of,
+    write_bytes,
+    write_checksums,
+    write_json,
+    write_outcomes,
+)
+from leaderboards.store import read_probe_outcomes
+
+Captured = pytest.CaptureFixture[str]
+MIDDLE = Asked(stages="1")
+"""A stage without an audit: half the time."""
+
+
+@pytest.fixture
+def copy(trained_run: Run, tmp_path: Path) -> Run:
+    """A run of its own for whoever changes it."""
+    shutil.copytree(trained_run.path, tmp_path / "runs" / trained_run.path.name)
+    return load_run(tmp_path / "runs" / trained_run.path.name)
+
+
+def forge(run: Run, change: Callable[[dict[str, Any]], object] = lambda _: None, *, sums: bool = True) -> Run:
+    """The run with its record changed and, with ``sums``, checksums that fit again."""
+    tree = run.record.dump()
+    change(tree)
+    data = json_bytes(tree)
+    parse_record(data, "forged")
+    if sums:
+        write_checksums(run.path, data)
+    write_bytes(run.path / "record.json", data)
+    return load_run(run.path)
+
+
+def with_outcomes(run: Run, robust: Any) -> Run:
+    """The run with other outcomes, and everything that follows from them made to fit."""
+    clean, _ = read_outcomes(run.path / "outcomes.npz")
+    probes = read_probe_outcomes(run.path / "outcomes.npz")
+    write_outcomes(run.path / "outcomes.npz", clean, robust, probes=probes)
+    subject = subject_of(run)
+    texts = [attack.text for attack in subject.every]
+    rows = {stage.index: row for row, stage in enumerate(run.record.stages)}
+
+    def change(tree: dict[str, Any]) -> None:
+        for cell in tree["cells"]:
+            if cell["attack"] != "clean":
+                outcome = robust[rows[cell["stage"]], texts.index(cell["attack"])]
+                cell["robust"] = int(outcome.sum())
+        points = [count for _, count in subject.measured]
+        seen, unseen = subject.attacks["seen"], subject.attacks["unseen"]
+        tree["metrics"] = metrics_of(
+            clean, robust, regime=run.record.regime, seen=len(seen), unseen=len(unseen), points=points
+        ) | transfer_metric(run.record.audit.probes, [attack.text for attack in seen])
+        tree["per_class"] = [
+            entry.model_dump(mode="json", by_alias=True)
+            for entry in per_class_counts(run.data, clean[-1], robust[-1], texts)
+        ]
+
+    return forge(run, change)
+
+
+def refuted(run: Run, asked: Asked = MIDDLE) -> Report:
+    """The report of a run that is refuted, and whose files alone show nothing."""
+    assert check_run(run.path).problems == []
+    report = verify_run(run, asked)
+    assert not report.confirmed
+    assert report.verdict == "refuted"
+    return report
+
+
+def test_an_honest_run_is_confirmed_bit_for_bit(small_run: Run) -> None:
+    """Every stage, attack, point and probe; and it says what it did not look at."""
+    report = verify_run(small_run)
+    assert report.confirmed
+    assert report.faults == []
+    assert report.complete
+    assert report.discordant == 0
+    record = small_run.record
+    assert [(one.stage, one.attack, one.compared) for one in report.comparisons if not one.probe] == [
+        (cell.stage, cell.attack, cell.n) for cell in record.cells
+    ]
+    probes = [(one.attack, one.compared) for one in report.comparisons if one.probe]
+    assert probes == [(cell.attack, cell.n) for cell in record.audit.probes]
+    assert "the audit, repeated" in report.checked
+    assert report.not_looked_at == ["how the weights were trained: advbench verify --retrain trains again"]
+    assert "this is the record's environment" in report.notes[0]
+    json.dumps(report.tree(), allow_nan=False)
+
+
+def test_a_sample_says_what_it_leaves_out(trained_run: Run) -> None:
+    """Stages and attacks by name; it confirms, and is not enough for a mark."""
+    report = verify_run(trained_run, Asked(stages="2,1", attacks="fgsm,cw", seed=3))
+    assert report.confirmed
+    assert not report.complete
+    assert {(one.stage, one.attack.partition(":")[0]) for one in report.comparisons if not one.probe} == {
+        (stage, name) for stage in (1, 2) for name in ("clean", "fgsm", "cw")
+    }
+    left = " ".join(report.not_looked_at)
+    assert "stages 0" in left
+    assert "gaussian-noise" in left
+    assert report.sample["seed"] == 3
+
+
+def test_counts_that_were_edited(copy: Run) -> None:
+    """In the record alone: the stored outcomes say otherwise, and no model is run."""
+
+    def more(tree: dict[str, Any]) -> None:
+        cell = next(cell for cell in tree["cells"] if cell["attack"].startswith("pgd") and cell["stage"] == 2)
+        cell["robust"] += 20
+
+    report = verify_run(forge(copy, more))
+    assert not report.confirmed
+    assert any("the stored outcomes have" in fault for fault in report.faults)
+    assert report.comparisons == []
+    assert "no model" in str(report.not_looked_at) or "every model" in str(report.not_looked_at)
+
+
+def test_counts_that_were_edited_everywhere(copy: Run) -> None:
+    """In outcomes and record alike, metrics and checksums made to fit: only the model knows better."""
+    clean, robust = read_outcomes(copy.path / "outcomes.npz")
+    fooled = np.flatnonzero(clean[1] & ~robust[1, 1])[:12]
+    robust[1, 1, fooled] = True
+    report = refuted(with_outcomes(copy, robust))
+    (fault,) = report.faults
+    assert "stage 1, pgd:" in fault
+    assert f"{len(fooled)} robust only in the record (points {fooled[0]}, {fooled[1]}" in fault
+    found = next(one for one in report.comparisons if one.attack.startswith("pgd:"))
+    assert found.record_only == fooled.tolist()
+    assert found.here_only == []
+
+
+def test_weights_that_were_swapped(copy: Run, at_run: Run) -> None:
+    """With checksums that fit: the outcomes are not theirs. A final model of its own is no other's."""
+    name = "stages/1.safetensors"
+    shutil.copy(at_run.path / name, copy.path / name)
+    report = refuted(forge(copy))
+    assert any("stage 1, fgsm" in fault for fault in report.faults)
+    assert report.discordant > 20
+    shutil.copy(at_run.path / "model.safetensors", copy.path)
+    report = refuted(forge(copy))
+    assert report.faults == ["model.safetensors: not the weights of the last stage, stages/2.safetensors"]
+
+
+def test_a_weakened_attack(copy: Run) -> None:
+    """The record says three steps, and its outcomes are those of one tiny step."""
+    subject = subject_of(copy)
+    weak = pool.get("pgd", eps=0.2, steps=1, step_size=0.001, random_start="false")
+    row = evaluate(copy.stage(1).view, subject.test, [(weak, 360)], stage=1, seed=0)
+    _, robust = read_outcomes(copy.path / "outcomes.npz")
+    robust[1, 1] = row.robust[0]
+    report = refuted(with_outcomes(copy, robust))
+    assert [fault.partition(":")[0] for fault in report.faults] == ["stage 1, pgd"]
+    found = next(one for one in report.comparisons if one.attack.startswith("pgd:"))
+    assert len(found.record_only) > 4
+    assert found.here_only == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "average_robust_accuracy",
+            0.99,
+            "metrics: average_robust_accuracy is 0.99, the stored outcomes give",
+        ),
+        ("unseen_gap", None, "metrics: unseen_gap is None"),
+        (
+            "my_own_metric",
+            1.0,
+            "metrics: my_own_metric is 1.0, the stored outcomes give nothing of this name",
+        ),
+    ],
+)
+def test_metrics_that_were_edited(copy: Run, key: str, value: Any, said: str) -> None:
+    """They are recomputed."""
+    report = refuted(forge(copy, lambda tree: tree["metrics"].update({key: value})))
+    assert said in report.faults[0]
+    assert report.comparisons == []
+
+
+def _flag(tree: dict[str, Any]) -> None:
+    flag = {"code": "zero-gradient", "message": "none", "evidence": {}}
+    tree["audit"]["flags"].append(flag)
+    tree["audit"]["verdict"] = "suspect"
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "verdict": (lambda tree: tree["audit"].update(verdict="suspect"), "its flags say"),
+    "protocol": (lambda tree: tree.update(protocol="0" * 12), "protocol: '000000000000', its attacks"),
+    "attack entry": (
+        lambda tree: tree["attacks"][1].update(family="ensemble"),
+        "attacks: not those that the configuration resolves to",
+    ),
+    "threat": (lambda tree: tree["cells"][2]["threat"].update(eps=0.3), "its threat"),
+    "class": (
+        lambda tree: (
+            tree["per_class"][0].update(n=40, clean_correct=0, worst_case=0)
+            or tree["per_class"][0]["robust"].update(dict.fromkeys(tree["per_class"][0]["robust"], 0))
+        ),
+        "per_class: ",
+    ),
+    "manifest": (lambda tree: tree["config"].update(seed=5), "run.json: asked for another seed"),
+    "fingerprint": (
+        lambda tree: tree["environment"]["data"].update(fingerprint="f" * 64),
+        "run.json: data is",
+    ),
+    "target-aware": (
+        lambda tree: tree["config"].update(target_aware=True),
+        "target_aware: True is not so of at",
+    ),
+    "stages": (lambda tree: tree["stages"][1].update(attacks=[]), "stages: not those that the sequence"),
+    "defense": (lambda tree: tree["stages"][1]["spec"].update(defense="air"), "stage 1 is of defense 'air'"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_contradicts_itself(copy: Run, edit: str) -> None:
+    """Without a model, though the checksums fit."""
+    change, said = EDITS[edit]
+    report = refuted(forge(copy, change))
+    assert any(said in fault for fault in report.faults), report.faults
+    assert report.comparisons == []
+
+
+def test_an_identity_that_was_edited(copy: Run) -> None:
+    """It is the hash of the manifest's own facts and the configuration."""
+    tree = json.loads((copy.path / "run.json").read_text())
+    tree["more"]["facts"]["code"] = "0" * 64
+    write_json(copy.path / "run.json", tree)
+    assert refuted(forge(copy)).faults == [
+        "run.json: its identity is not the hash of its configuration and its facts"
+    ]
+
+
+def test_an_audit_that_was_edited(small_run: Run, tmp_path: Path) -> None:
+    """A verdict that its own flags belie, flags that nothing bears out, probes and a flag that are gone."""
+    shutil.copytree(small_run.path, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    last = Asked(stages="last", attacks="fgsm")
+    report = refuted(forge(run, _flag), last)
+    assert report.faults == ["audit: zero-gradient is in the record, and not found here"]
+    clean, robust = read_outcomes(run.path / "outcomes.npz")
+    write_outcomes(run.path / "outcomes.npz", clean, robust)
+
+    def stripped(tree: dict[str, Any]) -> None:
+        tree["audit"] = {**small_run.record.audit.model_dump(mode="json"), "probes": [], "surrogate": None}
+        tree["audit"]["flags"] = [{"code": "batch-dependent", "message": "", "evidence": {}}]
+        tree["audit"]["verdict"] = "suspect"
+        tree["metrics"].pop("transfer_accuracy", None)
+
+    report = refuted(forge(run, stripped), last)
+    assert any("batch-dependent is in the record" in fault for fault in report.faults)
+
+
+def test_sizes_that_were_edited(copy: Run) -> None:
+    """Tables compare costs by them."""
+    forged = forge(copy, lambda tree: tree["cost"].update(parameters=7))
+    report = refuted(forged, Asked(stages="last", attacks="fgsm"))
+    assert any(fault.startswith("cost: 7 parameters") for fault in report.faults)
+
+
+def test_where_a_share_refutes() -> None:
+    """More than 1 % of an attack's points, or of all; elsewhere a single point of a small cell may differ."""
+    points = np.arange(400)
+
+    def differing(count: int, of: int = 400) -> Comparison:
+        recorded = points[:of] < count
+        return Comparison.of(1, "pgd", recorded, np.zeros(of, dtype=bool), np.ones(of, dtype=bool))
+
+    assert judge([differing(4)], same_machine=True) == []
+    assert len(judge([differing(5)], same_machine=True)) == 1
+    assert judge([differing(1, 50)], same_machine=False) == []
+    assert len(judge([differing(1, 50)], same_machine=True)) == 1
+    assert len(judge([differing(2, 50)], same_machine=False)) == 1
+    assert judge([differing(1, 50)] + [differing(0)] * 9, same_machine=False) == []
+    assert "2 of 100 outcomes differ" in judge([differing(1, 50)] * 2, same_machine=False)[0]
+
+
+def test_trained_again(small_run: Run, tmp_path: Path) -> None:
+    """Without weights: cell for cell, outcome for outcome, and weights by their checksums."""
+    thin = tmp_path / "thin"
+    shutil.copytree(small_run.path, thin, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(InputError, match=r"kept without its weights.*advbench verify --retrain"):
+        verify_run(load_run(thin))
+    report = retrain_run(load_run(thin))
+    assert report.confirmed, report.faults
+    assert report.discordant == 0
+    assert report.compared == sum(cell.n for cell in small_run.record.cells)
+    assert report.notes[0] == "weights: of 3 stages, the same bit for bit"
+    clean, robust = read_outcomes(thin / "outcomes.npz")
+    robust[2, 0, np.flatnonzero(clean[2] & ~robust[2, 0])[:8]] = True
+    forged = with_outcomes(load_run(thin), robust)
+    # What the checksums say of the weights that are not there is kept.
+    sums = (small_run.path / "SHA256SUMS").read_text().splitlines()
+    lines = (thin / "SHA256SUMS").read_text() + "\n".join(line for line in sums if "safetensors" in line)
+    (thin / "SHA256SUMS").write_text(lines + "\n")
+    report = retrain_run(forged)
+    assert [fault.partition(":")[0] for fault in report.faults] == ["stage 2, fgsm"]
+    assert "8 robust only in the record" in report.faults[0]
+
+
+def test_training_on_another_machine() -> None:
+    """Weights that differ say how far; only a significant difference of 5 points refutes then."""
+    points = np.arange(400)
+    everything = np.ones(400, dtype=bool)
+    near = Comparison.of(1, "pgd", points < 220, (points >= 10) & (points < 220), everything)
+    far = Comparison.of(1, "pgd", points < 220, points < 180, everything)
+    scattered = Comparison.of(1, "pgd", points < 40, points >= 360, everything)
+    assert list(led_astray([near, scattered])) == []
+    assert "paired p" in next(iter(led_astray([far])))
+
+
+def test_evaluations(tmp_path: Path, small_run: Run) -> None:
+    """A model of the zoo is built again; its counts are compared, and its weights must be those."""
+    found = evaluate_model(
+        "digits-cnn", attacks="fgsm,pgd:steps=3", points=100, threads=1, runs_dir=tmp_path, surrogate="none"
+    )
+    report = verify_run(found)
+    assert report.confirmed, report.faults
+    assert report.complete
+    assert report.discordant == 0
+    for change, said in (
+        (lambda tree: tree["metrics"].update(clean_accuracy=0.9), "metrics: clean_accuracy is 0.9"),
+        (lambda tree: tree["attacks"].reverse(), "attacks: not those"),
+    ):
+        shutil.copytree(found.path, tmp_path / "forged", dirs_exist_ok=True)
+        report = verify_run(forged_evaluation(tmp_path / "forged", change))
+        assert said in report.faults[0]
+    with pytest.raises(InputError, match="--retrain is for runs"):
+        retrain_run(found)
+    given = evaluate_model(
+        small_run.model, attacks="fgsm", points=20, threads=1, runs_dir=tmp_path, surrogate="none"
+    )
+    with pytest.raises(InputError, match="a module given to Python: nothing here says how to build it"):
+        verify_run(given)
+
+
+def forged_evaluation(path: Path, change: Callable[[dict[str, Any]], object]) -> Run:
+    """The evaluation with its record changed and its checksums made to fit."""
+    tree = json.loads((path / "record.json").read_text())
+    change(tree)
+    data = json_bytes(tree)
+    write_checksums(path, data)
+    write_bytes(path / "record.json", data)
+    record: Record = parse_record(data, "forged")
+    return Run(path, record)
+
+
+def test_on_the_command_line(copy: Run, capsys: Captured) -> None:
+    """Exit 0 and a mark; 1, with evidence, and the mark gone."""
+    assert trust_of(copy.path) == "self-reported"
+    command = ["verify", str(copy.path)]
+    assert invoke([*command, "--attacks", "fgsm", "--stages", "1"]) == 0
+    assert "not marked as verified" in capsys.readouterr().out
+    assert trust_of(copy.path) == "self-reported"
+    assert invoke([*command, "--format", "json", "--seed", "1"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert (tree["verdict"], tree["discordant"], tree["mark"]) == ("confirmed", 0, "marked as verified")
+    assert trust_of(copy.path) == "verified"
+    assert check_run(copy.path).problems == []
+    forge(copy, lambda tree: tree["metrics"].update(clean_accuracy=0.999))
+    assert trust_of(copy.path) == "self-reported"
+    assert invoke(command) == 1
+    out = capsys.readouterr().out
+    assert "against it: metrics: clean_accuracy is 0.999" in out
+    assert "mark as verified was taken away" in out
+    assert not (copy.path / "verified.json").exists()
+
+
+def test_many_runs(copy: Run, small_run: Run, capsys: Captured) -> None:
+    """One line each; a refuted one is exit 1, one that cannot be verified alone 2."""
+    runs = copy.path.parent
+    thin = runs / "thin"
+    shutil.copytree(small_run.path, thin, ignore=shutil.ignore_patterns("*.safetensors"))
+    forge(copy, lambda tree: tree["metrics"].update(clean_accuracy=0.999))
+    assert invoke(["verify", str(runs)]) == 1
+    out, err = capsys.readouterr()
+    assert f"refuted: {copy.record.id}" in out
+    assert "0 runs confirmed, 1 refuted, 1 could not be verified" in out
+    assert "failed: " in err
+    assert "--retrain" in err
+    shutil.rmtree(copy.path)
+    assert invoke(["verify", str(runs), "--retrain", "--run-seed", "0", "--defense", "air", "--no-mark"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"confirmed: {small_run.record.id} (retrained): 0 of ")
+    assert "the same bit for bit" in line
+    assert not (thin / "verified.json").exists()
