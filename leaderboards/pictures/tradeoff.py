@@ -1,7 +1,7 @@
 """Clean against robust accuracy, and the Pareto front of the rows that nobody beats in both."""
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation
@@ -169,7 +169,12 @@ def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> None:
     if front:
         x = [axes.get_xlim()[0], *(x for x, _ in front), front[-1][0]]
         y = [front[0][1], *(y for _, y in front), axes.get_ylim()[0]]
-        style = {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 2)), "zorder": 1}
+        style: dict[str, Any] = {
+            "color": theme.muted,
+            "linewidth": 1.2,
+            "linestyle": (0, (4, 2)),
+            "zorder": 1,
+        }
         axes.plot(x, y, drawstyle="steps-pre", label="Pareto front", scalex=False, scaley=False, **style)
 
 
