@@ -135,9 +135,8 @@ class Outcomes:
         if not self.layout.counts:
             return None
         shared = min(self.layout.counts)
-        survive: Floats = self.robust[:, -1].all(axis=1) * (self.points / shared)
-        survive[:, shared:] = 0.0
-        return survive
+        survive = np.asarray(self.robust[:, -1].all(axis=1), dtype=np.float64) * (self.points / shared)
+        return np.where(np.arange(self.points) < shared, survive, 0.0)
 
     @staticmethod
     def _one(values: Floats | None) -> Floats | None:

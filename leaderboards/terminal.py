@@ -51,7 +51,8 @@ class SheetTable(Table):
             [sheet.text(row, place) for place in range(len(sheet.columns))] for row in range(self.row_count)
         ]
         headings = [column.heading for column in sheet.columns]
-        widths = [max(map(cell_len, column)) for column in zip(headings, *texts, strict=True)]
+        least = [column.min_width or 0 for column in self.columns]
+        widths = [max(low, *map(cell_len, own)) for low, *own in zip(least, headings, *texts, strict=True)]
         plain = all(text.isprintable() for line in texts for text in line)
         if not texts or not plain or sum(widths) + 3 * len(widths) + 1 > options.max_width:
             self._fill()

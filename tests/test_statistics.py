@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 
 from leaderboards import (
     RecordError,
+    cache,
     compare,
+    find_records,
     find_results,
+    new_run_directory,
     parse_record,
     result_of,
     rows,
     summarise,
     write_outcomes,
+    write_record,
 )
 from leaderboards.bootstrap import intervals, point_weights, replicates_of, seed_weights
 from leaderboards.mcnemar import all_pairs, clustered, exact
@@ -520,3 +524,32 @@ def test_a_result_is_what_its_record_says(board: Path) -> None:
     assert (found.id, found.metrics, found.group) == (alone.id, alone.metrics, alone.group)
     with pytest.raises(RecordError, match="where its outcomes are is not known"):
         alone.outcomes()
+
+
+def test_kept_numbers_are_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results and outcomes come back bit for bit, extreme numbers too."""
+    monkeypatch.setattr(cache, "WORTHWHILE", 1)
+    monkeypatch.setattr(cache, "_SETTLED", -(10**18))
+    save(tmp_path, "good", 0.7, range(2))
+    save(tmp_path, "poor", 0.5, range(2), counts=(200, 200, 60, 200, 100))
+    clean, robust = made(0.6, 0)
+    plan = {"lr": 0.1 + 0.2, "tiny": 5e-324, "big": 10**30, "text": "λ \u2028"}
+    extreme = tree("at", 0, clean, robust, [200] * 5)
+    extreme["config"]["plan"] = plan
+    extreme["metrics"]["regeneration_psnr"] = 5e-324
+    run = new_run_directory(tmp_path, "at-0")
+    write_record(run, parse_record(extreme, "here"))
+    write_outcomes(run / "outcomes.npz", clean, robust)
+    first = find_results(tmp_path)[0]
+    board = rows(first)
+    assert (tmp_path / cache.NAME).is_file()
+    again = find_results(tmp_path)[0]
+    assert again == first
+    assert rows(again) == board
+    monkeypatch.setattr(cache, "read_outcomes", None)
+    assert rows(find_results(tmp_path)[0]) == board
+    monkeypatch.undo()
+    assert rows(find_records(tmp_path)[0])[0].metrics["clean_accuracy"] is not None
+    (tmp_path / "good-0" / "outcomes.npz").unlink()
+    changed = {row.defense: row for row in rows(find_results(tmp_path)[0])}
+    assert "good-0" in changed["good"].note
