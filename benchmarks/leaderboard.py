@@ -193,12 +193,24 @@ def make(runs_dir: Path, count: int) -> None:
             np.savez_compressed(directory / "outcomes.npz", clean=clean, robust=robust)
 
 
-def timed(*arguments: str) -> float:
-    """Seconds of one command as a process of its own."""
-    began = time.perf_counter()
+def timed(*arguments: str) -> tuple[float, float]:
+    """Seconds of one command as a process of its own, and the seconds of processor time in them."""
+    began, used = time.perf_counter(), _children()
     command = [sys.executable, "-m", "advbench", "leaderboard", *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, _children() - used
+
+
+def _children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def shown(found: list[tuple[float, float]]) -> str:
+    """The median seconds, their range, and the median of the processor's."""
+    seconds, used = zip(*found, strict=True)
+    spread = f" ({min(seconds):.1f}–{max(seconds):.1f})" if len(found) > 1 else ""
+    return f"{statistics.median(seconds):.1f} s{spread}, of the processor {statistics.median(used):.1f} s"
 
 
 def main() -> None:
@@ -220,7 +232,7 @@ def main() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         print(f"{len(list(runs_dir.iterdir()))} records, {cores} cores", flush=True)
         where = ("--runs-dir", str(runs_dir))
-        print(f"leaderboard, first time: {timed(*where):.1f} s", flush=True)
+        print(f"leaderboard, first time: {shown([timed(*where)])}", flush=True)
         for name, options in {
             "leaderboard": (),
             "leaderboard --dataset digits": ("--dataset", "digits"),
@@ -228,11 +240,10 @@ def main() -> None:
             "leaderboard --format csv": ("--format", "csv"),
         }.items():
             found = [timed(*where, *options) for _ in range(chosen.repeats)]
-            spread = f"({min(found):.1f}–{max(found):.1f})"
-            print(f"{name}: {statistics.median(found):.1f} s {spread}", flush=True)
+            print(f"{name}: {shown(found)}", flush=True)
         if chosen.site:
             place = Path(folder) / "site"
-            print(f"site: {timed(*where, '--format', 'html', '--out', str(place)):.1f} s", flush=True)
+            print(f"site: {shown([timed(*where, '--format', 'html', '--out', str(place))])}", flush=True)
 
 
 if __name__ == "__main__":

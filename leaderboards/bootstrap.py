@@ -10,8 +10,10 @@ Points are drawn within the blocks on which the same attacks were measured: how 
 not drawn. With one seed only points are drawn. The interval is the 2.5th to the 97.5th percentile of the
 replicates. All draws follow from the numbers of points and the seeds, so that the same runs give the same
 interval, rows with the same points meet the same draws (their differences are paired), and so do seeds of
-the same names. Two limits of the method: few seeds understate their spread, by √((S−1)/S), and of a share
-of exactly 0 or 1 of the points the interval has no width.
+the same names.
+
+Two limits of the method: few seeds understate their spread, by √((S−1)/S); and a share of exactly 0 or 1 of
+the points never varies, so that it gets the exact binomial interval instead (`at_the_edge`).
 """
 
 import zlib
@@ -96,6 +98,15 @@ def replicates_of(
         result[row] = (metric * seed_weights(tuple(names), count).T).sum(axis=0) / len(names)
         start += size
     return result
+
+
+def at_the_edge(share: float, points: int) -> tuple[float, float]:
+    """The exact 95 % interval (Clopper and Pearson 1934) of a share of 0 or 1 of ``points`` test points.
+
+    None of n points: [0, 1 − (0.025)^(1/n)]; all of them: the mirror image.
+    """
+    width = float(1 - ((1 - LEVEL) / 2) ** (1 / points))
+    return (0.0, width) if share == 0 else (1 - width, 1.0)
 
 
 def intervals(replicates: NDArray[np.float64]) -> Floats:

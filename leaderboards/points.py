@@ -55,6 +55,13 @@ class Layout:
         """Where the blocks of points end on which the same attacks were measured."""
         return sorted({*self.counts, points})
 
+    def measured(self, metric: str, points: int) -> int:
+        """The number of points that a share of points is of; the fewest, where attacks differ in that."""
+        columns = {"average_robust_accuracy": self.seen, "unseen_accuracy": self.unseen}
+        if metric == "clean_accuracy":
+            return points
+        return min(self.counts[column] for column in columns.get(metric, range(len(self.counts))))
+
     @property
     def binary(self) -> dict[str, bool]:
         """Whether a test point is counted once by one seed, so that it is either right or wrong."""

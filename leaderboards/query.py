@@ -107,8 +107,10 @@ def _meets(row: "Row", key: str, values: Sequence[str]) -> bool:
 
 
 def _text(key: str, value: Any) -> str:
-    if key in ("sequence", "training"):
+    if key in ("sequence", "training", "flags", "runs"):
         return ",".join(value)
+    if key == "seeds":
+        return str(len(value))
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     return str(value)
@@ -117,7 +119,9 @@ def _text(key: str, value: Any) -> str:
 def _equals(key: str, value: Any, wanted: str) -> bool:
     if key in ("sequence", "training"):
         return _same_attacks(value, wanted)
-    if key == "flags" or key == "runs":
+    if key == "seeds":
+        return wanted == str(len(value))
+    if key in ("flags", "runs"):
         return wanted in value or (not value and wanted in ("", "none"))
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = _number(wanted)

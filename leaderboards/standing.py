@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from leaderboards.bootstrap import intervals, replicates_of
+from leaderboards.bootstrap import at_the_edge, intervals, replicates_of
 from leaderboards.errors import RecordError
-from leaderboards.points import Floats, Outcomes, values_of
+from leaderboards.points import PER_POINT, Floats, Outcomes, values_of
 from leaderboards.results import Result
 from leaderboards.statistics import Summary
 
@@ -118,7 +118,10 @@ def with_intervals(
             chosen = [one for index in members if (one := terms[index]) is not None]
             ends = intervals(replicates([standings[index] for index in members], metric, chosen))
             for index, (low, high) in zip(members, ends, strict=True):
-                summary = found[index][metric]
-                if summary is not None:
-                    found[index][metric] = replace(summary, low=float(low), high=float(high))
+                summary, outcomes = found[index][metric], standings[index].outcomes
+                if summary is None or outcomes is None:
+                    continue
+                if metric in PER_POINT and summary.mean in (0.0, 1.0):
+                    low, high = at_the_edge(summary.mean, outcomes.layout.measured(metric, outcomes.points))
+                found[index][metric] = replace(summary, low=float(low), high=float(high))
     return found

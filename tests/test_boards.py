@@ -327,6 +327,7 @@ FILTERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "number": ({"where": ["plan.epochs=2.0", "defense=masked"]}, ["masked"]),
     "truth": ({"where": ["target_aware=true"]}, ["mola-grad"]),
     "rank": ({"where": ["rank=1"]}, ["at", "mola-grad", "at"]),
+    "number of seeds": ({"where": ["seeds=3"]}, ["air"]),
     "flag": ({"where": ["flags=zero-gradient"]}, ["masked"]),
     "trust": ({"where": ["trust=verified"]}, []),
     "metric": ({"where": ["average_mean=0.55"]}, ["joint"]),
@@ -622,6 +623,18 @@ def test_the_command_filters_and_ranks(place: Path, capsys: pytest.CaptureFixtur
         assert len(found) == (2 if "clean" in more else 1)
     assert invoke(["leaderboard", "--runs-dir", str(place / "runs"), "--verdict", "invalid"]) == 0
     assert capsys.readouterr().out == "no row is what the filters ask for\n"
+
+
+def test_the_command_says_why_there_is_no_interval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the table below it, in data in a column."""
+    options = ["leaderboard", "--runs-dir", str(place / "runs"), "--defense", "air"]
+    assert invoke(options) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no interval, and ranked by its value alone: cannot read outcomes" in shown
+    assert invoke([*options, "--format", "csv"]) == 0
+    (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert line["note"].startswith("cannot read outcomes")
+    assert line["average_robust_accuracy_low"] == line["average_robust_accuracy_high"] == ""
 
 
 def test_every_metric_has_a_short_word() -> None:

@@ -26,7 +26,7 @@ from leaderboards import (
     write_outcomes,
     write_record,
 )
-from leaderboards.bootstrap import intervals, point_weights, replicates_of, seed_weights
+from leaderboards.bootstrap import at_the_edge, intervals, point_weights, replicates_of, seed_weights
 from leaderboards.mcnemar import all_pairs, clustered, exact
 from leaderboards.metrics import METRICS
 from leaderboards.pairwise import ranks
@@ -46,7 +46,7 @@ def made(
     learnt = np.array([0.1, 0.9, 0.7, 1.0])[:, None, None] * skill
     robust = random.normal(0, 0.15, (4, 5, points)) + hardness < learnt
     clean = random.random((4, points)) < 0.95
-    robust &= clean[:, None]
+    robust &= clean[:, None] & (skill > 0)
     for attack, count in enumerate(counts or ()):
         robust[:, attack, count:] = False
     return clean, robust
@@ -255,6 +255,19 @@ def test_a_share_of_points_has_the_interval_of_the_binomial() -> None:
     )
     np.testing.assert_allclose([low, high], other.confidence_interval, atol=1.5 / 360)
     assert drawn.std() == pytest.approx(np.sqrt(223 / 360 * 137 / 360 / 360), rel=0.02)
+
+
+def test_none_of_the_points_is_no_certain_zero(tmp_path: Path) -> None:
+    """Where nothing can be resampled the exact binomial interval stands, as scipy has it."""
+    for share in (0, 1):
+        expected = scipy.stats.binomtest(60 * share, 60).proportion_ci(method="exact")
+        assert at_the_edge(float(share), 60) == pytest.approx((expected.low, expected.high))
+    save(tmp_path, "poor", 0.0, range(2), counts=(200, 200, 60, 200, 100))
+    (row,) = rows(find_results(tmp_path)[0])
+    summary = row.metrics["worst_case_accuracy"]
+    assert summary is not None
+    assert (summary.mean, summary.low) == (0.0, 0.0)
+    assert summary.high == pytest.approx(1 - 0.025 ** (1 / 60))
 
 
 def test_seeds_widen_an_interval() -> None:
