@@ -1,7 +1,7 @@
 """Clean against robust accuracy, and the Pareto front of the rows that nobody beats in both."""
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation
@@ -152,7 +152,7 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
         high = max(point[place] + error[place] for point, error in zip(points, errors, strict=True))
         room = max(0.16 * (high - low), 1.0)
         limit(max(low - room, -2), min(high + room, 101))
-    axes.locator_params(nbins=6, steps=[1, 2, 5, 10])
+    axes.locator_params(nbins=6, steps=[1, 2, 2.5, 5, 10])
     _stairs(axes, [points[index] for index in front], theme)
     _name(
         axes,
@@ -169,7 +169,12 @@ def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> None:
     if front:
         x = [axes.get_xlim()[0], *(x for x, _ in front), front[-1][0]]
         y = [front[0][1], *(y for _, y in front), axes.get_ylim()[0]]
-        style = {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 2)), "zorder": 1}
+        style: dict[str, Any] = {
+            "color": theme.muted,
+            "linewidth": 1.2,
+            "linestyle": (0, (4, 2)),
+            "zorder": 1,
+        }
         axes.plot(x, y, drawstyle="steps-pre", label="Pareto front", scalex=False, scaley=False, **style)
 
 
