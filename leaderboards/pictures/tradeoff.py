@@ -1,5 +1,6 @@
 """Clean against robust accuracy, and the Pareto front of the rows that nobody beats in both."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -69,7 +70,9 @@ def trade_off(
         RecordError: no row with both values, too many of them, an unknown measure.
     """
     if measure not in MEASURES:
-        raise RecordError(f"unknown measure {measure!r}: it is one of {', '.join(MEASURES)}")
+        near = difflib.get_close_matches(measure, MEASURES, n=1, cutoff=0.5)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise RecordError(f"unknown measure {measure!r}{hint} (allowed: {', '.join(MEASURES)})")
     metric, said = MEASURES[measure]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
