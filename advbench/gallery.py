@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.environment import reproducible
-from advbench.regeneration import Regenerates
+from advbench.regeneration import Regenerates, pixels
 from advbench.resolve import bound_attacks
 from advbench.saved import Run
 from advbench.stochastic import AveragedDraws, MeanOfDraws
@@ -89,7 +87,7 @@ def gallery(run: Run, *, points: int = POINTS, attacks: Sequence[str] = ()) -> G
 
 def draw(run: Run, found: Gallery, *, theme: Theme = LIGHT, title: str | None = None) -> Picture:
     """The grid of a gallery, a column a test point."""
-    clean = _pixels(found.x)
+    clean = pixels(found.x)
     true = [found.classes[label] for label in found.y.tolist()]
     rows = [ImageRow("clean", clean, true)]
     for one in found.attacked:
@@ -98,11 +96,11 @@ def draw(run: Run, found: Gallery, *, theme: Theme = LIGHT, title: str | None = 
         wrong = (one.predicted != found.y).tolist()
         captions = [answer + mark for answer, mark in zip(answers, marks, strict=True)]
         rows += [
-            ImageRow(one.name, _pixels(one.x), captions, wrong),
-            difference("difference", clean, _pixels(one.x)),
+            ImageRow(one.name, pixels(one.x), captions, wrong),
+            difference("difference", clean, pixels(one.x)),
         ]
         if one.regenerated is not None:
-            rows.append(ImageRow("regenerated", _pixels(one.regenerated.clamp(0, 1))))
+            rows.append(ImageRow("regenerated", pixels(one.regenerated.clamp(0, 1))))
     config = run.config
     return image_grid(
         rows,
@@ -182,7 +180,3 @@ def _attacked(run: Run, defense: Defense, attack: Attack, name: str, x: Tensor, 
 
 def _judge(defense: Defense, view: nn.Module, key: tuple[object, ...]) -> nn.Module:
     return MeanOfDraws(view, ("gallery", *key)) if defense.info.stochastic else view
-
-
-def _pixels(x: Tensor) -> NDArray[np.float32]:
-    return x.permute(0, 2, 3, 1).detach().cpu().numpy().astype(np.float32)

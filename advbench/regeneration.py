@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from advbench.data import Split
 from attacks_pool import Attack
@@ -105,36 +105,18 @@ def ssim(images: Tensor, clean: Tensor) -> float:
 
 
 def picture(x: Tensor, names: Sequence[str], crafted: Sequence[Tensor], drawn: Sequence[Tensor]) -> bytes:
-    """A PNG: a row of clean images, then for each attack the attacked ones, the difference, the regenerated.
+    """A PNG: a row of clean images, then for each attack the attacked ones, the difference, the regenerated."""
+    from leaderboards.pictures import ImageRow, difference, image_grid
 
-    Differences are scaled so that the largest of an attack is black or white, none is grey.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows: list[tuple[str, Tensor]] = [("clean", x)]
+    clean = pixels(x[:SHOWN])
+    rows = [ImageRow("clean", clean)]
     for name, x_adv, images in zip(names, crafted, drawn, strict=True):
-        change = x_adv - x
-        scaled = 0.5 + change / (2 * change.abs().max().clamp_min(1e-12))
-        rows += [(name, x_adv), ("difference", scaled), ("regenerated", images)]
-    columns, (height, width) = min(SHOWN, len(x)), x.shape[2:]
-    tiles = torch.cat([images[:columns] for _, images in rows]).detach().clamp(0, 1).cpu()
-    # White lines an eighth of an image wide between images.
-    gap = max(1, height // 8)
-    padded = F.pad(tiles, (0, gap, 0, gap), value=1.0)
-    grid = padded.view(len(rows), columns, -1, height + gap, width + gap).permute(0, 3, 1, 4, 2).flatten(2, 3)
-    shown = grid.flatten(0, 1)[:-gap, :-gap].numpy()
-    figure = Figure(figsize=(0.9 * columns + 1.2, 0.9 * len(rows) * height / width), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    if shown.shape[2] == 3:
-        axes.imshow(shown, interpolation="nearest")
-    else:
-        axes.imshow(shown[:, :, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    middles = [(height + gap) * row + height / 2 - 0.5 for row in range(len(rows))]
-    axes.set(xticks=[], yticks=middles, yticklabels=[name for name, _ in rows])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
+        attacked = pixels(x_adv[:SHOWN])
+        rows += [ImageRow(name, attacked), difference("difference", clean, attacked)]
+        rows.append(ImageRow("regenerated", pixels(images[:SHOWN].clamp(0, 1))))
+    return image_grid(rows, heading="What a defense regenerates of attacked images").render("png", dpi=120)
+
+
+def pixels(x: Tensor) -> NDArray[np.float32]:
+    """Images (N, C, H, W) as pictures take them, (N, H, W, C)."""
+    return x.detach().permute(0, 2, 3, 1).cpu().numpy().astype(np.float32)

@@ -14,8 +14,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from leaderboards import Record, find_records
 from leaderboards.statistics import over_seeds
 
@@ -93,35 +91,12 @@ def percent(values: list[float | None]) -> str:
 
 def draw(records: list[Record], path: Path) -> None:
     """Robust accuracy on each attack of the sequence after each stage: what is learnt, what is forgotten."""
-    import matplotlib as mpl
-    from matplotlib import pyplot as plt
+    from leaderboards import write_bytes
+    from leaderboards.pictures import forgetting_curves
 
-    mpl.use("Agg")
-    # The same bytes from the same numbers.
-    mpl.rcParams["svg.hashsalt"] = "advbench"
-    colours = {"at": "#D55E00", "air": "#0072B2", "joint": "#555555"}
-    figure, axes = plt.subplots(len(SEQUENCES), 3, figsize=(9.5, 5.6), sharey=True, layout="constrained")
-    for line, sequence in zip(axes, SEQUENCES, strict=True):
-        names = sequence.split(",")
-        for column, attack in zip(line, names, strict=True):
-            for defense, colour in colours.items():
-                mine = [record for record in records if label(record) == (defense, sequence)]
-                at = [entry.name for entry in mine[0].attacks].index(attack)
-                values = np.stack([100 * record.matrix()[:, at] for record in mine])
-                mean, spread = values.mean(0), values.std(0, ddof=1) if len(mine) > 1 else None
-                stages = [0, len(names)] if defense == "joint" else range(len(names) + 1)
-                style = "--" if defense == "joint" else "-"
-                column.errorbar(stages, mean, spread, color=colour, marker="o", ms=4, ls=style, label=defense)
-            column.set_title(f"robust to {attack}", fontsize=10)
-            column.set_xticks(range(len(names) + 1), ["plain", *names], fontsize=9)
-            column.grid(alpha=0.3)
-            column.spines[["top", "right"]].set_visible(False)
-        line[0].set_ylabel("robust accuracy, %", fontsize=9)
-    for column in axes[-1]:
-        column.set_xlabel("after training against", fontsize=9)
-    axes[0][0].legend(frameon=False, fontsize=9)
+    picture = forgetting_curves([record for record in records if record.config["defense"] != "standard"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    write_bytes(path, picture.render(path.suffix.removeprefix(".")))
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ FILES: dict[str, str | bytes] = {
     "damaged/record.json": '{"schema": 1,',
     "binary/record.json": b"\x00\xff",
     "unfinished/log.jsonl": "",
+    "directory.svg/note.txt": "no picture",
     "own_models.py": "def fails(): raise ValueError('two\\nlines')\n"
     "def text(): return 'no module'\n"
     "def narrow():\n    from torch import nn\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
@@ -322,6 +323,35 @@ WRONG_COMMANDS: dict[str, tuple[str, str]] = {
         "runs directory a_file is a file or lies below",
     ),
     "data sets": ("datasets digitz", "unknown data set 'digitz': did you mean 'digits'?"),
+    "plot nothing": ("plot", "Missing argument 'KIND'"),
+    "plot kind": ("plot heatmp", "unknown picture 'heatmp': did you mean 'heatmap'?"),
+    "plot theme": ("plot heatmap --theme drak", "unknown theme 'drak': did you mean 'dark'?"),
+    "plot dots": ("plot heatmap --dpi 0", "'--dpi': "),
+    "plot no run": ("plot heatmap god", "no run 'god' here or in runs: did you mean 'good'?"),
+    "plot nowhere": ("plot heatmap --runs-dir nowhere", "no runs directory at nowhere"),
+    "plot no runs": ("plot heatmap --runs-dir config", "no finished runs in config: advbench run makes one"),
+    "plot unfinished": ("plot heatmap unfinished", "no record at unfinished/record.json: the run did not"),
+    "plot damaged": ("plot heatmap damaged", "damaged/record.json: not a JSON record"),
+    "plot newer": ("plot heatmap --runs-dir runs_newer", "unknown record schema 2: this version reads"),
+    "plot suffix": ("plot heatmap --out a.jpg", "--out a.jpg: the name must end in .svg, .png or .pdf"),
+    "plot no suffix": ("plot heatmap --out runs", "--out runs: the name must end in .svg, .png or .pdf"),
+    "plot directory": ("plot heatmap --out directory.svg", "--out directory.svg is a directory"),
+    "plot no directory": ("plot heatmap --out no/a.svg", "--out no/a.svg: there is no directory no"),
+    "plot below a file": ("plot heatmap --out a_file/a.svg", "there is no directory a_file"),
+    "plot other option": ("plot radar --attacks pgd", "--attacks: only images takes that, not radar"),
+    "plot two options": (
+        "plot eps --points 3 --trust",
+        "--points and --trust: only images takes that, not eps",
+    ),
+    "plot measure of another": ("plot images --measure average", "--measure: only tradeoff takes that"),
+    "plot measure": (
+        "plot tradeoff --measure wors-case",
+        "unknown measure 'wors-case': did you mean 'worst-ca",
+    ),
+    "plot images of two": ("plot images good good", "images are of one run, not of 2: name it"),
+    "plot images attack": ("plot images good --attacks pdg", "unknown attack of run"),
+    "plot images none": ("plot images good --points 0", "'--points': "),
+    "plot images unfinished": ("plot images unfinished", "no record at unfinished/record.json"),
 }
 
 
@@ -411,6 +441,14 @@ def test_a_runs_directory_that_cannot_be_made(place: Path, capfd: Any) -> None:
         pytest.skip("needs a directory in which nobody can write")
     line = refused(capfd, place, ["run", *QUICK, "--runs-dir", "/proc/runs"])
     assert "cannot create runs directory /proc/runs: " in line
+
+
+def test_a_picture_that_cannot_be_written(place: Path, capfd: Any) -> None:
+    """As above."""
+    if not Path("/proc/self").is_dir():
+        pytest.skip("needs a directory in which nobody can write")
+    line = refused(capfd, place, ["plot", "heatmap", "good", "--theme", "both", "--out", "/proc/a.svg"])
+    assert "cannot write /proc/a-light.svg: " in line
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

@@ -178,14 +178,12 @@ def _images(
     trust: bool,
 ) -> list[Picture]:
     from attacks_pool.errors import InputError
-    from leaderboards import find_records
+    from leaderboards import inventory
 
     if not paths:
-        known = find_records(runs_dir)[0]
-        if len(known) == 1:
-            paths = [runs_dir / known[0].id]
+        paths = [entry.path for entry in inventory(runs_dir) if entry.state == "complete"]
     if len(paths) != 1:
-        raise InputError(f"images are of one run, not of {len(paths) or 'all'}: name it")
+        raise InputError(f"images are of one run, not of {len(paths)}: name it")
     from advbench.gallery import POINTS, draw, gallery
     from advbench.saved import load_run
     from leaderboards.pictures import THEMES as KNOWN

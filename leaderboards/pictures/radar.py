@@ -47,7 +47,7 @@ def radar(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None 
     handles = [Line2D([], [], label=series.label, **theme.line(place)) for place, series in enumerate(found)]
     with drawing(theme):
         legend = handles if len(found) > 1 else []
-        figure = picture(theme, heading, 0.75 * WIDTH, 4.9, title=title, about=common(found), legend=legend)
+        figure = picture(theme, heading, 0.85 * WIDTH, 4.9, title=title, about=common(found), legend=legend)
         axes = figure.add_subplot(projection="polar")
         assert isinstance(axes, PolarAxes)
         axes.set_theta_zero_location("N")
@@ -86,6 +86,7 @@ def _spokes(axes: PolarAxes, angles: Floats, names: Sequence[str], theme: Theme)
             angle,
             106,
             name.replace("-", "-\n") if len(name) > 12 else name,
+            fontsize=8,
             ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right",
             va="center" if abs(up) < 0.3 else "bottom" if up > 0 else "top",
         )

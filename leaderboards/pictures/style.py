@@ -180,6 +180,7 @@ def picture(
     has its heading in its metadata only. Below are a line ``about`` the runs and a ``legend``.
     """
     engine = ConstrainedLayoutEngine()
+    height += 0.18 * (len(legend) // _columns(legend, width))
     figure = Picture(figsize=(width, height), layout=engine)
     FigureCanvasAgg(figure)
     shown = heading if title is None else title
@@ -192,11 +193,16 @@ def picture(
     return figure
 
 
+def _columns(legend: Sequence[Artist], width: float) -> int:
+    """Columns of a legend that find room in ``width`` inches."""
+    longest = max((len(str(handle.get_label())) for handle in legend), default=0)
+    return min(max(int(15.5 * width / (longest + 6)), 1), 4)
+
+
 def _crown(figure: Picture, lines: Sequence[str], legend: Sequence[Artist], pad: float) -> None:
     """Title, what the runs have in common, legend: the layout leaves room for a title of all lines."""
     present = [line for line in lines if line]
-    longest = max((len(str(handle.get_label())) for handle in legend), default=0)
-    columns = min(max(int(13 * figure.get_figwidth() / (longest + 6)), 1), 4)
+    columns = _columns(legend, figure.get_figwidth())
     rows = -(-len(legend) // columns)
     if not present and not rows:
         return

@@ -1,5 +1,6 @@
 """Clean against robust accuracy, and the Pareto front of the rows that nobody beats in both."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -69,7 +70,9 @@ def trade_off(
         RecordError: no row with both values, too many of them, an unknown measure.
     """
     if measure not in MEASURES:
-        raise RecordError(f"unknown measure {measure!r}: it is one of {', '.join(MEASURES)}")
+        near = difflib.get_close_matches(measure, MEASURES, n=1, cutoff=0.5)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise RecordError(f"unknown measure {measure!r}{hint} (allowed: {', '.join(MEASURES)})")
     metric, said = MEASURES[measure]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -152,7 +155,7 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
         high = max(point[place] + error[place] for point, error in zip(points, errors, strict=True))
         room = max(0.16 * (high - low), 1.0)
         limit(max(low - room, -2), min(high + room, 101))
-    axes.locator_params(nbins=6, steps=[1, 2, 5, 10])
+    axes.locator_params(nbins=6, steps=[1, 2, 2.5, 5, 10])
     _stairs(axes, [points[index] for index in front], theme)
     _name(
         axes,
