@@ -74,11 +74,9 @@ class Group:
 
     number: int
     title: str
-    dataset: str
     sequence: tuple[str, ...]
     fingerprint: str
     protocol: str
-    model: str
     columns: list[Column]
     lines: list[Line]
     plot: Plot | None
@@ -162,11 +160,9 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
     return Group(
         number=number,
         title=title_of(first),
-        dataset=first.dataset,
         sequence=first.sequence,
         fingerprint=first.fingerprint,
         protocol=first.protocol,
-        model=first.model,
         columns=_columns(metrics),
         lines=[line for _, line in pairs],
         plot=trade_off(_points(pairs)),
