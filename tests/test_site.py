@@ -402,11 +402,10 @@ def test_what_killed_builds_left_goes(make_record: Make, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["site", *kept])
 
 
-@pytest.mark.parametrize("arguments", [["--format", "html"], ["--format", "csv", "--out", "x"]])
-def test_out_goes_with_html(arguments: list[str], capsys: Captured) -> None:
-    """And html with it."""
-    assert invoke(["leaderboard", *arguments]) == 2
-    assert "--out" in capsys.readouterr().err
+def test_a_site_needs_a_directory(capsys: Captured) -> None:
+    """It is not printed."""
+    assert invoke(["leaderboard", "--format", "html"]) == 2
+    assert "--format html needs --out DIR" in capsys.readouterr().err
 
 
 def test_strangers_who_share_an_id_have_pages_of_their_own(make_record: Make, tmp_path: Path) -> None:
