@@ -92,11 +92,10 @@ def line_of(
 ) -> Line:
     """The line of a row; ``best`` holds what is to be bold, ``pages`` are the directories of its runs."""
     seconds = row.cost.get("training_seconds")
-    regime = f"{row.regime}, target-aware" if row.target_aware else row.regime
     cells = [
         Cell(rank, key=row.rank),
         Cell(row.defense, settings, row.defense.lower()),
-        Cell(regime, key=regime),
+        Cell(row.regime, key=row.regime),
         *(_metric(name, row.metrics.get(name), best[name], row) for name in metrics),
         Cell("–") if seconds is None else Cell(f"{seconds.mean:,.0f}", key=seconds.mean),
         Cell(str(len(row.seeds)), key=len(row.seeds)),
