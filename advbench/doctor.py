@@ -28,6 +28,7 @@ CORE = {
     "scipy": "scipy",
     "pyyaml": "yaml",
     "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
 }
 """Package and the name that it is imported by; without one of these advbench does not work."""
 OPTIONAL = {

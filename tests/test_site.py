@@ -145,15 +145,18 @@ def test_a_command_cannot_break_out_of_its_quotes(evil: str, make_record: Make) 
     assert words[words.index("--set") + 1] == "mix=\"$(rm -rf ~); `x` 'y'\""
 
 
-def test_the_command_of_an_evaluation(make_record: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_of_an_evaluation(
+    make_record: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``advbench eval`` with the record's attacks, points and seed; none for a module given from Python."""
     origin = {"model": "models:make", "weights": "w.safetensors", "mean": [0.5], "std": [0.25]}
     common = {"regime": "eval", "sequence": [], "training": [], "plan": {}, "pretrain": {}, "unseen": []}
     attacks = ["fgsm:eps=0.2", "pgd:eps=0.2,steps=3"]
-    config = make_record("mine", params=origin, eval=attacks, seed=4, **common).config
-    command = spelled_out(config)
+    record = make_record("mine", params=origin, eval=attacks, seed=4, **common)
+    command = spelled_out(record.config)
     assert command.text is not None
     assert "w.safetensors" in command.note
+    assert "imports the code of models:make" in command.note
     caught: dict[str, Any] = {}
 
     def evaluate(model: str, dataset: str, **given: Any) -> None:
@@ -168,6 +171,10 @@ def test_the_command_of_an_evaluation(make_record: Make, monkeypatch: pytest.Mon
     assert {key: caught[key] for key in expected} == expected
     given = make_record("Net", params={"model": "Net", "weights": None}, eval=attacks, **common)
     assert spelled_out(given.config).text is None
+    out = site_of(tmp_path / "site", [record, given])
+    pages = [Page(out / "runs" / one.id / "index.html").text for one in (record, given)]
+    assert all("What it withstands" in text and "advbench run" not in text for text in pages)
+    assert "given from Python" in pages[1]
 
 
 # What the pages say
@@ -402,11 +409,10 @@ def test_what_killed_builds_left_goes(make_record: Make, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["site", *kept])
 
 
-@pytest.mark.parametrize("arguments", [["--format", "html"], ["--format", "csv", "--out", "x"]])
-def test_out_goes_with_html(arguments: list[str], capsys: Captured) -> None:
-    """And html with it."""
-    assert invoke(["leaderboard", *arguments]) == 2
-    assert "--out" in capsys.readouterr().err
+def test_a_site_needs_a_directory(capsys: Captured) -> None:
+    """It is not printed."""
+    assert invoke(["leaderboard", "--format", "html"]) == 2
+    assert "--format html needs --out DIR" in capsys.readouterr().err
 
 
 def test_strangers_who_share_an_id_have_pages_of_their_own(make_record: Make, tmp_path: Path) -> None:

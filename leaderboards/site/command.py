@@ -14,6 +14,7 @@ FROM_RECORD: Final = "advbench run --config record.json"
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 _LINE: Final = 100
+_ZOOS: Final = ("torchvision:", "robustbench:")
 _FILES: Final = (".pt", ".ts", ".pt2")
 
 
@@ -53,15 +54,21 @@ def spelled_out(config: Mapping[str, Any]) -> Command:
         options = list(_evaluation(config) if evaluated else _training(config))
         lines = _filled([f"{name} {_quoted(name, value)}" for name, value in options])
     except _CannotSpellError as reason:
-        return Command(None, f"{reason}: repeat it from the record.")
+        return Command(None, f"{reason}: no command line says that.")
     except (TypeError, ValueError, KeyError, AttributeError):
         return Command(None, "The record's config is not one of this program's: there is no command for it.")
     words = "advbench eval" if evaluated else "advbench run"
-    model = str(config["params"].get("model") if evaluated else config["model"])
-    note = f"It imports the code of {model}: read that first." if ":" in model else ""
-    if evaluated and config["params"].get("weights"):
-        note = f"It needs the file {config['params']['weights']}, whose checksum stands in the record."
-    return Command(" \\\n  ".join([words, *lines]), note)
+    return Command(
+        " \\\n  ".join([words, *lines]), " ".join(_needs(config["params"] if evaluated else config))
+    )
+
+
+def _needs(origin: Mapping[str, Any]) -> Iterator[str]:
+    """What must be there, or be trusted, before the command is given."""
+    if ":" in origin["model"] and not origin["model"].startswith(_ZOOS):
+        yield f"It imports the code of {origin['model']}: read that first."
+    if origin.get("weights"):
+        yield f"It needs the file {origin['weights']}, whose checksum stands in the record."
 
 
 def _filled(options: Sequence[str]) -> list[str]:

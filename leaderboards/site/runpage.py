@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -58,7 +58,7 @@ class RunPage:
     plans: list[tuple[str, str, str]]
     environment: list[tuple[str, str]]
     cost: list[tuple[str, str]]
-    commands: list[tuple[str, Command]] = field(default_factory=list)
+    commands: list[tuple[str, Command]]
 
 
 def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> RunPage:

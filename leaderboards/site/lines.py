@@ -1,0 +1,125 @@
+"""Rows of a leaderboard as cells: texts, and what they are sorted by."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from leaderboards.ranking import Row
+from leaderboards.site.fields import LOWER_IS_BETTER, heading, interval_of, scale_of, shown, trust_of
+from leaderboards.statistics import Summary
+
+OK, SUSPECT, AWARE = 0, 1, 2
+_NO_BEST: Final = frozenset({"unseen_gap"})
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; ``up`` says that a first click sorts from the smallest."""
+
+    key: str
+    label: str
+    unit: str
+    numeric: bool
+    up: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell: the main text, smaller lines below, and what it is sorted by."""
+
+    main: str
+    sub: str = ""
+    key: float | str | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table; ``runs`` are its seeds and the directories of their pages."""
+
+    section: int
+    cells: list[Cell]
+    runs: list[tuple[int, str]]
+    facets: tuple[str, ...]
+
+    def packed(self) -> list[Any]:
+        """As the script reads it."""
+        cells = [[cell.main, cell.sub, cell.key, int(cell.best)] for cell in self.cells]
+        return [self.section, cells, self.runs, self.facets]
+
+
+def columns_of(metrics: Sequence[str]) -> list[Column]:
+    """The columns of a table with these metrics."""
+    return [
+        Column("rank", "rank", "", True, True),
+        Column("defense", "defense", "", False, True),
+        Column("regime", "regime", "", False, True),
+        *(Column(name, heading(name), _unit(name), True, name in LOWER_IS_BETTER) for name in metrics),
+        Column("training_seconds", "training", "s", True, True),
+        Column("seeds", "seeds", "", False, False),
+        Column("verdict", "audit", "", False, True),
+        Column("trust", "trust", "", False, False),
+    ]
+
+
+def _unit(name: str) -> str:
+    """Beside the heading; that shares are in percent is said once, in the caption."""
+    return scale_of(name)[2].replace("%", "")
+
+
+def section_of(row: Row) -> int:
+    """Where a row stands: ranked, suspect or invalid, target-aware."""
+    if row.target_aware:
+        return AWARE
+    return OK if row.verdict == "ok" else SUSPECT
+
+
+def rank_texts(rows: Sequence[Row]) -> list[str]:
+    """``2``, ``2=`` where a rank is shared, a dash where there is none."""
+    taken = Counter((row.target_aware, row.rank) for row in rows)
+    shared = ["=" if taken[row.target_aware, row.rank] > 1 else "" for row in rows]
+    return ["–" if row.rank is None else f"{row.rank}{sign}" for row, sign in zip(rows, shared, strict=True)]
+
+
+def line_of(
+    row: Row,
+    rank: str,
+    settings: str,
+    metrics: Sequence[str],
+    best: Mapping[str, float | None],
+    pages: list[str],
+) -> Line:
+    """The line of a row; ``best`` holds what is to be bold, ``pages`` are the directories of its runs."""
+    seconds = row.cost.get("training_seconds")
+    cells = [
+        Cell(rank, key=row.rank),
+        Cell(row.defense, settings, row.defense.lower()),
+        Cell(row.regime, key=row.regime),
+        *(_metric(name, row.metrics.get(name), best[name], row) for name in metrics),
+        Cell("–") if seconds is None else Cell(f"{seconds.mean:,.0f}", key=seconds.mean),
+        Cell(str(len(row.seeds)), key=len(row.seeds)),
+        Cell(row.verdict, ", ".join(row.flags), ("ok", "suspect", "invalid").index(row.verdict)),
+        Cell(trust_of(row), key=trust_of(row)),
+    ]
+    facets = (row.dataset, row.defense, row.regime, row.verdict, trust_of(row))
+    return Line(section_of(row), cells, list(zip(row.seeds, pages, strict=True)), facets)
+
+
+def _metric(name: str, summary: Summary | None, best: float | None, row: Row) -> Cell:
+    if summary is None:
+        return Cell("–")
+    parts = [] if summary.std is None else [f"± {shown(summary.std, name)}"]
+    if (interval := interval_of(summary)) is not None:
+        parts.append(f"[{shown(interval[0], name)}, {shown(interval[1], name)}]")
+    wins = section_of(row) == OK and best is not None and shown(summary.mean, name) == shown(best, name)
+    return Cell(shown(summary.mean, name), "\n".join(parts), summary.mean, wins)
+
+
+def best_of(name: str, rows: Sequence[Row]) -> float | None:
+    """The best mean among the rows that are ranked together, where more than one has it."""
+    found = [row.metrics.get(name) for row in rows if section_of(row) == OK]
+    means = [summary.mean for summary in found if summary is not None]
+    if len(means) < 2 or name in _NO_BEST:
+        return None
+    return min(means) if name in LOWER_IS_BETTER else max(means)
