@@ -199,11 +199,15 @@ def _runs(
     from leaderboards import RecordError, read_record
 
     places: list[Path] = []
+    several, failed = len(paths) > 1, 0
     for path in paths:
         directory = path.parent if path.name == "record.json" else path
         below = sorted(found.parent for found in directory.rglob("record.json") if _visible(found, directory))
-        places += [directory] if (directory / "record.json").exists() or not below else below
-    several, failed = len(places) > 1, 0
+        if (directory / "record.json").exists() or not below:
+            places.append(directory)
+        else:
+            several = True
+            places += below
     given = {key: value for key, value in wanted.items() if value is not None}
     runs: list[Run] = []
     for place in places:
