@@ -83,7 +83,6 @@ ABLATIONS = {
             "no cycle consistency": {"lambda_cyc": 0},
             "no label consistency": {"lambda_lab": 0},
             "first order": {"first_order": True},
-            "no meta step": {"inner_lr": 0},
             "crafted on a surrogate": {"craft_on": "surrogate"},
         },
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -128,23 +129,26 @@ def probe(
     every, labels = networks(view, attacks, asked, key)
     whose = weights_digest(surrogate.state_dict()) if kept is not None and surrogate is not None else ""
     own = [attack.text for attack, _ in transferred]
-    battles = {
-        False: [(one, count) for one in battery(attacks, brief=random)],
-        True: [(one, count) for one in transfers(attacks) if one.text not in own],
-    }
+    searches: list[tuple[nn.Module | None, list[Attack]]] = [(None, battery(attacks, brief=random))]
+    if surrogate is not None:
+        searches.append((surrogate, [one for one in transfers(attacks) if one.text not in own]))
 
     def measure(
-        looked_at: View, points_of: Split, given: Sequence[tuple[Attack, int]], name: str, elsewhere: bool
+        looked_at: View,
+        split: Split,
+        pairs: Sequence[tuple[Attack, int]],
+        other: nn.Module | None,
+        name: str = "",
     ) -> Row:
         return evaluate(
             looked_at,
-            points_of,
-            given,
+            split,
+            pairs,
             stage=stage,
             seed=key,
             stochastic=random,
-            surrogate=(lambda _attack: surrogate) if elsewhere and surrogate is not None else None,
-            surrogate_key=f"{name}{whose if elsewhere else ''}",
+            surrogate=None if other is None else lambda _attack: other,
+            surrogate_key=name if other is None else name + whose,
             device=place,
             kept=kept,
             attack_timeout=attack_timeout,
@@ -152,15 +156,15 @@ def probe(
 
     rows, made = [], []
     met = [network for network in every if network.label in labels.values()] or every
-    for network in met:
-        for elsewhere, given in battles.items():
-            if given and not (elsewhere and surrogate is None):
-                name = "" if network.label is None else f"on {network.label} "
-                rows.append(_labelled(measure(network.view, few, given, name, elsewhere), network.label))
-                made.append([one for one, _ in given])
+    for network, (other, given) in itertools.product(met, searches):
+        if given:
+            name = "" if network.label is None else f"on {network.label} "
+            row = measure(network.view, few, [(one, count) for one in given], other, name)
+            rows.append(_labelled(row, network.label))
+            made.append(given)
     if transferred and surrogate is not None:
         most = max(limit for _, limit in transferred)
-        row = measure(view, Split(data.x[:most], data.y[:most]), transferred, "", True)
+        row = measure(view, Split(data.x[:most], data.y[:most]), transferred, surrogate)
         rows.append(_labelled(row, labels))
         made.append([one for one, _ in transferred])
     right = few.x.new_tensor(rows[0].clean).bool()
