@@ -7,25 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advbench.config import MOST_THREADS
-from advbench.data import load_dataset
-from advbench.environment import choose_device, reproducible
-from advbench.evaljob import Job, evaluate_job, identity_of
-from advbench.evalrecord import eval_config
+from advbench.environment import reproducible
+from advbench.evaljob import evaluate_job
+from advbench.evalpreparing import prepare_job
 from advbench.events import Listener
-from advbench.foreign import Source, load_foreign
-from advbench.resolve import parse_points
 from advbench.saved import Run
 from advbench.shares import MOST_WORKERS, share
-from advbench.suites import suite
-from advbench.surrogates import given_surrogate
 from advbench.sweep.on_ray import check_address, load_ray
 from advbench.timeouts import check_timeout
 from attacks_pool import InputError
-from attacks_pool.attack import check_images
 
 
 def evaluate_model(
@@ -133,79 +126,3 @@ def evaluate_model(
         return evaluate_job(
             job, Path(runs_dir), listeners, identity=identity, fresh=resume is False, share_out=share_out
         )
-
-
-def prepare_job(
-    model: str | Callable[[Tensor], Any],
-    dataset: str,
-    *,
-    attacks: str | Sequence[str] | None,
-    preset: str | None,
-    name: str | None,
-    points: int | str | dict[str, int] | None,
-    seed: int,
-    device: str,
-    threads: int | None,
-    weights: str | Path | None,
-    model_dir: str | Path | None,
-    threat: str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    surrogate: str | Path | None,
-    data_dir: str | Path | None,
-    attack_timeout: float | None,
-) -> tuple[Job, str | None]:
-    """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
-
-    Raises:
-        InputError, RecordError: anything that cannot be run.
-    """
-    place = _device(model, device)
-    data = load_dataset(dataset, data_dir)
-    chosen = suite(attacks, preset, data)
-    counts = parse_points(points, data, chosen)
-    for attack in chosen:
-        check_images(attack.info, data.test.x[:1])
-    other = given_surrogate(surrogate, data)
-    source: Source | Callable[[Tensor], Any]
-    if isinstance(model, str):
-        source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std))
-    elif any(given is not None for given in (weights, model_dir, mean, std)):
-        raise InputError("weights, model_dir, mean and std go with a model's text; a module has its own")
-    else:
-        source = model
-    foreign = load_foreign(source, data, seed=seed, name=name)
-    foreign.model.to(place)
-    measured = [(attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen]
-    where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}
-    how = {"points": counts, "seed": seed, "device": device, "threads": threads}
-    config = eval_config(foreign, chosen, {**where, **how})
-    job = Job(foreign, data, measured, config, place, other, attack_timeout)
-    code = _code(source)
-    return job, None if code is None else identity_of(job, code)
-
-
-def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:
-    """The modules that build the model; None for one that cannot be known again: it came without a text."""
-    if not isinstance(source, Source):
-        return None
-    module, colon, _ = source.model.partition(":")
-    return (module,) if colon and module not in ("torchvision", "robustbench") else ()
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given).expanduser()
-
-
-def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
-
-
-def _device(model: object, text: str) -> torch.device:
-    device = choose_device(text)
-    if text == "auto" and isinstance(model, nn.Module):
-        return next((tensor.device for tensor in model.parameters()), device)
-    if text == "auto" and not isinstance(model, str):
-        # A function keeps its tensors where its author put them, which nobody but a GPU's owner changes.
-        return torch.device("cpu")
-    return device

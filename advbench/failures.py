@@ -13,6 +13,7 @@ from advbench.timeouts import AttackTimeoutError
 from attacks_pool.errors import InputError
 from defenses import TrainingDivergedError
 from leaderboards import RecordError
+from leaderboards.layout import RECORD
 
 ERROR_LOG = "error.log"
 
@@ -40,7 +41,8 @@ def failing(directory: Path, place: Callable[[], str], how: str) -> Iterator[Non
     except (InputError, RunFailedError):
         raise
     except Interrupted as stop:
-        stop.how = how
+        # The record is the last that is written: with it the run is complete, whatever was still to be said.
+        stop.how = f"run {directory.name} is complete" if (directory / RECORD).exists() else how
         raise
     except TrainingDivergedError as error:
         raise TrainingDivergedError(f"{error}; the last good state is kept in {directory}") from error

@@ -104,9 +104,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def plain_name(text: str, length: int = 200) -> str:
-    """``text`` as a part of a directory's name."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)[:length]
+def plain_name(text: str, length: int = 100) -> str:
+    """``text`` as a part of a directory's name, of at most ``length`` bytes."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
+    return plain.encode()[:length].decode(errors="ignore")
 
 
 def _held(stack: ExitStack, runs_dir: Path, identity: str | None, resume: Path | None) -> Path | None:

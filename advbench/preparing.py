@@ -15,10 +15,12 @@ from advbench.config import Options, RunConfig
 from advbench.data import DataSet, load_dataset
 from advbench.environment import choose_device, reproducible
 from advbench.identity import code_version, digest, identity_of, weights_digest
-from advbench.models import MODELS
+from advbench.models import MODELS, changes_images
 from advbench.resolve import bound_attacks, resolve
 from advbench.saved import load_run, new_classifier
 from attacks_pool import InputError
+from attacks_pool.guard import evaluation_mode
+from attacks_pool.randomness import isolated_randomness
 from defenses import registry
 
 
@@ -112,6 +114,14 @@ def surrogate_of(path: str | Path, data: DataSet) -> tuple[str, nn.Module]:
 def _try_build(config: RunConfig, data: DataSet) -> None:
     """Build the defense for nothing: what it refuses is found before anything is written."""
     classifier = new_classifier(config, data.image_shape, data.num_classes)
+    if config.model not in MODELS:
+        with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
+            changed = changes_images(classifier, data.validation.x[:2])
+        if changed:
+            raise InputError(
+                f"model {config.model!r} writes into the images that it is given, where attacks look for "
+                "gradients: write x = x - mean, not x -= mean"
+            )
     defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
     seen = bound_attacks(config)["seen"]
     for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:

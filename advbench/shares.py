@@ -24,7 +24,7 @@ MOST_WORKERS = 1024
 class Share:
     """The ``number``-th of ``of`` parts of an evaluation; plain values, so that it can be sent anywhere.
 
-    ``asked`` are the arguments of :func:`advbench.evaluating.prepare_job`, ``identity`` is that of the
+    ``asked`` are the arguments of :func:`advbench.evalpreparing.prepare_job`, ``identity`` is that of the
     evaluation, ``directory`` where pieces are kept.
     """
 
@@ -78,8 +78,8 @@ def measure(part: Share) -> None:
     """
     from advbench.environment import reproducible
     from advbench.evaljob import state_of
+    from advbench.evalpreparing import prepare_job
     from advbench.evaluate import measure_share
-    from advbench.evaluating import prepare_job
     from advbench.pieces import Pieces
 
     with reproducible(part.asked["threads"]):

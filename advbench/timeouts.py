@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from torch import Tensor, nn
-
 from attacks_pool import Attack, InputError
 
 GRACE = 5.0
@@ -63,12 +61,7 @@ def timed(attack: Attack, seconds: float | None) -> Attack:
     """The same attack, which raises `AttackTimeoutError` where one call takes longer; None: never."""
     if seconds is None:
         return attack
-
-    def function(model: nn.Module, x: Tensor, y: Tensor, **knobs: object) -> Tensor:
-        with limited(seconds, f"attack {attack.name!r} on a batch of training"):
-            return attack.function(model, x, y, **knobs)
-
-    return replace(attack, function=function)
+    return replace(attack, within=lambda: limited(seconds, f"attack {attack.name!r} on a batch of training"))
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,20 @@ class Attack:
     knobs: Mapping[str, Value]
     training_knobs: Mapping[str, Value]
     training: bool = False
+    within: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False, compare=False)
+    """What every search runs inside, such as a limit of time; a defense's own search does too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "knobs", MappingProxyType(dict(self.knobs)))
         object.__setattr__(self, "training_knobs", MappingProxyType(dict(self.training_knobs)))
+
+    def __deepcopy__(self, _memo: object) -> Attack:
+        # Nothing in it changes.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name, as functions are pickled: metadata hold functions that have none.
+        return _from_pool, (self.name, dict(self.knobs), dict(self.training_knobs), self.training)
 
     @property
     def name(self) -> str:
@@ -99,17 +110,27 @@ class Attack:
         if not len(x):
             return x.clone()
         draws = keyed_generator(draw_seed(generator or ambient_generator(x)))
-        with isolated_randomness(draw_seed(draws), x.device), untouched(model):
+        with self.within(), isolated_randomness(draw_seed(draws), x.device), untouched(model):
             # Copies: a search that writes into what it was given must not move what it is judged by.
             crafted = self.function(
                 model, x.clone(), y.clone(), generator=draws, early_stop=early_stop, **self.knobs
             )
         if not isinstance(crafted, Tensor) or crafted.shape != x.shape:
             raise InputError(f"attack {self.name!r} must return a tensor like x, {tuple(x.shape)}")
-        x_adv = crafted.detach()
+        x_adv = crafted.detach().to(x.device, x.dtype)
         if self.training and self.info.kind == "minimal-norm" and self.info.norm is not None:
             x_adv = project(x_adv, x, self.eps, self.info.norm)
         return x_adv
+
+
+def _from_pool(
+    name: str, knobs: Mapping[str, Value], training_knobs: Mapping[str, Value], training: bool
+) -> Attack:
+    """A pickled attack again; its limits, which were the process's, stay behind."""
+    from attacks_pool.registry import pool
+
+    entry = pool.entry(name)
+    return Attack(entry.info, entry.function, knobs, training_knobs, training)
 
 
 def canonical(name: str, knobs: Mapping[str, Value]) -> str:

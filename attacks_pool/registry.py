@@ -256,7 +256,9 @@ class Pool:
             try:
                 point.load()
             except (Exception, SystemExit) as error:  # a stranger's module may raise anything
-                self.problems[point.name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+                whose = f" (package {point.dist.name})" if point.dist is not None else ""
+                said = f"{type(error).__name__}: {error}".partition("\n")[0]
+                self.problems[point.name] = f"{said}{whose}"
 
 
 def _resolve(

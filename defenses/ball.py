@@ -74,7 +74,7 @@ def ascend(
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
         return project(x + START * normal(x, draws), x, ball.eps, ball.norm)
 
-    with buffers_kept(defense), untouched(defense), defense.searched(x) as model:
+    with attack.within(), buffers_kept(defense), untouched(defense), defense.searched(x) as model:
         return gradient_ascent(
             model,
             x,

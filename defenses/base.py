@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -89,12 +90,15 @@ class Defense(nn.Module):
             The mean losses of each epoch.
 
         Raises:
-            InputError: data that are empty or cannot be read twice, images out of range, validation missing,
-                several attacks for a defense that runs in the continual regime alone, a snapshot of something
-                else.
+            InputError: data that are empty, no pairs of tensors or cannot be read twice, images out of range,
+                validation missing, attacks that are no list, several of them for a defense that runs in the
+                continual regime alone, a snapshot of something else.
             TrainingDivergedError: the loss is no longer finite.
         """
         plan = plan or TrainPlan()
+        if not isinstance(attacks, Sequence) or any(isinstance(one, str) for one in attacks):
+            given = reprlib.repr(attacks) if isinstance(attacks, Sequence) else type(attacks).__name__
+            raise InputError(f"attacks must be a list such as [pool.get('pgd', eps=0.2)], not {given}")
         self.check_attacks(attacks)
         check_data(data, plan, validation)
         if resume is not None:

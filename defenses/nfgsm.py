@@ -88,6 +88,6 @@ class NFGSM(Defense):
             return x.clone()
         ball = Ball.of(attack)
         x_noisy = (x + self.noise(ball, x)).clamp(0, 1)
-        with buffers_kept(self), untouched(self), self.searched(x) as model:
+        with attack.within(), buffers_kept(self), untouched(self), self.searched(x) as model:
             gradient, _, _ = input_gradient(model, x_noisy, y, cross_entropy)
         return (x_noisy + self.alpha * ball.eps * steepest(gradient, ball.norm)).clamp(0, 1)

@@ -66,5 +66,6 @@ def _read(value: Any) -> Any:
         return value
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # A date that is none, say: whoever wants a number will refuse the text.
         return value

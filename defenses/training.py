@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +128,9 @@ class Training:
         if hasattr(data, "set_epoch"):
             data.set_epoch((index - 1) * 100_000 + self.epoch)
         batches = len(data) if isinstance(data, Sized) else 0
-        for number, (images, labels) in enumerate(data):
+        for number, batch in enumerate(data):
             if number >= self.batch:
-                self._batch(number, batches, images, labels)
+                self._batch(number, batches, *pair_of(batch))
         if not self.batch:
             raise InputError("data has no batches")
         self.history.append({name: value / self.batch for name, value in self.sums.items()})
@@ -143,6 +143,8 @@ class Training:
         defense, stage, plan, epoch = self.defense, self.stage, self.stage.plan, self.epoch
         device = defense.device
         x, y = check_batch(images.to(device), labels.to(device))
+        if not len(x):
+            raise InputError(f"batch {number + 1} of the data is empty")
         if not self.prepared:
             defense.prepare(x, plan)
             self.prepared = True
@@ -173,6 +175,19 @@ class Training:
                 # Whoever listens stops training here, between two steps.
                 self._save()
                 raise
+
+
+def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch.
+
+    Raises:
+        InputError: it is no pair of tensors.
+    """
+    if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch):
+        return batch[0], batch[1]
+    found = ", ".join(type(one).__name__ for one in batch) if isinstance(batch, Sequence) else ""
+    given = f"{type(batch).__name__} ({found})" if found else type(batch).__name__
+    raise InputError(f"a batch must be two tensors, images and labels, not {given}")
 
 
 def check_data(data: Batches, plan: TrainPlan, validation: Batches | None) -> None:

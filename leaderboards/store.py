@@ -62,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, in UTF-8, atomically; floats keep full precision.
 
     Raises:
-        RecordError: the file cannot be written.
+        RecordError: the file cannot be written, or a text is no UTF-8.
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
     write_bytes(path, json_bytes(value))
@@ -72,9 +72,15 @@ def json_bytes(value: Any) -> bytes:
     """The bytes that `write_json` writes.
 
     Raises:
+        RecordError: a text is no UTF-8, as the names of files may be.
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0) : error.end + 20].strip()
+        raise RecordError(f"{near!a} holds bytes that are no UTF-8: no record can keep them") from None
 
 
 def write_record(run_dir: Path, record: Record) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,11 @@ import yaml
 
 from advbench import run
 from advbench.cli.main import invoke
+from advbench.events import Event
+from advbench.preparing import prepare
 from advbench.sweep.arriving import FOLDER
+from advbench.sweep.job import Job, perform
+from advbench.sweep.on_ray import _task, _workplace
 from leaderboards import comparable, find_records
 from leaderboards.checksums import verify_checksums
 
@@ -69,6 +75,35 @@ def records_of(runs_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
     keys = [(record.config["defense"], record.config["seed"]) for record in records]
     assert len(set(keys)) == len(keys)
     return dict(zip(keys, map(comparable, records), strict=True))
+
+
+class Stop(BaseException):
+    """Stands for the death of a task."""
+
+
+def test_what_a_lost_task_has_finished_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same node; what was sent is removed there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    options = {**TINY, "defense": "at", "seed": 0}
+    job = Job(1, options, 0, prepare(options).identity)
+
+    def die(event: Event) -> None:
+        if event.kind == "cell" and event.stage == 1:
+            raise Stop
+
+    with pytest.raises(Stop), _workplace(job.identity) as folder:
+        perform(job, folder, [die])
+    with _workplace(job.identity) as folder, _workplace(job.identity) as other:
+        assert folder != other
+    sent = list(_task(job, 0.0))
+    assert (sent[0][0], sent[-1]) == ("begin", ("whole",))
+    log = b"".join(message[2] for message in sent if message[:2] == ("piece", "log.jsonl"))
+    kinds = [json.loads(line)["kind"] for line in log.splitlines()]
+    assert [kind for kind in kinds if kind in ("start", "resume", "end")] == ["start", "resume", "end"]
+    assert not list(tmp_path.glob("*/*"))
 
 
 def times(runs_dir: Path) -> dict[Path, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,13 @@ def load(path: Path) -> DataSet:
     root = path.expanduser()
     if not root.is_dir():
         raise InputError(f"no folder {root}: expected one with train/CLASS/* and test/CLASS/*")
+    try:
+        return _load(root)
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or root}: {error.strerror or error}") from error
+
+
+def _load(root: Path) -> DataSet:
     train, test = (_class_folders(root, part) for part in ("train", "test"))
     classes = _matching(root, train, test)
     files = [[_images(folders[name]) for name in classes] for folders in (train, test)]
@@ -57,6 +65,10 @@ def _class_folders(root: Path, part: str) -> dict[str, Path]:
 
 def _matching(root: Path, train: dict[str, Path], test: dict[str, Path]) -> tuple[str, ...]:
     classes = tuple(sorted(train))
+    for name in classes:
+        # Control characters, and bytes that are no UTF-8, which Python reads as lone surrogates.
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise InputError(f"class folder {name!r} in {root / 'train'} has a name that cannot be printed")
     if len(classes) < 2:
         raise InputError(
             f"{root / 'train'} has only one class, {classes[0]!r}: a classifier needs two or more"

@@ -16,7 +16,7 @@ from advbench.foreign.weights import file_digest, load_state, read_state
 from advbench.foreign.wrapper import ForeignModel
 from advbench.foreign.zoos import THREATS, from_robustbench, from_torchvision
 from advbench.identity import weights_digest
-from advbench.models import MODELS, Normalize, build_model
+from advbench.models import MODELS, Normalize, build_model, changes_images
 from advbench.models.zoo import _seeded
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.guard import evaluation_mode
@@ -145,7 +145,8 @@ def _look(model: ForeignModel, data: DataSet) -> None:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), isolated_randomness(0, device), evaluation_mode(model):
         for points in (2, 1):
-            model(torch.zeros(points, *data.image_shape, device=device))
+            empty = torch.zeros(points, *data.image_shape, device=device)
+            model.copies |= changes_images(model, empty)
 
 
 def _origin(text: str, model: ForeignModel, file: Path | None) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class ForeignModel(nn.Module):
             filled up with copies of their first image, whose logits are dropped.
         modal: whether ``inner`` has train and eval modes; exported programs were fixed in one.
 
-    ``forward`` raises InputError for anything but a tensor of that shape, and for whatever ``inner`` raises.
+    ``copies`` gives ``inner`` a copy of the images, for one that writes into what it is given. ``forward``
+    raises InputError for anything but a tensor of that shape, and for whatever ``inner`` raises.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class ForeignModel(nn.Module):
         super().__init__()
         self.inner = inner
         self.label, self.classes, self.batch, self.modal = label, classes, batch, modal
+        self.copies = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, ``classes``)."""
         if isinstance(x, torch.fx.Proxy):
             # Being traced: what is checked below are values, and a trace has none.
-            return self.inner(x)
+            return self.inner(x.clone() if self.copies else x)
         least, most = self.batch
         if least <= len(x) <= (most or len(x)):
             return self._ask(x)
@@ -67,10 +69,10 @@ class ForeignModel(nn.Module):
 
     def _ask(self, x: Tensor) -> Tensor:
         try:
-            logits = self.inner(x)
+            logits = self.inner(x.clone() if self.copies else x)
         except (InputError, torch.OutOfMemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"model {self.label!r} fails on images of shape {tuple(x.shape)}: {one_line(error)}"
             ) from error
@@ -81,7 +83,10 @@ class ForeignModel(nn.Module):
         if not logits.is_floating_point():
             raise InputError(f"model {self.label!r} gives {str(logits.dtype)[6:]} numbers, expected logits")
         self._check_shape(logits, len(x))
-        return logits
+        if type(logits) is not Tensor:
+            logits = logits.as_subclass(Tensor)
+        # 16 bits are too coarse for a loss or a margin.
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def _check_shape(self, logits: Tensor, points: int) -> None:
         shape = tuple(logits.shape)

@@ -50,15 +50,37 @@ def find_named(text: str, *, kind: str = "model", what: str = "factory") -> Any:
     try:
         module = _installed(module_name) or _local(module_name, Path.cwd())
     except (Exception, SystemExit) as error:
-        raise InputError(f"{kind} {text!r}: importing {module_name} failed: {one_line(error)}") from error
+        raise InputError(
+            f"{kind} {text!r}: importing {module_name} failed: {one_line(error)}{_beside(error)}"
+        ) from error
     if module is None:
         raise InputError(
             f"{kind} {text!r}: no module {module_name!r}, neither installed nor below the current directory"
         )
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown(f"{kind} {what.lower()}", name, public, see=f"in module {module_name}")
+        raise unknown(f"{kind} {what.lower()}", name, public, see=f"in module {module_name}{_shadow(module)}")
     return getattr(module, name)
+
+
+def _beside(error: BaseException) -> str:
+    """How a module finds what lies beside it: nothing but itself is looked for in the current directory."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    top = (name or "").partition(".")[0]
+    if top and PathFinder.find_spec(top, [str(Path.cwd())]) is not None:
+        return " (it lies in the current directory: set PYTHONPATH=. for it to be found)"
+    return ""
+
+
+def _shadow(module: ModuleType) -> str:
+    """Which file was imported, where the current directory has another of that name."""
+    found = Path(getattr(module, "__file__", None) or ".")
+    stem = Path.cwd().joinpath(*module.__name__.split("."))
+    here = next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+    if here is None or here.resolve() == found.resolve():
+        return ""
+    where = str(found) if found.is_file() else "a built-in one"
+    return f": {where}, which comes before the file of that name here: rename yours"
 
 
 def accepted(factory: Callable[..., Any], offered: dict[str, Any], always: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from advbench.models.factory import accepted, find_factory, one_line
 from attacks_pool.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,13 @@ def _factory(text: str) -> Callable[..., Any]:
 def _call(text: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
     from torch import nn
 
+    if isinstance(factory, nn.Module):
+        raise InputError(f"model {text!r} is a module already: name a function or a class that makes one")
     try:
         model = factory(**arguments)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"model {text!r}: the factory failed: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -128,7 +130,7 @@ def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_class
     try:
         with torch.no_grad():
             logits = model(torch.zeros(shape, device=device))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"model {text!r} fails on images of shape {shape}: {one_line(error)}") from error
     finally:
         for module, mode in training.items():
@@ -140,6 +142,18 @@ def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_class
             f"model {text!r} gives logits of shape {tuple(logits.shape)} for images of shape {shape}, "
             f"expected {(shape[0], num_classes)}"
         )
+
+
+def changes_images(model: Callable[[Tensor], Any], x: Tensor) -> bool:
+    """Whether ``model`` writes into the images ``x`` (N, C, H, W) that it is given."""
+    import torch
+
+    given = x.clone()
+    before = given._version
+    with torch.no_grad():
+        model(given)
+    # The counter also sees an operation in place that happens to change nothing, at which autograd fails.
+    return given._version != before or not torch.equal(given, x)
 
 
 def _seeded(seed: int) -> AbstractContextManager[None]:

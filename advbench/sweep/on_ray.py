@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections import deque
@@ -20,6 +21,7 @@ from advbench.sweep.plan import Cell
 from advbench.sweep.stopping import Stop
 from attacks_pool import InputError
 from leaderboards import RecordError
+from leaderboards.lock import hold
 
 PATIENCE = 0.5
 """Seconds to wait for news before looking whether to stop."""
@@ -140,15 +142,36 @@ def _task(job: Job, gpus: float) -> Iterator[tuple[Any, ...]]:
         # Whatever Ray leaves visible: a cell that asked for none was planned for the CPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     yield "begin", socket.gethostname()
-    with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
+    with _workplace(job.identity) as folder:
         try:
-            path = perform(job, Path(folder))
+            path = perform(job, folder)
         except (Exception, SystemExit) as error:
             yield "failed", reason(error)
             return
         for name, piece in pieces(path):
             yield "piece", name, piece
+        shutil.rmtree(folder, ignore_errors=True)
     yield ("whole",)
+
+
+@contextlib.contextmanager
+def _workplace(identity: str) -> Iterator[Path]:
+    """Where a node runs a cell: always the same place, so that what a lost task has finished is gone on with.
+
+    Where another task is at the same cell, or the place is not ours, it is a temporary directory.
+    """
+    owner = os.getuid() if os.name == "posix" else 0
+    place = Path(tempfile.gettempdir()) / f"advbench-{owner}" / identity
+    with contextlib.ExitStack() as stack:
+        try:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            if place.parent.is_symlink() or place.parent.stat().st_uid != owner:
+                raise PermissionError(f"{place.parent} is somebody else's")
+            place.mkdir(mode=0o700, exist_ok=True)
+            stack.enter_context(hold(place))
+        except (OSError, RecordError):
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advbench-")))
+        yield place
 
 
 class _Driver:

@@ -1,0 +1,348 @@
+"""What strangers' models, batches and names do that ours do not: it is contained, or refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advbench import evaluate_model, load_run, run
+from advbench.cli.main import invoke
+from advbench.data import DataSet, load_dataset
+from advbench.events import Event
+from advbench.failures import RunFailedError
+from advbench.foreign import load_foreign
+from advbench.identity import weights_digest
+from advbench.interrupts import Interrupted
+from advbench.opening import plain_name
+from attacks_pool import AttackInfo, InputError, pool
+from defenses import AIR, TrainPlan, registry
+from leaderboards import RecordError, comparable
+from leaderboards.store import json_bytes
+
+Network = Callable[..., nn.Sequential]
+EVAL: dict[str, Any] = {"attacks": "fgsm,pgd:steps=3,square:steps=20", "points": 30, "surrogate": "none"}
+EVAL |= {"threads": 1}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with files of models in it."""
+    files = {
+        "strange_writer": """
+            import torch
+            from torch import nn
+
+            class Writer(nn.Sequential):
+                def forward(self, x):
+                    x -= 0.5
+                    return super().forward(x)
+
+            def make(num_classes):
+                return Writer(nn.Flatten(), nn.Linear(64, num_classes))
+
+            def quit():
+                raise SystemExit(0)
+
+            class Quits(nn.Module):
+                def __init__(self, num_classes):
+                    super().__init__()
+
+                def forward(self, x):
+                    raise SystemExit(0)
+
+            instance = nn.Flatten()
+        """,
+        "code": "def make(): pass",
+        "strange_parts": "from strange_layers import make",
+        "strange_layers": "def make(): pass",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def line_of(capfd: Any, *arguments: str) -> str:
+    """The one line with which a command refuses what it was given."""
+    capfd.readouterr()
+    assert invoke(list(arguments)) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: .*\n", err), err
+    return str(err)
+
+
+class Writing(nn.Module):
+    """A model that normalises its images in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        x -= 0.5
+        x *= 2
+        logits: Tensor = self.model(x)
+        return logits
+
+
+class Reading(nn.Module):
+    """The same, on a copy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        logits: Tensor = self.model((x - 0.5) * 2)
+        return logits
+
+
+def test_a_model_that_writes_into_its_images(network: Network, tmp_path: Path) -> None:
+    """It gets copies: the same numbers as without, and the test points stay what they are."""
+    found = []
+    for number, kind in enumerate((Writing, Reading)):
+        made = evaluate_model(kind(network()), name="one", runs_dir=tmp_path / str(number), **EVAL)
+        record = comparable(made.record)
+        found.append((record["cells"], record["audit"]))
+    assert found[0] == found[1]
+
+
+def test_a_run_refuses_a_model_that_writes_into_its_images(here: Path, capfd: Any) -> None:
+    """Training data would be changed, and attacks fail in the middle."""
+    line = line_of(capfd, "run", "--model", "strange_writer:make", "--sequence", "fgsm")
+    assert "model 'strange_writer:make' writes into the images that it is given" in line
+    assert not (here / "runs").exists()
+
+
+class Labelled(Tensor):
+    """A kind of tensor of somebody else's, which goes on through every operation."""
+
+
+def test_logits_of_another_kind(network: Network, digits: DataSet) -> None:
+    """They are taken as the tensor that they are."""
+
+    def model(x: Tensor) -> Tensor:
+        logits: Tensor = network()(x).as_subclass(Labelled)
+        return logits
+
+    assert type(load_foreign(model, digits).model(digits.test.x[:2])) is Tensor
+
+
+def test_logits_of_sixteen_bits(network: Network, digits: DataSet) -> None:
+    """They are made 32, in which losses and margins are taken."""
+
+    def model(x: Tensor) -> Tensor:
+        logits: Tensor = network()(x).bfloat16()
+        return logits
+
+    assert load_foreign(model, digits).model(digits.test.x[:2]).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_model(tmp_path: Path) -> None:
+    """Its packed weights have a digest, and the audit sees that it has no gradient."""
+
+    def make(seed: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        quantised: nn.Module = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+        return quantised
+
+    digests = [weights_digest(make(seed).state_dict()) for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+    record = evaluate_model(make(0), runs_dir=tmp_path, **EVAL).record
+    assert "zero-gradient" in {flag.code for flag in record.audit.flags}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("strange_writer:quit", "the factory failed: SystemExit: 0"),
+        ("strange_writer:Quits", "fails on images of shape (2, 1, 8, 8): SystemExit: 0"),
+        ("strange_writer:instance", "is a module already: name a function or a class that makes one"),
+        ("code:make", "which comes before the file of that name here: rename yours"),
+        ("strange_parts:make", "(it lies in the current directory: set PYTHONPATH=. for it to be found)"),
+    ],
+)
+def test_factories_that_are_none(here: Path, capfd: Any, text: str, reason: str) -> None:
+    """One line that says what would do."""
+    assert reason in line_of(capfd, "eval", "--model", text)
+    assert here.is_dir()
+
+
+class TestNames:
+    """Of runs, classes and files."""
+
+    def test_a_date_that_is_none_is_no_number(self, capfd: Any) -> None:
+        """YAML raises an error of another kind at it."""
+        for value in ("2021-13-45", "[" * 2000):
+            assert "is no value for air" in line_of(capfd, "run", "--set", f"lambda_i={value}")
+
+    def test_a_run_of_a_long_name(self, network: Network, tmp_path: Path) -> None:
+        """File systems count bytes."""
+        made = evaluate_model(network(), name="犬" * 200, runs_dir=tmp_path, **EVAL)
+        assert len(made.path.name.encode()) < 200
+        assert made.record.config["defense"] == "犬" * 200
+        assert plain_name("é" * 200).encode() == "é".encode() * 50
+
+    def test_bytes_that_are_no_text(self, network: Network, tmp_path: Path) -> None:
+        """Refused before anything is measured, not when the record is written."""
+        with pytest.raises(RecordError, match="no UTF-8"):
+            evaluate_model(network(), name="\udcff", runs_dir=tmp_path / "runs", **EVAL)
+        assert not list((tmp_path / "runs").glob("*"))
+        with pytest.raises(RecordError, match=r"udcff.* holds bytes that are no UTF-8"):
+            json_bytes("\udcff")
+
+    def test_a_class_of_such_a_name(self, tmp_path: Path) -> None:
+        """The same of a folder of images."""
+        from PIL import Image
+
+        for part in ("train", "test"):
+            for name in (b"one", b"\xff"):
+                folder = os.fsencode(tmp_path / part) + b"/" + name
+                try:
+                    os.makedirs(folder)
+                except OSError:
+                    pytest.skip("this file system takes no such name")
+                for number in range(2):
+                    Image.new("L", (8, 8), number).save(Path(os.fsdecode(folder)) / f"{number}.png")
+        with pytest.raises(InputError, match="a name that cannot be printed"):
+            load_dataset(f"folder:{tmp_path}")
+
+
+class TestBatches:
+    """What ``fit`` is given."""
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda x, y: (x, y, y), "not tuple (Tensor, Tensor, Tensor)"),
+            (lambda x, y: {"x": x, "y": y}, "not dict"),
+            (lambda x, _y: x, "not Tensor"),
+            (lambda x, y: (x.numpy(), y.numpy()), "not tuple (ndarray, ndarray)"),
+            (lambda x, y: (x[:0], y[:0]), "batch 1 of the data is empty"),
+        ],
+    )
+    def test_no_pairs_of_tensors(
+        self, network: Network, digits: DataSet, change: Callable[..., Any], reason: str
+    ) -> None:
+        """One line with what was given."""
+        batch = change(digits.train.x[:8], digits.train.y[:8])
+        with pytest.raises(InputError) as caught:
+            AIR(network()).fit([batch], [pool.get("fgsm", eps=0.2)], plan=TrainPlan(epochs=1))
+        expected = f"a batch must be two tensors, images and labels, {reason}"
+        assert str(caught.value) == (reason if "empty" in reason else expected)
+
+    def test_lists_of_lists_will_do(self, network: Network, digits: DataSet) -> None:
+        """As collate functions make them."""
+        batch = [digits.train.x[:8], digits.train.y[:8]]
+        AIR(network()).fit([batch], [pool.get("fgsm", eps=0.2)], plan=TrainPlan(epochs=1))
+
+    @pytest.mark.parametrize("attacks", [pool.get("fgsm", eps=0.2), "fgsm", ["fgsm"]])
+    def test_attacks_that_are_no_list(self, network: Network, digits: DataSet, attacks: Any) -> None:
+        """A single attack, or its text."""
+        batch = (digits.train.x[:8], digits.train.y[:8])
+        with pytest.raises(InputError, match=r"^attacks must be a list such as \[pool\.get"):
+            AIR(network()).fit([batch], attacks, plan=TrainPlan(epochs=1))
+
+
+class TestCopies:
+    """Attacks and defenses are copied and pickled as modules are."""
+
+    def test_an_attack(self) -> None:
+        """With all knobs, in either form."""
+        attack = pool.get("pgd", eps=0.1, steps=7, training={"steps": 2})
+        for one in (attack, attack.for_training(), attack.scaled(0.5)):
+            for again in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+                assert again == one
+
+    @pytest.mark.parametrize("name", registry.names())
+    def test_a_defense(self, network: Network, digits: DataSet, name: str) -> None:
+        """After two stages: equal logits, and the copy trains on."""
+        kind, _ = registry.resolve(name)
+        defense = registry.build(name, network())
+        attacks = pool.sequence("fgsm,pgd:steps=2", budget="digits")
+        continual = kind.info.regimes[0] == "continual"
+        stages: Sequence[Any] = [[one] for one in attacks] if continual else [attacks, attacks]
+        batches = [(digits.train.x[:32], digits.train.y[:32])]
+        for met in stages:
+            defense.fit(batches, met, plan=TrainPlan(epochs=2))
+        x = digits.test.x[:4]
+        for again in (copy.deepcopy(defense), pickle.loads(pickle.dumps(defense))):
+            assert torch.equal(again(x), defense(x))
+            assert again.fit(batches, stages[-1], plan=TrainPlan(epochs=1))
+
+
+@pytest.fixture
+def doubling() -> Iterator[str]:
+    """An attack of a plug-in that answers in float64."""
+    info = AttackInfo(name="doubling", family="noise", norm="linf", access="black-box", paper=None)
+
+    def double(_model: nn.Module, x: Tensor, _y: Tensor, **_knobs: Any) -> Tensor:
+        return x.double()
+
+    pool.register(info)(double)
+    yield info.name
+    pool._entries.pop(info.name)
+
+
+def test_an_attack_in_another_precision(network: Network, digits: DataSet, doubling: str) -> None:
+    """Its points are brought back to that of the images, so that models take them."""
+    attack = pool.get(doubling, eps=0.2)
+    assert attack(network(), digits.test.x[:2], digits.test.y[:2]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["trades", "mart", "n-fgsm"])
+def test_a_search_of_a_defense_is_limited_too(
+    name: str, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--attack-timeout`` sees what TRADES, MART and N-FGSM search by themselves."""
+    plain = registry.build(name, network())
+    forward = type(plain).forward
+
+    def hang(self: nn.Module, x: Tensor) -> Tensor:
+        while not self.training and torch.is_grad_enabled():
+            torch.zeros(1)
+        return forward(self, x)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(plain), "forward", hang)
+    options: dict[str, Any] = {"sequence": "fgsm", "unseen": "none", "epochs": 1, "points": 16, "threads": 1}
+    options |= {"set": {"pretrain.epochs": 1, "batch_size": 700}, "device": "cpu"}
+    with pytest.raises(RunFailedError, match="attack 'fgsm' on a batch of training did not end within"):
+        run(name, runs_dir=tmp_path, attack_timeout=0.3, **options)
+
+
+def test_a_signal_after_the_record(
+    tmp_path: Path, small_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is complete: it is not said how to go on with it."""
+    import advbench.opening
+
+    remove = advbench.opening.shutil.rmtree
+
+    def stopped(path: Path, **options: Any) -> None:
+        if (path.parent / "record.json").exists():
+            raise Interrupted(130)
+        remove(path, **options)
+
+    monkeypatch.setattr(advbench.opening.shutil, "rmtree", stopped)
+    heard: list[Event] = []
+    with pytest.raises(Interrupted) as caught:
+        run("at", runs_dir=tmp_path, listeners=[heard.append], **small_options)
+    (directory,) = tmp_path.iterdir()
+    assert caught.value.how == f"run {directory.name} is complete"
+    assert load_run(directory).record.status == "complete"
