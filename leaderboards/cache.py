@@ -54,14 +54,15 @@ class Cache:
 
     def result(self, directory: str, found: os.stat_result) -> Result | None:
         """The result of a run whose record has not changed since it was kept."""
-        old = self._old.get(os.path.basename(directory))
+        name = directory.rpartition(os.sep)[2]
+        old = self._old.get(name)
         if old is None or old[0] != _key(found):
             return None
         key, group, values = old
         result = Result(
             **values, group=group, conditions=self._conditions[group], directory=directory, cache=self
         )
-        self._results[os.path.basename(directory)] = (key, result)
+        self._results[name] = (key, result)
         return result
 
     def keep(self, result: Result, found: os.stat_result | None) -> Result:
@@ -70,7 +71,7 @@ class Cache:
         shared = self._conditions.setdefault(result.group, result.conditions)
         result = replace(result, conditions=shared)
         if found is not None and _settled(found):
-            self._results[os.path.basename(result.directory)] = (_key(found), result)
+            self._results[result.directory.rpartition(os.sep)[2]] = (_key(found), result)
             self._new += 1
         return result
 
@@ -80,7 +81,7 @@ class Cache:
         Raises:
             RecordError: there are none, or they cannot be read.
         """
-        name, path = os.path.basename(directory), os.path.join(directory, OUTCOMES)
+        name, path = directory.rpartition(os.sep)[2], f"{directory}{os.sep}{OUTCOMES}"
         found = None
         with contextlib.suppress(OSError):
             found = os.stat(path)

@@ -143,7 +143,7 @@ def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
     problems: list[str] = []
     for path in paths:
         try:
-            found = os.stat(os.path.join(path, RECORD))
+            found = os.stat(f"{path}{os.sep}{RECORD}")
         except (FileNotFoundError, NotADirectoryError):
             # No record yet: a run in progress, or a stray file. That is no damage.
             continue

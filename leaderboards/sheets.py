@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from leaderboards.columns import Column, column_of, default_columns, raw, written
 from leaderboards.errors import RecordError
@@ -14,11 +14,15 @@ from leaderboards.statistics import Summary
 from leaderboards.values import full_name
 
 Mark = Literal["best", "second"]
+SPARE: Final = ("forgetting_mean", "unseen_accuracy_mean", "clean_accuracy_mean", "worst_case_accuracy_mean")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table: raw values a row, ``marks`` of the best and the second, and rows that begin below a line."""
+    """One table: raw values a row, ``marks`` of the best and the second, and rows that begin below a line.
+
+    ``spare`` are columns that a narrow terminal can do without, the first of them first.
+    """
 
     title: str
     caption: str
@@ -26,6 +30,7 @@ class Sheet:
     rows: list[list[Any]]
     marks: dict[tuple[int, int], Mark] = field(default_factory=dict)
     rules: frozenset[int] = frozenset()
+    spare: tuple[str, ...] = ()
 
     def text(self, row: int, column: int) -> str:
         """A value as people read it."""
@@ -130,7 +135,8 @@ def _sheet(rows: list[Row], title: str, names: Sequence[str], compact: bool, *, 
     boards = [(row.comparison, row.target_aware) for row in rows]
     rules = frozenset(index for index in range(1, len(rows)) if boards[index] != boards[index - 1])
     caption = "\n".join(filter(None, [" → ".join(rows[0].sequence) if alike else "", _notes(rows)]))
-    return Sheet(title, caption, columns, values, _marks(columns, values, rows, boards), rules)
+    spare = SPARE if compact and not names else ()
+    return Sheet(title, caption, columns, values, _marks(columns, values, rows, boards), rules, spare)
 
 
 def _notes(rows: Sequence[Row]) -> str:

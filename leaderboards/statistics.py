@@ -45,8 +45,10 @@ def standard_deviation(values: Sequence[float]) -> float | None:
         raise ValueError("the standard deviation of no values is undefined")
     if len(values) == 1:
         return None
+    if _equal(values):
+        return 0.0
     center = mean(values)
-    return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1))
+    return math.sqrt(math.fsum([(value - center) ** 2 for value in values]) / (len(values) - 1))
 
 
 def _equal(values: Sequence[float]) -> bool:
@@ -56,7 +58,7 @@ def _equal(values: Sequence[float]) -> bool:
 def over_seeds(values: Sequence[float | None]) -> Summary | None:
     """Summary of one value a seed; None when a seed lacks it, since a mean of the rest is another number."""
     present = [value for value in values if value is not None]
-    if not present or len(present) < len(values):
+    if not present or None in values:
         return None
     return Summary(mean(present), standard_deviation(present), len(present))
 

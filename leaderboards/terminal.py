@@ -1,6 +1,7 @@
 """Leaderboards on a terminal: rich's own tables, drawn faster where nothing has to be folded."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from rich.box import HEAVY_HEAD
@@ -53,8 +54,20 @@ class SheetTable(Table):
         headings = [column.heading for column in sheet.columns]
         least = [column.min_width or 0 for column in self.columns]
         widths = [max(low, *map(cell_len, own)) for low, *own in zip(least, headings, *texts, strict=True)]
+        frame_width = 3 * len(widths) + 1
+        # Words can be folded, but not to nothing.
+        folded = [
+            min(width, _NAME_WIDTH) if column.left else width
+            for width, column in zip(widths, sheet.columns, strict=True)
+        ]
+        if sum(folded) + frame_width > options.max_width:
+            if (narrower := _narrower(sheet)) is not None:
+                yield from SheetTable(narrower).__rich_console__(console, options)
+                return
+            for own_column in self.columns:
+                own_column.no_wrap = False
         plain = all(text.isprintable() for line in texts for text in line)
-        if not texts or not plain or sum(widths) + 3 * len(widths) + 1 > options.max_width:
+        if not texts or not plain or sum(widths) + frame_width > options.max_width:
             self._fill()
             yield from super().__rich_console__(console, options)
             return
@@ -119,3 +132,21 @@ class SheetTable(Table):
                     for place in range(len(sheet.columns))
                 )
             )
+
+
+def _narrower(sheet: Sheet) -> Sheet | None:
+    """The sheet without its first spare column, saying so; None where there is none to spare."""
+    names = [column.name for column in sheet.columns]
+    for index, name in enumerate(sheet.spare):
+        if name in names:
+            out = names.index(name)
+            marks = {key: mark for key, mark in sheet.marks.items() if key[1] != out}
+            return replace(
+                sheet,
+                caption=f"{sheet.caption}\nno room here for {sheet.columns[out].heading}",
+                columns=[*sheet.columns[:out], *sheet.columns[out + 1 :]],
+                rows=[[*line[:out], *line[out + 1 :]] for line in sheet.rows],
+                marks={(row, place - (place > out)): mark for (row, place), mark in marks.items()},
+                spare=sheet.spare[index + 1 :],
+            )
+    return None
