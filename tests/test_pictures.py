@@ -440,7 +440,9 @@ def test_trade_off_holds_the_rows() -> None:
     assert horizontal[:, 0] == pytest.approx([88, 92])
     assert vertical[:, 1] == pytest.approx([46.667, 50.667], abs=1e-3)
     front = lines(axes)["Pareto front"]
-    assert list(front.get_xdata())[1:-1] == [90, 93]
+    # from the left edge to air, down and across to low, down to the lower edge
+    assert list(front.get_xdata())[1:] == [90, 90, 93, 93]
+    assert heights(front)[:-1] == [48.67, 48.67, 46.67, 46.67]
     fills = {name: container[0].get_markerfacecolor() for name, container in marks.items()}
     assert (fills["masked"], fills["mola-grad"]) == ("none", "none")
     assert "none" not in (fills["air"], fills["low"])

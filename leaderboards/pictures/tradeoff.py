@@ -156,29 +156,25 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
         room = max(0.16 * (high - low), 1.0)
         limit(max(low - room, -2), min(high + room, 101))
     axes.locator_params(nbins=6, steps=[1, 2, 2.5, 5, 10])
-    _stairs(axes, [points[index] for index in front], theme)
-    _name(
-        axes,
-        points,
-        errors,
-        [_marked(row, name) for row, name in zip(group, names, strict=True)],
-        theme.muted,
-    )
+    stairs = _stairs(axes, [points[index] for index in front], theme)
+    marked = [_marked(row, name) for row, name in zip(group, names, strict=True)]
+    _name(axes, points, errors, stairs, marked, theme.muted)
     return _words(group, points, names, front, metric)
 
 
-def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> None:
-    """The border of what the front beats, from edge to edge."""
-    if front:
-        x = [axes.get_xlim()[0], *(x for x, _ in front), front[-1][0]]
-        y = [front[0][1], *(y for _, y in front), axes.get_ylim()[0]]
-        style: dict[str, Any] = {
-            "color": theme.muted,
-            "linewidth": 1.2,
-            "linestyle": (0, (4, 2)),
-            "zorder": 1,
-        }
-        axes.plot(x, y, drawstyle="steps-pre", label="Pareto front", scalex=False, scaley=False, **style)
+def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> list[Point]:
+    """Draw the border of what the front beats, from edge to edge; returns its corners."""
+    if not front:
+        return []
+    (left, _), (low, _) = axes.get_xlim(), axes.get_ylim()
+    corners: list[Point] = [(left, front[0][1]), front[0]]
+    for (x, _), (following, y) in zip(front, front[1:], strict=False):
+        corners += [(x, y), (following, y)]
+    corners.append((front[-1][0], low))
+    style: dict[str, Any] = {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 2)), "zorder": 1}
+    x_values, y_values = zip(*corners, strict=True)
+    axes.plot(x_values, y_values, label="Pareto front", scalex=False, scaley=False, **style)
+    return corners
 
 
 def _marked(row: Row, name: str) -> str:
@@ -187,13 +183,21 @@ def _marked(row: Row, name: str) -> str:
 
 
 def _name(
-    axes: Axes, points: Sequence[Point], errors: Sequence[Point], names: Sequence[str], color: str
+    axes: Axes,
+    points: Sequence[Point],
+    errors: Sequence[Point],
+    stairs: Sequence[Point],
+    names: Sequence[str],
+    colour: str,
 ) -> None:
-    """Each name beside its mark, on the side where it covers least of other names, marks and bars."""
+    """Each name beside its mark, on the side where it covers least of names, marks, bars and the front."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     taken = [box for point, error in zip(points, errors, strict=True) for box in _cross(axes, point, error)]
+    corners = [tuple(map(float, place)) for place in axes.transData.transform(stairs)] if stairs else []
+    for (x, y), (a, b) in zip(corners, corners[1:], strict=False):
+        taken.append((min(x, a) - 2, min(y, b) - 2, max(x, a) + 2, max(y, b) + 2))
     for point, name in zip(points, names, strict=True):
         found: list[tuple[float, int, Annotation, Box]] = []
         for number, (right, up) in enumerate(SIDES):
@@ -205,7 +209,7 @@ def _name(
                 fontsize=SMALL,
                 ha="left" if right > 0 else "right" if right else "center",
                 va="center",
-                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": color, "shrinkB": 5}
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": colour, "shrinkB": 5}
                 if abs(up) > NEAR
                 else None,
             )
