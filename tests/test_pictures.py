@@ -43,7 +43,7 @@ from leaderboards.pictures import (
     radar,
     trade_off,
 )
-from leaderboards.pictures.style import spread_apart
+from leaderboards.pictures.placing import spread_apart
 
 FGSM, PGD, CW = "fgsm:eps=0.2", "pgd:eps=0.2,step_size=0.1,steps=5", "cw:eps=1.0,steps=9"
 PGD_SMALL, SQUARE = "pgd:eps=0.1,step_size=0.05,steps=5", "square:eps=0.2"

@@ -10,20 +10,10 @@ from matplotlib.lines import Line2D
 
 from leaderboards.errors import RecordError
 from leaderboards.naming import short_names
+from leaderboards.pictures.canvas import Picture, note, percent_axis, picture
+from leaderboards.pictures.placing import spread_apart
 from leaderboards.pictures.series import Floats, Series, Spread, common, labels, series_of
-from leaderboards.pictures.style import (
-    DASHES,
-    LIGHT,
-    SMALL,
-    WIDTH,
-    Picture,
-    Theme,
-    drawing,
-    note,
-    percent_axis,
-    picture,
-    spread_apart,
-)
+from leaderboards.pictures.style import DASHES, LIGHT, SMALL, WIDTH, Theme, drawing
 from leaderboards.record import Record
 
 ROWS = 4
