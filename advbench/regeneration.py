@@ -105,7 +105,7 @@ def ssim(images: Tensor, clean: Tensor) -> float:
 
 
 def picture(x: Tensor, names: Sequence[str], crafted: Sequence[Tensor], drawn: Sequence[Tensor]) -> bytes:
-    """A PNG: a row of clean images, then of each attack the attacked, the difference, the regenerated."""
+    """A PNG: a row of clean images, then for each attack the attacked, their difference, the regenerated."""
     from leaderboards.pictures import ImageRow, difference, image_grid
 
     clean = pixels(x[:SHOWN])

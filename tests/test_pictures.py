@@ -43,7 +43,7 @@ from leaderboards.pictures import (
     radar,
     trade_off,
 )
-from leaderboards.pictures.style import spread_apart
+from leaderboards.pictures.placing import spread_apart
 
 FGSM, PGD, CW = "fgsm:eps=0.2", "pgd:eps=0.2,step_size=0.1,steps=5", "cw:eps=1.0,steps=9"
 PGD_SMALL, SQUARE = "pgd:eps=0.1,step_size=0.05,steps=5", "square:eps=0.2"
@@ -440,7 +440,9 @@ def test_trade_off_holds_the_rows() -> None:
     assert horizontal[:, 0] == pytest.approx([88, 92])
     assert vertical[:, 1] == pytest.approx([46.667, 50.667], abs=1e-3)
     front = lines(axes)["Pareto front"]
-    assert list(front.get_xdata())[1:-1] == [90, 93]
+    # from the left edge to air, down and across to low, down to the lower edge
+    assert list(front.get_xdata())[1:] == [90, 90, 93, 93]
+    assert heights(front)[:-1] == [48.67, 48.67, 46.67, 46.67]
     fills = {name: container[0].get_markerfacecolor() for name, container in marks.items()}
     assert (fills["masked"], fills["mola-grad"]) == ("none", "none")
     assert "none" not in (fills["air"], fills["low"])

@@ -6,11 +6,12 @@ SVG, PNG or PDF with the same bytes each time. Importing this package imports ma
 """
 
 from leaderboards.pictures.budgets import eps_curves
+from leaderboards.pictures.canvas import FORMATS, Picture
 from leaderboards.pictures.forgetting import forgetting_curves
 from leaderboards.pictures.heatmap import heat_map
 from leaderboards.pictures.images import ImageRow, difference, image_grid
 from leaderboards.pictures.radar import radar
-from leaderboards.pictures.style import DARK, FORMATS, LIGHT, THEMES, Picture, Theme
+from leaderboards.pictures.style import DARK, LIGHT, THEMES, Theme
 from leaderboards.pictures.tradeoff import MEASURES, pareto_front, trade_off
 
 __all__ = [

@@ -11,19 +11,9 @@ from matplotlib.lines import Line2D
 from leaderboards.entries import CLEAN, Cell
 from leaderboards.errors import RecordError
 from leaderboards.naming import attack_name, knobs_of
+from leaderboards.pictures.canvas import Picture, note, percent_axis, picture
 from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
-from leaderboards.pictures.style import (
-    DASHES,
-    LIGHT,
-    MARKERS,
-    WIDTH,
-    Picture,
-    Theme,
-    drawing,
-    note,
-    percent_axis,
-    picture,
-)
+from leaderboards.pictures.style import DASHES, LIGHT, MARKERS, WIDTH, Theme, drawing
 from leaderboards.record import Record
 
 FOLLOWS_EPS = ("eps", "step_size")

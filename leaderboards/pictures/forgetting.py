@@ -9,21 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from leaderboards.errors import RecordError
-from leaderboards.naming import attack_name, short_names
+from leaderboards.naming import short_names
+from leaderboards.pictures.canvas import Picture, note, percent_axis, picture
+from leaderboards.pictures.placing import spread_apart
 from leaderboards.pictures.series import Floats, Series, Spread, common, labels, series_of
-from leaderboards.pictures.style import (
-    DASHES,
-    LIGHT,
-    SMALL,
-    WIDTH,
-    Picture,
-    Theme,
-    drawing,
-    note,
-    percent_axis,
-    picture,
-    spread_apart,
-)
+from leaderboards.pictures.style import DASHES, LIGHT, SMALL, WIDTH, Theme, drawing
 from leaderboards.record import Record
 
 ROWS = 4
@@ -238,7 +228,7 @@ def _mark_own_stages(axes: Axes, series: Series, columns: Sequence[int], theme: 
 
 
 def _stage_axis(axes: Axes, series: Series) -> None:
-    names = series.stages if not _is_level(series) else ["plain", *map(attack_name, series.row.sequence)]
+    names = series.stages if not _is_level(series) else ["plain", *short_names(series.row.sequence)]
     slanted = max(map(len, names)) > 34 / len(names)
     axes.set_xticks(
         range(len(names)), names, rotation=30 if slanted else 0, ha="right" if slanted else "center"

@@ -10,18 +10,9 @@ from matplotlib.patches import Rectangle
 
 from leaderboards.colours import hexadecimal, ink, shade
 from leaderboards.naming import short_names
+from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
-from leaderboards.pictures.style import (
-    COLOURS,
-    LIGHT,
-    SMALL,
-    WIDTH,
-    Picture,
-    Theme,
-    drawing,
-    note,
-    picture,
-)
+from leaderboards.pictures.style import COLOURS, LIGHT, SMALL, WIDTH, Theme, drawing
 from leaderboards.record import Record
 
 GAP = 0.22

@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from leaderboards.errors import RecordError
-from leaderboards.pictures.style import LIGHT, SMALL, Picture, Theme, drawing, note, picture
+from leaderboards.pictures.canvas import Picture, note, picture
+from leaderboards.pictures.style import LIGHT, SMALL, Theme, drawing
 
 Images = NDArray[np.float32]
 SIDE = 0.78

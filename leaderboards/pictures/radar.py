@@ -8,8 +8,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.projections.polar import PolarAxes
 
 from leaderboards.errors import RecordError
+from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
-from leaderboards.pictures.style import LIGHT, SMALL, WIDTH, Picture, Theme, drawing, note, picture
+from leaderboards.pictures.style import LIGHT, SMALL, WIDTH, Theme, drawing
 from leaderboards.record import Record
 
 LEAST = 2

@@ -90,10 +90,10 @@ class Series:
         """What each stage trained against; the first is ``plain``."""
         if not self.trained:
             return [self.row.defense]
-        return [
-            "+".join(map(attack_name, stage.attacks)) or "plain"
-            for stage in sorted(self.first.stages, key=lambda stage: stage.index)
-        ]
+        stages = sorted(self.first.stages, key=lambda stage: stage.index)
+        texts = list(dict.fromkeys(text for stage in stages for text in stage.attacks))
+        names = dict(zip(texts, short_names(texts), strict=True))
+        return ["+".join(names[text] for text in stage.attacks) or "plain" for stage in stages]
 
     @property
     def trained(self) -> bool:

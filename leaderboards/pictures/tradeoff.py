@@ -2,15 +2,17 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from matplotlib.axes import Axes
-from matplotlib.text import Annotation
 
 from leaderboards.errors import RecordError
 from leaderboards.naming import attack_name
+from leaderboards.pictures.canvas import Picture, note, picture
+from leaderboards.pictures.placing import Point, name_marks
 from leaderboards.pictures.series import labels, numbers
-from leaderboards.pictures.style import LIGHT, SMALL, WIDTH, Picture, Theme, drawing, note, picture
+from leaderboards.pictures.style import LIGHT, WIDTH, Theme, drawing
 from leaderboards.ranking import Row
 from leaderboards.statistics import Summary
 
@@ -21,27 +23,6 @@ MEASURES: Final = {
 }
 MOST_ROWS: Final = 40
 MOST_PANELS: Final = 6
-SIDES: Final = (
-    (7, 0),
-    (-7, 0),
-    (0, 8),
-    (0, -8),
-    (7, 8),
-    (-7, 8),
-    (7, -8),
-    (-7, -8),
-    (12, 16),
-    (-12, 16),
-    (12, -16),
-    (-12, -16),
-)
-"""Where a name may stand, in points from its mark, the first choice first."""
-NEAR: Final = 10
-"""A name higher or lower than this is tied to its mark."""
-
-
-Point = tuple[float, float]
-Box = tuple[float, float, float, float]
 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
@@ -156,88 +137,30 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
         room = max(0.16 * (high - low), 1.0)
         limit(max(low - room, -2), min(high + room, 101))
     axes.locator_params(nbins=6, steps=[1, 2, 2.5, 5, 10])
-    _stairs(axes, [points[index] for index in front], theme)
-    _name(
-        axes,
-        points,
-        errors,
-        [_marked(row, name) for row, name in zip(group, names, strict=True)],
-        theme.muted,
-    )
+    stairs = _stairs(axes, [points[index] for index in front], theme)
+    marked = [_marked(row, name) for row, name in zip(group, names, strict=True)]
+    name_marks(axes, points, errors, stairs, marked, theme.muted)
     return _words(group, points, names, front, metric)
 
 
-def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> None:
-    """The border of what the front beats, from edge to edge."""
-    if front:
-        x = [axes.get_xlim()[0], *(x for x, _ in front), front[-1][0]]
-        y = [front[0][1], *(y for _, y in front), axes.get_ylim()[0]]
-        style: dict[str, Any] = {
-            "color": theme.muted,
-            "linewidth": 1.2,
-            "linestyle": (0, (4, 2)),
-            "zorder": 1,
-        }
-        axes.plot(x, y, drawstyle="steps-pre", label="Pareto front", scalex=False, scaley=False, **style)
+def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> list[Point]:
+    """Draw the border of what the front beats, from edge to edge; returns its corners."""
+    if not front:
+        return []
+    (left, _), (low, _) = axes.get_xlim(), axes.get_ylim()
+    corners: list[Point] = [(left, front[0][1]), front[0]]
+    for (x, _), (following, y) in pairwise(front):
+        corners += [(x, y), (following, y)]
+    corners.append((front[-1][0], low))
+    style: dict[str, Any] = {"color": theme.muted, "linewidth": 1.2, "linestyle": (0, (4, 2)), "zorder": 1}
+    x_values, y_values = zip(*corners, strict=True)
+    axes.plot(x_values, y_values, label="Pareto front", scalex=False, scaley=False, **style)
+    return corners
 
 
 def _marked(row: Row, name: str) -> str:
     signs = [row.verdict] * (row.verdict != "ok") + ["target-aware"] * row.target_aware
     return f"{name}, {', '.join(signs)}" if signs else name
-
-
-def _name(
-    axes: Axes, points: Sequence[Point], errors: Sequence[Point], names: Sequence[str], color: str
-) -> None:
-    """Each name beside its mark, on the side where it covers least of other names, marks and bars."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()
-    taken = [box for point, error in zip(points, errors, strict=True) for box in _cross(axes, point, error)]
-    for point, name in zip(points, names, strict=True):
-        found: list[tuple[float, int, Annotation, Box]] = []
-        for number, (right, up) in enumerate(SIDES):
-            text = axes.annotate(
-                name,
-                point,
-                xytext=(right, up),
-                textcoords="offset points",
-                fontsize=SMALL,
-                ha="left" if right > 0 else "right" if right else "center",
-                va="center",
-                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": color, "shrinkB": 5}
-                if abs(up) > NEAR
-                else None,
-            )
-            extent = text.get_window_extent()
-            box = (extent.x0, extent.y0, extent.x1, extent.y1)
-            covered = sum(_overlap(box, other) for other in taken) + 4 * _outside(box, axes)
-            found.append((covered, number, text, box))
-        best = min(found, key=lambda one: one[:2])
-        for one in found:
-            if one is not best:
-                one[2].remove()
-        taken.append(best[3])
-
-
-def _cross(axes: Axes, point: Point, error: Point) -> list[Box]:
-    """Where a mark and its error bars are, in pixels."""
-    (x, y), (dx, dy) = point, error
-    corners = [(x, y), (x - dx, y), (x + dx, y), (x, y - dy), (x, y + dy)]
-    at, left, right, low, high = (tuple(map(float, place)) for place in axes.transData.transform(corners))
-    bars = [(left[0], left[1] - 3, right[0], right[1] + 3), (low[0] - 3, low[1], high[0] + 3, high[1])]
-    return [(at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6), *bars]
-
-
-def _overlap(a: Box, b: Box) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _outside(place: Box, axes: Axes) -> float:
-    """The area of a box that lies beyond the panel."""
-    box = axes.get_window_extent()
-    inside = _overlap(place, (box.x0, box.y0, box.x1, box.y1))
-    return max(0.0, (place[2] - place[0]) * (place[3] - place[1]) - inside)
 
 
 def _notes(figure: Picture, group: Sequence[Row]) -> None:
