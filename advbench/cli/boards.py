@@ -74,4 +74,4 @@ def _write_site(out: Path | None, found: list[Row], records: list[Record], runs_
     if out is None:
         raise RecordError("--format html needs --out DIR")
     count = write_site(out, found, records, runs_dir)
-    typer.echo(f"{out / 'index.html'}: {len(found)} in the tables, {count} run pages")
+    typer.echo(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})")
