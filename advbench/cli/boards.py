@@ -202,4 +202,4 @@ def _write_site(out: Path, found: Sequence[Row], runs_dir: Path) -> None:
     from leaderboards.site import write_site
 
     count = write_site(out, found, runs_dir=runs_dir)
-    typer.echo(f"{out / 'index.html'}: {len(found)} in the tables, {count} run pages")
+    typer.echo(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})")

@@ -56,10 +56,10 @@ def columns_of(metrics: Sequence[str]) -> list[Column]:
         Column("defense", "defense", "", False, True),
         Column("regime", "regime", "", False, True),
         *(Column(name, heading(name), _unit(name), True, name in LOWER_IS_BETTER) for name in metrics),
-        Column("training_seconds", "training", "s", True, True),
-        Column("seeds", "seeds", "", False, False),
         Column("verdict", "audit", "", False, True),
         Column("trust", "trust", "", False, False),
+        Column("seeds", "seeds", "", False, False),
+        Column("training_seconds", "training", "s", True, True),
     ]
 
 
@@ -97,10 +97,10 @@ def line_of(
         Cell(row.defense, settings, row.defense.lower()),
         Cell(row.regime, key=row.regime),
         *(_metric(name, row.metrics.get(name), best[name], row) for name in metrics),
-        Cell("–") if seconds is None else Cell(f"{seconds.mean:,.0f}", key=seconds.mean),
-        Cell(str(len(row.seeds)), key=len(row.seeds)),
         Cell(row.verdict, ", ".join(row.flags), ("ok", "suspect", "invalid").index(row.verdict)),
         Cell(trust_of(row), key=trust_of(row)),
+        Cell(str(len(row.seeds)), key=len(row.seeds)),
+        Cell("–") if seconds is None else Cell(f"{seconds.mean:,.0f}", key=seconds.mean),
     ]
     facets = (row.dataset, row.defense, row.regime, row.verdict, trust_of(row))
     return Line(section_of(row), cells, list(zip(row.seeds, pages, strict=True)), facets)

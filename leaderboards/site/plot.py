@@ -26,15 +26,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A drawn point in image units; ``label`` stands at (``tx``, ``ty``), or nowhere if it is empty."""
+    """A drawn point in image units; ``bar`` is the path of its spread, (``tx``, ``ty``) its label's place."""
 
     index: int
     kind: str
     title: str
     x: float
     y: float
-    dx: float
-    dy: float
+    bar: str
     label: str = ""
     tx: float = 0.0
     ty: float = 0.0
@@ -70,6 +69,14 @@ def trade_off(points: Sequence[Point]) -> Plot | None:
     def y_of(value: float) -> float:
         return round(_TOP + down * (y_high - value) / (y_high - y_low), 1)
 
+    def bar_of(point: Point) -> str:
+        # A share cannot leave [0, 1], whatever its deviation.
+        dx, dy = point.clean_std or 0.0, point.robust_std or 0.0
+        left, right = x_of(max(point.clean - dx, x_low)), x_of(min(point.clean + dx, x_high))
+        low, high = y_of(max(point.robust - dy, y_low)), y_of(min(point.robust + dy, y_high))
+        flat = f"M{left} {y_of(point.robust)}H{right}" if dx else ""
+        return f"{flat}M{x_of(point.clean)} {low}V{high}" if dy else flat
+
     marks = [
         Mark(
             index=point.index,
@@ -77,8 +84,7 @@ def trade_off(points: Sequence[Point]) -> Plot | None:
             title=f"{point.label}: clean {100 * point.clean:.1f} %, robust {100 * point.robust:.1f} %",
             x=x_of(point.clean),
             y=y_of(point.robust),
-            dx=round(across * (point.clean_std or 0.0) / (x_high - x_low), 1),
-            dy=round(down * (point.robust_std or 0.0) / (y_high - y_low), 1),
+            bar=bar_of(point),
         )
         for point in shown
     ]
