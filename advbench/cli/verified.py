@@ -25,7 +25,7 @@ def print_report(report: Report, more: str) -> None:
     if report.comparisons:
         console.print(_table(report))
     for heading, lines in (
-        ("checked without a model", [", ".join(report.checked)] if report.checked else []),
+        ("checked", [", ".join(report.checked)] if report.checked else []),
         ("sample", [_sample(report)] if report.sample else []),
         ("not looked at", report.not_looked_at),
         ("note", report.notes),

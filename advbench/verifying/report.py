@@ -94,7 +94,7 @@ class Report:
         run: the record's id.
         path: its directory.
         how: ``re-evaluated`` or ``retrained``.
-        checked: what was checked without a model, in words.
+        checked: what was checked beside outcomes, in words.
         faults: what refutes the run, a line each; none confirms it.
         comparisons: what was compared point by point.
         notes: what else is worth knowing.

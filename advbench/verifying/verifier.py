@@ -195,6 +195,7 @@ def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: l
         report.not_looked_at.append(f"{total - looked} of {total} outcomes of the stages and attacks sampled")
     if not subject.evaluated:
         report.not_looked_at.append("how the weights were trained: advbench verify --retrain trains again")
+    report.not_looked_at.append("how long everything took")
     if other:
         report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
     else:
