@@ -55,7 +55,8 @@ class LoRKD(AdaptedDefense):
     Clean images get an expert of their own, since whatever is evaluated sees them too. The teacher takes the
     share ``teacher_share`` of the stage's epochs, so that the whole costs as many optimizer steps as any
     other defense; each of the two parts has a whole learning-rate schedule. Adapters are thin convolutions,
-    as in MoLA-Grad. The authors' T is 10, on features. A further stage decomposes anew.
+    as in MoLA-Grad. The authors' T is 10, on features. A further stage decomposes anew. Of the ranks, scales
+    and λ tried on the digits' validation split these were the best (``docs/tuning.md``).
 
     Args:
         model: the classifier, with a convolution.
