@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import re
+import struct
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -190,7 +191,9 @@ class TestNames:
     def test_a_date_that_is_none_is_no_number(self, capfd: Any) -> None:
         """YAML raises an error of another kind at it."""
         for value in ("2021-13-45", "[" * 2000):
-            assert "is no value for air" in line_of(capfd, "run", "--set", f"lambda_i={value}")
+            line = line_of(capfd, "run", "--set", f"lambda_i={value}")
+            assert "Input should be a valid number" in line
+            assert len(line) < 1000
 
     def test_a_run_of_a_long_name(self, network: Network, tmp_path: Path) -> None:
         """File systems count bytes."""
@@ -198,6 +201,12 @@ class TestNames:
         assert len(made.path.name.encode()) < 200
         assert made.record.config["defense"] == "犬" * 200
         assert plain_name("é" * 200).encode() == "é".encode() * 50
+
+    def test_a_defense_of_a_long_name(self, tmp_path: Path, capfd: Any) -> None:
+        """Its files could not be written."""
+        line = line_of(capfd, "defenses", "new", "x" * 300, "--dir", str(tmp_path))
+        assert "a name of 300 letters is too long for a defense: at most 100" in line
+        assert not list(tmp_path.iterdir())
 
     def test_bytes_that_are_no_text(self, network: Network, tmp_path: Path) -> None:
         """Refused before anything is measured, not when the record is written."""
@@ -222,6 +231,19 @@ class TestNames:
                     Image.new("L", (8, 8), number).save(Path(os.fsdecode(folder)) / f"{number}.png")
         with pytest.raises(InputError, match="a name that cannot be printed"):
             load_dataset(f"folder:{tmp_path}")
+
+
+def test_a_data_set_without_test_images(tmp_path: Path) -> None:
+    """IDX files of no images at all."""
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 40), ("t10k", 0)):
+        images = struct.pack(">4I", 2051, count, 28, 28) + bytes(count * 28 * 28)
+        labels = struct.pack(">2I", 2049, count) + bytes(number % 10 for number in range(count))
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(InputError, match="data set 'mnist': t10k holds no images"):
+        load_dataset("mnist", tmp_path)
 
 
 class TestBatches:

@@ -26,6 +26,8 @@ from advbench.cli import (
 )
 from advbench.interrupts import Interrupted
 
+LONGEST = 900
+"""Letters of an error's one line."""
 INTERRUPTED = 130
 """The exit code that shells give to a process stopped by Ctrl-C."""
 
@@ -121,7 +123,11 @@ def _explain(error: Exception) -> tuple[str | None, int]:
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        # It repeats what was given, which may be anything; its beginning and its end say what is wrong.
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    typer.echo(f"error: {line}", err=True)
     return code
 
 

@@ -14,6 +14,8 @@ from defenses import registry
 from defenses.registry import ENTRY_POINTS
 
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+LONGEST = 100
+"""Letters of a name: files, which are called by it, have no more than 255."""
 COMMANDS = ("list", "new", "check")
 """Words that ``advbench defenses`` reads as commands."""
 
@@ -147,6 +149,8 @@ def _check_name(name: str, module: str, class_name: str) -> None:
         raise InputError(
             f"{name!r} is no name for a defense: lower-case letters, digits, single hyphens, a letter first"
         )
+    if len(name) > LONGEST:
+        raise InputError(f"a name of {len(name)} letters is too long for a defense: at most {LONGEST}")
     if keyword.iskeyword(module) or keyword.issoftkeyword(module) or keyword.iskeyword(class_name):
         raise InputError(f"{name!r} is a word of Python: its module could not be imported")
     if name in COMMANDS:
