@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 from xml.sax.saxutils import escape, quoteattr
@@ -26,7 +27,9 @@ class Picture(Figure):
 
     def savefig(self, fname: Any, **options: Any) -> None:
         """As of `matplotlib.figure.Figure`, in the look that the picture was drawn in."""
-        with drawing(self.theme):
+        with drawing(self.theme), warnings.catch_warnings():
+            # A class may be named in a script that the font lacks: its boxes are seen, and no fault of a run.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             super().savefig(fname, **options)
 
     def render(self, form: str, *, dpi: int = 200) -> bytes:

@@ -193,7 +193,7 @@ def _name_ends(axes: Axes, curves: Sequence[Curve]) -> None:
     """Each line's name at its end, moved where names would meet, and tied to the line then."""
     known = [one for one in curves if not np.isnan(one.values.mean[-1])]
     ends = [float(one.values.mean[-1]) for one in known]
-    for one, end, place in zip(known, ends, spread_apart(ends, 6.2, 0, 100), strict=True):
+    for one, end, place in zip(known, ends, spread_apart(ends, 6.8, 0, 100), strict=True):
         line = next(line for line in axes.lines if line.get_label() == one.name)
         x = one.stages[-1]
         axes.annotate(
