@@ -177,7 +177,7 @@ class Defense(nn.Module):
         See ``TrainPlan.mixed_precision``. Where training is in bfloat16, and the defense is its model and
         nothing more, attacks search a fast copy of the model that follows its weights.
         """
-        with isolated_randomness(0, x.device), buffers_kept(self.model):
+        with isolated_randomness(0, x.device), buffers_kept(self.model), self.precision(plan):
             self._reduced = plan.mixed_precision != "off" and pays_in_bfloat16(self.model, x)
         if self._reduced and self.follows and type(self).forward is Defense.forward:
             self.model.to(memory_format=torch.channels_last)

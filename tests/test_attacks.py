@@ -371,11 +371,6 @@ def out_of_the_ball(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Ten
     return honest(model, x, y, eps=given["eps"] * 1.001)
 
 
-@plant(keeps_shape_and_bounds)
-def double(model: nn.Module, x: Tensor, y: Tensor, **given: Any) -> Tensor:
-    return honest(model, x, y, **given).double()
-
-
 @plant(repeats_from_its_generator)
 def own_dice(_model: nn.Module, x: Tensor, _y: Tensor, **given: Any) -> Tensor:
     draws = torch.Generator()
