@@ -33,8 +33,8 @@ CORE = {
 """Package and the name that it is imported by; without one of these advbench does not work."""
 OPTIONAL = {
     "torchattacks": ("attacks ta:NAME", 'pip install "advbench[torchattacks]"'),
-    "foolbox": ("attacks fb:NAME", 'pip install "foolbox==3.3.4"'),
-    "pyautoattack": ("attacks aa:NAME", 'pip install "pyautoattack==0.2.0"'),
+    "foolbox": ("attacks fb:NAME", 'pip install "advbench[foolbox]"'),
+    "pyautoattack": ("attacks aa:NAME", 'pip install "advbench[pyautoattack]"'),
     "robustbench": ("models of its zoo", 'pip install "advbench[robustbench]"'),
     "ray": ("sweeps and evaluations on a cluster", 'pip install "advbench[ray]"'),
     "tensorboard": ("advbench run --tensorboard", 'pip install "advbench[tensorboard]"'),

@@ -63,7 +63,8 @@ def _table(report: Report) -> Table:
     for column in ("stage", "attack", "of points", "compared", "differ", "only in the record", "only here"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for one in report.comparisons:
-        attack = f"probe {_brief(one.attack)}" if one.probe else _brief(one.attack)
+        probe = "transferred probe " if one.transferred else "probe " if one.probe else ""
+        attack = f"{probe}{_brief(one.attack)}"
         counts = (one.points, one.compared, one.discordant, len(one.record_only), len(one.here_only))
         table.add_row(str(one.stage), attack, *map(str, counts))
     return table

@@ -128,6 +128,7 @@ def _compare(subject: Subject, probes: Probes, report: Report) -> bool:
             outcome[:count],
             np.ones(count, dtype=bool),
             probe=True,
+            transferred=cell.threat.access == "transfer",
         )
         report.comparisons.append(comparison)
     return whole

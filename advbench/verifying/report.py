@@ -30,7 +30,8 @@ class Comparison:
     """One attack (or ``clean``) on one stage, point by point.
 
     Attributes:
-        stage, attack: which; ``probe`` where it is one of the audit's.
+        stage, attack: which; ``probe`` where it is one of the audit's, ``transferred`` where that was
+            crafted on a surrogate.
         points: test points that the record has of it.
         compared: of those that were compared.
         record_only: points that survive in the record and not here.
@@ -44,6 +45,7 @@ class Comparison:
     record_only: list[int]
     here_only: list[int]
     probe: bool = False
+    transferred: bool = False
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class Comparison:
         looked_at: NDArray[np.bool_],
         *,
         probe: bool = False,
+        transferred: bool = False,
     ) -> Comparison:
         """Compare outcomes (n,) where they were ``looked_at`` (n,)."""
         return cls(
@@ -65,6 +68,7 @@ class Comparison:
             record_only=np.flatnonzero(looked_at & recorded & ~here).tolist(),
             here_only=np.flatnonzero(looked_at & ~recorded & here).tolist(),
             probe=probe,
+            transferred=transferred,
         )
 
     @property
@@ -75,7 +79,8 @@ class Comparison:
     @property
     def label(self) -> str:
         """Stage and attack in words."""
-        return f"{'probe of ' if self.probe else ''}stage {self.stage}, {self.attack}"
+        probe = "transferred probe of " if self.transferred else "probe of " if self.probe else ""
+        return f"{probe}stage {self.stage}, {self.attack}"
 
     def line(self) -> str:
         """What differs, in which direction, and where."""
