@@ -271,8 +271,12 @@ class TestBatches:
 
     def test_lists_of_lists_will_do(self, network: Network, digits: DataSet) -> None:
         """As collate functions make them."""
-        batch = [digits.train.x[:8], digits.train.y[:8]]
-        AIR(network()).fit([batch], [pool.get("fgsm", eps=0.2)], plan=TrainPlan(epochs=1))
+        x, y = digits.train.x[:8], digits.train.y[:8]
+        losses = [
+            AIR(network()).fit([batch], [pool.get("fgsm", eps=0.2)], plan=TrainPlan(epochs=1))
+            for batch in ([x, y], (x, y))
+        ]
+        assert losses[0] == losses[1]
 
     @pytest.mark.parametrize("attacks", [pool.get("fgsm", eps=0.2), "fgsm", ["fgsm"]])
     def test_attacks_that_are_no_list(self, network: Network, digits: DataSet, attacks: Any) -> None:
