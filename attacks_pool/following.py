@@ -13,9 +13,9 @@ from attacks_pool.guard import evaluation_mode
 from attacks_pool.search import (
     LARGEST_GAP,
     SearchModel,
-    fold,
     foldable,
     lower_precision,
+    quicken,
 )
 
 LOOKED_AT = 8
@@ -40,7 +40,7 @@ class Follower:
         # A stranger's module may refuse to be copied or traced.
         with contextlib.suppress(Exception), evaluation_mode(model):
             self.pairs = dict(foldable(model))
-            fast = fold(deepcopy(model).eval().requires_grad_(False))
+            fast = quicken(deepcopy(model).eval().requires_grad_(False))
             lower_precision(fast, torch.bfloat16)
             self.fast = fast.to(memory_format=torch.channels_last)
 

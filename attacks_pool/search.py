@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from attacks_pool.guard import evaluation_mode
+from attacks_pool.thin import ThinConv, is_thin, thin
 from attacks_pool.verifier import predict_exactly
 
 WORTHWHILE = 500_000
-"""Multiply-adds an image from which bfloat16 pays; below, rounding costs more than it gains."""
-CACHED = 200_000
-"""Values of images that go through a model at once on a processor: more would fall out of its caches."""
+"""Multiply-adds an image from which a copy pays, and bfloat16; below, rounding costs more than it gains."""
+CACHED = 100_000
+"""Values of images that go through a model at once on a processor.
+
+More would fall out of its caches, and outputs of layers beyond some 10 MB come fresh from the system each time.
+"""
 LARGEST_GAP = 0.05
 """Mean difference of logits, in standard deviations of the logits, up to which a search model is believed."""
 LEAST_AGREEMENT = 0.95
@@ -55,17 +59,20 @@ class SearchModel(nn.Module):
 def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
     """A faster form of ``model`` for a search around ``x``, or ``model`` itself where none can be trusted.
 
-    Batch norm is folded into the convolution before it, convolutions run channels-last, weights ask for no
-    gradients, and with ``reduced`` the arithmetic is bfloat16 where the device has instructions for it. The
-    copy must say nearly what the model says of ``x`` (and of noisy neighbours), else the model itself is
-    searched: a copy of something that keeps state, draws at random or hides its gradients is no copy.
+    Batch norm is folded into the convolution before it, pooling comes before a ReLU, the gradient to the
+    images is computed in blocks, convolutions run channels-last, weights ask for no gradients, and with
+    ``reduced`` the arithmetic is bfloat16 where the device has instructions for it. The copy must say nearly
+    what the model says of ``x`` (and of noisy neighbours), else the model itself is searched: a copy of
+    something that keeps state, draws at random or hides its gradients is no copy.
     """
     dtype = torch.bfloat16 if reduced and pays_in_bfloat16(model, x) else None
     if dtype is None and not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        return model
+        thin_ones = x.device.type == "cpu" and any(is_thin(module) for module in model.modules())
+        if not (thin_ones and worthwhile(model, x)):
+            return model
     try:
         with evaluation_mode(model):
-            fast = fold(deepcopy(model).eval().requires_grad_(False))
+            fast = quicken(deepcopy(model).eval().requires_grad_(False))
             if dtype is not None:
                 lower_precision(fast, dtype)
         fast = fast.to(memory_format=torch.channels_last)
@@ -86,6 +93,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
 
 
+def quicken(model: nn.Module) -> nn.Module:
+    """The same function in fewer or faster operations; changes ``model``, whose weights are frozen."""
+    return thin(pool_first(fold(model)))
+
+
 def fold(model: nn.Module) -> nn.Module:
     """Batch norm folded into the convolution whose only reader it is; changes ``model`` and returns it.
 
@@ -102,7 +114,33 @@ def fold(model: nn.Module) -> nn.Module:
 def foldable(model: nn.Module) -> list[tuple[str, str]]:
     """Names of the convolutions in ``model``, and of the batch norm that folds into each, in eval mode."""
     modules = dict(model.named_modules())
-    if not any(isinstance(module, nn.BatchNorm2d) for module in modules.values()):
+    return [
+        (first, then)
+        for first, then in _only_reader(model, nn.Conv2d, nn.BatchNorm2d)
+        if modules[then].track_running_stats and not modules[then].training
+    ]
+
+
+def pool_first(model: nn.Module) -> nn.Module:
+    """ReLU and the max pooling that alone reads it change places; changes ``model`` and returns it.
+
+    max(ReLU(z)) = ReLU(max(z)) bit for bit, gradients included, and the ReLU meets fewer values.
+    """
+    modules = dict(model.named_modules())
+    for relu, pool in _only_reader(model, nn.ReLU, nn.MaxPool2d):
+        if not modules[pool].return_indices:
+            _replace(model, relu, modules[pool])
+            _replace(model, pool, modules[relu])
+    return model
+
+
+def _only_reader(model: nn.Module, first: type[nn.Module], then: type[nn.Module]) -> list[tuple[str, str]]:
+    """Names of modules of type ``first`` and of the ``then`` that alone reads each, both called once.
+
+    Pairs are found by tracing; in a model that cannot be traced there are none.
+    """
+    modules = dict(model.named_modules())
+    if not all(any(type(module) is kind for module in modules.values()) for kind in (first, then)):
         return []
     try:
         graph = torch.fx.Tracer().trace(model)
@@ -112,12 +150,11 @@ def foldable(model: nn.Module) -> list[tuple[str, str]]:
     used = [node.target for node in calls]
     found = []
     for node in calls:
-        norm, before = modules[node.target], node.args[0] if node.args else None
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, torch.fx.Node):
+        before = node.args[0] if node.args else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module":
             continue
-        conv = modules.get(before.target) if before.op == "call_module" else None
         alone = len(before.users) == 1 and used.count(node.target) == 1 and used.count(before.target) == 1
-        if type(conv) is nn.Conv2d and alone and norm.track_running_stats and not norm.training:
+        if alone and type(modules[str(before.target)]) is first and type(modules[str(node.target)]) is then:
             found.append((str(before.target), str(node.target)))
     return found
 
@@ -140,7 +177,7 @@ def lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
     if layers and type(layers[-1]) is nn.Linear:
         layers[-1].__class__ = _Float32
     for module in model.modules():
-        if type(module) in (nn.Conv2d, nn.Linear):
+        if type(module) in (nn.Conv2d, ThinConv, nn.Linear):
             module.to(dtype)
 
 
@@ -164,12 +201,15 @@ def _agree(candidate: SearchModel, model: nn.Module, x: Tensor) -> bool:
 
 
 def pays_in_bfloat16(model: nn.Module, x: Tensor) -> bool:
-    """Whether the device has instructions for bfloat16, and an image costs enough arithmetic.
+    """Whether the device has instructions for bfloat16, and an image costs enough arithmetic."""
+    return has_bfloat16(x.device) and worthwhile(model, x)
+
+
+def worthwhile(model: nn.Module, x: Tensor) -> bool:
+    """Whether an image costs so much arithmetic that a faster copy pays.
 
     A count, not a clock, so that every run decides alike.
     """
-    if not has_bfloat16(x.device):
-        return False
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from advbench.data import DataSet, Split
 from advbench.evaluate import evaluate
 from attacks_pool import ModelState, pool, search
-from attacks_pool.engine import fooled
-from attacks_pool.search import SearchModel, fold, search_model
+from attacks_pool.engine import fooled, input_gradient
+from attacks_pool.losses import margin
+from attacks_pool.search import SearchModel, fold, pool_first, search_model
 from defenses import AT, TrainPlan
 
 
@@ -170,3 +171,37 @@ def test_bfloat16_searches_find_as_much_and_every_success_holds(
     fast = robust()
     monkeypatch.setattr(search, "has_bfloat16", lambda _device: False)
     assert abs(fast - robust()) <= 4
+
+
+class Pooled(nn.Module):
+    """ReLUs before pooling: read by it alone, by a sum too, used twice, and with places asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        self.second, self.relu2, self.pool2 = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        self.again, self.pool3 = nn.ReLU(), nn.MaxPool2d(3, 1, 1)
+        self.relu4, self.pool4 = nn.ReLU(), nn.MaxPool2d(2, return_indices=True)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.pool(self.relu(self.first(x)))
+        z = self.relu2(self.second(z))
+        z = self.pool2(z) + z[..., ::2, ::2]
+        z = self.again(self.pool3(self.again(z - 0.1)))
+        z, _ = self.pool4(self.relu4(z - 0.1))
+        logits: Tensor = self.head(z.flatten(1))
+        return logits
+
+
+def test_pooling_comes_first_only_where_nobody_can_tell(x: Tensor) -> None:
+    model = made(Pooled)
+    y = torch.arange(16) % 10
+    logits, (gradient, _, _) = model(x), input_gradient(model, x, y, margin)
+    moved = pool_first(made(Pooled))
+    assert isinstance(moved.relu, nn.MaxPool2d)
+    assert isinstance(moved.pool, nn.ReLU)
+    for name in ("relu2", "again", "relu4"):
+        assert isinstance(getattr(moved, name), nn.ReLU)
+    assert torch.equal(moved(x), logits)
+    assert torch.equal(input_gradient(moved, x, y, margin)[0], gradient)
