@@ -23,7 +23,7 @@ WORTHWHILE = 500_000
 CACHED = 100_000
 """Values of images that go through a model at once on a processor.
 
-More would fall out of its caches, and outputs of layers beyond some 10 MB come fresh from the system each time.
+More would fall out of its caches, and layers whose output exceeds some 10 MB get fresh pages each time.
 """
 LARGEST_GAP = 0.05
 """Mean difference of logits, in standard deviations of the logits, up to which a search model is believed."""
