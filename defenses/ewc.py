@@ -39,8 +39,7 @@ class EWC(Defense):
     Choices that the papers leave open: labels are drawn from the model, not taken from the data (that would
     be the empirical Fisher information); F is not normalised; batch-norm statistics are not held. The Fisher
     information is measured on at most ``fisher_samples`` points of one further pass over the stage's data.
-    The default λ is from the digits' validation split (fgsm,pgd and pgd,pgd-l2, one seed): 100, 300 and 1000
-    did equally well there, the smallest of them being stable without clipped gradients too.
+    The default λ is the best of five powers of ten on the digits' validation split (``docs/tuning.md``).
 
     Args:
         model: the classifier.
@@ -60,7 +59,7 @@ class EWC(Defense):
         self,
         model: nn.Module,
         *,
-        strength: float = 100.0,
+        strength: float = 10.0,
         gamma: float = 0.95,
         online: bool = True,
         fisher_samples: int = 1000,

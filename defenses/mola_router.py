@@ -35,12 +35,13 @@ class MoLARouter(AdaptedDefense):
     In the continual regime each stage adds one adapter and one score of the router; after stage 1 the
     backbone and earlier adapters are frozen, while the router trains on. The paper knows no stages.
 
-    Departures: the authors' router is a residual network of 19 convolutions, ours a small convolutional one,
-    and theirs has an optimizer of its own. Their code takes the mean of TwD over pairs instead of over
-    anchors, and τ = 1. Adapters are thin convolutions, as in MoLA-Grad. Every sample reaches every adapter
-    here, and no task is known at inference, so that batch norm is that of the classifier, over the mixed
-    batch. Of the ranks, scales and weights of TwD tried on the digits' validation split none led these by
-    more than noise (``docs/tuning.md``).
+    Departures: the authors' router is a residual network of 19 convolutions with batch norm, ours a small
+    convolutional one with batch norm on its last features alone, and theirs has an optimizer of its own.
+    (Without any the weights start equal for all images, where the gradient of TwD is nearly 0, and stay so.)
+    Their code takes the mean of TwD over pairs instead of over anchors, and τ = 1. Adapters are thin
+    convolutions, as in MoLA-Grad. Every sample reaches every adapter here, and no task is known at inference,
+    so that batch norm is that of the classifier, over the mixed batch. How the defaults were chosen is in
+    ``docs/tuning.md``.
 
     Args:
         model: the classifier, with a convolution.

@@ -134,6 +134,25 @@ class TestConvolution:
             torch.testing.assert_close(fast[n : n + 1], slow)
         torch.testing.assert_close(conv(x), plain(x), atol=0, rtol=0)
 
+    @pytest.mark.parametrize(
+        "route", [Route(task=1), Route(weights=torch.rand(2, 3, generator=seeded())), Route()]
+    )
+    def test_what_crafting_keeps_is_what_would_be_made(self, route: Route) -> None:
+        """The same output and gradient to the images, none to weights; afterwards new weights count again."""
+        model, routing = trained(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)))
+        conv, x = model[0], torch.rand(2, 1, 5, 5, requires_grad=True)
+        with routing.along(route):
+            output = conv(x)
+            (gradient,) = torch.autograd.grad(output.square().sum(), x)
+            with conv.kept():
+                for _ in range(2):
+                    kept = conv(x)
+                    assert torch.equal(kept, output)
+                    assert torch.equal(torch.autograd.grad(kept.square().sum(), x)[0], gradient)
+            with torch.no_grad():
+                conv.weight.add_(1)
+            assert not torch.allclose(conv(x), output)
+
     def test_a_new_adapter_changes_nothing(self) -> None:
         """B starts at 0; its gradient does not."""
         torch.manual_seed(0)
@@ -542,6 +561,26 @@ class TestMoLARouter:
         assert float(terms["loss"]) == pytest.approx(float(terms["ce"] + 0.3 * terms["twd"]))
         defense.lambda_twd = 0
         assert set(defense.loss(x, y, stage)) == {"loss"}
+
+    def test_contrast_makes_the_router_tell_attacks_apart(self, digits: Any) -> None:
+        """Its heaviest adapter then says something of the attack; without TwD it says less."""
+        batches = [(digits.train.x[at : at + 64], digits.train.y[at : at + 64]) for at in range(0, 640, 64)]
+        told = []
+        for weight in (1.0, 0.0):
+            model = build_model("digits-cnn", num_classes=10, in_channels=1, image_size=8, seed=0)
+            defense = MoLARouter(model, lambda_twd=weight)
+            defense.fit(batches, attacks(), plan=TrainPlan(epochs=4, eps_warmup=0))
+            x, y = digits.test.x[:100], digits.test.y[:100]
+            met = [x, *(attack(defense, x, y, generator=seeded()) for attack in attacks())]
+            weights = torch.cat([defense.router_weights(points) for points in met])
+            told.append(nmi(weights, torch.arange(3).repeat_interleave(100)))
+        assert told[0] > 0.3
+        assert told[0] > told[1] + 0.1
+
+    def test_one_image_is_a_batch(self, digits: Any) -> None:
+        """In train mode too, where one image has no spread to normalise by."""
+        defense = self.defense(digits).train()
+        assert defense.router_weights(digits.test.x[:1]).shape == (1, 3)
 
     def test_continual_stages_add_a_score(self, digits: Any) -> None:
         """And an adapter; backbone, earlier adapters and batch norm are frozen, the router trains on."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from torch.nn import functional as F
 from attacks_pool.errors import InputError
 from defenses.lowrank.routing import Routing
 
+Made = TypeVar("Made")
 Mix = int | Tensor | None
 """A task, fixed weights (E,) of all tasks, or the backbone alone."""
 
@@ -49,6 +53,16 @@ class AdaptedConv2d(nn.Conv2d):
         self.routing, self.scale = routing, scale
         self.rank = min(rank, self.out_channels, self.weight[0].numel())
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
+        self._kept: dict[int | str | None, Any] | None = None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, weights stand still and need no gradient: what is made of them is made once."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def add_task(self, generator: torch.Generator) -> None:
         """One more adapter, on the device of the weights."""
@@ -83,19 +97,40 @@ class AdaptedConv2d(nn.Conv2d):
         """
         route = self.routing.route
         if route.weights is None:
-            whole: Tensor = self._conv_forward(input, self.merged_weight(route.task), self.bias)
-            return whole
+            whole: Tensor = self._once(route.task, lambda: self.merged_weight(route.task))
+            alone: Tensor = self._conv_forward(input, whole, self.bias)
+            return alone
         if len(input) != len(route.weights):
             raise InputError(
                 f"adapters need each sample in its place: a batch of {len(route.weights)} has become one of "
                 f"{len(input)} inside the network"
             )
-        thin = self._conv_forward(input, torch.cat(list(self.down)), None)
+        weight, bias, back = self._once("side by side", self._side_by_side)
+        both: Tensor = self._conv_forward(input, weight, bias)
+        out, thin = both[:, : self.out_channels], both[:, self.out_channels :]
         # Not repeat_interleave, whose gradient is slow to add up.
         gate = (self.scale * route.weights).to(thin.dtype)[:, :, None].expand(-1, -1, self.rank)
+        change: Tensor = F.conv2d(thin * gate.reshape(len(thin), -1, 1, 1), back)
+        return out + change
+
+    def _side_by_side(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """W and all A_e as one convolution, its bias, and all B_e as one.
+
+        The A_e are further outputs of the convolution: its input is read, and its gradient summed, once.
+        """
+        weight = torch.cat([self.weight, *self.down])
         back = torch.cat(list(self.up), 1)[:, :, None, None]
-        out: Tensor = self._conv_forward(input, self.weight, self.bias)
-        return out + F.conv2d(thin * gate.reshape(len(thin), -1, 1, 1), back)
+        bias = None if self.bias is None else F.pad(self.bias, (0, len(weight) - self.out_channels))
+        return weight, bias, back
+
+    def _once(self, what: int | str | None, make: Callable[[], Made]) -> Made:
+        if self._kept is None:
+            return make()
+        if what not in self._kept:
+            with torch.no_grad():
+                self._kept[what] = make()
+        made: Made = self._kept[what]
+        return made
 
     def plain(self, mix: Mix) -> nn.Conv2d:
         """The convolution that does the same for a whole batch; its parameters are copies."""

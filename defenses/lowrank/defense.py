@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict
 from typing import Any, Self
@@ -84,7 +85,11 @@ class AdaptedDefense(Defense):
 
     def craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial points against the adapters that the attack's own task goes through."""
-        with self.routing.along(self.route_for(attack)):
+        with contextlib.ExitStack() as stack:
+            for module in adapted(self.model):
+                if isinstance(module, AdaptedConv2d):
+                    stack.enter_context(module.kept())
+            stack.enter_context(self.routing.along(self.route_for(attack)))
             return super().craft(attack, x, y)
 
     def task_batch(

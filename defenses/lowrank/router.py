@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attacks_pool.errors import InputError
 from attacks_pool.randomness import isolated_randomness
 
 
 class ConvRouter(nn.Module):
-    """Images (N, C, H, W) to scores (N, E): 3×3 convolutions and ReLU, mean over the image, one linear layer.
+    """Images (N, C, H, W) to scores (N, E): 3×3 convolutions with ReLU, mean, batch norm, one linear layer.
 
     The first convolution keeps the size, each of the ``depth`` further ones halves it and doubles the width.
     The authors' code has a residual network of 19 convolutions of width 16, 32 and 64 here, which is several
-    times the cost of the networks that small images need; none of its layers is batch norm, so that a score
-    depends on its image alone.
+    times the cost of the networks that small images need. Batch norm, without weights of its own, is on the
+    last features alone: it tells images apart from the first step on. In eval mode a score depends on its
+    image alone.
 
     Args:
         channels: C.
@@ -34,6 +36,7 @@ class ConvRouter(nn.Module):
                 now = width * 2**number
                 layers += [nn.Conv2d(now, 2 * now, 3, stride=2, padding=1), nn.ReLU()]
             self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.norm = nn.BatchNorm1d(width * 2**depth, affine=False)
             self.linear = nn.Linear(width * 2**depth, experts)
 
     def add_expert(self, seed: int) -> None:
@@ -54,5 +57,10 @@ class ConvRouter(nn.Module):
         """
         if x.shape[1] != self.channels:
             raise InputError(f"the router takes images of {self.channels} channels, not {x.shape[1]}")
-        scores: Tensor = self.linear(self.features(x))
+        features, norm = self.features(x), self.norm
+        # One image has no spread: it meets the running statistics.
+        features = (
+            norm(features) if len(x) > 1 else F.batch_norm(features, norm.running_mean, norm.running_var)
+        )
+        scores: Tensor = self.linear(features)
         return scores
