@@ -143,6 +143,34 @@ def test_axes_multiply_and_own_options_stay_with_their_defense() -> None:
     assert cells[-1] == GridCell(extra, sample_seed=7)
 
 
+def test_sequences_and_data_sets_have_own_options_too() -> None:
+    """What is unseen depends on the sequence; a defense's own settings go over both."""
+    cells = parse_grid(
+        {
+            "datasets": ["digits", {"dataset": "mnist", "data_dir": "data", "points": 500}],
+            "sequences": [{"sequence": ["fgsm", "pgd"], "unseen": "square"}, "fgsm"],
+            "defenses": ["at", {"defense": "air", "unseen": "mim"}],
+            "points": 100,
+            "exclude": [{"sequence": "fgsm", "dataset": "mnist"}],
+        }
+    )
+    given = [
+        tuple(
+            cell.options.get(key)
+            for key in ("dataset", "sequence", "defense", "unseen", "points", "data_dir")
+        )
+        for cell in cells
+    ]
+    assert given == [
+        ("digits", "fgsm,pgd", "at", "square", 100, None),
+        ("digits", "fgsm,pgd", "air", "mim", 100, None),
+        ("digits", "fgsm", "at", None, 100, None),
+        ("digits", "fgsm", "air", "mim", 100, None),
+        ("mnist", "fgsm,pgd", "at", "square", 500, "data"),
+        ("mnist", "fgsm,pgd", "air", "mim", 500, "data"),
+    ]
+
+
 def test_one_value_is_an_axis_too_and_include_takes_it_over() -> None:
     """Singular and plural spellings mean the same; what the grid says once holds for what is added."""
     cells = parse_grid({"dataset": "digits", "defenses": ["at", "air"], "include": [{"defense": "standard"}]})
@@ -198,6 +226,11 @@ BAD: dict[str, tuple[str, str]] = {
     "defense with a wrong key": (
         "defenses: [{defense: at, sett: {}}]",
         "unknown key 'sett': did you mean 'set'?",
+    ),
+    "sequence unnamed": ("sequences: [{unseen: cw}]", "must name one under 'sequence'"),
+    "sequence with an axis": (
+        "sequences: [{sequence: fgsm, defense: at}]",
+        "cannot have a defense of its own",
     ),
     "sequence number": ("sequence: 3", "sequence: 3 is int, expected text"),
     "sequence of mappings": ("sequences: [[{pgd: 1}]]", "is list, expected text"),

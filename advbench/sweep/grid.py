@@ -17,6 +17,8 @@ from attacks_pool.errors import InputError, unknown
 AXES = ("dataset", "model", "sequence", "defense", "seed")
 """Slowest first: cells that belong together stand together."""
 PLURALS = {"datasets": "dataset", "models": "model", "sequences": "sequence", "defenses": "defense"}
+OWN_OPTIONS = ("dataset", "sequence", "defense")
+"""Axes whose values may be mappings, with options that go along with them."""
 LISTS = ("exclude", "include")
 MOST_CELLS = 10_000
 MERGED = ("set", "train_set")
@@ -139,8 +141,8 @@ def _values(key: str, given: Any) -> list[Any]:
 
 
 def _value(key: str, value: Any) -> Any:
-    if key == "defense" and isinstance(value, dict):
-        return _own_options(value)
+    if key in OWN_OPTIONS and isinstance(value, dict):
+        return _own_options(key, value)
     if key == "sequence" and isinstance(value, list) and value and all(isinstance(x, str) for x in value):
         return as_text(value)
     if key == "model" and value is None:
@@ -150,14 +152,16 @@ def _value(key: str, value: Any) -> Any:
     return value
 
 
-def _own_options(entry: dict[Any, Any]) -> dict[str, Any]:
-    """A defense with options of its own."""
+def _own_options(axis: str, entry: dict[Any, Any]) -> dict[str, Any]:
+    """A defense, sequence or data set with options of its own."""
     found = _singular(entry)
-    if not isinstance(found.get("defense"), str):
-        raise InputError(f"defense: {entry!r} must name one under 'defense'")
+    if axis == "sequence" and isinstance(found.get(axis), list):
+        found[axis] = _value(axis, found[axis])
+    if not isinstance(found.get(axis), str):
+        raise InputError(f"{axis}: {entry!r} must name one under {axis!r}")
     for key in (*AXES, *LISTS):
-        if key in found and key != "defense":
-            raise InputError(f"defense {found['defense']!r} cannot have a {key} of its own: use include")
+        if key in found and key != axis:
+            raise InputError(f"{axis} {found[axis]!r} cannot have a {key} of its own: use include")
     return found
 
 
@@ -183,8 +187,8 @@ def _matcher(rule: Mapping[Any, Any]) -> Callable[[Mapping[str, Any]], bool]:
         if key in LISTS:
             raise InputError(f"{key} stands at the top of the file only")
         values = _values(key, value) if key in AXES else value if isinstance(value, list) else [value]
-        if key == "defense" and not all(isinstance(one, str) for one in values):
-            raise InputError("exclude names a defense; its other options are keys beside it")
+        if any(isinstance(one, dict) for one in values if key in OWN_OPTIONS):
+            raise InputError(f"exclude names a {key}; its other options are keys beside it")
         wanted[key] = [_plain(key, one) for one in values]
 
     def matches(options: Mapping[str, Any]) -> bool:
