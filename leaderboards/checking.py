@@ -10,7 +10,7 @@ from leaderboards.checksums import verify_checksums
 from leaderboards.entries import CLEAN
 from leaderboards.errors import RecordError
 from leaderboards.inventory import EVALUATED
-from leaderboards.layout import CHECKPOINT, CHECKSUMS, MANIFEST, OUTCOMES, RECORD, WEIGHTS
+from leaderboards.layout import CHECKPOINT, CHECKSUMS, MANIFEST, OUTCOMES, RECORD, WEIGHTS, files_below
 from leaderboards.lock import is_held
 from leaderboards.manifest import read_manifest
 from leaderboards.record import Record
@@ -28,7 +28,8 @@ class Findings:
 def check_run(run_dir: Path) -> Findings:
     """Check all that a run directory holds; nothing is changed.
 
-    A run without a record is unfinished: no damage, and only its manifest is looked at.
+    A run without a record is unfinished: no damage, and only its manifest is looked at. Nor is it damage where
+    all weights are missing: a published record can do without.
     """
     run_dir = Path(run_dir)
     found = Findings()
@@ -48,7 +49,7 @@ def check_run(run_dir: Path) -> Findings:
         except RecordError as error:
             lines = [str(error)]
         found.problems.extend(lines)
-    return _brief(run_dir, found)
+    return _without_weights(run_dir, _brief(run_dir, found))
 
 
 def _check_unfinished(run_dir: Path, found: Findings) -> None:
@@ -83,6 +84,15 @@ def _brief(run_dir: Path, found: Findings) -> Findings:
     places = (f"{run_dir}/", f"{run_dir}\\")
     lines = [line.replace(places[0], "").replace(places[1], "") for line in found.problems]
     return Findings(list(dict.fromkeys(lines)), found.notes)
+
+
+def _without_weights(run_dir: Path, found: Findings) -> Findings:
+    """Weights that are all missing were left out, as of records that are published: no damage, but said."""
+    if any(path.suffix == ".safetensors" for path in files_below(run_dir)):
+        return found
+    left = [line for line in found.problems if not line.endswith(".safetensors: missing")]
+    without = len(left) < len(found.problems)
+    return Findings(left, [*found.notes, *(["without weights"] if without else [])])
 
 
 def _manifest(run_dir: Path, record: Record) -> Iterator[str]:

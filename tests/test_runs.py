@@ -345,6 +345,20 @@ def test_damage_is_found_and_named(tmp_path: Path, capsys: Captured, what: str) 
     assert content(tmp_path) == before
 
 
+def test_a_record_without_any_weights_is_whole(tmp_path: Path, capsys: Captured) -> None:
+    """It was published so, and it is said; where some are there, the others are missed."""
+    run = complete(tmp_path, "a")
+    weights = sorted(run.rglob("*.safetensors"))
+    kept = weights[0].read_bytes()
+    for path in weights:
+        path.unlink()
+    out, _ = call(capsys, "check", "--runs-dir", tmp_path)
+    assert out == "a: without weights\n1 run checked, none damaged\n"
+    weights[0].write_bytes(kept)
+    out, _ = call(capsys, "check", "--runs-dir", tmp_path, code=1)
+    assert out.count(": missing") == len(weights) - 1
+
+
 def test_a_run_killed_just_before_its_record_is_unfinished(tmp_path: Path) -> None:
     """Checksums stand already and checkpoints still: it can be gone on with, and is not cleared away."""
     run = complete(tmp_path, "a")

@@ -1,0 +1,238 @@
+"""The first leaderboard from its runs: records without weights, tables, comparisons, pictures and the site.
+
+    python benchmarks/first/page.py runs/first
+
+Adds the finished runs to leaderboards/results, weights and logs left out, and makes docs/leaderboard.md with
+its pictures from all that lies there, and with --site the site. With no directory it only makes them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from leaderboards import (
+    Record,
+    RecordError,
+    Row,
+    View,
+    compare,
+    find_results,
+    inventory,
+    read_record,
+    rows,
+    to_markdown,
+)
+from leaderboards.pictures import forgetting_curves, trade_off
+
+LARGEST = 20 * 2**20
+"""Bytes of all published records together."""
+LEFT_OUT = {".safetensors", ".jsonl"}
+COLUMNS = "rank,label,average,average_interval,clean,worst_case,unseen,forgetting,seeds,audit"
+COMPARED = ("average", "worst-case", "unseen", "clean")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two rows beside each other on every board, each by defense and regime."""
+
+    asked: str
+    first: tuple[str, str]
+    second: tuple[str, str]
+
+
+QUESTIONS = (
+    Question("AIR and joint training", ("air", "continual"), ("at", "joint")),
+    Question("AIR and sequential adversarial training", ("air", "continual"), ("at", "continual")),
+    Question("MID and joint training", ("mid", "meta"), ("at", "joint")),
+    Question("MID and sequential adversarial training", ("mid", "meta"), ("at", "continual")),
+    Question("MoLA-Router and joint training", ("mola-router", "joint"), ("at", "joint")),
+    Question("replay and sequential adversarial training", ("replay", "continual"), ("at", "continual")),
+)
+
+
+def publish(runs_dir: Path, results: Path) -> None:
+    """Copy finished runs that are not there yet, without weights and logs.
+
+    Raises:
+        SystemExit: all together are larger than what was agreed on.
+    """
+    for entry in inventory(runs_dir):
+        if entry.state != "complete":
+            continue
+        run = entry.path
+        for path in sorted(run.rglob("*")):
+            target = results / run.name / path.relative_to(run)
+            if (
+                path.is_file()
+                and path.suffix not in LEFT_OUT
+                and not path.name.startswith(".")
+                and not target.exists()
+            ):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    size = sum(path.stat().st_size for path in results.rglob("*") if path.is_file())
+    if size > LARGEST:
+        raise SystemExit(f"error: {results} has {size:,} bytes, more than {LARGEST:,}")
+
+
+def boards(found: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows that can be compared with each other, in order."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in found:
+        groups.setdefault(row.comparison, []).append(row)
+    yield from groups.values()
+
+
+def by_name(board: Sequence[Row], name: tuple[str, str]) -> Row | None:
+    """The row of a defense in a regime."""
+    return next((row for row in board if (row.defense, row.regime) == name), None)
+
+
+def comparisons(board: Sequence[Row]) -> str:
+    """Markdown: the first minus the second in points, with 95 % interval and p-value of the paired test."""
+    lines = []
+    for question in QUESTIONS:
+        first, second = by_name(board, question.first), by_name(board, question.second)
+        if first is None or second is None:
+            continue
+        cells = []
+        for metric in COMPARED:
+            try:
+                found = compare(first, second, metric)
+            except RecordError:
+                cells.append("–")
+                continue
+            text = f"{100 * found.difference:+.1f}"
+            if found.low is not None and found.high is not None and found.p is not None:
+                p = max(found.p, found.p_seeds or 0.0)
+                text += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}], " + (
+                    "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+                )
+            cells.append(f"**{text}**" if found.better else text)
+        lines.append(f"| {question.asked} | " + " | ".join(cells) + " |")
+    if not lines:
+        return ""
+    head = (
+        "| first minus second, points | " + " | ".join(COMPARED) + " |\n|---" + "|--:" * len(COMPARED) + "|"
+    )
+    return "\n".join([head, *lines])
+
+
+def costs(found: Sequence[Row]) -> str:
+    """Markdown: medians over the boards of one data set, and how many times those of ``at``."""
+    lines = []
+    names = sorted({(row.defense, row.regime) for row in found})
+    values = {
+        name: {
+            key: statistics.median(
+                summary.mean
+                for row in found
+                if (row.defense, row.regime) == name and (summary := row.cost.get(key)) is not None
+            )
+            for key in (
+                "training_seconds",
+                "training_forwards",
+                "training_backwards",
+                "parameters",
+                "multiply_adds",
+            )
+        }
+        for name in names
+    }
+    base = values.get(("at", "continual"))
+    for name, mine in values.items():
+        passes = mine["training_forwards"] + mine["training_backwards"]
+        share = (
+            "" if base is None else f"{passes / (base['training_forwards'] + base['training_backwards']):.2f}"
+        )
+        lines.append(
+            f"| `{name[0]}` | {name[1]} | {mine['training_seconds']:.0f} | {passes:,.0f} | {share} | "
+            f"{mine['parameters']:,.0f} | {mine['multiply_adds']:,.0f} |"
+        )
+    head = (
+        "| defense | regime | trained, s | sample-passes | times `at` | parameters | multiply-adds |\n"
+        "|---|---|--:|--:|--:|--:|--:|"
+    )
+    return "\n".join([head, *lines])
+
+
+def records_of(board: Sequence[Row], names: Sequence[tuple[str, str]]) -> list[Record]:
+    """The records behind some rows."""
+    kept = [row for name in names if (row := by_name(board, name)) is not None]
+    return [read_record(Path(directory)) for row in kept for directory in row.directories]
+
+
+def draw(board: Sequence[Row], number: int, folder: Path) -> str:
+    """Two pictures of a board; Markdown that shows them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    kinds = {
+        "forgetting": lambda: forgetting_curves(
+            records_of(board, (("at", "continual"), ("air", "continual"), ("at", "joint")))
+        ),
+        "tradeoff": lambda: trade_off(board),
+    }
+    for kind, make in kinds.items():
+        try:
+            data = make().render("svg")
+        except RecordError as error:
+            print(f"board {number}: no {kind}: {error}", file=sys.stderr)
+            continue
+        (folder / f"{kind}-{number}.svg").write_bytes(data)
+        shown.append(f"![{kind} of board {number}]({folder.name}/{kind}-{number}.svg)")
+    return "\n\n".join(shown)
+
+
+def page(found: Sequence[Row], folder: Path) -> str:
+    """The whole of docs/leaderboard.md."""
+    parts = [
+        "# The first leaderboard",
+        "Made by `python benchmarks/first/page.py` from the records in "
+        "[leaderboards/results](../leaderboards/results); what they say is in [findings.md](findings.md). In "
+        "percent; of `forgetting` less is better; equal ranks are ties of the paired test (p < 0.05, Holm); "
+        "`target-aware` rows are told the attack, and ranked apart. Comparisons give the 95 % interval over "
+        "seeds and test points; bold ones differ by the paired test and by the bootstrap.",
+    ]
+    for number, board in enumerate(boards(found), 1):
+        parts += [
+            to_markdown(board, View.of(COLUMNS)).strip().replace("### ", "## ", 1),
+            comparisons(board),
+            draw(board, number, folder),
+        ]
+    for dataset in sorted({row.dataset for row in found}):
+        parts += [f"## What it costs: {dataset}", costs([row for row in found if row.dataset == dataset])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def main() -> None:
+    """Publish, rank, draw, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs_dir", type=Path, nargs="?", help="finished runs to publish first")
+    parser.add_argument("--results", type=Path, default=Path("leaderboards/results"))
+    parser.add_argument("--page", type=Path, default=Path("docs/leaderboard.md"))
+    parser.add_argument("--site", type=Path, help="a directory for the site; none by default")
+    given = parser.parse_args()
+    if given.runs_dir is not None:
+        publish(given.runs_dir, given.results)
+    results, problems = find_results(given.results)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    found = rows(results)
+    given.page.write_text(page(found, given.page.with_suffix("")), encoding="utf-8")
+    if given.site is not None:
+        from leaderboards.site import write_site
+
+        write_site(given.site, found, runs_dir=given.results)
+    print(f"{given.page}: {len(found)} rows of {len(results)} runs")
+
+
+if __name__ == "__main__":
+    main()
