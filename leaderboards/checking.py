@@ -28,8 +28,8 @@ class Findings:
 def check_run(run_dir: Path) -> Findings:
     """Check all that a run directory holds; nothing is changed.
 
-    A run without a record is unfinished: no damage, and only its manifest is looked at. Nor is it damage where
-    all weights are missing: a published record can do without.
+    A run without a record is unfinished: no damage, and only its manifest is looked at. Nor is it damage
+    where all weights are missing: a published record can do without.
     """
     run_dir = Path(run_dir)
     found = Findings()

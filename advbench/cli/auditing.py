@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.options import RunPath
+
 
 class Format(StrEnum):
     """How an audit is written."""
@@ -17,7 +19,7 @@ class Format(StrEnum):
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(help="A run directory or its record.json.")],
+    run: RunPath,
     surrogate: Annotated[
         Path | None,
         typer.Option(help="A run whose final model transferred points are crafted on; row 0's by default."),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advbench.cli.options import RunPath, RunsDir
+
 if TYPE_CHECKING:
     from leaderboards import Row, View
 
@@ -30,7 +32,7 @@ SHAPE = "Which columns"
 BESIDE = "What to compare with"
 
 
-def show(run: Annotated[Path, typer.Argument(help="A run directory or its record.json.")]) -> None:
+def show(run: RunPath) -> None:
     """Show a finished run again."""
     from advbench.cli import render
     from advbench.saved import Run
@@ -50,7 +52,7 @@ Words = list[str] | None
 
 
 def leaderboard(
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     rank_by: Annotated[
         str,
         typer.Option(help="average, worst-case, unseen, clean, forgetting, backward, forward or gap."),

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.options import DataDir, Points, RunsDir, Threads
+
 
 def evaluate(
     model: Annotated[
@@ -16,7 +18,7 @@ def evaluate(
         ),
     ],
     dataset: Annotated[str, typer.Option(help="Data set; advbench datasets lists them.")] = "digits",
-    data_dir: Annotated[str | None, typer.Option(help="Where the data sets' files are.")] = None,
+    data_dir: DataDir = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="safetensors, or a plain state dict, for a factory, torchvision or robustbench."),
@@ -34,13 +36,11 @@ def evaluate(
         str | None,
         typer.Option(help="Or a list of them: standard, screen or autoattack.  [default: standard]"),
     ] = None,
-    points: Annotated[
-        str | None, typer.Option(help="Test points: 1000, cw=1000 or 5000,cw=1000; all by default.")
-    ] = None,
+    points: Points = None,
     name: Annotated[str | None, typer.Option(help="How tables call the model; its text by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Determines every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")] = None,
+    threads: Threads = None,
     surrogate: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +48,7 @@ def evaluate(
             "[default: a small plain model, trained for it]"
         ),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew, even if the same evaluation was left unfinished.")
     ] = False,

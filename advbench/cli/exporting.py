@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.options import RunPath
+
 
 class Target(StrEnum):
     """Whose format a run is written in."""
@@ -16,7 +18,7 @@ class Target(StrEnum):
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory or its record.json.")],
+    run: RunPath,
     out: Annotated[Path, typer.Option(help="The file to write.")],
     format: Annotated[
         Target, typer.Option(help="robustbench: a row of its model_info.")

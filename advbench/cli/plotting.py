@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from advbench.cli.options import RunsDir
+
 if TYPE_CHECKING:
     from leaderboards import Record
     from leaderboards.pictures import Picture, Theme
@@ -39,7 +41,7 @@ def plot(
             help="Names or directories of runs; all finished ones by default.", metavar="[RUN]..."
         ),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     out: Annotated[
         Path | None,
         typer.Option(

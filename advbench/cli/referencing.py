@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advbench.cli.options import (
+    AttackTimeout,
+    DataDir,
+    Dataset,
+    Device,
+    DryRun,
+    Model,
+    RunsDir,
+    Select,
+    TrainSet,
+    Workers,
+)
 from advbench.cli.running import pairs
-from advbench.cli.sweeping import MOST_WORKERS
 
 if TYPE_CHECKING:
     from advbench.reference import ReferencePlan
@@ -23,44 +34,26 @@ def reference(
     defenses: Annotated[
         str, typer.Option(help="Defenses to train against each attack alone, parted by commas.")
     ] = "at,trades",
-    dataset: Annotated[
-        str | None, typer.Option(help="Data set; advbench datasets lists them.  [default: digits]")
-    ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Where the data sets' files are.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model of the zoo or package.module:factory; by the data by default.")
-    ] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    model: Model = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of training.")] = None,
     points: Annotated[int | None, typer.Option(min=1, help="Test points; all by default.")] = None,
     seeds: Annotated[
         str, typer.Option(help="A number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.")
     ] = "1",
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.  [default: auto]")] = None,
+    device: Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a run; 1 by default.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value of the defenses or of the training plan; repeatable."),
     ] = None,
-    train_set: Annotated[
-        list[str] | None,
-        typer.Option(help="attack.knob=value for training, such as pgd.steps=7; repeatable."),
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option(help="Which epoch to keep: last or val-robust.  [default: last]")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_WORKERS, help="Processes on this machine; one a core, or one a GPU, by default."
-        ),
-    ] = None,
-    attack_timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which an attack counts as hanging.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "--plan", help="Say what there is to do, and leave it.")
-    ] = False,
+    train_set: TrainSet = None,
+    select: Select = None,
+    workers: Workers = None,
+    attack_timeout: AttackTimeout = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Build a table for leaderboard --reference: the best accuracy reached against each attack alone.
 

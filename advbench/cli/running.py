@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from advbench.cli.options import DataDir, Dataset, Device, Model, Points, RunsDir, Select, Threads, TrainSet
+
 MOST_SEEDS = 1000
 
 
@@ -24,13 +26,9 @@ def run(
     regime: Annotated[
         str | None, typer.Option(help="continual, joint or meta; the defense's own by default.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Data set; advbench datasets lists them.  [default: digits]")
-    ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Where the data sets' files are.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model of the zoo or package.module:factory; by the data by default.")
-    ] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    model: Model = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a stage.")] = None,
     unseen: Annotated[
         str | None, typer.Option(help="Attacks kept out of training, auto or none.  [default: auto]")
@@ -39,16 +37,14 @@ def run(
         str | None,
         typer.Option("--eval", help="More attacks to measure, neither seen nor unseen.  [default: none]"),
     ] = None,
-    points: Annotated[
-        str | None, typer.Option(help="Test points: 1000, cw=1000 or 5000,cw=1000; all by default.")
-    ] = None,
+    points: Points = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Determines every draw.  [default: 0]")] = None,
     seeds: Annotated[
         str | None, typer.Option(help="Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.  [default: auto]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    device: Device = None,
+    threads: Threads = None,
+    runs_dir: RunsDir = Path("runs"),
     config: Annotated[
         Path | None, typer.Option(help="YAML or JSON with a run's options; a record.json repeats its run.")
     ] = None,
@@ -56,13 +52,8 @@ def run(
         list[str] | None,
         typer.Option("--set", help="key=value of the defense or of the training plan; repeatable."),
     ] = None,
-    train_set: Annotated[
-        list[str] | None,
-        typer.Option(help="attack.knob=value for training, such as pgd.steps=7; repeatable."),
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option(help="Which epoch to keep: last or val-robust.  [default: last]")
-    ] = None,
+    train_set: TrainSet = None,
+    select: Select = None,
     surrogate: Annotated[
         Path | None,
         typer.Option(

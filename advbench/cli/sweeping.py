@@ -7,38 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advbench.cli.options import AttackTimeout, DryRun, RunsDir, Workers
+
 if TYPE_CHECKING:
     from advbench.sweep.outcome import Outcome
     from advbench.sweep.plan import Plan
 
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
-MOST_WORKERS = 1024
 
 
 def sweep(
     grid: Annotated[Path, typer.Argument(help="YAML or JSON: defenses, sequences, datasets, models, seeds.")],
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_WORKERS, help="Processes on this machine; one a core, or one a GPU, by default."
-        ),
-    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    workers: Workers = None,
     ray: Annotated[
         str | None, typer.Option(help="A Ray cluster to run on instead: auto, local or host:port.")
     ] = None,
     cpus: Annotated[float, typer.Option(min=0.0, help="CPUs of a cell, on Ray.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a cell, on Ray.")] = 0.0,
     memory: Annotated[str | None, typer.Option(help="Memory of a cell, on Ray: 500MB or 4GiB.")] = None,
-    attack_timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which an attack counts as hanging.")
-    ] = None,
+    attack_timeout: AttackTimeout = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import models package.module:factory that the grid names.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "--plan", help="Say what there is to do, and leave it.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run every cell of a grid of defenses, sequences, data sets, models and seeds.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advbench.cli.options import RunsDir
+
 if TYPE_CHECKING:
     from advbench.saved import Run
     from advbench.verifying import Asked, Report
@@ -149,7 +151,7 @@ def submit(
 
 def accept(
     file: Annotated[Path, typer.Argument(help="An archive that advbench submit wrote.")],
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     points: PointsOption = 500,
     seed: SampleSeedOption = None,
     surrogate: SurrogateOption = None,
