@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import xml.etree.ElementTree as ElementTree
@@ -447,6 +448,17 @@ def test_trade_off_holds_the_rows() -> None:
     assert (fills["masked"], fills["mola-grad"]) == ("none", "none")
     assert "none" not in (fills["air"], fills["low"])
     assert {"masked, suspect", "mola-grad, target-aware"} <= set(texts(axes))
+
+
+def test_panels_of_one_sequence_are_told_apart() -> None:
+    """Two protocols have two panels, and their titles say so; two sequences need no protocol there."""
+    (row,) = rows([record("air")])
+    other = dataclasses.replace(row, protocol="sha256:0123456789abcdef")
+    titles = [axes.get_title(loc="left") for axes in panels(trade_off([row, other]))]
+    assert len(set(titles)) == 2
+    assert any(title.endswith("protocol 01234567") for title in titles)
+    found = [record("air"), record("air", sequence=(PGD, FGSM, CW))]
+    assert not any("protocol" in axes.get_title(loc="left") for axes in panels(trade_off(rows(found))))
 
 
 def test_images_are_the_arrays() -> None:

@@ -1,13 +1,14 @@
 """Clean against robust accuracy, and the Pareto front of the rows that nobody beats in both."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
 from matplotlib.axes import Axes
 
 from leaderboards.errors import RecordError
+from leaderboards.labels import short_hash
 from leaderboards.naming import attack_name
 from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.placing import Point, name_marks
@@ -71,7 +72,7 @@ def trade_off(
         for axes, group in zip(grid, groups.values(), strict=False):
             axes.set_xlabel("clean accuracy, %")
             axes.set_ylabel(f"{said}, %")
-            axes.set_title("" if about else _about(group[0]), fontsize=8)
+            axes.set_title("" if about else _told_apart(group[0], groups.values()), fontsize=8)
             words.append(_panel(axes, group, metric, theme))
         for axes in grid[len(groups) :]:
             axes.set_visible(False)
@@ -95,6 +96,13 @@ def _refuse(groups: dict[tuple[str, ...], list[Row]], said: str) -> None:
 def _about(row: Row) -> str:
     sequence = " → ".join(map(attack_name, row.sequence))
     return " · ".join(filter(None, [row.dataset, sequence, row.model]))
+
+
+def _told_apart(row: Row, groups: Collection[Sequence[Row]]) -> str:
+    """What a panel is about; where another has the same title, its protocol too: other attacks or points."""
+    about = _about(row)
+    alike = sum(_about(group[0]) == about for group in groups)
+    return about if alike == 1 else f"{about} · protocol {short_hash(row.protocol)}"
 
 
 def _value(row: Row, metric: str) -> Summary:
