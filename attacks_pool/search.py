@@ -135,7 +135,7 @@ def pool_first(model: nn.Module) -> nn.Module:
 
 
 def _only_reader(model: nn.Module, first: type[nn.Module], then: type[nn.Module]) -> list[tuple[str, str]]:
-    """Names of modules of type ``first`` and of the ``then`` that alone reads each, both called once.
+    """Names of modules of type ``first`` and of the ``then`` that alone reads each, both once, without hooks.
 
     Pairs are found by tracing; in a model that cannot be traced there are none.
     """
@@ -154,9 +154,15 @@ def _only_reader(model: nn.Module, first: type[nn.Module], then: type[nn.Module]
         if not isinstance(before, torch.fx.Node) or before.op != "call_module":
             continue
         alone = len(before.users) == 1 and used.count(node.target) == 1 and used.count(before.target) == 1
-        if alone and type(modules[str(before.target)]) is first and type(modules[str(node.target)]) is then:
+        pair = modules[str(before.target)], modules[str(node.target)]
+        if alone and type(pair[0]) is first and type(pair[1]) is then and not any(map(_is_watched, pair)):
             found.append((str(before.target), str(node.target)))
     return found
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks look at what the module gets or gives, and may change it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 class _Float32(nn.Linear):

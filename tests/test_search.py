@@ -205,3 +205,16 @@ def test_pooling_comes_first_only_where_nobody_can_tell(x: Tensor) -> None:
         assert isinstance(getattr(moved, name), nn.ReLU)
     assert torch.equal(moved(x), logits)
     assert torch.equal(input_gradient(moved, x, y, margin)[0], gradient)
+
+
+def test_layers_with_hooks_keep_their_places(x: Tensor) -> None:
+    """A hook may change what a layer gives, and sees what it did before."""
+    model = made(Pooled)
+    model.relu.register_forward_hook(lambda _module, _inputs, output: output + x.mean())
+    logits = model(x)
+    assert isinstance(pool_first(model).relu, nn.ReLU)
+    assert torch.equal(model(x), logits)
+    model = made(Branches)
+    model.norm2.register_forward_pre_hook(lambda _module, inputs: (inputs[0].abs(),))
+    assert torch.equal(fold(model)(x), model(x))
+    assert isinstance(model.norm2, nn.BatchNorm2d)
