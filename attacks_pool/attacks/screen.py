@@ -11,7 +11,7 @@ from attacks_pool.ensemble import Members, bind, total_cost, worst_of
 from attacks_pool.metadata import AttackInfo, Norm
 from attacks_pool.registry import register
 
-BUDGET = {"steps": 100, "scout_steps": 10, "targets": 5, "restarts": 3, "queries": 500}
+BUDGET = {"steps": 100, "scout_steps": 10, "targets": 5, "restarts": 5, "queries": 500}
 
 
 def members(norm: str) -> Members:
@@ -37,8 +37,8 @@ def _info(name: str, norm: Norm) -> AttackInfo:
 def screen(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Screening ensemble, linf: Auto-PGD towards the class of smallest margin, then Square, 500 queries.
 
-    ``apgd-mm`` takes 10 steps towards each of five classes and 3 × 100 steps towards the nearest. All in all
-    a seventh of AutoAttack's passes, for every day. On MNIST restarts towards one class found more than the
+    ``apgd-mm`` takes 10 steps towards each of five classes and 5 × 100 steps towards the nearest. All in all
+    a sixth of AutoAttack's passes, for every day. On MNIST restarts towards one class found more than the
     same steps spent on more classes, on 1,500 queries of Square or on the probability margin (``pma``).
     Square is there so that a defense without useful gradients does not pass. Shapes as in
     :class:`attacks_pool.Attack`.

@@ -1,0 +1,89 @@
+"""The first leaderboard: its grids can be planned, and its pages come from runs."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advbench import run
+from advbench.sweep.grid import read_grid
+from advbench.sweep.plan import make_plan
+from leaderboards import check_run, find_results, rows
+
+FIRST = Path(__file__).parent.parent / "benchmarks" / "first"
+DEFENSES = 16
+"""Every defense of ours in its own regime, and adversarial training in the joint one too."""
+
+
+def test_digits_are_planned_as_asked(tmp_path: Path) -> None:
+    """Every defense, four sequences, three seeds, but for LoRKD where there is one family; nothing fails."""
+    plan = make_plan(read_grid(FIRST / "digits.yaml"), tmp_path)
+    assert len(plan.cells) == (DEFENSES * 4 - 1) * 3
+    for cell in plan.cells:
+        config = cell.config
+        seen = {text.partition(":")[0] for text in config.sequence}
+        assert not seen & {text.partition(":")[0] for text in config.unseen}
+        assert [text.partition(":")[0] for text in config.eval] == ["autoattack"]
+
+
+@pytest.mark.parametrize(("name", "cells"), [("mnist", DEFENSES * 2), ("cifar10", 12)])
+def test_other_grids_are_read(name: str, cells: int) -> None:
+    """As many runs as they should be."""
+    assert len(read_grid(FIRST / f"{name}.yaml")) == cells
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two defenses of two seeds, trained for a moment."""
+    place = tmp_path_factory.mktemp("first")
+    for seed in (0, 1):
+        for defense in ("at", "air"):
+            run(
+                defense=defense,
+                sequence="fgsm,pgd",
+                unseen="square",
+                epochs=1,
+                points=30,
+                seed=seed,
+                threads=1,
+                runs_dir=place,
+            )
+    return place
+
+
+def test_pages_come_from_records_without_weights(runs: Path, tmp_path: Path) -> None:
+    """Records are copied once, are whole and give the same board; the page has tables and pictures."""
+    page: dict[str, Callable[..., Any]] = runpy.run_path(str(FIRST / "page.py"))
+    results = tmp_path / "results"
+    for _ in range(2):
+        page["publish"](runs, results)
+    assert len(list(results.iterdir())) == 4
+    assert not list(results.rglob("*.safetensors"))
+    assert all(check_run(one).problems == [] for one in results.iterdir())
+    found = rows(find_results(results)[0])
+    assert [row.metrics for row in found] == [row.metrics for row in rows(find_results(runs)[0])]
+    text = page["page"](found, tmp_path / "leaderboard")
+    assert "| AIR and sequential adversarial training | " in text
+    assert "p = " in text or "p < " in text
+    assert "## What it costs: digits" in text
+    assert {path.name for path in (tmp_path / "leaderboard").iterdir()} == {
+        "forgetting-1.svg",
+        "tradeoff-1.svg",
+    }
+
+
+def test_too_much_is_not_published(runs: Path, tmp_path: Path) -> None:
+    """The size of all records together is agreed on."""
+    page: dict[str, Callable[..., Any]] = runpy.run_path(str(FIRST / "page.py"))
+    results = tmp_path / "results"
+    page["publish"](runs, results)
+    with (results / "ballast").open("wb") as file:
+        file.truncate(page["LARGEST"])
+    with pytest.raises(SystemExit, match="more than 20,971,520"):
+        page["publish"](runs, results)
+    shutil.rmtree(results)
