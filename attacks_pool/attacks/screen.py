@@ -11,7 +11,7 @@ from attacks_pool.ensemble import Members, bind, total_cost, worst_of
 from attacks_pool.metadata import AttackInfo, Norm
 from attacks_pool.registry import register
 
-BUDGET = {"steps": 100, "scout_steps": 10, "targets": 5, "restarts": 5, "queries": 500}
+BUDGET = {"steps": 100, "scout_steps": 10, "targets": 5, "restarts": 5, "queries": 300}
 
 
 def members(norm: str) -> Members:
@@ -35,7 +35,7 @@ def _info(name: str, norm: Norm) -> AttackInfo:
 
 @register(_info("screen", "linf"))
 def screen(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Screening ensemble, linf: Auto-PGD towards the class of smallest margin, then Square, 500 queries.
+    """Screening ensemble, linf: Auto-PGD towards the class of smallest margin, then Square, 300 queries.
 
     ``apgd-mm`` takes 10 steps towards each of five classes and 5 × 100 steps towards the nearest. All in all
     a sixth of AutoAttack's passes, for every day. On MNIST restarts towards one class found more than the
