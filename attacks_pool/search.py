@@ -162,7 +162,13 @@ def _only_reader(model: nn.Module, first: type[nn.Module], then: type[nn.Module]
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether hooks look at what the module gets or gives, and may change it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
 
 
 class _Float32(nn.Linear):

@@ -288,7 +288,7 @@ class Bench:
 
     def screen(self) -> None:
         """Our cheap ensemble on three honest models against pyautoattack's AutoAttack on one seed each."""
-        for name in RECIPES:
+        for name in self.options.screened.split(","):
             for seed in self.seeds:
                 self.add(ours("screen", name, self.model(name), self.data, f"screen:eps={EPS}", seed))
             self.pyautoattack(name, self.seeds[0])
@@ -346,6 +346,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="../shared/data", help="where MNIST is")
     parser.add_argument("--parts", default="pgd,resnet", help="of train, pgd, autoattack, screen, resnet")
     parser.add_argument("--model", default="two-layers", choices=list(RECIPES))
+    parser.add_argument("--screened", default=",".join(RECIPES), help="models of the part screen")
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
