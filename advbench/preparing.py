@@ -21,6 +21,7 @@ from advbench.saved import load_run, new_classifier
 from attacks_pool import InputError
 from attacks_pool.guard import evaluation_mode
 from attacks_pool.randomness import isolated_randomness
+from attacks_pool.search import worthwhile
 from defenses import registry
 
 
@@ -73,8 +74,9 @@ def prepare(
     config = resolve(chosen, data, sample_seed=sample_seed)
     other = surrogate_of(surrogate, data) if surrogate is not None else None
     with reproducible(config.threads):
-        threads = torch.get_num_threads()
-        _try_build(config, data)
+        classifier = new_classifier(config, data.image_shape, data.num_classes)
+        threads = _threads(config, classifier, data, device)
+        _try_build(config, data, classifier)
     identity = identity_of(config, data, device=device, threads=threads)
     facts = {
         "code": code_version(),
@@ -111,9 +113,17 @@ def surrogate_of(path: str | Path, data: DataSet) -> tuple[str, nn.Module]:
     return f"run {other.record.id}", other.model
 
 
-def _try_build(config: RunConfig, data: DataSet) -> None:
+def _threads(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:
+    """Those asked for, else one where threads would mostly wait for each other, else torch's own."""
+    if config.threads is None and device.type == "cpu":
+        with isolated_randomness(0, device):
+            if not worthwhile(classifier, data.validation.x[:1].clone()):
+                return 1
+    return torch.get_num_threads()
+
+
+def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
     """Build the defense for nothing: what it refuses is found before anything is written."""
-    classifier = new_classifier(config, data.image_shape, data.num_classes)
     if config.model not in MODELS:
         with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
             changed = changes_images(classifier, data.validation.x[:2])

@@ -21,6 +21,7 @@ import advbench
 from advbench import load_run, run
 from advbench.cli.main import invoke
 from advbench.config import Options, merge
+from advbench.preparing import prepare
 from advbench.resolve import resolve
 from advbench.saved import Run
 from attacks_pool import InputError, pool
@@ -339,6 +340,21 @@ def test_the_seed_orders_the_batches(
         torch.set_num_threads(1)
     assert not weights_equal(first.path / "stages/0.safetensors", second.path / "stages/0.safetensors")
     assert first.record.environment["threads"] == 1
+
+
+def test_a_small_model_gets_one_thread_unless_more_are_asked_for() -> None:
+    """Threads would wait for each other; the same default stands in the identity."""
+    torch.set_num_threads(2)
+    try:
+        small, asked, large = (
+            prepare({"model": model, "threads": threads, "device": "cpu"})
+            for model, threads in (("digits-cnn", None), ("digits-cnn", 2), ("resnet18", None))
+        )
+    finally:
+        torch.set_num_threads(1)
+    assert [found.threads for found in (small, asked, large)] == [1, 2, 2]
+    assert small.facts["threads"] == 1
+    assert small.identity != asked.identity
 
 
 def test_joint_is_one_stage_of_the_same_total(

@@ -26,6 +26,9 @@ RunPath = Annotated[Path, typer.Argument(help="A run directory or its record.jso
 RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.")]
 Select = Annotated[str | None, typer.Option(help="Which epoch to keep: last or val-robust.  [default: last]")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")]
+TrainingThreads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; one for a small model, else torch's own by default.")
+]
 TrainSet = Annotated[
     list[str] | None, typer.Option(help="attack.knob=value for training, such as pgd.steps=7; repeatable.")
 ]

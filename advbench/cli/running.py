@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from advbench.cli.options import DataDir, Dataset, Device, Model, Points, RunsDir, Select, Threads, TrainSet
+from advbench.cli.options import (
+    DataDir,
+    Dataset,
+    Device,
+    Model,
+    Points,
+    RunsDir,
+    Select,
+    TrainingThreads,
+    TrainSet,
+)
 
 MOST_SEEDS = 1000
 
@@ -43,7 +53,7 @@ def run(
         str | None, typer.Option(help="Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).")
     ] = None,
     device: Device = None,
-    threads: Threads = None,
+    threads: TrainingThreads = None,
     runs_dir: RunsDir = Path("runs"),
     config: Annotated[
         Path | None, typer.Option(help="YAML or JSON with a run's options; a record.json repeats its run.")
