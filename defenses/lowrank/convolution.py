@@ -107,11 +107,10 @@ class AdaptedConv2d(nn.Conv2d):
             )
         weight, bias, back = self._once("side by side", self._side_by_side)
         both: Tensor = self._conv_forward(input, weight, bias)
-        out, thin = both[:, : self.out_channels], both[:, self.out_channels :]
+        out, thin = torch.split(both, [self.out_channels, both.shape[1] - self.out_channels], 1)
         # Not repeat_interleave, whose gradient is slow to add up.
         gate = (self.scale * route.weights).to(thin.dtype)[:, :, None].expand(-1, -1, self.rank)
-        change: Tensor = F.conv2d(thin * gate.reshape(len(thin), -1, 1, 1), back)
-        return out + change
+        return _lead_back(out, thin * gate.reshape(len(thin), -1, 1, 1), back)
 
     def _side_by_side(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """W and all A_e as one convolution, its bias, and all B_e as one.
@@ -119,7 +118,7 @@ class AdaptedConv2d(nn.Conv2d):
         The A_e are further outputs of the convolution: its input is read, and its gradient summed, once.
         """
         weight = torch.cat([self.weight, *self.down])
-        back = torch.cat(list(self.up), 1)[:, :, None, None]
+        back = torch.cat(list(self.up), 1)
         bias = None if self.bias is None else F.pad(self.bias, (0, len(weight) - self.out_channels))
         return weight, bias, back
 
@@ -148,3 +147,15 @@ class AdaptedConv2d(nn.Conv2d):
         conv.weight = nn.Parameter(self.merged_weight(mix).detach().clone())
         conv.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
         return conv.train(self.training)
+
+
+def _lead_back(out: Tensor, thin: Tensor, back: Tensor) -> Tensor:
+    """out (N, C, H, W) plus a 1×1 convolution of thin (N, R, H, W) with back (C, R).
+
+    Where images lie plane by plane it is one product with the sum in it: two to three times as fast as
+    setting out on a convolution, for the small ones.
+    """
+    if not thin.is_contiguous():
+        return out + F.conv2d(thin, back[:, :, None, None])
+    product = torch.baddbmm(out.flatten(2), back.expand(len(thin), -1, -1), thin.flatten(2))
+    return product.view_as(out)

@@ -1,0 +1,42 @@
+"""What the process that runs a benchmark keeps to itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, torch
+from advbench.environment import keep_freed_memory
+print(keep_freed_memory())
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    # Two at a time, and the first freed first, as layers do.
+    for _ in range(50):
+        first = torch.ones(2**20)
+        second = first + 1
+        del first, second
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "0"}], ids=["default", "set by the user"])
+def test_freed_memory_is_used_again(own: dict[str, str]) -> None:
+    """Layers of some megabytes fault no new pages in; what a user has set in the environment stands."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={**environment, **own}, capture_output=True, text=True, check=True
+    )
+    kept, faults = done.stdout.split()
+    assert kept == str(not own)
+    # 50 times two of 1,024 pages otherwise.
+    assert (int(faults) < 1000) is not bool(own)
