@@ -60,7 +60,7 @@ def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
     """A faster form of ``model`` for a search around ``x``, or ``model`` itself where none can be trusted.
 
     Batch norm is folded into the convolution before it, pooling comes before a ReLU, the gradient to the
-    images is computed in blocks, convolutions run channels-last, weights ask for no gradients, and with
+    images is a matrix product, convolutions run channels-last, weights ask for no gradients, and with
     ``reduced`` the arithmetic is bfloat16 where the device has instructions for it. The copy must say nearly
     what the model says of ``x`` (and of noisy neighbours), else the model itself is searched: a copy of
     something that keeps state, draws at random or hides its gradients is no copy.

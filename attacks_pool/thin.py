@@ -1,40 +1,52 @@
 """A convolution of images with few channels whose gradient to the image is as fast as its forward pass.
 
-Libraries of kernels compute output channels in blocks of 16. The gradient to an image of one channel is a
-convolution with one output channel, and fifteen sixteenths of a block would be thrown away; here b × b
-neighbouring pixels take the places of channels.
+Libraries of kernels compute output channels sixteen at a time. The gradient to an image of one channel is a
+convolution with one output channel, and most of the work would be thrown away; as a matrix product, whose
+results are then added up where they belong, it has none to throw away.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCK = 16
-"""Output channels that are computed together."""
+FEW = 4
+"""Input channels up to which the product is faster."""
 
 
 class ThinConv(nn.Conv2d):
     """A convolution with frozen weights, whose backward pass is written for few input channels.
 
-    With the stride S, padding P and a pixel q = b·Q + r, the gradient Σ w[o,c,k] · g[o,p] over o and all k
-    with p·S + k − P = q is a convolution of g with stride b/S, for all r at once: its output channel (c, r)
-    reads w[o, c, r + P − m·S] at a distance of m. The sums are the same.
+    With g (N, O, h, w) the gradient to the output, t = Wᵀ·g (N, C·K·K', h·w) says what each pixel of the
+    output gives to each of the K·K' pixels that it has read, and the gradient to the image sums that up. The
+    sums are those of the library, in another order.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Output (N, O, H', W') of images (N, C, H, W)."""
-        block, (height, width) = _block(self), input.shape[-2:]
-        apart = block > 1 and not (height % block or width % block)
-        if not apart or self.weight.requires_grad or input.device.type != "cpu":
+        """Output (N, O, h, w) of images (N, C, H, W)."""
+        if self.weight.requires_grad:
             return super().forward(input)
-        output: Tensor = _Convolution.apply(input, self.weight, self.bias, self.stride, self.padding, block)
-        return output
+        return thin_conv2d(input, self.weight, self.bias, self)
+
+
+class _Searched(ThinConv):
+    """The same where nobody asks for the gradient to the weights, although they learn."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return thin_conv2d(input, self.weight, self.bias, self)
+
+
+def thin_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
+    """The convolution of ``conv`` with other weights, which get no gradient; x (N, C, H, W) does."""
+    if x.device.type != "cpu":
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
+    output: Tensor = _Convolution.apply(x, weight, bias, conv.stride, conv.padding, conv.dilation)
+    return output
 
 
 class _Convolution(torch.autograd.Function):
@@ -46,102 +58,72 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
-        block: int,
+        dilation: tuple[int, int],
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.stride, ctx.padding, ctx.block, ctx.size = stride, padding, block, x.shape[-2:]
-        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+        ctx.way, ctx.size, ctx.dtype = (stride, padding, dilation), x.shape[2:], x.dtype
+        return F.conv2d(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        ways = [
-            _Way(*way, ctx.block)
-            for way in zip(weight.shape[2:], ctx.stride, ctx.padding, ctx.size, strict=True)
-        ]
-        after = [max(way.after - size, 0) for way, size in zip(ways, gradient.shape[2:], strict=True)]
-        before = [way.before for way in ways]
-        if after[0] > before[0] or after[1] > before[1]:
-            gradient = F.pad(gradient, (0, after[1], 0, after[0]))
-        kernel = _blocked(weight, *ways).to(gradient.dtype)
-        steps = [way.block // way.stride for way in ways]
-        blocks = F.conv2d(gradient, kernel, stride=steps, padding=before)
-        blocks = blocks[:, :, : ways[0].blocks, : ways[1].blocks]
-        return F.pixel_shuffle(blocks, ctx.block), None, None, None, None, None
+        weight = weight.detach().to(gradient.dtype)
+        by_pixel = gradient.is_contiguous(memory_format=torch.channels_last)
+        found = (_by_pixel if by_pixel else _by_plane)(gradient, weight, ctx.size, *ctx.way)
+        return found.to(ctx.dtype), None, None, None, None, None
 
 
-@dataclass(frozen=True)
-class _Way:
-    """Down or across: the kernel's size, and of the input ``length`` pixels in blocks."""
-
-    kernel: int
-    stride: int
-    padding: int
-    length: int
-    block: int
-
-    @property
-    def blocks(self) -> int:
-        return self.length // self.block
-
-    @property
-    def before(self) -> int:
-        """Pixels of the output before a block's first that reach it."""
-        return (self.kernel - 1 - self.padding) // self.stride
-
-    @property
-    def taps(self) -> int:
-        """Pixels of the output that reach one block."""
-        return (self.block - 1 + self.padding) // self.stride + self.before + 1
-
-    @property
-    def after(self) -> int:
-        """The last pixel of the output that the last block asks for, and one."""
-        return (self.blocks - 1) * self.block // self.stride + self.taps - self.before
-
-    def reads(self) -> list[list[int]]:
-        """For each pixel of a block and each tap the place in the kernel, or its size where there is none."""
-        places = [
-            [r + self.padding - (tap - self.before) * self.stride for tap in range(self.taps)]
-            for r in range(self.block)
-        ]
-        return [[k if 0 <= k < self.kernel else self.kernel for k in row] for row in places]
+def _by_plane(
+    gradient: Tensor,
+    weight: Tensor,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Where channels lie one behind the other: the library adds up."""
+    shares = weight.flatten(1).t() @ gradient.flatten(2)
+    return F.fold(_exact(shares), size, weight.shape[2:], dilation, padding, stride)
 
 
-@lru_cache(maxsize=256)
-def _reads(down: _Way, across: _Way) -> Tensor:
-    """(b, b, M, M') where in a kernel with a row and a column of zeros, flattened, each tap is."""
-    rows, columns = torch.tensor(down.reads()), torch.tensor(across.reads())
-    return rows[:, None, :, None] * (across.kernel + 1) + columns[None, :, None, :]
+def _by_pixel(
+    gradient: Tensor,
+    weight: Tensor,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Where the channels of a pixel lie together: all images are one product, added up tap by tap."""
+    points, _, height, width = gradient.shape
+    channels, kernel = weight.shape[1], weight.shape[2:]
+    rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
+    shares = (weight.flatten(1).t() @ rows.t()).view(channels, *kernel, points, height, width)
+    padded = [length + 2 * pad for length, pad in zip(size, padding, strict=True)]
+    found = _exact(gradient.new_zeros(())).new_zeros(channels, points, *padded)
+    for i in range(kernel[0]):
+        down = slice(i * dilation[0], i * dilation[0] + (height - 1) * stride[0] + 1, stride[0])
+        for j in range(kernel[1]):
+            across = slice(j * dilation[1], j * dilation[1] + (width - 1) * stride[1] + 1, stride[1])
+            found[:, :, down, across] += shares[:, i, j]
+    inside = found[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return inside.transpose(0, 1).contiguous()
 
 
-def _blocked(weight: Tensor, down: _Way, across: _Way) -> Tensor:
-    """(C·b², O, M, M'): the taps that each pixel of a block has of kernels (O, C, K, K')."""
-    reads = _reads(down, across).to(weight.device)
-    found = F.pad(weight, (0, 1, 0, 1)).flatten(2)[:, :, reads]
-    return found.permute(1, 2, 3, 0, 4, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
-
-
-def _block(conv: nn.Conv2d) -> int:
-    """Pixels a side that fill the channels computed together; 1 where the stride does not divide them."""
-    return next(
-        (
-            block
-            for block in (4, 2)
-            if block * block * conv.in_channels <= BLOCK and not any(block % stride for stride in conv.stride)
-        ),
-        1,
-    )
+def _exact(x: Tensor) -> Tensor:
+    """In float32 at least: there are up to K·K' terms to add up."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def is_thin(module: nn.Module) -> bool:
     """Whether ``module`` is a convolution that :class:`ThinConv` can take the place of, and gains by it."""
-    if type(module) is not nn.Conv2d or module.groups != 1 or module.padding_mode != "zeros":
-        return False
-    if module.dilation != (1, 1) or isinstance(module.padding, str):
-        return False
-    inside = all(pad < size for pad, size in zip(module.padding, module.kernel_size, strict=True))
-    return inside and _block(module) > 1
+    return type(module) is nn.Conv2d and has_few_channels(module)
+
+
+def has_few_channels(conv: nn.Conv2d) -> bool:
+    """Whether :func:`thin_conv2d` computes what ``conv`` does, and gains by it."""
+    plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return plain and conv.in_channels <= FEW
 
 
 def thin(model: nn.Module) -> nn.Module:
@@ -150,3 +132,16 @@ def thin(model: nn.Module) -> nn.Module:
         if is_thin(module):
             module.__class__ = ThinConv
     return model
+
+
+@contextlib.contextmanager
+def searching(model: nn.Module) -> Iterator[None]:
+    """Inside, the thin convolutions of ``model`` are fast, and their weights get no gradient."""
+    changed = [module for module in model.modules() if is_thin(module)]
+    for module in changed:
+        module.__class__ = _Searched
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.__class__ = nn.Conv2d

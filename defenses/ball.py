@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks_pool.attack import Attack
 from attacks_pool.engine import Objective, Ways, gradient_ascent
@@ -15,6 +16,7 @@ from attacks_pool.errors import InputError
 from attacks_pool.guard import buffers_kept, untouched
 from attacks_pool.norms import l2_norm, project
 from attacks_pool.randomness import normal
+from attacks_pool.thin import searching
 from defenses.base import Defense
 from defenses.checks import needs_attack
 
@@ -59,6 +61,17 @@ def check_norms(defense: str, attacks: Sequence[Attack]) -> None:
             )
 
 
+@contextlib.contextmanager
+def own_search(defense: Defense, attack: Attack, x: Tensor) -> Iterator[nn.Module]:
+    """What to search around x with gradients to images alone, within the attack's limits."""
+    with contextlib.ExitStack() as stack:
+        for kept in (attack.within(), buffers_kept(defense), untouched(defense)):
+            stack.enter_context(kept)
+        model = stack.enter_context(defense.searched(x))
+        stack.enter_context(searching(model))
+        yield model
+
+
 def ascend(
     defense: Defense, attack: Attack, x: Tensor, y: Tensor, *, objective: Objective | None = None
 ) -> Tensor:
@@ -74,7 +87,7 @@ def ascend(
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
         return project(x + START * normal(x, draws), x, ball.eps, ball.norm)
 
-    with attack.within(), buffers_kept(defense), untouched(defense), defense.searched(x) as model:
+    with own_search(defense, attack, x) as model:
         return gradient_ascent(
             model,
             x,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.errors import InputError
+from attacks_pool.thin import has_few_channels, thin_conv2d
 from defenses.lowrank.routing import Routing
 
 Made = TypeVar("Made")
@@ -98,19 +99,24 @@ class AdaptedConv2d(nn.Conv2d):
         route = self.routing.route
         if route.weights is None:
             whole: Tensor = self._once(route.task, lambda: self.merged_weight(route.task))
-            alone: Tensor = self._conv_forward(input, whole, self.bias)
-            return alone
+            return self._convolved(input, whole, self.bias)
         if len(input) != len(route.weights):
             raise InputError(
                 f"adapters need each sample in its place: a batch of {len(route.weights)} has become one of "
                 f"{len(input)} inside the network"
             )
         weight, bias, back = self._once("side by side", self._side_by_side)
-        both: Tensor = self._conv_forward(input, weight, bias)
+        both = self._convolved(input, weight, bias)
         out, thin = torch.split(both, [self.out_channels, both.shape[1] - self.out_channels], 1)
         # Not repeat_interleave, whose gradient is slow to add up.
         gate = (self.scale * route.weights).to(thin.dtype)[:, :, None].expand(-1, -1, self.rank)
         return _lead_back(out, thin * gate.reshape(len(thin), -1, 1, 1), back)
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._kept is not None and has_few_channels(self):
+            return thin_conv2d(x, weight, bias, self)
+        convolved: Tensor = self._conv_forward(x, weight, bias)
+        return convolved
 
     def _side_by_side(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """W and all A_e as one convolution, its bias, and all B_e as one.
