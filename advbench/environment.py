@@ -71,7 +71,9 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+    own = any(name.startswith("MALLOC_") for name in os.environ)
+    own = own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if own or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(parameter, value) for parameter, value in MALLOPT.values())

@@ -16,7 +16,6 @@ from attacks_pool.guard import untouched
 from attacks_pool.metadata import AttackInfo, Value, format_value
 from attacks_pool.norms import project
 from attacks_pool.randomness import ambient_generator, draw_seed, isolated_randomness, keyed_generator
-from attacks_pool.thin import searching
 
 
 class AttackFunction(Protocol):
@@ -111,10 +110,7 @@ class Attack:
         if not len(x):
             return x.clone()
         draws = keyed_generator(draw_seed(generator or ambient_generator(x)))
-        ours = str(getattr(self.function, "__module__", "")).partition(".")[0] == "attacks_pool"
-        # A stranger's attack may want gradients to the weights.
-        fast = searching(model) if ours else nullcontext()
-        with self.within(), isolated_randomness(draw_seed(draws), x.device), untouched(model), fast:
+        with self.within(), isolated_randomness(draw_seed(draws), x.device), untouched(model):
             # Copies: a search that writes into what it was given must not move what it is judged by.
             crafted = self.function(
                 model, x.clone(), y.clone(), generator=draws, early_stop=early_stop, **self.knobs

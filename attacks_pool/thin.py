@@ -8,6 +8,7 @@ results are then added up where they belong, it has none to throw away.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 FEW = 4
 """Input channels up to which the product is faster."""
+LARGEST = 49
+"""Taps of a kernel, by those that its stride skips, up to which it is."""
 
 
 class ThinConv(nn.Conv2d):
@@ -29,8 +32,6 @@ class ThinConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Output (N, O, h, w) of images (N, C, H, W)."""
-        if self.weight.requires_grad:
-            return super().forward(input)
         return thin_conv2d(input, self.weight, self.bias, self)
 
 
@@ -38,13 +39,28 @@ class _Searched(ThinConv):
     """The same where nobody asks for the gradient to the weights, although they learn."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return thin_conv2d(input, self.weight, self.bias, self)
+        bias = None if self.bias is None else self.bias.detach()
+        return thin_conv2d(input, self.weight.detach(), bias, self)
 
 
 def thin_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
-    """The convolution of ``conv`` with other weights, which get no gradient; x (N, C, H, W) does."""
-    if x.device.type != "cpu":
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
+    """The convolution of ``conv`` with these weights, its backward pass as in :class:`ThinConv`.
+
+    It is the library's where weights learn or come from elsewhere, the images perhaps, and for all that
+    :class:`torch.autograd.Function` does not know: transforms of functions, images one by one.
+    """
+    if not (
+        isinstance(x, Tensor)
+        and x.ndim == 4
+        and x.device.type == "cpu"
+        and x.is_floating_point()
+        and weight.is_floating_point()
+        and not any(one is not None and one.requires_grad for one in (weight, bias))
+        and torch._C._functorch.maybe_current_level() is None
+        and torch.autograd.forward_ad._current_level < 0
+    ):
+        plain: Tensor = conv._conv_forward(x, weight, bias)
+        return plain
     output: Tensor = _Convolution.apply(x, weight, bias, conv.stride, conv.padding, conv.dilation)
     return output
 
@@ -121,9 +137,18 @@ def is_thin(module: nn.Module) -> bool:
 
 
 def has_few_channels(conv: nn.Conv2d) -> bool:
-    """Whether :func:`thin_conv2d` computes what ``conv`` does, and gains by it."""
-    plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain and conv.in_channels <= FEW
+    """Whether :func:`thin_conv2d` computes what ``conv`` does, and gains by it.
+
+    Where kernels are large, their many shares of each pixel take longer to add up than the product saves.
+    """
+    ways = (conv.stride, conv.padding, conv.dilation)
+    if conv.groups != 1 or conv.padding_mode != "zeros" or "_conv_forward" in vars(conv):
+        return False
+    if not all(isinstance(way, tuple) and len(way) == 2 for way in ways):
+        return False
+    taps, apart = math.prod(conv.kernel_size), math.prod(conv.stride)
+    small = taps <= LARGEST * apart and conv.in_channels * taps <= 4 * conv.out_channels * apart
+    return small and conv.in_channels <= FEW
 
 
 def thin(model: nn.Module) -> nn.Module:
@@ -136,12 +161,15 @@ def thin(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def searching(model: nn.Module) -> Iterator[None]:
-    """Inside, the thin convolutions of ``model`` are fast, and their weights get no gradient."""
-    changed = [module for module in model.modules() if is_thin(module)]
-    for module in changed:
-        module.__class__ = _Searched
+    """Inside, the thin convolutions of ``model`` are fast, and their weights get no gradient.
+
+    For networks of our own: a stranger's might look at its layers on the way.
+    """
+    thin_ones = [module for module in model.modules() if is_thin(module)]
     try:
+        for module in thin_ones:
+            module.__class__ = _Searched
         yield
     finally:
-        for module in changed:
+        for module in thin_ones:
             module.__class__ = nn.Conv2d

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks_pool.attack import Attack
 from attacks_pool.engine import Objective, Ways, gradient_ascent
@@ -16,7 +15,6 @@ from attacks_pool.errors import InputError
 from attacks_pool.guard import buffers_kept, untouched
 from attacks_pool.norms import l2_norm, project
 from attacks_pool.randomness import normal
-from attacks_pool.thin import searching
 from defenses.base import Defense
 from defenses.checks import needs_attack
 
@@ -61,17 +59,6 @@ def check_norms(defense: str, attacks: Sequence[Attack]) -> None:
             )
 
 
-@contextlib.contextmanager
-def own_search(defense: Defense, attack: Attack, x: Tensor) -> Iterator[nn.Module]:
-    """What to search around x with gradients to images alone, within the attack's limits."""
-    with contextlib.ExitStack() as stack:
-        for kept in (attack.within(), buffers_kept(defense), untouched(defense)):
-            stack.enter_context(kept)
-        model = stack.enter_context(defense.searched(x))
-        stack.enter_context(searching(model))
-        yield model
-
-
 def ascend(
     defense: Defense, attack: Attack, x: Tensor, y: Tensor, *, objective: Objective | None = None
 ) -> Tensor:
@@ -87,7 +74,7 @@ def ascend(
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
         return project(x + START * normal(x, draws), x, ball.eps, ball.norm)
 
-    with own_search(defense, attack, x) as model:
+    with attack.within(), buffers_kept(defense), untouched(defense), defense.searched(x) as model:
         return gradient_ascent(
             model,
             x,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError
 from attacks_pool.randomness import key_seed
+from attacks_pool.thin import searching
 from defenses.base import Stage
 from defenses.lowrank import AdaptedConv2d, AdaptedDefense, ConvRouter, Route, Task, adapted, task_contrast
 from defenses.metadata import DefenseInfo
@@ -116,6 +118,11 @@ class MoLARouter(AdaptedDefense):
     def route_for(self, attack: Attack | None) -> Route:  # noqa: ARG002 - the router decides
         """Nothing: the forward pass asks the router."""
         return Route()
+
+    def craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial points against the whole, router included."""
+        with contextlib.nullcontext() if self.router is None else searching(self.router):
+            return super().craft(attack, x, y)
 
     def router_weights(self, x: Tensor) -> Tensor:
         """w (N, E), which sum to 1 for each image; E is 0 before the first stage."""

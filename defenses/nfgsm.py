@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.engine import input_gradient
+from attacks_pool.guard import buffers_kept, untouched
 from attacks_pool.losses import cross_entropy
 from attacks_pool.norms import l2_norm, steepest
 from attacks_pool.randomness import normal, uniform
-from defenses.ball import Ball, check_norms, own_search
+from defenses.ball import Ball, check_norms
 from defenses.base import Defense, Stage
 from defenses.checks import above_zero, not_negative
 from defenses.metadata import DefenseInfo
@@ -87,6 +88,6 @@ class NFGSM(Defense):
             return x.clone()
         ball = Ball.of(attack)
         x_noisy = (x + self.noise(ball, x)).clamp(0, 1)
-        with own_search(self, attack, x) as model:
+        with attack.within(), buffers_kept(self), untouched(self), self.searched(x) as model:
             gradient, _, _ = input_gradient(model, x_noisy, y, cross_entropy)
         return (x_noisy + self.alpha * ball.eps * steepest(gradient, ball.norm)).clamp(0, 1)

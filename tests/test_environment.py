@@ -29,10 +29,16 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
-@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "0"}], ids=["default", "set by the user"])
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"MALLOC_TRIM_THRESHOLD_": "0"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=0"}],
+    ids=["default", "set by the user", "set as a tunable"],
+)
 def test_freed_memory_is_used_again(own: dict[str, str]) -> None:
     """Layers of some megabytes fault no new pages in; what a user has set in the environment stands."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    environment = {
+        key: value for key, value in os.environ.items() if "MALLOC_" not in key and key != "GLIBC_TUNABLES"
+    }
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env={**environment, **own}, capture_output=True, text=True, check=True
     )

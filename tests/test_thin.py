@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 from copy import deepcopy
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks_pool import pool
-from attacks_pool.thin import ThinConv, thin
+from attacks_pool.thin import ThinConv, is_thin, searching, thin
 
 SIZES = [(8, 8), (12, 9), (28, 28)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -35,10 +33,10 @@ def test_gradients_are_those_of_the_library(
     for channels, padding, size in itertools.product((1, 3, 4), ((0, 0), (1, 1), (2, 1), (3, 3)), SIZES):
         dilation = (1, 1) if channels < 4 or max(kernel) > 3 else (2, 1)
         conv = nn.Conv2d(
-            channels, 5, kernel, stride=stride, padding=padding, dilation=dilation, bias=channels != 3
+            channels, 64, kernel, stride=stride, padding=padding, dilation=dilation, bias=channels != 3
         )
         conv = conv.double().requires_grad_(False).to(memory_format=layout)
-        x = torch.rand(3, channels, *size, dtype=torch.float64).contiguous(memory_format=layout)
+        x = torch.rand(2, channels, *size, dtype=torch.float64).contiguous(memory_format=layout)
         twin = thin(deepcopy(conv))
         assert isinstance(twin, ThinConv)
         ours, library = gradients(twin, conv, x)
@@ -85,39 +83,61 @@ def test_gradients_of_gradients_are_right() -> None:
     assert torch.autograd.gradgradcheck(lambda images: conv(images).tanh(), x)
 
 
-def test_attacks_get_the_fast_gradient_and_leave_the_network_as_it_was() -> None:
-    """Afterwards it has its very classes, and its weights learn."""
-    torch.manual_seed(0)
+def test_a_search_of_our_own_leaves_the_network_as_it_was() -> None:
+    """Also where the search fails."""
     model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10))
-    x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
-    inside = []
-
-    class Looked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
-
-        def forward(self, x: Tensor) -> Tensor:
-            inside.append(type(self.inner[0]))
-            logits: Tensor = self.inner(x)
-            return logits
-
-    pool.get("pgd", budget="digits", steps=3)(Looked(), x, y)
-    assert all(issubclass(kind, ThinConv) for kind in inside)
+    x = torch.rand(8, 1, 8, 8, requires_grad=True)
+    (plain,) = torch.autograd.grad(model(x).square().sum(), x)
+    with searching(model):
+        assert isinstance(model[0], ThinConv)
+        (found,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(found, plain)
+    with pytest.raises(RuntimeError, match="input"), searching(model):
+        model(torch.rand(8, 2, 8, 8))
     assert type(model[0]) is nn.Conv2d
     model(x).sum().backward()
     assert model[0].weight.grad is not None
 
 
-def test_a_strangers_attack_may_ask_for_gradients_to_weights() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.Flatten(), nn.Linear(16 * 36, 10))
-    seen = []
+def test_the_library_does_what_a_function_of_autograd_cannot() -> None:
+    """Images one by one, transforms of functions, derivatives forwards, weights made of the images."""
+    conv = thin(nn.Conv2d(1, 16, 3).double().requires_grad_(False))
+    plain = nn.Conv2d(1, 16, 3).double().requires_grad_(False)
+    plain.load_state_dict(conv.state_dict())
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64)
 
-    def stranger(model: nn.Module, x: Tensor, y: Tensor, **_: object) -> Tensor:
-        loss = nn.functional.cross_entropy(model(x), y)
-        seen.extend(torch.autograd.grad(loss, list(model.parameters())))
-        return x
+    def by_image(module: nn.Module) -> Tensor:
+        return torch.stack([module(image) for image in x])
 
-    attack = replace(pool.get("fgsm", budget="digits"), function=stranger)
-    attack(model, torch.rand(4, 1, 8, 8), torch.arange(4))
-    assert seen[0].abs().max() > 0
+    def mapped(module: nn.Module) -> Tensor:
+        return torch.func.vmap(lambda image: module(image[None])[0])(x)
+
+    def slope(module: nn.Module) -> Tensor:
+        return torch.func.grad(lambda images: module(images).tanh().sum())(x)
+
+    def forwards(module: nn.Module) -> Tensor:
+        return torch.func.jvp(module, (x,), (torch.ones_like(x),))[1]
+
+    def dynamic(module: nn.Module) -> Tensor:
+        images = x.clone().requires_grad_()
+        weights = {"weight": plain.weight * (1 + images.mean()), "bias": plain.bias}
+        output = torch.func.functional_call(module, weights, (images,))
+        return torch.autograd.grad(output.square().sum(), images)[0]
+
+    for look in (by_image, mapped, slope, forwards, dynamic):
+        torch.testing.assert_close(look(conv), look(plain))
+
+
+@pytest.mark.parametrize(
+    ("conv", "taken"),
+    [
+        (nn.Conv2d(3, 64, 3, padding=1), True),
+        (nn.Conv2d(3, 64, 7, stride=2), True),
+        (nn.Conv2d(3, 192, 16, stride=16), True),
+        (nn.Conv2d(3, 3, 15), False),
+        (nn.Conv2d(1, 6, 5), False),
+        (nn.Conv2d(3, 64, 21), False),
+    ],
+)
+def test_kernels_with_too_many_taps_stay(conv: nn.Conv2d, taken: bool) -> None:
+    assert is_thin(conv) is taken

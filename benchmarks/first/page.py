@@ -33,7 +33,7 @@ from leaderboards.pictures import forgetting_curves, trade_off
 LARGEST = 20 * 2**20
 """Bytes of all published records together."""
 LEFT_OUT = {".safetensors", ".jsonl"}
-COLUMNS = "rank,label,average,average_interval,clean,worst_case,unseen,forgetting,seeds,audit"
+COLUMNS = "rank,label,regime,average,average_interval,clean,worst_case,unseen,forgetting,seeds,audit"
 COMPARED = ("average", "worst-case", "unseen", "clean")
 
 

@@ -114,7 +114,7 @@ class AdaptedConv2d(nn.Conv2d):
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._kept is not None and has_few_channels(self):
-            return thin_conv2d(x, weight, bias, self)
+            return thin_conv2d(x, weight, None if bias is None else bias.detach(), self)
         convolved: Tensor = self._conv_forward(x, weight, bias)
         return convolved
 
