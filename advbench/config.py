@@ -124,8 +124,8 @@ def explain(error: ValidationError) -> str:
     return f"{key}: {message} (given {reprlib.repr(fault['input'])})".replace("\n", " ") if key else message
 
 
-class _NoAliases(yaml.SafeLoader):
-    """YAML without aliases: options need none, and a few nested ones unfold to gigabytes."""
+class _Strict(yaml.SafeLoader):
+    """YAML without aliases, of which a few nested ones unfold to gigabytes, and without a key twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """The next node, unless it is an alias."""
@@ -133,6 +133,14 @@ class _NoAliases(yaml.SafeLoader):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, unless one of its keys would silently replace another."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"it says {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, kind: str) -> Any:
@@ -148,9 +156,15 @@ def read_yaml(path: Path, kind: str) -> Any:
     except UnicodeDecodeError:
         raise InputError(f"{kind} {path} is not text") from None
     try:
-        return yaml.load(text, Loader=_NoAliases)
+        return yaml.load(text, Loader=_Strict)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{kind} {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        why = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise InputError(f"{kind} {path} is neither YAML nor JSON: {why}") from None
+
+
+def kind_of(value: object) -> str:
+    """What a message calls the type of a value from a file."""
+    return "nothing" if value is None else type(value).__name__
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -165,7 +179,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
         content = parse_record(content, str(path)).config
     if not isinstance(content, dict):
-        raise InputError(f"config {path} must hold key: value pairs, not {type(content).__name__}")
+        raise InputError(f"config {path} must hold key: value pairs, not {kind_of(content)}")
     content = {str(key).replace("-", "_"): value for key, value in content.items()}
     # Also where the command line overrides it: a file with a mistake in it is not to be trusted.
     Options.of(content)

@@ -218,13 +218,20 @@ def parse_points(
     elif isinstance(given, str):
         for piece in given.split(","):
             key, equals, value = piece.strip().rpartition("=")
-            pieces[key if equals else "default"] = value
+            key = key if equals else "default"
+            if key in pieces:
+                whose = key if equals else "all attacks"
+                raise InputError(f"points={given}: two numbers for {whose}, {pieces[key]} and {value}")
+            pieces[key] = value
     points: dict[str, int] = {}
     names = {attack.name for attack in attacks}
     for key, value in pieces.items():
         if key != "default" and key not in names:
             raise unknown("attack in points", key, names)
-        number = value if isinstance(value, int) else parse_number("points", value)
+        try:
+            number = value if isinstance(value, int) else parse_number("points", value)
+        except InputError:
+            raise InputError(f"points={value} is not a number: write 1000, cw=1000 or 5000,cw=1000") from None
         if number != int(number) or not 1 <= number <= len(data.test):
             raise InputError(
                 f"points={value}: {data.name} has {len(data.test)} test points; give a number from 1 to that"

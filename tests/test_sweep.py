@@ -208,8 +208,9 @@ BOMB = "a: &a [x, x]\nsequences: [*a, *a]"
 BAD: dict[str, tuple[str, str]] = {
     "no yaml": ("defenses: [at", "is neither YAML nor JSON"),
     "bytes": ("\0", "is neither YAML nor JSON"),
-    "nothing": ("", "must hold key: value pairs, not NoneType"),
+    "nothing": ("", "must hold key: value pairs, not nothing"),
     "a list": ("- at", "must hold key: value pairs, not list"),
+    "a key twice": ("defenses: [at]\ndefenses: [air]", "it says 'defenses' twice"),
     "bomb": (BOMB, "aliases (*name) are not read"),
     "tag": ("defense: !!python/object/apply:os.system [x]", "could not determine a constructor"),
     "no axis": ("epochs: 1", "it is empty: give at least one of dataset, model"),
@@ -220,7 +221,7 @@ BAD: dict[str, tuple[str, str]] = {
     "both spellings": ("defense: at\ndefenses: air", "'defense' is given twice"),
     "defense number": ("defense: 3", "defense: 3 is int, expected text"),
     "defense yes": ("defense: yes", "defense: True is bool, expected text"),
-    "defense null": ("defense: null", "defense: None is NoneType, expected text"),
+    "defense null": ("defense: null", "defense: None is nothing, expected text"),
     "defense unnamed": ("defenses: [{set: {lr: 1}}]", "must name one under 'defense'"),
     "defense with an axis": ("defenses: [{defense: at, seed: 1}]", "cannot have a seed of its own"),
     "defense with a wrong key": (

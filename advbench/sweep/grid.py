@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advbench.config import Options, as_text, read_yaml
+from advbench.config import Options, as_text, kind_of, read_yaml
 from advbench.models import MODELS
 from advbench.sweep.seeds import parse_seeds
 from attacks_pool.errors import InputError, unknown
@@ -47,7 +47,7 @@ def read_grid(path: Path, *, trust: bool = False) -> list[GridCell]:
     content = read_yaml(path, "grid")
     try:
         if not isinstance(content, dict):
-            raise InputError(f"it must hold key: value pairs, not {type(content).__name__}")
+            raise InputError(f"it must hold key: value pairs, not {kind_of(content)}")
         cells = parse_grid(content)
         for cell in cells:
             model = cell.options.get("model")
@@ -148,7 +148,7 @@ def _value(key: str, value: Any) -> Any:
     if key == "model" and value is None:
         return None
     if not isinstance(value, str):
-        raise InputError(f"{key}: {value!r} is {type(value).__name__}, expected text")
+        raise InputError(f"{key}: {value!r} is {kind_of(value)}, expected text")
     return value
 
 
