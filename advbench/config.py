@@ -139,7 +139,7 @@ class _Strict(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"it says {key!r} twice", node.start_mark)
+                raise InputError(f"{key!r} stands there twice")
         return super().construct_mapping(node, deep)
 
 
@@ -147,7 +147,7 @@ def read_yaml(path: Path, kind: str) -> Any:
     """What a YAML or JSON file holds; ``kind`` says in errors what it was to be.
 
     Raises:
-        InputError: the file is missing or unreadable, or uses YAML aliases.
+        InputError: the file is missing or unreadable, uses YAML aliases, or has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,6 +157,8 @@ def read_yaml(path: Path, kind: str) -> Any:
         raise InputError(f"{kind} {path} is not text") from None
     try:
         return yaml.load(text, Loader=_Strict)
+    except InputError as error:
+        raise InputError(f"{kind} {path}: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         why = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"{kind} {path} is neither YAML nor JSON: {why}") from None

@@ -16,6 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Pair = tuple[int, int]
+Way = tuple[Pair, Pair, Pair]
+"""Stride, padding, dilation."""
+
 FEW = 4
 """Input channels up to which the product is faster."""
 LARGEST = 49
@@ -72,9 +76,9 @@ class _Convolution(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.way, ctx.size, ctx.dtype = (stride, padding, dilation), x.shape[2:], x.dtype
@@ -85,32 +89,20 @@ class _Convolution(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         weight = weight.detach().to(gradient.dtype)
         by_pixel = gradient.is_contiguous(memory_format=torch.channels_last)
-        found = (_by_pixel if by_pixel else _by_plane)(gradient, weight, ctx.size, *ctx.way)
+        found = (_by_pixel if by_pixel else _by_plane)(gradient, weight, ctx.size, ctx.way)
         return found.to(ctx.dtype), None, None, None, None, None
 
 
-def _by_plane(
-    gradient: Tensor,
-    weight: Tensor,
-    size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Tensor:
+def _by_plane(gradient: Tensor, weight: Tensor, size: Pair, way: Way) -> Tensor:
     """Where channels lie one behind the other: the library adds up."""
+    stride, padding, dilation = way
     shares = weight.flatten(1).t() @ gradient.flatten(2)
     return F.fold(_exact(shares), size, weight.shape[2:], dilation, padding, stride)
 
 
-def _by_pixel(
-    gradient: Tensor,
-    weight: Tensor,
-    size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Tensor:
+def _by_pixel(gradient: Tensor, weight: Tensor, size: Pair, way: Way) -> Tensor:
     """Where the channels of a pixel lie together: all images are one product, added up tap by tap."""
+    stride, padding, dilation = way
     points, _, height, width = gradient.shape
     channels, kernel = weight.shape[1], weight.shape[2:]
     rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)

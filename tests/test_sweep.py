@@ -210,7 +210,7 @@ BAD: dict[str, tuple[str, str]] = {
     "bytes": ("\0", "is neither YAML nor JSON"),
     "nothing": ("", "must hold key: value pairs, not nothing"),
     "a list": ("- at", "must hold key: value pairs, not list"),
-    "a key twice": ("defenses: [at]\ndefenses: [air]", "it says 'defenses' twice"),
+    "a key twice": ("defenses: [at]\ndefenses: [air]", "'defenses' stands there twice"),
     "bomb": (BOMB, "aliases (*name) are not read"),
     "tag": ("defense: !!python/object/apply:os.system [x]", "could not determine a constructor"),
     "no axis": ("epochs: 1", "it is empty: give at least one of dataset, model"),
