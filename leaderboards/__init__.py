@@ -8,7 +8,7 @@ other.
 from leaderboards.archive import pack, unpack
 from leaderboards.checking import Findings, check_run
 from leaderboards.checksums import verify_checksums, write_checksums
-from leaderboards.comparing import Comparison, compare
+from leaderboards.comparing import Comparison, compare, compare_over
 from leaderboards.errors import RecordError
 from leaderboards.garbage import Garbage, find_garbage, remove, size_of
 from leaderboards.inventory import RunEntry, find_complete, find_unfinished, inventory
@@ -74,6 +74,7 @@ __all__ = [
     "check_run",
     "comparable",
     "compare",
+    "compare_over",
     "digests_of",
     "find_complete",
     "find_garbage",

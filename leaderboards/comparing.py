@@ -1,5 +1,6 @@
-"""Two rows of a leaderboard against each other."""
+"""Two rows of a leaderboard against each other, or two defenses over several leaderboards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -9,8 +10,9 @@ import numpy as np
 from leaderboards.bootstrap import intervals
 from leaderboards.errors import RecordError
 from leaderboards.keys import metric_of, sign_of
+from leaderboards.mcnemar import two_sided
 from leaderboards.pairwise import ALPHA, tests
-from leaderboards.points import PER_POINT
+from leaderboards.points import PER_POINT, Floats
 from leaderboards.ranking import Row
 from leaderboards.results import result_of
 from leaderboards.standing import Standing, replicates
@@ -62,6 +64,54 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
         RecordError: rows that cannot be compared, an unknown metric, or one that a row does not have.
     """
     name = metric_of(metric or row_a.ranked_by)
+    difference = _difference(row_a, row_b, name)
+    standings = [_standing(row) for row in (row_a, row_b)]
+    found = tests(standings, name)
+    if np.isnan(found.p[0, 1]):
+        return Comparison(name, difference, note=_why(standings))
+    low, high = intervals(_drawn(standings, name)[None])[0]
+    seeds = None if found.exact[0, 1] else float(found.bootstrap[0, 1])
+    p, test = float(found.points[0, 1]), "mcnemar-exact" if found.exact[0, 1] else "mcnemar-clustered"
+    if name not in PER_POINT:
+        p, test = float(found.bootstrap[0, 1]), "bootstrap"
+    return Comparison(name, difference, float(low), float(high), p, seeds, cast(Test, test))
+
+
+def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) -> Comparison:
+    """Compare two defenses over several boards: the mean over boards of the first's minus the second's.
+
+    The difference of each board is bootstrapped over seeds and test points as in :func:`compare`, and the
+    replicates of all boards are averaged. Boards with the same test points meet the same draws of points,
+    and rows of the same seeds the same draws of seeds, so that what boards have in common does not count as
+    independent evidence. p = 2Φ(−|Δ|/se), se the standard deviation of Δ's replicates. It says nothing about
+    sequences that are not among the boards.
+
+    Args:
+        pairs: the rows of the two defenses on each board.
+        metric: a metric or its short word; by default what the first row is ranked by.
+
+    Raises:
+        RecordError: no pair, rows that cannot be compared, an unknown metric, or one that a row lacks.
+    """
+    if not pairs:
+        raise RecordError("no board has both rows")
+    name = metric_of(metric or pairs[0][0].ranked_by)
+    difference = float(np.mean([_difference(*pair, name) for pair in pairs]))
+    drawn = []
+    for pair in pairs:
+        standings = [_standing(row) for row in pair]
+        if np.isnan(tests(standings, name).p[0, 1]):
+            return Comparison(name, difference, note=_why(standings))
+        drawn.append(_drawn(standings, name))
+    replicated = np.mean(drawn, axis=0)
+    low, high = intervals(replicated[None])[0]
+    spread = float(replicated.std(ddof=1))
+    apart = abs(difference) / spread if spread > 1e-12 else np.inf if abs(difference) > 1e-12 else 0.0
+    p = float(two_sided(np.array(apart)))
+    return Comparison(name, difference, float(low), float(high), p, p, "bootstrap")
+
+
+def _difference(row_a: Row, row_b: Row, name: str) -> float:
     if row_a.comparison != row_b.comparison or row_a.target_aware != row_b.target_aware:
         raise RecordError(
             f"{row_a.defense} and {row_b.defense} cannot be compared: they differ in data set, sequence, "
@@ -71,20 +121,18 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
     if first is None or second is None:
         without = row_a if first is None else row_b
         raise RecordError(f"{without.defense} has no {name.replace('_', ' ')}")
-    difference = first.mean - second.mean
-    standings = [_standing(row) for row in (row_a, row_b)]
-    found = tests(standings, name)
-    if np.isnan(found.p[0, 1]):
-        note = next((one.note for one in standings if one.note), "measured on different points")
-        return Comparison(name, difference, note=note)
+    return first.mean - second.mean
+
+
+def _drawn(standings: Sequence[Standing], name: str) -> Floats:
     terms = [one for standing in standings if (one := standing.terms(name)) is not None]
-    drawn = replicates(standings, name, terms)
-    low, high = intervals((drawn[0] - drawn[1])[None])[0]
-    seeds = None if found.exact[0, 1] else float(found.bootstrap[0, 1])
-    p, test = float(found.points[0, 1]), "mcnemar-exact" if found.exact[0, 1] else "mcnemar-clustered"
-    if name not in PER_POINT:
-        p, test = float(found.bootstrap[0, 1]), "bootstrap"
-    return Comparison(name, difference, float(low), float(high), p, seeds, cast(Test, test))
+    first, second = replicates(standings, name, terms)
+    difference: Floats = first - second
+    return difference
+
+
+def _why(standings: Sequence[Standing]) -> str:
+    return next((one.note for one in standings if one.note), "measured on different points")
 
 
 def _standing(row: Row) -> Standing:

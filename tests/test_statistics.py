@@ -16,6 +16,7 @@ from leaderboards import (
     RecordError,
     cache,
     compare,
+    compare_over,
     find_records,
     find_results,
     new_run_directory,
@@ -442,6 +443,49 @@ def test_compare_is_the_test_of_two_rows(board: Path) -> None:
     assert other.p == other.p_seeds
     back = compare(found["poor"], found["good"])
     assert (back.difference, back.p, back.better) == (-far.difference, far.p, "second")
+
+
+def test_several_boards_count_what_they_share_once(board: Path, tmp_path: Path) -> None:
+    """One board says what it says alone, the same board twice no more, by draws that were made by hand."""
+    found = {row.defense: row for row in rows(find_results(board)[0])}
+    alone = compare(found["good"], found["poor"])
+    once = compare_over([(found["good"], found["poor"])])
+    assert (once.difference, once.low, once.high) == pytest.approx((alone.difference, alone.low, alone.high))
+    assert (once.test, once.better) == ("bootstrap", "first")
+    assert once.p == pytest.approx(alone.p_seeds)
+    assert compare_over([(found["good"], found["poor"])] * 2) == once
+
+    for defense, skill in (("good", 0.66), ("poor", 0.62)):
+        save(tmp_path, defense, skill, range(3), protocol="another")
+    other = {row.defense: row for row in rows(find_results(tmp_path)[0])}
+    both = compare_over([(one["good"], one["poor"]) for one in (found, other)])
+    draws = seed_weights((0, 1, 2)), next(point_weights([200]))
+    totals = []
+    for names in ({"good": 0.70, "poor": 0.40}, {"good": 0.66, "poor": 0.62}):
+        terms = [
+            np.stack([made(skill, seed)[1][-1, :3].mean(0) for seed in range(3)]) for skill in names.values()
+        ]
+        totals.append(np.einsum("bs,sk,bk->b", draws[0], terms[0] - terms[1], draws[1]) / 600)
+    mean = np.mean(totals, axis=0)
+    assert (both.low, both.high) == pytest.approx(tuple(np.quantile(mean, [0.025, 0.975])))
+    assert both.p == pytest.approx(2 * scipy.stats.norm.sf(both.difference / mean.std(ddof=1)), rel=1e-6)
+
+
+def test_boards_without_outcomes_or_rows_are_not_pooled(board: Path, tmp_path: Path) -> None:
+    """The difference of means is left, and says why; no pair at all, or a stranger, is an error."""
+    found = {row.defense: row for row in rows(find_results(board)[0])}
+    save(tmp_path, "good", 0.7, range(2), protocol="another")
+    save(tmp_path, "poor", 0.4, range(2), protocol="another")
+    (tmp_path / "good-1" / "outcomes.npz").unlink()
+    other = {row.defense: row for row in rows(find_results(tmp_path)[0])}
+    pooled = compare_over([(one["good"], one["poor"]) for one in (found, other)])
+    assert (pooled.p, pooled.low, pooled.better) == (None, None, None)
+    assert "good-" in pooled.note
+    assert pooled.difference > 0.2
+    with pytest.raises(RecordError, match="no board"):
+        compare_over([])
+    with pytest.raises(RecordError, match="cannot be compared"):
+        compare_over([(found["good"], other["poor"])])
 
 
 def test_one_seed_of_binary_points_is_tested_exactly(tmp_path: Path) -> None:

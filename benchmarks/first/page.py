@@ -12,16 +12,19 @@ import argparse
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from leaderboards import (
+    Comparison,
     Record,
     RecordError,
     Row,
     View,
     compare,
+    compare_over,
     find_results,
     inventory,
     read_record,
@@ -54,6 +57,8 @@ QUESTIONS = (
     Question("MoLA-Router and joint training", ("mola-router", "joint"), ("at", "joint")),
     Question("replay and sequential adversarial training", ("replay", "continual"), ("at", "continual")),
 )
+
+BASES = (("at", "continual"), ("at", "joint"))
 
 
 def publish(runs_dir: Path, results: Path) -> None:
@@ -94,33 +99,54 @@ def by_name(board: Sequence[Row], name: tuple[str, str]) -> Row | None:
     return next((row for row in board if (row.defense, row.regime) == name), None)
 
 
+def line(title: str, make: Callable[[str], Comparison]) -> str:
+    """A row of a table: a comparison in each metric."""
+    return " | ".join([f"| {title}", *(cell(make, metric) for metric in COMPARED)]) + " |"
+
+
+def cell(make: Callable[[str], Comparison], metric: str) -> str:
+    """A comparison in points, with its interval and p-value; bold where one is better."""
+    try:
+        found = make(metric)
+    except RecordError:
+        return "–"
+    text = f"{100 * found.difference:+.1f}"
+    if found.low is not None and found.high is not None and found.p is not None:
+        p = max(found.p, found.p_seeds or 0.0)
+        text += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}], " + (
+            "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        )
+    return f"**{text}**" if found.better else text
+
+
 def comparisons(board: Sequence[Row]) -> str:
     """Markdown: the first minus the second in points, with 95 % interval and p-value of the paired test."""
     lines = []
     for question in QUESTIONS:
         first, second = by_name(board, question.first), by_name(board, question.second)
-        if first is None or second is None:
+        if first is not None and second is not None:
+            lines.append(line(question.asked, partial(compare, first, second)))
+    return table("first minus second, points", lines)
+
+
+def pooled(found: Sequence[Row], base: tuple[str, str]) -> str:
+    """Markdown: every row minus that of ``base``, each on all boards of one data set that have both."""
+    beside = [(board, own) for board in boards(found) if (own := by_name(board, base)) is not None]
+    lines = []
+    for name in sorted({(row.defense, row.regime) for row in found} - {base}):
+        pairs = [(row, own) for board, own in beside if (row := by_name(board, name)) is not None]
+        if not pairs or pairs[0][0].target_aware != pairs[0][1].target_aware:
             continue
-        cells = []
-        for metric in COMPARED:
-            try:
-                found = compare(first, second, metric)
-            except RecordError:
-                cells.append("–")
-                continue
-            text = f"{100 * found.difference:+.1f}"
-            if found.low is not None and found.high is not None and found.p is not None:
-                p = max(found.p, found.p_seeds or 0.0)
-                text += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}], " + (
-                    "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-                )
-            cells.append(f"**{text}**" if found.better else text)
-        lines.append(f"| {question.asked} | " + " | ".join(cells) + " |")
+        count = f"{len(pairs)} board" + "s" * (len(pairs) > 1)
+        lines.append(line(f"`{name[0]}`, {name[1]}, {count}", partial(compare_over, pairs)))
+    return table(f"minus `{base[0]}`, {base[1]}, points", lines)
+
+
+def table(title: str, lines: Sequence[str]) -> str:
+    """Markdown: lines of what was compared; nothing where there are none."""
     if not lines:
         return ""
-    head = (
-        "| first minus second, points | " + " | ".join(COMPARED) + " |\n|---" + "|--:" * len(COMPARED) + "|"
-    )
+    head = f"| {title} | " + " | ".join(COMPARED) + " |\n|---" + "|--:" * len(COMPARED) + "|"
     return "\n".join([head, *lines])
 
 
@@ -206,7 +232,14 @@ def page(found: Sequence[Row], folder: Path) -> str:
             draw(board, number, folder),
         ]
     for dataset in sorted({row.dataset for row in found}):
-        parts += [f"## What it costs: {dataset}", costs([row for row in found if row.dataset == dataset])]
+        mine = [row for row in found if row.dataset == dataset]
+        parts += [
+            f"## Over all sequences: {dataset}",
+            "Means over the boards above; intervals are over seeds and test points, which "
+            "the boards have in common: what they share counts once. Not corrected for the number of lines.",
+            *(pooled(mine, base) for base in BASES),
+        ]
+        parts += [f"## What it costs: {dataset}", costs(mine)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
