@@ -95,7 +95,9 @@ def measured_speed(config: RunConfig, data: DataSet, device: torch.device) -> Sp
             count = min(config.plan.batch_size, len(data.train))
         times = [_timed(model, data, count, device) for _ in range(REPEATS)]
     forward, backward = (statistics.median(one) / count for one in zip(*times, strict=True))
-    return Speed(forward, backward, f"timed here, on one batch of {count}")
+    return Speed(
+        forward, backward, f"timed here, on one batch of {count}, as if every attack went on to its end"
+    )
 
 
 def recorded_speed(records: Iterable[Record], config: RunConfig, fingerprint: str) -> Speed | None:
