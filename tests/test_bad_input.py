@@ -243,7 +243,8 @@ WRONG_COMMANDS: dict[str, tuple[str, str]] = {
         "leaderboard --dataset mnist",
         "no records on data set 'mnist': there are recor",
     ),
-    "leaderboard format": ("leaderboard --format xml", "'--format': "),
+    "leaderboard format": ("leaderboard --format xml", "'--format': 'xml' is not one of 'table'"),
+    "nearest format": ("leaderboard --format jsn", "Did you mean 'json'?"),
     "leaderboard key": ("leaderboard --rank-by averag", "'averag': did you mean 'average'?"),
     "leaderboard defense": ("leaderboard --defense ari", "no rows with defense 'ari': did you mean 'air'?"),
     "leaderboard regime": (

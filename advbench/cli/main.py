@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+import reprlib
 import sys
 from collections.abc import Sequence
 
 import typer
+from pydantic import ValidationError
 
 from advbench import __version__
 from advbench.cli import (
@@ -114,12 +118,26 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     """The message and exit code of an error that is the user's or the run's, None for a bug of ours."""
     # Typer carries its own copy of click in some versions, so that its errors are known by what they have.
     if hasattr(error, "format_message"):
-        return str(error.format_message()), 2
+        return _with_given(str(error.format_message()), error.__cause__), 2
     if {"InputError", "RecordError"} & {base.__name__ for base in type(error).__mro__}:
         return str(error), 2
     if type(error).__name__ in ("TrainingDivergedError", "RunFailedError"):
         return str(error), 1
     return None, 1
+
+
+def _with_given(message: str, cause: BaseException | None) -> str:
+    """Typer's message for an option, with what was given and the nearest choice."""
+    if isinstance(cause, ValidationError):
+        fault = cause.errors()[0]
+        plain, given = fault["msg"].removeprefix("Value error, "), reprlib.repr(fault["input"])
+        message = message.replace(fault["msg"], plain if given in plain else f"{plain} (given {given})")
+    before, choosing, choices = message.partition("' is not one of ")
+    if choosing:
+        given = before.rpartition("'")[2]
+        near = difflib.get_close_matches(given.lower(), re.findall("'([^']*)'", choices), n=1, cutoff=0.5)
+        message += f" Did you mean {near[0]!r}?" if near else ""
+    return message
 
 
 def _fail(message: str, code: int) -> int:
