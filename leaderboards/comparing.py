@@ -10,7 +10,7 @@ import numpy as np
 from leaderboards.bootstrap import intervals
 from leaderboards.errors import RecordError
 from leaderboards.keys import metric_of, sign_of
-from leaderboards.mcnemar import two_sided
+from leaderboards.mcnemar import all_pairs, two_sided
 from leaderboards.pairwise import ALPHA, tests
 from leaderboards.points import PER_POINT, Floats
 from leaderboards.ranking import Row
@@ -80,35 +80,55 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
 def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) -> Comparison:
     """Compare two defenses over several boards: the mean over boards of the first's minus the second's.
 
-    The difference of each board is bootstrapped over seeds and test points as in :func:`compare`, and the
-    replicates of all boards are averaged. Boards with the same test points meet the same draws of points,
-    and rows of the same seeds the same draws of seeds, so that what boards have in common does not count as
-    independent evidence. p = 2Φ(−|Δ|/se), se the standard deviation of Δ's replicates. It says nothing about
-    sequences that are not among the boards.
+    The boards have the same test points, so that each point counts once: McNemar's test with points as
+    clusters takes its mean difference over boards. Replicates of the bootstrap draw points for all boards
+    together, and seeds of the same names too, so that what boards have in common is no independent
+    evidence; Δ's replicates are averaged over boards, and p = 2Φ(−|Δ|/se), se their standard deviation.
+    Neither says anything of sequences that are not among the boards. One pair is :func:`compare`'s.
 
     Args:
         pairs: the rows of the two defenses on each board.
         metric: a metric or its short word; by default what the first row is ranked by.
 
     Raises:
-        RecordError: no pair, rows that cannot be compared, an unknown metric, or one that a row lacks.
+        RecordError: no pair, rows that cannot be compared, boards of other data sets or of attacks on other
+            numbers of points, an unknown metric, or one that a row lacks.
     """
     if not pairs:
         raise RecordError("no board has both rows")
     name = metric_of(metric or pairs[0][0].ranked_by)
+    if len(pairs) == 1:
+        return compare(*pairs[0], name)
     difference = float(np.mean([_difference(*pair, name) for pair in pairs]))
-    drawn = []
-    for pair in pairs:
-        standings = [_standing(row) for row in pair]
+    boards = [[_standing(row) for row in pair] for pair in pairs]
+    drawn, shares = [], []
+    for standings in boards:
         if np.isnan(tests(standings, name).p[0, 1]):
             return Comparison(name, difference, note=_why(standings))
         drawn.append(_drawn(standings, name))
+        shares.append([one[:, 0, 0].mean(axis=0) for one in _terms(standings, name)])
+    if (
+        len(
+            {
+                (row.fingerprint, standing.shape)
+                for pair, one in zip(pairs, boards, strict=True)
+                for row, standing in zip(pair, one, strict=True)
+            }
+        )
+        > 1
+    ):
+        raise RecordError("boards that are measured on other points cannot be compared together")
     replicated = np.mean(drawn, axis=0)
     low, high = intervals(replicated[None])[0]
     spread = float(replicated.std(ddof=1))
     apart = abs(difference) / spread if spread > 1e-12 else np.inf if abs(difference) > 1e-12 else 0.0
-    p = float(two_sided(np.array(apart)))
-    return Comparison(name, difference, float(low), float(high), p, p, "bootstrap")
+    over_seeds = float(two_sided(np.array(apart)))
+    if name not in PER_POINT:
+        return Comparison(name, difference, float(low), float(high), over_seeds, over_seeds, "bootstrap")
+    found = all_pairs(np.mean(shares, axis=0), np.zeros(2, dtype=np.bool_))
+    seeds = None if all(len(row.runs) == 1 for pair in pairs for row in pair) else over_seeds
+    p = float(found.p[0, 1])
+    return Comparison(name, difference, float(low), float(high), p, seeds, "mcnemar-clustered")
 
 
 def _difference(row_a: Row, row_b: Row, name: str) -> float:
@@ -125,10 +145,13 @@ def _difference(row_a: Row, row_b: Row, name: str) -> float:
 
 
 def _drawn(standings: Sequence[Standing], name: str) -> Floats:
-    terms = [one for standing in standings if (one := standing.terms(name)) is not None]
-    first, second = replicates(standings, name, terms)
+    first, second = replicates(standings, name, _terms(standings, name))
     difference: Floats = first - second
     return difference
+
+
+def _terms(standings: Sequence[Standing], name: str) -> list[Floats]:
+    return [one for standing in standings if (one := standing.terms(name)) is not None]
 
 
 def _why(standings: Sequence[Standing]) -> str:

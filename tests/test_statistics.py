@@ -448,27 +448,50 @@ def test_compare_is_the_test_of_two_rows(board: Path) -> None:
 def test_several_boards_count_what_they_share_once(board: Path, tmp_path: Path) -> None:
     """One board says what it says alone, the same board twice no more, by draws that were made by hand."""
     found = {row.defense: row for row in rows(find_results(board)[0])}
-    alone = compare(found["good"], found["poor"])
-    once = compare_over([(found["good"], found["poor"])])
-    assert (once.difference, once.low, once.high) == pytest.approx((alone.difference, alone.low, alone.high))
-    assert (once.test, once.better) == ("bootstrap", "first")
-    assert once.p == pytest.approx(alone.p_seeds)
-    assert compare_over([(found["good"], found["poor"])] * 2) == once
+    alone = compare(found["good"], found["even"])
+    assert compare_over([(found["good"], found["even"])]) == alone
+    twice = compare_over([(found["good"], found["even"])] * 2)
+    values = [(one.difference, one.low, one.high, one.p, one.p_seeds) for one in (twice, alone)]
+    assert values[0] == pytest.approx(values[1])
 
     for defense, skill in (("good", 0.66), ("poor", 0.62)):
         save(tmp_path, defense, skill, range(3), protocol="another")
     other = {row.defense: row for row in rows(find_results(tmp_path)[0])}
     both = compare_over([(one["good"], one["poor"]) for one in (found, other)])
     draws = seed_weights((0, 1, 2)), next(point_weights([200]))
-    totals = []
-    for names in ({"good": 0.70, "poor": 0.40}, {"good": 0.66, "poor": 0.62}):
-        terms = [
-            np.stack([made(skill, seed)[1][-1, :3].mean(0) for seed in range(3)]) for skill in names.values()
-        ]
+    totals, points = [], []
+    for skills in ((0.70, 0.40), (0.66, 0.62)):
+        terms = [np.stack([made(skill, seed)[1][-1, :3].mean(0) for seed in range(3)]) for skill in skills]
         totals.append(np.einsum("bs,sk,bk->b", draws[0], terms[0] - terms[1], draws[1]) / 600)
-    mean = np.mean(totals, axis=0)
+        points.append((terms[0] - terms[1]).mean(0))
+    mean, d = np.mean(totals, axis=0), np.mean(points, axis=0)
     assert (both.low, both.high) == pytest.approx(tuple(np.quantile(mean, [0.025, 0.975])))
-    assert both.p == pytest.approx(2 * scipy.stats.norm.sf(both.difference / mean.std(ddof=1)), rel=1e-6)
+    assert both.p == pytest.approx(scipy.stats.chi2.sf(d.sum() ** 2 / (d**2).sum(), 1), rel=1e-9)
+    assert both.p_seeds == pytest.approx(
+        2 * scipy.stats.norm.sf(both.difference / mean.std(ddof=1)), rel=1e-6
+    )
+    forgotten = compare_over([(one["good"], one["poor"]) for one in (found, other)], "forgetting")
+    assert (forgotten.test, forgotten.p) == ("bootstrap", forgotten.p_seeds)
+
+
+def test_boards_of_one_seed_say_nothing_of_others(tmp_path: Path) -> None:
+    """And few discordant points are no evidence that one pair alone would not be."""
+    for protocol in ("a", "b"):
+        for defense, skill in (("good", 0.7), ("poor", 0.4)):
+            save(tmp_path / protocol, defense, skill, range(1), protocol=protocol)
+    found = [{row.defense: row for row in rows(find_results(tmp_path / name)[0])} for name in "ab"]
+    pairs = [(one["good"], one["poor"]) for one in found]
+    assert compare_over(pairs, "worst-case").p_seeds is None
+    assert compare_over(pairs[:1], "worst-case").test == "mcnemar-exact"
+
+
+def test_boards_of_other_points_are_not_pooled(board: Path, tmp_path: Path) -> None:
+    """Their draws would not be the same, and what they share would count twice."""
+    for defense, skill in (("good", 0.7), ("poor", 0.4)):
+        save(tmp_path, defense, skill, range(3), protocol="another", counts=(200, 200, 200, 200, 100))
+    found = [{row.defense: row for row in rows(find_results(path)[0])} for path in (board, tmp_path)]
+    with pytest.raises(RecordError, match="other points"):
+        compare_over([(one["good"], one["poor"]) for one in found])
 
 
 def test_boards_without_outcomes_or_rows_are_not_pooled(board: Path, tmp_path: Path) -> None:

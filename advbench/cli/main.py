@@ -131,7 +131,8 @@ def _with_given(message: str, cause: BaseException | None) -> str:
     if isinstance(cause, ValidationError):
         fault = cause.errors()[0]
         plain, given = fault["msg"].removeprefix("Value error, "), reprlib.repr(fault["input"])
-        message = message.replace(fault["msg"], plain if given in plain else f"{plain} (given {given})")
+        said = given in plain or " is not one of " in plain
+        message = message.replace(fault["msg"], plain if said else f"{plain} (given {given})")
     before, choosing, choices = message.partition("' is not one of ")
     if choosing:
         given = before.rpartition("'")[2]

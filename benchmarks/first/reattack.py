@@ -3,9 +3,9 @@
     python benchmarks/first/reattack.py runs/first --seed 0
 
 On the points that AutoAttack has met, and in its norm and budget: what survives the record's own attacks of
-that norm together, and what then survives more steps and restarts, other losses, all classes as targets, five
-times the queries, and points that were crafted on the other runs' models. A row whose record is sound loses
-hardly a point. Needs the weights, which leaderboards/results does not have.
+that norm together, and what then survives more steps and restarts, other losses, all classes as targets,
+5,000 queries three times, and points that were crafted on the other runs' models. A row whose record is sound
+loses hardly a point. Needs the weights, which leaderboards/results does not have.
 """
 
 from __future__ import annotations

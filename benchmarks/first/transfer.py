@@ -4,7 +4,8 @@
 
 Each attack of a run's sequence is run on row 0's model, and what it finds is judged on the last row's. Runs
 of one seed share that classifier, so that all defenses meet the same points. In percent of all test points,
-mean and standard deviation over seeds. Needs the weights, which leaderboards/results does not have.
+mean and standard deviation over seeds. A search for the smallest perturbation stops at row 0's boundary, and
+its points hardly transfer. Needs the weights, which leaderboards/results does not have.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from advbench.resolve import bound_attacks
 from advbench.saved import Run, load_run
 from attacks_pool.randomness import keyed_generator
+from attacks_pool.verifier import verify
 from leaderboards import inventory
 
 Points = dict[tuple[bytes, str], Tensor]
@@ -30,8 +32,8 @@ def digest(model: nn.Module) -> bytes:
     return b"".join(value.detach().cpu().numpy().tobytes() for value in model.state_dict().values())
 
 
-def survived(run: Run, crafted: Points) -> float:
-    """Percent of clean and transferred points right, mean over the sequence's attacks."""
+def survived(run: Run, crafted: Points) -> list[float]:
+    """Percent of points that stay right, for each attack of the sequence."""
     x, y = run.test_data
     plain, model = run.stage(0), run.model
     weights = digest(plain)
@@ -41,15 +43,27 @@ def survived(run: Run, crafted: Points) -> float:
         if key not in crafted:
             generator = keyed_generator("transfer", run.config.seed, attack.text)
             crafted[key] = attack(plain, x, y, generator=generator)
-        view = model.view(attack)
-        with torch.no_grad():
-            right = (view(x).argmax(1) == y) & (view(crafted[key]).argmax(1) == y)
-        shares.append(100 * right.float().mean().item())
-    return statistics.mean(shares)
+        verdict = verify(
+            model.view(attack),
+            x,
+            y,
+            crafted[key],
+            norm=attack.info.norm,
+            eps=attack.eps,
+            kind=attack.info.kind,
+        )
+        shares.append(100 * verdict.robust.float().mean().item())
+    return shares
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, of several, standard deviation."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:
-    """A table: a row a defense, a column a sequence."""
+    """A table a sequence: a row a defense, a column an attack."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,28 +74,22 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = given.defenses.split(",")
     crafted: Points = {}
-    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    tables: dict[tuple[str, ...], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     for entry in inventory(given.runs_dir):
         if entry.state != "complete":
             continue
         run = load_run(entry.path)
-        config = run.record.config
-        if config["dataset"] == given.dataset and config["defense"] in wanted:
-            sequence = " → ".join(config["sequence"])
-            found[config["defense"], run.record.regime][sequence].append(survived(run, crafted))
-    sequences = sorted({sequence for rows in found.values() for sequence in rows})
-    for number, sequence in enumerate(sequences, 1):
-        print(f"{number}. {sequence}")
-    print("| defense | regime | " + " | ".join(map(str, range(1, len(sequences) + 1))) + " |")
-    print("|---|---" + "|--:" * len(sequences) + "|")
-    for (defense, regime), rows in sorted(found.items()):
-        cells = [
-            f"{statistics.mean(rows[one]):.1f} ± {statistics.stdev(rows[one]):.1f}"
-            if len(rows[one]) > 1
-            else "–"
-            for one in sequences
-        ]
-        print(f"| `{defense}` | {regime} | " + " | ".join(cells) + " |")
+        if run.config.dataset == given.dataset and run.config.defense in wanted:
+            name = f"`{run.config.defense}`, {run.record.regime}"
+            tables[tuple(run.config.sequence)][name].append(survived(run, crafted))
+    for sequence, found in tables.items():
+        print(f"| transferred | {' | '.join(sequence)} | all | seeds |")
+        print("|---" + "|--:" * (len(sequence) + 2) + "|")
+        for name, seeds in found.items():
+            columns = [*zip(*seeds, strict=True), tuple(map(statistics.mean, seeds))]
+            cells = [spread(list(column)) for column in columns]
+            print(f"| {name} | {' | '.join(cells)} | {len(seeds)} |")
+        print()
 
 
 if __name__ == "__main__":
