@@ -98,5 +98,8 @@ def check_timeout(seconds: float | None) -> None:
     Raises:
         InputError: it is not above 0, or not finite.
     """
-    if seconds is not None and not (math.isfinite(seconds) and 0 < seconds <= threading.TIMEOUT_MAX - GRACE):
-        raise InputError(f"attack-timeout={seconds:g} must be a number of seconds above 0")
+    most = threading.TIMEOUT_MAX - GRACE
+    if seconds is not None and not (math.isfinite(seconds) and 0 < seconds <= most):
+        raise InputError(
+            f"attack-timeout={seconds:g} must be a number of seconds above 0, and at most {most:.0f}"
+        )

@@ -236,6 +236,7 @@ WRONG_COMMANDS: dict[str, tuple[str, str]] = {
         "run --config runs_newer/run/record.json",
         "unknown record schema 2: this version reads",
     ),
+    "leaderboard of a long name": (f"leaderboard --runs-dir {'a' * 300}", "File name too long"),
     "leaderboard nowhere": ("leaderboard --runs-dir nowhere", "no runs directory at nowhere"),
     "leaderboard of a file": ("leaderboard --runs-dir a_file", "no runs directory at a_file"),
     "leaderboard newer": ("leaderboard --runs-dir runs_newer", "unknown record schema 2: this version reads"),

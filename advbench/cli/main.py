@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import reprlib
@@ -121,6 +122,8 @@ def _explain(error: Exception) -> tuple[str | None, int]:
         return _with_given(str(error.format_message()), error.__cause__), 2
     if {"InputError", "RecordError"} & {base.__name__ for base in type(error).__mro__}:
         return str(error), 2
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{reprlib.repr(error.filename)}: {os.strerror(error.errno)}", 2
     if type(error).__name__ in ("TrainingDivergedError", "RunFailedError"):
         return str(error), 1
     return None, 1
