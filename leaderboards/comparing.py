@@ -101,22 +101,16 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
         return compare(*pairs[0], name)
     difference = float(np.mean([_difference(*pair, name) for pair in pairs]))
     boards = [[_standing(row) for row in pair] for pair in pairs]
+    points = {
+        (pair[0].fingerprint, one.shape) for pair, board in zip(pairs, boards, strict=True) for one in board
+    }
     drawn, shares = [], []
     for standings in boards:
         if np.isnan(tests(standings, name).p[0, 1]):
             return Comparison(name, difference, note=_why(standings))
         drawn.append(_drawn(standings, name))
         shares.append([one[:, 0, 0].mean(axis=0) for one in _terms(standings, name)])
-    if (
-        len(
-            {
-                (row.fingerprint, standing.shape)
-                for pair, one in zip(pairs, boards, strict=True)
-                for row, standing in zip(pair, one, strict=True)
-            }
-        )
-        > 1
-    ):
+    if len(points) > 1:
         raise RecordError("boards that are measured on other points cannot be compared together")
     replicated = np.mean(drawn, axis=0)
     low, high = intervals(replicated[None])[0]
