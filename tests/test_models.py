@@ -16,7 +16,7 @@ from torch import nn
 from advbench.models import MODELS, build_model
 from advbench.models.normalize import Normalize
 from advbench.models.resnet import resnet18
-from advbench.models.small import digits_cnn, lenet
+from advbench.models.small import digits_cnn, lenet, lenet_small
 from advbench.models.wideresnet import wide_resnet, wrn_28_10
 from attacks_pool.errors import InputError
 
@@ -55,6 +55,8 @@ def test_parameters_are_as_listed(name: str) -> None:
         ("lenet", 1, 28, 10),
         ("lenet", 3, 12, 7),
         ("lenet", 1, (13, 30), 2),
+        ("lenet-small", 1, 28, 10),
+        ("lenet-small", 2, (12, 19), 3),
         ("resnet18", 1, 9, 3),
         ("resnet18", 3, (32, 16), 100),
     ],
@@ -143,14 +145,14 @@ class TestNormalize:
         with pytest.raises(InputError, match="3 channels got images of shape"):
             Normalize([0.5] * 3, [0.5] * 3)(torch.zeros(2, 1, 4, 4))
 
-    @pytest.mark.parametrize("factory", [digits_cnn, lenet, resnet18, wrn_28_10])
+    @pytest.mark.parametrize("factory", [digits_cnn, lenet, lenet_small, resnet18, wrn_28_10])
     def test_in_front_of_every_model(self, factory: Any) -> None:
         """``mean`` and ``std`` give the model that normalises, with otherwise the same weights."""
         torch.manual_seed(0)
         plain = factory(in_channels=2).eval()
         torch.manual_seed(0)
         normalised = factory(in_channels=2, mean=(0.5, 0.4), std=(0.2, 0.1)).eval()
-        size = {digits_cnn: 8, lenet: 28}.get(factory, 8)
+        size = {digits_cnn: 8, lenet: 28, lenet_small: 28}.get(factory, 8)
         x = torch.rand(2, 2, size, size)
         with torch.no_grad():
             expected = plain(Normalize((0.5, 0.4), (0.2, 0.1))(x))

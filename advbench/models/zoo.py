@@ -42,6 +42,13 @@ _LISTED = (
         "advbench.models.small:lenet",
     ),
     ModelInfo(
+        "lenet-small",
+        "half as wide, a third of the arithmetic",
+        "1×28×28",
+        166406,
+        "advbench.models.small:lenet_small",
+    ),
+    ModelInfo(
         "resnet18",
         "ResNet-18, 3×3 stem (arXiv:1512.03385)",
         "3×32×32",
