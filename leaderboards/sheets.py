@@ -14,6 +14,8 @@ from leaderboards.statistics import Summary
 from leaderboards.values import full_name
 
 Mark = Literal["best", "second"]
+LOSSES = frozenset({"forgetting", "backward_transfer", "unseen_gap"})
+"""Metrics that say how much is lost, and nothing of how much there was."""
 SPARE: Final = ("forgetting_mean", "unseen_accuracy_mean", "clean_accuracy_mean", "worst_case_accuracy_mean")
 
 
@@ -154,12 +156,16 @@ def _marks(
     rows: Sequence[Row],
     boards: Sequence[Hashable],
 ) -> dict[tuple[int, int], Mark]:
-    """The best and the second value of each metric among the ok rows of a board, as far as they are shown."""
+    """The best and the second value of each metric among the ok rows of a board, as far as they are shown.
+
+    Who never learnt forgets nothing: how much a defense loses is marked only where it is ranked by that.
+    """
     found: dict[tuple[int, int], Mark] = {}
     for board in dict.fromkeys(boards):
         members = [i for i, row in enumerate(rows) if boards[i] == board and row.verdict == "ok"]
         for place, column in enumerate(columns):
-            if column.sign and len(members) > 1:
+            asked = column.name not in LOSSES or column.name in {rows[i].ranked_by for i in members}
+            if column.sign and asked and len(members) > 1:
                 mine = {i: values[i][place] for i in members}
                 found |= {(i, place): mark for i, mark in best_two(column, mine).items()}
     return found

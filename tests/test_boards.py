@@ -235,10 +235,17 @@ def test_best_is_bold_and_second_underlined(board: list[Row]) -> None:
     assert r"masked & 99.0 & 90.0 \\" in text
     assert r"mola-grad (target-aware) & 80.0 & 90.0 \\" in text
     three = [record(name, score) for name, score in {"a": 0.50004, "b": 0.50003, "c": 0.4}.items()]
-    marked = to_markdown(rows(three), View.of("defense,average,forgetting"))
-    assert "| a | **50.0** | **5.0** |" in marked
-    assert "| b | **50.0** | **5.0** |" in marked
-    assert "| c | <u>40.0</u> | **5.0** |" in marked
+    marked = to_markdown(rows(three), View.of("defense,average,clean"))
+    assert "| a | **50.0** | **90.0** |" in marked
+    assert "| b | **50.0** | **90.0** |" in marked
+    assert "| c | <u>40.0</u> | **90.0** |" in marked
+
+
+def test_losing_little_is_no_merit_in_itself() -> None:
+    """A model that never learnt forgets nothing: marked only where rows are ranked by it."""
+    marked = to_markdown(rows([record("a", 0.9), record("b", 0.1)]), View.of("defense,average,forgetting"))
+    assert "| a | **90.0** | 5.0 |" in marked
+    assert "| b | <u>10.0</u> | 5.0 |" in marked
 
 
 def test_less_forgetting_is_better() -> None:
