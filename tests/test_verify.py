@@ -14,11 +14,12 @@ import pytest
 from advbench.cli.main import invoke
 from advbench.evaluate import evaluate
 from advbench.evaluating import evaluate_model
+from advbench.events import Event
 from advbench.recording import metrics_of, per_class_counts, transfer_metric
 from advbench.saved import Run, load_run
 from advbench.verifying import Asked, Comparison, Report, retrain_run, verify_run
 from advbench.verifying.report import judge
-from advbench.verifying.retraining import led_astray
+from advbench.verifying.rounding import Spread, far_off
 from advbench.verifying.subject import subject_of
 from attacks_pool import InputError, pool
 from leaderboards import (
@@ -328,15 +329,59 @@ def test_trained_again(small_run: Run, tmp_path: Path) -> None:
     assert report.complete
 
 
-def test_training_on_another_machine() -> None:
-    """Weights that differ say how far; only a significant difference of 5 points refutes then."""
+def test_far_off() -> None:
+    """Only a significant difference of 5 points asks for an explanation."""
     points = np.arange(400)
     everything = np.ones(400, dtype=bool)
     near = Comparison.of(1, "pgd", points < 220, (points >= 10) & (points < 220), everything)
     far = Comparison.of(1, "pgd", points < 220, points < 180, everything)
     scattered = Comparison.of(1, "pgd", points < 40, points >= 360, everything)
-    assert list(led_astray([near, scattered])) == []
-    assert "paired p" in next(iter(led_astray([far])))
+    assert list(far_off([near, scattered])) == []
+    assert list(far_off([near, far])) == [far]
+
+
+def test_what_rounding_explains() -> None:
+    """As much as it makes of the same run, and never less than 5 points."""
+    one = Comparison(1, "pgd", 400, 400, list(range(40)), [])
+    found = (0.45, 0.48, 0.44, 0.47, 0.46)
+    # t = 0.09 / (0.0158 √1.2) = 5.2 with 4 degrees of freedom.
+    assert Spread(one, 0.55, found).p == pytest.approx(0.0065, abs=2e-4)
+    assert Spread(one, 0.55, found).refutes
+    assert not Spread(one, 0.55, (0.45, 0.58, 0.44, 0.51, 0.40)).refutes
+    assert not Spread(one, 0.50, (0.46,) * 5).refutes
+    assert Spread(one, 0.52, (0.46,) * 5).refutes
+    assert Spread(one, 0.55, found).line() == (
+        "stage 1, pgd: 55.0 % in the record, 46.0 ± 1.6 % in 5 trainings that differ in rounding (p 0.0065)"
+    )
+
+
+def test_training_on_another_machine(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record too far off for rounding: it is trained again, and refuted if nothing like it comes."""
+    monkeypatch.setattr("advbench.verifying.retraining.differences", lambda *_: ["cpu A (here B)"])
+    monkeypatch.setattr("advbench.verifying.rounding.AGAIN", 2)
+    honest, forged = tmp_path / "honest", tmp_path / "forged"
+    for copy in (honest, forged):
+        shutil.copytree(small_run.path, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+        sums = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+        (copy / "SHA256SUMS").write_text("".join(line for line in sums if "safetensors" not in line))
+    trained: list[str] = []
+
+    def listen(event: Event) -> None:
+        if event.kind == "start":
+            trained.append(event.kind)
+
+    report = retrain_run(load_run(honest), listeners=[listen])
+    assert report.confirmed
+    assert not report.complete
+    assert any("no exact repetition" in note for note in report.notes)
+    assert len(trained) == 1
+    clean, robust = read_outcomes(forged / "outcomes.npz")
+    robust[1, 0] = clean[1]
+    trained.clear()
+    report = retrain_run(with_outcomes(load_run(forged), robust), listeners=[listen])
+    assert [fault.partition(":")[0] for fault in report.faults] == ["stage 1, fgsm"]
+    assert "in 3 trainings that differ in rounding" in report.faults[0]
+    assert len(trained) == 3
 
 
 def test_evaluations(tmp_path: Path, small_run: Run) -> None:

@@ -12,6 +12,7 @@ import argparse
 import shutil
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -156,47 +157,58 @@ def table(title: str, lines: Sequence[str]) -> str:
 
 
 def costs(found: Sequence[Row]) -> str:
-    """Markdown: medians over the boards of one data set, and how many times those of ``at``."""
+    """Markdown: medians over the runs on one data set, and how many times the passes of ``at``.
+
+    Seconds are those of the processor that has made the most runs.
+    """
+    runs: dict[tuple[str, str], list[Record]] = {}
+    for row in sorted(found, key=lambda row: (row.defense, row.regime)):
+        runs.setdefault((row.defense, row.regime), []).extend(map(record_in, row.directories))
+    processors = Counter(processor(record) for records in runs.values() for record in records)
+    usual = processors.most_common(1)[0][0]
+    passes = {name: statistics.median(map(passes_of, records)) for name, records in runs.items()}
+    base = passes.get(("at", "continual"))
     lines = []
-    names = sorted({(row.defense, row.regime) for row in found})
-    values = {
-        name: {
-            key: statistics.median(
-                summary.mean
-                for row in found
-                if (row.defense, row.regime) == name and (summary := row.cost.get(key)) is not None
-            )
-            for key in (
-                "training_seconds",
-                "training_forwards",
-                "training_backwards",
-                "parameters",
-                "multiply_adds",
-            )
-        }
-        for name in names
-    }
-    base = values.get(("at", "continual"))
-    for name, mine in values.items():
-        passes = mine["training_forwards"] + mine["training_backwards"]
-        share = (
-            "" if base is None else f"{passes / (base['training_forwards'] + base['training_backwards']):.2f}"
-        )
-        lines.append(
-            f"| `{name[0]}` | {name[1]} | {mine['training_seconds']:.0f} | {passes:,.0f} | {share} | "
-            f"{mine['parameters']:,.0f} | {mine['multiply_adds']:,.0f} |"
-        )
+    for name, records in runs.items():
+        seconds = [one.cost.training_seconds for one in records if processor(one) == usual]
+        cells = [
+            f"`{name[0]}`",
+            name[1],
+            f"{statistics.median(seconds):.0f}" if seconds else "–",
+            f"{passes[name]:,.0f}",
+            "–" if base is None else f"{passes[name] / base:.2f}",
+            f"{statistics.median(one.cost.parameters for one in records):,.0f}",
+            f"{statistics.median(one.cost.multiply_adds for one in records):,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    made = ", ".join(f"{count} on {name}" for name, count in processors.most_common())
     head = (
         "| defense | regime | trained, s | sample-passes | times `at` | parameters | multiply-adds |\n"
         "|---|---|--:|--:|--:|--:|--:|"
     )
-    return "\n".join([head, *lines])
+    return f"Runs: {made}. Seconds are of the first.\n\n" + "\n".join([head, *lines])
+
+
+def record_in(directory: str) -> Record:
+    """The record of a run directory."""
+    return read_record(Path(directory))
+
+
+def processor(record: Record) -> str:
+    """What a run was made on: the device, or the processor and its instructions."""
+    environment = record.environment
+    return str(environment["cpu"] if environment["device"].startswith("cpu") else environment["device"])
+
+
+def passes_of(record: Record) -> int:
+    """Forward and backward passes of single images in training."""
+    return record.cost.training_forwards + record.cost.training_backwards
 
 
 def records_of(board: Sequence[Row], names: Sequence[tuple[str, str]]) -> list[Record]:
     """The records behind some rows."""
     kept = [row for name in names if (row := by_name(board, name)) is not None]
-    return [read_record(Path(directory)) for row in kept for directory in row.directories]
+    return [record_in(directory) for row in kept for directory in row.directories]
 
 
 def draw(board: Sequence[Row], number: int, folder: Path) -> str:
@@ -231,6 +243,10 @@ def page(found: Sequence[Row], folder: Path) -> str:
         "attacks have met, fewer than those of the other columns: AutoAttack is dear. Comparisons give the "
         "95 % interval over seeds and test points, of one seed over points alone; bold ones differ by the "
         "paired test over points and, of several seeds, by the bootstrap over both.",
+        "Every seed 0 of the digits is trained and attacked again, and compared with its record, by\n\n"
+        "```sh\nadvbench verify leaderboards/results --retrain --run-seed 0 --dataset digits\n```\n\n"
+        "On the record's processor, with its versions, all is the same bit for bit; elsewhere rounding leads "
+        "training to other points, and the report says how many.",
     ]
     for number, board in enumerate(boards(found), 1):
         parts += [
