@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 from rich.console import Console
 
@@ -13,11 +12,10 @@ COMPACT = 150
 
 
 def output() -> Console:
-    """Standard output; wide where it is no terminal and COLUMNS does not say how wide, for tables in files.
+    """Standard output; wide where it is no terminal, so that a table in a file is never cut.
 
     Names of classes and folders may hold brackets and colons: nothing is read as markup.
     """
     plain = functools.partial(Console, highlight=False, markup=False, emoji=False)
     console = plain()
-    told = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
-    return console if told else plain(width=PLAIN_WIDTH)
+    return console if console.is_terminal else plain(width=PLAIN_WIDTH)
