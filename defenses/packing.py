@@ -22,6 +22,8 @@ class PackingError(ValueError):
 def pack(tree: Any) -> bytes:
     """The bytes of dicts (keys: text or whole numbers), lists, tuples, None, numbers, texts and tensors.
 
+    Tensors come back with the strides that they had.
+
     Raises:
         PackingError: anything else is in it; says where.
     """
@@ -67,14 +69,22 @@ def _metadata(data: bytes) -> dict[str, str]:
     return found
 
 
+def _usual(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of a new tensor of this shape."""
+    return torch.empty(tensor.shape, device="meta").stride()
+
+
 def _encode(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
         name = str(len(tensors))
         # A copy each: tied tensors share memory, which safetensors refuses.
-        tensors[name] = value.detach().cpu().clone().contiguous()
-        return {"tensor": name, "moved": value.device.type != "cpu"}
+        copy = value.detach().cpu().clone()
+        tensors[name] = copy.contiguous()
+        found: dict[str, Any] = {"tensor": name, "moved": value.device.type != "cpu"}
+        # A convolution may round otherwise where its input lies otherwise, and safetensors keeps no strides.
+        return found if copy.stride() == _usual(copy) else {**found, "stride": list(copy.stride())}
     if isinstance(value, dict):
         for key in value:
             if type(key) not in (int, str):
@@ -91,6 +101,8 @@ def _decode(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any
         return value
     if "tensor" in value:
         tensor = tensors[value["tensor"]]
+        if "stride" in value:
+            tensor = torch.empty_strided(tensor.shape, value["stride"], dtype=tensor.dtype).copy_(tensor)
         return tensor.to(device) if value["moved"] else tensor
     if "dict" in value:
         return {key: _decode(one, tensors, device) for key, one in value["dict"]}

@@ -244,6 +244,16 @@ class TestTraining:
             Standard(network()).fit(loader, [], plan=TrainPlan(epochs=2), resume=taken[-1])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_packing_keeps_how_images_lie(channels: int) -> None:
+    """A convolution of images in another layout may round otherwise: a resumed run would not be the same."""
+    images = torch.rand(5, channels, 4, 4).to(memory_format=torch.channels_last)[torch.tensor([0, 3])]
+    lying = [images, images.transpose(0, 2), torch.rand(2, 2), torch.tensor(1.0)]
+    for before, after in zip(lying, unpack(pack(lying)), strict=True):
+        assert torch.equal(before, after)
+        assert before.clone().stride() == after.stride()
+
+
 def test_packing_keeps_values_types_and_ties() -> None:
     """Keys that are numbers, tuples, None, empty tensors, all kinds of numbers; nothing that could run."""
     shared = torch.arange(4.0)
