@@ -164,7 +164,8 @@ def _marks(
     for board in dict.fromkeys(boards):
         members = [i for i, row in enumerate(rows) if boards[i] == board and row.verdict == "ok"]
         for place, column in enumerate(columns):
-            asked = column.name not in LOSSES or column.name in {rows[i].ranked_by for i in members}
+            metric = column.name.removesuffix("_mean")
+            asked = metric not in LOSSES or metric in {rows[i].ranked_by for i in members}
             if column.sign and asked and len(members) > 1:
                 mine = {i: values[i][place] for i in members}
                 found |= {(i, place): mark for i, mark in best_two(column, mine).items()}

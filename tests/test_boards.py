@@ -243,9 +243,10 @@ def test_best_is_bold_and_second_underlined(board: list[Row]) -> None:
 
 def test_losing_little_is_no_merit_in_itself() -> None:
     """A model that never learnt forgets nothing: marked only where rows are ranked by it."""
-    marked = to_markdown(rows([record("a", 0.9), record("b", 0.1)]), View.of("defense,average,forgetting"))
-    assert "| a | **90.0** | 5.0 |" in marked
-    assert "| b | <u>10.0</u> | 5.0 |" in marked
+    found = rows([record("a", 0.9), record("b", 0.1)])
+    marked = to_markdown(found, View.of("defense,average,forgetting,forgetting_mean"))
+    assert "| a | **90.0** | 5.0 | 5.0 |" in marked
+    assert "| b | <u>10.0</u> | 5.0 | 5.0 |" in marked
 
 
 def test_less_forgetting_is_better() -> None:

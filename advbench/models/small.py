@@ -67,7 +67,7 @@ def lenet_small(
 ) -> nn.Sequential:
     """Two 4×4 convolutions of stride 2 (16, 32), a hidden layer of 100: the shape of arXiv:2001.03994 itself.
 
-    A third of the arithmetic of :func:`lenet`, for sweeps on a processor.
+    A quarter of the multiply-adds of :func:`lenet`, for sweeps on a processor.
 
     Raises:
         InputError: ``image_size`` is below 12, or only one of ``mean`` and ``std`` is given.

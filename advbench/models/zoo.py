@@ -43,7 +43,7 @@ _LISTED = (
     ),
     ModelInfo(
         "lenet-small",
-        "half as wide, a third of the arithmetic",
+        "half as wide, a quarter of the multiply-adds",
         "1×28×28",
         166406,
         "advbench.models.small:lenet_small",

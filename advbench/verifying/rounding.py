@@ -63,8 +63,7 @@ class Spread:
 def far_off(comparisons: Sequence[Comparison]) -> Iterator[Comparison]:
     """What differs by 5 points or more with a paired p below 0.01: too far for the same model."""
     for one in comparisons:
-        lead = abs(len(one.record_only) - len(one.here_only))
-        if lead < LEAST_DIFFERENCE * one.compared:
+        if abs(_lead(one)) < LEAST_DIFFERENCE:
             continue
         if binomtest(len(one.record_only), one.discordant).pvalue < LARGEST_P:
             yield one
@@ -110,6 +109,7 @@ def accuracy(run: Run, one: Comparison) -> float:
 
 
 def _lead(one: Comparison) -> float:
+    """By how much the record's accuracy is above the first training's."""
     return (len(one.record_only) - len(one.here_only)) / one.compared
 
 
