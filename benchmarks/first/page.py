@@ -50,6 +50,8 @@ class Question:
     second: tuple[str, str]
 
 
+BASE = ("at", "continual")
+"""What defenses are compared with in cost."""
 QUESTIONS = (
     Question("AIR and joint training", ("air", "continual"), ("at", "joint")),
     Question("AIR and sequential adversarial training", ("air", "continual"), ("at", "continual")),
@@ -64,7 +66,7 @@ STILL_TO_BE_MADE = (
     "CPU its twelve runs went through in short: two batches a stage, one epoch, four points, APGD of two "
     "steps, without Square and AutoAttack."
 )
-BASES = (("at", "continual"), ("at", "joint"))
+BASES = (BASE, ("at", "joint"))
 
 
 def publish(runs_dir: Path, results: Path) -> None:
@@ -159,7 +161,8 @@ def table(title: str, lines: Sequence[str]) -> str:
 def costs(found: Sequence[Row]) -> str:
     """Markdown: medians over the runs on one data set, and how many times the passes of ``at``.
 
-    Seconds are those of the processor that has made the most runs.
+    Those are compared sequence by sequence: their mean, and the least and the most where they differ. Seconds
+    are those of the processor that has made the most runs.
     """
     runs: dict[tuple[str, str], list[Record]] = {}
     for row in sorted(found, key=lambda row: (row.defense, row.regime)):
@@ -167,7 +170,6 @@ def costs(found: Sequence[Row]) -> str:
     processors = Counter(processor(record) for records in runs.values() for record in records)
     usual = processors.most_common(1)[0][0]
     passes = {name: statistics.median(map(passes_of, records)) for name, records in runs.items()}
-    base = passes.get(("at", "continual"))
     lines = []
     for name, records in runs.items():
         seconds = [one.cost.training_seconds for one in records if processor(one) == usual]
@@ -176,7 +178,7 @@ def costs(found: Sequence[Row]) -> str:
             name[1],
             f"{statistics.median(seconds):.0f}" if seconds else "–",
             f"{passes[name]:,.0f}",
-            "–" if base is None else f"{passes[name] / base:.2f}",
+            times_at(found, name),
             f"{statistics.median(one.cost.parameters for one in records):,.0f}",
             f"{statistics.median(one.cost.multiply_adds for one in records):,.0f}",
         ]
@@ -187,6 +189,26 @@ def costs(found: Sequence[Row]) -> str:
         "|---|---|--:|--:|--:|--:|--:|"
     )
     return f"Runs: {made}. Seconds are of the first.\n\n" + "\n".join([head, *lines])
+
+
+def times_at(found: Sequence[Row], name: tuple[str, str]) -> str:
+    """The passes of a defense over those of sequential ``at`` on the same sequence."""
+    base = {row.sequence: passes_of_row(row) for row in found if (row.defense, row.regime) == BASE}
+    ratios = [
+        passes_of_row(row) / base[row.sequence]
+        for row in found
+        if (row.defense, row.regime) == name and row.sequence in base
+    ]
+    if not ratios:
+        return "–"
+    least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    mean = f"{statistics.mean(ratios):.2f}"
+    return mean if least == most else f"{mean} ({least} to {most})"
+
+
+def passes_of_row(row: Row) -> float:
+    """Forward and backward passes of single images in training, the mean over seeds."""
+    return row.cost["training_forwards"].mean + row.cost["training_backwards"].mean
 
 
 def record_in(directory: str) -> Record:
