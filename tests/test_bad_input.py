@@ -312,6 +312,8 @@ WRONG_COMMANDS: dict[str, tuple[str, str]] = {
     "verify surrogate": ("verify runs/good --surrogate nowhere", "no record at nowhere"),
     "verify weights": ("verify runs/good --weights a_file", "--weights goes with records of advbench eval"),
     "verify sample of training": ("verify runs/good --retrain --stages 1", "--retrain compares everything"),
+    "keep what is not made": ("verify runs/good --keep kept", "--keep is where --retrain makes runs again"),
+    "keep in a file": ("verify runs/good --retrain --keep a_file", "runs directory a_file is a file"),
     "retrain nowhere": ("verify nowhere --retrain", "no record at nowhere"),
     "submit nowhere": ("submit nowhere", "no record at nowhere"),
     "submit unfinished": ("submit unfinished", "no record at unfinished/record.json"),

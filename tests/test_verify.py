@@ -15,6 +15,7 @@ from advbench.cli.main import invoke
 from advbench.evaluate import evaluate
 from advbench.evaluating import evaluate_model
 from advbench.events import Event
+from advbench.identity import weights_digest
 from advbench.recording import metrics_of, per_class_counts, transfer_metric
 from advbench.saved import Run, load_run
 from advbench.verifying import Asked, Comparison, Report, retrain_run, verify_run
@@ -327,6 +328,26 @@ def test_trained_again(small_run: Run, tmp_path: Path) -> None:
     assert report.compared == sum(cell.n for cell in small_run.record.cells)
     assert report.notes[0] == "weights: of 3 stages, the same bit for bit"
     assert report.complete
+
+
+def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
+    """With its weights, and not trained twice; the run itself is no repetition of it."""
+    kept = tmp_path / "kept"
+    trained: list[str] = []
+
+    def listen(event: Event) -> None:
+        if event.kind == "start":
+            trained.append(event.text)
+
+    for _ in range(2):
+        report = retrain_run(small_run, keep=kept, listeners=[listen])
+        assert report.confirmed
+        assert report.complete
+    assert len(trained) == 1
+    [made] = kept.iterdir()
+    assert weights_digest(load_run(made).model.state_dict()) == weights_digest(small_run.model.state_dict())
+    with pytest.raises(InputError, match=r"--keep .* has run .* itself, not one made again from it"):
+        retrain_run(load_run(made), keep=kept)
 
 
 def test_far_off() -> None:

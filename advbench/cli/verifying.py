@@ -60,6 +60,10 @@ def verify(
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train again from the record instead; needs no weights.")
     ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="With --retrain: where the runs made again stay; the same command goes on there."),
+    ] = None,
     stages: StagesOption = "all",
     attacks: AttacksOption = "all",
     points: PointsOption = 500,
@@ -92,14 +96,15 @@ def verify(
     from advbench.cli.verified import print_failure, print_report, print_summary
     from advbench.verifying import Asked
     from advbench.verifying.marking import mark
+    from attacks_pool import InputError
     from leaderboards import RecordError
 
     wanted = {"seed": run_seed, "defense": defense, "dataset": dataset}
     found, several, failed = _runs(runs, trust, data_dir, wanted)
     asked = Asked(stages, attacks, points, seed, device, threads)
+    if keep is not None and not retrain:
+        raise InputError("--keep is where --retrain makes runs again: give that too")
     if retrain and (stages, attacks, points, seed) != ("all", "all", 500, None):
-        from attacks_pool import InputError
-
         raise InputError(
             "--stages, --attacks, --points and --seed choose a sample: --retrain compares everything"
         )
@@ -107,7 +112,7 @@ def verify(
     refuted = 0
     for run in found:
         try:
-            report = _verified(run, asked, retrain=retrain, surrogate=surrogate, weights=weights)
+            report = _verified(run, asked, retrain=retrain, keep=keep, surrogate=surrogate, weights=weights)
         except Exception as error:
             if not several or not _is_users(error):
                 raise
@@ -234,7 +239,13 @@ def _visible(path: Path, root: Path) -> bool:
 
 
 def _verified(
-    run: Run, asked: Asked, *, retrain: bool, surrogate: Path | None, weights: Path | None
+    run: Run,
+    asked: Asked,
+    *,
+    retrain: bool,
+    keep: Path | None,
+    surrogate: Path | None,
+    weights: Path | None,
 ) -> Report:
     from advbench.cli.verified import tell
     from advbench.saved import load_run
@@ -250,6 +261,7 @@ def _verified(
                 surrogate=surrogate,
                 device=asked.device,
                 threads=asked.threads,
+                keep=keep,
                 listeners=[listener, stopper],
             )
     other = None

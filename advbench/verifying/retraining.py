@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ def retrain_run(
     surrogate: Path | None = None,
     device: str | None = None,
     threads: int | None = None,
+    keep: Path | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Report:
-    """Make a run again, in a temporary place, and compare cell for cell and outcome for outcome.
+    """Make a run again, and compare cell for cell and outcome for outcome.
 
     Weights are not needed, but compared where they, or their checksums, are there. On the record's machine,
     with its versions and thread count, all is the same bit for bit. Elsewhere rounding leads training
@@ -54,6 +56,8 @@ def retrain_run(
         run: a finished run.
         surrogate: the run that the audit's transferred points were crafted on, where it was one.
         device, threads: those of the record by default.
+        keep: the directory where the run that is made again stays, with its weights. What was begun there is
+            gone on with, and what is finished is taken. By default it is made in a temporary place.
         listeners: told of the training's events.
 
     Raises:
@@ -73,8 +77,12 @@ def retrain_run(
         report.not_looked_at.append("training: what is stored contradicts itself already")
     else:
         options = _options(run, device, threads, surrogate)
-        with tempfile.TemporaryDirectory(prefix="advbench-verify-") as place:
-            made = run_benchmark(runs_dir=place, listeners=listeners, resume=False, **options)
+        with _place(keep) as place:
+            made = run_benchmark(runs_dir=place, listeners=listeners, reuse=True, **options)
+            if made.record.id == run.record.id:
+                raise InputError(
+                    f"--keep {place} has run {made.record.id} itself, not one made again from it"
+                )
             place_of = torch.device(str(made.record.environment["device"]).partition(" ")[0])
             report.machine = {**machine_of(place_of, run.data), "threads": options["threads"]}
             _compare(subject, made, report)
@@ -82,6 +90,13 @@ def retrain_run(
                 _explained(made, report, options, listeners)
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _place(keep: Path | None) -> AbstractContextManager[str | Path]:
+    """Where the run is made again."""
+    if keep is not None:
+        return nullcontext(keep)
+    return tempfile.TemporaryDirectory(prefix="advbench-verify-")
 
 
 def _options(run: Run, device: str | None, threads: int | None, surrogate: Path | None) -> dict[str, Any]:
