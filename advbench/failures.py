@@ -19,7 +19,15 @@ ERROR_LOG = "error.log"
 
 
 class RunFailedError(RuntimeError):
-    """A run stopped in the middle; one line says where, why, and how to go on."""
+    """A run stopped in the middle; one line says where, why, and how to go on.
+
+    Attributes:
+        what: the line without what is kept and how to go on.
+    """
+
+    def __init__(self, what: str, kept: str = "") -> None:
+        super().__init__(f"{what}{kept}")
+        self.what = what
 
 
 @contextmanager
@@ -47,14 +55,13 @@ def failing(directory: Path, place: Callable[[], str], how: str) -> Iterator[Non
     except TrainingDivergedError as error:
         raise TrainingDivergedError(f"{error}; the last good state is kept in {directory}") from error
     except (AttackTimeoutError, RecordError, OSError) as error:
-        raise RunFailedError(f"{place()}: {_line(error)}; finished work is kept, {how}") from error
+        raise RunFailedError(f"{place()}: {_line(error)}", f"; finished work is kept, {how}") from error
     except Exception as error:
         raised = f"{place()}: {type(error).__name__}: {_line(error)}"
         with contextlib.suppress(OSError):
             (directory / ERROR_LOG).write_text(traceback.format_exc(), encoding="utf-8")
-        raise RunFailedError(
-            f"{raised} (its traceback is in {directory / ERROR_LOG}); finished work is kept, {how}"
-        ) from error
+        kept = f" (its traceback is in {directory / ERROR_LOG}); finished work is kept, {how}"
+        raise RunFailedError(raised, kept) from error
 
 
 def _line(error: BaseException) -> str:

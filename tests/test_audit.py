@@ -27,6 +27,7 @@ ATTACKS = {
         "mim",
         "bim",
         "cw",
+        "autoattack",
     )
 }
 COUNT = 1000
@@ -316,3 +317,7 @@ def test_a_weak_suite_is_said_and_masks_nothing() -> None:
     assert found(weak_suite([*own, seen("pgd", survivors(360, first=100))])) == []
     assert found(weak_suite([*own, seen("pgd-l2", survivors(0))])) == []
     assert found(weak_suite([*own, seen("pgd:eps=0.3", survivors(0))])) == []
+    (flag,) = weak_suite([*own, seen("autoattack", survivors(300, first=100), probe=False)])
+    assert flag.message.startswith(
+        "autoattack leaves 10.0 points less than all other attacks of the run together,"
+    )

@@ -15,7 +15,9 @@ from advbench.cli.main import invoke
 from advbench.evaluate import evaluate
 from advbench.evaluating import evaluate_model
 from advbench.events import Event
+from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
+from advbench.interrupts import Interrupted
 from advbench.recording import metrics_of, per_class_counts, transfer_metric
 from advbench.saved import Run, load_run
 from advbench.verifying import Asked, Comparison, Report, retrain_run, verify_run
@@ -331,7 +333,7 @@ def test_trained_again(small_run: Run, tmp_path: Path) -> None:
 
 
 def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
-    """With its weights, and not trained twice; the run itself is no repetition of it."""
+    """With its weights, gone on with, and not trained twice; the run itself is no repetition of it."""
     kept = tmp_path / "kept"
     trained: list[str] = []
 
@@ -339,6 +341,21 @@ def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
         if event.kind == "start":
             trained.append(event.text)
 
+    def stopping(error: BaseException) -> Callable[[Event], None]:
+        def stop(event: Event) -> None:
+            if event.kind == "stage":
+                raise error
+
+        return stop
+
+    with pytest.raises(Interrupted) as stopped:
+        retrain_run(small_run, listeners=[stopping(Interrupted(143))])
+    assert stopped.value.how == "nothing of it is kept (--keep DIR keeps it)"
+    with pytest.raises(RunFailedError, match=r"ZeroDivisionError: \?; nothing of it is kept"):
+        retrain_run(small_run, listeners=[stopping(ZeroDivisionError("?"))])
+    with pytest.raises(Interrupted) as stopped:
+        retrain_run(small_run, keep=kept, listeners=[listen, stopping(Interrupted(143))])
+    assert stopped.value.how == f"the same command goes on in {kept}"
     for _ in range(2):
         report = retrain_run(small_run, keep=kept, listeners=[listen])
         assert report.confirmed

@@ -118,9 +118,9 @@ def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
                 together = np.asarray(np.stack([other.robust[:points] for other in own]).all(0))
                 best = min(own, key=lambda other: _share(other, points))
                 union = Probed(best.attack, together, points, "white-box")
-                if flag := compare(
-                    "weak-suite", one, union, than="all of the run's own together, of which {} is the best"
-                ):
+                whose = "all of the run's own" if one.probe else "all other attacks of the run"
+                than = f"{whose} together, of which {{}} is the best"
+                if flag := compare("weak-suite", one, union, than=than):
                     found.append(flag)
         if found:
             yield max(found, key=lambda flag: float(flag.evidence["difference"]))

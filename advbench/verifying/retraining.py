@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import Tensor
 from advbench.benchmark import run as run_benchmark
 from advbench.config import RunConfig
 from advbench.events import Listener
+from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
+from advbench.interrupts import Interrupted
 from advbench.saved import Run
 from advbench.verifying.claims import check_claims, check_labels
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
@@ -92,11 +94,25 @@ def retrain_run(
     return report
 
 
-def _place(keep: Path | None) -> AbstractContextManager[str | Path]:
-    """Where the run is made again."""
-    if keep is not None:
-        return nullcontext(keep)
-    return tempfile.TemporaryDirectory(prefix="advbench-verify-")
+@contextmanager
+def _place(keep: Path | None) -> Iterator[str | Path]:
+    """Where the run is made again; whoever is stopped there is told what is left of it."""
+    kept = (
+        "nothing of it is kept (--keep DIR keeps it)"
+        if keep is None
+        else f"the same command goes on in {keep}"
+    )
+    try:
+        if keep is not None:
+            yield keep
+        else:
+            with tempfile.TemporaryDirectory(prefix="advbench-verify-") as place:
+                yield place
+    except Interrupted as stop:
+        stop.how = kept
+        raise
+    except RunFailedError as error:
+        raise RunFailedError(error.what, f"; {kept}") from error
 
 
 def _options(run: Run, device: str | None, threads: int | None, surrogate: Path | None) -> dict[str, Any]:
