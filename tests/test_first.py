@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 from collections.abc import Callable
@@ -75,6 +76,19 @@ def test_pages_come_from_records_without_weights(runs: Path, tmp_path: Path) -> 
         "forgetting-1.svg",
         "tradeoff-1.svg",
     }
+
+
+def test_folders_of_this_machine_are_not_published(runs: Path, tmp_path: Path) -> None:
+    """Nothing is copied from where one record names one."""
+    page: dict[str, Callable[..., Any]] = runpy.run_path(str(FIRST / "page.py"))
+    shutil.copytree(runs, tmp_path / "runs")
+    record = max((tmp_path / "runs").iterdir()) / "record.json"
+    tree = json.loads(record.read_text())
+    tree["config"]["data_dir"] = str(tmp_path)
+    record.write_text(json.dumps(tree))
+    with pytest.raises(SystemExit, match="make it with a relative one"):
+        page["publish"](tmp_path / "runs", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_too_much_is_not_published(runs: Path, tmp_path: Path) -> None:

@@ -73,12 +73,14 @@ def publish(runs_dir: Path, results: Path) -> None:
     """Copy finished runs that are not there yet, without weights and logs.
 
     Raises:
-        SystemExit: all together are larger than what was agreed on.
+        SystemExit: all together are larger than what was agreed on, or a record names a folder of here.
     """
-    for entry in inventory(runs_dir):
-        if entry.state != "complete":
-            continue
-        run = entry.path
+    complete = [entry.path for entry in inventory(runs_dir) if entry.state == "complete"]
+    for run in complete:
+        place = str(read_record(run).config["data_dir"])
+        if Path(place).is_absolute():
+            raise SystemExit(f"error: {run} has data_dir {place}: make it with a relative one, to publish it")
+    for run in complete:
         for path in sorted(run.rglob("*")):
             target = results / run.name / path.relative_to(run)
             if (
@@ -188,7 +190,8 @@ def costs(found: Sequence[Row]) -> str:
         "| defense | regime | trained, s | sample-passes | times `at` | parameters | multiply-adds |\n"
         "|---|---|--:|--:|--:|--:|--:|"
     )
-    return f"Runs: {made}. Seconds are of the first.\n\n" + "\n".join([head, *lines])
+    whose = " Seconds are of the first." if len(processors) > 1 else ""
+    return f"Runs: {made}.{whose}\n\n" + "\n".join([head, *lines])
 
 
 def times_at(found: Sequence[Row], name: tuple[str, str]) -> str:
