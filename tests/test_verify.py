@@ -25,6 +25,7 @@ from advbench.verifying.report import judge
 from advbench.verifying.rounding import Spread, far_off
 from advbench.verifying.subject import subject_of
 from attacks_pool import InputError, pool
+from defenses import TrainingDivergedError
 from leaderboards import (
     Record,
     check_run,
@@ -353,6 +354,8 @@ def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
     assert stopped.value.how == "nothing of it is kept (--keep DIR keeps it)"
     with pytest.raises(RunFailedError, match=r"ZeroDivisionError: \?; nothing of it is kept"):
         retrain_run(small_run, listeners=[stopping(ZeroDivisionError("?"))])
+    with pytest.raises(TrainingDivergedError, match=r"^no number; nothing of it is kept"):
+        retrain_run(small_run, listeners=[stopping(TrainingDivergedError("no number"))])
     with pytest.raises(Interrupted) as stopped:
         retrain_run(small_run, keep=kept, listeners=[listen, stopping(Interrupted(143))])
     assert stopped.value.how == f"the same command goes on in {kept}"
@@ -363,8 +366,11 @@ def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
     assert len(trained) == 1
     [made] = kept.iterdir()
     assert weights_digest(load_run(made).model.state_dict()) == weights_digest(small_run.model.state_dict())
-    with pytest.raises(InputError, match=r"--keep .* has run .* itself, not one made again from it"):
+    with pytest.raises(InputError, match=r"--keep .* has run .* itself: what was made before"):
         retrain_run(load_run(made), keep=kept)
+    shutil.copytree(made, tmp_path / made.name)
+    with pytest.raises(InputError, match=r"--keep .* has a copy of run .*, not one made again from it"):
+        retrain_run(load_run(tmp_path / made.name), keep=kept)
 
 
 def test_far_off() -> None:

@@ -28,6 +28,7 @@ from advbench.verifying.rounding import AGAIN, far_off, spreads
 from advbench.verifying.subject import Subject, subject_of
 from advbench.verifying.verifier import threads_of
 from attacks_pool import InputError
+from defenses import TrainingDivergedError
 from leaderboards import CLEAN, Cell, RecordError, read_outcomes
 from leaderboards.checksums import digest_of, listed_files
 from leaderboards.layout import OUTCOMES
@@ -63,7 +64,7 @@ def retrain_run(
         listeners: told of the training's events.
 
     Raises:
-        InputError: it cannot be repeated here.
+        InputError: it cannot be repeated here, or ``keep`` has the run itself.
     """
     began = time.perf_counter()
     subject = subject_of(run)
@@ -71,6 +72,8 @@ def retrain_run(
         raise InputError(
             f"run {run.record.id} evaluated a model that was trained elsewhere: --retrain is for runs"
         )
+    if keep is not None and run.path.resolve().is_relative_to(keep.resolve()):
+        raise InputError(f"--keep {keep} has run {run.record.id} itself: what was made before proves nothing")
     report = Report(run.record.id, run.path, "retrained")
     check_claims(subject, report)
     if report.confirmed:
@@ -83,7 +86,7 @@ def retrain_run(
             made = run_benchmark(runs_dir=place, listeners=listeners, reuse=True, **options)
             if made.record.id == run.record.id:
                 raise InputError(
-                    f"--keep {place} has run {made.record.id} itself, not one made again from it"
+                    f"--keep {place} has a copy of run {made.record.id}, not one made again from it"
                 )
             place_of = torch.device(str(made.record.environment["device"]).partition(" ")[0])
             report.machine = {**machine_of(place_of, run.data), "threads": options["threads"]}
@@ -113,6 +116,8 @@ def _place(keep: Path | None) -> Iterator[str | Path]:
         raise
     except RunFailedError as error:
         raise RunFailedError(error.what, f"; {kept}") from error
+    except TrainingDivergedError as error:
+        raise TrainingDivergedError(f"{error.__cause__}; {kept}") from error
 
 
 def _options(run: Run, device: str | None, threads: int | None, surrogate: Path | None) -> dict[str, Any]:
