@@ -50,6 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 unseen="square",
                 epochs=1,
                 points=30,
+                set={"pretrain.epochs": 1},
                 seed=seed,
                 threads=1,
                 runs_dir=place,
