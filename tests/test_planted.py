@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench import evaluate_model
+from advbench import evaljob, evaluate_model
 from advbench.audit import audit_model, probe
 from advbench.audit.probes import Probes
 from advbench.auditing import audit_run
@@ -19,6 +19,7 @@ from advbench.data import DataSet, Split
 from advbench.evaluate import evaluate
 from advbench.saved import Run
 from advbench.stochastic import AveragedDraws, MeanOfDraws, history_gap, is_stochastic
+from advbench.surrogates import Surrogate
 from attacks_pool import Attack, pool
 from leaderboards import Audit
 from leaderboards.store import read_probe_outcomes
@@ -55,6 +56,22 @@ def trained(
                 F.cross_entropy(model(x), y).backward()
                 optimizer.step()
     return model.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trained_once() -> Iterator[None]:
+    """The surrogate that ``eval`` trains is the same for every model here."""
+    train, kept = evaljob.plain_surrogate, {}
+
+    def once(data: DataSet, seed: int, device: torch.device) -> Surrogate:
+        key = (data.fingerprint, seed)
+        if key not in kept:
+            kept[key] = train(data, seed, device)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaljob, "plain_surrogate", once)
+        yield
 
 
 @pytest.fixture(scope="module")
