@@ -6,6 +6,7 @@ other.
 """
 
 from leaderboards.archive import pack, unpack
+from leaderboards.cache import find_results
 from leaderboards.checking import Findings, check_run
 from leaderboards.checksums import verify_checksums, write_checksums
 from leaderboards.comparing import Comparison, compare, compare_over
@@ -31,7 +32,7 @@ from leaderboards.record import (
     comparable,
     parse_record,
 )
-from leaderboards.results import Result, find_results, result_of
+from leaderboards.results import Result, result_of
 from leaderboards.sheets import View
 from leaderboards.store import (
     find_records,

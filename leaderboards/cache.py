@@ -23,9 +23,9 @@ import pydantic_core
 
 from leaderboards import entries, points, record, results, store
 from leaderboards.errors import RecordError
-from leaderboards.layout import OUTCOMES
-from leaderboards.results import Conditions, Result
-from leaderboards.store import Bools, read_outcomes, write_bytes
+from leaderboards.layout import OUTCOMES, RECORD
+from leaderboards.results import Conditions, Result, result_of
+from leaderboards.store import Bools, read_outcomes, read_record, run_paths, write_bytes
 
 NAME: Final = ".leaderboard-cache"
 WORTHWHILE: Final = 50
@@ -142,6 +142,35 @@ class Cache:
         text = json.dumps(tree, separators=(",", ":")).encode()
         body = b"".join([len(text).to_bytes(8, "big"), text, *(bits for _, _, bits in outcomes.values())])
         return _MAGIC + hashlib.sha256(body).digest() + body
+
+
+def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
+    """All readable records of a directory as results, in path order, and one line for each damaged one.
+
+    The same as `find_records`, but fast where most of the runs were read before.
+
+    Raises:
+        RecordError: there is no such directory.
+    """
+    paths = run_paths(runs_dir)
+    cache = Cache(Path(runs_dir))
+    results: list[Result] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            found = os.stat(f"{path}{os.sep}{RECORD}")
+        except (FileNotFoundError, NotADirectoryError):
+            # No record yet: a run in progress, or a stray file. That is no damage.
+            continue
+        except OSError:
+            found = None
+        known = cache.result(path, found) if found is not None else None
+        try:
+            results.append(known or cache.keep(result_of(read_record(Path(path)), path, cache), found))
+        except RecordError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                problems.append(str(error))
+    return results, problems
 
 
 _KEPT: Final = (

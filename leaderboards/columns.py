@@ -8,8 +8,8 @@ from leaderboards.errors import RecordError
 from leaderboards.keys import LOWER_IS_BETTER, SHORT, unknown
 from leaderboards.labels import audit, brief, short_hash
 from leaderboards.metrics import COMPETITIVENESS, METRICS
-from leaderboards.ranking import Row
 from leaderboards.results import COSTS
+from leaderboards.row import Row
 from leaderboards.statistics import Summary
 from leaderboards.values import COST_PARTS, PARTS, PLAIN, cell, full_name, known_keys, scalar
 

@@ -13,8 +13,8 @@ from leaderboards.keys import metric_of, sign_of
 from leaderboards.mcnemar import all_pairs, two_sided
 from leaderboards.pairwise import ALPHA, tests
 from leaderboards.points import PER_POINT, Floats
-from leaderboards.ranking import Row
 from leaderboards.results import result_of
+from leaderboards.row import Row
 from leaderboards.standing import Standing, replicates
 from leaderboards.store import read_record
 

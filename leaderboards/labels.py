@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from leaderboards.ranking import Row
 from leaderboards.results import canonical
+from leaderboards.row import Row
 
 
 def labels(rows: Sequence[Row]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from leaderboards.ranking import Row
+from leaderboards.row import Row
 from leaderboards.sheets import Sheet, View, sheets
 
 _PREAMBLE: Final = "% needs \\usepackage{booktabs} in the preamble"

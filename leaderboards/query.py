@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final, get_args
 
 from leaderboards.entries import Verdict
 from leaderboards.errors import RecordError
 from leaderboards.keys import listed, nearest, unknown
+from leaderboards.row import Row
 from leaderboards.values import cell, full_name, known_keys
-
-if TYPE_CHECKING:
-    from leaderboards.ranking import Row
 
 Texts = str | Sequence[str] | None
 """One wanted value, several of which any will do, or None for all."""
@@ -64,7 +62,7 @@ class Query:
             found.setdefault(full_name(key.strip()), []).append(value.strip())
         return cls(tuple((key, tuple(values)) for key, values in found.items() if values))
 
-    def check(self, rows: Sequence["Row"]) -> None:
+    def check(self, rows: Sequence[Row]) -> None:
         """Look for keys and values that no row has; without any rows nothing is wrong.
 
         Raises:
@@ -80,16 +78,16 @@ class Query:
                 if key != "rank":
                     _check_value(key, value, rows)
 
-    def shows(self, row: "Row") -> bool:
+    def shows(self, row: Row) -> bool:
         """Whether a row meets the conditions, but for its rank."""
         return all(_meets(row, key, values) for key, values in self.conditions if key != "rank")
 
-    def shows_ranked(self, row: "Row") -> bool:
+    def shows_ranked(self, row: Row) -> bool:
         """Whether its rank is a wanted one."""
         return all(_meets(row, key, values) for key, values in self.conditions if key == "rank")
 
 
-def _check_value(key: str, value: str, rows: Sequence["Row"]) -> None:
+def _check_value(key: str, value: str, rows: Sequence[Row]) -> None:
     if key in _FIXED:
         if value not in _FIXED[key]:
             raise RecordError(f"no such {key} {unknown(value, _FIXED[key])}")
@@ -102,7 +100,7 @@ def _check_value(key: str, value: str, rows: Sequence["Row"]) -> None:
     raise RecordError(f"no {said}:{nearest(value, known)} there are {there} {listed(known)}")
 
 
-def _meets(row: "Row", key: str, values: Sequence[str]) -> bool:
+def _meets(row: Row, key: str, values: Sequence[str]) -> bool:
     return any(_equals(key, cell(row, key), value) for value in values)
 
 

@@ -2,21 +2,17 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from leaderboards.entries import Verdict
 from leaderboards.errors import RecordError
-from leaderboards.layout import OUTCOMES, RECORD
+from leaderboards.layout import OUTCOMES
 from leaderboards.points import Layout
 from leaderboards.record import Record
-from leaderboards.store import Bools, read_outcomes, read_record, run_paths
-
-if TYPE_CHECKING:
-    from leaderboards.cache import Cache
+from leaderboards.store import Bools, read_outcomes
 
 COSTS: Final = (
     "training_seconds",
@@ -26,6 +22,16 @@ COSTS: Final = (
     "parameters",
     "multiply_adds",
 )
+
+
+class Keeper(Protocol):
+    """What keeps outcomes between readings: see `leaderboards.cache`."""
+
+    def outcomes(self, directory: str) -> tuple[Bools, Bools]:
+        """(clean, robust) of a run."""
+
+    def save(self) -> None:
+        """Write what is new."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Result:
     roles: list[str]
     counts: list[int]
     directory: str = ""
-    cache: "Cache | None" = field(default=None, repr=False, compare=False)
+    cache: Keeper | None = field(default=None, repr=False, compare=False)
 
     @property
     def layout(self) -> Layout:
@@ -97,7 +103,7 @@ def group_of(conditions: Mapping[str, Any]) -> str:
     return hashlib.blake2b(canonical(conditions).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def result_of(record: Record, directory: str | Path = "", cache: "Cache | None" = None) -> Result:
+def result_of(record: Record, directory: str | Path = "", cache: Keeper | None = None) -> Result:
     """A record as a leaderboard sees it; ``directory`` is where its outcomes are."""
     config = record.config
     shared = {
@@ -125,34 +131,3 @@ def result_of(record: Record, directory: str | Path = "", cache: "Cache | None" 
         directory=str(directory),
         cache=cache,
     )
-
-
-def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
-    """All readable records of a directory as results, in path order, and one line for each damaged one.
-
-    The same as `find_records`, but fast where most of the runs were read before: see `leaderboards.cache`.
-
-    Raises:
-        RecordError: there is no such directory.
-    """
-    from leaderboards.cache import Cache
-
-    paths = run_paths(runs_dir)
-    cache = Cache(Path(runs_dir))
-    results: list[Result] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            found = os.stat(f"{path}{os.sep}{RECORD}")
-        except (FileNotFoundError, NotADirectoryError):
-            # No record yet: a run in progress, or a stray file. That is no damage.
-            continue
-        except OSError:
-            found = None
-        known = cache.result(path, found) if found is not None else None
-        try:
-            results.append(known or cache.keep(result_of(read_record(Path(path)), path, cache), found))
-        except RecordError as error:
-            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-                problems.append(str(error))
-    return results, problems

@@ -8,8 +8,8 @@ from leaderboards.columns import Column, column_of, default_columns, raw, writte
 from leaderboards.errors import RecordError
 from leaderboards.labels import labels, title_of
 from leaderboards.metrics import METRICS
-from leaderboards.ranking import Row
 from leaderboards.results import canonical
+from leaderboards.row import Row
 from leaderboards.statistics import Summary
 from leaderboards.values import full_name
 

@@ -10,12 +10,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leaderboards.cache import find_results
 from leaderboards.columns import AUDIT, LABEL, column_of, data_columns
 from leaderboards.labels import audit, labels
 from leaderboards.metrics import METRICS
 from leaderboards.query import Texts
-from leaderboards.ranking import Row, rows
-from leaderboards.results import find_results
+from leaderboards.ranking import rows
+from leaderboards.row import Row
 from leaderboards.sheets import Sheet, View, pivoted, sheets
 from leaderboards.statistics import Summary
 from leaderboards.values import cell, extra_columns, flat, scalar, standard_columns

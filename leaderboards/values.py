@@ -1,15 +1,13 @@
 """The values of a row under stable names: the columns of every format, and the keys of every filter."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from leaderboards.errors import RecordError
 from leaderboards.keys import SHORT, unknown
 from leaderboards.metrics import METRICS
 from leaderboards.results import COSTS, canonical
-
-if TYPE_CHECKING:
-    from leaderboards.ranking import Row
+from leaderboards.row import Row
 
 PLAIN: Final = (
     "rank",
@@ -38,7 +36,7 @@ COST_PARTS: Final = ("mean", "std")
 _NESTED: Final = ("params", "plan", "pretrain")
 
 
-def flat(row: "Row") -> dict[str, Any]:
+def flat(row: Row) -> dict[str, Any]:
     """One row as scalars under stable names; lists and mappings as JSON text.
 
     Every metric gives four columns, ``NAME_mean``, ``NAME_std``, ``NAME_low`` and ``NAME_high``, every cost
@@ -54,13 +52,13 @@ def standard_columns() -> list[str]:
     return [*PLAIN, *metrics, *(f"{name}_{part}" for name in COSTS for part in COST_PARTS)]
 
 
-def extra_columns(rows: Iterable["Row"]) -> list[str]:
+def extra_columns(rows: Iterable[Row]) -> list[str]:
     """The columns of metrics beyond the standard ones."""
     extra = sorted({name for row in rows for name in row.metrics} - set(METRICS))
     return [f"{name}_{part}" for name in extra for part in PARTS]
 
 
-def known_keys(rows: Iterable["Row"]) -> list[str]:
+def known_keys(rows: Iterable[Row]) -> list[str]:
     """Every key that `cell` knows for some of the rows: columns, and ``params.NAME`` and the like."""
     rows = list(rows)
     nested = {
@@ -86,7 +84,7 @@ def full_name(name: str) -> str:
     return name.replace("-", "_") if name.replace("-", "_") in standard_columns() else name
 
 
-def cell(row: "Row", name: str) -> Any:
+def cell(row: Row, name: str) -> Any:
     """A row's value of a plain column, of ``NAME_mean`` and the like, or of ``params.NAME``.
 
     None where the row has none.

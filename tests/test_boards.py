@@ -498,7 +498,7 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def reads(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Row], list[str]]:
     """The rows, and the records that had to be read for them."""
-    from leaderboards import results
+    from leaderboards import cache
 
     seen: list[str] = []
 
@@ -506,7 +506,7 @@ def reads(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Row], l
         seen.append(path.name)
         return leaderboards.read_record(path)
 
-    monkeypatch.setattr(results, "read_record", spy)
+    monkeypatch.setattr(cache, "read_record", spy)
     return rows(find_results(runs_dir)[0]), seen
 
 

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from leaderboards.errors import RecordError
 from leaderboards.naming import attack_name, short_names
-from leaderboards.ranking import Row, canonical, rows
+from leaderboards.ranking import rows
 from leaderboards.record import Record
+from leaderboards.results import canonical
+from leaderboards.row import Row
 
 Floats = NDArray[np.float64]
 MOST = 12

@@ -14,7 +14,7 @@ from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.placing import Point, name_marks
 from leaderboards.pictures.series import labels, numbers
 from leaderboards.pictures.style import LIGHT, WIDTH, Theme, drawing
-from leaderboards.ranking import Row
+from leaderboards.row import Row
 from leaderboards.statistics import Summary
 
 MEASURES: Final = {

@@ -11,8 +11,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from leaderboards.layout import RECORD
-from leaderboards.ranking import Row
 from leaderboards.record import Record
+from leaderboards.row import Row
 from leaderboards.site.index import make_index, title_of
 from leaderboards.site.names import slugs
 from leaderboards.site.runpage import make_page

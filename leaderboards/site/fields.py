@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from leaderboards.metrics import METRICS
-from leaderboards.ranking import Row
+from leaderboards.row import Row
 from leaderboards.statistics import Summary
 
 SELF_REPORTED: Final = "self-reported"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from leaderboards.ranking import Row
+from leaderboards.row import Row
 from leaderboards.site.fields import interval_of, metric_names, ranked_by
 from leaderboards.site.lines import Column, Line, best_of, columns_of, line_of, rank_texts
 from leaderboards.site.names import attack_labels

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from leaderboards.ranking import Row
+from leaderboards.row import Row
 from leaderboards.site.fields import LOWER_IS_BETTER, heading, interval_of, scale_of, shown, trust_of
 from leaderboards.statistics import Summary
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from leaderboards.ranking import Row, canonical
+from leaderboards.results import canonical
+from leaderboards.row import Row
 
 
 def differing_settings(rows: Sequence[Row]) -> list[str]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from leaderboards.errors import RecordError
 from leaderboards.layout import OUTCOMES, RECORD
-from leaderboards.ranking import Row
 from leaderboards.record import Record, parse_record
+from leaderboards.row import Row
 from leaderboards.site.fields import directories_of, trust_of_run
 from leaderboards.store import json_bytes, read_outcomes
 
