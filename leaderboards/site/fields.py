@@ -1,6 +1,5 @@
-"""What the site asks of a row beyond mean and deviation; the one place that knows what those are called."""
+"""What the site shows of a row: which metrics, in what order, under what headings, in what units."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -8,8 +7,8 @@ from typing import Final
 from leaderboards.metrics import METRICS
 from leaderboards.row import Row
 from leaderboards.statistics import Summary
+from leaderboards.trust import trust_of
 
-SELF_REPORTED: Final = "self-reported"
 LOWER_IS_BETTER: Final = frozenset({"forgetting", "unseen_gap"})
 HEADINGS: Final = {
     "average_robust_accuracy": "robust",
@@ -35,41 +34,29 @@ _ORDER: Final = (
 """The standard metrics as the site shows them: what is asked first stands first."""
 
 
-def trust_of(row: Row) -> str:
-    """``verified`` or ``self-reported``; a row that says nothing is self-reported."""
-    return str(getattr(row, "trust", SELF_REPORTED))
-
-
 def trust_of_run(directory: Path | None) -> str:
-    """The same of one run, by the mark in its directory."""
-    try:
-        trust = importlib.import_module("leaderboards.trust")
-    except ImportError:
-        return SELF_REPORTED
-    return SELF_REPORTED if directory is None else str(trust.trust_of(directory))
-
-
-def directories_of(row: Row) -> tuple[str, ...]:
-    """Where the row's runs are, in the order of its seeds; empty where the row does not know."""
-    return tuple(getattr(row, "directories", ()))
+    """``verified`` or ``self-reported``, by the mark in a run's directory."""
+    return "self-reported" if directory is None else trust_of(directory)
 
 
 def ranked_by(rows: Sequence[Row]) -> str:
     """The metric that rows were ranked by."""
-    return str(getattr(rows[0], "ranked_by", METRICS[0])) if rows else METRICS[0]
+    return rows[0].ranked_by if rows else METRICS[0]
 
 
 def interval_of(summary: Summary) -> tuple[float, float] | None:
     """The 95 % interval of a summary, if it has one."""
-    low, high = getattr(summary, "low", None), getattr(summary, "high", None)
-    return None if low is None or high is None else (float(low), float(high))
+    return None if summary.low is None or summary.high is None else (summary.low, summary.high)
 
 
-def metric_names(rows: Sequence[Row]) -> list[str]:
-    """The metrics that any of the rows has: what they are ranked by, then the standard ones."""
+def metric_names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The metrics that any of the rows has: what they are ranked by and the standard ones, then all others.
+
+    The others belong to single methods.
+    """
     present = {name for row in rows for name, summary in row.metrics.items() if summary is not None}
-    order = dict.fromkeys([ranked_by(rows), *_ORDER, *sorted(present - set(METRICS))])
-    return [name for name in order if name in present]
+    standard = [name for name in dict.fromkeys([ranked_by(rows), *_ORDER]) if name in present]
+    return standard, sorted(present - set(standard) - set(METRICS))
 
 
 def heading(name: str) -> str:

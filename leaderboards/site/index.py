@@ -99,12 +99,12 @@ def title_of(row: Row) -> str:
 
 
 def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
-    metrics = metric_names(rows)
-    best = {name: best_of(name, rows) for name in metrics}
+    standard, others = metric_names(rows)
+    best = {name: best_of(name, rows) for name in (*standard, *others)}
     settings = differing_settings(rows)
     ranks = rank_texts(rows)
     lines = [
-        line_of(row, rank, own, metrics, best, directories)
+        line_of(row, rank, own, standard, others, best, directories)
         for row, rank, own, directories in zip(rows, ranks, settings, pages, strict=True)
     ]
     # The order of the rows is the ranking's; sorting is stable, so it only parts the sections.
@@ -116,7 +116,7 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
         sequence=first.sequence,
         fingerprint=first.fingerprint,
         protocol=first.protocol,
-        columns=columns_of(metrics),
+        columns=columns_of(standard, others),
         lines=[line for _, line in pairs],
         plot=trade_off(_points(pairs)),
         ranked_by=ranked_by(rows).replace("_", " "),

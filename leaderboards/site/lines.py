@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from leaderboards.row import Row
-from leaderboards.site.fields import LOWER_IS_BETTER, heading, interval_of, scale_of, shown, trust_of
+from leaderboards.site.fields import LOWER_IS_BETTER, heading, interval_of, scale_of, shown
 from leaderboards.statistics import Summary
 
 OK, SUSPECT, AWARE = 0, 1, 2
@@ -49,17 +49,22 @@ class Line:
         return [self.section, cells, self.runs, self.facets]
 
 
-def columns_of(metrics: Sequence[str]) -> list[Column]:
-    """The columns of a table with these metrics."""
+def columns_of(standard: Sequence[str], others: Sequence[str]) -> list[Column]:
+    """The columns of a table with these metrics; those of single methods stand last."""
+
+    def metric(name: str) -> Column:
+        return Column(name, heading(name), _unit(name), True, name in LOWER_IS_BETTER)
+
     return [
         Column("rank", "rank", "", True, True),
         Column("defense", "defense", "", False, True),
         Column("regime", "regime", "", False, True),
-        *(Column(name, heading(name), _unit(name), True, name in LOWER_IS_BETTER) for name in metrics),
+        *map(metric, standard),
         Column("verdict", "audit", "", False, True),
         Column("trust", "trust", "", False, False),
         Column("seeds", "seeds", "", False, False),
         Column("training_seconds", "training", "s", True, True),
+        *map(metric, others),
     ]
 
 
@@ -86,23 +91,29 @@ def line_of(
     row: Row,
     rank: str,
     settings: str,
-    metrics: Sequence[str],
+    standard: Sequence[str],
+    others: Sequence[str],
     best: Mapping[str, float | None],
     pages: list[str],
 ) -> Line:
     """The line of a row; ``best`` holds what is to be bold, ``pages`` are the directories of its runs."""
+
+    def metric(name: str) -> Cell:
+        return _metric(name, row.metrics.get(name), best[name], row)
+
     seconds = row.cost.get("training_seconds")
     cells = [
         Cell(rank, key=row.rank),
         Cell(row.defense, settings, row.defense.lower()),
         Cell(row.regime, key=row.regime),
-        *(_metric(name, row.metrics.get(name), best[name], row) for name in metrics),
+        *map(metric, standard),
         Cell(row.verdict, ", ".join(row.flags), ("ok", "suspect", "invalid").index(row.verdict)),
-        Cell(trust_of(row), key=trust_of(row)),
+        Cell(row.trust, key=row.trust),
         Cell(str(len(row.seeds)), key=len(row.seeds)),
         Cell("–") if seconds is None else Cell(f"{seconds.mean:,.0f}", key=seconds.mean),
+        *map(metric, others),
     ]
-    facets = (row.dataset, row.defense, row.regime, row.verdict, trust_of(row))
+    facets = (row.dataset, row.defense, row.regime, row.verdict, row.trust)
     return Line(section_of(row), cells, list(zip(row.seeds, pages, strict=True)), facets)
 
 

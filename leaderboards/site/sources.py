@@ -11,7 +11,7 @@ from leaderboards.errors import RecordError
 from leaderboards.layout import OUTCOMES, RECORD
 from leaderboards.record import Record, parse_record
 from leaderboards.row import Row
-from leaderboards.site.fields import directories_of, trust_of_run
+from leaderboards.site.fields import trust_of_run
 from leaderboards.store import json_bytes, read_outcomes
 
 
@@ -40,9 +40,8 @@ class Sources:
         Raises:
             RecordError: its record cannot be read, or is not at hand.
         """
-        directories = directories_of(row)
-        if directories and directories[place]:
-            return _stored(Path(directories[place]))
+        if row.directories and row.directories[place]:
+            return _stored(Path(row.directories[place]))
         name, seed = row.runs[place], row.seeds[place]
         # Strangers' records may share an id; what the row says of them tells them apart.
         for record in self._by_id.get(name, []):
