@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -60,16 +60,25 @@ def check_norms(defense: str, attacks: Sequence[Attack]) -> None:
 
 
 def ascend(
-    defense: Defense, attack: Attack, x: Tensor, y: Tensor, *, objective: Objective | None = None
+    defense: Defense,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int | None = None,
+    objective: Objective | None = None,
 ) -> Tensor:
     """x_{k+1} = Π(x_k + 2.5·eps/steps · d_k) from x + 0.001·N(0, I), d_k steepest for the objective.
 
-    Norm, eps and number of steps are those of ``attack``; the objective is CE(f(x_k), y) unless given. Like
-    ``craft`` it runs in eval mode and moves no batch-norm statistics. Shapes as in ``Attack``.
+    Norm, eps and, unless given, the number of steps are those of ``attack``; the objective is CE(f(x_k), y)
+    unless given. Like ``craft`` it runs in eval mode and moves no batch-norm statistics. Shapes as in
+    ``Attack``.
     """
     if not len(x):
         return x.clone()
     ball = Ball.of(attack)
+    if steps is not None:
+        ball = replace(ball, steps=steps)
 
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
         return project(x + START * normal(x, draws), x, ball.eps, ball.norm)

@@ -23,6 +23,13 @@ def above_zero(**values: float) -> None:
             raise InputError(f"{name}={value} must be above 0 and finite")
 
 
+def at_least_one(**values: int | None) -> None:
+    """Refuse numbers of steps and the like below 1; None is none given."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+
+
 def needs_attack(defense: str, attacks: Sequence[Attack]) -> None:
     """Refuse a stage without an attack."""
     if not attacks:

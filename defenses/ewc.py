@@ -15,7 +15,7 @@ from attacks_pool.guard import evaluation_mode
 from attacks_pool.passes import count_passes
 from attacks_pool.randomness import draw_seed, isolated_randomness
 from defenses.base import Defense, Stage
-from defenses.checks import needs_attack, not_negative
+from defenses.checks import at_least_one, needs_attack, not_negative
 from defenses.consolidation import Weights, copied, placed, pull, trained
 from defenses.metadata import DefenseInfo
 from defenses.once_more import once_more
@@ -69,8 +69,7 @@ class EWC(Defense):
         not_negative(strength=strength)
         if not 0 <= gamma <= 1:
             raise InputError(f"gamma={gamma} must be at least 0 and at most 1")
-        if fisher_samples < 1:
-            raise InputError(f"fisher_samples={fisher_samples} must be at least 1")
+        at_least_one(fisher_samples=fisher_samples)
         self.strength, self.gamma, self.online, self.fisher_samples = strength, gamma, online, fisher_samples
         self._held: list[tuple[Weights, Weights]] = []
         """(Ω, θ*): one pair in the online form, else one a stage."""

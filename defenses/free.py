@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
-from attacks_pool.errors import InputError
 from attacks_pool.norms import steepest
 from defenses.ball import Ball, check_norms
 from defenses.base import Defense, Stage
+from defenses.checks import at_least_one
 from defenses.metadata import DefenseInfo
 from defenses.registry import register
 
@@ -52,8 +52,7 @@ class Free(Defense):
 
     def __init__(self, model: nn.Module, *, replays: int = 4, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
-        if replays < 1:
-            raise InputError(f"replays={replays} must be at least 1")
+        at_least_one(replays=replays)
         self.replays = replays
         self._delta: Tensor | None = None
         self._points: Tensor | None = None

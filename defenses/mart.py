@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from attacks_pool.attack import Attack
 from defenses.ball import ascend, check_norms
 from defenses.base import Defense, Stage
-from defenses.checks import not_negative
+from defenses.checks import at_least_one, not_negative
 from defenses.metadata import DefenseInfo
 from defenses.mixing import craft_batch
 from defenses.registry import register
@@ -25,26 +25,32 @@ class MART(Defense):
         BCE(f(x̃), y) = −log p_y(x̃) − log(1 − max_{k≠y} p_k(x̃)),
 
     means over the batch. x̃ maximises CE(f(x'), y) over the ball around x by steps from x + 0.001·N(0, I), as
-    in the authors' code. Of the stage's attack only norm (linf or l2), eps and number of steps are taken; a
-    step is 2.5·eps/steps long, the paper's quarter of eps at its 10 steps. f(x) and f(x̃) are two train-mode
-    forwards and both get a gradient. log(1 − p) is computed exactly, where the code adds small constants. A
-    joint batch is split over the attacks.
+    in the authors' code. Of the stage's attack only norm (linf or l2), eps and, unless ``steps`` is given,
+    the number of steps are taken: one where it has none, as FGSM. A step is 2.5·eps/steps long, the paper's
+    quarter of eps at its 10 steps. f(x) and f(x̃) are two train-mode forwards and both get a gradient.
+    log(1 − p) is computed exactly, where the code adds small constants. A joint batch is split over the
+    attacks.
 
     Args:
         model: the classifier.
         weight: λ; 5 is the paper's choice for CIFAR-10.
+        steps: of the search, at every stage; the paper has 10. None takes the stage's.
         seed: determines every draw.
 
     Raises:
-        InputError: λ that is negative or not finite.
+        InputError: λ that is negative or not finite; less than one step.
     """
 
     info = DefenseInfo(name="mart", paper=None, regimes=("continual", "joint"))
 
-    def __init__(self, model: nn.Module, *, weight: float = 5.0, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, *, weight: float = 5.0, steps: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__(model, seed=seed)
         not_negative(weight=weight)
+        at_least_one(steps=steps)
         self.weight = weight
+        self.steps = steps
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
         """Norms linf and l2.
@@ -58,7 +64,7 @@ class MART(Defense):
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, ``bce`` and ``kl`` (with the factor 1 − p_y), without λ."""
         x_adv, _ = craft_batch(
-            partial(ascend, self),
+            partial(ascend, self, steps=self.steps),
             stage.attacks,
             x,
             y,

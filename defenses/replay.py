@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
-from attacks_pool.errors import InputError
 from attacks_pool.randomness import draw_seed, isolated_randomness
 from attacks_pool.registry import pool
 from defenses.base import Defense, Stage
-from defenses.checks import needs_attack
+from defenses.checks import at_least_one, needs_attack
 from defenses.metadata import DefenseInfo
 from defenses.mixing import craft_batch
 from defenses.once_more import once_more
@@ -54,8 +53,7 @@ class Replay(Defense):
 
     def __init__(self, model: nn.Module, *, memory: int = info.memory, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
-        if memory < 1:
-            raise InputError(f"memory={memory} must be at least 1")
+        at_least_one(memory=memory)
         self.memory = memory
         self.held = 0
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None

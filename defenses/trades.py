@@ -12,7 +12,7 @@ from attacks_pool.attack import Attack
 from attacks_pool.guard import evaluation_mode
 from defenses.ball import ascend, check_norms
 from defenses.base import Defense, Stage
-from defenses.checks import not_negative
+from defenses.checks import at_least_one, not_negative
 from defenses.metadata import DefenseInfo
 from defenses.mixing import craft_batch
 from defenses.registry import register
@@ -25,25 +25,31 @@ class TRADES(Defense):
         L = CE(f(x), y) + β · KL(f(x) ‖ f(x̃)),   x̃ = argmax KL(f(x) ‖ f(x')) over the ball around x
 
     The inner maximum is searched by steps from x + 0.001·N(0, I), since the divergence is flat at x. Of the
-    stage's attack only norm (linf or l2), eps and number of steps are taken; a step is 2.5·eps/steps long.
+    stage's attack only norm (linf or l2), eps and, unless ``steps`` is given, the number of steps are taken:
+    one where it has none, as FGSM, which costs what FGSM does and finds little. A step is 2.5·eps/steps long.
     f(x) and f(x̃) are two train-mode forwards and both get a gradient, as in the authors' code; for l2 that
     code searches by Adam, here the same ascent serves both norms. A joint batch is split over the attacks.
 
     Args:
         model: the classifier.
         beta: β, the paper's 1/λ; 6 is its choice for CIFAR-10.
+        steps: of the search, at every stage; the paper has 10 for CIFAR-10. None takes the stage's.
         seed: determines every draw.
 
     Raises:
-        InputError: β that is negative or not finite.
+        InputError: β that is negative or not finite; less than one step.
     """
 
     info = DefenseInfo(name="trades", paper="1901.08573", regimes=("continual", "joint"))
 
-    def __init__(self, model: nn.Module, *, beta: float = 6.0, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, *, beta: float = 6.0, steps: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__(model, seed=seed)
         not_negative(beta=beta)
+        at_least_one(steps=steps)
         self.beta = beta
+        self.steps = steps
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
         """Norms linf and l2.
@@ -86,4 +92,4 @@ class TRADES(Defense):
             found = logits.float().log_softmax(1)
             return F.kl_div(found, clean[rows], log_target=True, reduction="none").sum(1)
 
-        return ascend(self, attack, x, y, objective=divergence)
+        return ascend(self, attack, x, y, steps=self.steps, objective=divergence)

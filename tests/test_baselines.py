@@ -220,6 +220,20 @@ class TestMart:
         assert after > before + 0.5
 
 
+@pytest.mark.parametrize(("kind", "clean"), [(TRADES, 1), (MART, 0)])
+@pytest.mark.parametrize(("steps", "taken"), [(None, 1), (10, 10)])
+def test_steps_of_the_search(
+    network: Network, kind: type[TRADES | MART], clean: int, steps: int | None, taken: int
+) -> None:
+    """Those of the stage, of which FGSM has one, or as many as were asked for; two forwards are the loss."""
+    defense = kind(network(), steps=steps)
+    x, _, y = points()
+    calls = []
+    defense.model.register_forward_hook(lambda *_: calls.append(1))
+    defense.loss(x, y, stage(attack("fgsm")))
+    assert len(calls) == clean + taken + 2
+
+
 class TestNFGSM:
     """x̃ = x_η + α·eps · sign ∇CE(f(x_η), y), x_η = x + η."""
 
@@ -825,7 +839,9 @@ def test_a_stage_needs_an_attack(network: Network, loader: TensorLoader, name: s
     ("name", "parameters", "message"),
     [
         ("trades", {"beta": -1}, "beta=-1.0 must be at least 0 and finite"),
+        ("trades", {"steps": 0}, "steps=0 must be at least 1"),
         ("mart", {"weight": -1}, "weight=-1.0 must be at least 0 and finite"),
+        ("mart", {"steps": -3}, "steps=-3 must be at least 1"),
         ("n-fgsm", {"k": -1}, "k=-1.0 must be at least 0 and finite"),
         ("n-fgsm", {"alpha": 0}, "alpha=0.0 must be above 0 and finite"),
         ("free", {"replays": 0}, "replays=0 must be at least 1"),
