@@ -32,11 +32,14 @@ from leaderboards import (
     rows,
     to_markdown,
 )
+from leaderboards.labels import labels
 from leaderboards.pictures import forgetting_curves, trade_off
 
 LARGEST = 20 * 2**20
 """Bytes of all published records together."""
 LEFT_OUT = {".safetensors", ".jsonl"}
+Name = tuple[str, str]
+"""A defense, with the settings that tell it from others of the board, and its regime."""
 COLUMNS = "rank,label,regime,average,average_interval,clean,worst_case,unseen,forgetting,seeds,audit"
 COMPARED = ("average", "worst-case", "unseen", "clean")
 
@@ -46,8 +49,8 @@ class Question:
     """Two rows beside each other on every board, each by defense and regime."""
 
     asked: str
-    first: tuple[str, str]
-    second: tuple[str, str]
+    first: Name
+    second: Name
 
 
 BASE = ("at", "continual")
@@ -104,9 +107,12 @@ def boards(found: Sequence[Row]) -> Iterator[list[Row]]:
     yield from groups.values()
 
 
-def by_name(board: Sequence[Row], name: tuple[str, str]) -> Row | None:
-    """The row of a defense in a regime."""
-    return next((row for row in board if (row.defense, row.regime) == name), None)
+def named(board: Sequence[Row]) -> dict[Name, Row]:
+    """The rows of a board by their names."""
+    return {
+        (label.removesuffix(" (target-aware)"), row.regime): row
+        for label, row in zip(labels(board), board, strict=True)
+    }
 
 
 def line(title: str, make: Callable[[str], Comparison]) -> str:
@@ -133,19 +139,19 @@ def comparisons(board: Sequence[Row]) -> str:
     """Markdown: the first minus the second in points, with 95 % interval and p-value of the paired test."""
     lines = []
     for question in QUESTIONS:
-        first, second = by_name(board, question.first), by_name(board, question.second)
+        first, second = (named(board).get(name) for name in (question.first, question.second))
         if first is not None and second is not None:
             lines.append(line(question.asked, partial(compare, first, second)))
     return table("first minus second, points", lines)
 
 
-def pooled(found: Sequence[Row], base: tuple[str, str]) -> str:
+def pooled(found: Sequence[Row], base: Name) -> str:
     """Markdown: every row minus that of ``base``, each on all boards of one data set that have both."""
-    beside = [(board, own) for board in boards(found) if (own := by_name(board, base)) is not None]
+    beside = [board for board in map(named, boards(found)) if base in board]
     lines = []
-    for name in sorted({(row.defense, row.regime) for row in found} - {base}):
-        pairs = [(row, own) for board, own in beside if (row := by_name(board, name)) is not None]
-        if not pairs or pairs[0][0].target_aware != pairs[0][1].target_aware:
+    for name in sorted(set().union(*beside) - {base}):
+        pairs = [(board[name], board[base]) for board in beside if name in board]
+        if pairs[0][0].target_aware != pairs[0][1].target_aware:
             continue
         count = f"{len(pairs)} board" + "s" * (len(pairs) > 1)
         lines.append(line(f"`{name[0]}`, {name[1]}, {count}", partial(compare_over, pairs)))
@@ -166,9 +172,14 @@ def costs(found: Sequence[Row]) -> str:
     Those are compared sequence by sequence: their mean, and the least and the most where they differ. Seconds
     are those of the processor that has made the most runs.
     """
-    runs: dict[tuple[str, str], list[Record]] = {}
-    for row in sorted(found, key=lambda row: (row.defense, row.regime)):
-        runs.setdefault((row.defense, row.regime), []).extend(map(record_in, row.directories))
+    kept: dict[Name, list[Row]] = {}
+    for board in boards(found):
+        for name, row in named(board).items():
+            kept.setdefault(name, []).append(row)
+    runs = {
+        name: [record_in(directory) for row in kept[name] for directory in row.directories]
+        for name in sorted(kept)
+    }
     processors = Counter(processor(record) for records in runs.values() for record in records)
     usual = processors.most_common(1)[0][0]
     passes = {name: statistics.median(map(passes_of, records)) for name, records in runs.items()}
@@ -180,7 +191,7 @@ def costs(found: Sequence[Row]) -> str:
             name[1],
             f"{statistics.median(seconds):.0f}" if seconds else "–",
             f"{passes[name]:,.0f}",
-            times_at(found, name),
+            times_at(kept[name], kept.get(BASE, [])),
             f"{statistics.median(one.cost.parameters for one in records):,.0f}",
             f"{statistics.median(one.cost.multiply_adds for one in records):,.0f}",
         ]
@@ -194,14 +205,10 @@ def costs(found: Sequence[Row]) -> str:
     return f"Runs: {made}.{whose}\n\n" + "\n".join([head, *lines])
 
 
-def times_at(found: Sequence[Row], name: tuple[str, str]) -> str:
+def times_at(mine: Sequence[Row], at: Sequence[Row]) -> str:
     """The passes of a defense over those of sequential ``at`` on the same sequence."""
-    base = {row.sequence: passes_of_row(row) for row in found if (row.defense, row.regime) == BASE}
-    ratios = [
-        passes_of_row(row) / base[row.sequence]
-        for row in found
-        if (row.defense, row.regime) == name and row.sequence in base
-    ]
+    base = {row.sequence: passes_of_row(row) for row in at}
+    ratios = [passes_of_row(row) / base[row.sequence] for row in mine if row.sequence in base]
     if not ratios:
         return "–"
     least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
@@ -230,9 +237,10 @@ def passes_of(record: Record) -> int:
     return record.cost.training_forwards + record.cost.training_backwards
 
 
-def records_of(board: Sequence[Row], names: Sequence[tuple[str, str]]) -> list[Record]:
+def records_of(board: Sequence[Row], names: Sequence[Name]) -> list[Record]:
     """The records behind some rows."""
-    kept = [row for name in names if (row := by_name(board, name)) is not None]
+    rows_of = named(board)
+    kept = [rows_of[name] for name in names if name in rows_of]
     return [record_in(directory) for row in kept for directory in row.directories]
 
 
