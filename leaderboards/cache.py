@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import pydantic_core
 
-from leaderboards import entries, points, record, results, store
+from leaderboards import entries, points, record, results, store, under
 from leaderboards.errors import RecordError
 from leaderboards.layout import OUTCOMES, RECORD
 from leaderboards.results import Conditions, Result, result_of
@@ -182,8 +182,10 @@ _KEPT: Final = (
     "flags",
     "metrics",
     "cost",
+    "attacks",
     "roles",
     "counts",
+    "robust",
 )
 
 
@@ -207,6 +209,9 @@ def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
 def _code() -> str:
     """A hash of what decides which record is valid and what is kept of it."""
     digest = hashlib.sha256()
-    for file in (__file__, *(str(module.__file__) for module in (entries, record, results, store, points))):
+    for file in (
+        __file__,
+        *(str(module.__file__) for module in (entries, record, results, store, points, under)),
+    ):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest() + pydantic_core.__version__

@@ -11,6 +11,7 @@ from leaderboards.metrics import COMPETITIVENESS, METRICS
 from leaderboards.results import COSTS
 from leaderboards.row import Row
 from leaderboards.statistics import Summary
+from leaderboards.under import attack_of
 from leaderboards.values import COST_PARTS, PARTS, PLAIN, cell, full_name, known_keys, scalar
 
 Kind = Literal["text", "count", "number", "spread", "interval"]
@@ -69,7 +70,8 @@ class Column:
 
 def column_of(name: str, rows: Sequence[Row]) -> Column:
     """The column of a name: a key of `flat`, ``params.NAME`` and the like, a metric or cost (mean ± standard
-    deviation), ``METRIC_interval``, ``label`` or ``audit``; short words do for metrics.
+    deviation), ``METRIC_interval``, ``label`` or ``audit``; short words do for metrics. ``robust.ATTACK`` is
+    one where the rows were asked for it, see `ranking.rows`.
 
     Raises:
         RecordError: there is no such column.
@@ -99,7 +101,8 @@ def _metric_column(metric: str, part: str) -> Column:
     kind = kinds.get(part, "number")
     ranked = metric not in COSTS and part in ("", "mean")
     sign = (-1 if metric in LOWER_IS_BETTER else 1) if ranked else 0
-    heading = _HEADINGS.get(metric, metric.replace("_", " ")) + _PART_HEADINGS[part]
+    named = _HEADINGS.get(metric, attack_of(metric) or metric.replace("_", " "))
+    heading = named + _PART_HEADINGS[part]
     name = f"{metric}_{part}" if part else metric
     percent = metric not in COSTS and not metric.endswith(("psnr", "ssim"))
     return Column(name, heading, kind, metric, sign, percent)

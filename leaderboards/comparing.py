@@ -12,11 +12,13 @@ from leaderboards.errors import RecordError
 from leaderboards.keys import metric_of, sign_of
 from leaderboards.mcnemar import all_pairs, two_sided
 from leaderboards.pairwise import ALPHA, tests
-from leaderboards.points import PER_POINT, Floats
+from leaderboards.points import Floats, per_point
 from leaderboards.results import result_of
 from leaderboards.row import Row
 from leaderboards.standing import Standing, replicates
+from leaderboards.statistics import over_seeds
 from leaderboards.store import read_record
+from leaderboards.under import attack_of
 
 Test = Literal["mcnemar-exact", "mcnemar-clustered", "bootstrap"]
 
@@ -72,7 +74,7 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
     low, high = intervals(_drawn(standings, name)[None])[0]
     seeds = None if found.exact[0, 1] else float(found.bootstrap[0, 1])
     p, test = float(found.points[0, 1]), "mcnemar-exact" if found.exact[0, 1] else "mcnemar-clustered"
-    if name not in PER_POINT:
+    if not per_point(name):
         p, test = float(found.bootstrap[0, 1]), "bootstrap"
     return Comparison(name, difference, float(low), float(high), p, seeds, cast(Test, test))
 
@@ -117,7 +119,7 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
     spread = float(replicated.std(ddof=1))
     apart = abs(difference) / spread if spread > 1e-12 else np.inf if abs(difference) > 1e-12 else 0.0
     over_seeds = float(two_sided(np.array(apart)))
-    if name not in PER_POINT:
+    if not per_point(name):
         return Comparison(name, difference, float(low), float(high), over_seeds, over_seeds, "bootstrap")
     found = all_pairs(np.mean(shares, axis=0), np.zeros(2, dtype=np.bool_))
     seeds = None if all(len(row.runs) == 1 for pair in pairs for row in pair) else over_seeds
@@ -131,11 +133,19 @@ def _difference(row_a: Row, row_b: Row, name: str) -> float:
             f"{row_a.defense} and {row_b.defense} cannot be compared: they differ in data set, sequence, "
             "model, protocol or in whether they are target-aware"
         )
-    first, second = row_a.metrics.get(name), row_b.metrics.get(name)
+    first, second = _mean(row_a, name), _mean(row_b, name)
     if first is None or second is None:
         without = row_a if first is None else row_b
         raise RecordError(f"{without.defense} has no {name.replace('_', ' ')}")
-    return first.mean - second.mean
+    return first - second
+
+
+def _mean(row: Row, name: str) -> float | None:
+    """A metric's mean over seeds; what the row does not have is looked for in its records."""
+    summary = row.metrics.get(name)
+    if summary is None and attack_of(name) and all(row.directories):
+        summary = over_seeds([result.value(name) for result in _standing(row).results])
+    return None if summary is None else summary.mean
 
 
 def _drawn(standings: Sequence[Standing], name: str) -> Floats:

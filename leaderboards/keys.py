@@ -6,6 +6,7 @@ from typing import Final
 
 from leaderboards.errors import RecordError
 from leaderboards.metrics import METRICS
+from leaderboards.under import PREFIX, attack_of
 
 SHORT: Final = {
     "average": "average_robust_accuracy",
@@ -24,14 +25,19 @@ LOWER_IS_BETTER: Final = frozenset({"forgetting", "unseen_gap"})
 def metric_of(text: str) -> str:
     """The metric that a short word or its own name means; dashes and underscores are one.
 
+    ``robust.ATTACK`` is the accuracy under a single attack; whether there is one, the rows say.
+
     Raises:
         RecordError: there is no such metric.
     """
+    if attack_of(text.strip()):
+        return text.strip()
     plain = text.strip().lower().replace("-", "_")
     for short, metric in SHORT.items():
         if plain in (short.replace("-", "_"), metric):
             return metric
-    raise RecordError(f"no metric to rank by {unknown(text, [*SHORT, *METRICS], shown=SHORT)}")
+    shown = [*SHORT, f"{PREFIX}ATTACK"]
+    raise RecordError(f"no metric to rank by {unknown(text, [*SHORT, *METRICS], shown)}")
 
 
 def sign_of(metric: str) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from leaderboards.keys import sign_of
 from leaderboards.mcnemar import all_pairs, two_sided
-from leaderboards.points import PER_POINT, Floats, values_of
+from leaderboards.points import Floats, per_point, values_of
 from leaderboards.standing import Standing, by_points, replicates
 from leaderboards.statistics import holm
 
@@ -49,7 +49,7 @@ def tests(standings: Sequence[Standing], metric: str) -> Tests:
         place = np.ix_(members, members)
         rows = [standings[index] for index in members]
         chosen = [one for index in members if (one := terms[index]) is not None]
-        if metric in PER_POINT:
+        if per_point(metric):
             points[place], exact[place] = _proportions(rows, chosen, metric)
         if not exact[place].all():
             bootstrap[place] = np.where(exact[place], np.nan, _differences(rows, chosen, metric))
@@ -62,7 +62,7 @@ def _proportions(
     shares, binary = [], []
     for standing, one in zip(standings, terms, strict=True):
         share = one[:, 0, 0].mean(axis=0)
-        once = standing.outcomes is not None and standing.outcomes.layout.binary[metric]
+        once = standing.outcomes is not None and standing.outcomes.layout.binary(metric)
         # Where fewer points than n were measured, a term is n/m; shares of evaluations are at most 1.
         shares.append(share / max(1.0, float(one.max())) if once else share)
         binary.append(once and len(one) == 1)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaderboards.metrics import METRICS
+from leaderboards.under import attack_of, meant
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -30,26 +31,35 @@ PER_POINT: Final = (
 """Metrics that are a share of test points, so that a paired test of proportions applies."""
 
 
+def per_point(metric: str) -> bool:
+    """Whether a metric is a share of test points: see `PER_POINT`, and under any single attack."""
+    return metric in PER_POINT or attack_of(metric) is not None
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the outcomes of a run are to be read; equal for the seeds of a row.
 
     ``counts[a]`` is the number of points that attack *a* was measured on, ``seen`` and ``unseen`` are the
-    columns of the sequence (for ``eval``: of all attacks) and of the attacks kept out of it.
+    columns of the sequence (for ``eval``: of all attacks) and of the attacks kept out of it, ``attacks``
+    their texts.
     """
 
     regime: str
     counts: tuple[int, ...]
     seen: tuple[int, ...]
     unseen: tuple[int, ...]
+    attacks: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, regime: str, roles: Sequence[str], counts: Sequence[int]) -> "Layout":
-        """From the roles and counts of the attacks, in the record's order."""
+    def of(
+        cls, regime: str, roles: Sequence[str], counts: Sequence[int], attacks: Sequence[str] = ()
+    ) -> "Layout":
+        """From the roles, counts and texts of the attacks, in the record's order."""
         wanted = "eval" if regime == "eval" else "seen"
         seen = tuple(index for index, role in enumerate(roles) if role == wanted)
         unseen = tuple(index for index, role in enumerate(roles) if role == "unseen")
-        return cls(regime, tuple(counts), seen, unseen)
+        return cls(regime, tuple(counts), seen, unseen, tuple(attacks))
 
     def strata(self, points: int) -> list[int]:
         """Where the blocks of points end on which the same attacks were measured."""
@@ -57,20 +67,30 @@ class Layout:
 
     def measured(self, metric: str, points: int) -> int:
         """The number of points that a share of points is of; the fewest, where attacks differ in that."""
-        columns = {"average_robust_accuracy": self.seen, "unseen_accuracy": self.unseen}
         if metric == "clean_accuracy":
             return points
-        return min(self.counts[column] for column in columns.get(metric, range(len(self.counts))))
+        return min(self.counts[column] for column in self._columns(metric))
 
-    @property
-    def binary(self) -> dict[str, bool]:
-        """Whether a test point is counted once by one seed, so that it is either right or wrong."""
-        return {
-            "clean_accuracy": True,
-            "worst_case_accuracy": True,
-            "average_robust_accuracy": len(self.seen) == 1,
-            "unseen_accuracy": len(self.unseen) == 1,
-        }
+    def binary(self, metric: str) -> bool:
+        """Whether a test point is counted once by one seed, so that it is either right or wrong.
+
+        Of shares of points, see `per_point`.
+        """
+        averaged = metric in ("average_robust_accuracy", "unseen_accuracy")
+        return not averaged or len(self._columns(metric)) == 1
+
+    def under(self, attack: str) -> int | None:
+        """The column of an attack, as people write it; None where none or several are meant."""
+        found = meant(self.attacks, attack)
+        return found[0] if len(found) == 1 else None
+
+    def _columns(self, metric: str) -> Sequence[int]:
+        """The attacks that a share of points is taken over."""
+        attack = attack_of(metric)
+        if attack is not None:
+            return meant(self.attacks, attack)
+        found = {"average_robust_accuracy": self.seen, "unseen_accuracy": self.unseen}
+        return found.get(metric, range(len(self.counts)))
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,10 @@ class Outcomes:
         Raises:
             ValueError: an unknown metric.
         """
+        attack = attack_of(metric)
+        if attack is not None:
+            column = self.layout.under(attack)
+            return None if column is None else self._one(self._mean_of([column]))
         if metric not in METRICS:
             raise ValueError(f"unknown metric {metric!r}: expected one of {', '.join(METRICS)}")
         if metric == "clean_accuracy":

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final, get_args
 
 from leaderboards.entries import Verdict
 from leaderboards.errors import RecordError
 from leaderboards.keys import listed, nearest, unknown
 from leaderboards.row import Row
+from leaderboards.under import number, same_attacks
 from leaderboards.values import cell, full_name, known_keys
 
 Texts = str | Sequence[str] | None
@@ -116,53 +116,12 @@ def _text(key: str, value: Any) -> str:
 
 def _equals(key: str, value: Any, wanted: str) -> bool:
     if key in ("sequence", "training"):
-        return _same_attacks(value, wanted)
+        return same_attacks(value, wanted)
     if key == "seeds":
         return wanted == str(len(value))
     if key in ("flags", "runs"):
         return wanted in value or (not value and wanted in ("", "none"))
     if isinstance(value, int | float) and not isinstance(value, bool):
-        number = _number(wanted)
-        return number is not None and float(number) == float(value)
+        asked = number(wanted)
+        return asked is not None and float(asked) == float(value)
     return _text(key, value).lower() == wanted.lower()
-
-
-def _same_attacks(sequence: Sequence[str], wanted: str) -> bool:
-    """Whether the attacks are those of ``wanted`` in its order; knobs that it does not name may be any."""
-    asked = _attacks(wanted)
-    return len(asked) == len(sequence) and all(
-        _covers(_attacks(attack)[0], one) for attack, one in zip(sequence, asked, strict=True)
-    )
-
-
-def _attacks(text: str) -> list[tuple[str, dict[str, str]]]:
-    """Names and knobs of ``fgsm,pgd:eps=0.1,steps=5``: a part without a name belongs to the one before."""
-    found: list[tuple[str, dict[str, str]]] = []
-    for part in text.split(","):
-        head, equals, value = part.strip().partition("=")
-        # A name may hold a colon of its own: ta:PGD:eps=0.2
-        name, colon, knob = head.rpartition(":") if equals else (head, "", "")
-        if equals and not colon and found:
-            found[-1][1][head] = value
-        else:
-            found.append((name, {knob: value} if equals else {}))
-    return found
-
-
-def _covers(attack: tuple[str, dict[str, str]], asked: tuple[str, dict[str, str]]) -> bool:
-    (name, knobs), (wanted, values) = attack, asked
-    return name == wanted and all(_same_knob(knobs.get(knob), value) for knob, value in values.items())
-
-
-def _same_knob(own: str | None, wanted: str) -> bool:
-    if own is None or own == wanted:
-        return own is not None
-    first, second = _number(own), _number(wanted)
-    return first is not None and second is not None and abs(float(first) - float(second)) < 1e-9
-
-
-def _number(text: str) -> Fraction | None:
-    try:
-        return Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        return None

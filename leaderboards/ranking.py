@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from leaderboards.entries import Verdict
-from leaderboards.keys import metric_of, sign_of
+from leaderboards.errors import RecordError
+from leaderboards.keys import metric_of, sign_of, unknown
 from leaderboards.metrics import METRICS
+from leaderboards.naming import attack_name, short_names
 from leaderboards.pairwise import ranks, tests
 from leaderboards.query import Query, Texts
 from leaderboards.record import Record
@@ -17,6 +19,7 @@ from leaderboards.row import Row
 from leaderboards.standing import Standing, with_intervals
 from leaderboards.statistics import over_seeds
 from leaderboards.trust import trust_of
+from leaderboards.under import PREFIX, attack_of, meant
 
 _SEVERITY: Final[dict[Verdict, int]] = {"ok": 0, "suspect": 1, "invalid": 2}
 
@@ -33,6 +36,7 @@ def rows(
     where: Iterable[str] = (),
     rank_by: str = "average",
     intervals: bool | Collection[str] = True,
+    under: Iterable[str] = (),
 ) -> list[Row]:
     """Aggregate runs over seeds and rank them.
 
@@ -46,21 +50,26 @@ def rows(
         records: what `find_results` found; of records alone there are no outcomes.
         dataset, defense, regime, model, verdict, sequence, where: which rows to give, see `Query`. Ranks are
             those of the whole board: a filter hides rows and moves none up.
-        rank_by: a metric or its short word, see `leaderboards.keys`.
+        rank_by: a metric or its short word, see `leaderboards.keys`; ``robust.autoattack`` is the accuracy
+            under that attack after the last stage, ``robust.pgd:eps=0.1`` tells it from others of its name.
         intervals: the metrics that get a 95 % interval; True for all, False for none.
+        under: further accuracies under single attacks, as metrics of the rows.
 
     Raises:
-        RecordError: an unknown metric or key, or a value that no record has.
+        RecordError: an unknown metric or key, a value that no record has, an attack that no row has met or
+            that means several of a row.
     """
     key = metric_of(rank_by)
-    if isinstance(intervals, bool):
-        wanted = list(METRICS) if intervals else []
-    else:
-        wanted = list(dict.fromkeys(map(metric_of, intervals)))
+    asked = [] if isinstance(intervals, bool) else list(dict.fromkeys(map(metric_of, intervals)))
+    single = list(dict.fromkeys(name for name in (key, *map(metric_of, under), *asked) if attack_of(name)))
+    wanted = [*METRICS, *single] if intervals is True else asked
     results = [one if isinstance(one, Result) else result_of(one) for one in records]
     query = Query.of(dataset, defense, regime, model, verdict, sequence, where)
-    pairs = sorted(map(_unranked, _grouped(results)), key=lambda pair: _order(pair[0], key))
+    pairs = sorted(
+        (_unranked(group, single) for group in _grouped(results)), key=lambda pair: _order(pair[0], key)
+    )
     query.check([row for row, _ in pairs])
+    _check_attacks([one[0] for row, one in pairs if query.shows(row)], single)
     # One data set may go by two names (two folders, one content): the fingerprint decides, not the name.
     names: dict[str, str] = {}
     boards: dict[tuple[str, ...], list[tuple[Row, list[Result]]]] = {}
@@ -83,7 +92,31 @@ def _grouped(results: Iterable[Result]) -> list[list[Result]]:
     return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
-def _unranked(results: list[Result]) -> tuple[Row, list[Result]]:
+def _check_attacks(shown: Sequence[Result], metrics: Sequence[str]) -> None:
+    """Look for accuracies under single attacks that no row has, or that may be under several of a row.
+
+    Raises:
+        RecordError: there is one.
+    """
+    for metric in metrics:
+        attack = attack_of(metric) or ""
+        found = [[one.attacks[index] for index in meant(one.attacks, attack)] for one in shown]
+        for one, texts in zip(shown, found, strict=True):
+            if len(texts) > 1:
+                choices = " or ".join(f"{PREFIX}{_written(name)}" for name in short_names(texts))
+                raise RecordError(f"{metric} may be any of several attacks of {one.id}: write {choices}")
+        if shown and not any(found):
+            names = sorted({attack_name(text) for one in shown for text in one.attacks})
+            raise RecordError(f"no row has met the attack {unknown(attack, names)}")
+
+
+def _written(short: str) -> str:
+    """An attack as people write it, from its short name: ``pgd:eps=0.1`` from ``pgd eps=0.1``."""
+    name, *knobs = short.split(" ")
+    return ":".join([name, *filter(None, [",".join(knobs)])])
+
+
+def _unranked(results: list[Result], single: Sequence[str]) -> tuple[Row, list[Result]]:
     """One row of runs that differ in seed only."""
     first, shared = results[0], results[0].conditions
     extra = sorted({name for result in results for name in result.metrics} - set(METRICS))
@@ -107,7 +140,8 @@ def _unranked(results: list[Result]) -> tuple[Row, list[Result]]:
         seeds=tuple(result.seed for result in results),
         runs=tuple(result.id for result in results),
         metrics={
-            name: over_seeds([result.metrics.get(name) for result in results]) for name in (*METRICS, *extra)
+            name: over_seeds([result.value(name) for result in results])
+            for name in (*METRICS, *extra, *single)
         },
         cost={name: over_seeds([float(result.cost[name]) for result in results]) for name in COSTS},
         trust="verified" if trusted else "self-reported",

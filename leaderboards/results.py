@@ -13,6 +13,7 @@ from leaderboards.layout import OUTCOMES
 from leaderboards.points import Layout
 from leaderboards.record import Record
 from leaderboards.store import Bools, read_outcomes
+from leaderboards.under import attack_of
 
 COSTS: Final = (
     "training_seconds",
@@ -55,9 +56,10 @@ class Conditions:
 class Result:
     """One run as its row sees it.
 
-    ``group`` is a hash of ``conditions``. ``roles`` and ``counts`` are of the attacks, in the record's order;
-    ``counts`` are points after the last stage, 0 where that was not measured. ``directory`` is empty where
-    there is only a record.
+    ``group`` is a hash of ``conditions``. ``attacks``, ``roles``, ``counts`` and ``robust`` are of the
+    attacks, in the record's order; ``counts`` are points after the last stage, 0 where that was not measured,
+    and ``robust`` those of them that are right clean and after the attack. ``directory`` is empty where there
+    is only a record.
     """
 
     id: str
@@ -70,15 +72,27 @@ class Result:
     flags: list[str]
     metrics: dict[str, float | None]
     cost: dict[str, float]
+    attacks: list[str]
     roles: list[str]
     counts: list[int]
+    robust: list[int]
     directory: str = ""
     cache: Keeper | None = field(default=None, repr=False, compare=False)
 
     @property
     def layout(self) -> Layout:
         """How its outcomes are to be read."""
-        return Layout.of(self.conditions.regime, self.roles, self.counts)
+        return Layout.of(self.conditions.regime, self.roles, self.counts, self.attacks)
+
+    def value(self, metric: str) -> float | None:
+        """A metric of the run, or its accuracy under a single attack; None where it has none."""
+        attack = attack_of(metric)
+        if attack is None:
+            return self.metrics.get(metric)
+        column = self.layout.under(attack)
+        if column is None or not self.counts[column]:
+            return None
+        return self.robust[column] / self.counts[column]
 
     def outcomes(self) -> tuple[Bools, Bools]:
         """(clean, robust) of the run, see `read_outcomes`.
@@ -114,7 +128,8 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
     keys = ("defense", "params", "regime", "model", "sequence", "training", "plan", "pretrain")
     shared |= {key: config[key] for key in keys}
     last = max((cell.stage for cell in record.cells), default=0)
-    counts = {cell.attack: cell.n for cell in record.cells if cell.stage == last}
+    cells = {cell.attack: cell for cell in record.cells if cell.stage == last}
+    measured = [cells.get(entry.text) for entry in record.attacks]
     return Result(
         id=record.id,
         created=record.created,
@@ -126,8 +141,10 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
         flags=sorted({flag.code for flag in record.audit.flags}),
         metrics=dict(record.metrics),
         cost={name: getattr(record.cost, name) for name in COSTS},
+        attacks=[entry.text for entry in record.attacks],
         roles=[entry.role for entry in record.attacks],
-        counts=[counts.get(entry.text, 0) for entry in record.attacks],
+        counts=[0 if cell is None else cell.n for cell in measured],
+        robust=[0 if cell is None else cell.robust for cell in measured],
         directory=str(directory),
         cache=cache,
     )

@@ -1,5 +1,6 @@
 """Leaderboards as sheets: chosen columns, grouped or pivoted, before any format writes them."""
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -11,7 +12,8 @@ from leaderboards.metrics import METRICS
 from leaderboards.results import canonical
 from leaderboards.row import Row
 from leaderboards.statistics import Summary
-from leaderboards.values import full_name
+from leaderboards.under import attack_of
+from leaderboards.values import PARTS, full_name
 
 Mark = Literal["best", "second"]
 LOSSES = frozenset({"forgetting", "backward_transfer", "unseen_gap"})
@@ -75,11 +77,21 @@ class View:
 
     def intervals(self, default: Iterable[str]) -> list[str]:
         """The metrics whose intervals are shown; ``default`` where the columns are the default ones."""
-        names = [self.pivot[2]] if self.pivot else self.columns
-        if not names:
+        if not self._shown:
             return list(default)
-        asked = {full_name(name).removesuffix("_interval") for name in names}
-        return [metric for metric in METRICS if asked & {metric, f"{metric}_low", f"{metric}_high"}]
+        asked = {full_name(name).removesuffix("_interval") for name in self._shown}
+        metrics = (*METRICS, *self.under())
+        return [metric for metric in metrics if asked & {metric, f"{metric}_low", f"{metric}_high"}]
+
+    def under(self) -> list[str]:
+        """The accuracies under single attacks that are shown: metrics ``robust.ATTACK``."""
+        asked = (name for name in (*self._shown, self.group_by or "") if attack_of(name))
+        parts = "|".join((*PARTS, "interval"))
+        return list(dict.fromkeys(re.sub(f"_({parts})$", "", name) for name in asked))
+
+    @property
+    def _shown(self) -> tuple[str, ...]:
+        return self.pivot[2:] if self.pivot else self.columns
 
 
 def sheets(rows: Sequence[Row], view: View | None = None, *, compact: bool = False) -> list[Sheet]:

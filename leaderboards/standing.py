@@ -8,7 +8,7 @@ import numpy as np
 
 from leaderboards.bootstrap import at_the_edge, intervals, replicates_of
 from leaderboards.errors import RecordError
-from leaderboards.points import PER_POINT, Floats, Outcomes, values_of
+from leaderboards.points import Floats, Outcomes, per_point, values_of
 from leaderboards.results import Result
 from leaderboards.statistics import Summary
 
@@ -40,9 +40,7 @@ class Standing:
             self.note = str(error)
             return
         shapes = {(clean.shape, robust.shape) for clean, robust in found}
-        stacked = len(shapes) == 1 and all(
-            (result.roles, result.counts) == (first.roles, first.counts) for result in self.results
-        )
+        stacked = len(shapes) == 1 and all(result.layout == first.layout for result in self.results)
         if not stacked or not _fits(first, found[0][1].shape):
             self.note = f"outcomes of {first.id} do not fit its record or those of the other seeds"
             return
@@ -54,7 +52,7 @@ class Standing:
         if self.outcomes is None:
             return None
         terms = self.outcomes.terms(metric)
-        recorded = [result.metrics.get(metric) for result in self.results]
+        recorded = [result.value(metric) for result in self.results]
         if terms is None or None in recorded:
             return None
         measured = values_of(terms)
@@ -121,7 +119,7 @@ def with_intervals(
                 summary, outcomes = found[index][metric], standings[index].outcomes
                 if summary is None or outcomes is None:
                     continue
-                if metric in PER_POINT and summary.mean in (0.0, 1.0):
+                if per_point(metric) and summary.mean in (0.0, 1.0):
                     low, high = at_the_edge(summary.mean, outcomes.layout.measured(metric, outcomes.points))
                 found[index][metric] = replace(summary, low=float(low), high=float(high))
     return found

@@ -151,7 +151,8 @@ def load(
         sequence=sequence,
         where=[where] if isinstance(where, str) else where,
         rank_by=rank_by,
-        intervals=view.intervals(METRICS),
+        intervals=view.intervals([*METRICS, rank_by]),
+        under=view.under(),
     )
     names, values = data(found, view)
     return pd.DataFrame(values, columns=names)

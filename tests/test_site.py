@@ -449,11 +449,12 @@ def test_what_one_method_alone_measures_stands_last(make_record: Make, tmp_path:
     """A board's audit is not pushed out of sight by a router's agreement or a student's PSNR."""
     one, other = make_record(defense="at"), make_record(defense="mid")
     extended = {**other.metrics, "adversarial_psnr": 16.9}
-    board = rows([one, other.model_copy(update={"metrics": extended})])
+    board = rows([one, other.model_copy(update={"metrics": extended})], under=["robust.pgd"])
     write_site(tmp_path / "site", board, [one, other])
     page = (tmp_path / "site" / "index.html").read_text("utf-8")
     headings = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', page)
     assert headings[-1] == "adversarial psnr (dB)"
+    assert headings[3:6] == ["robust", "pgd", "clean"]
     assert headings.index("audit") < headings.index("training (s)") < len(headings) - 1
     widths = {len(re.findall(r"<t[hd]", line)) for line in re.findall(r"<tr><td.*?</tr>", page, re.DOTALL)}
     assert widths == {len(headings)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from leaderboards.metrics import METRICS
 from leaderboards.pairwise import ranks
 from leaderboards.points import Layout, Outcomes, values_of
 from leaderboards.statistics import holm
+from leaderboards.store import read_outcomes
+from leaderboards.tables import data
 
 SEEN, UNSEEN = ("fgsm:eps=0.2", "pgd:eps=0.2", "cw:eps=1"), ("bim:eps=0.2", "mim:eps=0.2")
 ROLES = ["seen"] * 3 + ["unseen"] * 2
@@ -160,7 +163,7 @@ def stacked(counts: tuple[int, ...], skill: float = 0.6, seeds: int = 3) -> Outc
     """Outcomes of several seeds."""
     pairs = [made(skill, seed, counts=counts) for seed in range(seeds)]
     clean, robust = (np.stack([pair[part] for pair in pairs]) for part in (0, 1))
-    return Outcomes(Layout.of("continual", ROLES, counts), clean, robust)
+    return Outcomes(Layout.of("continual", ROLES, counts, [*SEEN, *UNSEEN]), clean, robust)
 
 
 @pytest.mark.parametrize("counts", [(200,) * 5, (200, 200, 60, 200, 100)])
@@ -181,6 +184,10 @@ def test_terms_of_points_give_the_metrics(counts: tuple[int, ...]) -> None:
             terms = outcomes.terms(metric)
             assert terms is not None
             assert values_of(terms)[seed] == pytest.approx(expected[metric], abs=1e-12), metric
+        for attack, value in zip((*SEEN, *UNSEEN), R[-1], strict=True):
+            terms = outcomes.terms(f"robust.{attack}")
+            assert terms is not None
+            assert values_of(terms)[seed] == pytest.approx(value, abs=1e-12), attack
 
 
 def test_a_single_stage_has_no_terms_of_transfer() -> None:
@@ -216,7 +223,7 @@ def slow_replicate(
             robust=robust[-1],
             counts=counts,
         )
-        for metric, value in values.items():
+        for metric, value in (values | {"robust.cw": R[-1, 2]}).items():
             assert value is not None
             found.setdefault(metric, []).append(value)
     return {metric: float(np.mean(values)) for metric, values in found.items()}
@@ -231,7 +238,7 @@ def test_a_replicate_is_the_metric_of_resampled_outcomes() -> None:
     weights, chosen = next(point_weights(strata, 5)), seed_weights((0, 1, 2), 5)
     assert (weights[:, :60].sum(1) == 60).all()
     assert (weights[:, 60:100].sum(1) == 40).all()
-    for metric in METRICS:
+    for metric in (*METRICS, "robust.cw"):
         terms = outcomes.terms(metric)
         assert terms is not None
         fast = replicates_of([terms, terms], [[0, 1, 2], [0, 1, 2]], strata, 5)
@@ -404,7 +411,8 @@ def test_every_metric_has_an_interval_around_its_mean(board: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["worst-case", "unseen", "clean", "forgetting", "gap", "average_robust_accuracy"]
+    "key",
+    ["worst-case", "unseen", "clean", "forgetting", "gap", "average_robust_accuracy", "robust.cw:eps=1"],
 )
 def test_ranking_keys_have_their_direction(board: Path, key: str) -> None:
     """The first row has the best value: least forgetting, smallest gap, most of anything else."""
@@ -581,6 +589,51 @@ def test_what_cannot_be_compared(board: Path, tmp_path: Path) -> None:
         compare(found[0], found[1], "unsen")
     with pytest.raises(RecordError, match="'speed'"):
         rows([], rank_by="speed")
+
+
+def test_under_a_single_attack(board: Path) -> None:
+    """A share of the points that it met, of the records; compared by McNemar's test on them."""
+    results = find_results(board)[0]
+    found = rows(results, rank_by="robust.cw", under=["robust.bim", "robust.pgd"], intervals=["robust.bim"])
+    for row in found:
+        for name in ("pgd", "cw", "bim"):
+            summary = row.metrics[f"robust.{name}"]
+            column = [text.partition(":")[0] for text in (*SEEN, *UNSEEN)].index(name)
+            seeds = [read_outcomes(Path(one) / "outcomes.npz")[1][-1, column] for one in row.directories]
+            assert summary is not None
+            assert summary.mean == pytest.approx(np.mean(seeds))
+            assert (summary.low is None) == (name != "bim")
+            assert summary.low is None or summary.low < summary.mean < (summary.high or 0)
+    first, second = (next(row for row in found if row.defense == name) for name in ("good", "poor"))
+    result = compare(first, second, "robust.pgd:eps=1/5")
+    assert (result.better, result.test) == ("first", "mcnemar-clustered")
+    plain = {row.defense: row for row in rows(results)}
+    assert compare(plain["good"], plain["poor"], "robust.pgd") == replace(result, metric="robust.pgd")
+    names, _ = data(rows(results, under=["robust.pgd"]))
+    assert names[-4:] == [f"robust.pgd_{part}" for part in ("mean", "std", "low", "high")]
+
+
+def test_attacks_that_no_row_or_several_of_a_row_have(board: Path, tmp_path: Path) -> None:
+    """One line each; rows that a filter hides may have met several."""
+    results = find_results(board)[0]
+    with pytest.raises(RecordError, match="no row has met the attack 'pdg': did you mean 'pgd'"):
+        rows(results, rank_by="robust.pdg")
+    with pytest.raises(RecordError, match=r"'pgd:eps=0\.1'"):
+        rows(results, under=["robust.pgd:eps=0.1"])
+    with pytest.raises(RecordError, match=r"no metric to rank by 'robust\.'"):
+        rows(results, rank_by="robust.")
+    assert rows([], rank_by="robust.anything") == []
+    save(tmp_path, "twice", 0.5, range(1))
+    path = tmp_path / "twice-0" / "record.json"
+    path.write_text(path.read_text().replace("mim:eps=0.2", "bim:eps=0.1"))
+    both = [*results, *find_results(tmp_path)[0]]
+    with pytest.raises(RecordError) as caught:
+        rows(both, rank_by="robust.bim")
+    assert "any of several attacks of twice-0" in str(caught.value)
+    assert str(caught.value).endswith("write robust.bim:eps=0.2 or robust.bim:eps=0.1")
+    assert [row.defense for row in rows(both, rank_by="robust.bim", defense="good")] == ["good"]
+    (row,) = rows(both, defense="twice", rank_by="robust.bim:eps=0.1")
+    assert row.metrics["robust.bim:eps=0.1"] is not None
 
 
 def test_suspect_rows_stay_below(board: Path, tmp_path: Path) -> None:

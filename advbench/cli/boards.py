@@ -55,7 +55,10 @@ def leaderboard(
     runs_dir: RunsDir = Path("runs"),
     rank_by: Annotated[
         str,
-        typer.Option(help="average, worst-case, unseen, clean, forgetting, backward, forward or gap."),
+        typer.Option(
+            help="average, worst-case, unseen, clean, forgetting, backward, forward, gap, or under one "
+            "attack: robust.autoattack, robust.pgd:eps=0.1."
+        ),
     ] = "average",
     format: Annotated[
         Format, typer.Option(help="table, csv, json, markdown, latex (booktabs) or html (a site).")
@@ -76,7 +79,8 @@ def leaderboard(
     columns: Annotated[
         str,
         typer.Option(
-            help="Names of columns: rank,label,average,average_interval,clean_mean,params.sigma …",
+            help="Names of columns: rank,label,average,average_interval,clean_mean,robust.autoattack,"
+            "params.sigma …",
             rich_help_panel=SHAPE,
         ),
     ] = "",
@@ -137,7 +141,8 @@ def leaderboard(
         where=where or (),
         rank_by=rank_by,
         # By default a table has the interval of the ranking key alone, data has all.
-        intervals=view.intervals(METRICS if format in DATA else [rank_by]),
+        intervals=view.intervals([*METRICS, rank_by] if format in DATA else [rank_by]),
+        under=view.under(),
     )
     if format is Format.html and out is not None:
         _write_site(out, found, runs_dir)

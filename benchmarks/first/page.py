@@ -40,8 +40,11 @@ LARGEST = 20 * 2**20
 LEFT_OUT = {".safetensors", ".jsonl"}
 Name = tuple[str, str]
 """A defense, with the settings that tell it from others of the board, and its regime."""
-COLUMNS = "rank,label,regime,average,average_interval,clean,worst_case,unseen,forgetting,seeds,audit"
-COMPARED = ("average", "worst-case", "unseen", "clean")
+AUTOATTACK = "robust.autoattack"
+COLUMNS = (
+    f"rank,label,regime,average,average_interval,clean,{AUTOATTACK},worst_case,unseen,forgetting,seeds,audit"
+)
+COMPARED = ("average", AUTOATTACK, "worst-case", "unseen", "clean")
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ def table(title: str, lines: Sequence[str]) -> str:
     """Markdown: lines of what was compared; nothing where there are none."""
     if not lines:
         return ""
-    head = f"| {title} | " + " | ".join(COMPARED) + " |\n|---" + "|--:" * len(COMPARED) + "|"
+    names = " | ".join(metric.removeprefix("robust.") for metric in COMPARED)
+    head = f"| {title} | {names} |\n|---" + "|--:" * len(COMPARED) + "|"
     return "\n".join([head, *lines])
 
 
@@ -316,7 +320,7 @@ def main() -> None:
     results, problems = find_results(given.results)
     for problem in problems:
         print(problem, file=sys.stderr)
-    found = rows(results)
+    found = rows(results, under=[AUTOATTACK])
     given.page.write_text(page(found, given.page.with_suffix("")), encoding="utf-8")
     if given.site is not None:
         from leaderboards.site import write_site

@@ -8,6 +8,7 @@ from leaderboards.metrics import METRICS
 from leaderboards.row import Row
 from leaderboards.statistics import Summary
 from leaderboards.trust import trust_of
+from leaderboards.under import attack_of
 
 LOWER_IS_BETTER: Final = frozenset({"forgetting", "unseen_gap"})
 HEADINGS: Final = {
@@ -50,18 +51,19 @@ def interval_of(summary: Summary) -> tuple[float, float] | None:
 
 
 def metric_names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """The metrics that any of the rows has: what they are ranked by and the standard ones, then all others.
+    """The metrics that any of the rows has: what was asked for and the standard ones, then all others.
 
-    The others belong to single methods.
+    The first is what they are ranked by. The others belong to single methods.
     """
     present = {name for row in rows for name, summary in row.metrics.items() if summary is not None}
-    standard = [name for name in dict.fromkeys([ranked_by(rows), *_ORDER]) if name in present]
+    asked = sorted(filter(attack_of, present))
+    standard = [name for name in dict.fromkeys([ranked_by(rows), *asked, *_ORDER]) if name in present]
     return standard, sorted(present - set(standard) - set(METRICS))
 
 
 def heading(name: str) -> str:
     """A column's short name."""
-    return HEADINGS.get(name, name.replace("_", " "))
+    return HEADINGS.get(name, attack_of(name) or name.replace("_", " "))
 
 
 def scale_of(name: str) -> tuple[float, int, str]:
