@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import pydantic_core
 
-from leaderboards import entries, points, record, results, store, under
+from leaderboards import entries, matching, points, record, results, store, under
 from leaderboards.errors import RecordError
 from leaderboards.layout import OUTCOMES, RECORD
 from leaderboards.results import Conditions, Result, result_of
@@ -211,7 +211,7 @@ def _code() -> str:
     digest = hashlib.sha256()
     for file in (
         __file__,
-        *(str(module.__file__) for module in (entries, record, results, store, points, under)),
+        *(str(module.__file__) for module in (entries, matching, points, record, results, store, under)),
     ):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest() + pydantic_core.__version__

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from leaderboards.errors import RecordError
-from leaderboards.keys import LOWER_IS_BETTER, SHORT, unknown
+from leaderboards.keys import LOWER_IS_BETTER, SHORT
 from leaderboards.labels import audit, brief, short_hash
 from leaderboards.metrics import COMPETITIVENESS, METRICS
 from leaderboards.results import COSTS
 from leaderboards.row import Row
+from leaderboards.spelling import unknown
 from leaderboards.statistics import Summary
 from leaderboards.under import attack_of
 from leaderboards.values import COST_PARTS, PARTS, PLAIN, cell, full_name, known_keys, scalar

@@ -18,7 +18,7 @@ from leaderboards.row import Row
 from leaderboards.standing import Standing, replicates
 from leaderboards.statistics import over_seeds
 from leaderboards.store import read_record
-from leaderboards.under import attack_of
+from leaderboards.under import attack_of, check_attack, spoken
 
 Test = Literal["mcnemar-exact", "mcnemar-clustered", "bootstrap"]
 
@@ -66,8 +66,8 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
         RecordError: rows that cannot be compared, an unknown metric, or one that a row does not have.
     """
     name = metric_of(metric or row_a.ranked_by)
-    difference = _difference(row_a, row_b, name)
-    standings = [_standing(row) for row in (row_a, row_b)]
+    standings = _standings(row_a, row_b)
+    difference = _difference((row_a, row_b), standings, name)
     found = tests(standings, name)
     if np.isnan(found.p[0, 1]):
         return Comparison(name, difference, note=_why(standings))
@@ -101,8 +101,10 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
     name = metric_of(metric or pairs[0][0].ranked_by)
     if len(pairs) == 1:
         return compare(*pairs[0], name)
-    difference = float(np.mean([_difference(*pair, name) for pair in pairs]))
-    boards = [[_standing(row) for row in pair] for pair in pairs]
+    boards = [_standings(*pair) for pair in pairs]
+    difference = float(
+        np.mean([_difference(pair, board, name) for pair, board in zip(pairs, boards, strict=True)])
+    )
     points = {
         (pair[0].fingerprint, one.shape) for pair, board in zip(pairs, boards, strict=True) for one in board
     }
@@ -127,25 +129,33 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
     return Comparison(name, difference, float(low), float(high), p, seeds, "mcnemar-clustered")
 
 
-def _difference(row_a: Row, row_b: Row, name: str) -> float:
+def _standings(row_a: Row, row_b: Row) -> list[Standing]:
+    """Two rows with their outcomes.
+
+    Raises:
+        RecordError: they are of different boards.
+    """
     if row_a.comparison != row_b.comparison or row_a.target_aware != row_b.target_aware:
         raise RecordError(
             f"{row_a.defense} and {row_b.defense} cannot be compared: they differ in data set, sequence, "
             "model, protocol or in whether they are target-aware"
         )
-    first, second = _mean(row_a, name), _mean(row_b, name)
-    if first is None or second is None:
-        without = row_a if first is None else row_b
-        raise RecordError(f"{without.defense} has no {name.replace('_', ' ')}")
-    return first - second
+    return [_standing(row) for row in (row_a, row_b)]
 
 
-def _mean(row: Row, name: str) -> float | None:
-    """A metric's mean over seeds; what the row does not have is looked for in its records."""
-    summary = row.metrics.get(name)
-    if summary is None and attack_of(name) and all(row.directories):
-        summary = over_seeds([result.value(name) for result in _standing(row).results])
-    return None if summary is None else summary.mean
+def _difference(rows: Sequence[Row], standings: Sequence[Standing], name: str) -> float:
+    """The first row's mean minus the second's."""
+    means = []
+    for row, standing in zip(rows, standings, strict=True):
+        summary = row.metrics.get(name)
+        if summary is None and attack_of(name) and standing.results:
+            check_attack(name, [(one.id, one.attacks) for one in standing.results])
+            summary = over_seeds([one.value(name) for one in standing.results])
+        if summary is None:
+            asked = f": ask rows for it, under={name!r}" if attack_of(name) and not standing.results else ""
+            raise RecordError(f"{row.defense} has no {spoken(name)}{asked}")
+        means.append(summary.mean)
+    return means[0] - means[1]
 
 
 def _drawn(standings: Sequence[Standing], name: str) -> Floats:

@@ -1,11 +1,10 @@
 """Names of metrics on the command line, and which direction is better."""
 
-import difflib
-from collections.abc import Iterable
 from typing import Final
 
 from leaderboards.errors import RecordError
 from leaderboards.metrics import METRICS
+from leaderboards.spelling import unknown
 from leaderboards.under import PREFIX, attack_of
 
 SHORT: Final = {
@@ -30,35 +29,16 @@ def metric_of(text: str) -> str:
     Raises:
         RecordError: there is no such metric.
     """
-    if attack_of(text.strip()):
-        return text.strip()
     plain = text.strip().lower().replace("-", "_")
+    if attack_of(plain):
+        return PREFIX + text.strip()[len(PREFIX) :]
     for short, metric in SHORT.items():
         if plain in (short.replace("-", "_"), metric):
             return metric
     shown = [*SHORT, f"{PREFIX}ATTACK"]
-    raise RecordError(f"no metric to rank by {unknown(text, [*SHORT, *METRICS], shown)}")
+    raise RecordError(f"no metric {unknown(text, [*SHORT, *METRICS], shown)}")
 
 
 def sign_of(metric: str) -> int:
     """1 where more is better, -1 where less is."""
     return -1 if metric in LOWER_IS_BETTER else 1
-
-
-def unknown(given: str, names: Iterable[str], shown: Iterable[str] | None = None) -> str:
-    """What an error says of a name that is not there: the name, the nearest one, what there is."""
-    names = list(names)
-    return f"{given!r}:{nearest(given, names)} there are {listed(names if shown is None else shown)}"
-
-
-def nearest(given: str, names: Iterable[str]) -> str:
-    """`` did you mean 'x'?``, or nothing where no name is near."""
-    near = difflib.get_close_matches(given.lower(), list(names), n=1, cutoff=0.5)
-    return f" did you mean {near[0]!r}?" if near else ""
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first dozen of the names, and how many more there are."""
-    names = list(names)
-    more = f", and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"{', '.join(names[:12]) or 'none'}{more}"

@@ -16,8 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.matching import meant
 from leaderboards.metrics import METRICS
-from leaderboards.under import attack_of, meant
+from leaderboards.under import attack_of
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -33,7 +34,7 @@ PER_POINT: Final = (
 
 def per_point(metric: str) -> bool:
     """Whether a metric is a share of test points: see `PER_POINT`, and under any single attack."""
-    return metric in PER_POINT or attack_of(metric) is not None
+    return metric in PER_POINT or bool(attack_of(metric))
 
 
 @dataclass(frozen=True)

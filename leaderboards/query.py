@@ -6,10 +6,11 @@ from typing import Any, Final, get_args
 
 from leaderboards.entries import Verdict
 from leaderboards.errors import RecordError
-from leaderboards.keys import listed, nearest, unknown
+from leaderboards.matching import number, same_attacks
 from leaderboards.row import Row
-from leaderboards.under import number, same_attacks
-from leaderboards.values import cell, full_name, known_keys
+from leaderboards.spelling import listed, nearest, unknown
+from leaderboards.under import PREFIX, attack_of
+from leaderboards.values import cell, full_name, known_keys, split_part
 
 Texts = str | Sequence[str] | None
 """One wanted value, several of which any will do, or None for all."""
@@ -56,11 +57,17 @@ class Query:
             if values is not None:
                 found.setdefault(key, []).extend([values] if isinstance(values, str) else values)
         for text in [where] if isinstance(where, str) else where:
-            key, equals, value = text.partition("=")
+            # The attack of robust.pgd:eps=0.1_mean=0.5 has a sign of its own.
+            cut = text.rpartition if text.strip().startswith(PREFIX) else text.partition
+            key, equals, value = cut("=")
             if not (equals and key.strip()):
                 raise RecordError(f"where {text!r} cannot be read: write KEY=VALUE")
             found.setdefault(full_name(key.strip()), []).append(value.strip())
         return cls(tuple((key, tuple(values)) for key, values in found.items() if values))
+
+    def under(self) -> list[str]:
+        """The accuracies under single attacks that it asks for: metrics ``robust.ATTACK``."""
+        return [split_part(key)[0] for key, _ in self.conditions if attack_of(key)]
 
     def check(self, rows: Sequence[Row]) -> None:
         """Look for keys and values that no row has; without any rows nothing is wrong.
@@ -123,5 +130,5 @@ def _equals(key: str, value: Any, wanted: str) -> bool:
         return wanted in value or (not value and wanted in ("", "none"))
     if isinstance(value, int | float) and not isinstance(value, bool):
         asked = number(wanted)
-        return asked is not None and float(asked) == float(value)
+        return asked is not None and asked == float(value)
     return _text(key, value).lower() == wanted.lower()

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from leaderboards.entries import Verdict
-from leaderboards.errors import RecordError
-from leaderboards.keys import metric_of, sign_of, unknown
+from leaderboards.keys import metric_of, sign_of
 from leaderboards.metrics import METRICS
-from leaderboards.naming import attack_name, short_names
 from leaderboards.pairwise import ranks, tests
 from leaderboards.query import Query, Texts
 from leaderboards.record import Record
@@ -19,7 +17,7 @@ from leaderboards.row import Row
 from leaderboards.standing import Standing, with_intervals
 from leaderboards.statistics import over_seeds
 from leaderboards.trust import trust_of
-from leaderboards.under import PREFIX, attack_of, meant
+from leaderboards.under import attack_of, check_attack
 
 _SEVERITY: Final[dict[Verdict, int]] = {"ok": 0, "suspect": 1, "invalid": 2}
 
@@ -36,7 +34,7 @@ def rows(
     where: Iterable[str] = (),
     rank_by: str = "average",
     intervals: bool | Collection[str] = True,
-    under: Iterable[str] = (),
+    under: Texts = None,
 ) -> list[Row]:
     """Aggregate runs over seeds and rank them.
 
@@ -60,16 +58,21 @@ def rows(
             that means several of a row.
     """
     key = metric_of(rank_by)
+    query = Query.of(dataset, defense, regime, model, verdict, sequence, where)
     asked = [] if isinstance(intervals, bool) else list(dict.fromkeys(map(metric_of, intervals)))
-    single = list(dict.fromkeys(name for name in (key, *map(metric_of, under), *asked) if attack_of(name)))
+    more = [under] if isinstance(under, str) else under or ()
+    every = (key, *map(metric_of, [*more, *query.under()]), *asked)
+    single = list(dict.fromkeys(name for name in every if attack_of(name)))
     wanted = [*METRICS, *single] if intervals is True else asked
     results = [one if isinstance(one, Result) else result_of(one) for one in records]
-    query = Query.of(dataset, defense, regime, model, verdict, sequence, where)
     pairs = sorted(
         (_unranked(group, single) for group in _grouped(results)), key=lambda pair: _order(pair[0], key)
     )
     query.check([row for row, _ in pairs])
-    _check_attacks([one[0] for row, one in pairs if query.shows(row)], single)
+    # The seeds of a row have one protocol, and so the same attacks.
+    met = [(one[0].id, one[0].attacks) for row, one in pairs if query.shows(row)]
+    for name in single:
+        check_attack(name, met)
     # One data set may go by two names (two folders, one content): the fingerprint decides, not the name.
     names: dict[str, str] = {}
     boards: dict[tuple[str, ...], list[tuple[Row, list[Result]]]] = {}
@@ -90,30 +93,6 @@ def _grouped(results: Iterable[Result]) -> list[list[Result]]:
     for result in sorted(results, key=lambda one: (datetime.fromisoformat(one.created), one.id)):
         groups.setdefault(result.group, {})[result.seed] = result
     return [[group[seed] for seed in sorted(group)] for group in groups.values()]
-
-
-def _check_attacks(shown: Sequence[Result], metrics: Sequence[str]) -> None:
-    """Look for accuracies under single attacks that no row has, or that may be under several of a row.
-
-    Raises:
-        RecordError: there is one.
-    """
-    for metric in metrics:
-        attack = attack_of(metric) or ""
-        found = [[one.attacks[index] for index in meant(one.attacks, attack)] for one in shown]
-        for one, texts in zip(shown, found, strict=True):
-            if len(texts) > 1:
-                choices = " or ".join(f"{PREFIX}{_written(name)}" for name in short_names(texts))
-                raise RecordError(f"{metric} may be any of several attacks of {one.id}: write {choices}")
-        if shown and not any(found):
-            names = sorted({attack_name(text) for one in shown for text in one.attacks})
-            raise RecordError(f"no row has met the attack {unknown(attack, names)}")
-
-
-def _written(short: str) -> str:
-    """An attack as people write it, from its short name: ``pgd:eps=0.1`` from ``pgd eps=0.1``."""
-    name, *knobs = short.split(" ")
-    return ":".join([name, *filter(None, [",".join(knobs)])])
 
 
 def _unranked(results: list[Result], single: Sequence[str]) -> tuple[Row, list[Result]]:

@@ -127,6 +127,8 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
     }
     keys = ("defense", "params", "regime", "model", "sequence", "training", "plan", "pretrain")
     shared |= {key: config[key] for key in keys}
+    # A parameter that says nothing is as one that there was not yet when a record was made.
+    shared["params"] = {name: value for name, value in config["params"].items() if value is not None}
     last = max((cell.stage for cell in record.cells), default=0)
     cells = {cell.attack: cell for cell in record.cells if cell.stage == last}
     measured = [cells.get(entry.text) for entry in record.attacks]

@@ -1,6 +1,5 @@
 """Leaderboards as sheets: chosen columns, grouped or pivoted, before any format writes them."""
 
-import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -13,7 +12,7 @@ from leaderboards.results import canonical
 from leaderboards.row import Row
 from leaderboards.statistics import Summary
 from leaderboards.under import attack_of
-from leaderboards.values import PARTS, full_name
+from leaderboards.values import full_name, split_part
 
 Mark = Literal["best", "second"]
 LOSSES = frozenset({"forgetting", "backward_transfer", "unseen_gap"})
@@ -64,11 +63,11 @@ class View:
         Raises:
             RecordError: ``pivot`` does not name three keys, or goes with another option.
         """
-        listed = (columns.split(",") if columns.strip() else []) if isinstance(columns, str) else columns
+        listed = (names_in(columns) if columns.strip() else []) if isinstance(columns, str) else columns
         names = tuple(name.strip() for name in listed)
         if pivot is None:
             return cls(names, group_by)
-        keys = tuple(key.strip() for key in pivot.split(","))
+        keys = tuple(names_in(pivot))
         if len(keys) != 3 or not all(keys):
             raise RecordError(f"pivot {pivot!r} cannot be read: write ROWS,COLUMNS,VALUE")
         if names or group_by is not None:
@@ -77,21 +76,32 @@ class View:
 
     def intervals(self, default: Iterable[str]) -> list[str]:
         """The metrics whose intervals are shown; ``default`` where the columns are the default ones."""
-        if not self._shown:
+        names = [self.pivot[2]] if self.pivot else self.columns
+        if not names:
             return list(default)
-        asked = {full_name(name).removesuffix("_interval") for name in self._shown}
+        asked = {full_name(name).removesuffix("_interval") for name in names}
         metrics = (*METRICS, *self.under())
         return [metric for metric in metrics if asked & {metric, f"{metric}_low", f"{metric}_high"}]
 
     def under(self) -> list[str]:
-        """The accuracies under single attacks that are shown: metrics ``robust.ATTACK``."""
-        asked = (name for name in (*self._shown, self.group_by or "") if attack_of(name))
-        parts = "|".join((*PARTS, "interval"))
-        return list(dict.fromkeys(re.sub(f"_({parts})$", "", name) for name in asked))
+        """The accuracies under single attacks that it shows: metrics ``robust.ATTACK``."""
+        names = [*self.columns, *(self.pivot or ()), *filter(None, [self.group_by])]
+        return list(dict.fromkeys(split_part(name)[0] for name in names if attack_of(name)))
 
-    @property
-    def _shown(self) -> tuple[str, ...]:
-        return self.pivot[2:] if self.pivot else self.columns
+
+def names_in(text: str) -> list[str]:
+    """The names in a list with commas; those in the knobs of ``robust.pgd:eps=0.1,steps=50`` part none.
+
+    >>> names_in("label, robust.pgd:eps=0.1,steps=50_mean, clean")
+    ['label', 'robust.pgd:eps=0.1,steps=50_mean', 'clean']
+    """
+    found: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        if "=" in part and found and attack_of(found[-1]) and not attack_of(part):
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
 
 
 def sheets(rows: Sequence[Row], view: View | None = None, *, compact: bool = False) -> list[Sheet]:

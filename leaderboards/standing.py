@@ -11,6 +11,7 @@ from leaderboards.errors import RecordError
 from leaderboards.points import Floats, Outcomes, per_point, values_of
 from leaderboards.results import Result
 from leaderboards.statistics import Summary
+from leaderboards.under import spoken
 
 _BATCH: Final = 8_000_000
 """Terms that are bootstrapped at once."""
@@ -59,7 +60,7 @@ class Standing:
         for result, own, stored in zip(self.results, recorded, measured, strict=True):
             if abs(float(own or 0.0) - stored) > 1e-9:
                 self.outcomes = None
-                self.note = f"outcomes of {result.id} do not give its record's {metric.replace('_', ' ')}"
+                self.note = f"outcomes of {result.id} do not give its record's {spoken(metric)}"
                 return None
         return terms
 

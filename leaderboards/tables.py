@@ -58,7 +58,8 @@ def data(rows: Sequence[Row], view: View | None = None) -> tuple[list[str], list
         names = data_columns(view.columns, rows)
     ordered = list(enumerate(rows))
     if view.group_by is not None:
-        key = column_of(view.group_by, rows).name
+        column = column_of(view.group_by, rows)
+        key = f"{column.metric}_mean" if column.kind == "spread" else column.name
         names = list(dict.fromkeys([key, *names]))
         first: dict[str, int] = {}
         for index, row in ordered:

@@ -1,69 +1,62 @@
-"""Which attacks people mean, and the accuracy under a single one: the metrics ``robust.ATTACK``."""
+"""Accuracy under a single attack: the metrics ``robust.ATTACK``."""
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Final
+
+from leaderboards.errors import RecordError
+from leaderboards.matching import meant
+from leaderboards.naming import attack_name, knobs_of, short_names
+from leaderboards.spelling import unknown
 
 PREFIX: Final = "robust."
 """``robust.autoattack`` is the accuracy under AutoAttack after the last stage, of the points that it met."""
 
-Attack = tuple[str, dict[str, str]]
-
 
 def attack_of(metric: str) -> str | None:
     """The attack that a metric is of, as it was written; None for the metrics of a whole run."""
-    return metric.removeprefix(PREFIX) if metric.startswith(PREFIX) else None
+    return metric.removeprefix(PREFIX) or None if metric.startswith(PREFIX) else None
 
 
-def meant(attacks: Sequence[str], wanted: str) -> list[int]:
-    """The places of the canonical texts that ``wanted`` means; knobs that it does not name may be any.
+def spoken(metric: str) -> str:
+    """A metric's name as people read it."""
+    return metric if attack_of(metric) else metric.replace("_", " ")
 
-    >>> meant(["fgsm:eps=0.2", "pgd:eps=0.1,steps=50", "pgd:eps=0.2,steps=50"], "pgd:eps=1/5")
-    [2]
+
+def check_attack(metric: str, runs: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Look whether any of some runs met the attack of a metric, and none several attacks that it may mean.
+
+    Args:
+        metric: ``robust.ATTACK``.
+        runs: names, and the canonical texts of the attacks that each met.
+
+    Raises:
+        RecordError: none did, or one met several attacks that are written so.
     """
-    asked = _attacks(wanted)
-    if len(asked) != 1:
-        return []
-    return [index for index, text in enumerate(attacks) if _covers(_attacks(text)[0], asked[0])]
+    attack = attack_of(metric) or ""
+    found = False
+    for name, attacks in runs:
+        places = meant(attacks, attack)
+        found = found or bool(places)
+        if len(places) > 1:
+            short = short_names(attacks)
+            choices = " or ".join(PREFIX + _written(short[place]) for place in places)
+            raise RecordError(
+                f"{metric} may be any of several attacks of {name}: write {choices}, or show fewer rows"
+            )
+    if runs and not found:
+        every = sorted({text for _, attacks in runs for text in attacks})
+        alike = [text for text in every if attack_name(text) == attack_name(attack)]
+        there = sorted({_budgeted(text) for text in alike} or {*map(attack_name, every)})
+        raise RecordError(f"no row has met the attack {unknown(attack, there)}")
 
 
-def same_attacks(sequence: Sequence[str], wanted: str) -> bool:
-    """Whether the attacks are those of ``wanted`` in its order; knobs that it does not name may be any."""
-    asked = _attacks(wanted)
-    return len(asked) == len(sequence) and all(
-        _covers(_attacks(attack)[0], one) for attack, one in zip(sequence, asked, strict=True)
-    )
+def _budgeted(text: str) -> str:
+    """Name and eps of a canonical text."""
+    eps = knobs_of(text).get("eps")
+    return attack_name(text) if eps is None else f"{attack_name(text)}:eps={eps}"
 
 
-def _attacks(text: str) -> list[Attack]:
-    """Names and knobs of ``fgsm,pgd:eps=0.1,steps=5``: a part without a name belongs to the one before."""
-    found: list[Attack] = []
-    for part in text.split(","):
-        head, equals, value = part.strip().partition("=")
-        # A name may hold a colon of its own: ta:PGD:eps=0.2
-        name, colon, knob = head.rpartition(":") if equals else (head, "", "")
-        if equals and not colon and found:
-            found[-1][1][head] = value
-        else:
-            found.append((name, {knob: value} if equals else {}))
-    return found
-
-
-def _covers(attack: Attack, asked: Attack) -> bool:
-    (name, knobs), (wanted, values) = attack, asked
-    return name == wanted and all(_same_knob(knobs.get(knob), value) for knob, value in values.items())
-
-
-def _same_knob(own: str | None, wanted: str) -> bool:
-    if own is None or own == wanted:
-        return own is not None
-    first, second = number(own), number(wanted)
-    return first is not None and second is not None and abs(float(first) - float(second)) < 1e-9
-
-
-def number(text: str) -> Fraction | None:
-    """A number or a fraction; None for what is none."""
-    try:
-        return Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        return None
+def _written(short: str) -> str:
+    """An attack as people write it, from its short name: ``pgd:eps=0.1`` from ``pgd eps=0.1``."""
+    name, *knobs = short.split(" ")
+    return f"{name}:{','.join(knobs)}" if knobs else name

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from leaderboards.errors import RecordError
-from leaderboards.keys import SHORT, unknown
+from leaderboards.keys import SHORT
 from leaderboards.metrics import METRICS
 from leaderboards.results import COSTS, canonical
 from leaderboards.row import Row
+from leaderboards.spelling import unknown
 
 PLAIN: Final = (
     "rank",
@@ -82,6 +83,16 @@ def full_name(name: str) -> str:
             if name.replace("-", "_") == short.replace("-", "_") + part:
                 return metric + part
     return name.replace("-", "_") if name.replace("-", "_") in standard_columns() else name
+
+
+def split_part(name: str) -> tuple[str, str]:
+    """A metric's name and the part of it that a column shows, which is empty for the whole.
+
+    >>> split_part("robust.pgd_low"), split_part("clean_accuracy")
+    (('robust.pgd', 'low'), ('clean_accuracy', ''))
+    """
+    metric, _, part = name.rpartition("_")
+    return (metric, part) if part in (*PARTS, "interval") else (name, "")
 
 
 def cell(row: Row, name: str) -> Any:

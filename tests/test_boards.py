@@ -40,6 +40,7 @@ from leaderboards import (
     to_markdown,
     to_table,
 )
+from leaderboards.labels import labels
 from leaderboards.latex import escape
 from leaderboards.metrics import METRICS
 
@@ -384,8 +385,8 @@ def test_filters(board: list[Row], case: str) -> None:
         ({"where": ["model"]}, "where 'model' cannot be read: write KEY=VALUE"),
         ({"where": ["=x"]}, "where '=x' cannot be read"),
         ({"where": ["params.sigma=1"]}, "unknown key 'params.sigma'"),
-        ({"rank_by": "averag"}, "no metric to rank by 'averag': did you mean 'average'?"),
-        ({"intervals": ["robust"]}, "no metric to rank by 'robust'"),
+        ({"rank_by": "averag"}, "no metric 'averag': did you mean 'average'?"),
+        ({"intervals": ["robust"]}, "no metric 'robust'"),
     ],
 )
 def test_what_cannot_be_filtered(options: dict[str, Any], message: str) -> None:
@@ -394,6 +395,29 @@ def test_what_cannot_be_filtered(options: dict[str, Any], message: str) -> None:
         rows(several(), **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_parameter_without_a_value_is_as_none() -> None:
+    """A record from before there was one is of the same row as a new one that leaves it at None."""
+    old, new = (
+        record("trades", params={"beta": 6.0}),
+        record("trades", seed=1, params={"beta": 6.0, "steps": None}),
+    )
+    (row,) = rows([old, new])
+    assert (row.seeds, row.params) == ((0, 1), {"beta": 6.0})
+    both = rows([old, new, record("trades", params={"beta": 6.0, "steps": 10})])
+    assert sorted(labels(both)) == ["trades", "trades(steps=10)"]
+
+
+def test_knobs_of_an_attack_part_no_columns(board: list[Row]) -> None:
+    """In a list with commas, in which an attack has its own."""
+    view = View.of("label,robust.pgd:eps=0.2,steps=50_mean, robust.fgsm,clean")
+    assert view.columns == ("label", "robust.pgd:eps=0.2,steps=50_mean", "robust.fgsm", "clean")
+    assert view.under() == ["robust.pgd:eps=0.2,steps=50", "robust.fgsm"]
+    pivot = View.of(pivot="defense,sequence,robust.pgd:eps=0.2,steps=50")
+    assert pivot.pivot == ("defense", "sequence", "robust.pgd:eps=0.2,steps=50")
+    with pytest.raises(RecordError, match="unknown column 'steps=50'"):
+        to_csv(board, View.of("label,steps=50"))
 
 
 def test_group_by_makes_a_table_a_value(board: list[Row]) -> None:

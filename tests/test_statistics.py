@@ -609,6 +609,10 @@ def test_under_a_single_attack(board: Path) -> None:
     assert (result.better, result.test) == ("first", "mcnemar-clustered")
     plain = {row.defense: row for row in rows(results)}
     assert compare(plain["good"], plain["poor"], "robust.pgd") == replace(result, metric="robust.pgd")
+    mean = rows(results, under=["robust.pgd"])[-1].metrics["robust.pgd"]
+    assert mean is not None
+    (poor,) = rows(results, where=[f"robust.pgd:eps=0.2_mean={mean.mean!r}"])
+    assert poor.defense == "poor"
     names, _ = data(rows(results, under=["robust.pgd"]))
     assert names[-4:] == [f"robust.pgd_{part}" for part in ("mean", "std", "low", "high")]
 
@@ -618,9 +622,12 @@ def test_attacks_that_no_row_or_several_of_a_row_have(board: Path, tmp_path: Pat
     results = find_results(board)[0]
     with pytest.raises(RecordError, match="no row has met the attack 'pdg': did you mean 'pgd'"):
         rows(results, rank_by="robust.pdg")
-    with pytest.raises(RecordError, match=r"'pgd:eps=0\.1'"):
-        rows(results, under=["robust.pgd:eps=0.1"])
-    with pytest.raises(RecordError, match=r"no metric to rank by 'robust\.'"):
+    with pytest.raises(RecordError, match=r"'pgd:eps=0\.1': did you mean 'pgd:eps=0\.2'"):
+        rows(results, under="robust.pgd:eps=0.1")
+    for eps in ("1e400", "1e99999999", "1/0", "two"):
+        with pytest.raises(RecordError, match="no row has met the attack"):
+            rows(results, under=f"robust.pgd:eps={eps}")
+    with pytest.raises(RecordError, match=r"no metric 'robust\.'"):
         rows(results, rank_by="robust.")
     assert rows([], rank_by="robust.anything") == []
     save(tmp_path, "twice", 0.5, range(1))
@@ -630,7 +637,15 @@ def test_attacks_that_no_row_or_several_of_a_row_have(board: Path, tmp_path: Pat
     with pytest.raises(RecordError) as caught:
         rows(both, rank_by="robust.bim")
     assert "any of several attacks of twice-0" in str(caught.value)
-    assert str(caught.value).endswith("write robust.bim:eps=0.2 or robust.bim:eps=0.1")
+    assert "write robust.bim:eps=0.2 or robust.bim:eps=0.1, or show fewer rows" in str(caught.value)
+    twice = {row.defense: row for row in rows(both)}["twice"]
+    with pytest.raises(RecordError, match="any of several attacks of twice-0"):
+        compare(twice, twice, "robust.bim")
+    with pytest.raises(RecordError, match="'bmi': did you mean 'bim'"):
+        compare(twice, twice, "robust.bmi")
+    alone = rows(find_records(tmp_path)[0])[0]
+    with pytest.raises(RecordError, match=r"twice has no robust\.bim:eps=0\.1: ask rows for it"):
+        compare(alone, alone, "robust.bim:eps=0.1")
     assert [row.defense for row in rows(both, rank_by="robust.bim", defense="good")] == ["good"]
     (row,) = rows(both, defense="twice", rank_by="robust.bim:eps=0.1")
     assert row.metrics["robust.bim:eps=0.1"] is not None

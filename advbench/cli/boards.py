@@ -26,7 +26,7 @@ class Format(StrEnum):
     html = "html"
 
 
-DATA = (Format.csv, Format.json, Format.html)
+DATA = (Format.csv, Format.json)
 FILTERS = "Which rows (each option may be given again: any of its values)"
 SHAPE = "Which columns"
 BESIDE = "What to compare with"
@@ -130,6 +130,7 @@ def leaderboard(
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecordError(problems[0] + more)
     results, notes = references.compared(results, reference, reference_attacks)
+    every = [*METRICS, rank_by, *view.under()]
     found = rows(
         results,
         dataset,
@@ -140,8 +141,8 @@ def leaderboard(
         sequence=sequence,
         where=where or (),
         rank_by=rank_by,
-        # By default a table has the interval of the ranking key alone, data has all.
-        intervals=view.intervals([*METRICS, rank_by] if format in DATA else [rank_by]),
+        # By default a table has the interval of the ranking key alone, data has all, and so does a site.
+        intervals=every if format is Format.html else view.intervals(every if format in DATA else [rank_by]),
         under=view.under(),
     )
     if format is Format.html and out is not None:

@@ -111,11 +111,20 @@ def boards(found: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def named(board: Sequence[Row]) -> dict[Name, Row]:
-    """The rows of a board by their names."""
-    return {
-        (label.removesuffix(" (target-aware)"), row.regime): row
+    """The rows of a board by their names.
+
+    Raises:
+        SystemExit: two rows have one name, or one that is asked about goes by its settings.
+    """
+    names = [
+        (label.removesuffix(" (target-aware)"), row.regime)
         for label, row in zip(labels(board), board, strict=True)
-    }
+    ]
+    asked = {name for question in QUESTIONS for name in (question.first, question.second)}
+    missing = {(row.defense, row.regime) for row in board} & asked - set(names)
+    if missing or len(set(names)) < len(names):
+        raise SystemExit(f"error: which row is which? {sorted(names)}")
+    return dict(zip(names, board, strict=True))
 
 
 def line(title: str, make: Callable[[str], Comparison]) -> str:
@@ -140,9 +149,9 @@ def cell(make: Callable[[str], Comparison], metric: str) -> str:
 
 def comparisons(board: Sequence[Row]) -> str:
     """Markdown: the first minus the second in points, with 95 % interval and p-value of the paired test."""
-    lines = []
+    lines, by_name = [], named(board)
     for question in QUESTIONS:
-        first, second = (named(board).get(name) for name in (question.first, question.second))
+        first, second = by_name.get(question.first), by_name.get(question.second)
         if first is not None and second is not None:
             lines.append(line(question.asked, partial(compare, first, second)))
     return table("first minus second, points", lines)

@@ -10,6 +10,7 @@ from leaderboards.site.lines import Column, Line, best_of, columns_of, line_of, 
 from leaderboards.site.names import attack_labels
 from leaderboards.site.plot import Plot, Point, trade_off
 from leaderboards.site.settings import differing_settings
+from leaderboards.under import spoken
 
 SECTIONS: Final = (
     "",
@@ -119,7 +120,7 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
         columns=columns_of(standard, others),
         lines=[line for _, line in pairs],
         plot=trade_off(_points(pairs)),
-        ranked_by=ranked_by(rows).replace("_", " "),
+        ranked_by=spoken(ranked_by(rows)),
         tied=any(rank.endswith("=") for rank in ranks),
         interval=any(interval_of(one) for row in rows for one in row.metrics.values() if one is not None),
     )
