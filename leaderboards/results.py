@@ -112,6 +112,11 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def stated(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters without those at None: one is as it was for records from before there was one."""
+    return {name: value for name, value in params.items() if value is not None}
+
+
 def group_of(conditions: Mapping[str, Any]) -> str:
     """The hash that rows are grouped by."""
     return hashlib.blake2b(canonical(conditions).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -127,8 +132,7 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
     }
     keys = ("defense", "params", "regime", "model", "sequence", "training", "plan", "pretrain")
     shared |= {key: config[key] for key in keys}
-    # A parameter that says nothing is as one that there was not yet when a record was made.
-    shared["params"] = {name: value for name, value in config["params"].items() if value is not None}
+    shared["params"] = stated(config["params"])
     last = max((cell.stage for cell in record.cells), default=0)
     cells = {cell.attack: cell for cell in record.cells if cell.stage == last}
     measured = [cells.get(entry.text) for entry in record.attacks]

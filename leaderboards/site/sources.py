@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from leaderboards.errors import RecordError
 from leaderboards.layout import OUTCOMES, RECORD
 from leaderboards.record import Record, parse_record
+from leaderboards.results import stated
 from leaderboards.row import Row
 from leaderboards.site.fields import trust_of_run
 from leaderboards.store import json_bytes, read_outcomes
@@ -75,7 +76,7 @@ def _outcomes(directory: Path) -> NDArray[np.bool_] | None:
 
 def _is_of(record: Record, row: Row, seed: int) -> bool:
     config = record.config
-    own = (config["seed"], config["defense"], config["params"], config["regime"], config["plan"])
+    own = (config["seed"], config["defense"], stated(config["params"]), config["regime"], config["plan"])
     return own == (seed, row.defense, row.params, row.regime, row.plan) and (
         record.protocol == row.protocol
         and record.environment["data"]["fingerprint"] == row.fingerprint
