@@ -22,9 +22,9 @@ DEFENSES = 16
 
 
 def test_digits_are_planned_as_asked(tmp_path: Path) -> None:
-    """Every defense, four sequences, three seeds, five of two; LoRKD not where there is one family."""
+    """Every defense, four sequences, three seeds, five of two, two also with ten steps; LoRKD on three."""
     plan = make_plan(read_grid(FIRST / "digits.yaml"), tmp_path)
-    assert len(plan.cells) == (DEFENSES * 4 - 1) * 3 + 2 * 4 * 2
+    assert len(plan.cells) == (DEFENSES * 4 - 1) * 3 + 2 * 4 * 2 + 2 * 4 * 3
     for cell in plan.cells:
         config = cell.config
         seen = {text.partition(":")[0] for text in config.sequence}

@@ -127,6 +127,12 @@ def named(board: Sequence[Row]) -> dict[Name, Row]:
     return dict(zip(names, board, strict=True))
 
 
+def columns_of(board: Sequence[Row]) -> list[str]:
+    """What a board shows: not AutoAttack where no run of it met that."""
+    asked = any(AUTOATTACK in row.metrics for row in board)
+    return [name for name in COLUMNS.split(",") if asked or name != AUTOATTACK]
+
+
 def line(title: str, make: Callable[[str], Comparison]) -> str:
     """A row of a table: a comparison in each metric."""
     return " | ".join([f"| {title}", *(cell(make, metric) for metric in COMPARED)]) + " |"
@@ -296,7 +302,7 @@ def page(found: Sequence[Row], folder: Path) -> str:
     ]
     for number, board in enumerate(boards(found), 1):
         parts += [
-            to_markdown(board, View.of(COLUMNS)).strip().replace("### ", "## ", 1),
+            to_markdown(board, View.of(columns_of(board))).strip().replace("### ", "## ", 1),
             comparisons(board),
             draw(board, number, folder),
         ]
