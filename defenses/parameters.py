@@ -45,6 +45,8 @@ def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict
         except ValidationError as error:
             cause = error.errors()[0]["msg"]
             raise InputError(f"{key}={value} is no value for {name}: {cause}") from None
+        if isinstance(read, bool) and not isinstance(values[key], bool):
+            raise InputError(f"{key}={value} is no value for {name}: it is true or false, and no number")
         if isinstance(values[key], float) and not math.isfinite(values[key]):
             raise InputError(f"{key}={value} is no value for {name}: it is not finite")
     missing = [key for key in declared if key not in values]

@@ -31,6 +31,9 @@ LEVEL: Final = 0.95
 _KEY: Final = 20_230_210
 _BLOCK: Final = 4_000_000
 """Weights that are in memory at once."""
+_COUNT: Final = np.uint16
+_KEPT: Final = 2**26
+"""Bytes of counts that are kept for the next metric; those of more points are drawn anew each time."""
 
 
 def point_weights(strata: Sequence[int], replicates: int = REPLICATES) -> Iterator[Floats]:
@@ -40,18 +43,29 @@ def point_weights(strata: Sequence[int], replicates: int = REPLICATES) -> Iterat
     counts are multinomial: uniform draws of points, counted.
     """
     rows = max(1, min(replicates, _BLOCK // strata[-1]))
-    if rows == replicates:
-        yield _kept_weights(tuple(strata), rows)
+    if np.dtype(_COUNT).itemsize * replicates * strata[-1] > _KEPT:
+        yield from _drawn(strata, replicates, rows)
         return
-    random = np.random.default_rng([_KEY, *strata])
+    kept = _kept_counts(tuple(strata), replicates, rows)
     for begin in range(0, replicates, rows):
-        yield _draw(random, strata, min(rows, replicates - begin))
+        yield kept[begin : begin + rows].astype(np.float64)
 
 
 @lru_cache(maxsize=1)
-def _kept_weights(strata: tuple[int, ...], rows: int) -> Floats:
-    # One board after the other has the same points.
-    return _draw(np.random.default_rng([_KEY, *strata]), strata, rows)
+def _kept_counts(strata: tuple[int, ...], replicates: int, rows: int) -> NDArray[np.uint16]:
+    # One metric, row and board after the other has the same points.
+    kept = np.empty((replicates, strata[-1]), dtype=_COUNT)
+    begin = 0
+    for drawn in _drawn(strata, replicates, rows):
+        kept[begin : begin + len(drawn)] = drawn
+        begin += len(drawn)
+    return kept
+
+
+def _drawn(strata: Sequence[int], replicates: int, rows: int) -> Iterator[Floats]:
+    random = np.random.default_rng([_KEY, *strata])
+    for begin in range(0, replicates, rows):
+        yield _draw(random, strata, min(rows, replicates - begin))
 
 
 def _draw(random: np.random.Generator, strata: Sequence[int], rows: int) -> Floats:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from leaderboards.errors import RecordError
-from leaderboards.keys import LOWER_IS_BETTER, SHORT
+from leaderboards.keys import SHORT, sign_of
 from leaderboards.labels import audit, brief, short_hash
 from leaderboards.metrics import COMPETITIVENESS, METRICS
 from leaderboards.results import COSTS
@@ -101,7 +101,7 @@ def _metric_column(metric: str, part: str) -> Column:
     kinds: dict[str, Kind] = {"": "spread", "interval": "interval"}
     kind = kinds.get(part, "number")
     ranked = metric not in COSTS and part in ("", "mean")
-    sign = (-1 if metric in LOWER_IS_BETTER else 1) if ranked else 0
+    sign = sign_of(metric) if ranked else 0
     named = _HEADINGS.get(metric, attack_of(metric) or metric.replace("_", " "))
     heading = named + _PART_HEADINGS[part]
     name = f"{metric}_{part}" if part else metric

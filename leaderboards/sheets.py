@@ -79,9 +79,9 @@ class View:
         names = [self.pivot[2]] if self.pivot else self.columns
         if not names:
             return list(default)
-        asked = {full_name(name).removesuffix("_interval") for name in names}
-        metrics = (*METRICS, *self.under())
-        return [metric for metric in metrics if asked & {metric, f"{metric}_low", f"{metric}_high"}]
+        parts = [split_part(full_name(name)) for name in names]
+        asked = {metric for metric, part in parts if part in ("", "low", "high", "interval")}
+        return [metric for metric in (*METRICS, *self.under()) if metric in asked]
 
     def under(self) -> list[str]:
         """The accuracies under single attacks that it shows: metrics ``robust.ATTACK``."""

@@ -169,6 +169,7 @@ WRONG_RUNS: dict[str, tuple[str, str]] = {
     "lambda_i=x": ("--set lambda_i=x", "lambda_i=x is no value for air"),
     "lambda_a=inf": ("--set lambda_a=inf", "lambda_a=inf is no value for air: it is not finite"),
     "sigma=nan": ("--set sigma=nan", "sigma=nan is no value for air: it is not finite"),
+    "steps=true": ("--defense trades --set steps=true", "steps=true is no value for trades: it is true or"),
     "beta=0": ("--set beta=0", "beta=0.0 must be above 0"),
     "distance": ("--set distance=l2", "distance=l2 is no value for air: Input should be 'mse' or 'kl'"),
     "mix": ("--defense joint --set mix=all", "mix=all is no value for at"),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from leaderboards import (
     RecordError,
+    bootstrap,
     cache,
     compare,
     compare_over,
@@ -289,9 +290,14 @@ def test_seeds_widen_an_interval() -> None:
     assert replicates_of([right.mean(0, keepdims=True)], [[0]], [1000]).std() < 0.02
 
 
-def test_draws_are_the_same_each_time() -> None:
-    """And in whatever pieces the weights come."""
-    first = np.concatenate(list(point_weights([50, 200], 300)))
+def test_draws_are_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whether they are kept for the next metric or drawn anew, however many at a time."""
+    monkeypatch.setattr(bootstrap, "_BLOCK", 50 * 200)
+    kept, again = list(point_weights([50, 200], 300)), list(point_weights([50, 200], 300))
+    assert [len(one) for one in kept] == [50] * 6
+    first = np.concatenate(kept)
+    np.testing.assert_array_equal(first, np.concatenate(again))
+    monkeypatch.setattr(bootstrap, "_KEPT", 0)
     np.testing.assert_array_equal(first, np.concatenate(list(point_weights([50, 200], 300))))
     assert first.shape == (300, 200)
     assert not (first[0] == first[1]).all()

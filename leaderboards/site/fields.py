@@ -10,7 +10,6 @@ from leaderboards.statistics import Summary
 from leaderboards.trust import trust_of
 from leaderboards.under import attack_of
 
-LOWER_IS_BETTER: Final = frozenset({"forgetting", "unseen_gap"})
 HEADINGS: Final = {
     "average_robust_accuracy": "robust",
     "clean_accuracy": "clean",

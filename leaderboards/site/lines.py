@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from leaderboards.keys import sign_of
 from leaderboards.row import Row
-from leaderboards.site.fields import LOWER_IS_BETTER, heading, interval_of, scale_of, shown
+from leaderboards.site.fields import heading, interval_of, scale_of, shown
 from leaderboards.statistics import Summary
 
 OK, SUSPECT, AWARE = 0, 1, 2
@@ -53,7 +54,7 @@ def columns_of(standard: Sequence[str], others: Sequence[str]) -> list[Column]:
     """The columns of a table with these metrics; those of single methods stand last."""
 
     def metric(name: str) -> Column:
-        return Column(name, heading(name), _unit(name), True, name in LOWER_IS_BETTER)
+        return Column(name, heading(name), _unit(name), True, sign_of(name) < 0)
 
     return [
         Column("rank", "rank", "", True, True),
@@ -133,4 +134,4 @@ def best_of(name: str, rows: Sequence[Row]) -> float | None:
     means = [summary.mean for summary in found if summary is not None]
     if len(means) < 2 or name in _NO_BEST:
         return None
-    return min(means) if name in LOWER_IS_BETTER else max(means)
+    return min(means) if sign_of(name) < 0 else max(means)
