@@ -21,7 +21,7 @@ from advbench.saved import Run, load_run
 from advbench.timeouts import check_timeout
 from attacks_pool import InputError
 from leaderboards import Manifest, find_complete
-from leaderboards.layout import LOG
+from leaderboards.records.layout import LOG
 
 __all__ = ["Prepared", "prepare", "run"]
 

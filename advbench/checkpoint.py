@@ -21,7 +21,7 @@ from defenses import DefenseState, Snapshot
 from defenses.packing import PackingError, pack, unpack
 from defenses.snapshot import snapshot_of, to_tree
 from leaderboards import Stage, write_bytes
-from leaderboards.layout import CHECKPOINT
+from leaderboards.records.layout import CHECKPOINT
 
 KEPT = 2
 """Snapshots of a stage under way, and states between stages, that are kept: the newest may be damaged."""

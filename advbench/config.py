@@ -177,7 +177,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     content = read_yaml(path, "config")
     if isinstance(content, dict) and "schema" in content:
-        from leaderboards.record import parse_record
+        from leaderboards.records.record import parse_record
 
         content = parse_record(content, str(path)).config
     if not isinstance(content, dict):

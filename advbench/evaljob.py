@@ -28,7 +28,7 @@ from advbench.saved import EVALUATED, WEIGHTS, Run
 from advbench.surrogates import Surrogate, plain_surrogate
 from attacks_pool import Attack
 from leaderboards import Cell, Manifest, Record, write_bytes, write_outcomes
-from leaderboards.layout import CHECKPOINT, LOG, OUTCOMES
+from leaderboards.records.layout import CHECKPOINT, LOG, OUTCOMES
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from attacks_pool import Attack, Passes
 from attacks_pool.guard import evaluation_mode
 from attacks_pool.randomness import isolated_randomness
 from leaderboards import SCHEMA, Audit, Cost, Record, Stage
-from leaderboards.metrics import METRICS, worst_case_accuracy
+from leaderboards.statistics.metrics import METRICS, worst_case_accuracy
 
 GROUP = "evaluated models"
 """What they have in place of a model, so that they are ranked with one another and nothing else."""

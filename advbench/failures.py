@@ -13,7 +13,7 @@ from advbench.timeouts import AttackTimeoutError
 from attacks_pool.errors import InputError
 from defenses import TrainingDivergedError
 from leaderboards import RecordError
-from leaderboards.layout import RECORD
+from leaderboards.records.layout import RECORD
 
 ERROR_LOG = "error.log"
 

@@ -18,8 +18,8 @@ from attacks_pool.errors import InputError, unknown
 from attacks_pool.randomness import keyed_generator
 from attacks_pool.verifier import predict_exactly
 from defenses import Defense
-from leaderboards.naming import short_names
 from leaderboards.pictures import LIGHT, ImageRow, Picture, Theme, difference, image_grid
+from leaderboards.statistics.naming import short_names
 
 POINTS = 8
 """Columns of a grid."""

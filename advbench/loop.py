@@ -28,7 +28,7 @@ from advbench.trainer import Trainer
 from attacks_pool import Attack, Passes
 from defenses import Defense, registry
 from leaderboards import Cell, Stage, write_bytes, write_outcomes
-from leaderboards.layout import OUTCOMES, STAGES
+from leaderboards.records.layout import OUTCOMES, STAGES
 
 
 class Benchmark:

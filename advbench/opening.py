@@ -26,7 +26,7 @@ from leaderboards import (
     write_checksums,
     write_manifest,
 )
-from leaderboards.layout import CHECKPOINT, RECORD, STAGES, temporary_of
+from leaderboards.records.layout import CHECKPOINT, RECORD, STAGES, temporary_of
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from advbench.data import DataSet
 from advbench.evaluate import Row
 from attacks_pool import Attack, Passes
 from leaderboards import SCHEMA, AttackEntry, Audit, Cell, Cost, PerClass, Record, Stage, summarise
-from leaderboards.entries import Role
+from leaderboards.records.entries import Role
 
 Bools = NDArray[np.bool_]
 

@@ -18,8 +18,8 @@ from advbench.sweep.plan import Plan, make_plan
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.text import parse_attacks
 from leaderboards import Record
-from leaderboards.best_known import best_known, make_reference
-from leaderboards.reference import Reference
+from leaderboards.peers.best_known import best_known, make_reference
+from leaderboards.peers.reference import Reference
 
 DEFENSES = "at,trades"
 """Adversarial training and TRADES: what training against one lp attack alone is mostly done with."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboards import Record, find_records
-from leaderboards.statistics import over_seeds
+from leaderboards.statistics.summary import over_seeds
 
 Value = Callable[[Record], float | None]
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from leaderboards import Record, find_records
-from leaderboards.statistics import over_seeds
+from leaderboards.statistics.summary import over_seeds
 
 DEFENSES = ("standard", "at", "air", "joint")
 SEQUENCES = ("fgsm,pgd,cw", "pgd,cw,fgsm")

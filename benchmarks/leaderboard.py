@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from leaderboards import parse_record, summarise, write_outcomes
-from leaderboards.cache import NAME
+from leaderboards.boards.cache import NAME
 
 POINTS, SEEDS, SETTINGS = 360, 5, 50
 DEFENSES = ["at", "air", "trades", "mart", "ewc", "si", "lwf", "replay", "n-fgsm", "free"]

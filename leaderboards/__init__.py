@@ -5,19 +5,20 @@
 other.
 """
 
-from leaderboards.archive import pack, unpack
-from leaderboards.cache import find_results
-from leaderboards.checking import Findings, check_run
-from leaderboards.checksums import verify_checksums, write_checksums
-from leaderboards.comparing import Comparison, compare, compare_over
+from leaderboards.boards.cache import find_results
+from leaderboards.boards.comparing import Comparison, compare, compare_over
+from leaderboards.boards.latex import to_latex
+from leaderboards.boards.sheets import View
+from leaderboards.boards.tables import Row, load, rows, to_csv, to_json, to_markdown, to_table
 from leaderboards.errors import RecordError
-from leaderboards.garbage import Garbage, find_garbage, remove, size_of
-from leaderboards.inventory import RunEntry, find_complete, find_unfinished, inventory
-from leaderboards.latex import to_latex
-from leaderboards.lock import RunBusyError, hold, is_held
-from leaderboards.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from leaderboards.metrics import summarise
-from leaderboards.record import (
+from leaderboards.records.archive import pack, unpack
+from leaderboards.records.checking import Findings, check_run
+from leaderboards.records.checksums import verify_checksums, write_checksums
+from leaderboards.records.garbage import Garbage, find_garbage, remove, size_of
+from leaderboards.records.inventory import RunEntry, find_complete, find_unfinished, inventory
+from leaderboards.records.lock import RunBusyError, hold, is_held
+from leaderboards.records.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from leaderboards.records.record import (
     CLEAN,
     SCHEMA,
     AttackEntry,
@@ -32,9 +33,7 @@ from leaderboards.record import (
     comparable,
     parse_record,
 )
-from leaderboards.results import Result, result_of
-from leaderboards.sheets import View
-from leaderboards.store import (
+from leaderboards.records.store import (
     find_records,
     json_bytes,
     new_run_directory,
@@ -45,8 +44,16 @@ from leaderboards.store import (
     write_outcomes,
     write_record,
 )
-from leaderboards.tables import Row, load, rows, to_csv, to_json, to_markdown, to_table
-from leaderboards.trust import Verified, digests_of, read_verified, remove_verified, trust_of, write_verified
+from leaderboards.records.trust import (
+    Verified,
+    digests_of,
+    read_verified,
+    remove_verified,
+    trust_of,
+    write_verified,
+)
+from leaderboards.statistics.metrics import summarise
+from leaderboards.statistics.results import Result, result_of
 
 __all__ = [
     "CLEAN",

@@ -23,7 +23,7 @@ from attacks_pool.adapters.containment import Contained, mend
 from attacks_pool.adapters.pyautoattack_adapter import PEERS as AUTO
 from attacks_pool.adapters.torchattacks_adapter import PEERS as TORCH
 from attacks_pool.text import attack_name, parse_attacks
-from leaderboards.labels import brief
+from leaderboards.boards.labels import brief
 
 TINY = {
     "steps": 3,

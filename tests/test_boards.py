@@ -24,25 +24,23 @@ from leaderboards import (
     RecordError,
     Row,
     View,
-    cache,
     find_garbage,
     find_records,
     find_results,
     inventory,
     parse_record,
-    ranking,
     result_of,
     rows,
-    tables,
     to_csv,
     to_json,
     to_latex,
     to_markdown,
     to_table,
 )
-from leaderboards.labels import labels
-from leaderboards.latex import escape
-from leaderboards.metrics import METRICS
+from leaderboards.boards import cache, ranking, tables
+from leaderboards.boards.labels import labels
+from leaderboards.boards.latex import escape
+from leaderboards.statistics.metrics import METRICS
 
 FGSM, PGD, CW = "fgsm:eps=0.2", "pgd:eps=0.2,steps=40", "cw:eps=1"
 SCORES = {"average_robust_accuracy": 0.5, "clean_accuracy": 0.9, "forgetting": 0.05, "unseen_accuracy": 1 / 3}
@@ -522,7 +520,7 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def reads(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Row], list[str]]:
     """The rows, and the records that had to be read for them."""
-    from leaderboards import cache
+    from leaderboards.boards import cache
 
     seen: list[str] = []
 
@@ -689,7 +687,7 @@ def test_the_command_says_why_there_is_no_interval(place: Path, capsys: pytest.C
 
 def test_every_metric_has_a_short_word() -> None:
     """And each of them stands for one metric."""
-    from leaderboards.keys import SHORT, metric_of
+    from leaderboards.statistics.keys import SHORT, metric_of
 
     assert sorted(SHORT.values()) == sorted(METRICS)
     for short, metric in SHORT.items():

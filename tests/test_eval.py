@@ -27,7 +27,7 @@ from advbench.suites import PRESETS, preset_attacks, suite
 from advbench.surrogates import plain_surrogate
 from attacks_pool import InputError, pool
 from leaderboards import comparable, read_outcomes, read_record, rows
-from leaderboards.metrics import METRICS
+from leaderboards.statistics.metrics import METRICS
 
 Network = Callable[..., nn.Sequential]
 QUICK = ["--attacks", "fgsm,pgd:steps=2", "--points", "20", "--threads", "1"]

@@ -231,7 +231,7 @@ def test_a_clock_that_is_moved_back(whole: Run, tmp_path: Path, monkeypatch: pyt
 def test_two_processes_and_one_run(tmp_path: Path, capsys: Captured) -> None:
     """One wins, the other says so; the same command makes a run of its own meanwhile."""
     directory = stopped(tmp_path, "cell", 1)
-    holding = "import sys; from leaderboards.lock import hold\n"
+    holding = "import sys; from leaderboards.records.lock import hold\n"
     holding += "with hold(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", holding, str(directory)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -11,8 +11,8 @@ import pytest
 
 from advbench.cli.main import invoke
 from leaderboards import Record, RecordError, write_record
-from leaderboards.robustbench import find_entries, parse_entry, read_entry, to_text, write_entry
-from leaderboards.robustbench_export import entry_of, eps_text
+from leaderboards.peers.robustbench import find_entries, parse_entry, read_entry, to_text, write_entry
+from leaderboards.peers.robustbench_export import entry_of, eps_text
 
 Make = Callable[..., Record]
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "robustbench" / "model_info"

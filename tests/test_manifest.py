@@ -21,15 +21,14 @@ from leaderboards import (
     hold,
     inventory,
     is_held,
-    lock,
     new_run_directory,
     read_manifest,
-    store,
     verify_checksums,
     write_bytes,
     write_checksums,
     write_manifest,
 )
+from leaderboards.records import lock, store
 
 ROOT = Path(store.__file__).parents[1]
 STRAY = "2999999999.0123abcd.tmp"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from leaderboards import metrics
+from leaderboards.statistics import metrics
 
 # Rows: pretrained, then stages 1..3. Columns: attacks 1..3. R[0, 1] is the largest of its column, so a
 # metric that takes row 0 for a stage shows.

@@ -21,7 +21,7 @@ from advbench.regeneration import PICTURE, psnr, regenerate, ssim
 from attacks_pool import InputError, pool
 from defenses import MID, Progress, Snapshot, Stage, TrainPlan, registry
 from defenses.encoding import Decoder, encode, find_head
-from leaderboards.checking import check_run
+from leaderboards.records.checking import check_run
 
 Network = Callable[..., nn.Sequential]
 Loader = Callable[..., Any]

@@ -27,7 +27,6 @@ from advbench.saved import Run
 from attacks_pool.errors import InputError
 from leaderboards import Record, RecordError, parse_record, rows
 from leaderboards.colours import contrast, ink, rgb, shade
-from leaderboards.naming import short_names
 from leaderboards.pictures import (
     DARK,
     LIGHT,
@@ -45,6 +44,7 @@ from leaderboards.pictures import (
     trade_off,
 )
 from leaderboards.pictures.placing import spread_apart
+from leaderboards.statistics.naming import short_names
 
 FGSM, PGD, CW = "fgsm:eps=0.2", "pgd:eps=0.2,step_size=0.1,steps=5", "cw:eps=1.0,steps=9"
 PGD_SMALL, SQUARE = "pgd:eps=0.1,step_size=0.05,steps=5", "square:eps=0.2"

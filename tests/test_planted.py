@@ -22,7 +22,7 @@ from advbench.stochastic import AveragedDraws, MeanOfDraws, history_gap, is_stoc
 from advbench.surrogates import Surrogate
 from attacks_pool import Attack, pool
 from leaderboards import Audit
-from leaderboards.store import read_probe_outcomes
+from leaderboards.records.store import read_probe_outcomes
 
 ATTACKS = pool.sequence("fgsm,pgd,pgd-l2", budget="digits")
 

@@ -23,7 +23,7 @@ from advbench.sweep.arriving import FOLDER
 from advbench.sweep.job import Job, perform
 from advbench.sweep.on_ray import _task, _workplace
 from leaderboards import comparable, find_records
-from leaderboards.checksums import verify_checksums
+from leaderboards.records.checksums import verify_checksums
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'advbench[ray]'")
 

@@ -12,9 +12,9 @@ import pytest
 from advbench import run
 from advbench.cli.main import invoke
 from leaderboards import Record, RecordError, find_records, result_of, write_record
-from leaderboards.best_known import best_known, make_reference
-from leaderboards.competitiveness import competitiveness, with_competitiveness
-from leaderboards.reference import Reference, parse_reference, read_reference, write_reference
+from leaderboards.peers.best_known import best_known, make_reference
+from leaderboards.peers.competitiveness import competitiveness, with_competitiveness
+from leaderboards.peers.reference import Reference, parse_reference, read_reference, write_reference
 
 Make = Callable[..., Record]
 LP = ["AutoL1Attack", "AutoLinfAttack", "AutoL2Attack"]

@@ -31,7 +31,6 @@ from leaderboards import (
     parse_record,
     read_manifest,
     remove,
-    store,
     verify_checksums,
     write_bytes,
     write_checksums,
@@ -39,6 +38,7 @@ from leaderboards import (
     write_outcomes,
     write_record,
 )
+from leaderboards.records import store
 
 Captured = pytest.CaptureFixture[str]
 ROOT = Path(store.__file__).parents[1]

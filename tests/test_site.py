@@ -19,7 +19,7 @@ from advbench.data import load_dataset
 from advbench.resolve import resolve
 from advbench.saved import Run
 from leaderboards import Record, RecordError, read_record, rows, write_record
-from leaderboards.row import Row
+from leaderboards.boards.row import Row
 from leaderboards.site import write_site
 from leaderboards.site.command import spelled_out
 from leaderboards.site.names import attack_labels, slugs

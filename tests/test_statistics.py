@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from leaderboards import (
     RecordError,
-    bootstrap,
-    cache,
     compare,
     compare_over,
     find_records,
@@ -29,14 +27,22 @@ from leaderboards import (
     write_outcomes,
     write_record,
 )
-from leaderboards.bootstrap import at_the_edge, intervals, point_weights, replicates_of, seed_weights
-from leaderboards.mcnemar import all_pairs, clustered, exact
-from leaderboards.metrics import METRICS
-from leaderboards.pairwise import ranks
-from leaderboards.points import Layout, Outcomes, values_of
-from leaderboards.statistics import holm
-from leaderboards.store import read_outcomes
-from leaderboards.tables import data
+from leaderboards.boards import cache
+from leaderboards.boards.tables import data
+from leaderboards.records.store import read_outcomes
+from leaderboards.statistics import bootstrap
+from leaderboards.statistics.bootstrap import (
+    at_the_edge,
+    intervals,
+    point_weights,
+    replicates_of,
+    seed_weights,
+)
+from leaderboards.statistics.mcnemar import all_pairs, clustered, exact
+from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.pairwise import ranks
+from leaderboards.statistics.points import Layout, Outcomes, values_of
+from leaderboards.statistics.summary import holm
 
 SEEN, UNSEEN = ("fgsm:eps=0.2", "pgd:eps=0.2", "cw:eps=1"), ("bim:eps=0.2", "mim:eps=0.2")
 ROLES = ["seen"] * 3 + ["unseen"] * 2

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboards import RecordError, parse_record, store
+from leaderboards import RecordError, parse_record
+from leaderboards.records import store
 
 # Where child processes find the package under test.
 ROOT = Path(store.__file__).parents[1]

@@ -28,7 +28,7 @@ from advbench.opening import plain_name
 from attacks_pool import AttackInfo, InputError, pool
 from defenses import AIR, TrainPlan, registry
 from leaderboards import RecordError, comparable
-from leaderboards.store import json_bytes
+from leaderboards.records.store import json_bytes
 
 Network = Callable[..., nn.Sequential]
 EVAL: dict[str, Any] = {"attacks": "fgsm,pgd:steps=3,square:steps=20", "points": 30, "surrogate": "none"}

@@ -232,7 +232,7 @@ def test_archives_that_attack(attack: str, archive: Path, tmp_path: Path) -> Non
 
 def test_members_that_claim_too_much(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More bytes than the archive has, more than may be, too many members, none of the needed ones."""
-    from leaderboards import archive as module
+    from leaderboards.records import archive as module
 
     data = bytearray(archive.read_bytes())
     with zipfile.ZipFile(archive) as opened:

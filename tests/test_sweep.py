@@ -29,8 +29,8 @@ from advbench.sweep.plan import Plan, make_plan
 from advbench.sweep.seeds import parse_seeds
 from attacks_pool import InputError, Passes, pool
 from leaderboards import RecordError, comparable, find_records, read_record
-from leaderboards.checksums import verify_checksums
-from leaderboards.inventory import find_complete
+from leaderboards.records.checksums import verify_checksums
+from leaderboards.records.inventory import find_complete
 
 TINY: dict[str, Any] = {
     "sequence": "fgsm",

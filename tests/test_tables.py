@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 import leaderboards
-from leaderboards import Record, RecordError, Row, parse_record, rows, statistics, tables
+from leaderboards import Record, RecordError, Row, parse_record, rows
+from leaderboards.boards import tables
+from leaderboards.statistics.summary import Summary, mean, over_seeds, standard_deviation
 
 PGD, FGSM = "pgd:eps=0.2,steps=40", "fgsm:eps=0.2"
 
@@ -79,7 +81,7 @@ def standing(ranked: list[Row]) -> list[tuple[str, int | None]]:
     return [(row.defense, row.rank) for row in ranked]
 
 
-def average(row: Row) -> statistics.Summary:
+def average(row: Row) -> Summary:
     """The row's average robust accuracy, which must be there."""
     summary = row.metrics["average_robust_accuracy"]
     assert summary is not None
@@ -89,16 +91,16 @@ def average(row: Row) -> statistics.Summary:
 def test_mean_and_sample_deviation() -> None:
     """By hand, and at the edges."""
     # mean of 1, 2, 6 is 3; squared deviations 4 + 1 + 9 = 14, over n - 1 = 2
-    assert statistics.mean([1, 2, 6]) == 3.0
-    assert statistics.standard_deviation([1, 2, 6]) == pytest.approx(math.sqrt(7.0))
-    assert statistics.standard_deviation([0.3]) is None
-    assert statistics.over_seeds([0.1, 0.1, 0.1]) == statistics.Summary(0.1, 0.0, 3)
-    assert statistics.over_seeds([0.1, None]) is None
-    assert statistics.over_seeds([]) is None
+    assert mean([1, 2, 6]) == 3.0
+    assert standard_deviation([1, 2, 6]) == pytest.approx(math.sqrt(7.0))
+    assert standard_deviation([0.3]) is None
+    assert over_seeds([0.1, 0.1, 0.1]) == Summary(0.1, 0.0, 3)
+    assert over_seeds([0.1, None]) is None
+    assert over_seeds([]) is None
     with pytest.raises(ValueError, match="no values"):
-        statistics.mean([])
+        mean([])
     with pytest.raises(ValueError, match="no values"):
-        statistics.standard_deviation([])
+        standard_deviation([])
 
 
 def test_seeds_are_one_row() -> None:
@@ -109,13 +111,13 @@ def test_seeds_are_one_row() -> None:
     assert average(row).std == pytest.approx(0.1)
     assert average(row).n == 3
     assert row.metrics["forgetting"] is None
-    assert row.cost["training_seconds"] == statistics.Summary(38 / 3, pytest.approx(math.sqrt(43 / 3)), 3)
+    assert row.cost["training_seconds"] == Summary(38 / 3, pytest.approx(math.sqrt(43 / 3)), 3)
 
 
 def test_one_seed_has_no_deviation() -> None:
     """One seed has no deviation."""
     (row,) = rows([record(score=0.5)])
-    assert average(row) == statistics.Summary(0.5, None, 1)
+    assert average(row) == Summary(0.5, None, 1)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leaderboards.entries import AttackEntry
-from leaderboards.threats import worst_case, worst_cases
+from leaderboards.records.entries import AttackEntry
+from leaderboards.statistics.threats import worst_case, worst_cases
 
 ROBUST = np.array(
     [

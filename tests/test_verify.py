@@ -38,7 +38,7 @@ from leaderboards import (
     write_json,
     write_outcomes,
 )
-from leaderboards.store import read_probe_outcomes
+from leaderboards.records.store import read_probe_outcomes
 
 Captured = pytest.CaptureFixture[str]
 MIDDLE = Asked(stages="1")

@@ -119,7 +119,7 @@ def leaderboard(
     """
     from advbench.cli import references
     from leaderboards import RecordError, View, find_results, rows
-    from leaderboards.metrics import METRICS
+    from leaderboards.statistics.metrics import METRICS
 
     if format is Format.html and out is None:
         raise RecordError("--format html needs --out DIR")
@@ -176,7 +176,7 @@ def _text(found: Sequence[Row], format: Format, view: View) -> str:
     if format is Format.latex:
         return to_latex(found, view)
     from advbench.cli.console import PLAIN_WIDTH
-    from leaderboards.tables import to_text
+    from leaderboards.boards.tables import to_text
 
     return to_text(found, view, width=PLAIN_WIDTH)
 

@@ -41,8 +41,8 @@ def export(
     points; the row's footnote says what was run instead.
     """
     from leaderboards import RecordError, read_record
-    from leaderboards.robustbench import to_text, write_entry
-    from leaderboards.robustbench_export import entry_of
+    from leaderboards.peers.robustbench import to_text, write_entry
+    from leaderboards.peers.robustbench_export import entry_of
 
     assert format is Target.robustbench
     entry = entry_of(

@@ -32,8 +32,8 @@ def compared(
         if names is not None:
             raise RecordError("--reference-attacks are attacks of a --reference: give that too")
         return list(results), []
-    from leaderboards.competitiveness import with_competitiveness
-    from leaderboards.reference import read_reference
+    from leaderboards.peers.competitiveness import with_competitiveness
+    from leaderboards.peers.reference import read_reference
 
     return with_competitiveness(results, read_reference(reference), attacks=names)
 
@@ -52,8 +52,8 @@ def published(folder: Path | None, datasets: Sequence[str] | None, *, tables: bo
     if folder is None:
         return []
     from leaderboards import RecordError
-    from leaderboards.robustbench import find_entries
-    from leaderboards.robustbench_tables import to_reference_tables
+    from leaderboards.peers.robustbench import find_entries
+    from leaderboards.peers.robustbench_tables import to_reference_tables
 
     if not tables:
         raise RecordError("--robustbench shows tables, beside those of runs: leave out --format and --out")

@@ -23,7 +23,7 @@ from advbench.cli.running import pairs
 
 if TYPE_CHECKING:
     from advbench.reference import ReferencePlan
-    from leaderboards.reference import Reference
+    from leaderboards.peers.reference import Reference
 
 
 def reference(
@@ -67,7 +67,7 @@ def reference(
     from advbench.sweep.seeds import parse_seeds
     from advbench.sweep.workers import default_workers, run_here
     from advbench.timeouts import check_timeout
-    from leaderboards.reference import check_target
+    from leaderboards.peers.reference import check_target
 
     check_timeout(attack_timeout)
     check_target(out)
@@ -113,7 +113,7 @@ def _write(plan: ReferencePlan, runs_dir: Path, out: Path) -> None:
     from advbench.failures import RunFailedError
     from advbench.reference import build_reference
     from leaderboards import find_records
-    from leaderboards.reference import write_reference
+    from leaderboards.peers.reference import write_reference
 
     records, problems = find_records(runs_dir)
     for problem in problems:

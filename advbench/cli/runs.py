@@ -114,7 +114,7 @@ def find_run(name: str, runs_dir: Path) -> Path:
         RecordError: there is none.
     """
     from leaderboards import RecordError
-    from leaderboards.inventory import entry_of, run_directories
+    from leaderboards.records.inventory import entry_of, run_directories
 
     for path in (Path(name), runs_dir / name):
         place = path.parent if path.name == "record.json" else path

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from leaderboards import Record
 from leaderboards.errors import RecordError
-from leaderboards.store import read_outcomes
-from leaderboards.threats import worst_cases
+from leaderboards.records.store import read_outcomes
+from leaderboards.statistics.threats import worst_cases
 
 OUTCOMES = "outcomes.npz"
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from leaderboards import RecordError, new_run_directory, read_record, write_bytes
-from leaderboards.checksums import verify_checksums, write_checksums
-from leaderboards.layout import LOCK, RECORD
-from leaderboards.lock import hold, is_held
-from leaderboards.manifest import read_manifest, write_manifest
-from leaderboards.store import json_bytes
+from leaderboards.records.checksums import verify_checksums, write_checksums
+from leaderboards.records.layout import LOCK, RECORD
+from leaderboards.records.lock import hold, is_held
+from leaderboards.records.manifest import read_manifest, write_manifest
+from leaderboards.records.store import json_bytes
 
 FOLDER = ".arriving"
 """Below the runs directory; what lies deeper than a run's own record is never taken for one."""

@@ -11,8 +11,8 @@ from typing import Any
 from advbench.events import Event
 from attacks_pool.errors import InputError
 from leaderboards import RecordError
-from leaderboards.inventory import RunEntry, entry_of, run_directories
-from leaderboards.manifest import read_manifest
+from leaderboards.records.inventory import RunEntry, entry_of, run_directories
+from leaderboards.records.manifest import read_manifest
 
 Listener = Callable[[Event], None]
 EXPECTED = ("InputError", "RecordError", "RunBusyError", "TrainingDivergedError", "RunFailedError")

@@ -21,7 +21,7 @@ from advbench.sweep.plan import Cell
 from advbench.sweep.stopping import Stop
 from attacks_pool import InputError
 from leaderboards import RecordError
-from leaderboards.lock import hold
+from leaderboards.records.lock import hold
 
 PATIENCE = 0.5
 """Seconds to wait for news before looking whether to stop."""

@@ -19,7 +19,7 @@ from advbench.sweep.grid import GridCell
 from attacks_pool import InputError, Passes
 from attacks_pool.text import attack_name
 from leaderboards import Record, RecordError, read_record
-from leaderboards.inventory import RunEntry, inventory
+from leaderboards.records.inventory import RunEntry, inventory
 
 State = Literal["complete", "unfinished", "running", "new"]
 ORDER: tuple[State, ...] = ("complete", "running", "unfinished", "new")

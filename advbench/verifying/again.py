@@ -20,8 +20,8 @@ from advbench.surrogates import plain_surrogate
 from advbench.verifying.report import Comparison, Report
 from advbench.verifying.subject import Looked, Subject
 from leaderboards import Cell
-from leaderboards.layout import OUTCOMES
-from leaderboards.store import read_probe_outcomes
+from leaderboards.records.layout import OUTCOMES
+from leaderboards.records.store import read_probe_outcomes
 
 ROW_0, OF_RUN, PLAIN = "row 0", "run ", "plain "
 """How records call the model that transferred points were crafted on."""

@@ -20,10 +20,10 @@ from advbench.verifying.report import Report
 from advbench.verifying.subject import Subject
 from defenses import registry
 from leaderboards import CLEAN, PerClass, RecordError, check_run, read_outcomes
-from leaderboards.archive import outcomes_size
-from leaderboards.checksums import digest_of
-from leaderboards.layout import MANIFEST, OUTCOMES, RECORD, STAGES
-from leaderboards.record import Role
+from leaderboards.records.archive import outcomes_size
+from leaderboards.records.checksums import digest_of
+from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
+from leaderboards.records.record import Role
 
 REGENERATED = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim")
 """Metrics that only the model itself can give again."""

@@ -12,8 +12,8 @@ from advbench.verifying.subject import Subject
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.text import parse_attacks
 from leaderboards import Flag, read_outcomes
-from leaderboards.layout import OUTCOMES
-from leaderboards.store import read_probe_outcomes
+from leaderboards.records.layout import OUTCOMES
+from leaderboards.records.store import read_probe_outcomes
 
 
 def check_audit(subject: Subject) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from advbench.identity import PACKAGES, code_modules, digest, identity_from
 from advbench.verifying.subject import Subject
 from leaderboards import read_manifest
-from leaderboards.layout import MANIFEST
+from leaderboards.records.layout import MANIFEST
 
 
 def check_identity(subject: Subject) -> Iterator[str]:

@@ -30,8 +30,8 @@ from advbench.verifying.verifier import threads_of
 from attacks_pool import InputError
 from defenses import TrainingDivergedError
 from leaderboards import CLEAN, Cell, RecordError, read_outcomes
-from leaderboards.checksums import digest_of, listed_files
-from leaderboards.layout import OUTCOMES
+from leaderboards.records.checksums import digest_of, listed_files
+from leaderboards.records.layout import OUTCOMES
 
 SIZES = ("parameters", "multiply_adds")
 PASSES = ("training_forwards", "training_backwards")

@@ -21,7 +21,7 @@ from advbench.verifying.sampling import Asked, Sample, choose
 from advbench.verifying.subject import Looked, Subject, subject_of
 from attacks_pool import InputError
 from leaderboards import CLEAN, read_outcomes
-from leaderboards.layout import OUTCOMES
+from leaderboards.records.layout import OUTCOMES
 
 Told = Callable[[str], None]
 """Is told of each attack on each stage as it was compared."""

@@ -32,7 +32,7 @@ from leaderboards import (
     rows,
     to_markdown,
 )
-from leaderboards.labels import labels
+from leaderboards.boards.labels import labels
 from leaderboards.pictures import forgetting_curves, trade_off
 
 LARGEST = 20 * 2**20

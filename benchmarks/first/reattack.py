@@ -33,8 +33,8 @@ AGAIN: dict[str, dict[str, int | str]] = {
 """What a row is attacked with again; the name before the comma is the attack's."""
 
 
-def at_budget(run: Run) -> tuple[float, int, Tensor]:
-    """AutoAttack's eps and number of points, and which of them survive all recorded attacks in its ball."""
+def at_budget(run: Run, limit: int | None) -> tuple[float, int, Tensor]:
+    """AutoAttack's eps, its number of points up to ``limit``, and which survive all recorded in its ball."""
     cells = [cell for cell in run.record.cells if cell.stage == run.record.stages[-1].index][1:]
     whole = next(cell for cell in cells if cell.attack.startswith("autoattack"))
     _, robust = read_outcomes(run.path / "outcomes.npz")
@@ -43,8 +43,8 @@ def at_budget(run: Run) -> tuple[float, int, Tensor]:
         for place, cell in enumerate(cells)
         if cell.threat.norm == "linf" and cell.threat.eps is not None and cell.threat.eps <= whole.threat.eps
     ]
-    kept = torch.from_numpy(robust[-1, inside, : whole.n]).all(0)
-    return float(whole.threat.eps or 0.0), whole.n, kept
+    count = min(whole.n, limit or whole.n)
+    return float(whole.threat.eps or 0.0), count, torch.from_numpy(robust[-1, inside, :count]).all(0)
 
 
 def survivors(run: Run, attack: Attack, source: Run, eps: float, kept: Tensor) -> Tensor:
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--sequence", default="", help="only runs whose sequence begins so")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--points", type=int, help="at most so many; by default all that AutoAttack met")
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = [load_run(entry.path) for entry in inventory(given.runs_dir) if entry.state == "complete"]
@@ -86,7 +87,7 @@ def main() -> None:
     print("| defense | regime | sequence | points | recorded | " + " | ".join([*AGAIN, "transferred"]) + " |")
     print("|---|---|---|--:|--:" + "|--:" * (len(AGAIN) + 1) + "|")
     for run in runs:
-        eps, points, kept = at_budget(run)
+        eps, points, kept = at_budget(run, given.points)
         counts = [int(kept.sum())]
         for name, knobs in AGAIN.items():
             kept = survivors(run, pool.get(name.partition(",")[0], eps=eps, **knobs), run, eps, kept)

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from leaderboards.entries import CLEAN, Cell
 from leaderboards.errors import RecordError
-from leaderboards.naming import attack_name, knobs_of
 from leaderboards.pictures.canvas import Picture, note, percent_axis, picture
 from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
 from leaderboards.pictures.style import DASHES, LIGHT, MARKERS, WIDTH, Theme, drawing
-from leaderboards.record import Record
+from leaderboards.records.entries import CLEAN, Cell
+from leaderboards.records.record import Record
+from leaderboards.statistics.naming import attack_name, knobs_of
 
 FOLLOWS_EPS = ("eps", "step_size")
 """Knobs in which one attack at two budgets may differ."""

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from leaderboards.errors import RecordError
-from leaderboards.naming import short_names
 from leaderboards.pictures.canvas import Picture, note, percent_axis, picture
 from leaderboards.pictures.placing import spread_apart
 from leaderboards.pictures.series import Floats, Series, Spread, common, labels, series_of
 from leaderboards.pictures.style import DASHES, LIGHT, SMALL, WIDTH, Theme, drawing
-from leaderboards.record import Record
+from leaderboards.records.record import Record
+from leaderboards.statistics.naming import short_names
 
 ROWS = 4
 """Sequences that one picture has room for."""

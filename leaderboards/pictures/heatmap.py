@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from leaderboards.colours import hexadecimal, ink, shade
-from leaderboards.naming import short_names
 from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
 from leaderboards.pictures.style import COLOURS, LIGHT, SMALL, WIDTH, Theme, drawing
-from leaderboards.record import Record
+from leaderboards.records.record import Record
+from leaderboards.statistics.naming import short_names
 
 GAP = 0.22
 """Between clean, seen and unseen attacks, in cells."""

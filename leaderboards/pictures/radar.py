@@ -11,7 +11,7 @@ from leaderboards.errors import RecordError
 from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
 from leaderboards.pictures.style import LIGHT, SMALL, WIDTH, Theme, drawing
-from leaderboards.record import Record
+from leaderboards.records.record import Record
 
 LEAST = 2
 """Families; with clean accuracy they make a polygon."""

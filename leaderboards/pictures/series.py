@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.boards.ranking import rows
+from leaderboards.boards.row import Row
 from leaderboards.errors import RecordError
-from leaderboards.naming import attack_name, short_names
-from leaderboards.ranking import rows
-from leaderboards.record import Record
-from leaderboards.results import canonical
-from leaderboards.row import Row
+from leaderboards.records.record import Record
+from leaderboards.statistics.naming import attack_name, short_names
+from leaderboards.statistics.results import canonical
 
 Floats = NDArray[np.float64]
 MOST = 12

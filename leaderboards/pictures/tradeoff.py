@@ -7,15 +7,15 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 
+from leaderboards.boards.labels import short_hash
+from leaderboards.boards.row import Row
 from leaderboards.errors import RecordError
-from leaderboards.labels import short_hash
-from leaderboards.naming import attack_name
 from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.placing import Point, name_marks
 from leaderboards.pictures.series import labels, numbers
 from leaderboards.pictures.style import LIGHT, WIDTH, Theme, drawing
-from leaderboards.row import Row
-from leaderboards.statistics import Summary
+from leaderboards.statistics.naming import attack_name
+from leaderboards.statistics.summary import Summary
 
 MEASURES: Final = {
     "average": ("average_robust_accuracy", "average robust accuracy"),

@@ -10,9 +10,9 @@ from typing import Any, Final
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from leaderboards.layout import RECORD
-from leaderboards.record import Record
-from leaderboards.row import Row
+from leaderboards.boards.row import Row
+from leaderboards.records.layout import RECORD
+from leaderboards.records.record import Record
 from leaderboards.site.index import make_index, title_of
 from leaderboards.site.names import slugs
 from leaderboards.site.runpage import make_page

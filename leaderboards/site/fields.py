@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from leaderboards.metrics import METRICS
-from leaderboards.row import Row
-from leaderboards.statistics import Summary
-from leaderboards.trust import trust_of
-from leaderboards.under import attack_of
+from leaderboards.boards.row import Row
+from leaderboards.records.trust import trust_of
+from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.summary import Summary
+from leaderboards.statistics.under import attack_of
 
 HEADINGS: Final = {
     "average_robust_accuracy": "robust",

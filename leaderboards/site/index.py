@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from leaderboards.row import Row
+from leaderboards.boards.row import Row
 from leaderboards.site.fields import interval_of, metric_names, ranked_by
 from leaderboards.site.lines import Column, Line, best_of, columns_of, line_of, rank_texts
 from leaderboards.site.names import attack_labels
 from leaderboards.site.plot import Plot, Point, trade_off
 from leaderboards.site.settings import differing_settings
-from leaderboards.under import spoken
+from leaderboards.statistics.under import spoken
 
 SECTIONS: Final = (
     "",

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from leaderboards.keys import sign_of
-from leaderboards.row import Row
+from leaderboards.boards.row import Row
 from leaderboards.site.fields import heading, interval_of, scale_of, shown
-from leaderboards.statistics import Summary
+from leaderboards.statistics.keys import sign_of
+from leaderboards.statistics.summary import Summary
 
 OK, SUSPECT, AWARE = 0, 1, 2
 _NO_BEST: Final = frozenset({"unseen_gap"})

@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from leaderboards.entries import CLEAN, AttackEntry, Cell, Flag
-from leaderboards.metrics import METRICS
-from leaderboards.record import Record
+from leaderboards.records.entries import CLEAN, AttackEntry, Cell, Flag
+from leaderboards.records.record import Record
 from leaderboards.site.command import EVALUATED, Command, from_record, spelled_out
 from leaderboards.site.fields import scale_of, shown
 from leaderboards.site.names import attack_labels
-from leaderboards.threats import WorstCase, worst_cases
+from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.threats import WorstCase, worst_cases
 
 LEVELS: Final = 20
 """Colours of the heat map beside the first: one for each 5 %."""

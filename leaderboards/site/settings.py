@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from leaderboards.results import canonical
-from leaderboards.row import Row
+from leaderboards.boards.row import Row
+from leaderboards.statistics.results import canonical
 
 
 def differing_settings(rows: Sequence[Row]) -> list[str]:

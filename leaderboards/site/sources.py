@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.boards.row import Row
 from leaderboards.errors import RecordError
-from leaderboards.layout import OUTCOMES, RECORD
-from leaderboards.record import Record, parse_record
-from leaderboards.results import stated
-from leaderboards.row import Row
+from leaderboards.records.layout import OUTCOMES, RECORD
+from leaderboards.records.record import Record, parse_record
+from leaderboards.records.store import json_bytes, read_outcomes
 from leaderboards.site.fields import trust_of_run
-from leaderboards.store import json_bytes, read_outcomes
+from leaderboards.statistics.results import stated
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from leaderboards.errors import RecordError
-from leaderboards.layout import temporary_of
-from leaderboards.lock import is_alive
+from leaderboards.records.layout import temporary_of
+from leaderboards.records.lock import is_alive
 
 MARKER: Final = ".advbench-site.json"
 

@@ -1,0 +1,218 @@
+"""What leaderboards read of a runs directory, kept in one hidden file there, so that it is read once.
+
+A record that was read and found valid, and outcomes packed to bits, are kept under the size, times and
+inode of their files. They are used only while all of these are the same; a file that changed less than two
+seconds before it was read is not kept, since a second change could leave the same times. The file is used
+whole or not at all: it ends where its own checksum says, and was written by the very code that reads it. It
+is written atomically, when it saves reading fifty files or more, and where that fails nothing is lost but
+time. Of outcomes it keeps 64 MB; beyond that they are read from the runs each time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pydantic_core
+
+from leaderboards.errors import RecordError
+from leaderboards.records import entries, record, store
+from leaderboards.records.layout import OUTCOMES, RECORD
+from leaderboards.records.store import Bools, read_outcomes, read_record, run_paths, write_bytes
+from leaderboards.statistics import matching, points, results, under
+from leaderboards.statistics.results import Conditions, Result, result_of
+
+NAME: Final = ".leaderboard-cache"
+WORTHWHILE: Final = 50
+LIMIT: Final = 64_000_000
+_SETTLED: Final = 2_000_000_000
+"""Nanoseconds after which the times of a changed file are sure to differ from what they were."""
+_MAGIC: Final = b"advbench leaderboard cache\n"
+
+Key = list[int]
+
+
+class Cache:
+    """The kept results and outcomes of one runs directory."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.path = Path(runs_dir) / NAME
+        self._results: dict[str, tuple[Key, Result]] = {}
+        self._old: dict[str, list[Any]] = {}
+        self._outcomes: dict[str, tuple[Key, list[int], bytes | memoryview]] = {}
+        self._conditions: dict[str, Conditions] = {}
+        self._packed = 0
+        self._new = 0
+        # Whatever is wrong with the file: it is as if there were none.
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+            self._load(self.path.read_bytes())
+
+    def result(self, directory: str, found: os.stat_result) -> Result | None:
+        """The result of a run whose record has not changed since it was kept."""
+        name = directory.rpartition(os.sep)[2]
+        old = self._old.get(name)
+        if old is None or old[0] != _key(found):
+            return None
+        key, group, values = old
+        result = Result(
+            **values, group=group, conditions=self._conditions[group], directory=directory, cache=self
+        )
+        self._results[name] = (key, result)
+        return result
+
+    def keep(self, result: Result, found: os.stat_result | None) -> Result:
+        """Remember a result that was just read; ``found`` describes the record before that."""
+        # Seeds of one row share their conditions, in memory as in the file.
+        shared = self._conditions.setdefault(result.group, result.conditions)
+        result = replace(result, conditions=shared)
+        if found is not None and _settled(found):
+            self._results[result.directory.rpartition(os.sep)[2]] = (_key(found), result)
+            self._new += 1
+        return result
+
+    def outcomes(self, directory: str) -> tuple[Bools, Bools]:
+        """(clean, robust) of a run, see `read_outcomes`.
+
+        Raises:
+            RecordError: there are none, or they cannot be read.
+        """
+        name, path = directory.rpartition(os.sep)[2], f"{directory}{os.sep}{OUTCOMES}"
+        found = None
+        with contextlib.suppress(OSError):
+            found = os.stat(path)
+        kept = self._outcomes.get(name)
+        if found is not None and kept is not None and kept[0] == _key(found):
+            return _unpack(kept[1], kept[2])
+        clean, robust = read_outcomes(Path(path))
+        if found is not None and _settled(found):
+            packed = np.packbits(np.concatenate([clean.ravel(), robust.ravel()])).tobytes()
+            before = 0 if kept is None else len(kept[2])
+            if self._packed + len(packed) - before <= LIMIT:
+                self._outcomes[name] = (_key(found), list(robust.shape), packed)
+                self._packed += len(packed) - before
+                self._new += 1
+        return clean, robust
+
+    def save(self) -> None:
+        """Write the file, if that is worthwhile; where it cannot be written, there is none."""
+        if self._new < WORTHWHILE:
+            return
+        self._new = 0
+        with contextlib.suppress(RecordError):
+            write_bytes(self.path, self._dump())
+
+    def _load(self, data: bytes) -> None:
+        head = len(_MAGIC)
+        digest, body = data[head : head + 32], memoryview(data)[head + 32 :]
+        if data[:head] != _MAGIC or hashlib.sha256(body).digest() != digest:
+            return
+        length = int.from_bytes(body[:8], "big")
+        tree = pydantic_core.from_json(bytes(body[8 : 8 + length]))
+        if tree["code"] != _code():
+            return
+        blob = body[8 + length :]
+        self._conditions = {group: Conditions(**values) for group, values in tree["conditions"].items()}
+        self._old = tree["results"]
+        begin = 0
+        for name, (key, shape, size) in tree["outcomes"].items():
+            self._outcomes[name] = (key, shape, blob[begin : begin + size])
+            begin += size
+        self._packed = begin
+
+    def _dump(self) -> bytes:
+        found: dict[str, list[Any]] = {}
+        conditions: dict[str, dict[str, Any]] = {}
+        for name, (key, result) in self._results.items():
+            values = {name: getattr(result, name) for name in _KEPT}
+            found[name] = [key, result.group, values]
+            if result.group not in conditions:
+                conditions[result.group] = asdict(result.conditions)
+        outcomes = {name: kept for name, kept in self._outcomes.items() if name in self._results}
+        tree = {
+            "code": _code(),
+            "conditions": conditions,
+            "results": found,
+            "outcomes": {name: [key, shape, len(bits)] for name, (key, shape, bits) in outcomes.items()},
+        }
+        text = json.dumps(tree, separators=(",", ":")).encode()
+        body = b"".join([len(text).to_bytes(8, "big"), text, *(bits for _, _, bits in outcomes.values())])
+        return _MAGIC + hashlib.sha256(body).digest() + body
+
+
+def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
+    """All readable records of a directory as results, in path order, and one line for each damaged one.
+
+    The same as `find_records`, but fast where most of the runs were read before.
+
+    Raises:
+        RecordError: there is no such directory.
+    """
+    paths = run_paths(runs_dir)
+    cache = Cache(Path(runs_dir))
+    results: list[Result] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            found = os.stat(f"{path}{os.sep}{RECORD}")
+        except (FileNotFoundError, NotADirectoryError):
+            # No record yet: a run in progress, or a stray file. That is no damage.
+            continue
+        except OSError:
+            found = None
+        known = cache.result(path, found) if found is not None else None
+        try:
+            results.append(known or cache.keep(result_of(read_record(Path(path)), path, cache), found))
+        except RecordError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                problems.append(str(error))
+    return results, problems
+
+
+_KEPT: Final = (
+    "id",
+    "created",
+    "seed",
+    "dataset",
+    "verdict",
+    "flags",
+    "metrics",
+    "cost",
+    "attacks",
+    "roles",
+    "counts",
+    "robust",
+)
+
+
+def _key(found: os.stat_result) -> Key:
+    # ctime cannot be set back, as mtime can; copying a file changes the inode.
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _settled(found: os.stat_result) -> bool:
+    return max(found.st_mtime_ns, found.st_ctime_ns) + _SETTLED < time.time_ns()
+
+
+def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
+    rows, attacks, n = shape
+    size = rows * n * (attacks + 1)
+    flat = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=size).view(np.bool_)
+    return flat[: rows * n].reshape(rows, n), flat[rows * n :].reshape(rows, attacks, n)
+
+
+@cache
+def _code() -> str:
+    """A hash of what decides which record is valid and what is kept of it."""
+    digest = hashlib.sha256()
+    for file in (
+        __file__,
+        *(str(module.__file__) for module in (entries, matching, points, record, results, store, under)),
+    ):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest() + pydantic_core.__version__

@@ -1,0 +1,199 @@
+"""Columns of a leaderboard: their names, headings and kinds, and how a value is written for people."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from leaderboards.boards.labels import audit, brief, short_hash
+from leaderboards.boards.row import Row
+from leaderboards.boards.values import COST_PARTS, PARTS, PLAIN, cell, full_name, known_keys, scalar
+from leaderboards.errors import RecordError
+from leaderboards.spelling import unknown
+from leaderboards.statistics.keys import SHORT, sign_of
+from leaderboards.statistics.metrics import COMPETITIVENESS, METRICS
+from leaderboards.statistics.results import COSTS
+from leaderboards.statistics.summary import Summary
+from leaderboards.statistics.under import attack_of
+
+Kind = Literal["text", "count", "number", "spread", "interval"]
+
+LABEL: Final = "label"
+AUDIT: Final = "audit"
+_READING: Final = {LABEL: "defense", AUDIT: "audit"}
+"""Columns for reading: the defense with the settings that tell it apart, and the verdict with its flags."""
+_HEADINGS: Final = {
+    "average_robust_accuracy": "average",
+    "clean_accuracy": "clean",
+    "worst_case_accuracy": "worst case",
+    "backward_transfer": "backward",
+    "forward_transfer": "forward",
+    "unseen_accuracy": "unseen",
+    "unseen_gap": "gap",
+    "target_aware": "target-aware",
+    "competitiveness_average": "CR average",
+    "competitiveness_worst": "CR worst",
+    "competitiveness_measured": "CR terms",
+}
+_PART_HEADINGS: Final = {
+    "": "",
+    "mean": "",
+    "std": " std",
+    "low": " low",
+    "high": " high",
+    "interval": " 95 %",
+}
+_NARROW: Final = {"worst case": "worst", "forgetting": "forgot"}
+_COUNTS: Final = ("training_forwards", "training_backwards", "parameters", "multiply_adds")
+NONE: Final = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column by its name, with its heading and what its values are.
+
+    ``metric`` is the metric or cost that it shows, if any; ``sign`` the better direction (0: neither). Values
+    of ``spread`` are shown as mean ± standard deviation, of ``interval`` as both ends; ``percent`` says that
+    fractions are shown as hundredths.
+    """
+
+    name: str
+    heading: str
+    kind: Kind
+    metric: str = ""
+    sign: int = 0
+    percent: bool = False
+
+    @property
+    def left(self) -> bool:
+        """Whether its values stand at the left."""
+        return self.kind == "text"
+
+
+def column_of(name: str, rows: Sequence[Row]) -> Column:
+    """The column of a name: a key of `flat`, ``params.NAME`` and the like, a metric or cost (mean ± standard
+    deviation), ``METRIC_interval``, ``label`` or ``audit``; short words do for metrics. ``robust.ATTACK`` is
+    one where the rows were asked for it, see `ranking.rows`.
+
+    Raises:
+        RecordError: there is no such column.
+    """
+    full = full_name(name)
+    if full in _READING:
+        return Column(full, _READING[full], "text")
+    if full == "seeds":
+        return Column(full, full, "count")
+    extra = {metric for row in rows for metric in row.metrics} - set(METRICS)
+    for metric in (*METRICS, *COSTS, *sorted(extra)):
+        parts = COST_PARTS if metric in COSTS else (*PARTS, "interval")
+        if full in (metric, *(f"{metric}_{part}" for part in parts)):
+            return _metric_column(metric, full.removeprefix(metric).removeprefix("_"))
+    known = known_keys(rows)
+    if full not in known:
+        choices = [*SHORT, *_READING, *known, *METRICS, *COSTS, *extra]
+        raise RecordError(f"unknown column {unknown(name, choices, [*_READING, *PLAIN, *SHORT, *COSTS])}")
+    values = [cell(row, full) for row in rows]
+    numeric = bool(rows) and all(isinstance(value, int | float | None) for value in values)
+    boolean = any(isinstance(value, bool) for value in values)
+    return Column(full, _HEADINGS.get(full, full), "count" if numeric and not boolean else "text")
+
+
+def _metric_column(metric: str, part: str) -> Column:
+    kinds: dict[str, Kind] = {"": "spread", "interval": "interval"}
+    kind = kinds.get(part, "number")
+    ranked = metric not in COSTS and part in ("", "mean")
+    sign = sign_of(metric) if ranked else 0
+    named = _HEADINGS.get(metric, attack_of(metric) or metric.replace("_", " "))
+    heading = named + _PART_HEADINGS[part]
+    name = f"{metric}_{part}" if part else metric
+    percent = metric not in COSTS and not metric.endswith(("psnr", "ssim"))
+    return Column(name, heading, kind, metric, sign, percent)
+
+
+def default_columns(rows: Sequence[Row], *, compact: bool = False) -> list[Column]:
+    """Rank, defense, the metrics that some row has, seeds, audit: what fits 100 characters if ``compact``."""
+    key = rows[0].ranked_by
+    names = ["rank", LABEL, *([] if compact else ["regime"]), key]
+    if any((summary := row.metrics[key]) is not None and summary.low is not None for row in rows):
+        names.append(f"{key}_interval")
+    shown = [name for name in METRICS if name != key and any(row.metrics[name] for row in rows)]
+    if compact:
+        narrow = (
+            "average_robust_accuracy",
+            "clean_accuracy",
+            "worst_case_accuracy",
+            "unseen_accuracy",
+            "forgetting",
+        )
+        names += [f"{name}_mean" for name in narrow if name in shown]
+    else:
+        names += shown
+    beside = [name for name in COMPETITIVENESS if any(name in row.metrics for row in rows)]
+    names += [f"{name}_mean" for name in beside] if compact else beside
+    names += ["seeds", AUDIT]
+    if any(row.trust == "verified" for row in rows):
+        names.append("trust")
+    columns = [column_of(name, rows) for name in names]
+    if compact:
+        return [replace(one, heading=_narrow(one)) for one in columns]
+    return columns
+
+
+def _narrow(column: Column) -> str:
+    return "95 %" if column.kind == "interval" else _NARROW.get(column.heading, column.heading)
+
+
+def data_columns(names: Iterable[str], rows: Sequence[Row]) -> list[str]:
+    """Columns for data: a metric stands for its mean, standard deviation and both ends of its interval."""
+    found: list[str] = []
+    for name in names:
+        column = column_of(name, rows)
+        parts: tuple[str, ...] = ()
+        if column.kind == "spread":
+            parts = COST_PARTS if column.metric in COSTS else PARTS
+        elif column.kind == "interval":
+            parts = ("low", "high")
+        found += [f"{column.metric}_{part}" for part in parts] or [column.name]
+    return list(dict.fromkeys(found))
+
+
+def raw(row: Row, column: Column, label: str) -> Any:
+    """The value of a row in a column; a `Summary` for a spread or an interval."""
+    if column.name in _READING:
+        return label if column.name == LABEL else audit(row)
+    if column.kind in ("spread", "interval"):
+        return row.metrics.get(column.metric) or row.cost.get(column.metric)
+    return cell(row, column.name)
+
+
+def written(column: Column, value: Any) -> str:
+    """A value as people read it: percent to one decimal, ``52.2 ± 0.7``, ``[47.1, 57.2]``."""
+    if value is None:
+        return NONE
+    if isinstance(value, Summary):
+        if column.kind == "interval":
+            return NONE if value.low is None else f"[{_one(column, value.low)}, {_one(column, value.high)}]"
+        spread = "" if value.std is None else f" ± {_one(column, value.std)}"
+        return f"{_one(column, value.mean)}{spread}"
+    if column.kind == "number":
+        return _one(column, value)
+    if column.name in ("protocol", "fingerprint"):
+        return short_hash(value)
+    if column.name == "seeds":
+        return str(len(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if column.name in ("sequence", "training"):
+        return " → ".join(map(brief, value)) or NONE
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return ", ".join(value)
+    return str(scalar(value))
+
+
+def _one(column: Column, value: float | None) -> str:
+    if value is None:
+        return NONE
+    if column.percent:
+        return f"{100 * value:.1f}"
+    if column.metric in _COUNTS:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if column.metric.endswith("ssim") else f"{value:.1f}"

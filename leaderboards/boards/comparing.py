@@ -1,0 +1,183 @@
+"""Two rows of a leaderboard against each other, or two defenses over several leaderboards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from leaderboards.boards.row import Row
+from leaderboards.errors import RecordError
+from leaderboards.records.store import read_record
+from leaderboards.statistics.bootstrap import intervals
+from leaderboards.statistics.keys import metric_of, sign_of
+from leaderboards.statistics.mcnemar import all_pairs, two_sided
+from leaderboards.statistics.pairwise import ALPHA, tests
+from leaderboards.statistics.points import Floats, per_point
+from leaderboards.statistics.results import result_of
+from leaderboards.statistics.standing import Standing, replicates
+from leaderboards.statistics.summary import over_seeds
+from leaderboards.statistics.under import attack_of, check_attack, spoken
+
+Test = Literal["mcnemar-exact", "mcnemar-clustered", "bootstrap"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two rows differ in one metric.
+
+    ``difference`` is the first row's mean minus the second's, ``low`` to ``high`` its 95 % bootstrap interval
+    over seeds and test points. ``p`` is the two-sided p-value of the paired test ``test`` of these models,
+    ``p_seeds`` that of the bootstrap, which resamples seeds too; it is None where the test is exact (one seed
+    each). All of these are None where outcomes are missing; ``note`` then says which.
+    """
+
+    metric: str
+    difference: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_seeds: float | None = None
+    test: Test | None = None
+    note: str = ""
+
+    @property
+    def better(self) -> Literal["first", "second"] | None:
+        """Which row is better, neither p-value being 0.05 or more; None for neither."""
+        if self.p is None or max(self.p, self.p_seeds or 0.0) >= ALPHA:
+            return None
+        return "first" if self.difference * sign_of(self.metric) > 0 else "second"
+
+
+def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
+    """Compare two rows of one board in one metric, point by point.
+
+    A share of test points (average, clean, worst-case, unseen) is tested with McNemar's test: exact where
+    both rows count every point once, else with test points as clusters (see
+    `leaderboards.statistics.mcnemar`). Other metrics are tested with the bootstrap of their paired
+    difference. The p-values are of this one comparison; ranks correct theirs for the number of pairs.
+
+    Args:
+        row_a, row_b: rows whose runs can be read, of one comparison group.
+        metric: a metric or its short word; by default what ``row_a`` is ranked by.
+
+    Raises:
+        RecordError: rows that cannot be compared, an unknown metric, or one that a row does not have.
+    """
+    name = metric_of(metric or row_a.ranked_by)
+    standings = _standings(row_a, row_b)
+    difference = _difference((row_a, row_b), standings, name)
+    found = tests(standings, name)
+    if np.isnan(found.p[0, 1]):
+        return Comparison(name, difference, note=_why(standings))
+    low, high = intervals(_drawn(standings, name)[None])[0]
+    seeds = None if found.exact[0, 1] else float(found.bootstrap[0, 1])
+    p, test = float(found.points[0, 1]), "mcnemar-exact" if found.exact[0, 1] else "mcnemar-clustered"
+    if not per_point(name):
+        p, test = float(found.bootstrap[0, 1]), "bootstrap"
+    return Comparison(name, difference, float(low), float(high), p, seeds, cast(Test, test))
+
+
+def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) -> Comparison:
+    """Compare two defenses over several boards: the mean over boards of the first's minus the second's.
+
+    The boards have the same test points, so that each point counts once: McNemar's test with points as
+    clusters takes its mean difference over boards. Replicates of the bootstrap draw points for all boards
+    together, and seeds of the same names too, so that what boards have in common is no independent
+    evidence; Δ's replicates are averaged over boards, and p = 2Φ(−|Δ|/se), se their standard deviation.
+    Neither says anything of sequences that are not among the boards. One pair is :func:`compare`'s.
+
+    Args:
+        pairs: the rows of the two defenses on each board.
+        metric: a metric or its short word; by default what the first row is ranked by.
+
+    Raises:
+        RecordError: no pair, rows that cannot be compared, boards of other data sets or of attacks on other
+            numbers of points, an unknown metric, or one that a row lacks.
+    """
+    if not pairs:
+        raise RecordError("no board has both rows")
+    name = metric_of(metric or pairs[0][0].ranked_by)
+    if len(pairs) == 1:
+        return compare(*pairs[0], name)
+    boards = [_standings(*pair) for pair in pairs]
+    difference = float(
+        np.mean([_difference(pair, board, name) for pair, board in zip(pairs, boards, strict=True)])
+    )
+    points = {
+        (pair[0].fingerprint, one.shape) for pair, board in zip(pairs, boards, strict=True) for one in board
+    }
+    drawn, shares = [], []
+    for standings in boards:
+        if np.isnan(tests(standings, name).p[0, 1]):
+            return Comparison(name, difference, note=_why(standings))
+        drawn.append(_drawn(standings, name))
+        shares.append([one[:, 0, 0].mean(axis=0) for one in _terms(standings, name)])
+    if len(points) > 1:
+        raise RecordError("boards that are measured on other points cannot be compared together")
+    replicated = np.mean(drawn, axis=0)
+    low, high = intervals(replicated[None])[0]
+    spread = float(replicated.std(ddof=1))
+    apart = abs(difference) / spread if spread > 1e-12 else np.inf if abs(difference) > 1e-12 else 0.0
+    over_seeds = float(two_sided(np.array(apart)))
+    if not per_point(name):
+        return Comparison(name, difference, float(low), float(high), over_seeds, over_seeds, "bootstrap")
+    found = all_pairs(np.mean(shares, axis=0), np.zeros(2, dtype=np.bool_))
+    seeds = None if all(len(row.runs) == 1 for pair in pairs for row in pair) else over_seeds
+    p = float(found.p[0, 1])
+    return Comparison(name, difference, float(low), float(high), p, seeds, "mcnemar-clustered")
+
+
+def _standings(row_a: Row, row_b: Row) -> list[Standing]:
+    """Two rows with their outcomes.
+
+    Raises:
+        RecordError: they are of different boards.
+    """
+    if row_a.comparison != row_b.comparison or row_a.target_aware != row_b.target_aware:
+        raise RecordError(
+            f"{row_a.defense} and {row_b.defense} cannot be compared: they differ in data set, sequence, "
+            "model, protocol or in whether they are target-aware"
+        )
+    return [_standing(row) for row in (row_a, row_b)]
+
+
+def _difference(rows: Sequence[Row], standings: Sequence[Standing], name: str) -> float:
+    """The first row's mean minus the second's."""
+    means = []
+    for row, standing in zip(rows, standings, strict=True):
+        summary = row.metrics.get(name)
+        if summary is None and attack_of(name) and standing.results:
+            check_attack(name, [(one.id, one.attacks) for one in standing.results])
+            summary = over_seeds([one.value(name) for one in standing.results])
+        if summary is None:
+            asked = f": ask rows for it, under={name!r}" if attack_of(name) and not standing.results else ""
+            raise RecordError(f"{row.defense} has no {spoken(name)}{asked}")
+        means.append(summary.mean)
+    return means[0] - means[1]
+
+
+def _drawn(standings: Sequence[Standing], name: str) -> Floats:
+    first, second = replicates(standings, name, _terms(standings, name))
+    difference: Floats = first - second
+    return difference
+
+
+def _terms(standings: Sequence[Standing], name: str) -> list[Floats]:
+    return [one for standing in standings if (one := standing.terms(name)) is not None]
+
+
+def _why(standings: Sequence[Standing]) -> str:
+    return next((one.note for one in standings if one.note), "measured on different points")
+
+
+def _standing(row: Row) -> Standing:
+    results = []
+    for run, directory in zip(row.runs, row.directories, strict=True):
+        if not directory:
+            return Standing([], note=f"outcomes of {run} not at hand: a record alone")
+        results.append(result_of(read_record(Path(directory)), directory))
+    standing = Standing(results)
+    standing.read()
+    return standing

@@ -1,0 +1,59 @@
+"""Short names for people: a row's defense, its verdict, its comparison group."""
+
+from collections.abc import Sequence
+
+from leaderboards.boards.row import Row
+from leaderboards.statistics.results import canonical
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """Each row's defense, with the settings in which rows of the same defense and regime differ."""
+
+    def settings(row: Row) -> dict[str, str]:
+        plan = {f"plan.{name}": value for name, value in row.plan.items()}
+        other = {"training": row.training, "pretrain": row.pretrain}
+        return {name: canonical(value) for name, value in (row.params | plan | other).items()}
+
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    own = [settings(row) for row in rows]
+    for row, values in zip(rows, own, strict=True):
+        groups.setdefault((row.defense, row.regime), []).append(values)
+    return [
+        _label(row, values, groups[row.defense, row.regime]) for row, values in zip(rows, own, strict=True)
+    ]
+
+
+def _label(row: Row, own: dict[str, str], group: Sequence[dict[str, str]]) -> str:
+    differing = [
+        f"{name}={value}" for name, value in own.items() if any(one.get(name) != value for one in group)
+    ]
+    label = f"{row.defense}({', '.join(differing)})" if differing else row.defense
+    return f"{label} (target-aware)" if row.target_aware else label
+
+
+def audit(row: Row) -> str:
+    """The verdict and its flags."""
+    return f"{row.verdict}: {', '.join(row.flags)}" if row.flags else row.verdict
+
+
+def title_of(row: Row) -> str:
+    """Data set, sequence, model and protocol: what a row is compared within."""
+    about = [
+        f"{row.dataset} ({short_hash(row.fingerprint)})",
+        " → ".join(map(brief, row.sequence)),
+        row.model,
+    ]
+    return " · ".join([*filter(None, about), f"protocol {short_hash(row.protocol)}"])
+
+
+def short_hash(text: str) -> str:
+    """The start of a hash, without the name of its algorithm."""
+    return text.rpartition(":")[2][:8]
+
+
+def brief(attack: str) -> str:
+    """Name and budget of a canonical attack text: ``pgd:eps=0.2,steps=50`` gives ``pgd eps=0.2``."""
+    head, _, value = attack.partition("=")  # a name may hold a colon of its own: ta:PGD:eps=0.2
+    name, _, knob = head.rpartition(":")
+    name, knobs = (name, f"{knob}={value}") if name else (attack, "")
+    return " ".join([name, *(knob for knob in knobs.split(",") if knob.startswith("eps="))])

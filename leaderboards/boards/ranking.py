@@ -1,0 +1,182 @@
+"""Leaderboard rows: runs grouped over seeds and ranked where they can be compared."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from leaderboards.boards.query import Query, Texts
+from leaderboards.boards.row import Row
+from leaderboards.records.entries import Verdict
+from leaderboards.records.record import Record
+from leaderboards.records.trust import trust_of
+from leaderboards.statistics.keys import metric_of, sign_of
+from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.pairwise import ranks, tests
+from leaderboards.statistics.results import COSTS, Result, canonical, result_of
+from leaderboards.statistics.standing import Standing, with_intervals
+from leaderboards.statistics.summary import over_seeds
+from leaderboards.statistics.under import attack_of, check_attack
+
+_SEVERITY: Final[dict[Verdict, int]] = {"ok": 0, "suspect": 1, "invalid": 2}
+
+
+def rows(
+    records: Iterable[Record | Result],
+    dataset: Texts = None,
+    *,
+    defense: Texts = None,
+    regime: Texts = None,
+    model: Texts = None,
+    verdict: Texts = None,
+    sequence: Texts = None,
+    where: Iterable[str] = (),
+    rank_by: str = "average",
+    intervals: bool | Collection[str] = True,
+    under: Texts = None,
+) -> list[Row]:
+    """Aggregate runs over seeds and rank them.
+
+    A group shares defense and parameters, sequence and its training knobs, regime, data fingerprint, model,
+    train plan, pretraining and protocol; of two records of one group and seed the newest counts. Ranks are
+    within one data set × sequence × model × protocol, target-aware rows apart: 1 + the number of rows that
+    are better by a paired test (see `leaderboards.statistics.pairwise`), or by their values where outcomes
+    are missing. Suspect rows rank below every ok one, invalid rows not at all.
+
+    Args:
+        records: what `find_results` found; of records alone there are no outcomes.
+        dataset, defense, regime, model, verdict, sequence, where: which rows to give, see `Query`. Ranks are
+            those of the whole board: a filter hides rows and moves none up.
+        rank_by: a metric or its short word, see `leaderboards.statistics.keys`; ``robust.autoattack`` is
+            the accuracy under that attack after the last stage, ``robust.pgd:eps=0.1`` tells it from others
+            of its name.
+        intervals: the metrics that get a 95 % interval; True for all, False for none.
+        under: further accuracies under single attacks, as metrics of the rows.
+
+    Raises:
+        RecordError: an unknown metric or key, a value that no record has, an attack that no row has met or
+            that means several of a row.
+    """
+    key = metric_of(rank_by)
+    query = Query.of(dataset, defense, regime, model, verdict, sequence, where)
+    asked = [] if isinstance(intervals, bool) else list(dict.fromkeys(map(metric_of, intervals)))
+    more = [under] if isinstance(under, str) else under or ()
+    every = (key, *map(metric_of, [*more, *query.under()]), *asked)
+    single = list(dict.fromkeys(name for name in every if attack_of(name)))
+    wanted = [*METRICS, *single] if intervals is True else asked
+    results = [one if isinstance(one, Result) else result_of(one) for one in records]
+    pairs = sorted(
+        (_unranked(group, single) for group in _grouped(results)), key=lambda pair: _order(pair[0], key)
+    )
+    query.check([row for row, _ in pairs])
+    # The seeds of a row have one protocol, and so the same attacks.
+    met = [(one[0].id, one[0].attacks) for row, one in pairs if query.shows(row)]
+    for name in single:
+        check_attack(name, met)
+    # One data set may go by two names (two folders, one content): the fingerprint decides, not the name.
+    names: dict[str, str] = {}
+    boards: dict[tuple[str, ...], list[tuple[Row, list[Result]]]] = {}
+    for row, members in pairs:
+        names[row.fingerprint] = max(row.dataset, names.get(row.fingerprint, ""))
+        boards.setdefault(row.comparison, []).append((row, members))
+    found: list[Row] = []
+    for comparison in sorted(boards, key=lambda one: (names[one[0]], *one)):
+        found += _board(boards[comparison], key, query, wanted)
+    for cache in {id(one.cache): one.cache for one in results if one.cache is not None}.values():
+        cache.save()
+    return found
+
+
+def _grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """The runs of each row by seed, the newest of each seed."""
+    groups: dict[str, dict[int, Result]] = {}
+    for result in sorted(results, key=lambda one: (datetime.fromisoformat(one.created), one.id)):
+        groups.setdefault(result.group, {})[result.seed] = result
+    return [[group[seed] for seed in sorted(group)] for group in groups.values()]
+
+
+def _unranked(results: list[Result], single: Sequence[str]) -> tuple[Row, list[Result]]:
+    """One row of runs that differ in seed only."""
+    first, shared = results[0], results[0].conditions
+    extra = sorted({name for result in results for name in result.metrics} - set(METRICS))
+    trusted = all(one.directory and trust_of(Path(one.directory)) == "verified" for one in results)
+    row = Row(
+        rank=None,
+        defense=shared.defense,
+        params=shared.params,
+        regime=shared.regime,
+        target_aware=shared.target_aware,
+        verdict=max((result.verdict for result in results), key=_SEVERITY.__getitem__),
+        flags=tuple(sorted({flag for result in results for flag in result.flags})),
+        dataset=first.dataset,
+        fingerprint=shared.fingerprint,
+        model=shared.model if isinstance(shared.model, str) else canonical(shared.model),
+        sequence=tuple(shared.sequence),
+        training=tuple(shared.training),
+        plan=shared.plan,
+        pretrain=shared.pretrain,
+        protocol=shared.protocol,
+        seeds=tuple(result.seed for result in results),
+        runs=tuple(result.id for result in results),
+        metrics={
+            name: over_seeds([result.value(name) for result in results])
+            for name in (*METRICS, *extra, *single)
+        },
+        cost={name: over_seeds([float(result.cost[name]) for result in results]) for name in COSTS},
+        trust="verified" if trusted else "self-reported",
+        directories=tuple(result.directory for result in results),
+    )
+    return row, results
+
+
+def _order(row: Row, key: str) -> tuple[Any, ...]:
+    summary = row.metrics[key]
+    return (
+        row.target_aware,
+        _SEVERITY[row.verdict],
+        summary is None,
+        0.0 if summary is None else -sign_of(key) * summary.mean,
+        row.defense,
+        canonical([row.regime, row.params, row.plan, row.training, row.pretrain]),
+    )
+
+
+def _board(
+    pairs: Sequence[tuple[Row, list[Result]]], key: str, query: Query, wanted: Sequence[str]
+) -> list[Row]:
+    """The rows of one comparison group that a query asks for, ranked in the order that they have."""
+    if not any(query.shows(row) for row, _ in pairs):
+        return []
+    standings = [Standing(results) for _, results in pairs]
+    for standing in standings:
+        standing.read()
+    placed = _ranks([row for row, _ in pairs], standings, key)
+    ranked = [replace(row, rank=rank, ranked_by=key) for (row, _), rank in zip(pairs, placed, strict=True)]
+    chosen = [index for index, row in enumerate(ranked) if query.shows(row) and query.shows_ranked(row)]
+    summaries = with_intervals(
+        [standings[index] for index in chosen], [ranked[index].metrics for index in chosen], wanted
+    )
+    return [
+        replace(ranked[index], metrics=metrics, note=standings[index].note)
+        for index, metrics in zip(chosen, summaries, strict=True)
+    ]
+
+
+def _ranks(ordered: Sequence[Row], standings: Sequence[Standing], key: str) -> list[int | None]:
+    """Ranks of rows in `_order`; ok and suspect rows are tested apart, and target-aware ones too."""
+    result: list[int | None] = [None] * len(ordered)
+    for aware in (False, True):
+        above = 0
+        for verdict in ("ok", "suspect"):
+            members, scores = [], []
+            for index, row in enumerate(ordered):
+                summary = row.metrics[key]
+                if (row.target_aware, row.verdict) == (aware, verdict) and summary is not None:
+                    members.append(index)
+                    scores.append(summary.mean)
+            found = tests([standings[index] for index in members], key)
+            for index, rank in zip(members, ranks(scores, found.p, key), strict=True):
+                result[index] = above + rank
+            above += len(members)
+    return result

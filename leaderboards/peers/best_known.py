@@ -1,0 +1,81 @@
+"""A reference table out of finished runs: the best that any of them reached against each attack alone."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from leaderboards.peers.competitiveness import last_cells
+from leaderboards.peers.reference import FORMAT, Reference, Term
+from leaderboards.records.record import Record
+
+
+def best_known(
+    records: Iterable[Record], wanted: Sequence[tuple[str, float, str, int]], *, fingerprint: str, model: str
+) -> tuple[list[Term], list[tuple[str, float]]]:
+    """The best that runs reached against each attack alone, and what no run counts for.
+
+    Only runs on this data and model count, with audit verdict ``ok`` and not target-aware, that measured the
+    attack after their last stage on as many points. It is a maximum over runs on test data: a bar to measure
+    against, not an estimate.
+
+    Args:
+        records: finished runs.
+        wanted: name, eps, canonical text and number of points of each attack.
+        fingerprint: of the data.
+        model: the architecture.
+    """
+    usable = [
+        (last_cells(record), record)
+        for record in records
+        if record.environment["data"]["fingerprint"] == fingerprint
+        and record.config["model"] == model
+        and record.audit.verdict == "ok"
+        and not record.config.get("target_aware", False)
+    ]
+    terms, missing = [], []
+    for name, eps, text, points in wanted:
+        cells = [
+            (found[text], record) for found, record in usable if text in found and found[text].n == points
+        ]
+        if not cells:
+            missing.append((name, eps))
+            continue
+        # Of equals the first by name, so that the table does not depend on the order of a directory.
+        cell, record = min(cells, key=lambda pair: (-pair[0].robust, pair[1].id))
+        terms.append(
+            Term(
+                attack=name,
+                eps=eps,
+                text=text,
+                accuracy=cell.accuracy,
+                robust=cell.robust,
+                n=cell.n,
+                source=_source(record),
+            )
+        )
+    return terms, missing
+
+
+def make_reference(terms: Sequence[Term], *, dataset: str, fingerprint: str, model: str) -> Reference:
+    """A reference of these terms that requires all of their attacks."""
+    required = list(dict.fromkeys(term.attack for term in terms))
+    return Reference(
+        reference=FORMAT,
+        dataset=dataset,
+        fingerprint=fingerprint,
+        model=model,
+        required=required,
+        terms=list(terms),
+    )
+
+
+def _source(record: Record) -> dict[str, Any]:
+    config = record.config
+    return {
+        "run": record.id,
+        "created": record.created,
+        "defense": config["defense"],
+        "params": config["params"],
+        "regime": config["regime"],
+        "sequence": config["sequence"],
+        "seed": config["seed"],
+    }

@@ -1,0 +1,231 @@
+"""RobustBench's ``model_info``: one JSON file a model, below a folder a data set and a threat.
+
+Its files have ten different sets of keys, numbers as text, ``null`` beside ``""`` and ``"null"``, and one has
+a key twice. `Entry` keeps all of that: pairs in their order, unknown keys, the text of every number. What is
+read *from* them are properties.
+"""
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from leaderboards.errors import RecordError
+from leaderboards.records.store import write_bytes
+
+CORRUPTIONS: Final = "corruptions"
+THREATS: Final = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+"""Our norms, as RobustBench's folders are called; it has no leaderboard for l1."""
+UNSORTED: Final = "no threat folder"
+"""The threat of a file that does not lie where RobustBench's do."""
+ABSENT: Final = (None, "", "null")
+"""How its files say that there is no number."""
+PERCENT: Final = (
+    "clean_acc",
+    "autoattack_acc",
+    "external",
+    "corruptions_acc",
+    "corruptions_acc_3d",
+)
+_NEEDED: Final = ("name", "dataset", "clean_acc")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a JSON file, as it was written there."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model.
+
+    Attributes:
+        id: the file's name without its ending, RobustBench's name of the model.
+        dataset: the folder's; the file itself sometimes says another. Outside such folders, the file's.
+        threat: the folder's: ``Linf``, ``L2`` or ``corruptions``; else `UNSORTED`.
+        pairs: keys and values in the order of the file; numbers are `Number`.
+    """
+
+    id: str
+    dataset: str
+    threat: str
+    pairs: tuple[tuple[str, Any], ...]
+
+    def get(self, key: str) -> Any:
+        """The value of a key, the last if it stands there twice; None where there is none."""
+        return dict(self.pairs).get(key)
+
+    def number(self, key: str) -> float | None:
+        """The number under a key, be it text or not; None where the file says that there is none."""
+        return _number(self.get(key))
+
+    @property
+    def name(self) -> str:
+        """The title of the paper, mostly."""
+        return str(self.get("name"))
+
+    @property
+    def clean(self) -> float | None:
+        """Clean accuracy as a share."""
+        return _share(self.number("clean_acc"))
+
+    @property
+    def robust(self) -> float | None:
+        """The best known bound on robust accuracy as a share, as RobustBench ranks by it.
+
+        The accuracy under AutoAttack, or what another evaluation left (``external``), whichever is lower;
+        for corruptions, the mean accuracy over them.
+        """
+        if self.threat == CORRUPTIONS:
+            return _share(self.number("corruptions_acc"))
+        found = [self.number("autoattack_acc"), self.number("external")]
+        return _share(min((value for value in found if value is not None), default=None))
+
+    @property
+    def eps(self) -> float | None:
+        """The budget; of a corruption model what it was trained with, if anything."""
+        return self.number("eps")
+
+    @property
+    def flagged(self) -> bool:
+        """Whether RobustBench calls the evaluation potentially unreliable."""
+        return self.get("unreliable") is True
+
+
+def read_entry(path: Path) -> Entry:
+    """Read one file; its folder says the threat, and the folder above that the data set.
+
+    Raises:
+        RecordError: there is none, or it is damaged or no row of RobustBench's.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"cannot read RobustBench row {path}: {error.strerror or error}") from error
+    place = path.resolve().parent
+    entry = parse_entry(data, str(path), id=path.stem, dataset=place.parent.name, threat=place.name)
+    if place.name in (*THREATS.values(), CORRUPTIONS):
+        return entry
+    return replace(entry, dataset=str(entry.get("dataset")), threat=UNSORTED)
+
+
+def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat: str) -> Entry:
+    """An entry from JSON text; ``source`` names the file in errors.
+
+    Raises:
+        RecordError: not JSON, or no row of RobustBench's: name, dataset and clean_acc are missing, or what
+            must be a number is none.
+    """
+    where = f"RobustBench row {source}"
+    try:
+        pairs = json.loads(
+            data,
+            object_pairs_hook=tuple,
+            parse_int=Number,
+            parse_float=Number,
+            parse_constant=_no_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: not JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(pairs, tuple):
+        raise RecordError(f"{where}: a row is a JSON object")
+    entry = Entry(id, dataset, threat, pairs)
+    keys = {key for key, _ in pairs}
+    if missing := [key for key in _NEEDED if key not in keys]:
+        raise RecordError(f"{where}: missing {', '.join(missing)}: this is no row of RobustBench's")
+    for key in [*PERCENT, "eps"]:
+        _check(entry, key, where)
+    if entry.clean is None:
+        raise RecordError(f"{where}: clean_acc must be a number, not {_said(entry.get('clean_acc'))}")
+    return entry
+
+
+def find_entries(folder: Path, datasets: Collection[str] | None = None) -> list[Entry]:
+    """The entries of a ``model_info`` folder, of one of its data sets or of one threat, by path.
+
+    Args:
+        folder: the folder.
+        datasets: only these data sets.
+
+    Raises:
+        RecordError: there is no such folder, no file in it, or one that cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RecordError(f"no RobustBench folder at {folder}: name its model_info, or a folder in it")
+    paths = sorted(folder.rglob("*.json"))
+    if not paths:
+        raise RecordError(f"no JSON files in {folder}: name RobustBench's model_info, or a folder in it")
+    entries = [read_entry(path) for path in paths]
+    return [entry for entry in entries if datasets is None or entry.dataset in datasets]
+
+
+def to_text(entry: Entry) -> str:
+    """The entry as JSON, a key a line: nothing is added, left out, reordered or rounded."""
+    lines = [f"  {json.dumps(key)}: {_text(value)}" for key, value in entry.pairs]
+    return "{\n" + ",\n".join(lines) + "\n}\n" if lines else "{}\n"
+
+
+def write_entry(path: Path, entry: Entry) -> None:
+    """Write an entry, atomically.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    write_bytes(Path(path), to_text(entry).encode())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Number):
+        return value.text
+    if isinstance(value, tuple):
+        return "{" + ", ".join(f"{json.dumps(key)}: {_text(one)}" for key, one in value) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return json.dumps(value)
+
+
+def _number(value: Any) -> float | None:
+    """A number, text of one, or a fraction such as ``8/255``; None for `ABSENT`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value in ABSENT:
+        return None
+    text = value.text if isinstance(value, Number) else value
+    if not isinstance(text, str):
+        raise ValueError("no number")
+    above, slash, below = text.partition("/")
+    number = float(above) / float(below) if slash else float(above)
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+def _check(entry: Entry, key: str, where: str) -> None:
+    value = entry.get(key)
+    try:
+        number = _number(value)
+    except (ValueError, ZeroDivisionError):
+        raise RecordError(f"{where}: {key} must be a number, not {_said(value)}") from None
+    if number is not None and not 0 <= number <= (100 if key in PERCENT else math.inf):
+        raise RecordError(f"{where}: {key} is out of range: {_said(value)}")
+
+
+def _said(value: Any) -> str:
+    text = _text(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _share(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100

@@ -1,0 +1,163 @@
+"""One file that holds a finished run, to be sent to others: written always the same, read with suspicion."""
+
+import os
+import re
+import secrets
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from leaderboards.errors import RecordError
+from leaderboards.records.checking import check_run
+from leaderboards.records.checksums import listed_files
+from leaderboards.records.layout import CHECKSUMS, OUTCOMES, RECORD
+from leaderboards.records.store import read_record
+
+NAMES: Final = re.compile(
+    r"record\.json|outcomes\.npz|SHA256SUMS|run\.json|model\.safetensors|regenerated\.png"
+    r"|stages/(0|[1-9][0-9]{0,3})\.safetensors"
+)
+"""All that an archive may hold."""
+REQUIRED: Final = (RECORD, OUTCOMES, CHECKSUMS)
+MOST_MEMBERS: Final = 1024
+MOST_BYTES: Final = 4 * 2**30
+"""Of all members together, as they are unpacked."""
+MOST_TEXT: Final = 64 * 2**20
+"""Of one member that is read whole: anything but weights."""
+_TIME: Final = (1980, 1, 1, 0, 0, 0)
+
+
+def pack(run_dir: Path, out: Path) -> list[str]:
+    """Write a finished run into a zip archive, without compression; the same files give the same bytes.
+
+    Logs, locks and marks of verification stay behind.
+
+    Args:
+        run_dir: a whole run; what its checksums list is packed.
+        out: the archive, which must not exist.
+
+    Returns:
+        The names of the members.
+
+    Raises:
+        RecordError: the run is unfinished or damaged, has no checksums or holds what an archive may not, or
+            the archive is there already or cannot be written.
+    """
+    run_dir, out = Path(run_dir), Path(out)
+    read_record(run_dir)
+    problems = check_run(run_dir).problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RecordError(f"run {run_dir.name} is damaged and cannot be sent: {problems[0]}{more}")
+    names = sorted({*listed_files(run_dir), CHECKSUMS})
+    for name in names:
+        if not NAMES.fullmatch(name):
+            raise RecordError(f"run {run_dir.name} holds {name!r}, which is no part of a run: move it away")
+    total = sum((run_dir / name).stat().st_size for name in names)
+    if total > MOST_BYTES:
+        raise RecordError(f"run {run_dir.name} has {total} bytes; an archive holds {MOST_BYTES} at most")
+    if out.exists():
+        raise RecordError(f"{out} is there already: name another with --out")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            _write(run_dir, names, temporary)
+            os.replace(temporary, out)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RecordError(f"cannot write {out}: {error.strerror or type(error).__name__}") from error
+    return names
+
+
+def _write(run_dir: Path, names: list[str], out: Path) -> None:
+    with zipfile.ZipFile(out, "x", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name, _TIME)
+            # Neither the writer's system nor the permissions on it may show.
+            entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+            entry.file_size = (run_dir / name).stat().st_size
+            with (run_dir / name).open("rb") as source, archive.open(entry, "w") as member:
+                shutil.copyfileobj(source, member, 2**20)
+
+
+def unpack(file: Path, directory: Path) -> list[str]:
+    """Unpack an archive that a stranger sent into an empty directory; nothing of it is run or believed.
+
+    All members are looked at before the first is written: only names that a run has, each once, plain files
+    without compression, none that claims more than it holds.
+
+    Returns:
+        The names of the members.
+
+    Raises:
+        RecordError: it is no such archive, or is damaged; some of it may have been unpacked then.
+    """
+    file, directory = Path(file), Path(directory)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            for fault in _faults(entries, file.stat().st_size):
+                raise RecordError(f"archive {file}: {fault}")
+            for entry in entries:
+                place = directory / entry.filename
+                place.parent.mkdir(exist_ok=True)
+                with archive.open(entry) as source, place.open("xb") as target:
+                    shutil.copyfileobj(source, target, 2**20)
+                    target.flush()
+                    os.fsync(target.fileno())
+    except FileNotFoundError as error:
+        raise RecordError(f"no archive at {file}: advbench submit makes one") from error
+    except RecordError:
+        raise
+    except OSError as error:
+        raise RecordError(f"cannot read archive {file}: {error.strerror or type(error).__name__}") from error
+    except Exception as error:
+        # zipfile answers damage with errors of its own, of struct, zlib and a few more.
+        raise RecordError(f"archive {file} is no archive of advbench submit, or damaged") from error
+    return [entry.filename for entry in entries]
+
+
+def _faults(entries: list[zipfile.ZipInfo], size: int) -> Iterator[str]:
+    """What is wrong with the members; the archive has ``size`` bytes."""
+    if len(entries) > MOST_MEMBERS:
+        yield f"{len(entries)} members, a run has {MOST_MEMBERS} at most"
+    names: set[str] = set()
+    for entry in entries:
+        # The name as it stands in the file: zipfile cuts at a NUL and turns backslashes on some systems.
+        if not NAMES.fullmatch(entry.filename) or entry.orig_filename != entry.filename:
+            yield f"it holds {entry.orig_filename!r}, which is no file of a run"
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if entry.is_dir() or kind not in (0, stat.S_IFREG):
+            yield f"{entry.filename!r} is no plain file"
+        if entry.filename in names:
+            yield f"{entry.filename!r} stands twice"
+        names.add(entry.filename)
+        if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
+            yield f"{entry.filename!r} is compressed or encrypted, which advbench submit does not do"
+        if not entry.filename.endswith(".safetensors") and entry.file_size > MOST_TEXT:
+            yield f"{entry.filename!r} has {entry.file_size} bytes, {MOST_TEXT} are allowed"
+    # Members without compression cannot hold more than the archive, unless they overlap.
+    total = sum(entry.file_size for entry in entries)
+    if total > min(size, MOST_BYTES):
+        yield f"its members claim {total} bytes, more than there can be"
+    for name in REQUIRED:
+        if name not in names:
+            yield f"it holds no {name}"
+
+
+def outcomes_size(path: Path) -> int:
+    """Bytes that the arrays of an ``outcomes.npz`` take in memory, as it says itself; nothing is unpacked.
+
+    Raises:
+        RecordError: it is no such file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:
+        raise RecordError(f"damaged outcomes {path}: expected an npz with clean and robust") from error

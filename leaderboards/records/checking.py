@@ -1,0 +1,176 @@
+"""Whether a finished run is whole: checksums, schema, and record, outcomes and weights against each other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from leaderboards.errors import RecordError
+from leaderboards.records.checksums import verify_checksums
+from leaderboards.records.entries import CLEAN
+from leaderboards.records.inventory import EVALUATED
+from leaderboards.records.layout import (
+    CHECKPOINT,
+    CHECKSUMS,
+    MANIFEST,
+    OUTCOMES,
+    RECORD,
+    WEIGHTS,
+    files_below,
+)
+from leaderboards.records.lock import is_held
+from leaderboards.records.manifest import read_manifest
+from leaderboards.records.record import Record
+from leaderboards.records.store import read_outcomes, read_probe_outcomes, read_record
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `check_run` found: one line for each thing that is damaged, and notes on what is no damage."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_run(run_dir: Path) -> Findings:
+    """Check all that a run directory holds; nothing is changed.
+
+    A run without a record is unfinished: no damage, and only its manifest is looked at. Nor is it damage
+    where all weights are missing: a published record can do without.
+    """
+    run_dir = Path(run_dir)
+    found = Findings()
+    try:
+        record = read_record(run_dir / RECORD)
+    except RecordError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            _check_unfinished(run_dir, found)
+        else:
+            _check_files(run_dir, found)
+            found.problems.append(str(error))
+        return _brief(run_dir, found)
+    _check_files(run_dir, found)
+    for check in (_manifest, _outcomes, _probes, _weights):
+        try:
+            lines = list(check(run_dir, record))
+        except RecordError as error:
+            lines = [str(error)]
+        found.problems.extend(lines)
+    return _without_weights(run_dir, _brief(run_dir, found))
+
+
+def _check_unfinished(run_dir: Path, found: Findings) -> None:
+    if is_held(run_dir):
+        found.notes.append("running")
+    elif (run_dir / CHECKSUMS).exists() and not (run_dir / CHECKPOINT).exists():
+        # Checkpoints go after the record was written: without them there was one.
+        found.problems.append(f"{RECORD}: missing, though the run was finished: there is a {CHECKSUMS}")
+    else:
+        found.notes.append("unfinished")
+    try:
+        read_manifest(run_dir)
+    except RecordError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            found.problems.append(str(error))
+
+
+def _check_files(run_dir: Path, found: Findings) -> None:
+    try:
+        found.problems.extend(verify_checksums(run_dir))
+    except RecordError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            found.problems.append(str(error))
+        elif (run_dir / MANIFEST).exists():
+            found.problems.append(f"{CHECKSUMS}: missing")
+        else:
+            found.notes.append("no checksums: made before there were any; the rest was checked")
+
+
+def _brief(run_dir: Path, found: Findings) -> Findings:
+    """The lines without the directory, and no file's content complained about twice."""
+    places = (f"{run_dir}/", f"{run_dir}\\")
+    lines = [line.replace(places[0], "").replace(places[1], "") for line in found.problems]
+    return Findings(list(dict.fromkeys(lines)), found.notes)
+
+
+def _without_weights(run_dir: Path, found: Findings) -> Findings:
+    """Weights that are all missing were left out, as of records that are published: no damage, but said."""
+    if any(path.suffix == ".safetensors" for path in files_below(run_dir)):
+        return found
+    left = [line for line in found.problems if not line.endswith(".safetensors: missing")]
+    without = len(left) < len(found.problems)
+    return Findings(left, [*found.notes, *(["without weights"] if without else [])])
+
+
+def _manifest(run_dir: Path, record: Record) -> Iterator[str]:
+    if (run_dir / MANIFEST).exists():
+        manifest = read_manifest(run_dir)
+        if manifest.id != record.id:
+            yield f"{MANIFEST}: is of run {manifest.id!r}, the record of {record.id!r}"
+
+
+def _outcomes(run_dir: Path, record: Record) -> Iterator[str]:
+    """Shapes, then every cell's integer counts."""
+    clean, robust = read_outcomes(run_dir / OUTCOMES)
+    points = max((cell.n for cell in record.cells), default=0)
+    expected = (len(record.stages), len(record.attacks), points)
+    if robust.shape != expected:
+        yield f"{OUTCOMES}: robust has shape {robust.shape}, the record {expected} (stages, attacks, points)"
+        return
+    if (robust & ~clean[:, None]).any():
+        yield f"{OUTCOMES}: points that are wrong clean are marked robust"
+    rows = {stage.index: row for row, stage in enumerate(record.stages)}
+    columns = {entry.text: column for column, entry in enumerate(record.attacks)}
+    wanted = {(stage, attack) for stage in rows for attack in (CLEAN, *columns)}
+    for stage, attack in sorted(wanted - {(cell.stage, cell.attack) for cell in record.cells}):
+        yield f"{RECORD}: no cell for stage {stage}, attack {attack}"
+    for cell in record.cells:
+        if cell.stage not in rows:
+            yield f"{RECORD}: a cell is of stage {cell.stage}, which is not among the stages"
+            continue
+        right = clean[rows[cell.stage]]
+        kept = right if cell.attack == CLEAN else robust[rows[cell.stage], columns[cell.attack]]
+        # Beyond the points that an attack was measured on nothing may be marked.
+        counts = int(right[: cell.n].sum()), int(kept.sum())
+        if (cell.clean_correct, cell.robust) != counts:
+            yield (
+                f"{RECORD}: stage {cell.stage}, attack {cell.attack}: clean_correct {cell.clean_correct} and "
+                f"robust {cell.robust}, the stored outcomes have {counts[0]} and {counts[1]}"
+            )
+
+
+def _probes(run_dir: Path, record: Record) -> Iterator[str]:
+    probes = read_probe_outcomes(run_dir / OUTCOMES)
+    cells = record.audit.probes
+    if probes.size == 0:
+        # None was kept, or none made.
+        return
+    points = max((cell.n for cell in cells), default=0)
+    if probes.shape != (len(cells), points):
+        yield f"{OUTCOMES}: probes have shape {probes.shape}, the record {(len(cells), points)}"
+        return
+    for cell, count in zip(cells, np.sum(probes, axis=1), strict=True):
+        if cell.robust != count:
+            yield f"{RECORD}: probe {cell.attack}: robust {cell.robust}, the stored outcomes have {count}"
+
+
+def _weights(run_dir: Path, record: Record) -> Iterator[str]:
+    """Each file is there, and as long as its own header says."""
+    names = [stage.weights for stage in record.stages if stage.weights.endswith(".safetensors")]
+    for name in dict.fromkeys([*names, *([] if record.regime == EVALUATED else [WEIGHTS])]):
+        path = run_dir / name
+        if not path.is_file():
+            yield f"{name}: missing"
+        elif fault := _weights_fault(path):
+            yield f"{name}: {fault}"
+
+
+def _weights_fault(path: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return ""
+    except (SafetensorError, OSError, ValueError) as error:
+        return f"damaged weights: {' '.join(str(error).split())}"

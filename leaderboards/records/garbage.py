@@ -1,0 +1,197 @@
+"""What a runs directory can do without: runs that are provably unfinished, and strays of killed processes."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from leaderboards.errors import RecordError
+from leaderboards.records.inventory import entry_of, run_directories
+from leaderboards.records.layout import (
+    CHECKPOINT,
+    CHECKSUMS,
+    LOCK,
+    LOG,
+    RECORD,
+    TENSORBOARD,
+    files_below,
+    natural,
+    temporary_of,
+)
+from leaderboards.records.lock import RunBusyError, hold, is_alive, signature
+from leaderboards.records.manifest import read_manifest
+
+What = Literal["unfinished run", "empty directory", "leftover checkpoint", "temporary file"]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that can go: its place, what it is, its size in bytes, and the run whose lock it is under."""
+
+    path: Path
+    what: What
+    size: int
+    run: Path | None = None
+
+
+def find_garbage(runs_dir: Path) -> list[Garbage]:
+    """All that can go, by name. Never a run with a record, never what a living process may still write.
+
+    An unfinished run counts when its manifest can be read or, where it has none, when it holds no more than
+    a log of ours. Times decide nothing.
+
+    Raises:
+        RecordError: there is no such directory, or it cannot be read.
+    """
+    found: list[Garbage] = []
+    for path in run_directories(runs_dir):
+        # What is not ours to read is not ours to remove, and what is going needs no help.
+        with contextlib.suppress(OSError):
+            found += list(_of_directory(path))
+    strays = [Garbage(path, "temporary file", size_of(path)) for path in _strays(Path(runs_dir).iterdir())]
+    return found + sorted(strays, key=lambda garbage: natural(garbage.path))
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file or in all files below a directory; links are not followed."""
+    total = 0
+    for one in files_below(path) if path.is_dir() and not path.is_symlink() else [path]:
+        # What others remove meanwhile has no size.
+        with contextlib.suppress(OSError):
+            total += one.lstat().st_size
+    return total
+
+
+def remove(garbage: Garbage) -> bool:
+    """Remove it, holding its run's lock; False where it is no longer what it was, or someone has taken it.
+
+    Raises:
+        RecordError: it cannot be removed.
+    """
+    try:
+        return _remove(garbage)
+    except (RunBusyError, FileNotFoundError):
+        return False
+    except RecordError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RecordError(f"cannot remove {garbage.path}: {reason}") from error
+
+
+def _of_directory(path: Path) -> Iterator[Garbage]:
+    if path.is_symlink():
+        return
+    if not any(path.iterdir()):
+        yield Garbage(path, "empty directory", 0)
+        return
+    entry = entry_of(path)
+    if entry is None or entry.state == "running":
+        return
+    if entry.state == "unfinished" and _abandoned(path) and not _maker_lives(path):
+        yield Garbage(path, "unfinished run", size_of(path), path)
+    elif (path / RECORD).exists():
+        for stray in sorted(_strays(files_below(path))):
+            yield Garbage(stray, "temporary file", size_of(stray), path)
+        if entry.state == "complete" and (path / CHECKPOINT).is_dir():
+            yield Garbage(path / CHECKPOINT, "leftover checkpoint", size_of(path / CHECKPOINT), path)
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether nothing here was ever finished, given that no one else holds the run."""
+    # Checksums are written when all but the record is finished: who has them lost a record.
+    if any((path / name).exists() for name in (RECORD, CHECKSUMS)):
+        return False
+    try:
+        read_manifest(path)
+    except RecordError as error:
+        # A manifest that cannot be read may be a newer version's, or no run's at all.
+        return isinstance(error.__cause__, FileNotFoundError) and _bare(path)
+    return True
+
+
+def _bare(path: Path) -> bool:
+    """Whether a directory holds a log of ours at most."""
+    names = {one.name for one in path.iterdir() if temporary_of(one.name) is None}
+    if not names or names - {LOG, LOCK, TENSORBOARD}:
+        return False
+    return _our_log(path / LOG) if LOG in names else names == {LOCK} and signature(path) is not None
+
+
+def _our_log(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline(1_000_000)
+        if not first:
+            return signature(path.parent) is not None
+        return {"time", "kind", "stage"} <= set(json.loads(first))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _maker_lives(path: Path) -> bool:
+    """Whether whoever made a directory may be about to write its manifest."""
+    signed = signature(path)
+    if signed is None:
+        # Nothing in it: its maker is just signing. None at all: from before runs were signed.
+        return (path / LOCK).exists() and not _has_manifest(path)
+    return not _has_manifest(path) and (signed[1] != socket.gethostname() or is_alive(signed[0]))
+
+
+def _has_manifest(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except RecordError:
+        return False
+    return True
+
+
+def _strays(paths: Iterator[Path]) -> Iterator[Path]:
+    """Temporary files, and runs half removed, of processes that no longer live."""
+    for path in paths:
+        maker = temporary_of(path.name)
+        if maker is not None and not is_alive(maker):
+            yield path
+
+
+def _remove(garbage: Garbage) -> bool:
+    path = garbage.path
+    if garbage.what == "empty directory":
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        return not path.exists()
+    if garbage.run is None:
+        _delete(path)
+        return True
+    with hold(garbage.run):
+        if garbage.what != "unfinished run":
+            if not (garbage.run / RECORD).exists():
+                return False
+            _delete(path)
+            return True
+        if not _abandoned(path):
+            return False
+        hidden = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        if os.name == "posix":
+            # In one step, and under the lock: whoever wants the run finds all of it or nothing.
+            path.rename(hidden)
+    if os.name != "posix":
+        # Windows renames nothing that is open: this fails where someone took the run just now.
+        path.rename(hidden)
+    _delete(hidden)
+    return True
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

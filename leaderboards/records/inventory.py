@@ -1,0 +1,189 @@
+"""What is in a runs directory: finished, running, unfinished and damaged runs."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from leaderboards.errors import RecordError
+from leaderboards.records.layout import LOCK, LOG, RECORD, STAGES, natural
+from leaderboards.records.lock import is_held
+from leaderboards.records.manifest import Manifest, read_manifest
+from leaderboards.records.record import Record
+from leaderboards.records.store import read_record
+
+State = Literal["complete", "running", "unfinished", "damaged"]
+EVALUATED: Final = "eval"
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run directory.
+
+    Attributes:
+        path: the directory.
+        id: its name.
+        state: ``complete`` has a record that can be read; ``running`` has none yet and a living process that
+            writes it; ``unfinished`` has none and nobody; ``damaged`` cannot be read: see ``problem``.
+        kind: ``run`` or ``eval``; empty where nothing says which.
+        identity: of the manifest; empty where there is none.
+        summary: what is finished: ``stage 2 of 3``.
+        problem: one line, empty where there is none.
+        subject: the defense or the evaluated model.
+        dataset: the name of the data set.
+    """
+
+    path: Path
+    id: str
+    state: State
+    kind: str
+    identity: str
+    summary: str
+    problem: str = ""
+    subject: str = ""
+    dataset: str = ""
+
+
+def inventory(runs_dir: Path) -> list[RunEntry]:
+    """The runs of a directory by name, their numbers by value; what is no run is passed by.
+
+    Raises:
+        RecordError: there is no such directory, or it cannot be read.
+    """
+    return [entry for path in run_directories(runs_dir) if (entry := entry_of(path)) is not None]
+
+
+def run_directories(runs_dir: Path) -> list[Path]:
+    """The directories in a runs directory, by name; hidden ones are temporary.
+
+    Raises:
+        RecordError: there is no such directory, or it cannot be read.
+    """
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
+    try:
+        found = [path for path in runs_dir.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except OSError as error:
+        raise RecordError(
+            f"cannot read runs directory {runs_dir}: {error.strerror or type(error).__name__}"
+        ) from error
+    return sorted(found, key=natural)
+
+
+def entry_of(path: Path) -> RunEntry | None:
+    """What a directory is; None for one that holds nothing of a run."""
+    # Asked first: a run that finishes meanwhile is then seen as running or complete, never as abandoned.
+    held = is_held(path)
+    manifest, problem = _manifest(path)
+    try:
+        record = read_record(path / RECORD)
+    except RecordError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            return _entry(path, "damaged", manifest, _config(manifest), problem=str(error))
+    else:
+        return _entry(path, "complete", manifest, record.config, record=record)
+    if held:
+        return _entry(path, "running", manifest, _config(manifest))
+    if problem:
+        return _entry(path, "damaged", None, {}, problem=problem)
+    if manifest is None and not any((path / name).exists() for name in (LOG, LOCK)):
+        return None
+    return _entry(path, "unfinished", manifest, _config(manifest))
+
+
+def find_unfinished(runs_dir: Path, identity: str) -> list[Path]:
+    """The runs of an identity that have no record and that nobody holds, oldest name first.
+
+    Another process may take one at any moment: whoever goes on with a run holds it first.
+
+    Raises:
+        RecordError: see `inventory`.
+    """
+    return _find(runs_dir, identity, "unfinished")
+
+
+def find_complete(runs_dir: Path, identity: str) -> list[Path]:
+    """The finished runs of an identity, by name.
+
+    Raises:
+        RecordError: see `inventory`.
+    """
+    return _find(runs_dir, identity, "complete")
+
+
+def _find(runs_dir: Path, identity: str, state: State) -> list[Path]:
+    found = []
+    for path in run_directories(runs_dir):
+        # A manifest is small; a record is read only where the identity fits.
+        manifest, _ = _manifest(path)
+        if manifest is not None and manifest.identity == identity:
+            entry = entry_of(path)
+            if entry is not None and entry.state == state:
+                found.append(path)
+    return found
+
+
+def _manifest(path: Path) -> tuple[Manifest | None, str]:
+    """The manifest, if there is one, and what is wrong with it."""
+    try:
+        return read_manifest(path), ""
+    except RecordError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+        return None, "" if missing else str(error)
+
+
+def _config(manifest: Manifest | None) -> dict[str, Any]:
+    return {} if manifest is None else manifest.config
+
+
+def _entry(
+    path: Path,
+    state: State,
+    manifest: Manifest | None,
+    config: dict[str, Any],
+    *,
+    record: Record | None = None,
+    problem: str = "",
+) -> RunEntry:
+    kind = "" if manifest is None else str(manifest.kind)
+    if record is not None:
+        kind = EVALUATED if record.regime == EVALUATED else "run"
+        summary = _measured(record)
+    else:
+        summary = _progress(path, config) if kind == "run" else ""
+    return RunEntry(
+        path=path,
+        id=path.name,
+        state=state,
+        kind=kind,
+        identity="" if manifest is None else manifest.identity,
+        summary=summary,
+        problem=problem,
+        subject=str(config.get("defense", "")),
+        dataset=str(config.get("dataset", "")),
+    )
+
+
+def _measured(record: Record) -> str:
+    trained = sum(stage.index > 0 for stage in record.stages)
+    attacks = _count(len(record.attacks), "attack")
+    return attacks if record.regime == EVALUATED else f"{_count(trained, 'stage')}, {attacks}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _progress(path: Path, config: dict[str, Any]) -> str:
+    """How many stages are finished, by their weights; each is written when its row has been measured."""
+    sequence = config.get("sequence")
+    if not isinstance(sequence, list):
+        return ""
+    total = len(sequence) if config.get("regime") == "continual" else 1
+    try:
+        names = [file.name for file in (path / STAGES).iterdir()]
+    except OSError:
+        names = []
+    numbers = [int(found[1]) for name in names if (found := re.fullmatch(r"(\d+)\.safetensors", name))]
+    return f"stage {max(numbers)} of {total}" if numbers else f"pretraining, {_count(total, 'stage')} to go"

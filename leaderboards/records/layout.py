@@ -1,0 +1,41 @@
+"""What the files of a run directory are called."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+MANIFEST: Final = "run.json"
+RECORD: Final = "record.json"
+OUTCOMES: Final = "outcomes.npz"
+CHECKSUMS: Final = "SHA256SUMS"
+WEIGHTS: Final = "model.safetensors"
+LOG: Final = "log.jsonl"
+VERIFIED: Final = "verified.json"
+"""Written where a run was verified, after it was finished; see `leaderboards.records.trust`."""
+LOCK: Final = ".lock"
+STAGES: Final = "stages"
+CHECKPOINT: Final = "checkpoint"
+"""Training snapshots and finished pieces of an evaluation; of no use once there is a record."""
+TENSORBOARD: Final = "tensorboard"
+
+_TEMPORARY: Final = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+
+
+def temporary_of(name: str) -> int | None:
+    """The process that made a temporary file of this name; None for any other file."""
+    found = _TEMPORARY.fullmatch(name)
+    return int(found["pid"]) if found else None
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sorting key of a name, its numbers by value: ``run-2`` comes before ``run-10``."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """All files in a directory, however deep; links are not followed, what vanishes meanwhile is no error."""
+    for root, _, names in os.walk(directory):
+        yield from (Path(root) / name for name in names)

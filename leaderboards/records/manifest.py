@@ -1,0 +1,78 @@
+"""The manifest of a run, ``run.json``: what was asked for, written before anything else."""
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from leaderboards.errors import RecordError
+from leaderboards.records.entries import Frozen, JsonDict
+from leaderboards.records.layout import MANIFEST
+from leaderboards.records.record import explain
+from leaderboards.records.store import write_json
+
+__all__ = ["MANIFEST", "Manifest", "read_manifest", "write_manifest"]
+
+MANIFEST_SCHEMA: Final = 1
+
+
+class Manifest(Frozen):
+    """What a run was asked to do. ``schema_number`` is ``schema`` in JSON and as a constructor argument.
+
+    ``identity`` is a hash of everything that the run's numbers depend on: two runs with one identity give
+    the same record. ``more`` holds what a kind of run needs beside its config.
+    """
+
+    schema_number: Literal[1] = Field(default=1, alias="schema")
+    id: str = Field(min_length=1)
+    kind: Literal["run", "eval"]
+    identity: str
+    created: str
+    config: JsonDict
+    more: JsonDict = Field(default_factory=dict)
+
+    def dump(self) -> dict[str, Any]:
+        """The manifest as JSON values, under the keys of ``run.json``."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def write_manifest(run_dir: Path, manifest: Manifest) -> Path:
+    """Write ``run.json`` into a run directory, atomically; returns its path.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    path = Path(run_dir) / MANIFEST
+    write_json(path, manifest.dump())
+    return path
+
+
+def read_manifest(run_dir: Path) -> Manifest:
+    """Read ``run.json`` of a run directory.
+
+    Raises:
+        RecordError: there is none, it is damaged, or its schema is unknown.
+    """
+    path = Path(run_dir) / MANIFEST
+    try:
+        tree = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecordError(
+            f"no manifest at {path}: this is no run, or one made before there were any"
+        ) from error
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: not a JSON manifest: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise RecordError(f"{path}: a manifest is a JSON object, not a {type(tree).__name__}")
+    # Looked at first: another schema's keys mean nothing here.
+    number = tree.get("schema")
+    if type(number) is not int or number != MANIFEST_SCHEMA:
+        found = " ".join(json.dumps(number).split())[:40]
+        raise RecordError(f"{path}: unknown run schema {found}: this version reads schema {MANIFEST_SCHEMA}")
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {explain(error)}") from error

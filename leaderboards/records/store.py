@@ -1,0 +1,250 @@
+"""Run directories on disk: atomic writes, exclusive creation, reading back."""
+
+import io
+import json
+import os
+import secrets
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.errors import RecordError
+from leaderboards.records.layout import RECORD
+from leaderboards.records.lock import claim
+from leaderboards.records.record import Record, parse_record
+
+Bools = NDArray[np.bool_]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that readers, and a crash at any moment, find the old content or all of the new.
+
+    Raises:
+        RecordError: the file cannot be written; the old one, if any, is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    # The rename itself survives a power cut only once the directory is on disk. Windows cannot open one.
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, in UTF-8, atomically; floats keep full precision.
+
+    Raises:
+        RecordError: the file cannot be written, or a text is no UTF-8.
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The bytes that `write_json` writes.
+
+    Raises:
+        RecordError: a text is no UTF-8, as the names of files may be.
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0) : error.end + 20].strip()
+        raise RecordError(f"{near!a} holds bytes that are no UTF-8: no record can keep them") from None
+
+
+def write_record(run_dir: Path, record: Record) -> Path:
+    """Write ``record.json`` into a run directory, atomically; returns its path."""
+    path = Path(run_dir) / RECORD
+    write_json(path, record.dump())
+    return path
+
+
+def write_outcomes(path: Path, clean: Bools, robust: Bools, *, probes: Bools | None = None) -> None:
+    """Write per-point outcomes, atomically; the same arrays always give the same bytes.
+
+    ``clean`` is boolean (T+1, n); ``robust`` is boolean (T+1, A, n), attacks in the record's order, False
+    for points on which an attack was not measured. ``probes`` is boolean (P, m), what survives each of the
+    audit's probes, of the first m points.
+
+    Raises:
+        RecordError: the file cannot be written.
+        ValueError: dtypes or shapes do not fit.
+    """
+    if fault := _outcome_fault(clean, robust):
+        raise ValueError(fault)
+    more: dict[str, Any] = {} if probes is None else {"probes": np.ascontiguousarray(probes)}
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, clean=np.ascontiguousarray(clean), robust=np.ascontiguousarray(robust), **more
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def read_outcomes(path: Path) -> tuple[Bools, Bools]:
+    """Read what `write_outcomes` wrote: (clean, robust).
+
+    Raises:
+        RecordError: the file is missing, damaged or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            clean, robust = arrays["clean"], arrays["robust"]
+    except OSError as error:
+        raise RecordError(f"cannot read outcomes {path}: {_reason(error)}") from error
+    except Exception as error:
+        # zipfile, zlib and numpy's header parser answer damage with a dozen unrelated exceptions.
+        raise RecordError(f"damaged outcomes {path}: expected an npz with clean and robust") from error
+    if fault := _outcome_fault(clean, robust):
+        raise RecordError(f"damaged outcomes {path}: {fault}")
+    return clean, robust
+
+
+def read_probe_outcomes(path: Path) -> Bools:
+    """(P, m) what survives each of the audit's probes, in the order of its cells; (0, 0) where none is kept.
+
+    Raises:
+        RecordError: the file is missing, damaged or holds something else.
+    """
+    read_outcomes(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            probes = arrays["probes"] if "probes" in arrays.files else np.zeros((0, 0), dtype=bool)
+    except Exception as error:
+        raise RecordError(f"damaged outcomes {path}: probes cannot be read") from error
+    if probes.dtype != np.bool_ or probes.ndim != 2:
+        raise RecordError(f"damaged outcomes {path}: probes must be boolean (P, m)")
+    return np.asarray(probes)
+
+
+def _outcome_fault(clean: NDArray[Any], robust: NDArray[Any]) -> str | None:
+    if clean.dtype != np.bool_ or robust.dtype != np.bool_:
+        return f"clean and robust must be boolean, not {clean.dtype} and {robust.dtype}"
+    if clean.ndim != 2 or robust.ndim != 3 or clean.shape != (robust.shape[0], robust.shape[2]):
+        return f"expected clean (T+1, n) and robust (T+1, A, n), not {clean.shape} and {robust.shape}"
+    return None
+
+
+def new_run_directory(runs_dir: Path, stem: str) -> Path:
+    """Create ``runs_dir/stem``, or ``stem-2``, ``stem-3``… when taken: a directory no one else got.
+
+    ``runs_dir`` is made when missing. Safe with many processes.
+
+    Raises:
+        RecordError: ``stem`` is no plain name, or ``runs_dir`` is a file or cannot be written.
+    """
+    runs_dir = Path(runs_dir)
+    if not stem or stem in (".", "..") or Path(stem).name != stem or "\\" in stem:
+        raise RecordError(f"a run's name must be one plain directory name, not {stem!r}")
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RecordError(f"runs directory {runs_dir} is a file or lies below one: name another") from error
+    except OSError as error:
+        raise RecordError(f"cannot create runs directory {runs_dir}: {_reason(error)}") from error
+    for number in count(1):
+        path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            _make(path)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RecordError(f"cannot create a run in {runs_dir}: {_reason(error)}") from error
+        return path
+    raise AssertionError("unreachable: count() has no end")
+
+
+def _make(path: Path) -> None:
+    """Make a directory that says who made it, so that no one takes it for an abandoned one."""
+    while True:
+        path.mkdir()
+        try:
+            return claim(path)
+        except FileNotFoundError:
+            # Removed again while it was empty, as clearing up does.
+            continue
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+
+def read_record(path: Path) -> Record:
+    """Read a record from a run directory or from its ``record.json``.
+
+    Raises:
+        RecordError: there is none, or it cannot be read (see `parse_record`).
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / RECORD
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordError(f"no record at {path}: the run did not finish, or this is no run") from error
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
+    return parse_record(data, str(path))
+
+
+def find_records(runs_dir: Path) -> tuple[list[Record], list[str]]:
+    """All readable records ``runs_dir/*/record.json`` in path order, and one line for each damaged one.
+
+    Raises:
+        RecordError: there is no such directory.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    for directory in run_paths(runs_dir):
+        try:
+            records.append(read_record(Path(directory) / RECORD))
+        except RecordError as error:
+            # No record yet: a run in progress, or a stray file. That is no damage.
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                problems.append(str(error))
+    return records, problems
+
+
+def run_paths(runs_dir: Path) -> list[str]:
+    """Everything in a runs directory, in path order; which of it is a run is for the reader to find out.
+
+    Raises:
+        RecordError: there is no such directory.
+    """
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
+    try:
+        names = sorted(os.listdir(runs_dir))
+    except OSError as error:
+        raise RecordError(f"cannot read runs directory {runs_dir}: {_reason(error)}") from error
+    return [os.path.join(runs_dir, name) for name in names]

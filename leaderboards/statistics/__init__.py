@@ -1,0 +1,1 @@
+"""From outcomes to numbers: metrics point by point, intervals, paired tests; over seeds and under attacks."""

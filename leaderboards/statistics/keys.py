@@ -1,0 +1,44 @@
+"""Names of metrics on the command line, and which direction is better."""
+
+from typing import Final
+
+from leaderboards.errors import RecordError
+from leaderboards.spelling import unknown
+from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.under import PREFIX, attack_of
+
+SHORT: Final = {
+    "average": "average_robust_accuracy",
+    "clean": "clean_accuracy",
+    "worst-case": "worst_case_accuracy",
+    "backward": "backward_transfer",
+    "forgetting": "forgetting",
+    "forward": "forward_transfer",
+    "unseen": "unseen_accuracy",
+    "gap": "unseen_gap",
+}
+"""Short words for the metrics, as options take them."""
+LOWER_IS_BETTER: Final = frozenset({"forgetting", "unseen_gap"})
+
+
+def metric_of(text: str) -> str:
+    """The metric that a short word or its own name means; dashes and underscores are one.
+
+    ``robust.ATTACK`` is the accuracy under a single attack; whether there is one, the rows say.
+
+    Raises:
+        RecordError: there is no such metric.
+    """
+    plain = text.strip().lower().replace("-", "_")
+    if attack_of(plain):
+        return PREFIX + text.strip()[len(PREFIX) :]
+    for short, metric in SHORT.items():
+        if plain in (short.replace("-", "_"), metric):
+            return metric
+    shown = [*SHORT, f"{PREFIX}ATTACK"]
+    raise RecordError(f"no metric {unknown(text, [*SHORT, *METRICS], shown)}")
+
+
+def sign_of(metric: str) -> int:
+    """1 where more is better, -1 where less is."""
+    return -1 if metric in LOWER_IS_BETTER else 1

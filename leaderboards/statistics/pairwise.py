@@ -1,0 +1,103 @@
+"""Which of several rows is better: paired tests of every two of them, and ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.statistics.keys import sign_of
+from leaderboards.statistics.mcnemar import all_pairs, two_sided
+from leaderboards.statistics.points import Floats, per_point, values_of
+from leaderboards.statistics.standing import Standing, by_points, replicates
+from leaderboards.statistics.summary import holm
+
+ALPHA: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Tests:
+    """(G, G) two-sided p-values that two of G rows are equal in a metric; NaN where two cannot be tested.
+
+    Attributes:
+        points: of McNemar's test, which asks about other test points and these very models; NaN for metrics
+            that are no share of points.
+        bootstrap: of the bootstrap of the paired difference Δ, which asks about other seeds as well:
+            p = 2Φ(−|Δ|/se), se the standard deviation of Δ's replicates. NaN where the first is exact: with
+            one seed each there is nothing to say of others.
+        exact: where McNemar's test is the exact one.
+    """
+
+    points: Floats
+    bootstrap: Floats
+    exact: NDArray[np.bool_]
+
+    @property
+    def p(self) -> Floats:
+        """The larger of the two: a row is better than another if neither points nor seeds explain it."""
+        return np.fmax(self.points, self.bootstrap)
+
+
+def tests(standings: Sequence[Standing], metric: str) -> Tests:
+    """Test every two rows in a metric; rows without outcomes, or on other points, are not tested."""
+    size = len(standings)
+    points, bootstrap = (np.full((size, size), np.nan) for _ in range(2))
+    exact = np.zeros((size, size), dtype=np.bool_)
+    terms = [standing.terms(metric) for standing in standings]
+    for members in by_points(standings, terms):
+        place = np.ix_(members, members)
+        rows = [standings[index] for index in members]
+        chosen = [one for index in members if (one := terms[index]) is not None]
+        if per_point(metric):
+            points[place], exact[place] = _proportions(rows, chosen, metric)
+        if not exact[place].all():
+            bootstrap[place] = np.where(exact[place], np.nan, _differences(rows, chosen, metric))
+    return Tests(points, bootstrap, exact)
+
+
+def _proportions(
+    standings: Sequence[Standing], terms: Sequence[Floats], metric: str
+) -> tuple[Floats, NDArray[np.bool_]]:
+    shares, binary = [], []
+    for standing, one in zip(standings, terms, strict=True):
+        share = one[:, 0, 0].mean(axis=0)
+        once = standing.outcomes is not None and standing.outcomes.layout.binary(metric)
+        # Where fewer points than n were measured, a term is n/m; shares of evaluations are at most 1.
+        shares.append(share / max(1.0, float(one.max())) if once else share)
+        binary.append(once and len(one) == 1)
+    found = all_pairs(np.stack(shares), np.array(binary))
+    return found.p, found.exact
+
+
+def _differences(standings: Sequence[Standing], terms: Sequence[Floats], metric: str) -> Floats:
+    values = np.array([values_of(one).mean() for one in terms])
+    covariance = np.atleast_2d(np.cov(replicates(standings, metric, terms)))
+    variance = np.diagonal(covariance)
+    spread = variance[:, None] + variance[None, :] - 2 * covariance
+    apart = np.abs(values[:, None] - values[None, :])
+    # Without any spread two rows are equal in every point, or differ in all of them alike.
+    some = spread > 1e-12 * max(1e-12, float(variance.max()))
+    root = np.sqrt(np.where(some, spread, 1.0))
+    z = np.where(some, apart / root, np.where(apart > 1e-12, np.inf, 0.0))
+    return two_sided(z)
+
+
+def ranks(scores: Sequence[float], p: Floats, metric: str) -> list[int]:
+    """Ranks of rows in the order of their scores, best first, counted from 1.
+
+    A row's rank is 1 + the number of rows that are better than it: significantly (p < 0.05, adjusted by
+    Holm's method over all tested pairs) where a pair was tested, by their scores alone where it was not. It
+    never falls below the rank of a row with a better score, so that ties are shown as equal ranks.
+    """
+    size = len(scores)
+    upper = np.triu_indices(size, 1)
+    tested = ~np.isnan(p[upper])
+    adjusted = np.full(len(upper[0]), np.nan)
+    adjusted[tested] = holm(p[upper][tested])
+    better = np.zeros(size, dtype=np.int64)
+    signed = np.array(scores) * sign_of(metric)
+    ahead = signed[upper[0]] > signed[upper[1]]
+    wins = ahead & np.where(tested, np.nan_to_num(adjusted, nan=1.0) < ALPHA, True)
+    np.add.at(better, upper[1][wins], 1)
+    return [int(rank) for rank in np.maximum.accumulate(1 + better)] if size else []

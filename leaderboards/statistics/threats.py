@@ -1,0 +1,84 @@
+"""Threats taken together: the share of points that survive the worst of several attacks, point by point.
+
+Pure functions of stored outcomes: ``robust`` is boolean (A, n), right clean and after attack *a*, and
+``counts[a]`` says that attack *a* was measured on the first ``counts[a]`` points. A union is taken over the
+points that all of its attacks share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.records.entries import AttackEntry
+
+GROUPINGS: Final = ("norm", "family", "access")
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """``robust`` of ``n`` points survive every attack of the group; ``grouping`` is ``all`` or by what."""
+
+    grouping: str
+    group: str
+    attacks: list[str]
+    robust: int
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        """robust / n."""
+        return self.robust / self.n
+
+
+def worst_case(robust: NDArray[np.bool_], counts: Sequence[int]) -> tuple[int, int]:
+    """How many points survive all of the attacks, and of how many: a union per point, no min of means.
+
+    Raises:
+        ValueError: no attacks, or shapes that do not fit.
+    """
+    outcomes = np.asarray(robust)
+    if outcomes.ndim != 2 or outcomes.dtype != np.bool_ or not len(outcomes) or len(counts) != len(outcomes):
+        raise ValueError(
+            f"robust must be boolean (A, n) with A >= 1 and A counts, not {outcomes.dtype} {outcomes.shape} "
+            f"with {len(counts)}"
+        )
+    shared = min(counts)
+    if not 1 <= shared <= max(counts) <= outcomes.shape[1]:
+        raise ValueError(f"counts must lie between 1 and {outcomes.shape[1]}, not {list(counts)}")
+    return int(outcomes[:, :shared].all(axis=0).sum()), shared
+
+
+def worst_cases(
+    attacks: Sequence[AttackEntry], robust: NDArray[np.bool_], counts: Sequence[int]
+) -> list[WorstCase]:
+    """The union over all attacks, then over those of each norm, family and access, sorted by name.
+
+    A grouping that does not part the attacks is left out: it would repeat the union. Attacks without a norm
+    are the group ``none``.
+    """
+    if not attacks:
+        return []
+    found = [_case("all", "every attack", range(len(attacks)), attacks, robust, counts)]
+    for grouping in GROUPINGS:
+        keys = [str(getattr(entry, grouping) or "none") for entry in attacks]
+        names = sorted(set(keys))
+        for name in names if len(names) > 1 else []:
+            members = [index for index, key in enumerate(keys) if key == name]
+            found.append(_case(grouping, name, members, attacks, robust, counts))
+    return found
+
+
+def _case(
+    grouping: str,
+    group: str,
+    members: Sequence[int],
+    attacks: Sequence[AttackEntry],
+    robust: NDArray[np.bool_],
+    counts: Sequence[int],
+) -> WorstCase:
+    chosen = list(members)
+    survive, n = worst_case(robust[chosen], [counts[index] for index in chosen])
+    return WorstCase(grouping, group, [attacks[index].text for index in chosen], survive, n)
