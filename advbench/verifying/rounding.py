@@ -16,6 +16,7 @@ from advbench.benchmark import run as run_benchmark
 from advbench.events import Listener
 from advbench.saved import Run
 from advbench.verifying.report import Comparison
+from attacks_pool.text import attack_name
 from leaderboards import CLEAN
 
 AGAIN = 4
@@ -86,7 +87,11 @@ def spreads(
     """
     wanted = {one.attack for one in suspects}
     found = {(one.stage, one.attack): [accuracy(made, one)] for one in suspects}
-    fewer = {key: [text for text in options[key] if text in wanted] or "none" for key in ("unseen", "eval")}
+    fewer: dict[str, Any] = {
+        key: [text for text in options[key] if text in wanted] or "none" for key in ("unseen", "eval")
+    }
+    left = {"default", *map(attack_name, [*options["sequence"], *wanted])}
+    fewer["points"] = {name: count for name, count in options["points"].items() if name in left}
     for number in range(1, AGAIN + 1):
         with tempfile.TemporaryDirectory(prefix="advbench-verify-") as place:
             nudged = {key: _nudged(options[key], number) for key in ("plan", "pretrain")}
