@@ -24,7 +24,7 @@ from advbench.interrupts import Interrupted
 from advbench.saved import Run
 from advbench.verifying.claims import check_claims, check_labels
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
-from advbench.verifying.rounding import AGAIN, far_off, spreads
+from advbench.verifying.rounding import far_off, spreads
 from advbench.verifying.subject import Subject, subject_of
 from advbench.verifying.verifier import threads_of
 from attacks_pool import InputError
@@ -53,7 +53,8 @@ def retrain_run(
     with its versions and thread count, all is the same bit for bit. Elsewhere rounding leads training
     astray, and the report says that the repetition was no exact one. Where an attack then differs by 5
     points or more with a paired p below 0.01, the run is made four times more, each with rounding of its own,
-    and refuted if the record lies outside of what they give: 5 points or more from their mean, p below 0.01.
+    and up to 19 times where those leave a doubt. The record is refuted if it lies outside of what they give:
+    5 points or more from their mean, p below 0.01 over the number of comparisons.
 
     Args:
         run: a finished run.
@@ -172,11 +173,11 @@ def _explained(made: Run, report: Report, options: Mapping[str, Any], listeners:
     """What differs so much that it needs an explanation: whether rounding is one."""
     report.notes.append(
         "no exact repetition: on another machine rounding leads training astray, and a difference refutes "
-        f"only where it is larger than what {AGAIN} more trainings show rounding to make"
+        "only where it is larger than what more trainings show rounding to make"
     )
     if not (suspects := list(far_off(report.comparisons))):
         return
-    for spread in spreads(suspects, made, options, listeners):
+    for spread in spreads(suspects, made, options, listeners, tests=len(report.comparisons)):
         (report.faults if spread.refutes else report.notes).append(spread.line())
 
 
