@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,8 @@ from leaderboards.boards import cache
 from leaderboards.boards.tables import data
 from leaderboards.records.store import read_outcomes
 from leaderboards.statistics import bootstrap
-from leaderboards.statistics.bootstrap import (
-    at_the_edge,
-    intervals,
-    point_weights,
-    replicates_of,
-    seed_weights,
-)
+from leaderboards.statistics.bootstrap import at_the_edge, point_weights, replicates_of
+from leaderboards.statistics.contrasts import Drawn, all_differences, contrast
 from leaderboards.statistics.mcnemar import all_pairs, clustered, exact
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.pairwise import ranks
@@ -242,27 +238,32 @@ def test_a_replicate_is_the_metric_of_resampled_outcomes() -> None:
     outcomes = stacked(counts)
     strata = outcomes.layout.strata(200)
     assert strata == [60, 100, 200]
-    weights, chosen = next(point_weights(strata, 5)), seed_weights((0, 1, 2), 5)
+    weights = next(point_weights(strata, 5))
     assert (weights[:, :60].sum(1) == 60).all()
     assert (weights[:, 60:100].sum(1) == 40).all()
     for metric in (*METRICS, "robust.cw"):
         terms = outcomes.terms(metric)
         assert terms is not None
-        fast = replicates_of([terms, terms], [[0, 1, 2], [0, 1, 2]], strata, 5)
+        fast = replicates_of([terms, terms], strata, 5)
         np.testing.assert_allclose(fast[0], fast[1], atol=1e-15)
-        for draw in range(5):
+        for draw, seed in itertools.product(range(5), range(3)):
             points = np.repeat(np.arange(200), weights[draw].astype(int))
-            seeds = np.repeat(np.arange(3), chosen[draw].astype(int))
-            expected = slow_replicate(outcomes, points, seeds)[metric]
-            assert fast[0, draw] == pytest.approx(expected, abs=1e-12), metric
+            expected = slow_replicate(outcomes, points, np.array([seed]))[metric]
+            assert fast[0][seed, draw] == pytest.approx(expected, abs=1e-12), metric
+
+
+def drawn_of(right: NDArray[np.float64], seeds: Sequence[int] = ()) -> Drawn:
+    """A share of points that are right, (S, n)."""
+    (found,) = replicates_of([right[:, None, None]], [right.shape[1]])
+    return Drawn(tuple(seeds or range(len(right))), right.mean(axis=1), found)
 
 
 def test_a_share_of_points_has_the_interval_of_the_binomial() -> None:
     """One seed, one share: the bootstrap's quantiles are those of Bin(n, p)/n, and scipy's bootstrap's."""
     right = np.zeros(360)
     right[:223] = 1.0
-    drawn = replicates_of([right[None, None, None]], [[7]], [360], 20_000)
-    low, high = intervals(drawn)[0]
+    (drawn,) = replicates_of([right[None, None, None]], [360], 20_000)
+    low, high = contrast([(1.0, Drawn((7,), np.array([223 / 360]), drawn))]).interval()
     expected = scipy.stats.binom.ppf([0.025, 0.975], 360, 223 / 360) / 360
     np.testing.assert_allclose([low, high], expected, atol=1.5 / 360)
     other = scipy.stats.bootstrap(
@@ -287,13 +288,89 @@ def test_none_of_the_points_is_no_certain_zero(tmp_path: Path) -> None:
 
 def test_seeds_widen_an_interval() -> None:
     """Three seeds of 0.2, 0.5 and 0.8: their spread is in it, where points alone would not tell."""
-    right = np.zeros((3, 1, 1, 1000))
+    right = np.zeros((3, 1000))
     for seed, share in enumerate((200, 500, 800)):
-        right[seed, ..., :share] = 1.0
-    spread = replicates_of([right], [[0, 1, 2]], [1000]).std()
-    # Var = variance of a mean of three draws from the seeds + what is left of the points'
-    assert spread == pytest.approx(np.sqrt(0.06 / 3), rel=0.08)
-    assert replicates_of([right.mean(0, keepdims=True)], [[0]], [1000]).std() < 0.02
+        right[seed, :share] = 1.0
+    one = contrast([(1.0, drawn_of(right))])
+    # The sample variance of the seeds is 0.09, and that of their mean a third of it.
+    assert one.variance == pytest.approx(0.09 / 3, rel=0.02)
+    assert one.degrees == pytest.approx(2.0, rel=0.02)
+    low, high = one.interval()
+    assert (0.5 - low, high - 0.5) == pytest.approx((4.303 * 0.3 / np.sqrt(3),) * 2, rel=0.08)
+    assert one.p(0.5) == pytest.approx(2 * scipy.stats.t.sf(0.5 / np.sqrt(0.03), 2), rel=0.02)
+    alone = contrast([(1.0, drawn_of(right.mean(0, keepdims=True)))])
+    assert alone.variance < 0.02**2
+    assert np.isinf(alone.degrees)
+
+
+def test_a_variance_is_that_of_the_two_way_table() -> None:
+    """(MS_seeds + MS_points − MS_residual)/(S n), as the analysis of variance has it."""
+    random = np.random.default_rng(2)
+    table = random.normal(0, 0.2, (4, 1)) + random.normal(0, 1, (1, 500)) + random.normal(0, 1, (4, 500))
+    seeds, points = table.shape
+    rows, columns, whole = table.mean(1), table.mean(0), table.mean()
+    of_seeds = points * ((rows - whole) ** 2).sum() / (seeds - 1)
+    of_points = seeds * ((columns - whole) ** 2).sum() / (points - 1)
+    rest = ((table - rows[:, None] - columns + whole) ** 2).sum() / (seeds - 1) / (points - 1)
+    assert rest < of_seeds
+    found = contrast([(1.0, drawn_of(table))])
+    expected = (of_seeds + of_points - rest) / seeds / points
+    assert found.variance == pytest.approx(expected, rel=0.04)
+    assert found.degrees == pytest.approx(
+        (seeds - 1) * (expected / (of_seeds / seeds / points)) ** 2, rel=0.08
+    )
+
+
+def test_rows_of_other_seeds_are_independent() -> None:
+    """Of the same ones differences are paired; the variances of others add up."""
+    random = np.random.default_rng(3)
+    right = (random.random(400) + 0.1 * random.standard_normal((3, 1)) < 0.5).astype(float)
+    first, same, other = drawn_of(right), drawn_of(right * 1.0), drawn_of(right, (5, 6, 7))
+    assert contrast([(1.0, first), (-1.0, same)]).variance == pytest.approx(0.0, abs=1e-12)
+    own, twice = contrast([(1.0, first)]), contrast([(1.0, first), (-1.0, other)])
+    assert twice.replicates.std() == pytest.approx(0.0, abs=1e-12)
+    assert twice.variance == pytest.approx(2 * (own.variance - own.replicates.var(ddof=1)))
+    tells = 2 * (right.mean(1).var(ddof=1) / 3) ** 2 / 2
+    assert twice.degrees == pytest.approx(twice.variance**2 / tells)
+
+
+def test_all_differences_are_those_of_two() -> None:
+    """The matrix of p-values against one contrast after the other, of equal and of other seeds."""
+    random = np.random.default_rng(4)
+    hard = random.random(300)
+    rows_ = []
+    for skill, seeds in (
+        (0.5, (0, 1, 2)),
+        (0.52, (0, 1, 2)),
+        (0.6, (0, 1, 2, 3, 4)),
+        (0.6, (3,)),
+        (0.5, (3,)),
+    ):
+        noise = 0.05 * random.standard_normal((len(seeds), 1)) + 0.1 * random.standard_normal(
+            (len(seeds), 300)
+        )
+        rows_.append(drawn_of((hard + noise < skill).astype(float), seeds))
+    found = all_differences(rows_)
+    for i, j in itertools.combinations(range(5), 2):
+        one = contrast([(1.0, rows_[i]), (-1.0, rows_[j])])
+        expected = one.p(rows_[i].values.mean() - rows_[j].values.mean())
+        assert found[i, j] == found[j, i] == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(np.diagonal(found), 1.0)
+
+
+@pytest.mark.parametrize("single", [0.02, 0.5], ids=["alike", "apart"])
+@pytest.mark.parametrize("of_seeds", [0.0, 0.03, 0.1])
+def test_intervals_of_three_seeds_cover_what_they_should(of_seeds: float, single: float) -> None:
+    """95 % of them, whether seeds carry nothing, half or nearly all of the variance of 100 points."""
+    random = np.random.default_rng(5)
+    runs, points, inside = 300, 100, 0
+    for _ in range(runs):
+        skill = 0.5 + of_seeds * random.standard_normal((3, 1))
+        # Points differ in how hard they are, for all seeds alike, and for each seed by itself.
+        hard = random.random(points) + single * random.standard_normal((3, points))
+        low, high = contrast([(1.0, drawn_of((hard < skill).astype(float)))]).interval()
+        inside += low <= 0.5 <= high
+    assert 0.92 <= inside / runs <= 0.99
 
 
 def test_draws_are_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,8 +384,6 @@ def test_draws_are_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(first, np.concatenate(list(point_weights([50, 200], 300))))
     assert first.shape == (300, 200)
     assert not (first[0] == first[1]).all()
-    np.testing.assert_array_equal(seed_weights((5,), 4), np.ones((4, 1)))
-    assert (seed_weights((0, 1, 2), 500).sum(1) == 3).all()
 
 
 def test_exact_mcnemar_is_the_binomial_test() -> None:
@@ -478,17 +553,25 @@ def test_several_boards_count_what_they_share_once(board: Path, tmp_path: Path) 
         save(tmp_path, defense, skill, range(3), protocol="another")
     other = {row.defense: row for row in rows(find_results(tmp_path)[0])}
     both = compare_over([(one["good"], one["poor"]) for one in (found, other)])
-    draws = seed_weights((0, 1, 2)), next(point_weights([200]))
-    totals, points = [], []
-    for skills in ((0.70, 0.40), (0.66, 0.62)):
-        terms = [np.stack([made(skill, seed)[1][-1, :3].mean(0) for seed in range(3)]) for skill in skills]
-        totals.append(np.einsum("bs,sk,bk->b", draws[0], terms[0] - terms[1], draws[1]) / 600)
-        points.append((terms[0] - terms[1]).mean(0))
-    mean, d = np.mean(totals, axis=0), np.mean(points, axis=0)
-    assert (both.low, both.high) == pytest.approx(tuple(np.quantile(mean, [0.025, 0.975])))
+    weights = next(point_weights([200]))
+    terms = [
+        np.stack([made(skill, seed)[1][-1, :3].mean(0) for seed in range(3)])
+        for skill in (0.70, 0.40, 0.66, 0.62)
+    ]
+    apart = (terms[0] - terms[1] + terms[2] - terms[3]) / 2
+    by_seed = apart @ weights.T / 200
+    single = (by_seed - by_seed.mean(0)).var(axis=1, ddof=1).sum() / 2
+    sample, of_points = apart.mean(1).var(ddof=1), by_seed.mean(0).var(ddof=1)
+    variance = of_points + max(0.0, sample - single) / 3
+    degrees = variance**2 / ((sample / 3) ** 2 / 2)
+    stretch = np.sqrt(variance / of_points) * scipy.stats.t.ppf(0.975, degrees) / scipy.stats.norm.ppf(0.975)
+    middle = by_seed.mean()
+    ends = middle + stretch * (np.quantile(by_seed.mean(0), [0.025, 0.975]) - middle)
+    assert (both.low, both.high) == pytest.approx(tuple(ends))
+    d = apart.mean(0)
     assert both.p == pytest.approx(scipy.stats.chi2.sf(d.sum() ** 2 / (d**2).sum(), 1), rel=1e-9)
     assert both.p_seeds == pytest.approx(
-        2 * scipy.stats.norm.sf(both.difference / mean.std(ddof=1)), rel=1e-6
+        2 * scipy.stats.t.sf(both.difference / np.sqrt(variance), degrees), rel=1e-6
     )
     forgotten = compare_over([(one["good"], one["poor"]) for one in (found, other)], "forgetting")
     assert (forgotten.test, forgotten.p) == ("bootstrap", forgotten.p_seeds)

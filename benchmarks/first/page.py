@@ -133,6 +133,21 @@ def columns_of(board: Sequence[Row]) -> list[str]:
     return [name for name in COLUMNS.split(",") if asked or name != AUTOATTACK]
 
 
+def beyond(board: Sequence[Row]) -> str:
+    """Markdown: the attacks that a board's runs met beside their sequence, with norm, eps and test points."""
+    record = record_in(board[0].directories[0])
+    points = {cell.attack: cell.n for cell in record.cells}
+    said = []
+    for role, title in (("unseen", "Unseen"), ("eval", "Met besides")):
+        shown = [
+            f"{one.name} ({one.norm or 'no norm'}, eps {one.eps:g}, {points[one.text]} points)"
+            for one in record.attacks
+            if one.role == role and one.eps is not None
+        ]
+        said += [f"{title}: {', '.join(shown)}."] if shown else []
+    return " ".join(said)
+
+
 def line(title: str, make: Callable[[str], Comparison]) -> str:
     """A row of a table: a comparison in each metric."""
     return " | ".join([f"| {title}", *(cell(make, metric) for metric in COMPARED)]) + " |"
@@ -174,6 +189,11 @@ def pooled(found: Sequence[Row], base: Name) -> str:
         count = f"{len(pairs)} board" + "s" * (len(pairs) > 1)
         lines.append(line(f"`{name[0]}`, {name[1]}, {count}", partial(compare_over, pairs)))
     return table(f"minus `{base[0]}`, {base[1]}, points", lines)
+
+
+def one_seed(found: Sequence[Row]) -> bool:
+    """Whether every row is of a single seed, so that intervals are over test points alone."""
+    return all(len(row.runs) == 1 for row in found)
 
 
 def table(title: str, lines: Sequence[str]) -> str:
@@ -294,7 +314,7 @@ def page(found: Sequence[Row], folder: Path) -> str:
         "`target-aware` rows are told the attack, and ranked apart. Worst cases are over the points that all "
         "attacks have met, fewer than those of the other columns: AutoAttack is dear. Comparisons give the "
         "95 % interval over seeds and test points, of one seed over points alone; bold ones differ by the "
-        "paired test over points and, of several seeds, by the bootstrap over both.",
+        "paired test over points and, of several seeds, by that over both.",
         "Every seed 0 of the digits is trained and attacked again, and compared with its record, by\n\n"
         "```sh\nadvbench verify leaderboards/results --retrain --run-seed 0 --dataset digits\n```\n\n"
         "On the record's processor, with its versions, all is the same bit for bit; elsewhere rounding leads "
@@ -303,6 +323,7 @@ def page(found: Sequence[Row], folder: Path) -> str:
     for number, board in enumerate(boards(found), 1):
         parts += [
             to_markdown(board, View.of(columns_of(board))).strip().replace("### ", "## ", 1),
+            beyond(board),
             comparisons(board),
             draw(board, number, folder),
         ]
@@ -313,7 +334,8 @@ def page(found: Sequence[Row], folder: Path) -> str:
         parts += [
             f"## Over all sequences: {dataset}",
             "Means over the boards above, which share their test points: what they have in common counts "
-            "once. Not corrected for the number of lines.",
+            "once. Not corrected for the number of lines."
+            + (" One seed: nothing here says how other trainings would differ." if one_seed(mine) else ""),
             *(pooled(mine, base) for base in BASES),
         ]
         parts += [f"## What it costs: {dataset}", costs(mine)]

@@ -10,13 +10,13 @@ import numpy as np
 from leaderboards.boards.row import Row
 from leaderboards.errors import RecordError
 from leaderboards.records.store import read_record
-from leaderboards.statistics.bootstrap import intervals
+from leaderboards.statistics.contrasts import Drawn, contrast
 from leaderboards.statistics.keys import metric_of, sign_of
-from leaderboards.statistics.mcnemar import all_pairs, two_sided
+from leaderboards.statistics.mcnemar import all_pairs
 from leaderboards.statistics.pairwise import ALPHA, tests
 from leaderboards.statistics.points import Floats, per_point
 from leaderboards.statistics.results import result_of
-from leaderboards.statistics.standing import Standing, replicates
+from leaderboards.statistics.standing import Standing, drawn
 from leaderboards.statistics.summary import over_seeds
 from leaderboards.statistics.under import attack_of, check_attack, spoken
 
@@ -27,10 +27,11 @@ Test = Literal["mcnemar-exact", "mcnemar-clustered", "bootstrap"]
 class Comparison:
     """How two rows differ in one metric.
 
-    ``difference`` is the first row's mean minus the second's, ``low`` to ``high`` its 95 % bootstrap interval
-    over seeds and test points. ``p`` is the two-sided p-value of the paired test ``test`` of these models,
-    ``p_seeds`` that of the bootstrap, which resamples seeds too; it is None where the test is exact (one seed
-    each). All of these are None where outcomes are missing; ``note`` then says which.
+    ``difference`` is the first row's mean minus the second's, ``low`` to ``high`` its 95 % interval over
+    seeds and test points (see `leaderboards.statistics.contrasts`). ``p`` is the two-sided p-value of the
+    paired test ``test`` of these models, ``p_seeds`` that of the paired difference over other seeds too; it
+    is None where the test is exact (one seed each). All of these are None where outcomes are missing;
+    ``note`` then says which.
     """
 
     metric: str
@@ -71,7 +72,7 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
     found = tests(standings, name)
     if np.isnan(found.p[0, 1]):
         return Comparison(name, difference, note=_why(standings))
-    low, high = intervals(_drawn(standings, name)[None])[0]
+    low, high = contrast(_parts(standings, name)).interval()
     seeds = None if found.exact[0, 1] else float(found.bootstrap[0, 1])
     p, test = float(found.points[0, 1]), "mcnemar-exact" if found.exact[0, 1] else "mcnemar-clustered"
     if not per_point(name):
@@ -83,10 +84,10 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
     """Compare two defenses over several boards: the mean over boards of the first's minus the second's.
 
     The boards have the same test points, so that each point counts once: McNemar's test with points as
-    clusters takes its mean difference over boards. Replicates of the bootstrap draw points for all boards
-    together, and seeds of the same names too, so that what boards have in common is no independent
-    evidence; Δ's replicates are averaged over boards, and p = 2Φ(−|Δ|/se), se their standard deviation.
-    Neither says anything of sequences that are not among the boards. One pair is :func:`compare`'s.
+    clusters takes its mean difference over boards. Replicates draw points for all boards together, and seeds
+    of the same names count once, with their mean over boards, so that what boards have in common is no
+    independent evidence (see `leaderboards.statistics.contrasts`). Neither says anything of sequences that
+    are not among the boards. One pair is :func:`compare`'s.
 
     Args:
         pairs: the rows of the two defenses on each board.
@@ -108,21 +109,20 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
     points = {
         (pair[0].fingerprint, one.shape) for pair, board in zip(pairs, boards, strict=True) for one in board
     }
-    drawn, shares = [], []
+    parts: list[tuple[float, Drawn]] = []
+    shares = []
     for standings in boards:
         if np.isnan(tests(standings, name).p[0, 1]):
             return Comparison(name, difference, note=_why(standings))
-        drawn.append(_drawn(standings, name))
+        parts += _parts(standings, name)
         shares.append([one[:, 0, 0].mean(axis=0) for one in _terms(standings, name)])
     if len(points) > 1:
         raise RecordError("boards that are measured on other points cannot be compared together")
-    replicated = np.mean(drawn, axis=0)
-    low, high = intervals(replicated[None])[0]
-    spread = float(replicated.std(ddof=1))
-    apart = abs(difference) / spread if spread > 1e-12 else np.inf if abs(difference) > 1e-12 else 0.0
-    over_seeds = float(two_sided(np.array(apart)))
+    mean = contrast([(factor / len(pairs), one) for factor, one in parts])
+    low, high = mean.interval()
+    over_seeds = mean.p(difference)
     if not per_point(name):
-        return Comparison(name, difference, float(low), float(high), over_seeds, over_seeds, "bootstrap")
+        return Comparison(name, difference, low, high, over_seeds, over_seeds, "bootstrap")
     found = all_pairs(np.mean(shares, axis=0), np.zeros(2, dtype=np.bool_))
     seeds = None if all(len(row.runs) == 1 for pair in pairs for row in pair) else over_seeds
     p = float(found.p[0, 1])
@@ -158,10 +158,10 @@ def _difference(rows: Sequence[Row], standings: Sequence[Standing], name: str) -
     return means[0] - means[1]
 
 
-def _drawn(standings: Sequence[Standing], name: str) -> Floats:
-    first, second = replicates(standings, name, _terms(standings, name))
-    difference: Floats = first - second
-    return difference
+def _parts(standings: Sequence[Standing], name: str) -> list[tuple[float, Drawn]]:
+    """The first row minus the second."""
+    first, second = drawn(standings, name, _terms(standings, name))
+    return [(1.0, first), (-1.0, second)]
 
 
 def _terms(standings: Sequence[Standing], name: str) -> list[Floats]:

@@ -1,24 +1,17 @@
-"""Intervals by bootstrap over seeds and test points.
+"""Test points drawn again: replicates of a metric, seed by seed.
 
-Hierarchical (Davison and Hinkley 1997, §3.8): a replicate draws the seeds of a row with replacement, and
-the test points with replacement, jointly for all seeds, stages and attacks, because the same points stand
-in all of them. With draw counts w (Σ_k w_k = n) and v (Σ_s v_s = S), the replicate of a metric is
+A replicate draws the test points with replacement (Davison and Hinkley 1997), jointly for all seeds, stages
+and attacks, because the same points stand in all of them. With draw counts w (Σ_k w_k = n) the replicate of
+one seed's metric is
 
-    metric* = (1/S) Σ_s v_s · mean_j max_m (1/n) Σ_k w_k · terms[s, m, j, k]
-
-(see `leaderboards.statistics.points`).
+    metric*_s = mean_j max_m (1/n) Σ_k w_k · terms[s, m, j, k]     (see `leaderboards.statistics.points`).
 
 Points are drawn within the blocks on which the same attacks were measured: how many those are was decided,
-not drawn. With one seed only points are drawn. The interval is the 2.5th to the 97.5th percentile of the
-replicates. All draws follow from the numbers of points and the seeds, so that the same runs give the same
-interval, rows with the same points meet the same draws (their differences are paired), and so do seeds of
-the same names.
-
-Two limits of the method: few seeds understate their spread, by √((S−1)/S); and a share of exactly 0 or 1 of
-the points never varies, so that it gets the exact binomial interval instead (`at_the_edge`).
+not drawn. All draws follow from the numbers of points, so that the same runs give the same interval, and rows
+with the same points meet the same draws: their differences are paired. What seeds add is in
+`leaderboards.statistics.contrasts`.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
@@ -81,39 +74,24 @@ def _draw(random: np.random.Generator, strata: Sequence[int], rows: int) -> Floa
     return weights
 
 
-@lru_cache(maxsize=8)
-def seed_weights(seeds: tuple[int, ...], replicates: int = REPLICATES) -> Floats:
-    """(replicates, S) draw counts of the seeds; ones where there is a single seed."""
-    count = len(seeds)
-    random = np.random.default_rng([_KEY, zlib.crc32(repr(list(seeds)).encode())])
-    drawn = random.integers(0, count, (replicates, count)) + np.arange(replicates)[:, None] * count
-    return (
-        np.bincount(drawn.ravel(), minlength=replicates * count).reshape(replicates, count).astype(np.float64)
-    )
-
-
-def replicates_of(
-    terms: Sequence[Floats], seeds: Sequence[Sequence[int]], strata: Sequence[int], count: int = REPLICATES
-) -> Floats:
-    """(rows, count) bootstrap replicates of one metric of several rows that share their points.
+def replicates_of(terms: Sequence[Floats], strata: Sequence[int], count: int = REPLICATES) -> list[Floats]:
+    """(S, count) bootstrap replicates of one metric for each of several rows that share their points.
 
     Args:
         terms: for each row (S, M, J, n), as `Outcomes.terms` gives them.
-        seeds: for each row the names of its S seeds.
         strata: ascending ends of the blocks of points, the last one being n.
     """
     points = strata[-1]
     flat = np.concatenate([one.reshape(-1, points) for one in terms])
     means = np.concatenate([flat @ weights.T for weights in point_weights(strata, count)], axis=1)
     means /= points
-    result = np.empty((len(terms), count))
+    found: list[Floats] = []
     start = 0
-    for row, (one, names) in enumerate(zip(terms, seeds, strict=True)):
+    for one in terms:
         size = int(np.prod(one.shape[:3]))
-        metric = means[start : start + size].reshape(*one.shape[:3], count).max(axis=1).mean(axis=1)
-        result[row] = (metric * seed_weights(tuple(names), count).T).sum(axis=0) / len(names)
+        found.append(means[start : start + size].reshape(*one.shape[:3], count).max(axis=1).mean(axis=1))
         start += size
-    return result
+    return found
 
 
 def at_the_edge(share: float, points: int) -> tuple[float, float]:
@@ -123,10 +101,3 @@ def at_the_edge(share: float, points: int) -> tuple[float, float]:
     """
     width = float(1 - ((1 - LEVEL) / 2) ** (1 / points))
     return (0.0, width) if share == 0 else (1 - width, 1.0)
-
-
-def intervals(replicates: NDArray[np.float64]) -> Floats:
-    """(rows, 2) low and high ends of the 95 % percentile intervals of (rows, replicates)."""
-    tail = (1 - LEVEL) / 2
-    ends = np.quantile(replicates, [tail, 1 - tail], axis=-1)
-    return np.ascontiguousarray(ends.T)

@@ -46,7 +46,7 @@ def clustered(difference: Floats, squares: Floats) -> Floats:
     This is Durkalski's statistic, and Obuchowski's but for her factor (K − 1)/K where all points are
     counted equally often; with one evaluation a point it is McNemar's (b − c)²/(b + c). It is asymptotic in
     the number of points, and says whether *these* trained models differ on such points: how much other
-    seeds would change is in the bootstrap interval, not here.
+    seeds would change is in the interval, not here.
 
     Args:
         difference: Σ_k d_k.

@@ -7,10 +7,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.statistics.contrasts import all_differences
 from leaderboards.statistics.keys import sign_of
-from leaderboards.statistics.mcnemar import all_pairs, two_sided
-from leaderboards.statistics.points import Floats, per_point, values_of
-from leaderboards.statistics.standing import Standing, by_points, replicates
+from leaderboards.statistics.mcnemar import all_pairs
+from leaderboards.statistics.points import Floats, per_point
+from leaderboards.statistics.standing import Standing, by_points, drawn
 from leaderboards.statistics.summary import holm
 
 ALPHA: Final = 0.05
@@ -24,8 +25,9 @@ class Tests:
         points: of McNemar's test, which asks about other test points and these very models; NaN for metrics
             that are no share of points.
         bootstrap: of the bootstrap of the paired difference Δ, which asks about other seeds as well:
-            p = 2Φ(−|Δ|/se), se the standard deviation of Δ's replicates. NaN where the first is exact: with
-            one seed each there is nothing to say of others.
+            p = P(|T| ≥ |Δ|/√V), T Student's t with ν degrees of freedom (see
+            `leaderboards.statistics.contrasts`). NaN where the first is exact: with one seed each there is
+            nothing to say of others.
         exact: where McNemar's test is the exact one.
     """
 
@@ -52,7 +54,7 @@ def tests(standings: Sequence[Standing], metric: str) -> Tests:
         if per_point(metric):
             points[place], exact[place] = _proportions(rows, chosen, metric)
         if not exact[place].all():
-            bootstrap[place] = np.where(exact[place], np.nan, _differences(rows, chosen, metric))
+            bootstrap[place] = np.where(exact[place], np.nan, all_differences(drawn(rows, metric, chosen)))
     return Tests(points, bootstrap, exact)
 
 
@@ -68,19 +70,6 @@ def _proportions(
         binary.append(once and len(one) == 1)
     found = all_pairs(np.stack(shares), np.array(binary))
     return found.p, found.exact
-
-
-def _differences(standings: Sequence[Standing], terms: Sequence[Floats], metric: str) -> Floats:
-    values = np.array([values_of(one).mean() for one in terms])
-    covariance = np.atleast_2d(np.cov(replicates(standings, metric, terms)))
-    variance = np.diagonal(covariance)
-    spread = variance[:, None] + variance[None, :] - 2 * covariance
-    apart = np.abs(values[:, None] - values[None, :])
-    # Without any spread two rows are equal in every point, or differ in all of them alike.
-    some = spread > 1e-12 * max(1e-12, float(variance.max()))
-    root = np.sqrt(np.where(some, spread, 1.0))
-    z = np.where(some, apart / root, np.where(apart > 1e-12, np.inf, 0.0))
-    return two_sided(z)
 
 
 def ranks(scores: Sequence[float], p: Floats, metric: str) -> list[int]:

@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from leaderboards.errors import RecordError
-from leaderboards.statistics.bootstrap import at_the_edge, intervals, replicates_of
+from leaderboards.statistics.bootstrap import at_the_edge, replicates_of
+from leaderboards.statistics.contrasts import Drawn, contrast
 from leaderboards.statistics.points import Floats, Outcomes, per_point, values_of
 from leaderboards.statistics.results import Result
 from leaderboards.statistics.summary import Summary
@@ -27,7 +28,7 @@ class Standing:
     results: Sequence[Result]
     outcomes: Outcomes | None = None
     note: str = ""
-    _replicates: dict[str, Floats] = field(default_factory=dict)
+    _drawn: dict[str, Drawn] = field(default_factory=dict)
 
     def read(self) -> None:
         """Read the outcomes of all seeds, if they can be used together."""
@@ -92,18 +93,18 @@ def by_points(standings: Sequence[Standing], terms: Sequence[Floats | None]) -> 
     return list(blocks.values())
 
 
-def replicates(standings: Sequence[Standing], metric: str, terms: Sequence[Floats]) -> Floats:
-    """(rows, replicates) of a metric of rows that share their points, drawn once for each row."""
-    missing = [index for index, one in enumerate(standings) if metric not in one._replicates]
+def drawn(standings: Sequence[Standing], metric: str, terms: Sequence[Floats]) -> list[Drawn]:
+    """A metric of rows that share their points, with its replicates, which are drawn once for each row."""
+    missing = [index for index, one in enumerate(standings) if metric not in one._drawn]
     while missing:
         batch, total = [missing.pop(0)], 0
         while missing and (total := total + terms[batch[-1]].size) + terms[missing[0]].size <= _BATCH:
             batch.append(missing.pop(0))
-        seeds = [standings[index].seeds for index in batch]
-        drawn = replicates_of([terms[index] for index in batch], seeds, standings[batch[0]].shape)
-        for index, one in zip(batch, drawn, strict=True):
-            standings[index]._replicates[metric] = one
-    return np.stack([one._replicates[metric] for one in standings])
+        found = replicates_of([terms[index] for index in batch], standings[batch[0]].shape)
+        for index, one in zip(batch, found, strict=True):
+            row = standings[index]
+            row._drawn[metric] = Drawn(tuple(row.seeds), values_of(terms[index]), one)
+    return [one._drawn[metric] for one in standings]
 
 
 def with_intervals(
@@ -115,12 +116,14 @@ def with_intervals(
         terms = [standing.terms(metric) for standing in standings]
         for members in by_points(standings, terms):
             chosen = [one for index in members if (one := terms[index]) is not None]
-            ends = intervals(replicates([standings[index] for index in members], metric, chosen))
-            for index, (low, high) in zip(members, ends, strict=True):
+            found_here = drawn([standings[index] for index in members], metric, chosen)
+            for index, own in zip(members, found_here, strict=True):
+                low, high = contrast([(1.0, own)]).interval()
                 summary, outcomes = found[index][metric], standings[index].outcomes
                 if summary is None or outcomes is None:
                     continue
                 if per_point(metric) and summary.mean in (0.0, 1.0):
                     low, high = at_the_edge(summary.mean, outcomes.layout.measured(metric, outcomes.points))
+                low, high = max(low, 0.0 if per_point(metric) else -1.0), min(high, 1.0)
                 found[index][metric] = replace(summary, low=float(low), high=float(high))
     return found

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 class Summary:
     """One number over seeds: mean, sample standard deviation (None for a single value), count.
 
-    ``low`` and ``high`` bound the 95 % interval of the mean (see `leaderboards.statistics.bootstrap`); None
+    ``low`` and ``high`` bound the 95 % interval of the mean (see `leaderboards.statistics.contrasts`); None
     where it was not asked for, or where the outcomes of single points are not at hand.
     """
 
