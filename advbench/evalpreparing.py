@@ -34,7 +34,7 @@ def prepare_job(
     threads: int | None,
     weights: str | Path | None,
     model_dir: str | Path | None,
-    threat: str,
+    threat: str | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     surrogate: str | Path | None,
@@ -56,8 +56,10 @@ def prepare_job(
     source: Source | Callable[[Tensor], Any]
     if isinstance(model, str):
         source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std))
-    elif any(given is not None for given in (weights, model_dir, mean, std)):
-        raise InputError("weights, model_dir, mean and std go with a model's text; a module has its own")
+    elif any(given is not None for given in (weights, model_dir, threat, mean, std)):
+        raise InputError(
+            "weights, model_dir, threat, mean and std go with a model's text; a module has its own"
+        )
     else:
         source = model
     foreign = load_foreign(source, data, seed=seed, name=name)

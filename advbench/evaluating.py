@@ -34,7 +34,7 @@ def evaluate_model(
     threads: int | None = None,
     weights: str | Path | None = None,
     model_dir: str | Path | None = None,
-    threat: str = "linf",
+    threat: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     surrogate: str | Path | None = None,
@@ -62,7 +62,7 @@ def evaluate_model(
         threads: CPU threads.
         weights: safetensors, or a state dict without other pickles, for a model built from code.
         model_dir: where RobustBench's checkpoints are.
-        threat: of RobustBench's models: ``linf``, ``l2`` or ``corruptions``.
+        threat: of RobustBench's models: ``linf`` (the default), ``l2`` or ``corruptions``.
         mean, std: normalisation to put before the model, one value a channel.
         surrogate: a run whose model the audit crafts transferred points on, or ``none``; by default a small
             plain model is trained for it on the data set's training images.

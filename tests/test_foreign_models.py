@@ -390,6 +390,7 @@ def test_other_texts_are_refused(digits: DataSet, tmp_path: Path) -> None:
     assert "unknown model 'digits-cnm': did you mean 'digits-cnn'?" in refused(Source("digits-cnm"), digits)
     assert "unknown threat 'linff'" in refused(Source("digits-cnn", threat="linff"), digits)
     assert "it goes with robustbench:NAME" in refused(Source("digits-cnn", model_dir=tmp_path), digits)
+    assert "it goes with robustbench:NAME" in refused(Source("digits-cnn", threat="l2"), digits)
     assert "no module 'nowhere_at_all'" in refused(Source("nowhere_at_all:make"), digits)
 
 

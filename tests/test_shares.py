@@ -38,7 +38,7 @@ ASKED: dict[str, Any] = {
     "threads": 1,
     "weights": None,
     "model_dir": None,
-    "threat": "linf",
+    "threat": None,
     "mean": None,
     "std": None,
     "surrogate": "none",

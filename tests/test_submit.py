@@ -103,6 +103,17 @@ def test_damaged_runs_are_not_sent(small_run: Run, tmp_path: Path, capsys: Captu
     assert not out.exists()
 
 
+def test_runs_without_weights_are_not_sent(small_run: Run, tmp_path: Path, capsys: Captured) -> None:
+    """A published record, sound as it is: nobody could attack it again."""
+    thin, out = tmp_path / "thin", tmp_path / "out.zip"
+    shutil.copytree(small_run.path, thin, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert invoke(["submit", str(thin), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "only a run with its weights can be sent" in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
 def test_sent_and_accepted(small_run: Run, tmp_path: Path, capsys: Captured, monkeypatch: Any) -> None:
     """Submit, accept: verified, whole, and there once, however often it is sent."""
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,10 @@ def evaluate(
     model_dir: Annotated[
         Path | None, typer.Option(help="Where RobustBench's checkpoints are, as DIR/cifar10/Linf/NAME.pt.")
     ] = None,
-    threat: Annotated[str, typer.Option(help="Of RobustBench's models: linf, l2 or corruptions.")] = "linf",
+    threat: Annotated[
+        str | None,
+        typer.Option(help="Of RobustBench's models: linf, l2 or corruptions.", show_default="linf"),
+    ] = None,
     mean: Annotated[
         str | None, typer.Option(help="Normalisation before the model, a number a channel: 0.49,0.48,0.45.")
     ] = None,

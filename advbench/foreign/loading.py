@@ -14,7 +14,7 @@ from advbench.data import DataSet
 from advbench.foreign.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_exported, load_script
 from advbench.foreign.weights import file_digest, load_state, read_state
 from advbench.foreign.wrapper import ForeignModel
-from advbench.foreign.zoos import THREATS, from_robustbench, from_torchvision
+from advbench.foreign.zoos import THREAT, THREATS, from_robustbench, from_torchvision
 from advbench.identity import weights_digest
 from advbench.models import MODELS, Normalize, build_model, changes_images
 from advbench.models.zoo import _seeded
@@ -33,7 +33,7 @@ class Source:
     model: str
     weights: Path | None = None
     model_dir: Path | None = None
-    threat: str = "linf"
+    threat: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -81,8 +81,13 @@ def load_foreign(
 
 def _from_source(source: Source, data: DataSet, seed: int, name: str | None) -> Foreign:
     text, file = source.model, source.weights
-    if source.threat not in THREATS:
-        raise unknown("threat", source.threat, THREATS)
+    if source.threat not in (None, *THREATS):
+        raise unknown("threat", str(source.threat), THREATS)
+    if source.threat is not None and not text.startswith(ROBUSTBENCH):
+        raise InputError(
+            "--threat says which of RobustBench's models it is: it goes with robustbench:NAME, and --attacks "
+            "says what any model meets"
+        )
     if source.model_dir is not None and not text.startswith(ROBUSTBENCH):
         raise InputError("--model-dir is where RobustBench's checkpoints are: it goes with robustbench:NAME")
     path = Path(text).expanduser()
@@ -102,7 +107,7 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None) -> 
     _look(wrapped, data)
     origin = _origin(text, wrapped, file)
     if text.startswith(ROBUSTBENCH):
-        origin["threat"] = source.threat
+        origin["threat"] = source.threat or THREAT
     if source.mean is not None:
         origin["mean"], origin["std"] = list(source.mean), list(source.std or ())
     label = name or (path.stem if file == path else text)
@@ -116,7 +121,7 @@ def _built(source: Source, data: DataSet, seed: int) -> tuple[nn.Module, Path | 
         return from_robustbench(
             text.removeprefix(ROBUSTBENCH),
             classes,
-            threat=source.threat,
+            threat=source.threat or THREAT,
             weights=weights,
             model_dir=source.model_dir,
         )

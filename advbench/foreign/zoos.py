@@ -18,6 +18,8 @@ from advbench.foreign.weights import load_state, read_state
 from advbench.models.factory import one_line
 from attacks_pool.errors import InputError, unknown
 
+THREAT = "linf"
+"""Of RobustBench's models where no other is asked for."""
 THREATS: Mapping[str, str] = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
 CLASSES: Mapping[int, str] = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 NORMALISATION = tuple(

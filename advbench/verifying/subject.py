@@ -144,7 +144,7 @@ class Subject:
         return Source(
             model=str(file) if script else text,
             weights=None if script else file,
-            threat=spec.get("threat", "linf"),
+            threat=spec.get("threat"),
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
         )

@@ -56,6 +56,9 @@ def pack(run_dir: Path, out: Path) -> list[str]:
     for name in names:
         if not NAMES.fullmatch(name):
             raise RecordError(f"run {run_dir.name} holds {name!r}, which is no part of a run: move it away")
+    missing = [name for name in names if not (run_dir / name).exists()]
+    if missing:
+        raise RecordError(f"run {run_dir.name} has no {missing[0]}: only a run with its weights can be sent")
     total = sum((run_dir / name).stat().st_size for name in names)
     if total > MOST_BYTES:
         raise RecordError(f"run {run_dir.name} has {total} bytes; an archive holds {MOST_BYTES} at most")
