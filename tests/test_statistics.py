@@ -321,6 +321,15 @@ def test_a_variance_is_that_of_the_two_way_table() -> None:
     )
 
 
+def test_seeds_that_cancel_leave_degrees_of_freedom() -> None:
+    """What one seed loses the other wins: the mean hardly varies, and its interval stays a narrow one."""
+    right = (np.random.default_rng(6).random(300) < 0.5).astype(float)
+    found = contrast([(1.0, drawn_of(np.stack([right, 1 - right])))])
+    assert found.degrees >= 1.0
+    low, high = found.interval()
+    assert (low, high) == pytest.approx((0.5, 0.5), abs=0.2)
+
+
 def test_rows_of_other_seeds_are_independent() -> None:
     """Of the same ones differences are paired; the variances of others add up."""
     random = np.random.default_rng(3)

@@ -12,8 +12,8 @@ has already: Σ_s var*(D_s* − mean_s D_s*)/(S − 1) over replicates. Of s² �
 other seeds are independent: their seed parts add up. With one seed V is V_p, and nothing is said of others.
 
 Few seeds tell their variance badly: p-values and intervals are of Student's t with Satterthwaite's degrees of
-freedom ν = V² / Σ (s²/S)²/(S − 1). The 95 % interval is the percentile interval over points, stretched about
-its mean by √(V/V_p) · t_ν/t_∞.
+freedom ν = V² / Σ (s²/S)²/(S − 1), no fewer than the least S − 1. The 95 % interval is the percentile
+interval over points, stretched about its mean by √(V/V_p) · t_ν/t_∞.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,8 @@ def contrast(parts: Sequence[tuple[float, Drawn]]) -> Contrast:
             between += sample - float(single.var(axis=1, ddof=1).sum()) / (count - 1) / count
             tells += sample**2 / (count - 1)
     variance = float(whole.var(ddof=1)) + max(between, 0.0)
-    return Contrast(variance, variance**2 / tells if tells > 0 else np.inf, whole)
+    least = min((len(seeds) for seeds in values if len(seeds) > 1), default=1) - 1
+    return Contrast(variance, max(variance**2 / tells, least) if tells > 0 else np.inf, whole)
 
 
 def all_differences(rows: Sequence[Drawn]) -> Floats:
@@ -136,7 +137,9 @@ def all_differences(rows: Sequence[Drawn]) -> Floats:
     root = np.sqrt(np.where(some, variance, 1.0))
     t = np.where(some, distance / root, np.where(distance > _DUST, np.inf, 0.0))
     telling = tells > (_DUST * variance) ** 2
-    degrees = np.where(telling, variance**2 / np.where(telling, tells, 1.0), np.inf)
+    counts = np.array([len(row.seeds) if len(row.seeds) > 1 else np.inf for row in rows])
+    least = np.minimum(counts[:, None], counts[None, :]) - 1
+    degrees = np.where(telling, np.maximum(variance**2 / np.where(telling, tells, 1.0), least), np.inf)
     return two_sided_t(t, degrees)
 
 
