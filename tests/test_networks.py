@@ -19,6 +19,7 @@ from advbench.cost import multiply_adds
 from advbench.data import DataSet, Split
 from advbench.evaluate import View, evaluate
 from advbench.saved import new_classifier
+from advbench.verifying import Asked, verify_run
 from attacks_pool import Attack, pool
 from leaderboards import Audit
 
@@ -142,7 +143,8 @@ def test_a_run_is_probed_on_its_networks_and_costs_what_a_plain_one_does(
 def test_a_router_is_measured(small_options: dict[str, Any], tmp_path: Path) -> None:
     """What it tells of the attack, what it costs, and the mean weights of each attack, in the record."""
     options = {**small_options, "points": 40, "regime": "joint"}
-    record = run(defense="mola-router", runs_dir=tmp_path, **options).record
+    saved = run(defense="mola-router", runs_dir=tmp_path, **options)
+    record = saved.record
     nmi, overhead = record.metrics["router_nmi"], record.metrics["router_overhead"]
     assert nmi is not None
     assert 0 <= nmi <= 1
@@ -151,6 +153,9 @@ def test_a_router_is_measured(small_options: dict[str, Any], tmp_path: Path) -> 
     weights = record.stages[-1].spec["router_weights"]
     trained = {entry.training for entry in record.attacks if entry.role == "seen"}
     assert set(weights) == {"clean", *trained}
+    report = verify_run(saved, Asked(points=20))
+    assert report.faults == []
+    assert "metrics that no outcomes give: router_nmi, router_overhead" in report.not_looked_at
     for row in weights.values():
         assert len(row) == 3
         assert sum(row) == pytest.approx(1, abs=1e-3)

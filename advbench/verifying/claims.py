@@ -25,8 +25,11 @@ from leaderboards.records.checksums import digest_of
 from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
 from leaderboards.records.record import Role
 
-REGENERATED = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim")
-"""Metrics that only the model itself can give again."""
+OF_THE_MODEL = (
+    *("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim"),
+    *("router_nmi", "router_overhead"),
+)
+"""Metrics that no outcomes give: only the model itself can."""
 Claim = Callable[[Subject], Iterator[str]]
 
 
@@ -48,6 +51,8 @@ def check_claims(subject: Subject, report: Report) -> None:
             # The rest reads what has just been found damaged.
             return
         report.checked.append(what)
+    if others := [name for name in OF_THE_MODEL if name in subject.record.metrics]:
+        report.not_looked_at.append(f"metrics that no outcomes give: {', '.join(others)}")
     if not (subject.run.path / MANIFEST).exists():
         report.notes.append(f"no {MANIFEST}: the run's identity was not checked")
 
@@ -172,7 +177,7 @@ def _metrics(subject: Subject) -> Iterator[str]:
             clean, robust, regime=record.regime, seen=len(seen), unseen=len(unseen), points=points
         )
         found |= transfer_metric(record.audit.probes, [attack.text for attack in seen])
-    claimed = {key: value for key, value in record.metrics.items() if key not in REGENERATED}
+    claimed = {key: value for key, value in record.metrics.items() if key not in OF_THE_MODEL}
     for key in sorted({*found, *claimed}):
         if key not in claimed or key not in found or not equal(claimed[key], found[key]):
             said, meant = claimed.get(key, "not there"), found.get(key, "nothing of this name")
