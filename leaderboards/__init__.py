@@ -14,6 +14,7 @@ from leaderboards.errors import RecordError
 from leaderboards.records.archive import pack, unpack
 from leaderboards.records.checking import Findings, check_run
 from leaderboards.records.checksums import verify_checksums, write_checksums
+from leaderboards.records.finished import find_records
 from leaderboards.records.garbage import Garbage, find_garbage, remove, size_of
 from leaderboards.records.inventory import RunEntry, find_complete, find_unfinished, inventory
 from leaderboards.records.lock import RunBusyError, hold, is_held
@@ -34,7 +35,6 @@ from leaderboards.records.record import (
     parse_record,
 )
 from leaderboards.records.store import (
-    find_records,
     json_bytes,
     new_run_directory,
     read_outcomes,

@@ -36,7 +36,7 @@ SHORTEST: dict[str, int] = {
 }
 """Knobs that are cut to these values, where their defaults are larger, to keep the tests fast."""
 QUERIES = 40
-"""What ``steps`` is cut to where a step is a query."""
+"""What ``steps`` is cut to where a step is one query and not, as with ``samples``, many."""
 BLIND = ("noise", "spatial", "colour", "corruption")
 """Families that need not raise the loss: they do not look at the model."""
 
@@ -110,7 +110,8 @@ class Cast(nn.Module):
 def shortened(name: str, budget: str, source: Pool = pool) -> Attack:
     """The registered attack with few steps, at the budget of the table."""
     info = source.info(name)
-    short = {**SHORTEST, "steps": QUERIES} if info.access == "black-box" else SHORTEST
+    single = info.access == "black-box" and "samples" not in info.knobs
+    short = {**SHORTEST, "steps": QUERIES} if single else SHORTEST
     known = {knob: info.knobs[knob].default for knob in short if knob in info.knobs}
     knobs: dict[str, Any] = {knob: min(short[knob], default) for knob, default in known.items()}
     return source.get(name, budget=budget, **knobs)

@@ -528,7 +528,7 @@ def reads(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Row], l
         seen.append(path.name)
         return leaderboards.read_record(path)
 
-    monkeypatch.setattr(cache, "read_record", spy)
+    monkeypatch.setattr(cache, "read_finished", spy)
     return rows(find_results(runs_dir)[0]), seen
 
 

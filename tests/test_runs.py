@@ -281,6 +281,28 @@ def test_the_leaderboard_passes_unfinished_runs_by_and_names_damaged_ones(
     assert "the run did not finish" in capsys.readouterr().err
 
 
+def test_the_leaderboard_ranks_no_record_that_was_edited(tmp_path: Path, capsys: Captured) -> None:
+    """Valid as it still is; checksums that cannot be read are no reason to believe it."""
+    for name in ("a", "b", "c"):
+        complete(tmp_path, name)
+    text = (tmp_path / "b" / "record.json").read_text()
+    edited = text.replace('"dataset": "digits"', '"dataset": "digits" ')
+    assert edited != text
+    (tmp_path / "b" / "record.json").write_text(edited)
+    (tmp_path / "c" / "SHA256SUMS").write_bytes(b"\xff")
+    expected = [
+        f"{tmp_path / 'b' / 'record.json'}: {CHANGED}",
+        f"{tmp_path / 'c' / 'SHA256SUMS'}: not a list of checksums",
+    ]
+    records, problems = find_records(tmp_path)
+    assert [record.id for record in records] == ["a"]
+    assert problems == expected
+    assert invoke(["leaderboard", "--runs-dir", str(tmp_path), "--format", "json"]) == 0
+    printed = capsys.readouterr()
+    assert [row["runs"] for row in json.loads(printed.out)] == [["a"]]
+    assert printed.err.splitlines() == [f"warning: {line}" for line in expected]
+
+
 # Checks.
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboards import RecordError, parse_record
+from leaderboards import RecordError, find_records, parse_record
 from leaderboards.records import store
 
 # Where child processes find the package under test.
@@ -280,7 +280,7 @@ def test_a_damaged_record_is_reported_and_the_others_are_read(tmp_path: Path) ->
         (tmp_path / name / "record.json").write_text(data)
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "notes.txt").write_text("")
-    records, problems = store.find_records(tmp_path)
+    records, problems = find_records(tmp_path)
     assert [record.id for record in records] == ["at", "other"]
     assert len(problems) == 2
     assert problems[0].startswith(f"{tmp_path / 'b' / 'record.json'}: not a JSON record")
@@ -291,7 +291,7 @@ def test_a_damaged_record_is_reported_and_the_others_are_read(tmp_path: Path) ->
 def test_no_runs_directory_says_what_to_do(tmp_path: Path) -> None:
     """No runs directory says what to do."""
     with pytest.raises(RecordError, match=r"^no runs directory at .*runs: run `advbench run` first$"):
-        store.find_records(tmp_path / "runs")
+        find_records(tmp_path / "runs")
 
 
 def test_importing_the_package_loads_nothing_heavy_and_nothing_of_ours() -> None:

@@ -22,9 +22,10 @@ import numpy as np
 import pydantic_core
 
 from leaderboards.errors import RecordError
-from leaderboards.records import entries, record, store
+from leaderboards.records import checksums, entries, finished, record, store
+from leaderboards.records.finished import read_finished, read_finished_outcomes
 from leaderboards.records.layout import OUTCOMES, RECORD
-from leaderboards.records.store import Bools, read_outcomes, read_record, run_paths, write_bytes
+from leaderboards.records.store import Bools, run_paths, write_bytes
 from leaderboards.statistics import matching, points, results, under
 from leaderboards.statistics.results import Conditions, Result, result_of
 
@@ -77,7 +78,7 @@ class Cache:
         return result
 
     def outcomes(self, directory: str) -> tuple[Bools, Bools]:
-        """(clean, robust) of a run, see `read_outcomes`.
+        """(clean, robust) of a run, see `read_finished_outcomes`.
 
         Raises:
             RecordError: there are none, or they cannot be read.
@@ -89,7 +90,7 @@ class Cache:
         kept = self._outcomes.get(name)
         if found is not None and kept is not None and kept[0] == _key(found):
             return _unpack(kept[1], kept[2])
-        clean, robust = read_outcomes(Path(path))
+        clean, robust = read_finished_outcomes(Path(directory))
         if found is not None and _settled(found):
             packed = np.packbits(np.concatenate([clean.ravel(), robust.ravel()])).tobytes()
             before = 0 if kept is None else len(kept[2])
@@ -167,7 +168,7 @@ def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
             found = None
         known = cache.result(path, found) if found is not None else None
         try:
-            results.append(known or cache.keep(result_of(read_record(Path(path)), path, cache), found))
+            results.append(known or cache.keep(result_of(read_finished(Path(path)), path, cache), found))
         except RecordError as error:
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 problems.append(str(error))
@@ -210,9 +211,7 @@ def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
 def _code() -> str:
     """A hash of what decides which record is valid and what is kept of it."""
     digest = hashlib.sha256()
-    for file in (
-        __file__,
-        *(str(module.__file__) for module in (entries, matching, points, record, results, store, under)),
-    ):
+    deciding = (checksums, entries, finished, matching, points, record, results, store, under)
+    for file in (__file__, *(str(module.__file__) for module in deciding)):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest() + pydantic_core.__version__

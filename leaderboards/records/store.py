@@ -216,24 +216,6 @@ def read_record(path: Path) -> Record:
     return parse_record(data, str(path))
 
 
-def find_records(runs_dir: Path) -> tuple[list[Record], list[str]]:
-    """All readable records ``runs_dir/*/record.json`` in path order, and one line for each damaged one.
-
-    Raises:
-        RecordError: there is no such directory.
-    """
-    records: list[Record] = []
-    problems: list[str] = []
-    for directory in run_paths(runs_dir):
-        try:
-            records.append(read_record(Path(directory) / RECORD))
-        except RecordError as error:
-            # No record yet: a run in progress, or a stray file. That is no damage.
-            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-                problems.append(str(error))
-    return records, problems
-
-
 def run_paths(runs_dir: Path) -> list[str]:
     """Everything in a runs directory, in path order; which of it is a run is for the reader to find out.
 
