@@ -102,9 +102,13 @@ class Attack:
         """Craft adversarial points like ``x``.
 
         Raises:
-            InputError: ``x`` is not float32 (N, C, H, W) in [0, 1], ``y`` is not int64 (N,), or the attack
-                cannot treat such images.
+            InputError: ``model`` is no module, ``x`` is not float32 (N, C, H, W) in [0, 1], ``y`` is not
+                int64 (N,) from 0 on, or the attack cannot treat such images.
         """
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"attack {self.name!r} needs a torch.nn.Module from images to logits, not {_kind(model)}"
+            )
         x, y = check_batch(x, y)
         check_images(self.info, x)
         if not len(x):
@@ -144,11 +148,17 @@ def check_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         raise InputError(f"x must be float32 (N, C, H, W), not {str(x.dtype)[6:]} {tuple(x.shape)}")
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
         raise InputError(f"y must be int64 ({len(x)},), not {str(y.dtype)[6:]} {tuple(y.shape)}")
+    if len(y) and int(y.min()) < 0:
+        raise InputError(f"y must hold classes from 0 on, not {int(y.min())}")
     if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):
         raise InputError(f"x must lie in [0, 1], not in [{float(x.min()):g}, {float(x.max()):g}]")
     with torch.inference_mode(False):
         x, y = x.detach(), y.detach()
         return (x.clone(), y.clone()) if x.is_inference() or y.is_inference() else (x, y)
+
+
+def _kind(given: object) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
 
 
 def check_images(info: AttackInfo, x: Tensor) -> None:

@@ -488,6 +488,7 @@ BAD_BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], 
     "fewer labels": (lambda x, y: (x, y[:4]), "y must be int64 (6,), not int64 (4,)"),
     "one-hot labels": (lambda x, y: (x, F.one_hot(y, 10)), "y must be int64 (6,), not int64 (6, 10)"),
     "int32 labels": (lambda x, y: (x, y.int()), "y must be int64 (6,), not int32 (6,)"),
+    "negative labels": (lambda x, y: (x, y - 100), "y must hold classes from 0 on, not -"),
 }
 
 
@@ -501,6 +502,16 @@ def test_bad_batch_is_refused_in_one_line(name: str, bad: str) -> None:
         case.attack(case.model, x, y)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"), [(lambda x: x.flatten(1), "a function"), (nn.Linear, "the class Linear")]
+)
+def test_what_is_no_module_is_refused_in_one_line(model: Any, named: str) -> None:
+    case = make_case(shortened("pgd", "digits"), (1, 8, 8), 10)
+    with pytest.raises(InputError) as caught:
+        case.attack(model, case.x, case.y)
+    assert str(caught.value).endswith(f"needs a torch.nn.Module from images to logits, not {named}")
 
 
 @planted.register(
