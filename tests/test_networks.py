@@ -18,10 +18,10 @@ from advbench.auditing import audit_run
 from advbench.cost import multiply_adds
 from advbench.data import DataSet, Split
 from advbench.evaluate import View, evaluate
-from advbench.saved import new_classifier
-from advbench.verifying import Asked, verify_run
+from advbench.saved import load_run, new_classifier
+from advbench.verifying import Asked, retrain_run, verify_run
 from attacks_pool import Attack, pool
-from leaderboards import Audit
+from leaderboards import Audit, json_bytes, write_bytes, write_checksums
 
 ATTACKS = pool.sequence("pgd:steps=20,square:steps=200", budget="digits")
 
@@ -156,6 +156,15 @@ def test_a_router_is_measured(small_options: dict[str, Any], tmp_path: Path) -> 
     report = verify_run(saved, Asked(points=20))
     assert report.faults == []
     assert "metrics that no outcomes give: router_nmi, router_overhead" in report.not_looked_at
+    again = retrain_run(saved, keep=tmp_path / "again")
+    assert again.faults == []
+    assert not any("router" in line for line in again.not_looked_at)
+    tree = record.dump()
+    tree["metrics"]["router_nmi"] = nmi + 0.1
+    write_checksums(saved.path, json_bytes(tree))
+    write_bytes(saved.path / "record.json", json_bytes(tree))
+    refuted = retrain_run(load_run(saved.path), keep=tmp_path / "again")
+    assert refuted.faults == [f"metrics: router_nmi is {nmi + 0.1}, training again gives {nmi}"]
     for row in weights.values():
         assert len(row) == 3
         assert sum(row) == pytest.approx(1, abs=1e-3)

@@ -22,14 +22,15 @@ from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
 from advbench.interrupts import Interrupted
 from advbench.saved import Run
-from advbench.verifying.claims import check_claims, check_labels
+from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics_of_the_model
+from advbench.verifying.flags import equal
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
 from advbench.verifying.rounding import far_off, spreads
 from advbench.verifying.subject import Subject, subject_of
 from advbench.verifying.verifier import threads_of
 from attacks_pool import InputError
 from defenses import TrainingDivergedError
-from leaderboards import CLEAN, Cell, RecordError, read_outcomes
+from leaderboards import CLEAN, Cell, Record, RecordError, read_outcomes
 from leaderboards.records.checksums import digest_of, listed_files
 from leaderboards.records.layout import OUTCOMES
 
@@ -150,6 +151,10 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     compared = report.comparisons
     report.faults += judge(compared, same_machine=True) if exact else []
     report.faults += _invalid(record.cells, again.cells)
+    if exact and not report.discordant:
+        report.faults += _metrics_of_the_model(record, again)
+    else:
+        leave_metrics_of_the_model(subject, report)
     report.faults += [
         f"cost: {name} is {getattr(record.cost, name)}, training again takes {getattr(again.cost, name)}"
         for name in (*SIZES, *(PASSES if exact else ()))
@@ -209,6 +214,14 @@ def _invalid(recorded: Sequence[Cell], again: Sequence[Cell]) -> Iterator[str]:
         found = here[cell.stage, cell.attack]
         if abs(cell.invalid - found) > MOST_DISCORDANCE * cell.n:
             yield f"stage {cell.stage}, {cell.attack}: {cell.invalid} invalid examples, {found} here"
+
+
+def _metrics_of_the_model(record: Record, again: Record) -> Iterator[str]:
+    """What no outcomes give, so that only training again shows whether it is true."""
+    for name in sorted(record.metrics.keys() & OF_THE_MODEL):
+        said, found = record.metrics[name], again.metrics.get(name)
+        if not equal(said, found):
+            yield f"metrics: {name} is {said}, training again gives {found}"
 
 
 def _weights(subject: Subject, made: Run, report: Report) -> list[bool]:

@@ -15,7 +15,12 @@ from advbench.environment import choose_device, reproducible
 from advbench.evaluate import measure_some
 from advbench.saved import Run
 from advbench.verifying.again import check_regenerated, check_size, repeat_audit
-from advbench.verifying.claims import check_claims, check_labels, without_weights
+from advbench.verifying.claims import (
+    check_claims,
+    check_labels,
+    leave_metrics_of_the_model,
+    without_weights,
+)
 from advbench.verifying.report import Comparison, Report, differences, judge, machine_of
 from advbench.verifying.sampling import Asked, Sample, choose
 from advbench.verifying.subject import Looked, Subject, subject_of
@@ -55,6 +60,7 @@ def verify_run(
     subject, asked = subject_of(run, weights=weights), asked or Asked()
     report = Report(run.record.id, run.path, "re-evaluated")
     check_claims(subject, report)
+    leave_metrics_of_the_model(subject, report)
     if report.confirmed:
         if without_weights(subject):
             raise InputError(
