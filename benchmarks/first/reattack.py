@@ -19,7 +19,8 @@ from torch import Tensor
 from advbench.saved import Run, load_run
 from attacks_pool import Attack, pool
 from attacks_pool.randomness import keyed_generator
-from leaderboards import inventory, read_outcomes
+from leaderboards import inventory, read_outcomes, result_of, rows
+from leaderboards.boards.labels import labels
 
 AGAIN: dict[str, dict[str, int | str]] = {
     "pgd": {"steps": 500, "restarts": 5},
@@ -64,6 +65,12 @@ def survivors(run: Run, attack: Attack, source: Run, eps: float, kept: Tensor) -
     return found
 
 
+def names_of(runs: list[Run]) -> dict[str, str]:
+    """What boards call each run: the defense, and the settings that tell it from others of its sequence."""
+    board = rows([result_of(run.record) for run in runs])
+    return {id_: label for row, label in zip(board, labels(board), strict=True) for id_ in row.runs}
+
+
 def main() -> None:
     """A table: a row a run, how many points each further attack leaves of what is left."""
     parser = argparse.ArgumentParser(
@@ -71,7 +78,7 @@ def main() -> None:
     )
     parser.add_argument("runs_dir", type=Path)
     parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--sequence", default="", help="only runs whose sequence begins so")
+    parser.add_argument("--sequence", default="", help="only runs of these attacks, by name: pgd,cw,fgsm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--points", type=int, help="at most so many; by default all that AutoAttack met")
     given = parser.parse_args()
@@ -82,8 +89,9 @@ def main() -> None:
         for run in found
         if run.config.dataset == given.dataset
         and run.config.seed == given.seed
-        and ",".join(run.config.sequence).startswith(given.sequence)
+        and given.sequence in ("", ",".join(text.partition(":")[0] for text in run.config.sequence))
     ]
+    names = names_of(runs)
     print("| defense | regime | sequence | points | recorded | " + " | ".join([*AGAIN, "transferred"]) + " |")
     print("|---|---|---|--:|--:" + "|--:" * (len(AGAIN) + 1) + "|")
     for run in runs:
@@ -98,7 +106,7 @@ def main() -> None:
         counts.append(int(kept.sum()))
         sequence = " → ".join(text.partition(":")[0] for text in run.config.sequence)
         cells = " | ".join(map(str, [points, *counts]))
-        print(f"| `{run.config.defense}` | {run.record.regime} | {sequence} | {cells} |", flush=True)
+        print(f"| {names[run.record.id]} | {run.record.regime} | {sequence} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
