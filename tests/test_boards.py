@@ -40,6 +40,7 @@ from leaderboards import (
 from leaderboards.boards import cache, ranking, tables
 from leaderboards.boards.labels import labels
 from leaderboards.boards.latex import escape
+from leaderboards.records.finished import read_finished
 from leaderboards.statistics.metrics import METRICS
 
 FGSM, PGD, CW = "fgsm:eps=0.2", "pgd:eps=0.2,steps=40", "cw:eps=1"
@@ -524,9 +525,9 @@ def reads(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Row], l
 
     seen: list[str] = []
 
-    def spy(path: Path) -> Record:
+    def spy(path: Path) -> tuple[Record, str | None]:
         seen.append(path.name)
-        return leaderboards.read_record(path)
+        return read_finished(path)
 
     monkeypatch.setattr(cache, "read_finished", spy)
     return rows(find_results(runs_dir)[0]), seen

@@ -21,7 +21,7 @@ from advbench.cli.render import labels, output
 from advbench.saved import Run
 from attacks_pool import pool
 from defenses import registry
-from leaderboards import find_records
+from leaderboards import find_records, json_bytes, write_bytes, write_checksums
 
 RUN = [
     "run",
@@ -263,7 +263,9 @@ def board(small_run: Run, at_run: Run, tmp_path_factory: pytest.TempPathFactory)
     record = json.loads((directory / "three" / "record.json").read_text("utf-8"))
     record["config"]["dataset"] = "mnist"
     record["environment"]["data"] |= {"name": "mnist", "fingerprint": "0" * 16}
-    (directory / "three" / "record.json").write_text(json.dumps(record), "utf-8")
+    data = json_bytes(record)
+    write_checksums(directory / "three", data)
+    write_bytes(directory / "three" / "record.json", data)
     return directory
 
 

@@ -798,7 +798,7 @@ def test_kept_numbers_are_the_numbers(tmp_path: Path, monkeypatch: pytest.Monkey
     again = find_results(tmp_path)[0]
     assert again == first
     assert rows(again) == board
-    monkeypatch.setattr(cache, "read_finished_outcomes", None)
+    monkeypatch.setattr(cache, "read_outcomes", None)
     assert rows(find_results(tmp_path)[0]) == board
     monkeypatch.undo()
     assert rows(find_records(tmp_path)[0])[0].metrics["clean_accuracy"] is not None

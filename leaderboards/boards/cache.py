@@ -23,9 +23,9 @@ import pydantic_core
 
 from leaderboards.errors import RecordError
 from leaderboards.records import checksums, entries, finished, record, store
-from leaderboards.records.finished import read_finished, read_finished_outcomes
+from leaderboards.records.finished import read_finished
 from leaderboards.records.layout import OUTCOMES, RECORD
-from leaderboards.records.store import Bools, run_paths, write_bytes
+from leaderboards.records.store import Bools, read_outcomes, run_paths, write_bytes
 from leaderboards.statistics import matching, points, results, under
 from leaderboards.statistics.results import Conditions, Result, result_of
 
@@ -78,7 +78,7 @@ class Cache:
         return result
 
     def outcomes(self, directory: str) -> tuple[Bools, Bools]:
-        """(clean, robust) of a run, see `read_finished_outcomes`.
+        """(clean, robust) of a run, see `read_outcomes`.
 
         Raises:
             RecordError: there are none, or they cannot be read.
@@ -90,7 +90,7 @@ class Cache:
         kept = self._outcomes.get(name)
         if found is not None and kept is not None and kept[0] == _key(found):
             return _unpack(kept[1], kept[2])
-        clean, robust = read_finished_outcomes(Path(directory))
+        clean, robust = read_outcomes(Path(path))
         if found is not None and _settled(found):
             packed = np.packbits(np.concatenate([clean.ravel(), robust.ravel()])).tobytes()
             before = 0 if kept is None else len(kept[2])
@@ -168,11 +168,21 @@ def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
             found = None
         known = cache.result(path, found) if found is not None else None
         try:
-            results.append(known or cache.keep(result_of(read_finished(Path(path)), path, cache), found))
+            results.append(known or _read(path, cache, found, problems))
         except RecordError as error:
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 problems.append(str(error))
     return results, problems
+
+
+def _read(path: str, cache: Cache, found: os.stat_result | None, problems: list[str]) -> Result:
+    record, changed = read_finished(Path(path))
+    result = result_of(record, path, cache)
+    if changed is None:
+        return cache.keep(result, found)
+    # Not kept: a cached result is whole.
+    problems.append(changed)
+    return result
 
 
 _KEPT: Final = (

@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol
 
 from leaderboards.errors import RecordError
 from leaderboards.records.entries import Verdict
-from leaderboards.records.finished import read_finished_outcomes
+from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.record import Record
-from leaderboards.records.store import Bools
+from leaderboards.records.store import Bools, read_outcomes
 from leaderboards.statistics.points import Layout
 from leaderboards.statistics.under import attack_of
 
@@ -95,7 +95,7 @@ class Result:
         return self.robust[column] / self.counts[column]
 
     def outcomes(self) -> tuple[Bools, Bools]:
-        """(clean, robust) of the run, see `read_finished_outcomes`.
+        """(clean, robust) of the run, see `read_outcomes`.
 
         Raises:
             RecordError: there are none, or they cannot be read.
@@ -104,7 +104,7 @@ class Result:
             raise RecordError(f"run {self.id}: where its outcomes are is not known")
         if self.cache is not None:
             return self.cache.outcomes(self.directory)
-        return read_finished_outcomes(Path(self.directory))
+        return read_outcomes(Path(self.directory) / OUTCOMES)
 
 
 def canonical(value: Any) -> str:
