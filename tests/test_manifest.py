@@ -17,6 +17,7 @@ from leaderboards import (
     RecordError,
     RunBusyError,
     find_garbage,
+    find_records,
     find_unfinished,
     hold,
     inventory,
@@ -314,7 +315,7 @@ leaderboards.write_bytes(pathlib.Path(sys.argv[1]), b"new")
         ("at", "unfinished", "")
     ]
     assert read_manifest(run).id == "at"
-    assert store.find_records(tmp_path) == ([], [])
+    assert find_records(tmp_path) == ([], [])
     write_checksums(run, b"{}")
     assert (run / "SHA256SUMS").read_text("utf-8").count("\n") == 2
 

@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "threads": 1,
     "device": "cpu",
 }
-CELLS = [("at", 0), ("air", 0)]
+CELLS = [("at", 0), ("air", 0), ("air", 1)]
 SMALL = 80_000_000
 """Bytes of a node's object store."""
 PATIENCE = 300.0
