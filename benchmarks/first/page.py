@@ -310,11 +310,13 @@ def page(found: Sequence[Row], folder: Path) -> str:
         "# The first leaderboard",
         "Made by `python benchmarks/first/page.py` from the records in "
         "[leaderboards/results](../leaderboards/results); what they say is in [findings.md](findings.md). In "
-        "percent; of `forgetting` less is better; equal ranks are ties of the paired test (p < 0.05, Holm); "
+        "percent; of `forgetting` less is better; a rank is 1 + the number of rows that are better by the "
+        "paired test (p < 0.05, Holm), so that equal ranks are ties; "
         "`target-aware` rows are told the attack, and ranked apart. Worst cases are over the points that all "
         "attacks have met, fewer than those of the other columns: AutoAttack is dear. Comparisons give the "
         "95 % interval over seeds and test points, of one seed over points alone; bold ones differ by the "
-        "paired test over points and, of several seeds, by that over both.",
+        "paired test over points and, of several seeds, by that over both, which near 0.05 an interval need "
+        "not agree with.",
         "Every seed 0 of the digits is trained and attacked again, and compared with its record, by\n\n"
         "```sh\nadvbench verify leaderboards/results --retrain --run-seed 0 --dataset digits\n```\n\n"
         "On the record's processor, with its versions, all is the same bit for bit; elsewhere rounding leads "
