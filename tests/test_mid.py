@@ -18,6 +18,7 @@ from advbench.auditing import audit_run
 from advbench.cli.render import transfer_table
 from advbench.data import Split
 from advbench.regeneration import PICTURE, psnr, regenerate, ssim
+from advbench.verifying import Asked, verify_run
 from attacks_pool import InputError, pool
 from defenses import MID, Progress, Snapshot, Stage, TrainPlan, registry
 from defenses.encoding import Decoder, encode, find_head
@@ -530,6 +531,12 @@ def test_a_run_has_transferred_cells_and_a_picture(small_options: dict[str, Any]
     assert (found.path / PICTURE).read_bytes().startswith(b"\x89PNG")
     assert PICTURE in (found.path / "SHA256SUMS").read_text()
     assert check_run(found.path).problems == []
+    report = verify_run(found, Asked(stages="last", attacks="fgsm", points=10))
+    assert report.faults == []
+    # The images were drawn again, so nothing is left to be believed of them.
+    assert not any("regenerated" in line for line in report.not_looked_at)
+    first = verify_run(found, Asked(stages="0", attacks="fgsm", points=10))
+    assert any("regenerated_psnr" in line for line in first.not_looked_at)
     again = audit_run(found)
     strip = {"seconds"}
     assert [cell.model_dump(exclude=strip) for cell in again.probes] == [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -25,10 +25,8 @@ from leaderboards.records.checksums import digest_of
 from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
 from leaderboards.records.record import Role
 
-OF_THE_MODEL = (
-    *("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim"),
-    *("router_nmi", "router_overhead"),
-)
+ROUTED = ("router_nmi", "router_overhead")
+OF_THE_MODEL = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim", *ROUTED)
 """Metrics that no outcomes give: only the model itself can."""
 Claim = Callable[[Subject], Iterator[str]]
 
@@ -55,9 +53,9 @@ def check_claims(subject: Subject, report: Report) -> None:
         report.notes.append(f"no {MANIFEST}: the run's identity was not checked")
 
 
-def leave_metrics_of_the_model(subject: Subject, report: Report) -> None:
-    """Say which metrics of the record are believed, because no outcomes give them."""
-    if others := [name for name in OF_THE_MODEL if name in subject.record.metrics]:
+def leave_metrics(subject: Subject, report: Report, names: Sequence[str]) -> None:
+    """Say which of these metrics the record has: no outcomes give them, and nobody measured them again."""
+    if others := [name for name in names if name in subject.record.metrics]:
         report.not_looked_at.append(f"metrics that no outcomes give: {', '.join(others)}")
 
 

@@ -22,7 +22,7 @@ from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
 from advbench.interrupts import Interrupted
 from advbench.saved import Run
-from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics_of_the_model
+from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
 from advbench.verifying.flags import equal
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
 from advbench.verifying.rounding import far_off, spreads
@@ -154,7 +154,7 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     if exact and not report.discordant:
         report.faults += _metrics_of_the_model(record, again)
     else:
-        leave_metrics_of_the_model(subject, report)
+        leave_metrics(subject, report, OF_THE_MODEL)
     report.faults += [
         f"cost: {name} is {getattr(record.cost, name)}, training again takes {getattr(again.cost, name)}"
         for name in (*SIZES, *(PASSES if exact else ()))

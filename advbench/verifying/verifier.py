@@ -16,9 +16,11 @@ from advbench.evaluate import measure_some
 from advbench.saved import Run
 from advbench.verifying.again import check_regenerated, check_size, repeat_audit
 from advbench.verifying.claims import (
+    OF_THE_MODEL,
+    ROUTED,
     check_claims,
     check_labels,
-    leave_metrics_of_the_model,
+    leave_metrics,
     without_weights,
 )
 from advbench.verifying.report import Comparison, Report, differences, judge, machine_of
@@ -60,7 +62,6 @@ def verify_run(
     subject, asked = subject_of(run, weights=weights), asked or Asked()
     report = Report(run.record.id, run.path, "re-evaluated")
     check_claims(subject, report)
-    leave_metrics_of_the_model(subject, report)
     if report.confirmed:
         if without_weights(subject):
             raise InputError(
@@ -122,6 +123,8 @@ def _remeasure(
             report.faults += check_size(subject, looked, device)
             report.faults += check_regenerated(subject, looked, device)
             repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags)
+    # Regenerated images belong to the last stage, and are looked at with it.
+    leave_metrics(subject, report, ROUTED if last in sample.stages else OF_THE_MODEL)
     if last not in sample.stages:
         report.not_looked_at.append("the audit, parameters and multiply-adds, which belong to the last stage")
     other = differences(subject.record, report.machine)

@@ -22,6 +22,7 @@ from leaderboards.records.store import write_bytes
 
 NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED})
 """Logs, which grow until the very end, and what does not belong to a finished run or comes after it."""
+CHANGED: Final = "changed since the run was finished (its checksum differs)"
 _LINE: Final = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
 
@@ -109,7 +110,7 @@ def _compare(path: Path, name: str, expected: str) -> list[str]:
         same = digest_of(path) == expected
     except RecordError as error:
         return [f"{_shown(name)}: {error}"]
-    return [] if same else [f"{_shown(name)}: changed since the run was finished (its checksum differs)"]
+    return [] if same else [f"{_shown(name)}: {CHANGED}"]
 
 
 def _files(run_dir: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from leaderboards.errors import RecordError
-from leaderboards.records.checksums import digest_of, listed_files
+from leaderboards.records.checksums import CHANGED, digest_of, listed_files
 from leaderboards.records.layout import RECORD
 from leaderboards.records.record import Record
 from leaderboards.records.store import read_record, run_paths
@@ -25,7 +25,7 @@ def read_finished(run_dir: Path) -> tuple[Record, str | None]:
     except RecordError as error:
         return record, None if isinstance(error.__cause__, FileNotFoundError) else str(error)
     if expected != digest_of(path):
-        return record, f"{path}: changed since the run was finished (its checksum differs)"
+        return record, f"{path}: {CHANGED}"
     return record, None
 
 
