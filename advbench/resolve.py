@@ -187,17 +187,18 @@ def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mappin
         "eps_warmup": 0.0,
         "select": "last",
     }
-    return _checked_plan({**inherited, **options.pretrain, **settings})
+    return _checked_plan({**inherited, **options.pretrain, **settings}, "pretrain.")
 
 
-def _checked_plan(values: Mapping[str, Any]) -> TrainPlan:
+def _checked_plan(values: Mapping[str, Any], prefix: str = "") -> TrainPlan:
+    """The plan of ``values``; errors name a key as the user writes it, with its ``prefix``."""
     for key in values:
         if key not in TrainPlan.model_fields:
-            raise unknown("plan key", key, TrainPlan.model_fields)
+            raise unknown("plan key", prefix + key, [prefix + name for name in TrainPlan.model_fields])
     try:
         return TrainPlan.model_validate(dict(values))
     except ValidationError as error:
-        raise InputError(explain(error)) from None
+        raise InputError(prefix + explain(error)) from None
 
 
 def _model(text: str) -> str:
