@@ -7,9 +7,11 @@ a line here.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -473,6 +475,20 @@ def test_contract_catches_the_planted(name: str) -> None:
 @pytest.mark.parametrize("check", CHECKS)
 def test_contract_lets_an_honest_attack_pass(check: str) -> None:
     CHECKS[check](make_case(shortened("honest", "digits", planted), (1, 8, 8), 10))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_example_of_the_readme_keeps_the_contract(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Pool()
+    monkeypatch.setattr("attacks_pool.register", source.register)
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+    (block,) = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        if "AttackInfo(" in block
+    )
+    exec(block, {"torch": torch, "__name__": "readme"})
+    CHECKS[check](make_case(shortened("my-noise", "digits", source), (1, 8, 8), 10))
 
 
 # What the wrapper around every attack refuses and guards.

@@ -182,7 +182,10 @@ WRONG_RUNS: dict[str, tuple[str, str]] = {
     "batch size": ("--set batch_size=1", "batch_size: Input should be greater than or equal to 2"),
     "pretraining": ("--set pretrain.epochs=0", "pretrain.epochs: Input should be greater than or equal to 1"),
     "rate of pretraining": ("--set pretrain.lr=fast", "pretrain.lr: Input should be a valid number"),
-    "warm-up of pretraining": ("--set pretrain.eps_warmup=99", "pretrain.eps_warmup=99 is longer than the 1 epochs"),
+    "warm-up of pretraining": (
+        "--set pretrain.eps_warmup=99",
+        "pretrain.eps_warmup=99 is longer than",
+    ),
     "augmentation of pretraining": ("--set pretrain.augmentation=zoom", "pretrain.augmentation.0: Input"),
     "select": ("--select best", "select: Input should be 'last' or 'val-robust' (given 'best')"),
     "train-set without =": ("--train-set fgsm.eps", "--train-set 'fgsm.eps' cannot be read: write key=value"),
