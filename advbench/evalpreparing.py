@@ -18,7 +18,7 @@ from advbench.resolve import parse_points
 from advbench.suites import suite
 from advbench.surrogates import given_surrogate
 from attacks_pool import InputError
-from attacks_pool.attack import check_images
+from attacks_pool.attack import check_task
 
 
 def prepare_job(
@@ -50,8 +50,7 @@ def prepare_job(
     data = load_dataset(dataset, data_dir)
     chosen = suite(attacks, preset, data)
     counts = parse_points(points, data, chosen)
-    for attack in chosen:
-        check_images(attack.info, data.test.x[:1])
+    check_task(chosen, data.image_shape, data.num_classes)
     other = given_surrogate(surrogate, data)
     source: Source | Callable[[Tensor], Any]
     if isinstance(model, str):

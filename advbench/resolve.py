@@ -12,7 +12,7 @@ from advbench.data import DataSet
 from advbench.models import MODELS
 from advbench.plans import PLANS, PRETRAIN_EPOCHS, WARMUPS
 from attacks_pool import Attack, InputError, pool
-from attacks_pool.attack import check_images
+from attacks_pool.attack import check_task
 from attacks_pool.errors import unknown
 from attacks_pool.metadata import Value, parse_number
 from attacks_pool.text import parse_attacks
@@ -40,8 +40,9 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
     seed = options.seed if sample_seed is None else sample_seed
     sequence = _sequence(options, data, seed)
     unseen, extra = _others(options, data.budget, sequence)
-    for attack in [*sequence, *unseen, *extra]:
-        check_images(attack.info, data.test.x[:1])
+    every = [*sequence, *unseen, *extra]
+    check_task(every, data.image_shape, data.num_classes)
+    check_task([attack.for_training() for attack in sequence], data.image_shape, data.num_classes)
     if regime == "meta" and len(sequence) < 2:
         raise InputError("regime 'meta' needs two attacks or more in the sequence")
     plan = _plan(options, data, plan_set)
@@ -58,7 +59,7 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
         model=_model(options.model or data.default_model),
         plan=plan,
         pretrain=_pretrain(options, data, plan, pretrain_set),
-        points=parse_points(options.points, data, [*sequence, *unseen, *extra]),
+        points=parse_points(options.points, data, every),
         seed=options.seed,
         device=options.device,
         threads=options.threads,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -167,7 +167,31 @@ def check_images(info: AttackInfo, x: Tensor) -> None:
     Raises:
         InputError: a number of channels or a side that it cannot treat.
     """
-    channels, side = x.shape[1], min(x.shape[2:])
+    _check_shape(info, tuple(x.shape[1:]))
+
+
+def check_task(attacks: Iterable[Attack], shape: tuple[int, ...], classes: int) -> None:
+    """Refuse attacks that cannot be made on such images and classes, before any of them is made.
+
+    Args:
+        attacks: what is to be measured or trained against.
+        shape: of an image, (C, H, W).
+        classes: how many the models tell apart.
+
+    Raises:
+        InputError: the first attack that cannot treat them, or whose library refuses its knobs.
+    """
+    for attack in attacks:
+        info = attack.info
+        _check_shape(info, shape)
+        if classes < info.min_classes:
+            raise InputError(f"attack {info.name!r} needs {info.min_classes} classes or more, not {classes}")
+        if info.check is not None:
+            info.check(attack.knobs, shape, classes)
+
+
+def _check_shape(info: AttackInfo, shape: tuple[int, ...]) -> None:
+    channels, side = shape[0], min(shape[1:])
     if info.channels is not None and channels not in info.channels:
         allowed = " or ".join(map(str, info.channels))
         raise InputError(f"attack {info.name!r} needs images of {allowed} channels, not {channels}")

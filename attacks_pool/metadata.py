@@ -132,7 +132,9 @@ class AttackInfo(BaseModel):
     ``eps`` (``budgeted``) or looks for the smallest perturbation (``minimal-norm``); ``paper`` is an arXiv
     id, ``None`` where there is none.
 
-    ``channels`` and ``min_side`` say what images it takes (``None``: any number of channels).
+    ``channels``, ``min_side`` and ``min_classes`` say what images and models it takes (``None``: any number
+    of channels). ``check(knobs, shape, classes)`` raises InputError for whatever else it would refuse of
+    images (C, H, W) and so many classes, without a model.
     ``reduced_precision`` allows evaluation to run the search in bfloat16; the verdict never is.
     ``cost(knobs, classes)`` gives the most sample-passes, forward and backward, that one point takes.
     """
@@ -149,8 +151,10 @@ class AttackInfo(BaseModel):
     knobs: dict[str, Knob] = Field(default_factory=dict)
     channels: tuple[int, ...] | None = None
     min_side: int = Field(default=1, ge=1)
+    min_classes: int = Field(default=2, ge=2)
     reduced_precision: bool = False
     cost: Callable[[Mapping[str, Any], int], tuple[int, int]] | None = None
+    check: Callable[[Mapping[str, Any], tuple[int, ...], int], None] | None = None
 
     @field_validator("family")
     @classmethod

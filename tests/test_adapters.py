@@ -7,6 +7,7 @@ import inspect
 import json
 import random
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from attacks_pool import Attack, InputError, ModelState, adapters, count_passes,
 from attacks_pool.adapters.containment import Contained, mend
 from attacks_pool.adapters.pyautoattack_adapter import PEERS as AUTO
 from attacks_pool.adapters.torchattacks_adapter import PEERS as TORCH
+from attacks_pool.attack import check_task
 from attacks_pool.text import attack_name, parse_attacks
 from leaderboards.boards.labels import brief
 
@@ -272,6 +274,47 @@ def test_canonical_text_reads_back(name: str) -> None:
     assert attack.info.family
     assert pool.entry(name).summary.endswith(".")
     assert not {"alpha", "n_iter", "num_steps", "nb_iter", "n_restarts"} & set(attack.knobs)
+
+
+@pytest.mark.parametrize("name", marked(ALL))
+def test_what_the_library_refuses_is_known_without_a_model(name: str) -> None:
+    attack, least = pool.get(name, budget="cifar10"), adapters.find(name).least_classes
+    if least > 2:
+        with pytest.raises(InputError, match=f"^attack '{name}' needs {least} classes or more, not 2$"):
+            check_task([attack], (3, 32, 32), 2)
+    if "BrendelBethge" in name and find_spec("numba") is None:
+        with pytest.raises(InputError, match="needs numba, which is not installed"):
+            check_task([attack], (3, 32, 32), 10)
+    else:
+        check_task([attack, attack.for_training()], (3, 32, 32), 10)
+
+
+@needs["ta"]
+def test_knobs_that_a_library_refuses_are_refused_before_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = importlib.import_module("torchattacks")
+
+    class Picky(library.PGD):  # type: ignore[misc, name-defined]
+        def __init__(self, *_model: nn.Module, **_arguments: Any) -> None:
+            raise ValueError("steps must be odd")
+
+    attack = pool.get("ta:PGD", budget="digits")
+    monkeypatch.setattr(
+        Picky.__init__, "__signature__", inspect.signature(library.PGD.__init__), raising=False
+    )
+    monkeypatch.setattr(library, "PGD", Picky)
+    with pytest.raises(InputError, match="'ta:PGD' refuses its knobs: ValueError: steps must be odd"):
+        check_task([attack], (1, 8, 8), 10)
+
+
+@needs["aa"]
+@pytest.mark.parametrize("name", ["aa:square-l2", "aa:square-l1"])
+def test_least_side_is_that_of_the_library(name: str) -> None:
+    attack, model = pool.get(name, budget="digits", steps=5), nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    x, y = torch.rand(2, 1, 5, 5), torch.zeros(2, dtype=torch.int64)
+    model(x)
+    assert attack(model, x, y).shape == x.shape
+    with pytest.raises(InputError, match="needs images of 5 pixels a side, not 4"):
+        check_task([attack], (1, 4, 4), 3)
 
 
 @needs["ta"]

@@ -18,14 +18,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from advbench import evaluate_model, load_run
+from advbench import evaluate_model, load_run, run
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluate import evaluate
 from advbench.saved import Run
 from advbench.suites import PRESETS, preset_attacks, suite
 from advbench.surrogates import plain_surrogate
-from attacks_pool import InputError, pool
+from attacks_pool import AttackInfo, InputError, pool
+from attacks_pool.registry import Entry
 from leaderboards import comparable, read_outcomes, read_record, rows
 from leaderboards.statistics.metrics import METRICS
 
@@ -392,6 +393,45 @@ def test_one_line_and_nothing_written(case: str, here: Path, capfd: Any) -> None
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("attacks", "line"),
+    [
+        ("square,aa:apgd-t", "attack 'aa:apgd-t' needs 4 classes or more, not 3"),
+        ("fgsm,ta:AutoAttack", "attack 'ta:AutoAttack' needs 4 classes or more, not 3"),
+        ("fgsm,planted", "attack 'planted' needs 5 classes or more, not 3"),
+        ("fgsm,wide", "attack 'wide' needs images of 64 pixels a side, not 32"),
+        ("fgsm,fussy", "fussy is for digits"),
+    ],
+)
+def test_what_is_known_of_attacks_is_refused_before_any_is_made(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attacks: str, line: str
+) -> None:
+    """In ``eval`` and in ``run``: classes, images, and what a library's constructor refuses."""
+
+    def fussy(_knobs: object, shape: tuple[int, ...], classes: int) -> None:
+        assert (shape, classes) == ((3, 32, 32), 3)
+        raise InputError("fussy is for digits")
+
+    wants: dict[str, dict[str, Any]] = {
+        "planted": {"min_classes": 5},
+        "wide": {"min_side": 64},
+        "fussy": {"check": fussy},
+    }
+    for name, more in wants.items():
+        info = AttackInfo(name=name, family="noise", norm="linf", access="black-box", paper=None, **more)
+        monkeypatch.setitem(pool._entries, name, Entry(info, lambda _m, x, _y, **_k: x, "here"))
+    told: list[object] = []
+    where: dict[str, Any] = {"dataset": f"folder:{here / 'photos'}", "listeners": [told.append]}
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+        evaluate_model("outside:make", attacks=attacks, runs_dir=tmp_path, **where)
+    for role in ("unseen", "eval", "sequence"):
+        given = {"sequence": "pgd", "unseen": "none", role: attacks}
+        with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+            run("at", model="outside:make", runs_dir=tmp_path, **given, **where)
+    assert told == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_modules_take_no_files(network: Network, tmp_path: Path) -> None:

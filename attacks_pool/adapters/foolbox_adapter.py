@@ -46,26 +46,29 @@ def _arguments(name: str, budget: str | None) -> Mapping[str, Any]:
     return found
 
 
-def _craft(name: str, fixed: Mapping[str, Any], job: Job) -> object:
+def _make(name: str, fixed: Mapping[str, Any], job: Job) -> Any:
     foolbox = import_module("foolbox")
     given = {**fixed, **job.arguments}
     given.pop("eps", None)
     if STEP in given:
         given["abs_stepsize"] = given.pop(STEP)
-    cls = getattr(foolbox.attacks, name)
     try:
-        attack = cls(**given)
+        return getattr(foolbox.attacks, name)(**given)
     except ImportError as error:
         raise InputError(f"attack 'fb:{name}' needs {error.name}, which is not installed") from None
     except (ValueError, TypeError, AssertionError) as error:
         raise refused(f"fb:{name}", error) from None
+
+
+def _craft(name: str, fixed: Mapping[str, Any], job: Job) -> object:
+    foolbox, attack = import_module("foolbox"), _make(name, fixed, job)
     network = foolbox.PyTorchModel(job.model, bounds=(0, 1), device=job.x.device)
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         criterion = foolbox.criteria.Misclassification(y)
         if name == "SpatialAttack":
             return attack(network, x, criterion)[0]  # type: ignore[no-any-return]
-        if issubclass(cls, foolbox.attacks.base.FixedEpsilonAttack):
+        if isinstance(attack, foolbox.attacks.base.FixedEpsilonAttack):
             return attack.run(network, x, criterion, epsilon=job.eps)  # type: ignore[no-any-return]
         return attack.run(network, x, criterion)  # type: ignore[no-any-return]
 
@@ -158,6 +161,7 @@ def _peer(name: str, family: str, norm: Any, paper: str | None, kind: Any, *, ba
     budget = {"budgeted": "eps" if norm else "max_translation"}.get(kind)
     gradient = kind == "budgeted" and family in ("projected-gradient", "momentum", "single-step")
     cost: Cost | None = gradient_steps if gradient and name != "VirtualAdversarialAttack" else None
+    fixed = {"constraint": norm} if name == "HopSkipJumpAttack" else {}
     return Peer(
         name=f"fb:{name}" if bare else f"fb:{name}-{norm}",
         summary=f"{name} of foolbox{f', {norm}' if norm else ''}{together}.",
@@ -166,7 +170,8 @@ def _peer(name: str, family: str, norm: Any, paper: str | None, kind: Any, *, ba
         kind=kind,
         access="white-box" if family in _WHITE else "black-box",
         paper=paper,
-        craft=partial(_craft, name, {"constraint": norm} if name == "HopSkipJumpAttack" else {}),
+        craft=partial(_craft, name, fixed),
+        make=partial(_make, name, fixed),
         arguments=partial(_arguments, name, budget),
         budget=budget,
         choices=CHOICES,

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attacks_pool.adapters.containment import Contained, mend, trace_kept
 from attacks_pool.errors import InputError
 from attacks_pool.metadata import Access, AttackInfo, Kind, Knob, Norm, Value
-from attacks_pool.randomness import draw_seed
+from attacks_pool.randomness import draw_seed, isolated_randomness
 
 OURS: Mapping[str, str] = {
     "max_epsilon": "eps",
@@ -38,6 +39,7 @@ UNSEEN = {"self", "model", "device", "logger", "seed", "verbose", "n_classes", "
 TRAINING_STEPS = 10
 
 Cost = Callable[[Mapping[str, Any], int], tuple[int, int]]
+Make = Callable[["Job"], object]
 Craft = Callable[["Job"], object]
 
 
@@ -58,7 +60,8 @@ class Job:
 class Peer:
     """An attack of another library.
 
-    ``craft`` runs it; ``arguments`` are its own with their defaults, as the library declares them (read when
+    ``craft`` runs it; ``make`` only builds it, which is where the library checks its arguments (``None``: it
+    has none). ``arguments`` are its own with their defaults, as the library declares them (read when
     first needed, so that the table can be shown without the library). ``budget`` is the argument that takes
     eps (``None``: eps is only the bound that counts at evaluation); ``least_classes`` what its loss needs;
     ``asks_classes``: it must be told the number of classes.
@@ -78,6 +81,7 @@ class Peer:
     channels: tuple[int, ...] | None = None
     min_side: int = 1
     least_steps: int = 1
+    make: Make | None = None
     least_classes: int = 2
     asks_classes: bool = False
     cost: Cost | None = None
@@ -95,6 +99,8 @@ class Peer:
             knobs=self._knobs,
             channels=self.channels,
             min_side=self.min_side,
+            min_classes=self.least_classes,
+            check=self.check,
             cost=self.cost,
         )
 
@@ -139,6 +145,30 @@ class Peer:
         low = -math.inf if argument in SIGNED else 0.0
         return Knob(real, f"{words} of the library", low=low, choices=self.choices.get(argument, ()))
 
+    def check(self, knobs: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> None:
+        """Have the library build the attack for images (C, H, W) and so many classes, around no real model.
+
+        Raises:
+            InputError: the library refuses an argument, or lacks what it needs.
+        """
+        if self.make is not None:
+            x = torch.zeros(1, *shape)
+            blank = Contained(nn.Sequential(nn.Flatten(), nn.Linear(x.numel(), classes)), x)
+            y = torch.zeros(1, dtype=torch.int64)
+            with isolated_randomness(0, x.device), trace_kept():
+                self.make(self._job(blank, x, y, classes, 0, knobs))
+
+    def _job(
+        self, model: Contained, x: Tensor, y: Tensor, classes: int, seed: int, given: Mapping[str, Any]
+    ) -> Job:
+        eps = float(given["eps"])
+        arguments: dict[str, Any] = {
+            argument: given[OURS.get(argument, argument)] for argument in self._given
+        }
+        if self.budget is not None:
+            arguments[self.budget] = eps
+        return Job(model, x, y, eps, arguments, classes, seed)
+
     def run(
         self,
         model: nn.Module,
@@ -158,14 +188,9 @@ class Peer:
             raise InputError(
                 f"attack {self.name!r} needs a model of {self.least_classes} classes or more, not {classes}"
             )
-        arguments: dict[str, Any] = {
-            argument: given[OURS.get(argument, argument)] for argument in self._given
-        }
-        if self.budget is not None:
-            arguments[self.budget] = eps
         seed = draw_seed(given["generator"]) % 2**31
         with trace_kept():
-            found = self.craft(Job(contained, x, y, eps, arguments, classes, seed))
+            found = self.craft(self._job(contained, x, y, classes, seed, given))
         return mend(found, x, eps, self.norm, self.kind)
 
 

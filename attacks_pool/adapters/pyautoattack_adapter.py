@@ -58,7 +58,7 @@ def _arguments(part: str, norm: str) -> Mapping[str, Any]:
     return found
 
 
-def _craft(part: str, norm: str, job: Job) -> object:
+def _make(part: str, norm: str, job: Job) -> Any:
     takes = inspect.signature(_class(part).__init__).parameters
     extra = {"use_largereps": norm == "l1", "logger": _quiet, "device": job.x.device, "seed": job.seed}
     given = {**job.arguments, **FIXED[part][1], "norm": NORMS[norm], "verbose": False}
@@ -66,10 +66,13 @@ def _craft(part: str, norm: str, job: Job) -> object:
     if "n_target_classes" in given:
         given["n_target_classes"] = min(int(given["n_target_classes"]), job.classes - 1)
     try:
-        attack = _class(part)(job.model, **given)
+        return _class(part)(job.model, **given)
     except (ValueError, TypeError, AssertionError) as error:
         raise refused(f"aa:{part}", error) from None
-    return attack.perturb(job.x, job.y)
+
+
+def _craft(part: str, norm: str, job: Job) -> object:
+    return _make(part, norm, job).perturb(job.x, job.y)
 
 
 def _whole(version: str, norm: str, job: Job) -> Tensor:
@@ -87,6 +90,9 @@ def _whole(version: str, norm: str, job: Job) -> Tensor:
 
 
 LEAST = {"apgd-dlr": 3, "apgd-t": 4, "standard": 4, "plus": 4, "rand": 3}
+SQUARE_SIDE = 5
+"""Least side of images on which the library's Square finds room for its windows of l2 and l1."""
+WITH_SQUARE = ("square", "standard", "plus")
 FAMILY = {"fab": "minimal-norm", "fab-t": "minimal-norm", "square": "query"}
 PAPER = {"fab": "1907.02044", "fab-t": "1907.02044", "square": "1912.00049"}
 
@@ -103,9 +109,11 @@ def _peer(part: str, norm: Any) -> Peer:
         access="black-box" if family == "query" else "white-box",
         paper=PAPER.get(part, "2003.01690" if norm != "l1" else "2103.01208"),
         craft=partial(_whole if whole else _craft, part, norm),
+        make=None if whole else partial(_make, part, norm),
         arguments=dict if whole else partial(_arguments, part, norm),
         budget=None if whole else "eps",
         choices={"loss": ("margin", "ce")},
+        min_side=SQUARE_SIDE if part in WITH_SQUARE and norm != "linf" else 1,
         least_classes=LEAST.get(part, 2),
         asks_classes=whole or part in ("apgd-t", "fab-t"),
     )

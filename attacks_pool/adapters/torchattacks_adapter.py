@@ -18,6 +18,9 @@ from attacks_pool.adapters.peer import Cost, Job, Peer, refused
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 """Attacks whose kernels are made for three channels."""
+LEAST_SIDE = {"DIFGSM": 2, "TIFGSM": 2}
+LEAST_SIDE_L2 = {"Square": 5, "AutoAttack": 5}
+"""Where Square needs room for two windows beside each other."""
 TELLS_CLASSES = {"APGDT", "FAB", "AutoAttack"}
 TEN_CLASSES = {"JSMA"}
 """Attacks that take class (y + 1) mod 10 as their target; they are told the model's own number instead."""
@@ -47,7 +50,7 @@ def _arguments(name: str) -> Mapping[str, Any]:
     }
 
 
-def _craft(name: str, norm: str | None, job: Job) -> Tensor:
+def _make(name: str, norm: str | None, job: Job) -> Any:
     import torchattacks
 
     cls = getattr(torchattacks, name)
@@ -58,6 +61,11 @@ def _craft(name: str, norm: str | None, job: Job) -> Tensor:
         attack = cls(job.model, **given)
     except (ValueError, TypeError, AssertionError, KeyError, NotImplementedError) as error:
         raise refused(f"ta:{name}", error) from None
+    return attack
+
+
+def _craft(name: str, norm: str | None, job: Job) -> Tensor:
+    attack = _make(name, norm, job)
     if name in TEN_CLASSES:
         attack.set_mode_targeted_by_function(lambda _images, labels: (labels + 1) % job.classes, quiet=True)
     found: Tensor = attack(job.x, job.y)
@@ -144,12 +152,13 @@ def _peer(name: str, family: str, norm: Any, paper: str | None, kind: Any, *, ba
         access="black-box" if family in ("query", "noise") else "white-box",
         paper=paper,
         craft=partial(_craft, name, NORMS.get(norm or "")),
+        make=partial(_make, name, NORMS.get(norm or "")),
         arguments=partial(_arguments, name),
         budget=_OWN_BUDGET.get(name, "eps") if takes_eps else None,
         choices=CHOICES.get(name, {}),
         least_steps=10 if name in ("EADL1", "EADEN") else 1,
         channels=(3,) if name in COLOUR else None,
-        min_side=2 if name in ("DIFGSM", "TIFGSM") else 1,
+        min_side=(LEAST_SIDE_L2 if norm == "l2" else LEAST_SIDE).get(name, 1),
         least_classes=4 if name in ("APGDT", "AutoAttack") else 2,
         asks_classes=name in TELLS_CLASSES | TEN_CLASSES,
         cost=_COSTS.get(name),
