@@ -11,6 +11,7 @@ from advbench.audit import audit, probe
 from advbench.audit.probes import POINTS
 from advbench.audit.verdict import verdict_of
 from advbench.data import Split
+from advbench.environment import undisturbed
 from advbench.evaluate import Row
 from advbench.resolve import bound_attacks, points_of
 from advbench.saved import Run
@@ -22,6 +23,7 @@ RECORDED = ("nan-logits", "changed-model", "stochastic")
 """What was seen while the run was measured, which its stored outcomes no longer show."""
 
 
+@undisturbed()
 def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -> Audit:
     """Probe the final model of a run and judge it, with what the run measured; writes nothing.
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from advbench.config import Options, RunConfig, explain
-from advbench.environment import reproducible
+from advbench.environment import reproducible, undisturbed
 from advbench.events import Event, JsonLog, Listener, TensorBoardLog, check_tensorboard, tell
 from advbench.failures import failing, resume_command
 from advbench.loop import Benchmark
@@ -26,6 +26,7 @@ from leaderboards.records.layout import LOG
 __all__ = ["Prepared", "prepare", "run"]
 
 
+@undisturbed()
 def run(
     defense: str | None = None,
     sequence: str | Sequence[str] | None = None,

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import advbench
 from advbench.data import DataSet
 from attacks_pool.errors import InputError, unknown
+from attacks_pool.guard import ordinary_mode
 
 PACKAGES = ("advbench", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "pydantic", "safetensors")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -43,6 +44,16 @@ def choose_device(text: str) -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError("device 'mps' is not here: use auto or cpu")
     return torch.device(text)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No inference mode, gradients and no autocast inside, whatever the caller is in; also a decorator."""
+    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    with ordinary_mode(), ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from advbench.config import MOST_THREADS
-from advbench.environment import reproducible
+from advbench.environment import reproducible, undisturbed
 from advbench.evaljob import evaluate_job
 from advbench.evalpreparing import prepare_job
 from advbench.events import Listener
@@ -21,6 +21,7 @@ from advbench.timeouts import check_timeout
 from attacks_pool import InputError
 
 
+@undisturbed()
 def evaluate_model(
     model: str | Callable[[Tensor], Any],
     dataset: str = "digits",

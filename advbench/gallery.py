@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.environment import reproducible
+from advbench.environment import reproducible, undisturbed
 from advbench.regeneration import Regenerates, pixels
 from advbench.resolve import bound_attacks
 from advbench.saved import Run
@@ -57,6 +57,7 @@ class Gallery:
     attacked: list[Attacked]
 
 
+@undisturbed()
 def gallery(run: Run, *, points: int = POINTS, attacks: Sequence[str] = ()) -> Gallery:
     """Attack a run's final model anew, with the run's own attacks, on a few of its test points.
 

@@ -17,6 +17,7 @@ from advbench.data import DataSet, load_dataset
 from advbench.data.registry import FOLDER
 from advbench.models import MODELS, build_model
 from attacks_pool.errors import InputError
+from attacks_pool.guard import ordinary_mode
 from attacks_pool.randomness import key_seed
 from defenses import Defense, registry
 from leaderboards import Record, read_record
@@ -65,6 +66,7 @@ class Run:
         return self.stage(self.record.stages[-1].index)
 
     @cached_property
+    @ordinary_mode()
     def test_data(self) -> tuple[Tensor, Tensor]:
         """``x`` float32 (n, C, H, W) and ``y`` int64 (n,), exactly as evaluated and in that order."""
         points = max(cell.n for cell in self.record.cells)
@@ -77,6 +79,7 @@ class Run:
         return f"{FOLDER}{self.data_dir}" if self.data_dir and name.startswith(FOLDER) else name
 
     @cached_property
+    @ordinary_mode()
     def data(self) -> DataSet:
         """The data set of the run.
 
@@ -92,6 +95,7 @@ class Run:
             )
         return data
 
+    @ordinary_mode()
     def stage(self, index: int) -> Defense:
         """The defense as it was after a stage; 0 is the plain pretrained classifier.
 

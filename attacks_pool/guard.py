@@ -10,6 +10,31 @@ from torch import nn
 
 
 @contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Gradients enabled and no inference mode inside, whatever the caller is in; also a decorator."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def out_of_inference(model: nn.Module) -> None:
+    """Replace parameters and buffers that were made in inference mode by equal ones that allow gradients."""
+    made: dict[int, torch.Tensor] = {}
+
+    def ordinary(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.detach().clone()
+        return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+    with torch.inference_mode(False):
+        for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # its tensors cannot be replaced
+            for held in (module._parameters, module._buffers):
+                for name, tensor in list(held.items()):
+                    if tensor is not None and tensor.is_inference():
+                        held[name] = made.setdefault(id(tensor), ordinary(tensor))
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode inside; afterwards each has its own flag back.
 
@@ -34,7 +59,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     for parameter, _, _ in gradients:
         parameter.grad = None
     try:
-        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+        with evaluation_mode(model), ordinary_mode():
             yield
     finally:
         for parameter, gradient, trained in gradients:

@@ -7,7 +7,7 @@ minimal-norm point beyond eps is unsuccessful, neither invalid nor projected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 RELATIVE_SLACK = 1e-5
 ABSOLUTE_SLACK = 1e-7
+ROUNDING = 1e-6
+"""How far clean pixels may leave [0, 1] by rounding, before they are brought back."""
 NORMS = (None, "linf", "l2", "l1", "l0")
 KINDS = ("budgeted", "minimal-norm")
 Predict = Callable[[Tensor], Tensor]
@@ -60,11 +62,17 @@ def verify(
         A verdict; ``robust`` is right after the attack. Scores that are not numbers count as wrong.
 
     Raises:
-        ValueError: an unknown norm or kind, or an eps that is no finite number from 0 on.
+        ValueError: an unknown norm or kind, an eps that is no finite number from 0 on, or x or y that is no
+            tensor.
     """
     if norm not in NORMS or kind not in KINDS or not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"cannot verify norm={norm!r}, eps={eps}, kind={kind!r}")
+    for name, given in (("x", x), ("y", y)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"cannot verify: {name} must be a torch.Tensor, not {type(given).__name__}")
     bound: Literal["norm", "box-only"] = "box-only" if norm is None else "norm"
+    if x.numel() and float(x.min()) >= -ROUNDING and float(x.max()) <= 1 + ROUNDING:
+        x = x.clamp(0, 1)  # as attacks read such pixels
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
         x_adv, invalid = x, ~none
@@ -98,10 +106,28 @@ def predict_exactly(model: nn.Module | Predict, x: Tensor) -> Tensor:
         flags = {module: module.training for module in model.modules()}
         model.eval()
         try:
-            return torch.as_tensor(model(x)).float()
+            return _scores(model, x)
         finally:
             for module, training in flags.items():
                 module.training = training
+
+
+def _scores(model: nn.Module, x: Tensor) -> Tensor:
+    """What ``model`` gives for float32 images: in the type of its weights, where it takes no other.
+
+    An object's ``.logits``, or a mapping's ``"logits"``, are its scores.
+    """
+    own = {one.dtype: None for one in model.parameters() if one.is_floating_point() and one.dtype != x.dtype}
+    for kind in (x.dtype, *own):
+        try:
+            found: Any = model(x.to(kind))
+            break
+        except RuntimeError:
+            if kind == [x.dtype, *own][-1]:
+                raise
+    if not isinstance(found, Tensor):
+        found = found["logits"] if isinstance(found, Mapping) else getattr(found, "logits", found)
+    return torch.as_tensor(found).float()
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from attacks_pool.asking import ask
 from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError
 from attacks_pool.following import Follower
-from attacks_pool.guard import buffers_kept
+from attacks_pool.guard import buffers_kept, ordinary_mode, out_of_inference
 from attacks_pool.passes import Passes, count_passes
 from attacks_pool.randomness import isolated_randomness, keyed_generator
 from attacks_pool.search import pays_in_bfloat16
@@ -56,10 +57,9 @@ class Defense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        logits: Tensor = self.model(x)
-        # Autocast leaves them in bfloat16, whose softmax is too coarse for a loss or a margin.
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return ask(self.model, x, "the classifier")
 
+    @ordinary_mode()
     def fit(
         self,
         data: Batches,
@@ -96,6 +96,7 @@ class Defense(nn.Module):
             TrainingDivergedError: the loss is no longer finite.
         """
         plan = plan or TrainPlan()
+        out_of_inference(self)
         if not isinstance(attacks, Sequence) or any(isinstance(one, str) for one in attacks):
             given = reprlib.repr(attacks) if isinstance(attacks, Sequence) else type(attacks).__name__
             raise InputError(f"attacks must be a list such as [pool.get('pgd', eps=0.2)], not {given}")

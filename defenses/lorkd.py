@@ -14,6 +14,7 @@ from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.randomness import key_seed
 from defenses.base import Stage
+from defenses.checks import needs_float32
 from defenses.lowrank import (
     CLEAN,
     AdaptedConv2d,
@@ -103,6 +104,8 @@ class LoRKD(AdaptedDefense):
             raise unknown("choose", choose, get_args(Choose))
         super().__init__(model, rank=rank, scale=scale, seed=seed)
         self.lambda_kl, self.temperature, self.teacher_share = lambda_kl, temperature, teacher_share
+        if choose == "router":
+            needs_float32("lorkd with choose=router", model)
         self.choose, self.router_width, self.router_depth = choose, router_width, router_depth
         self.channels = channels
         self.router: ConvRouter | None = None

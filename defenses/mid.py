@@ -18,6 +18,7 @@ from attacks_pool.passes import count_passes
 from attacks_pool.randomness import draw_seed, isolated_randomness
 from attacks_pool.sampling import meta_tasks
 from defenses.base import Defense, Stage
+from defenses.checks import needs_float32
 from defenses.encoding import Decoder, encode, encoder_parameters, find_head, linear_layers
 from defenses.metadata import DefenseInfo
 from defenses.mixing import Mix, craft_batch
@@ -110,6 +111,7 @@ class MID(Defense):
             if given not in get_args(allowed):
                 raise unknown(name, given, get_args(allowed))
         linear_layers(model, "mid")
+        needs_float32("mid", model)
         self.teacher, self.lambda_rec = teacher, lambda_rec
         self.lambda_adv, self.lambda_cyc, self.lambda_lab = lambda_adv, lambda_cyc, lambda_lab
         self.inner_lr, self.first_order = inner_lr, first_order

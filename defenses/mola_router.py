@@ -16,6 +16,7 @@ from attacks_pool.errors import InputError
 from attacks_pool.randomness import key_seed
 from attacks_pool.thin import searching
 from defenses.base import Stage
+from defenses.checks import needs_float32
 from defenses.lowrank import AdaptedConv2d, AdaptedDefense, ConvRouter, Route, Task, adapted, task_contrast
 from defenses.metadata import DefenseInfo
 from defenses.registry import register
@@ -82,6 +83,7 @@ class MoLARouter(AdaptedDefense):
         for name, value, least in (("router_width", router_width, 1), ("router_depth", router_depth, 0)):
             if value < least:
                 raise InputError(f"{name}={value} must be at least {least}")
+        needs_float32("mola-router", model)
         super().__init__(model, rank=rank, scale=scale, norms="batch", seed=seed)
         self.lambda_twd, self.temperature = lambda_twd, temperature
         self.router_width, self.router_depth, self.channels = router_width, router_depth, channels

@@ -19,7 +19,7 @@ from advbench.identity import weights_digest
 from advbench.models import MODELS, Normalize, build_model, changes_images
 from advbench.models.zoo import _seeded
 from attacks_pool.errors import InputError, unknown
-from attacks_pool.guard import evaluation_mode
+from attacks_pool.guard import evaluation_mode, out_of_inference
 from attacks_pool.randomness import isolated_randomness, key_seed
 
 TORCHVISION, ROBUSTBENCH = "torchvision:", "robustbench:"
@@ -102,6 +102,7 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None) -> 
         inner, file = _built(source, data, seed)
         wrapped = ForeignModel(inner, text, data.num_classes)
     if source.mean is not None or source.std is not None:
+        _look(wrapped, data)
         wrapped = _normalised(wrapped, source.mean or (), source.std or ())
     wrapped.eval()
     _look(wrapped, data)
@@ -148,7 +149,9 @@ def _normalised(model: ForeignModel, mean: Sequence[float], std: Sequence[float]
 def _look(model: ForeignModel, data: DataSet) -> None:
     """Two empty images and one, in eval mode: whatever is wrong with the model's answers is said here."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    out_of_inference(model)
     with torch.no_grad(), isolated_randomness(0, device), evaluation_mode(model):
+        model.find_type(torch.zeros(2, *data.image_shape, device=device))
         for points in (2, 1):
             empty = torch.zeros(points, *data.image_shape, device=device)
             model.copies |= changes_images(model, empty)

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from advbench.models.factory import one_line
+from attacks_pool.asking import image_types, logits_in
 from attacks_pool.errors import InputError
 
 PROBED = (*range(1, 17), 20, 25, 32, 50, 64, 100, 128, 200, 250, 256, 500, 512)
 """Batch sizes that are tried on a model which refuses batches of two or of three."""
+
+UNKNOWN_TYPES = [torch.float64, torch.bfloat16, torch.float16]
+"""What is tried on a function that takes no float32 images, whose weights nobody sees."""
 
 
 class ForeignModel(nn.Module):
@@ -26,8 +30,10 @@ class ForeignModel(nn.Module):
             filled up with copies of their first image, whose logits are dropped.
         modal: whether ``inner`` has train and eval modes; exported programs were fixed in one.
 
-    ``copies`` gives ``inner`` a copy of the images, for one that writes into what it is given. ``forward``
-    raises InputError for anything but a tensor of that shape, and for whatever ``inner`` raises.
+    ``copies`` gives ``inner`` a copy of the images, for one that writes into what it is given; ``dtype`` is
+    the type that it gets them in, see :meth:`find_type`. Of an object with ``.logits``, or a mapping with
+    ``"logits"``, these are taken. ``forward`` raises InputError for anything but logits of that shape, and
+    for whatever ``inner`` raises.
     """
 
     def __init__(
@@ -42,17 +48,38 @@ class ForeignModel(nn.Module):
         super().__init__()
         self.inner = inner
         self.label, self.classes, self.batch, self.modal = label, classes, batch, modal
-        self.copies = False
+        self.copies, self.dtype = False, torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, ``classes``)."""
         if isinstance(x, torch.fx.Proxy):
             # Being traced: what is checked below are values, and a trace has none.
-            return self.inner(x.clone() if self.copies else x)
+            return self.inner(self._given(x))
         least, most = self.batch
         if least <= len(x) <= (most or len(x)):
             return self._ask(x)
         return torch.cat([self._fill(part, least) for part in torch.split(x, most or len(x))])
+
+    def find_type(self, x: Tensor) -> None:
+        """Set ``dtype``: float32 if ``inner`` takes images ``x`` in it, else the first of its weights' types.
+
+        Raises:
+            InputError: it takes them in none.
+        """
+        kinds = image_types(self)
+        if len(kinds) == 1 and not isinstance(self.inner, nn.Module):
+            kinds += UNKNOWN_TYPES
+        refused = []
+        for kind in kinds:
+            self.dtype = kind
+            try:
+                self(x)
+            except InputError as error:
+                refused.append(error)
+            else:
+                return
+        # What a function says of types that were only tried is no reason.
+        raise refused[-1 if isinstance(self.inner, nn.Module) else 0]
 
     def train(self, mode: bool = True) -> ForeignModel:
         """Set the mode, of what has one."""
@@ -67,26 +94,28 @@ class ForeignModel(nn.Module):
             return self._ask(x)
         return self._ask(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]))[: len(x)]
 
+    def _given(self, x: Tensor) -> Tensor:
+        x = x.clone() if self.copies else x
+        return x if self.dtype == torch.float32 else x.to(self.dtype)
+
     def _ask(self, x: Tensor) -> Tensor:
         try:
-            logits = self.inner(x.clone() if self.copies else x)
+            output = self.inner(self._given(x))
         except (InputError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:
             raise InputError(
                 f"model {self.label!r} fails on images of shape {tuple(x.shape)}: {one_line(error)}"
             ) from error
-        if not isinstance(logits, Tensor):
-            raise InputError(
-                f"model {self.label!r} gives {type(logits).__name__}, expected a tensor of logits"
-            )
+        logits: Tensor = logits_in(output, f"model {self.label!r}")
         if not logits.is_floating_point():
             raise InputError(f"model {self.label!r} gives {str(logits.dtype)[6:]} numbers, expected logits")
         self._check_shape(logits, len(x))
         if type(logits) is not Tensor:
             logits = logits.as_subclass(Tensor)
         # 16 bits are too coarse for a loss or a margin.
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        coarse = logits.dtype in (torch.bfloat16, torch.float16)
+        return logits.float() if coarse or self.dtype != torch.float32 else logits
 
     def _check_shape(self, logits: Tensor, points: int) -> None:
         shape = tuple(logits.shape)
@@ -114,9 +143,11 @@ def probed_batch(model: Callable[[Tensor], Any], shape: tuple[int, ...]) -> tupl
 
 
 def _takes(model: Callable[[Tensor], Any], shape: tuple[int, ...], size: int) -> bool:
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(size, *shape))
-    except Exception:
-        return False
-    return not isinstance(logits, Tensor) or logits.shape[:1] == (size,)
+    for kind in image_types(model) if isinstance(model, nn.Module) else [torch.float32]:
+        try:
+            with torch.no_grad():
+                logits = model(torch.zeros(size, *shape, dtype=kind))
+        except Exception:
+            continue
+        return not isinstance(logits, Tensor) or logits.shape[:1] == (size,)
+    return False

@@ -131,19 +131,21 @@ def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_class
     """One pass over zeros in eval mode, which moves no batch-norm statistics; modes are put back."""
     import torch
 
+    from attacks_pool.asking import ask
+
     training = {module: module.training for module in model.modules()}
     device = next((parameter.device for parameter in model.parameters()), None)
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(shape, device=device))
+            logits = ask(model, torch.zeros(shape, device=device), f"model {text!r}")
+    except InputError:
+        raise
     except (Exception, SystemExit) as error:
         raise InputError(f"model {text!r} fails on images of shape {shape}: {one_line(error)}") from error
     finally:
         for module, mode in training.items():
             module.training = mode
-    if not isinstance(logits, torch.Tensor):
-        raise InputError(f"model {text!r} gives {type(logits).__name__}, expected a tensor of logits")
     if tuple(logits.shape) != (shape[0], num_classes):
         raise InputError(
             f"model {text!r} gives logits of shape {tuple(logits.shape)} for images of shape {shape}, "
@@ -154,8 +156,12 @@ def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_class
 def changes_images(model: Callable[[Tensor], Any], x: Tensor) -> bool:
     """Whether ``model`` writes into the images ``x`` (N, C, H, W) that it is given."""
     import torch
+    from torch import nn
 
-    given = x.clone()
+    from attacks_pool.asking import image_type
+
+    given = x.to(image_type(model, x) if isinstance(model, nn.Module) else x.dtype, copy=True)
+    x = given.clone()
     before = given._version
     with torch.no_grad():
         model(given)

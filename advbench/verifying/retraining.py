@@ -17,6 +17,7 @@ from torch import Tensor
 
 from advbench.benchmark import run as run_benchmark
 from advbench.config import RunConfig
+from advbench.environment import undisturbed
 from advbench.events import Listener
 from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
@@ -39,6 +40,7 @@ PASSES = ("training_forwards", "training_backwards")
 """Attacks of training may stop early, so that these follow from every bit."""
 
 
+@undisturbed()
 def retrain_run(
     run: Run,
     *,

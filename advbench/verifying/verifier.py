@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from advbench.config import MOST_THREADS
-from advbench.environment import choose_device, reproducible
+from advbench.environment import choose_device, reproducible, undisturbed
 from advbench.evaluate import measure_some
 from advbench.saved import Run
 from advbench.verifying.again import check_regenerated, check_size, repeat_audit
@@ -34,6 +34,7 @@ Told = Callable[[str], None]
 """Is told of each attack on each stage as it was compared."""
 
 
+@undisturbed()
 def verify_run(
     run: Run,
     asked: Asked | None = None,
