@@ -109,9 +109,13 @@ class RunConfig(BaseModel):
         return self.plan.model_copy(update={"epochs": epochs})
 
 
-def protocol_of(attacks: Sequence[str], points: Mapping[str, int]) -> str:
-    """12 hexadecimal digits over the evaluated attacks, in any order, their points and the evaluator."""
-    content = repr((EVALUATION_VERSION, sorted(attacks), sorted(points.items())))
+def protocol_of(attacks: Sequence[str], points: Mapping[str, int], abstain: str | None = None) -> str:
+    """12 hexadecimal digits over the evaluated attacks, in any order, their points and the evaluator.
+
+    A model that may ``abstain`` is measured by another protocol than one that must answer.
+    """
+    values = (EVALUATION_VERSION, sorted(attacks), sorted(points.items()))
+    content = repr(values if abstain is None else (*values, abstain))
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 

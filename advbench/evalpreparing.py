@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advbench.abstaining import check_abstain
 from advbench.data import load_dataset
 from advbench.environment import choose_device
 from advbench.evaljob import Job, identity_of
@@ -40,12 +41,14 @@ def prepare_job(
     surrogate: str | Path | None,
     data_dir: str | Path | None,
     attack_timeout: float | None,
+    abstain: str | None,
 ) -> tuple[Job, str | None]:
     """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
 
     Raises:
         InputError, RecordError: anything that cannot be run.
     """
+    gives_up = check_abstain(abstain)
     place = _device(model, device)
     data = load_dataset(dataset, data_dir)
     chosen = suite(attacks, preset, data)
@@ -61,7 +64,7 @@ def prepare_job(
         )
     else:
         source = model
-    foreign = load_foreign(source, data, seed=seed, name=name)
+    foreign = load_foreign(source, data, seed=seed, name=name, abstain=gives_up)
     foreign.model.to(place)
     measured = [(attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen]
     where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}

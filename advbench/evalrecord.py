@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from advbench.abstaining import LAST
 from advbench.config import protocol_of
 from advbench.cost import multiply_adds
 from advbench.data import DataSet
@@ -43,6 +44,7 @@ def eval_config(foreign: Foreign, attacks: Sequence[Attack], rest: Mapping[str, 
         "plan": {},
         "pretrain": {},
         "target_aware": False,
+        **({"abstain": LAST} if foreign.model.abstains else {}),
         **rest,
     }
 
@@ -87,7 +89,7 @@ def eval_record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         status="complete",
         config=config,
-        protocol=protocol_of(config["eval"], config["points"]),
+        protocol=protocol_of(config["eval"], config["points"], config.get("abstain")),
         regime=EVALUATED,
         attacks=[attack_entry(attack, "eval", None) for attack, _ in attacks],
         stages=measured.stages,

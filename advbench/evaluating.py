@@ -46,6 +46,7 @@ def evaluate_model(
     attack_timeout: float | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    abstain: str | None = None,
 ) -> Run:
     """Measure what a model that was trained elsewhere withstands; what ``advbench eval`` does.
 
@@ -77,6 +78,8 @@ def evaluate_model(
             otherwise; the numbers do not depend on it.
         ray: a Ray cluster that shares them instead: ``auto``, ``local`` or ``host:port``; ``workers`` is then
             the number of tasks, one a CPU by default.
+        abstain: ``last`` for a model that has one output more than there are classes, by which it abstains:
+            right on attacked points, wrong on clean ones. Attacks are searched for against exactly that.
 
     Returns:
         The evaluation; ``.record`` has everything that was measured.
@@ -115,6 +118,7 @@ def evaluate_model(
         "surrogate": surrogate,
         "data_dir": data_dir,
         "attack_timeout": attack_timeout,
+        "abstain": abstain,
     }
     if ray is not None:
         check_address(ray)

@@ -19,6 +19,7 @@ from advbench.models import MODELS, changes_images
 from advbench.resolve import bound_attacks, resolve
 from advbench.saved import load_run, new_classifier
 from attacks_pool import InputError
+from attacks_pool.asking import image_type
 from attacks_pool.guard import evaluation_mode
 from attacks_pool.randomness import isolated_randomness
 from attacks_pool.search import worthwhile
@@ -126,7 +127,8 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
     """Build the defense for nothing: what it refuses is found before anything is written."""
     if config.model not in MODELS:
         with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
-            changed = changes_images(classifier, data.validation.x[:2])
+            images = data.validation.x[:2]
+            changed = changes_images(classifier, images.to(image_type(classifier, images)))
         if changed:
             raise InputError(
                 f"model {config.model!r} writes into the images that it is given, where attacks look for "

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from advbench.abstaining import AbstainingIsRight, abstains
 from advbench.data import Split
 from advbench.stochastic import AveragedDraws, MeanOfDraws
 from attacks_pool import Attack, ModelState, Passes, count_passes, verify
@@ -130,7 +131,10 @@ def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bool
     else:
         if clean is None:
             raise ValueError("an attack's shard needs to know which points are right clean")
-        found = _attacked(shard.attack, view(shard.attack), x, y, shard, setting, clean)
+        model = view(shard.attack)
+        found = (_class_by_class if abstains(model) else _attacked)(
+            shard.attack, model, x, y, shard, setting, clean
+        )
     return replace(found, seconds=time.perf_counter() - began)
 
 
@@ -141,9 +145,14 @@ def _judge(model: nn.Module, shard: Shard, setting: Setting) -> nn.Module:
     return MeanOfDraws(model, (setting.stage, setting.seed, shard.text, shard.index), setting.draws)
 
 
-def _single(judge: nn.Module, y: Tensor) -> int | None:
-    """What the first draw alone gets right."""
-    return int((judge.single == y).sum()) if isinstance(judge, MeanOfDraws) else None
+def _single(judge: nn.Module, y: Tensor, label: int | None = None) -> int | None:
+    """What the first draw alone gets right; with a ``label`` of all points, to abstain is right."""
+    if isinstance(judge, AbstainingIsRight):
+        return _single(judge.model, y, judge.label)
+    if not isinstance(judge, MeanOfDraws):
+        return None
+    right = judge.single == y
+    return int((right if label is None else right | (judge.single == judge.outputs - 1)).sum())
 
 
 def _clean(model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Setting) -> Piece:
@@ -158,26 +167,58 @@ def _clean(model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Settin
     )
 
 
-def _attacked(
+def _class_by_class(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Setting, clean: Bools
 ) -> Piece:
-    """One attack on one view; with a surrogate the search runs there, for all its steps."""
+    """As :func:`_attacked`, for a model that abstains: which outputs are right depends on the class."""
+    labels = y.cpu().numpy()
+    pieces = [
+        _attacked(attack, model, x, y, shard, setting, clean & (labels == label), int(label))
+        for label in np.unique(labels[clean])
+    ]
+    singles = [piece.single for piece in pieces if piece.single is not None]
+    return Piece(
+        right=np.logical_or.reduce([np.zeros(len(x), dtype=bool), *(piece.right for piece in pieces)]),
+        invalid=sum(piece.invalid for piece in pieces),
+        not_a_number=sum(piece.not_a_number for piece in pieces),
+        forwards=sum(piece.forwards for piece in pieces),
+        backwards=sum(piece.backwards for piece in pieces),
+        changed=tuple(dict.fromkeys(change for piece in pieces for change in piece.changed)),
+        single=sum(singles) if singles else None,
+    )
+
+
+def _attacked(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    shard: Shard,
+    setting: Setting,
+    clean: Bools,
+    label: int | None = None,
+) -> Piece:
+    """One attack on one view; with a surrogate the search runs there, for all its steps.
+
+    A ``label``, which all points then have, says that the last output abstains.
+    """
     survived = np.zeros(len(x), dtype=bool)
     if not clean.any():
         return Piece(survived)
     right = torch.as_tensor(clean, device=x.device)
     x, y = x[right], y[right]
     state = ModelState(model)
-    draws = keyed_generator("evaluate", setting.seed, setting.stage, attack.text, shard.index)
+    own = () if label is None else (label,)
+    draws = keyed_generator("evaluate", setting.seed, setting.stage, attack.text, shard.index, *own)
     if setting.surrogate is not None:
         x_adv, passes = _craft(attack, setting.surrogate(attack), x, y, draws, early_stop=False)
     else:
-        x_adv, passes = _craft(attack, model, x, y, draws, stochastic=setting.draws > 1)
+        x_adv, passes = _craft(attack, model, x, y, draws, stochastic=setting.draws > 1, label=label)
     changes = state.changes()
     if changes:
         # The search ran on a model that it moved; the verdict must not.
         state.restore()
-    judge = _judge(model, shard, setting)
+    judge = _forgiving(_judge(model, shard, setting), label)
     verdict = verify(judge, x, y, x_adv, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
     survived[clean] = verdict.robust.cpu().numpy()
     return Piece(
@@ -191,6 +232,11 @@ def _attacked(
     )
 
 
+def _forgiving(model: nn.Module, label: int | None) -> nn.Module:
+    """The model, or with a ``label`` one to which abstaining is that class."""
+    return model if label is None else AbstainingIsRight(model, label)
+
+
 def _craft(
     attack: Attack,
     model: nn.Module,
@@ -200,16 +246,17 @@ def _craft(
     *,
     stochastic: bool = False,
     early_stop: bool = True,
+    label: int | None = None,
 ) -> tuple[Tensor, Passes]:
     """What the attack finds, and the sample-passes that it took, on whichever form of the model."""
     cost = attack.info.passes(attack.knobs)
-    searched = AveragedDraws(model) if stochastic else model
+    plain = searched = _forgiving(AveragedDraws(model) if stochastic else model, label)
     # A point that fools these draws by a hair fools no others: it is searched to the end.
     early_stop = early_stop and not stochastic
     if not stochastic and cost is not None and cost[0] >= WORTH_PREPARING:
-        searched = search_model(model, x, reduced=attack.info.reduced_precision)
+        searched = search_model(plain, x, reduced=attack.info.reduced_precision)
     with exact_arithmetic(x.device), count_passes(model) as exact:
-        if searched is model or stochastic:
+        if searched is plain:
             return attack(searched, x, y, generator=draws, early_stop=early_stop), exact
         with count_passes(searched) as fast:
             x_adv = attack(searched, x, y, generator=draws, early_stop=early_stop)

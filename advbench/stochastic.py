@@ -25,13 +25,13 @@ class MeanOfDraws(nn.Module):
     """Scores by which a stochastic model is judged: the mean softmax over fresh draws, (N, K).
 
     Each draw is seeded by ``key`` and its number. After a call ``single`` (N,) holds what the first draw
-    alone predicts.
+    alone predicts, and ``outputs`` is K.
     """
 
     def __init__(self, model: nn.Module, key: tuple[Any, ...], draws: int = JUDGED_BY) -> None:
         super().__init__()
         self.model, self.key, self.draws = model, key, draws
-        self.single = torch.empty(0, dtype=torch.int64)
+        self.single, self.outputs = torch.empty(0, dtype=torch.int64), 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean probabilities."""
@@ -40,7 +40,7 @@ class MeanOfDraws(nn.Module):
             with isolated_randomness(key_seed("judge", *self.key, draw), x.device):
                 scores = self.model(x).float()
             if draw == 0:
-                self.single = scores.argmax(1)
+                self.single, self.outputs = scores.argmax(1), scores.shape[1]
             total = total.to(x.device) + F.softmax(scores, 1)
         return total / self.draws
 

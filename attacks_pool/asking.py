@@ -88,13 +88,14 @@ def image_types(model: nn.Module) -> list[torch.dtype]:
 def image_type(model: nn.Module, x: Tensor) -> torch.dtype:
     """The first of :func:`image_types` that ``model`` takes images ``x`` in.
 
-    A model that has other weights than float32 is asked for one image, in eval mode, to find out.
+    A model that has other weights than float32 is asked for one image, in eval mode, to find out; passes that
+    are being counted leave that out.
     """
     kinds = image_types(model)
     for kind in kinds[:-1] if len(x) else ():
         try:
             with torch.no_grad(), evaluation_mode(model), isolated_randomness(0, x.device):
-                model(x[:1].to(kind))
+                model.forward(x[:1].to(kind))
         except Exception:  # whatever is said of a type that does not fit
             continue
         return kind

@@ -44,6 +44,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Determines every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Threads = None,
+    abstain: Annotated[
+        str | None,
+        typer.Option(
+            help="last: its last output, beyond the classes, abstains: right under attack, wrong when clean."
+        ),
+    ] = None,
     surrogate: Annotated[
         str | None,
         typer.Option(
@@ -99,6 +105,7 @@ def evaluate(
             attack_timeout=attack_timeout,
             workers=workers,
             ray=ray,
+            abstain=abstain,
         )
     render.print_run(run)
 

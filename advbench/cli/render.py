@@ -31,6 +31,8 @@ def print_run(run: Run) -> None:
     if (threats := threat_table(record, run.path)) is not None:
         console.print(threats)
     console.print(audit_text(record))
+    if record.config.get("abstain"):
+        console.print("abstains   by its last output: right on attacked points, wrong on clean ones")
     console.print(f"run        {run.path}", soft_wrap=True)
     console.print(f"show again advbench show {shlex.quote(str(run.path))}", soft_wrap=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advbench.abstaining import LAST
 from advbench.data import DataSet
 from advbench.foreign.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_exported, load_script
 from advbench.foreign.weights import file_digest, load_state, read_state
@@ -56,7 +57,12 @@ class Foreign:
 
 
 def load_foreign(
-    source: Source | Callable[[Tensor], Any], data: DataSet, *, seed: int = 0, name: str | None = None
+    source: Source | Callable[[Tensor], Any],
+    data: DataSet,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    abstain: bool = False,
 ) -> Foreign:
     """The model, in eval mode, after a first look at what it gives for ``data``'s images.
 
@@ -65,21 +71,22 @@ def load_foreign(
         data: its image shape and number of classes are what the model must fit.
         seed: decides the weights of architectures that come without any.
         name: how tables call it; the text by default.
+        abstain: whether it has one logit more than there are classes, by which it abstains.
 
     Raises:
         InputError: it cannot be found, read or built, or gives something else than logits of ``data``.
     """
     if isinstance(source, Source):
-        return _from_source(source, data, seed, name)
+        return _from_source(source, data, seed, name, abstain)
     label = name or getattr(source, "__name__", None) or type(source).__name__
     if not callable(source):
         raise InputError(f"a model is a text, a torch.nn.Module or a function, not {type(source).__name__}")
-    model = ForeignModel(source, str(label), data.num_classes)
+    model = ForeignModel(source, str(label), data.num_classes + abstain, abstains=abstain)
     _look(model, data)
     return Foreign(model, str(label), _origin(str(label), model, None))
 
 
-def _from_source(source: Source, data: DataSet, seed: int, name: str | None) -> Foreign:
+def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abstain: bool) -> Foreign:
     text, file = source.model, source.weights
     if source.threat not in (None, *THREATS):
         raise unknown("threat", str(source.threat), THREATS)
@@ -97,10 +104,11 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None) -> 
         if file is not None:
             raise InputError(f"model {text!r} has weights of its own: --weights goes with a factory or a zoo")
         load = load_exported if path.suffix == EXPORTED else load_script
-        wrapped, file = load(path, data.image_shape, data.num_classes), path
+        wrapped, file = load(path, data.image_shape, data.num_classes + abstain), path
     else:
-        inner, file = _built(source, data, seed)
-        wrapped = ForeignModel(inner, text, data.num_classes)
+        inner, file = _built(source, data, seed, data.num_classes + abstain)
+        wrapped = ForeignModel(inner, text, data.num_classes + abstain)
+    wrapped.abstains = abstain
     if source.mean is not None or source.std is not None:
         _look(wrapped, data)
         wrapped = _normalised(wrapped, source.mean or (), source.std or ())
@@ -115,13 +123,13 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None) -> 
     return Foreign(wrapped, label, origin, file)
 
 
-def _built(source: Source, data: DataSet, seed: int) -> tuple[nn.Module, Path | None]:
-    """A module built from code, with the weights of a file where one is given."""
-    text, weights, classes = source.model, source.weights, data.num_classes
+def _built(source: Source, data: DataSet, seed: int, classes: int) -> tuple[nn.Module, Path | None]:
+    """A module of so many ``classes`` built from code, with the weights of a file where one is given."""
+    text, weights = source.model, source.weights
     if text.startswith(ROBUSTBENCH):
         return from_robustbench(
             text.removeprefix(ROBUSTBENCH),
-            classes,
+            data.num_classes,
             threat=source.threat or THREAT,
             weights=weights,
             model_dir=source.model_dir,
@@ -143,7 +151,8 @@ def _built(source: Source, data: DataSet, seed: int) -> tuple[nn.Module, Path | 
 
 
 def _normalised(model: ForeignModel, mean: Sequence[float], std: Sequence[float]) -> ForeignModel:
-    return ForeignModel(nn.Sequential(Normalize(mean, std), model), model.label, model.classes)
+    inner = nn.Sequential(Normalize(mean, std), model)
+    return ForeignModel(inner, model.label, model.classes, abstains=model.abstains)
 
 
 def _look(model: ForeignModel, data: DataSet) -> None:
@@ -151,17 +160,17 @@ def _look(model: ForeignModel, data: DataSet) -> None:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     out_of_inference(model)
     with torch.no_grad(), isolated_randomness(0, device), evaluation_mode(model):
-        model.find_type(torch.zeros(2, *data.image_shape, device=device))
-        for points in (2, 1):
-            empty = torch.zeros(points, *data.image_shape, device=device)
-            model.copies |= changes_images(model, empty)
+        two = torch.zeros(2, *data.image_shape, device=device)
+        model.copies |= model.in_its_type(lambda: changes_images(model, two))
+        model.copies |= changes_images(model, two[:1])
 
 
 def _origin(text: str, model: ForeignModel, file: Path | None) -> dict[str, Any]:
     inner = model.inner
-    return {
+    found = {
         "model": text,
         "weights": None if file is None else file.name,
         "weights_sha256": None if file is None else file_digest(file),
         "state_sha256": weights_digest(inner.state_dict()) if isinstance(inner, nn.Module) else None,
     }
+    return {**found, "abstain": LAST} if model.abstains else found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from attacks_pool.errors import InputError
 PROBED = (*range(1, 17), 20, 25, 32, 50, 64, 100, 128, 200, 250, 256, 500, 512)
 """Batch sizes that are tried on a model which refuses batches of two or of three."""
 
+Answer = TypeVar("Answer")
 UNKNOWN_TYPES = [torch.float64, torch.bfloat16, torch.float16]
 """What is tried on a function that takes no float32 images, whose weights nobody sees."""
 
@@ -28,10 +29,11 @@ class ForeignModel(nn.Module):
         classes: how many logits an image has.
         batch: the least and the most images it takes at once. Larger batches are split; smaller ones are
             filled up with copies of their first image, whose logits are dropped.
+        abstains: whether the last of the ``classes`` logits is no class, but says that it abstains.
         modal: whether ``inner`` has train and eval modes; exported programs were fixed in one.
 
     ``copies`` gives ``inner`` a copy of the images, for one that writes into what it is given; ``dtype`` is
-    the type that it gets them in, see :meth:`find_type`. Of an object with ``.logits``, or a mapping with
+    the type that it gets them in, see :meth:`in_its_type`. Of an object with ``.logits``, or a mapping with
     ``"logits"``, these are taken. ``forward`` raises InputError for anything but logits of that shape, and
     for whatever ``inner`` raises.
     """
@@ -44,10 +46,12 @@ class ForeignModel(nn.Module):
         *,
         batch: tuple[int, int | None] = (1, None),
         modal: bool = True,
+        abstains: bool = False,
     ) -> None:
         super().__init__()
         self.inner = inner
         self.label, self.classes, self.batch, self.modal = label, classes, batch, modal
+        self.abstains = abstains
         self.copies, self.dtype = False, torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,11 +64,13 @@ class ForeignModel(nn.Module):
             return self._ask(x)
         return torch.cat([self._fill(part, least) for part in torch.split(x, most or len(x))])
 
-    def find_type(self, x: Tensor) -> None:
-        """Set ``dtype``: float32 if ``inner`` takes images ``x`` in it, else the first of its weights' types.
+    def in_its_type(self, attempt: Callable[[], Answer]) -> Answer:
+        """What ``attempt``, which asks this model, gives in the first type of images for which it succeeds.
+
+        ``dtype`` is then that: float32 if ``inner`` takes it, else a type of its weights.
 
         Raises:
-            InputError: it takes them in none.
+            InputError: it succeeds for none.
         """
         kinds = image_types(self)
         if len(kinds) == 1 and not isinstance(self.inner, nn.Module):
@@ -73,11 +79,9 @@ class ForeignModel(nn.Module):
         for kind in kinds:
             self.dtype = kind
             try:
-                self(x)
+                return attempt()
             except InputError as error:
                 refused.append(error)
-            else:
-                return
         # What a function says of types that were only tried is no reason.
         raise refused[-1 if isinstance(self.inner, nn.Module) else 0]
 
@@ -123,10 +127,13 @@ class ForeignModel(nn.Module):
             return
         start = f"model {self.label!r} gives"
         if len(shape) == 2 and shape[0] == points:
-            more = "more" if shape[1] > self.classes else "fewer"
-            raise InputError(
-                f"{start} {shape[1]} logits an image, {more} than the {self.classes} classes of the data set"
-            )
+            more, hint = "more" if shape[1] > self.classes else "fewer", ""
+            known = f"{self.classes - self.abstains} classes of the data set"
+            if self.abstains:
+                known += " and one that abstains"
+            elif shape[1] == self.classes + 1:
+                hint = ": if the last one abstains, give --abstain last"
+            raise InputError(f"{start} {shape[1]} logits an image, {more} than the {known}{hint}")
         raise InputError(f"{start} a tensor of shape {shape}, expected logits {(points, self.classes)}")
 
 

@@ -156,12 +156,8 @@ def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_class
 def changes_images(model: Callable[[Tensor], Any], x: Tensor) -> bool:
     """Whether ``model`` writes into the images ``x`` (N, C, H, W) that it is given."""
     import torch
-    from torch import nn
 
-    from attacks_pool.asking import image_type
-
-    given = x.to(image_type(model, x) if isinstance(model, nn.Module) else x.dtype, copy=True)
-    x = given.clone()
+    given = x.clone()
     before = given._version
     with torch.no_grad():
         model(given)

@@ -139,7 +139,7 @@ def _configured(subject: Subject) -> Iterator[str]:
         yield f"attacks: not those that the configuration resolves to{what}"
         return
     texts = [attack.text for attack in subject.every]
-    if (protocol := protocol_of(texts, subject.points)) != record.protocol:
+    if (protocol := protocol_of(texts, subject.points, record.config.get("abstain"))) != record.protocol:
         yield f"protocol: {record.protocol!r}, its attacks and points give {protocol!r}"
     infos = {attack.text: attack for attack in subject.every}
     for cell in record.cells:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advbench.abstaining import check_abstain
 from advbench.data import Split
 from advbench.evalrecord import NOT_KEPT
 from advbench.evaluate import LOOKED_AT, View
@@ -110,8 +111,13 @@ class Subject:
             InputError: nothing says how, its weights are not here or not those that were evaluated, or it is
                 code without trust.
         """
+        config = self.record.config
         found = load_foreign(
-            self._source(), self.run.data, seed=self.seed, name=self.record.config["defense"]
+            self._source(),
+            self.run.data,
+            seed=self.seed,
+            name=config["defense"],
+            abstain=check_abstain(config.get("abstain")),
         )
         known = self.record.stages[0].spec
         # A script has no weights that can be told apart from its program: its file is compared.

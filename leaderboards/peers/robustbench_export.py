@@ -69,13 +69,15 @@ def entry_of(
         ("clean_acc", _percent(found.clean)),
         ("reported", None),
     ]
-    if found.published is not None and found.whole:
+    abstains = config.get("abstain") is not None
+    if found.published is not None and found.whole and not abstains:
         pairs.append(("autoattack_acc", _percent(found.cells[found.published.text])))
     notes = [
         f"Measured by advbench, run {record.id}.",
         *_about(found),
         *_eps_note(found),
         *_audit_note(record),
+        *(["Its last output abstains, which counts as right on attacked points."] if abstains else []),
     ]
     pairs += [("footnote", " ".join(notes)), ("unreliable", record.audit.verdict != "ok")]
     return Entry(record.id, found.dataset, THREATS[found.norm], tuple(pairs))
