@@ -48,7 +48,7 @@ def choose_device(text: str) -> torch.device:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """No inference mode, gradients and no autocast inside, whatever the caller is in; also a decorator."""
+    """As :func:`ordinary_mode`, and no autocast inside; also a decorator."""
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     with ordinary_mode(), ExitStack() as stack:
         for kind in kinds:

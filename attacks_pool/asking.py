@@ -43,7 +43,8 @@ class TakeOutput(nn.Module):
             raise InputError(
                 f"{type(self.model).__name__} gives {_kind(output)}, in which there is no {self.key!r}"
             ) from None
-        return logits_in(found, f"output {self.key!r} of {type(self.model).__name__}")
+        logits: Tensor = logits_in(found, f"output {self.key!r} of {type(self.model).__name__}")
+        return logits
 
 
 def logits_in(output: Any, whose: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +12,14 @@ from torch import nn
 
 @contextmanager
 def ordinary_mode() -> Iterator[None]:
-    """Gradients enabled and no inference mode inside, whatever the caller is in; also a decorator."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+    """Gradients, no inference mode, float32 by default inside, whatever the caller has; also a decorator."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def out_of_inference(model: nn.Module) -> None:
@@ -28,7 +34,8 @@ def out_of_inference(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # its tensors cannot be replaced
-            for held in (module._parameters, module._buffers):
+            tables: tuple[Any, Any] = (module._parameters, module._buffers)
+            for held in tables:
                 for name, tensor in list(held.items()):
                     if tensor is not None and tensor.is_inference():
                         held[name] = made.setdefault(id(tensor), ordinary(tensor))

@@ -168,8 +168,19 @@ def test_an_evaluation_in_any_mode_gives_the_same_numbers(
         for model in (network(norm=True), deepcopy(network(norm=True))):
             assert comparable(evaluate_model(model, **given).record) == comparable(usual)
         assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+
+
+def test_autocast_and_the_default_type_change_no_number(network: Network, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"attacks": "fgsm,square:steps=9", "points": 10, "runs_dir": tmp_path}
+    usual, model = evaluate_model(network(norm=True), **given).record, network(norm=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert comparable(evaluate_model(network(norm=True), **given).record) == comparable(usual)
+        assert comparable(evaluate_model(model, **given).record) == comparable(usual)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert comparable(evaluate_model(model, **given).record) == comparable(usual)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_run_in_inference_mode_is_the_same(tmp_path: Path, small_options: dict[str, Any]) -> None:
