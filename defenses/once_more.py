@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attacks_pool.attack import check_batch
+from attacks_pool.batches import check_batch
 from defenses.stage import Stage
 
 

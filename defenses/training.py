@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.attack import check_batch
+from attacks_pool.batches import check_batch
 from attacks_pool.errors import InputError
 from attacks_pool.passes import Passes, count_passes
 from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator
