@@ -45,12 +45,13 @@ def evaluate_model(
     attack_timeout: float | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    trust: bool = False,
 ) -> Run:
     """Measure what a model that was trained elsewhere withstands; what ``advbench eval`` does.
 
     Args:
-        model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file,
-            ``torchvision:NAME``, ``robustbench:NAME``; or a module, or a function, from images
+        model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file that is
+            trusted, ``torchvision:NAME``, ``robustbench:NAME``; or a module, or a function, from images
             (N, C, H, W) in [0, 1] to logits (N, K).
         dataset: a name that ``advbench datasets`` lists.
         attacks: ``fgsm,pgd:steps=50`` or a list of such texts.
@@ -76,6 +77,7 @@ def evaluate_model(
             otherwise; the numbers do not depend on it.
         ray: a Ray cluster that shares them instead: ``auto``, ``local`` or ``host:port``; ``workers`` is then
             the number of tasks, one a CPU by default.
+        trust: load a TorchScript or exported file: such a program can run any code.
 
     Returns:
         The evaluation; ``.record`` has everything that was measured.
@@ -114,6 +116,7 @@ def evaluate_model(
         "surrogate": surrogate,
         "data_dir": data_dir,
         "attack_timeout": attack_timeout,
+        "trust": trust,
     }
     if ray is not None:
         check_address(ray)

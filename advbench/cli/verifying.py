@@ -51,7 +51,10 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda, cuda:1; the kind that the record names by default.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; the record's by default.")]
-TrustOption = Annotated[bool, typer.Option("--trust", help="Import a model factory that a record names.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Import a factory, or load a program, that a record or --weights names."),
+]
 FormatOption = Annotated[Format, typer.Option(help="table or json.")]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.data import DataSet
-from advbench.foreign.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_exported, load_script
+from advbench.foreign.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
 from advbench.foreign.weights import file_digest, load_state, read_state
 from advbench.foreign.wrapper import ForeignModel
 from advbench.foreign.zoos import THREAT, THREATS, from_robustbench, from_torchvision
@@ -28,7 +28,10 @@ FORMS = "package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or ro
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: the text, and what its weights and normalisation are read from."""
+    """Where a model comes from: the text, and what its weights and normalisation are read from.
+
+    ``trust`` allows loading a file that holds a program, which can run any code.
+    """
 
     model: str
     weights: Path | None = None
@@ -36,6 +39,7 @@ class Source:
     threat: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def load_foreign(
         name: how tables call it; the text by default.
 
     Raises:
-        InputError: it cannot be found, read or built, or gives something else than logits of ``data``.
+        InputError: it cannot be found, read or built, is a program that is not trusted, or gives something
+            else than logits of ``data``.
     """
     if isinstance(source, Source):
         return _from_source(source, data, seed, name)
@@ -96,8 +101,8 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None) -> 
     if path.suffix in (*SCRIPTS, EXPORTED):
         if file is not None:
             raise InputError(f"model {text!r} has weights of its own: --weights goes with a factory or a zoo")
-        load = load_exported if path.suffix == EXPORTED else load_script
-        wrapped, file = load(path, data.image_shape, data.num_classes), path
+        wrapped = load_program(path, data.image_shape, data.num_classes, trust=source.trust)
+        file = path
     else:
         inner, file = _built(source, data, seed)
         wrapped = ForeignModel(inner, text, data.num_classes)

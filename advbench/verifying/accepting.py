@@ -53,7 +53,7 @@ def accept(
         file: the archive.
         runs_dir: where it is added; made when it is missing.
         asked: what the verification looks at, beside every stage and every attack.
-        trust: import a model factory that the record names.
+        trust: import a model factory, or load a program, that the record names: both can run any code.
         data_dir: where the data are.
         surrogate, weights, told: see `verify_run`.
 

@@ -147,6 +147,7 @@ class Subject:
             threat=spec.get("threat"),
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
+            trust=self.run.trust,
         )
 
 
