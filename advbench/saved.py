@@ -20,6 +20,7 @@ from attacks_pool.errors import InputError
 from attacks_pool.randomness import key_seed
 from defenses import Defense, registry
 from leaderboards import Record, read_record
+from leaderboards.records.limits import weights_fault
 
 WEIGHTS = "model.safetensors"
 EVALUATED = "eval"
@@ -171,6 +172,8 @@ def load_weights(defense: Defense, path: Path) -> None:
         InputError: the file is missing or damaged, or holds other weights.
     """
     try:
+        if fault := weights_fault(path):
+            raise InputError(f"weights {path} cannot be read: {fault}")
         state = load_file(path)
     except FileNotFoundError:
         raise InputError(f"weights {path} are missing") from None

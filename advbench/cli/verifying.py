@@ -55,6 +55,8 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust", help="Import a factory, or load a program, that a record or --weights names."),
 ]
+ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
+"""Seconds by default."""
 FormatOption = Annotated[Format, typer.Option(help="table or json.")]
 
 
@@ -86,6 +88,13 @@ def verify(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     trust: TrustOption = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a run may take.",
+            show_default=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}",
+        ),
+    ] = None,
     leave_mark: Annotated[
         bool, typer.Option("--mark/--no-mark", help="Write verified.json beside a confirmed record.")
     ] = True,
@@ -97,11 +106,14 @@ def verify(
     checked against itself. With --retrain the run is made again from its record and compared with that.
     """
     from advbench.cli.verified import print_failure, print_report, print_summary
+    from advbench.timeouts import check_timeout
     from advbench.verifying import Asked
     from advbench.verifying.marking import mark
     from attacks_pool import InputError
     from leaderboards import RecordError
 
+    seconds = timeout if timeout is not None else RETRAINING if retrain else VERIFYING
+    check_timeout(seconds, "timeout")
     wanted = {"seed": run_seed, "defense": defense, "dataset": dataset}
     found, several, failed = _runs(runs, trust, data_dir, wanted)
     asked = Asked(stages, attacks, points, seed, device, threads)
@@ -115,7 +127,15 @@ def verify(
     refuted = 0
     for run in found:
         try:
-            report = _verified(run, asked, retrain=retrain, keep=keep, surrogate=surrogate, weights=weights)
+            report = _verified(
+                run,
+                asked,
+                retrain=retrain,
+                keep=keep,
+                surrogate=surrogate,
+                weights=weights,
+                timeout=seconds,
+            )
         except Exception as error:
             if not several or not _is_users(error):
                 raise
@@ -168,14 +188,19 @@ def accept(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     trust: TrustOption = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that it may take; after them nothing is added.")
+    ] = ACCEPTING,
     format: FormatOption = Format.table,
 ) -> None:
     """Verify somebody's archive and add its run; exit 1, and nothing added, if it is refuted."""
     from advbench.cli.verified import print_report, tell
     from advbench.saved import load_run
+    from advbench.timeouts import check_timeout
     from advbench.verifying import Asked
     from advbench.verifying.accepting import accept as accept_file
 
+    check_timeout(timeout, "timeout")
     found = accept_file(
         file,
         runs_dir,
@@ -185,6 +210,7 @@ def accept(
         surrogate=None if surrogate is None else load_run(surrogate, trust=trust, data_dir=data_dir),
         weights=weights,
         told=tell,
+        timeout=timeout,
     )
     added = (
         "nothing was added"
@@ -249,6 +275,7 @@ def _verified(
     keep: Path | None,
     surrogate: Path | None,
     weights: Path | None,
+    timeout: float,
 ) -> Report:
     from advbench.cli.verified import tell
     from advbench.saved import load_run
@@ -266,11 +293,12 @@ def _verified(
                 threads=asked.threads,
                 keep=keep,
                 listeners=[listener, stopper],
+                timeout=timeout,
             )
     other = None
     if surrogate is not None:
         other = load_run(surrogate, trust=run.trust, data_dir=run.data_dir)
-    return verify_run(run, asked, surrogate=other, weights=weights, told=tell)
+    return verify_run(run, asked, surrogate=other, weights=weights, told=tell, timeout=timeout)
 
 
 def _is_users(error: Exception) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from advbench.foreign.archives import check_state
 from attacks_pool.errors import InputError
+from leaderboards.records.limits import weights_fault
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
 """Keys under which training programs keep the state dict of a checkpoint."""
@@ -36,6 +37,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     check_state(path, f"weights {path}")
     if path.suffix == ".safetensors":
         try:
+            if fault := weights_fault(path):
+                raise InputError(f"weights {path} cannot be read: {fault}")
             return dict(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
