@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advbench.cli.echoing import echo
 from advbench.cli.options import RunsDir
 
 if TYPE_CHECKING:
@@ -152,11 +153,9 @@ def verify(
         if format is Format.table:
             (print_summary if several else print_report)(report, marked)
     if format is Format.json:
-        typer.echo(json.dumps(trees if several else trees[0], indent=1))
+        echo(json.dumps(trees if several else trees[0], indent=1))
     elif several:
-        typer.echo(
-            f"{len(trees) - refuted} runs confirmed, {refuted} refuted, {failed} could not be verified"
-        )
+        echo(f"{len(trees) - refuted} runs confirmed, {refuted} refuted, {failed} could not be verified")
     if refuted or failed:
         raise typer.Exit(REFUTED if refuted else 2)
 
@@ -174,7 +173,7 @@ def submit(
     read_record(directory)
     target = out if out is not None else Path(f"{directory.resolve().name}.zip")
     names = pack(directory, target)
-    typer.echo(f"{target}: {len(names)} files, {target.stat().st_size:,} bytes; advbench accept verifies it")
+    echo(f"{target}: {len(names)} files, {target.stat().st_size:,} bytes; advbench accept verifies it")
 
 
 def accept(
@@ -219,7 +218,7 @@ def accept(
     )
     if format is Format.json:
         place = None if found.place is None else str(found.place)
-        typer.echo(json.dumps({**found.report.tree(), "path": place, "known": found.known}, indent=1))
+        echo(json.dumps({**found.report.tree(), "path": place, "known": found.known}, indent=1))
     else:
         print_report(found.report, added)
     if found.place is None:
