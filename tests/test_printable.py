@@ -8,6 +8,9 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +234,29 @@ def test_cells_that_a_spreadsheet_would_run(name: str, small_run: Run, tmp_path:
             assert not cell.lstrip().startswith(("=", "+", "@", "\uff1d")), cell
             assert not cell.startswith(("\t", "\r"))
             assert not cell.startswith("-") or float(cell) < 0
+
+
+@pytest.mark.parametrize("how", ["warnings.warn(name)", "raise RuntimeError(name)"])
+def test_python_s_own_words(how: str) -> None:
+    """Warnings of libraries, such as of a letter that a font lacks, and tracebacks."""
+    script = f"""
+        import sys, warnings
+        from advbench.cli import main
+
+        name = {EVIL!r}
+
+        def invoke(_):
+            {how}
+            return 0
+
+        main.invoke = invoke
+        main.main([])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "\\x1b[31mred" in done.stderr
+    assert not CONTROL.search(done.stderr)
 
 
 def test_every_command_writes_through_the_safe_ways() -> None:

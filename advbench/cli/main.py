@@ -29,7 +29,7 @@ from advbench.cli import (
     sweeping,
     verifying,
 )
-from advbench.cli.echoing import echo, warn
+from advbench.cli.echoing import echo, guard, warn
 from advbench.interrupts import Interrupted
 
 LONGEST = 900
@@ -81,6 +81,7 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
+    guard()
     sys.exit(invoke(list(sys.argv[1:] if arguments is None else arguments)))
 
 
