@@ -40,7 +40,7 @@ def prepare_job(
     surrogate: str | Path | None,
     data_dir: str | Path | None,
     attack_timeout: float | None,
-    trust: bool,
+    trust: bool = False,
 ) -> tuple[Job, str | None]:
     """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
 

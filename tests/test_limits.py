@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advbench import evaluate_model
+from advbench import evaluate_model, load_run
 from advbench.cli.main import invoke
 from advbench.config import protocol_of
 from advbench.saved import Run
 from advbench.verifying import accepting, verifier
 from advbench.verifying.accepting import accept
+from attacks_pool import InputError
 from leaderboards import (
     RecordError,
     check_run,
@@ -41,6 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Captured = pytest.CaptureFixture[str]
 Members = dict[str, bytes]
 MEGABYTE = 10**6
+TASKS = [{"text": name, "name": name, "family": "gradient"} for name in ("fgsm", "pgd")]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,41 @@ def test_images_larger_than_the_data_set_s(archive: Path, tmp_path: Path) -> Non
 
     found = accept(repacked(archive, tmp_path / "sent.zip", change), tmp_path / "store")
     assert "images [1, 1000000, 1000000] of 10 classes, the data set has [1, 8, 8]" in found.report.faults[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree["environment"]["data"].update(shape=[1, 60_000, 60_000]),
+        lambda tree: tree["environment"]["data"].update(classes=10**9),
+        lambda tree: tree["stages"][-1]["spec"].update(
+            defense="mola-router", parameters={"router_width": 10**8}, tasks=TASKS, router_weights={}
+        ),
+    ],
+    ids=["pixels", "classes", "width"],
+)
+def test_models_larger_than_their_weights(
+    change: Callable[[dict[str, Any]], object], small_run: Run, tmp_path: Path
+) -> None:
+    """Also where no data set is looked at: nothing of that size is made."""
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    tree = small_run.record.dump()
+    change(tree)
+    (copy / "record.json").write_bytes(json_bytes(tree))
+    with pytest.raises(InputError, match="bytes of weights can fill: it is not built"):
+        load_run(copy).stage(tree["stages"][-1]["index"])
+
+
+def test_a_spec_that_describes_nothing(small_run: Run, tmp_path: Path) -> None:
+    """One line, not a traceback."""
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    tree = small_run.record.dump()
+    tree["stages"][-1]["spec"] = {}
+    (copy / "record.json").write_bytes(json_bytes(tree))
+    with pytest.raises(InputError, match="stage 2 cannot be built from its spec: KeyError: 'defense'"):
+        load_run(copy).stage(2)
 
 
 def npz(path: Path, shape: tuple[int, ...], dtype: str = "|b1", content: bytes = b"\0" * 9) -> Path:
