@@ -18,11 +18,11 @@ TIMES, SPARE = 20, 2**29
 """A model may take so many times the bytes of its weights while it is built, and these bytes besides."""
 
 
-class _Bounded(TorchDispatchMode):
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the elements of all tensors that are made inside, before they are."""
 
     def __init__(self, most: int, what: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.left, self.what = most // ELEMENT, what
 
     def __torch_dispatch__(
