@@ -22,7 +22,7 @@ from advbench.events import Listener
 from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
 from advbench.interrupts import Interrupted
-from advbench.saved import Run
+from advbench.saved import EVALUATED, Run
 from advbench.timeouts import limited_verification
 from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
 from advbench.verifying.flags import equal
@@ -73,8 +73,7 @@ def retrain_run(
         InputError: it cannot be repeated here, or not in time, or ``keep`` has the run itself.
     """
     began = time.perf_counter()
-    subject = subject_of(run)
-    if subject.evaluated:
+    if run.record.regime == EVALUATED:
         raise InputError(
             f"run {run.record.id} evaluated a model that was trained elsewhere: --retrain is for runs"
         )
@@ -88,6 +87,7 @@ def retrain_run(
                 shutil.rmtree(place, ignore_errors=True)
 
         with limited_verification(timeout, f"training run {run.record.id} again", leave=leave):
+            subject = subject_of(run)
             check_claims(subject, report)
             if report.confirmed:
                 check_labels(subject, report)

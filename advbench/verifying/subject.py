@@ -136,7 +136,7 @@ class Subject:
         file = self.weights
         if file is None and spec.get("copied"):
             file = self.run.path / WEIGHTS
-        if name is not None and file is None:
+        if file is None and (script or name is not None):
             raise InputError(
                 f"{start} with weights {name!r}, which the run has no copy of: give --weights FILE"
             )
