@@ -151,10 +151,15 @@ def read_yaml(path: Path, kind: str) -> Any:
     """What a YAML or JSON file holds; ``kind`` says in errors what it was to be.
 
     Raises:
-        InputError: the file is missing or unreadable, uses YAML aliases, or has a key twice.
+        InputError: the file is missing, unreadable or very large, uses YAML aliases, or has a key twice.
     """
+    from leaderboards.errors import RecordError
+    from leaderboards.records.limits import read_bounded
+
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path).decode("utf-8")
+    except RecordError as error:
+        raise InputError(f"{kind} {path}: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read {kind} {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:

@@ -42,6 +42,7 @@ def prepare_job(
     data_dir: str | Path | None,
     attack_timeout: float | None,
     abstain: str | None = None,
+    trust: bool = False,
 ) -> tuple[Job, str | None]:
     """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
 
@@ -57,7 +58,7 @@ def prepare_job(
     other = given_surrogate(surrogate, data)
     source: Source | Callable[[Tensor], Any]
     if isinstance(model, str):
-        source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std))
+        source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std), trust)
     elif any(given is not None for given in (weights, model_dir, threat, mean, std)):
         raise InputError(
             "weights, model_dir, threat, mean and std go with a model's text; a module has its own"

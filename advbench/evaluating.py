@@ -47,12 +47,13 @@ def evaluate_model(
     workers: int | None = None,
     ray: str | None = None,
     abstain: str | None = None,
+    trust: bool = False,
 ) -> Run:
     """Measure what a model that was trained elsewhere withstands; what ``advbench eval`` does.
 
     Args:
-        model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file,
-            ``torchvision:NAME``, ``robustbench:NAME``; or a module, or a function, from images
+        model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file that is
+            trusted, ``torchvision:NAME``, ``robustbench:NAME``; or a module, or a function, from images
             (N, C, H, W) in [0, 1] to logits (N, K).
         dataset: a name that ``advbench datasets`` lists.
         attacks: ``fgsm,pgd:steps=50`` or a list of such texts.
@@ -80,6 +81,7 @@ def evaluate_model(
             the number of tasks, one a CPU by default.
         abstain: ``last`` for a model that has one output more than there are classes, by which it abstains:
             right on attacked points, wrong on clean ones. Attacks are searched for against exactly that.
+        trust: load a TorchScript or exported file: such a program can run any code.
 
     Returns:
         The evaluation; ``.record`` has everything that was measured.
@@ -119,6 +121,7 @@ def evaluate_model(
         "data_dir": data_dir,
         "attack_timeout": attack_timeout,
         "abstain": abstain,
+        "trust": trust,
     }
     if ray is not None:
         check_address(ray)

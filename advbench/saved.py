@@ -12,15 +12,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from advbench.allocating import bounded_by
 from advbench.config import RunConfig, explain
 from advbench.data import DataSet, load_dataset
 from advbench.data.registry import FOLDER
 from advbench.models import MODELS, build_model
+from advbench.models.factory import one_line
 from attacks_pool.errors import InputError
 from attacks_pool.guard import ordinary_mode
 from attacks_pool.randomness import key_seed
 from defenses import Defense, registry
 from leaderboards import Record, read_record
+from leaderboards.records.limits import weights_fault
 
 WEIGHTS = "model.safetensors"
 EVALUATED = "eval"
@@ -100,14 +103,26 @@ class Run:
         """The defense as it was after a stage; 0 is the plain pretrained classifier.
 
         Raises:
-            InputError: no such stage, missing or damaged weights, a model that needs ``trust=True``.
+            InputError: no such stage, missing or damaged weights, a model that needs ``trust=True`` or is far
+                larger than its weights.
         """
         found = [stage for stage in self.record.stages if stage.index == index]
         if not found:
             raise InputError(f"run {self.record.id} has no stage {index}")
         self.check_trust()
-        defense = rebuild(self.config, self.record.environment["data"], found[0].spec)
-        load_weights(defense, self.path / found[0].weights)
+        weights = self.path / found[0].weights
+        with bounded_by(weights, f"the model of run {self.record.id}, stage {index},"):
+            try:
+                defense = rebuild(self.config, self.record.environment["data"], found[0].spec)
+            except InputError:
+                raise
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                # A record comes from anybody: its spec may lack what every defense writes there.
+                raise InputError(
+                    f"run {self.record.id}: the model of stage {index} cannot be built from its spec: "
+                    f"{one_line(error)}"
+                ) from error
+        load_weights(defense, weights)
         return defense
 
     def check_trust(self) -> None:
@@ -175,6 +190,8 @@ def load_weights(defense: Defense, path: Path) -> None:
         InputError: the file is missing or damaged, or holds other weights.
     """
     try:
+        if fault := weights_fault(path):
+            raise InputError(f"weights {path} cannot be read: {fault}")
         state = load_file(path)
     except FileNotFoundError:
         raise InputError(f"weights {path} are missing") from None

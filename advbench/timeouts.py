@@ -1,4 +1,4 @@
-"""A limit on how long one attack may take, also where it cannot be interrupted."""
+"""A limit on how long an attack, or a whole verification, may take, also where it cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
 from attacks_pool import Attack, InputError
+from leaderboards.printable import printable
 
 GRACE = 5.0
 """Seconds after the limit until the process is ended, if what runs cannot be interrupted."""
 AGAIN = 0.5
 """Seconds between alarms: one that is raised where exceptions are dropped must not be the last."""
-FAILED = 1
-"""The exit code of a run that failed."""
+FAILED, REFUSED = 1, 2
+"""The exit codes of a run that failed, and of what cannot be done as it was asked."""
 
 
 class AttackTimeoutError(RuntimeError):
@@ -41,18 +42,40 @@ def limited(seconds: float | None, what: str) -> Iterator[None]:
     Raises:
         AttackTimeoutError: the time is over.
     """
+    message = f"{what} did not end within {seconds or 0:g} s (--attack-timeout)"
+    with _stopped(seconds, message, AttackTimeoutError, lambda: None, FAILED):
+        yield
+
+
+@contextmanager
+def limited_verification(
+    seconds: float | None, what: str, *, leave: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """The same for a verification; ``leave`` removes what it made if the process must be ended.
+
+    Raises:
+        InputError: the time is over.
+    """
+    message = f"{what} did not end within {seconds or 0:g} s (--timeout)"
+    with _stopped(seconds, message, InputError, leave, REFUSED):
+        yield
+
+
+@contextmanager
+def _stopped(
+    seconds: float | None, message: str, error: type[Exception], leave: Callable[[], None], code: int
+) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    message = f"{what} did not end within {seconds:g} s (--attack-timeout)"
-    watchdog = threading.Timer(seconds + GRACE, _end, [message])
+    watchdog = threading.Timer(seconds + GRACE, _end, [message, leave, code])
     watchdog.daemon = True
     watchdog.start()
     try:
         with _alarm(seconds):
             yield
     except _Alarm:
-        raise AttackTimeoutError(message) from None
+        raise error(message) from None
     finally:
         watchdog.cancel()
 
@@ -86,13 +109,17 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _end(message: str) -> None:
+def _end(message: str, leave: Callable[[], None], code: int) -> None:
     """From another thread: whatever runs cannot be interrupted."""
-    print(f"error: {message} and cannot be interrupted: the process ends", file=sys.stderr, flush=True)
-    os._exit(FAILED)
+    line = f"error: {message} and cannot be interrupted: the process ends"
+    print(printable(line), file=sys.stderr, flush=True)
+    try:
+        leave()
+    finally:
+        os._exit(code)
 
 
-def check_timeout(seconds: float | None) -> None:
+def check_timeout(seconds: float | None, name: str = "attack-timeout") -> None:
     """Refuse a limit that is none.
 
     Raises:
@@ -100,6 +127,4 @@ def check_timeout(seconds: float | None) -> None:
     """
     most = threading.TIMEOUT_MAX - GRACE
     if seconds is not None and not (math.isfinite(seconds) and 0 < seconds <= most):
-        raise InputError(
-            f"attack-timeout={seconds:g} must be a number of seconds above 0, and at most {most:.0f}"
-        )
+        raise InputError(f"{name}={seconds:g} must be a number of seconds above 0, and at most {most:.0f}")

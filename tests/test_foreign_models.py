@@ -113,7 +113,7 @@ class Rigid(nn.Module):
 
 @pytest.mark.parametrize("traced", [0, 3])
 def test_torchscript(net: nn.Sequential, digits: DataSet, tmp_path: Path, traced: int) -> None:
-    foreign = load_foreign(Source(str(script(net, tmp_path / "net.ts", traced=traced))), digits)
+    foreign = load_foreign(Source(str(script(net, tmp_path / "net.ts", traced=traced)), trust=True), digits)
     assert foreign.model.batch == (1, None)
     assert foreign.name == "net"
     assert agrees(foreign, net, digits.test.x[:7])
@@ -121,7 +121,7 @@ def test_torchscript(net: nn.Sequential, digits: DataSet, tmp_path: Path, traced
 
 def test_torchscript_of_one_batch_size(net: nn.Sequential, digits: DataSet, tmp_path: Path) -> None:
     """Smaller batches are filled up, larger ones split."""
-    foreign = load_foreign(Source(str(script(Rigid(net), tmp_path / "net.pt", traced=4))), digits)
+    foreign = load_foreign(Source(str(script(Rigid(net), tmp_path / "net.pt", traced=4)), trust=True), digits)
     assert foreign.model.batch == (4, 4)
     assert agrees(foreign, net, digits.test.x[:11])
 
@@ -138,7 +138,7 @@ def test_exported_programs(
     batch: tuple[int, int | None],
 ) -> None:
     dynamic = {} if dims is None else {"dynamic_shapes": ({0: torch.export.Dim("batch", **dims)},)}
-    foreign = load_foreign(Source(str(exported(net, tmp_path / "net.pt2", **dynamic))), digits)
+    foreign = load_foreign(Source(str(exported(net, tmp_path / "net.pt2", **dynamic)), trust=True), digits)
     assert foreign.model.batch[1] == batch[1]
     assert foreign.model.batch[0] in (batch[0], 2 if dims == {} else batch[0])
     assert agrees(foreign, net, digits.test.x[:11])
@@ -151,7 +151,7 @@ def test_attacks_reach_the_pixels_of_every_kind(net: nn.Sequential, digits: Data
     x, y = digits.test.x[:6], digits.test.y[:6]
     expected = attack(net, x, y, generator=torch.Generator().manual_seed(1))
     for path in (script(net, tmp_path / "net.pt"), exported(net, tmp_path / "net.pt2")):
-        model = load_foreign(Source(str(path)), digits).model
+        model = load_foreign(Source(str(path), trust=True), digits).model
         found = attack(model, x, y, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(found, expected)
 
@@ -213,7 +213,7 @@ def test_files_that_are_no_models(net: nn.Sequential, digits: DataSet, tmp_path:
         "damaged.pt": "cannot be loaded: ",
     }
     for name, line in expected.items():
-        assert line in refused(Source(str(tmp_path / name)), digits)
+        assert line in refused(Source(str(tmp_path / name), trust=True), digits)
     assert "--weights goes with a factory" in refused(Source(str(wide), weights=wide), digits)
 
 
@@ -221,7 +221,7 @@ def test_a_program_for_other_images(digits: DataSet, tmp_path: Path) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(75, 10))
     with _quiet():
         torch.export.save(torch.export.export(flat, (torch.rand(4, 3, 5, 5),)), tmp_path / "a.pt2")
-    line = refused(Source(str(tmp_path / "a.pt2")), digits)
+    line = refused(Source(str(tmp_path / "a.pt2"), trust=True), digits)
     assert "was exported for images of shape (3, 5, 5), the data set has (1, 8, 8)" in line
 
 
@@ -286,13 +286,15 @@ def test_digests_tell_models_apart(network: Network) -> None:
 
 def test_normalisation_before_the_model(net: nn.Sequential, digits: DataSet, tmp_path: Path) -> None:
     path = str(exported(net, tmp_path / "net.pt2"))
-    foreign = load_foreign(Source(path, mean=(0.5,), std=(0.25,)), digits)
+    foreign = load_foreign(Source(path, mean=(0.5,), std=(0.25,), trust=True), digits)
     x = digits.test.x[:5]
     torch.testing.assert_close(foreign.model(x), net((x - 0.5) / 0.25))
     assert foreign.origin["mean"] == [0.5]
     foreign.model.eval()
-    assert "1 means and 0 deviations" in refused(Source(path, mean=(0.5,)), digits)
-    assert "1 means and 2 deviations" in refused(Source(path, mean=(0.5,), std=(1.0, 1.0)), digits)
+    assert "1 means and 0 deviations" in refused(Source(path, mean=(0.5,), trust=True), digits)
+    assert "1 means and 2 deviations" in refused(
+        Source(path, mean=(0.5,), std=(1.0, 1.0), trust=True), digits
+    )
 
 
 # Logits and nothing else.

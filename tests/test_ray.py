@@ -167,7 +167,18 @@ def test_an_evaluation_is_shared(address: str, tmp_path: Path) -> None:
     )
     torch.export.save(program, tmp_path / "model.pt2")
     command = ["eval", "--model", str(tmp_path / "model.pt2"), "--attacks", "fgsm,pgd:steps=2"]
-    command += ["--points", "20", "--threads", "1", "--surrogate", "none", "--device", "cpu", "--runs-dir"]
+    command += [
+        "--trust",
+        "--points",
+        "20",
+        "--threads",
+        "1",
+        "--surrogate",
+        "none",
+        "--device",
+        "cpu",
+        "--runs-dir",
+    ]
     assert invoke([*command, str(tmp_path / "here")]) == 0
     done = subprocess.run(
         [

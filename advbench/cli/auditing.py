@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.echoing import echo
 from advbench.cli.options import RunPath
 
 
@@ -39,7 +40,7 @@ def audit(
     other = load_run(surrogate, trust=trust, data_dir=data_dir) if surrogate is not None else None
     found = audit_run(saved, surrogate=other, points=points)
     if format is Format.json:
-        typer.echo(found.model_dump_json(indent=1))
+        echo(found.model_dump_json(indent=1))
     else:
         from advbench.cli import render
         from advbench.cli.audits import flag_lines, probe_table

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advbench.cli.echoing import echo, warn
 from advbench.cli.options import RunPath, RunsDir
 
 if TYPE_CHECKING:
@@ -153,14 +154,14 @@ def leaderboard(
     else:
         text = _text(found, format, view)
         if out is None:
-            typer.echo(text, nl=False)
+            echo(text, nl=False)
         else:
             _save(out, text)
     # Last, so that a mistake in an option is one line.
     for problem in problems:
-        typer.echo(f"warning: {problem}", err=True)
+        warn(f"warning: {problem}")
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        warn(f"note: {note}")
 
 
 def _text(found: Sequence[Row], format: Format, view: View) -> str:
@@ -185,7 +186,7 @@ def _save(path: Path, text: str) -> None:
     from leaderboards import write_bytes
 
     write_bytes(path, text.encode())
-    typer.echo(f"wrote {path}")
+    echo(f"wrote {path}")
 
 
 def _print(found: Sequence[Row], view: View, empty: Path | None) -> None:
@@ -210,4 +211,4 @@ def _write_site(out: Path, found: Sequence[Row], runs_dir: Path) -> None:
     from leaderboards.site import write_site
 
     count = write_site(out, found, runs_dir=runs_dir)
-    typer.echo(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})")
+    echo(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})")

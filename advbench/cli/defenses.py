@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from advbench.cli import lists
+from advbench.cli.echoing import echo
 from advbench.cli.lists import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def new(
     from advbench.plugins import write_package
 
     for path in write_package(name, dir):
-        typer.echo(str(path))
+        echo(str(path))
 
 
 @app.command("check")
@@ -60,12 +61,11 @@ def check(
     format: FormatOption = Format.table,
 ) -> None:
     """Run the contract that every defense keeps: what holds, what fails and why; exit code 1 if any fails."""
-    from rich.console import Console
-
+    from advbench.cli.console import errors
     from advbench.plugins import check_defense, find_defense
 
     kind, settings = find_defense(defense), dict(_setting(text) for text in set_ or ())
-    shown = Console(stderr=True)
+    shown = errors()
     with shown.status(f"checking {kind.info.name}") as status:
         checks = check_defense(
             kind,
@@ -78,7 +78,7 @@ def check(
             "holds": _all(checks),
             "checks": [one.to_json() for one in checks],
         }
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         _print(kind.info.name, checks)
     if not _all(checks):

@@ -6,6 +6,7 @@ import json
 
 import typer
 
+from advbench.cli.echoing import echo
 from advbench.cli.lists import Format, FormatOption
 
 
@@ -16,12 +17,12 @@ def doctor(format: FormatOption = Format.table) -> None:
     checks = examine()
     if format is Format.json:
         report = {"works": works(checks), "checks": [check.to_json() for check in checks]}
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            typer.echo(f"{check.status:<8} {check.name:<{width}}  {check.detail}")
+            echo(f"{check.status:<8} {check.name:<{width}}  {check.detail}")
             if check.mend:
-                typer.echo(f"{'':<8} {'':<{width}}  {check.mend}")
+                echo(f"{'':<8} {'':<{width}}  {check.mend}")
     if not works(checks):
         raise typer.Exit(1)

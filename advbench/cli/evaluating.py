@@ -70,10 +70,15 @@ def evaluate(
     attack_timeout: Annotated[
         float | None, typer.Option(help="Stop when an attack takes more seconds than this for a block.")
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Load a .pt, .ts or .pt2 program, which can run any code."),
+    ] = False,
 ) -> None:
     """Measure what a model that was trained elsewhere withstands; it is asked for nothing but logits.
 
-    A model from code is imported: it must be trusted. From files no pickle is run; nothing is downloaded.
+    A factory is imported, and a .pt, .ts or .pt2 program is loaded with --trust alone: both can run any code.
+    Weights are read as tensors, never as pickles; nothing is downloaded.
     An evaluation that was interrupted goes on when the same command is given again.
     """
     from advbench.cli import render
@@ -106,6 +111,7 @@ def evaluate(
             workers=workers,
             ray=ray,
             abstain=abstain,
+            trust=trust,
         )
     render.print_run(run)
 

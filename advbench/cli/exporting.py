@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.echoing import echo, warn
 from advbench.cli.options import RunPath
 
 
@@ -59,5 +60,5 @@ def export(
     if not out.parent.is_dir():
         raise RecordError(f"cannot write {out}: there is no folder {out.parent}")
     write_entry(out, entry)
-    typer.echo(to_text(entry), nl=False)
-    typer.echo(f"written    {out}", err=True)
+    echo(to_text(entry), nl=False)
+    warn(f"written    {out}")

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from advbench.cli.echoing import echo, warn
+
 
 class Format(StrEnum):
     """How a list is written."""
@@ -56,7 +58,7 @@ def attacks(
     _warn("attack", pool.problems)
     entries = {name: _attack(name) for name in chosen}
     if format is Format.json:
-        typer.echo(json.dumps(list(entries.values()), indent=2))
+        echo(json.dumps(list(entries.values()), indent=2))
     elif names:
         for entry in entries.values():
             _describe(entry)
@@ -79,7 +81,7 @@ def defenses(
     _warn("defense", registry.problems)
     entries = {name: _defense(name) for name in chosen}
     if format is Format.json:
-        typer.echo(json.dumps(list(entries.values()), indent=2))
+        echo(json.dumps(list(entries.values()), indent=2))
     elif names:
         for entry in entries.values():
             _describe(entry)
@@ -105,7 +107,7 @@ def datasets(
             raise unknown("data set", name, DATASETS)
     entries = [asdict(DATASETS[name]) for name in names or DATASETS]
     if format is Format.json:
-        typer.echo(json.dumps(entries, indent=2))
+        echo(json.dumps(entries, indent=2))
     elif names:
         for entry in entries:
             _describe(entry)
@@ -176,12 +178,12 @@ def _describe(entry: Mapping[str, Any]) -> None:
     """``key: value`` lines; mappings indented below their key."""
     for key, value in entry.items():
         if isinstance(value, dict) and value and key != "cost":
-            typer.echo(f"{key}:")
+            echo(f"{key}:")
             for name, inner in value.items():
-                typer.echo(f"  {name}: {_inner(inner)}")
+                echo(f"  {name}: {_inner(inner)}")
         else:
-            typer.echo(f"{key}: {_cell(value)}")
-    typer.echo("")
+            echo(f"{key}: {_cell(value)}")
+    echo("")
 
 
 def _inner(value: Any) -> str:
@@ -233,4 +235,4 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], spare: Sequen
 
 def _warn(kind: str, problems: Mapping[str, str]) -> None:
     for name, cause in problems.items():
-        typer.echo(f"warning: {kind} plug-in {name!r} could not be loaded: {cause}", err=True)
+        warn(f"warning: {kind} plug-in {name!r} could not be loaded: {cause}")

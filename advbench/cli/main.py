@@ -29,6 +29,7 @@ from advbench.cli import (
     sweeping,
     verifying,
 )
+from advbench.cli.echoing import echo, guard, warn
 from advbench.interrupts import Interrupted
 
 LONGEST = 900
@@ -65,7 +66,7 @@ app.add_typer(runs.app, name="runs")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"advbench {__version__}")
+        echo(f"advbench {__version__}")
         raise typer.Exit
 
 
@@ -80,6 +81,7 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
+    guard()
     sys.exit(invoke(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -105,7 +107,7 @@ def invoke(arguments: list[str]) -> int:
         if type(error).__name__ == "Abort":
             return _fail("interrupted", INTERRUPTED)
         if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(str(error), err=True)
+            echo(str(error), err=True)
             return 2
         message, exit_code = _explain(error)
         if message is None:
@@ -149,7 +151,7 @@ def _fail(message: str, code: int) -> int:
     if len(line) > LONGEST:
         # It repeats what was given, which may be anything; its beginning and its end say what is wrong.
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
-    typer.echo(f"error: {line}", err=True)
+    warn(f"error: {line}")
     return code
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from advbench.cli.echoing import echo, warn
 from advbench.cli.options import RunsDir
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def plot(
     made = [picture.render(form, dpi=dpi) for picture in drawn]
     for file, data in zip(files, made, strict=True):
         write_bytes(file, data)
-        typer.echo(str(file))
+        echo(str(file))
 
 
 plot.__doc__ = HELP
@@ -146,7 +147,7 @@ def _read(paths: Sequence[Path], runs_dir: Path) -> list[Record]:
             problems[0] if problems else f"no finished runs in {runs_dir}: advbench run makes one"
         )
     for problem in problems:
-        typer.echo(f"warning: {problem}", err=True)
+        warn(f"warning: {problem}")
     return records
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from advbench.cli.console import errors
+from advbench.cli.echoing import warn
 from advbench.events import Event, Listener
 from attacks_pool.text import attack_name
+from leaderboards.printable import in_line
 
 PLAIN_INTERVAL = 5.0
 
@@ -20,7 +21,7 @@ PLAIN_INTERVAL = 5.0
 @contextmanager
 def reporter() -> Iterator[Listener]:
     """A listener that reports to stderr while the context is open."""
-    console = Console(stderr=True)
+    console = errors()
     if not console.is_terminal:
         yield _Plain()
         return
@@ -30,7 +31,7 @@ def reporter() -> Iterator[Listener]:
         def listen(event: Event) -> None:
             shown.event = event
             if event.kind in ("cell", "end", "note"):
-                console.print(describe(event), highlight=False, markup=False)
+                console.print(in_line(describe(event)))
 
         yield listen
 
@@ -42,7 +43,7 @@ class _Shown:
         self.event: Event | None = None
 
     def line(self) -> Text:
-        return Text(describe(self.event) if self.event is not None else "reading data", style="cyan")
+        return Text(in_line(describe(self.event)) if self.event is not None else "reading data", style="cyan")
 
 
 class _Plain:
@@ -61,7 +62,7 @@ class _Plain:
         elif event.kind not in ("start", "resume", "note", "cell", "end"):
             return
         self._last = now
-        print(describe(event), file=sys.stderr, flush=True)
+        warn(describe(event))
 
 
 def describe(event: Event) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advbench.cli.echoing import warn
 from advbench.cli.options import (
     AttackTimeout,
     DataDir,
@@ -117,7 +118,7 @@ def _write(plan: ReferencePlan, runs_dir: Path, out: Path) -> None:
 
     records, problems = find_records(runs_dir)
     for problem in problems:
-        typer.echo(f"warning: {problem}", err=True)
+        warn(f"warning: {problem}")
     table, missing = build_reference(plan, records)
     if missing or table is None:
         names = ", ".join(f"{name} eps={eps:g}" for name, eps in missing)

@@ -15,6 +15,7 @@ from advbench.cli.threats import threat_table
 from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
 from leaderboards import Record, result_of, rows, to_table
+from leaderboards.printable import in_line
 
 ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 
@@ -33,8 +34,8 @@ def print_run(run: Run) -> None:
     console.print(audit_text(record))
     if record.config.get("abstain"):
         console.print("abstains   by its last output: right on attacked points, wrong on clean ones")
-    console.print(f"run        {run.path}", soft_wrap=True)
-    console.print(f"show again advbench show {shlex.quote(str(run.path))}", soft_wrap=True)
+    console.print(in_line(f"run        {run.path}"), soft_wrap=True)
+    console.print(in_line(f"show again advbench show {shlex.quote(str(run.path))}"), soft_wrap=True)
 
 
 def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
@@ -57,7 +58,7 @@ def labels(texts: Sequence[str]) -> list[str]:
         name = attack_name(text)
         twins = [knobs_of(other) for other in texts if attack_name(other) == name]
         own = [knob for knob in knobs_of(text) if not all(knob in twin for twin in twins)]
-        found.append(f"{name}:{','.join(own)}" if len(twins) > 1 else name)
+        found.append(in_line(f"{name}:{','.join(own)}" if len(twins) > 1 else name))
     return found
 
 
@@ -65,7 +66,8 @@ def matrix_table(record: Record) -> Table:
     """R in percent: a row a stage, clean accuracy and a column an attack."""
     config = record.config
     trained = record.regime != EVALUATED
-    parts = [config["defense"], record.regime, config["dataset"], config["model"], f"seed {config['seed']}"]
+    named = [config["defense"], record.regime, config["dataset"], str(config["model"])]
+    parts = [*map(in_line, named), f"seed {config['seed']}"]
     title = " · ".join(parts if trained else [parts[0], parts[2], parts[4]])
     after = " after each stage" if trained else ""
     table = Table(title=f"Robust accuracy in %{after}: {title}", title_justify="left")
@@ -75,9 +77,9 @@ def matrix_table(record: Record) -> Table:
         table.add_column(f"{label}\n{ROLES[entry.role]}", justify="right")
     matrix, clean = record.matrix(), record.clean_column()
     for stage in record.stages:
-        names = "+".join(attack_name(text) for text in stage.attacks) or "plain"
+        names = in_line("+".join(attack_name(text) for text in stage.attacks)) or "plain"
         cells = [f"{100 * value:.1f}" for value in (clean[stage.index], *matrix[stage.index])]
-        table.add_row(f"{stage.index} {names}" if trained else config["defense"], *cells)
+        table.add_row(f"{stage.index} {names}" if trained else parts[0], *cells)
     return table
 
 
@@ -88,7 +90,7 @@ def metrics_text(record: Record) -> str:
         if value is None and record.regime == EVALUATED:
             continue
         shown = "-" if value is None else _with_unit(name, value)
-        lines.append(f"{name.replace('_', ' '):<24} {shown:>8}")
+        lines.append(f"{in_line(name).replace('_', ' '):<24} {shown:>8}")
     cost = record.cost
     size = f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"
     if record.regime == EVALUATED:
@@ -119,7 +121,7 @@ def transfer_table(record: Record) -> Table | None:
         return None
     table = Table(title="Crafted on the model itself, and elsewhere, in %", title_justify="left")
     table.add_column("attack")
-    for heading in ("the model", record.audit.surrogate or "another model"):
+    for heading in ("the model", in_line(record.audit.surrogate or "another model")):
         table.add_column(heading, justify="right")
     for entry, label in zip(entries, labels([entry.text for entry in entries]), strict=True):
         shares = [f"{100 * cells[entry.text].accuracy:.1f}" for cells in (own, found)]
@@ -147,13 +149,15 @@ def class_table(record: Record) -> Table:
         counts = [row.clean_correct, *(row.robust[text] for text in texts)]
         counts += [row.worst_case] if complete else []
         table.add_row(
-            row.label, str(row.n), *(f"{100 * count / row.n:.1f}" if row.n else "-" for count in counts)
+            in_line(row.label),
+            str(row.n),
+            *(f"{100 * count / row.n:.1f}" if row.n else "-" for count in counts),
         )
     return table
 
 
 def audit_text(record: Record) -> str:
     """The verdict and its flags."""
-    flags = [f"  {flag.code}: {flag.message}" for flag in record.audit.flags]
+    flags = [in_line(f"  {flag.code}: {flag.message}") for flag in record.audit.flags]
     checked = f"{len(record.audit.checks)} checks"
     return "\n".join([f"audit: {record.audit.verdict} ({checked})", *flags])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advbench.cli.echoing import echo
 from advbench.cli.lists import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def list_runs(
 
     entries = [(entry, size_of(entry.path)) for entry in inventory(runs_dir)]
     if format is Format.json:
-        typer.echo(json.dumps([_as_json(entry, size) for entry, size in entries], indent=2))
+        echo(json.dumps([_as_json(entry, size) for entry, size in entries], indent=2))
         return
     _print_list(entries, runs_dir)
 
@@ -57,6 +58,7 @@ def check(
 ) -> None:
     """Check that runs are whole: checksums, schema, and every count against the stored outcomes."""
     from leaderboards import check_run, inventory
+    from leaderboards.printable import in_line
 
     where = runs_dir or Path(context.obj)
     paths = [find_run(name, where) for name in runs] if runs else [entry.path for entry in inventory(where)]
@@ -65,11 +67,11 @@ def check(
         found = check_run(path)
         damaged += bool(found.problems)
         for problem in found.problems:
-            typer.echo(f"{path.name}: damaged: {problem}")
+            echo(in_line(f"{path.name}: damaged: {problem}"))
         if not found.problems:
-            typer.echo(f"{path.name}: {'; '.join(found.notes) or 'whole'}")
+            echo(in_line(f"{path.name}: {'; '.join(found.notes) or 'whole'}"))
     count = f"{len(paths)} run" if len(paths) == 1 else f"{len(paths)} runs"
-    typer.echo(f"{count} checked, {damaged or 'none'} damaged")
+    echo(f"{count} checked, {damaged or 'none'} damaged")
     if damaged:
         raise typer.Exit(DAMAGED)
 
@@ -85,22 +87,22 @@ def gc(
     where = runs_dir or Path(context.obj)
     found = find_garbage(where)
     if not found:
-        typer.echo(f"nothing to remove in {where}")
+        echo(f"nothing to remove in {where}")
         return
     _print_garbage(found, where)
     if not yes:
         if not sys.stdin.isatty():
             raise RecordError("nothing was removed: there is no terminal to ask at; --yes removes them")
         if not typer.confirm("Remove them? An unfinished run cannot be gone on with afterwards."):
-            typer.echo("nothing was removed")
+            echo("nothing was removed")
             return
     freed = 0
     for garbage in found:
         if remove(garbage):
             freed += garbage.size
         else:
-            typer.echo(f"kept {garbage.path}: somebody has taken or changed it meanwhile")
-    typer.echo(f"{_bytes(freed)} freed")
+            echo(f"kept {garbage.path}: somebody has taken or changed it meanwhile")
+    echo(f"{_bytes(freed)} freed")
 
 
 app.command("check")(check)
@@ -130,6 +132,7 @@ def _print_list(entries: list[tuple[RunEntry, int]], runs_dir: Path) -> None:
     from rich.table import Table
 
     from advbench.cli.console import output
+    from leaderboards.printable import in_line
 
     console = output()
     if not entries:
@@ -139,19 +142,23 @@ def _print_list(entries: list[tuple[RunEntry, int]], runs_dir: Path) -> None:
     table.add_column("size", justify="right")
     for entry, size in entries:
         values = (entry.kind, entry.subject, entry.dataset, entry.summary)
-        table.add_row(entry.id, entry.state, *(value or "-" for value in values), _bytes(size))
+        table.add_row(
+            *map(in_line, (entry.id, entry.state, *(value or "-" for value in values))), _bytes(size)
+        )
     console.print(table)
     for entry, _ in entries:
         if entry.problem:
-            console.print(f"{entry.id}: {entry.problem}", soft_wrap=True)
+            console.print(in_line(f"{entry.id}: {entry.problem}"), soft_wrap=True)
 
 
 def _print_garbage(found: list[Garbage], runs_dir: Path) -> None:
-    typer.echo(f"to be removed from {runs_dir}:")
+    from leaderboards.printable import in_line
+
+    echo(f"to be removed from {runs_dir}:")
     for garbage in found:
         place = garbage.path.relative_to(runs_dir)
-        typer.echo(f"  {_bytes(garbage.size):>9}  {garbage.what}  {place}")
-    typer.echo(f"  {_bytes(sum(garbage.size for garbage in found)):>9}  in all")
+        echo(in_line(f"  {_bytes(garbage.size):>9}  {garbage.what}  {place}"))
+    echo(f"  {_bytes(sum(garbage.size for garbage in found)):>9}  in all")
 
 
 def _as_json(entry: RunEntry, size: int) -> dict[str, object]:

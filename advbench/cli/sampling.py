@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import typer
-
+from advbench.cli.echoing import echo
 from advbench.data.registry import DATASETS, FOLDER
 from attacks_pool import pool
 from attacks_pool.errors import InputError, unknown
@@ -31,7 +30,7 @@ def sample(
     if not unseen:
         drawn = pool.sample_sequence(count, seed, families, norms, budget="digits", images=images)
         names = [attack.name for attack in drawn]
-        typer.echo(json.dumps(names) if as_json else ",".join(names))
+        echo(json.dumps(names) if as_json else ",".join(names))
         return
     seen, held = pool.split_families(seed, unseen, families, norms, images=images)
     sequence, others = (
@@ -40,9 +39,9 @@ def sample(
     )
     if as_json:
         parts = {"sequence": sequence, "unseen": others, "families": {"seen": seen, "unseen": held}}
-        typer.echo(json.dumps(parts))
+        echo(json.dumps(parts))
     else:
-        typer.echo(f"--sequence {','.join(sequence)} --unseen {','.join(others)}")
+        echo(f"--sequence {','.join(sequence)} --unseen {','.join(others)}")
 
 
 def refuse_without_sample(families: Sequence[str] | None, norms: Sequence[str] | None, unseen: int) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from advbench.cli.console import errors
+from advbench.cli.echoing import warn
 from advbench.cli.progress import describe, duration
 from advbench.cli.render import labels, output
 from advbench.events import Event
@@ -68,7 +69,7 @@ def print_outcome(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
     """How many cells are complete, and why the others are not."""
     cells = {cell.number: cell for cell in plan.cells}
     for number, why in sorted(outcome.failed.items()):
-        print(f"failed: cell {number}, {cells[number].label}: {why}", file=sys.stderr)
+        warn(f"failed: cell {number}, {cells[number].label}: {why}")
     complete = plan.count("complete") + len(outcome.done)
     console = output()
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
@@ -87,12 +88,12 @@ def print_outcome(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
 def reporter(plan: Plan, workers: int) -> Iterator[Tell]:
     """A listener that reports to stderr while the context is open; ``workers`` is 0 on a cluster."""
     board = _Board(plan, workers)
-    console = Console(stderr=True)
+    console = errors()
     if not console.is_terminal:
 
         def tell(told: Told) -> None:
             if (line := board.hear(told)) is not None:
-                print(line, file=sys.stderr, flush=True)
+                warn(line)
 
         yield tell
         return
@@ -101,7 +102,7 @@ def reporter(plan: Plan, workers: int) -> Iterator[Tell]:
         def show(told: Told) -> None:
             line = board.hear(told)
             if line is not None and told.kind != "begin":
-                console.print(line, highlight=False, markup=False)
+                console.print(line)
 
         yield show
 

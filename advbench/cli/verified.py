@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import typer
 from rich.table import Table
 
 from advbench.cli.console import output
+from advbench.cli.echoing import warn
 from advbench.cli.progress import duration
 from advbench.verifying import Report
 from attacks_pool.text import attack_name
+from leaderboards.printable import in_line
 
 
 def tell(line: str) -> None:
     """How far a verification is, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    warn(line)
 
 
 def print_report(report: Report, more: str) -> None:
@@ -32,22 +32,22 @@ def print_report(report: Report, more: str) -> None:
         ("against it", report.faults),
     ):
         for line in lines:
-            console.print(f"{heading}: {line}", soft_wrap=True)
-    console.print(f"{headline(report)}{f'; {more}' if more else ''}", soft_wrap=True)
+            console.print(in_line(f"{heading}: {line}"), soft_wrap=True)
+    console.print(in_line(f"{headline(report)}{f'; {more}' if more else ''}"), soft_wrap=True)
 
 
 def print_summary(report: Report, more: str) -> None:
     """One line, and what is against the run below it."""
     console = output()
     notes = [note for note in report.notes if note.startswith("weights")]
-    console.print("; ".join([headline(report), *notes, *([more] if more else [])]), soft_wrap=True)
+    console.print(in_line("; ".join([headline(report), *notes, *([more] if more else [])])), soft_wrap=True)
     for line in report.faults:
-        console.print(f"  {line}", soft_wrap=True)
+        console.print(in_line(f"  {line}"), soft_wrap=True)
 
 
 def print_failure(place: Path, error: Exception) -> None:
     """One of many runs that could not be verified."""
-    typer.echo(f"failed: {place}: {' '.join(str(error).split())}", err=True)
+    warn(f"failed: {place}: {' '.join(str(error).split())}")
 
 
 def headline(report: Report) -> str:
@@ -59,12 +59,12 @@ def headline(report: Report) -> str:
 
 
 def _table(report: Report) -> Table:
-    table = Table(title=f"{report.run}, {report.how}", title_justify="left")
+    table = Table(title=in_line(f"{report.run}, {report.how}"), title_justify="left")
     for column in ("stage", "attack", "of points", "compared", "differ", "only in the record", "only here"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for one in report.comparisons:
         probe = "transferred probe " if one.transferred else "probe " if one.probe else ""
-        attack = f"{probe}{_brief(one.attack)}"
+        attack = in_line(f"{probe}{_brief(one.attack)}")
         counts = (one.points, one.compared, one.discordant, len(one.record_only), len(one.here_only))
         table.add_row(str(one.stage), attack, *map(str, counts))
     return table

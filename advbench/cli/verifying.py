@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advbench.cli.echoing import echo
 from advbench.cli.options import RunsDir
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda, cuda:1; the kind that the record names by default.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; the record's by default.")]
-TrustOption = Annotated[bool, typer.Option("--trust", help="Import a model factory that a record names.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Import a factory, or load a program, that a record or --weights names."),
+]
+ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
+"""Seconds by default."""
 FormatOption = Annotated[Format, typer.Option(help="table or json.")]
 
 
@@ -83,6 +89,13 @@ def verify(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     trust: TrustOption = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a run may take.",
+            show_default=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}",
+        ),
+    ] = None,
     leave_mark: Annotated[
         bool, typer.Option("--mark/--no-mark", help="Write verified.json beside a confirmed record.")
     ] = True,
@@ -94,11 +107,14 @@ def verify(
     checked against itself. With --retrain the run is made again from its record and compared with that.
     """
     from advbench.cli.verified import print_failure, print_report, print_summary
+    from advbench.timeouts import check_timeout
     from advbench.verifying import Asked
     from advbench.verifying.marking import mark
     from attacks_pool import InputError
     from leaderboards import RecordError
 
+    seconds = timeout if timeout is not None else RETRAINING if retrain else VERIFYING
+    check_timeout(seconds, "timeout")
     wanted = {"seed": run_seed, "defense": defense, "dataset": dataset}
     found, several, failed = _runs(runs, trust, data_dir, wanted)
     asked = Asked(stages, attacks, points, seed, device, threads)
@@ -112,7 +128,15 @@ def verify(
     refuted = 0
     for run in found:
         try:
-            report = _verified(run, asked, retrain=retrain, keep=keep, surrogate=surrogate, weights=weights)
+            report = _verified(
+                run,
+                asked,
+                retrain=retrain,
+                keep=keep,
+                surrogate=surrogate,
+                weights=weights,
+                timeout=seconds,
+            )
         except Exception as error:
             if not several or not _is_users(error):
                 raise
@@ -129,11 +153,9 @@ def verify(
         if format is Format.table:
             (print_summary if several else print_report)(report, marked)
     if format is Format.json:
-        typer.echo(json.dumps(trees if several else trees[0], indent=1))
+        echo(json.dumps(trees if several else trees[0], indent=1))
     elif several:
-        typer.echo(
-            f"{len(trees) - refuted} runs confirmed, {refuted} refuted, {failed} could not be verified"
-        )
+        echo(f"{len(trees) - refuted} runs confirmed, {refuted} refuted, {failed} could not be verified")
     if refuted or failed:
         raise typer.Exit(REFUTED if refuted else 2)
 
@@ -151,7 +173,7 @@ def submit(
     read_record(directory)
     target = out if out is not None else Path(f"{directory.resolve().name}.zip")
     names = pack(directory, target)
-    typer.echo(f"{target}: {len(names)} files, {target.stat().st_size:,} bytes; advbench accept verifies it")
+    echo(f"{target}: {len(names)} files, {target.stat().st_size:,} bytes; advbench accept verifies it")
 
 
 def accept(
@@ -165,14 +187,19 @@ def accept(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     trust: TrustOption = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that it may take; after them nothing is added.")
+    ] = ACCEPTING,
     format: FormatOption = Format.table,
 ) -> None:
     """Verify somebody's archive and add its run; exit 1, and nothing added, if it is refuted."""
     from advbench.cli.verified import print_report, tell
     from advbench.saved import load_run
+    from advbench.timeouts import check_timeout
     from advbench.verifying import Asked
     from advbench.verifying.accepting import accept as accept_file
 
+    check_timeout(timeout, "timeout")
     found = accept_file(
         file,
         runs_dir,
@@ -182,6 +209,7 @@ def accept(
         surrogate=None if surrogate is None else load_run(surrogate, trust=trust, data_dir=data_dir),
         weights=weights,
         told=tell,
+        timeout=timeout,
     )
     added = (
         "nothing was added"
@@ -190,7 +218,7 @@ def accept(
     )
     if format is Format.json:
         place = None if found.place is None else str(found.place)
-        typer.echo(json.dumps({**found.report.tree(), "path": place, "known": found.known}, indent=1))
+        echo(json.dumps({**found.report.tree(), "path": place, "known": found.known}, indent=1))
     else:
         print_report(found.report, added)
     if found.place is None:
@@ -246,6 +274,7 @@ def _verified(
     keep: Path | None,
     surrogate: Path | None,
     weights: Path | None,
+    timeout: float,
 ) -> Report:
     from advbench.cli.verified import tell
     from advbench.saved import load_run
@@ -263,11 +292,12 @@ def _verified(
                 threads=asked.threads,
                 keep=keep,
                 listeners=[listener, stopper],
+                timeout=timeout,
             )
     other = None
     if surrogate is not None:
         other = load_run(surrogate, trust=run.trust, data_dir=run.data_dir)
-    return verify_run(run, asked, surrogate=other, weights=weights, told=tell)
+    return verify_run(run, asked, surrogate=other, weights=weights, told=tell, timeout=timeout)
 
 
 def _is_users(error: Exception) -> bool:

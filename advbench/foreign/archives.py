@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from attacks_pool.errors import InputError
+
+SCRIPT, PROGRAM = "a TorchScript program", "an exported program"
+STATE_MEMBERS = re.compile(
+    r"(?:[^/]+/)?(?:data\.pkl|version|byteorder|\.format_version|\.storage_alignment"
+    r"|\.data/serialization_id|data/[0-9]+)"
+)
+"""All that ``torch.save`` writes for a state dict."""
+MAGIC = b"PK\x03\x04"
+"""The first bytes of a file that torch reads as an archive."""
 
 
 def members(path: Path, what: str) -> list[str]:
@@ -16,17 +27,63 @@ def members(path: Path, what: str) -> list[str]:
         what: how errors call it.
 
     Raises:
-        InputError: a name leads out of the archive (``../x``, ``/x``, ``C:\\x``).
+        InputError: a name leads out of the archive (``../x``, ``/x``, ``C:\\x``), or it is damaged.
     """
+    return [entry.filename for entry in _entries(path, what)]
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """What program an archive with these members is; None where it is none that torch runs."""
+    names = list(names)
+    if any(name.endswith("archive_format") for name in names):
+        return PROGRAM
+    return SCRIPT if any(name.endswith("/constants.pkl") for name in names) else None
+
+
+def check_state(path: Path, what: str) -> None:
+    """Refuse an archive that is more than a state dict, before torch opens it.
+
+    Args:
+        path: a file of weights, in an archive or not.
+        what: how errors call it.
+
+    Raises:
+        InputError: it is a program, or holds members that a state dict has not, or more than it has bytes.
+    """
+    entries = _entries(path, what)
+    other = [entry.filename for entry in entries if not STATE_MEMBERS.fullmatch(entry.filename)]
+    if other:
+        kind = kind_of(entry.filename for entry in entries)
+        said = f"are {kind}" if kind else f"hold {other[0]!r}, which no state dict has"
+        raise InputError(
+            f"{what} {said}, and a program can run any code: save its state_dict() as safetensors, or, if "
+            "you trust it, give it with --model FILE --trust"
+        )
+    # torch.save compresses nothing, so that an archive cannot unfold to more than it is.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+        sum(entry.file_size for entry in entries) > path.stat().st_size
+    ):
+        raise InputError(
+            f"{what} hold compressed members, which torch.save does not write: they are not read"
+        )
+
+
+def _entries(path: Path, what: str) -> list[zipfile.ZipInfo]:
+    """The members of a zip archive; none of another file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+            entries = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                raise InputError(f"{what} cannot be read: a damaged archive") from error
         return []
-    for name in names:
-        if escapes(name):
-            raise InputError(f"{what} holds {name!r}, which leads out of the archive: it is not read")
-    return names
+    for entry in entries:
+        if escapes(entry.filename):
+            raise InputError(
+                f"{what} holds {entry.filename!r}, which leads out of the archive: it is not read"
+            )
+    return entries
 
 
 def escapes(name: str) -> bool:

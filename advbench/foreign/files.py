@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from advbench.foreign.archives import members
+from advbench.foreign.archives import PROGRAM, SCRIPT, kind_of, members
 from advbench.foreign.wrapper import ForeignModel, probed_batch
 from advbench.models.factory import one_line
 from attacks_pool.errors import InputError
@@ -22,17 +22,42 @@ EXPORTED = ".pt2"
 WITH_FACTORY = "--model package.module:factory --weights FILE.safetensors"
 
 
-def load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
-    """A TorchScript file; ``shape`` (C, H, W) is that of the images it will be given.
+def load_program(path: Path, shape: tuple[int, ...], classes: int, *, trust: bool) -> ForeignModel:
+    """A model from a file that holds its program, which torch runs: a file that nobody trusts is not opened.
+
+    Args:
+        path: a TorchScript file or one of ``torch.export.save``; its content decides which.
+        shape: (C, H, W) of the images that it will be given.
+        classes: how many logits it gives.
+        trust: whether it may be loaded.
 
     Raises:
-        InputError: the file is missing, a pickle or damaged.
+        InputError: the file is missing, a pickle, damaged or not trusted, or is for images of another shape.
     """
-    if not any(name.endswith("/constants.pkl") for name in _members(path)):
+    if not path.is_file():
+        raise InputError(f"model {str(path)!r}: there is no such file; nothing is downloaded")
+    kind = kind_of(members(path, f"model {str(path)!r}"))
+    if kind is None and path.suffix == EXPORTED:
+        raise InputError(f"model {str(path)!r} is no program that torch.export.save wrote")
+    if kind is None:
         raise InputError(
             f"model {str(path)!r} is no TorchScript file, and a pickle could run any code: "
             f"save its state_dict() as safetensors and give {WITH_FACTORY}"
         )
+    if not trust:
+        raise InputError(
+            f"model {str(path)!r} is {kind}, and loading it can run any code: add --trust if you trust it, "
+            f"or save its state_dict() as safetensors and give {WITH_FACTORY}"
+        )
+    return {SCRIPT: load_script, PROGRAM: load_exported}[kind](path, shape, classes)
+
+
+def load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
+    """A trusted TorchScript file; ``shape`` (C, H, W) is that of the images it will be given.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     with _quiet():
         try:
             load: Any = torch.jit.load
@@ -44,13 +69,11 @@ def load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignMode
 
 
 def load_exported(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
-    """A program of ``torch.export.save``; its batch size is read from what it was exported for.
+    """A trusted program of ``torch.export.save``; its batch size is read from what it was exported for.
 
     Raises:
-        InputError: the file is missing, damaged or no such program, or is for images of another shape.
+        InputError: the file is damaged, or is for images of another shape.
     """
-    if not any(name.endswith("archive_format") for name in _members(path)):
-        raise InputError(f"model {str(path)!r} is no program that torch.export.save wrote")
     with _quiet(), _tensors_only():
         try:
             program = torch.export.load(str(path))
@@ -83,12 +106,6 @@ def _batch(size: Any, ranges: Any) -> tuple[int, int | None]:
     return least, int(most) if most.isdecimal() else None
 
 
-def _members(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"model {str(path)!r}: there is no such file; nothing is downloaded")
-    return members(path, f"model {str(path)!r}")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's remarks that these formats are old, or new; errors still arrive."""
@@ -104,7 +121,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """No pickle of an archive may hold more than tensors: ``torch.export.load`` would run it."""
+    """No pickle that ``torch.load`` reads may hold more than tensors; torch has other ways, hence trust."""
     load = torch.load
 
     @functools.wraps(load)

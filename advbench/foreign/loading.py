@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advbench.abstaining import LAST
 from advbench.data import DataSet
-from advbench.foreign.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_exported, load_script
+from advbench.foreign.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
 from advbench.foreign.weights import file_digest, load_state, read_state
 from advbench.foreign.wrapper import ForeignModel
 from advbench.foreign.zoos import THREAT, THREATS, from_robustbench, from_torchvision
@@ -29,7 +29,10 @@ FORMS = "package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or ro
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: the text, and what its weights and normalisation are read from."""
+    """Where a model comes from: the text, and what its weights and normalisation are read from.
+
+    ``trust`` allows loading a file that holds a program, which can run any code.
+    """
 
     model: str
     weights: Path | None = None
@@ -37,6 +40,7 @@ class Source:
     threat: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def load_foreign(
         abstain: whether it has one logit more than there are classes, by which it abstains.
 
     Raises:
-        InputError: it cannot be found, read or built, or gives something else than logits of ``data``.
+        InputError: it cannot be found, read or built, is a program that is not trusted, or gives something
+            else than logits of ``data``.
     """
     if isinstance(source, Source):
         return _from_source(source, data, seed, name, abstain)
@@ -103,8 +108,8 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
     if path.suffix in (*SCRIPTS, EXPORTED):
         if file is not None:
             raise InputError(f"model {text!r} has weights of its own: --weights goes with a factory or a zoo")
-        load = load_exported if path.suffix == EXPORTED else load_script
-        wrapped, file = load(path, data.image_shape, data.num_classes + abstain), path
+        wrapped = load_program(path, data.image_shape, data.num_classes + abstain, trust=source.trust)
+        file = path
     else:
         inner, file = _built(source, data, seed, data.num_classes + abstain)
         wrapped = ForeignModel(inner, text, data.num_classes + abstain)

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advbench.foreign.archives import members
+from advbench.foreign.archives import check_state
 from attacks_pool.errors import InputError
+from leaderboards.records.limits import weights_fault
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
 """Keys under which training programs keep the state dict of a checkpoint."""
@@ -27,17 +28,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name: safetensors, else a state dict of nothing but tensors.
 
     Raises:
-        InputError: the file is missing or damaged, holds pickled objects, names that lead out of it, or no
-            tensors.
+        InputError: the file is missing or damaged, a program, holds pickled objects, names that lead out of
+            it, or no tensors.
     """
     if not path.is_file():
         raise InputError(f"weights {path}: there is no such file; nothing is downloaded")
+    # By content, whatever the file is called, and before anything opens it.
+    check_state(path, f"weights {path}")
     if path.suffix == ".safetensors":
         try:
+            if fault := weights_fault(path):
+                raise InputError(f"weights {path} cannot be read: {fault}")
             return dict(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
-    members(path, f"weights {path}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

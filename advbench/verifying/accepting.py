@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from advbench.opening import plain_name
 from advbench.saved import Run
+from advbench.timeouts import limited_verification
 from advbench.verifying.marking import mark
 from advbench.verifying.report import Report
 from advbench.verifying.sampling import Asked
@@ -44,6 +45,7 @@ def accept(
     surrogate: Run | None = None,
     weights: Path | None = None,
     told: Told | None = None,
+    timeout: float | None = None,
 ) -> Accepted:
     """Verify an archive of ``advbench submit`` and add it to ``runs_dir`` in one step, or leave no trace.
 
@@ -53,22 +55,25 @@ def accept(
         file: the archive.
         runs_dir: where it is added; made when it is missing.
         asked: what the verification looks at, beside every stage and every attack.
-        trust: import a model factory that the record names.
+        trust: import a model factory, or load a program, that the record names: both can run any code.
         data_dir: where the data are.
         surrogate, weights, told: see `verify_run`.
+        timeout: seconds that unpacking and verifying may take; nothing is added after them.
 
     Raises:
         RecordError: the file is no such archive, is damaged or holds what a run does not; or ``runs_dir``
             cannot be written.
-        InputError: it cannot be verified here.
+        InputError: it cannot be verified here, or not in time.
     """
     runs_dir = Path(runs_dir)
-    with _place(runs_dir) as directory:
-        unpack(Path(file), directory)
-        record = read_record(directory)
-        _check_id(record.id)
-        run = Run(directory, record, trust, data_dir)
-        report = verify_run(run, asked, surrogate=surrogate, weights=weights, told=told)
+    with _place(runs_dir) as (directory, leave):
+        # Cleaning up and adding are outside of the limit: neither is stopped half way.
+        with limited_verification(timeout, f"accepting {file}", leave=leave):
+            unpack(Path(file), directory)
+            record = read_record(directory)
+            _check_id(record.id)
+            run = Run(directory, record, trust, data_dir)
+            report = verify_run(run, asked, surrogate=surrogate, weights=weights, told=told)
         if not report.confirmed:
             return Accepted(report, None)
         if not report.complete:
@@ -87,8 +92,8 @@ def _check_id(name: str) -> None:
 
 
 @contextmanager
-def _place(runs_dir: Path) -> Iterator[Path]:
-    """A hidden directory in ``runs_dir``, which goes again with all that was made for it."""
+def _place(runs_dir: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A hidden directory in ``runs_dir``, and what removes it again with all that was made for it."""
     made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
     # Named as temporary files are, so that advbench runs gc finds it should this process be killed.
     directory = runs_dir / f".accept.{os.getpid()}.{secrets.token_hex(4)}.tmp"
@@ -99,13 +104,17 @@ def _place(runs_dir: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise RecordError(f"cannot create runs directory {runs_dir}: {reason}") from error
-    try:
-        yield directory
-    finally:
+
+    def leave() -> None:
         shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             for path in made:
                 path.rmdir()
+
+    try:
+        yield directory, leave
+    finally:
+        leave()
 
 
 def _add(directory: Path, runs_dir: Path, name: str) -> tuple[Path, bool]:

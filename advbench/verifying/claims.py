@@ -14,13 +14,13 @@ from advbench.identity import weights_digest
 from advbench.models.factory import one_line
 from advbench.recording import attack_entry, metrics_of, per_class_counts, transfer_metric
 from advbench.saved import WEIGHTS
+from advbench.verifying.bounds import beyond_the_data
 from advbench.verifying.flags import check_audit, equal
 from advbench.verifying.provenance import check_identity
 from advbench.verifying.report import Report
 from advbench.verifying.subject import Subject
 from defenses import registry
 from leaderboards import CLEAN, PerClass, RecordError, check_run, read_outcomes
-from leaderboards.records.archive import outcomes_size
 from leaderboards.records.checksums import digest_of
 from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
 from leaderboards.records.record import Role
@@ -88,12 +88,8 @@ def without_weights(subject: Subject) -> bool:
 
 def _files(subject: Subject) -> Iterator[str]:
     directory = subject.run.path
-    expected = len(subject.record.stages) * (len(subject.record.attacks) + 1)
-    probes = subject.record.audit.probes
-    bound = (expected + len(probes)) * max([cell.n for cell in (*subject.record.cells, *probes)], default=0)
-    # Looked at first: a small file may unfold to more than there is memory.
-    if (size := outcomes_size(directory / OUTCOMES)) > bound + 2**16:
-        yield f"{OUTCOMES}: {size} bytes of outcomes, the record has no more than {bound}"
+    if faults := list(beyond_the_data(subject)):
+        yield from faults
         return
     # Of a run that is kept without its weights, other files may have been left away too.
     thin = without_weights(subject)

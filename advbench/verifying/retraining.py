@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from advbench.events import Listener
 from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
 from advbench.interrupts import Interrupted
-from advbench.saved import Run
+from advbench.saved import EVALUATED, Run
+from advbench.timeouts import limited_verification
 from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
 from advbench.verifying.flags import equal
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
@@ -49,6 +51,7 @@ def retrain_run(
     threads: int | None = None,
     keep: Path | None = None,
     listeners: Sequence[Listener] = (),
+    timeout: float | None = None,
 ) -> Report:
     """Make a run again, and compare cell for cell and outcome for outcome.
 
@@ -66,39 +69,55 @@ def retrain_run(
         keep: the directory where the run that is made again stays, with its weights. What was begun there is
             gone on with, and what is finished is taken. By default it is made in a temporary place.
         listeners: told of the training's events.
+        timeout: seconds that all of it may take.
 
     Raises:
-        InputError: it cannot be repeated here, or ``keep`` has the run itself.
+        InputError: it cannot be repeated here, or not in time, or ``keep`` has the run itself.
     """
     began = time.perf_counter()
-    subject = subject_of(run)
-    if subject.evaluated:
+    if run.record.regime == EVALUATED:
         raise InputError(
             f"run {run.record.id} evaluated a model that was trained elsewhere: --retrain is for runs"
         )
     if keep is not None and run.path.resolve().is_relative_to(keep.resolve()):
         raise InputError(f"--keep {keep} has run {run.record.id} itself: what was made before proves nothing")
     report = Report(run.record.id, run.path, "retrained")
-    check_claims(subject, report)
-    if report.confirmed:
-        check_labels(subject, report)
-    if not report.confirmed:
-        report.not_looked_at.append("training: what is stored contradicts itself already")
-    else:
-        options = _options(run, device, threads, surrogate)
-        with _place(keep) as place:
-            made = run_benchmark(runs_dir=place, listeners=listeners, reuse=True, **options)
-            if made.record.id == run.record.id:
-                raise InputError(
-                    f"--keep {place} has a copy of run {made.record.id}, not one made again from it"
-                )
-            place_of = torch.device(str(made.record.environment["device"]).partition(" ")[0])
-            report.machine = {**machine_of(place_of, run.data), "threads": options["threads"]}
-            _compare(subject, made, report)
-            if not report.complete:
-                _explained(made, report, options, listeners)
+    with _place(keep) as place:
+
+        def leave() -> None:
+            if keep is None:
+                shutil.rmtree(place, ignore_errors=True)
+
+        with limited_verification(timeout, f"training run {run.record.id} again", leave=leave):
+            subject = subject_of(run)
+            check_claims(subject, report)
+            if report.confirmed:
+                check_labels(subject, report)
+            if report.confirmed:
+                options = _options(run, device, threads, surrogate)
+                _repeat(subject, report, place, options, listeners)
+            else:
+                report.not_looked_at.append("training: what is stored contradicts itself already")
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _repeat(
+    subject: Subject,
+    report: Report,
+    place: str | Path,
+    options: dict[str, Any],
+    listeners: Sequence[Listener],
+) -> None:
+    """Make the run in ``place`` and compare it."""
+    made = run_benchmark(runs_dir=place, listeners=listeners, reuse=True, **options)
+    if made.record.id == subject.record.id:
+        raise InputError(f"--keep {place} has a copy of run {made.record.id}, not one made again from it")
+    place_of = torch.device(str(made.record.environment["device"]).partition(" ")[0])
+    report.machine = {**machine_of(place_of, subject.run.data), "threads": options["threads"]}
+    _compare(subject, made, report)
+    if not report.complete:
+        _explained(made, report, options, listeners)
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class Subject:
         file = self.weights
         if file is None and spec.get("copied"):
             file = self.run.path / WEIGHTS
-        if name is not None and file is None:
+        if file is None and (script or name is not None):
             raise InputError(
                 f"{start} with weights {name!r}, which the run has no copy of: give --weights FILE"
             )
@@ -153,6 +153,7 @@ class Subject:
             threat=spec.get("threat"),
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
+            trust=self.run.trust,
         )
 
 

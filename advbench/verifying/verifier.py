@@ -14,6 +14,7 @@ from advbench.config import MOST_THREADS
 from advbench.environment import choose_device, reproducible, undisturbed
 from advbench.evaluate import measure_some
 from advbench.saved import Run
+from advbench.timeouts import limited_verification
 from advbench.verifying.again import check_regenerated, check_size, repeat_audit
 from advbench.verifying.claims import (
     OF_THE_MODEL,
@@ -42,6 +43,7 @@ def verify_run(
     surrogate: Run | None = None,
     weights: Path | None = None,
     told: Told | None = None,
+    timeout: float | None = None,
 ) -> Report:
     """Confirm or refute a run: what is stored against itself, then its models on a sample of points.
 
@@ -53,15 +55,25 @@ def verify_run(
         surrogate: the run that the audit's transferred points were crafted on, where it was one.
         weights: of an evaluated model: the file that the run has no copy of.
         told: is told how far it is.
+        timeout: seconds that all of it may take.
 
     Raises:
-        InputError: it cannot be verified here: weights, data or code that are not there, or a sample that
-            the run does not have.
+        InputError: it cannot be verified here, or not in time: weights, data or code that are not there, or
+            a sample that the run does not have.
         RecordError: the record cannot be read.
     """
     began = time.perf_counter()
-    subject, asked = subject_of(run, weights=weights), asked or Asked()
     report = Report(run.record.id, run.path, "re-evaluated")
+    with limited_verification(timeout, f"verifying run {run.record.id}"):
+        _verify(run, asked or Asked(), report, surrogate, weights, told or (lambda _: None))
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _verify(
+    run: Run, asked: Asked, report: Report, surrogate: Run | None, weights: Path | None, told: Told
+) -> None:
+    subject = subject_of(run, weights=weights)
     check_claims(subject, report)
     if report.confirmed:
         if without_weights(subject):
@@ -74,11 +86,9 @@ def verify_run(
         device = device_of(run, asked.device, report)
         with reproducible(threads_of(run, asked.threads)):
             report.machine = machine_of(device, run.data)
-            _remeasure(subject, asked, device, report, surrogate, told or (lambda _: None))
+            _remeasure(subject, asked, device, report, surrogate, told)
     else:
         report.not_looked_at.append("every model: what is stored contradicts itself already")
-    report.seconds = time.perf_counter() - began
-    return report
 
 
 def device_of(run: Run, asked: str | None, report: Report) -> torch.device:

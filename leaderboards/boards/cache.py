@@ -22,7 +22,7 @@ import numpy as np
 import pydantic_core
 
 from leaderboards.errors import RecordError
-from leaderboards.records import checksums, entries, finished, record, store
+from leaderboards.records import checksums, entries, finished, limits, record, store
 from leaderboards.records.finished import read_finished
 from leaderboards.records.layout import OUTCOMES, RECORD
 from leaderboards.records.store import Bools, read_outcomes, run_paths, write_bytes
@@ -221,7 +221,7 @@ def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
 def _code() -> str:
     """A hash of what decides which record is valid and what is kept of it."""
     digest = hashlib.sha256()
-    deciding = (checksums, entries, finished, matching, points, record, results, store, under)
+    deciding = (checksums, entries, finished, limits, matching, points, record, results, store, under)
     for file in (__file__, *(str(module.__file__) for module in deciding)):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest() + pydantic_core.__version__

@@ -9,6 +9,7 @@ from leaderboards.boards.labels import labels, title_of
 from leaderboards.boards.row import Row
 from leaderboards.boards.values import full_name, split_part
 from leaderboards.errors import RecordError
+from leaderboards.printable import in_line
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.results import canonical
 from leaderboards.statistics.summary import Summary
@@ -36,8 +37,8 @@ class Sheet:
     spare: tuple[str, ...] = ()
 
     def text(self, row: int, column: int) -> str:
-        """A value as people read it."""
-        return written(self.columns[column], self.rows[row][column])
+        """A value as people read it, safe for a terminal."""
+        return in_line(written(self.columns[column], self.rows[row][column]))
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def _sheet(rows: list[Row], title: str, names: Sequence[str], compact: bool, *, 
     values = [[raw(row, column, label) for column in columns] for row, label in zip(rows, shown, strict=True)]
     boards = [(row.comparison, row.target_aware) for row in rows]
     rules = frozenset(index for index in range(1, len(rows)) if boards[index] != boards[index - 1])
-    caption = "\n".join(filter(None, [" → ".join(rows[0].sequence) if alike else "", _notes(rows)]))
+    notes = [" → ".join(rows[0].sequence) if alike else "", _notes(rows)]
+    caption = "\n".join(map(in_line, filter(None, notes)))
     spare = SPARE if compact and not names else ()
     return Sheet(title, caption, columns, values, _marks(columns, values, rows, boards), rules, spare)
 

@@ -18,6 +18,7 @@ from leaderboards.boards.ranking import rows
 from leaderboards.boards.row import Row
 from leaderboards.boards.sheets import Sheet, View, pivoted, sheets
 from leaderboards.boards.values import cell, extra_columns, flat, scalar, standard_columns
+from leaderboards.printable import in_cell, in_line, printable
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.summary import Summary
 
@@ -103,12 +104,16 @@ def _tree(row: Row) -> dict[str, Any]:
 
 
 def to_csv(rows: Iterable[Row], view: View | None = None) -> str:
-    """Rows as CSV, at full precision, with the columns of `data`; an undefined value is empty."""
+    """Rows as CSV, at full precision, with the columns of `data`; an undefined value is empty.
+
+    A text that a spreadsheet would run, since it begins with ``=``, ``+``, ``-``, ``@``, a tab or an end of a
+    line, gets a single quote before it. Numbers are as they are.
+    """
     names, values = data(list(rows), view)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(values)
+    for line in (names, *values):
+        writer.writerow([in_cell(value) if isinstance(value, str) else value for value in line])
     return buffer.getvalue()
 
 
@@ -141,7 +146,7 @@ def load(
     view = View.of(columns, group_by, pivot)
     results, problems = find_results(Path(runs_dir))
     for problem in problems:
-        warnings.warn(problem, stacklevel=2)
+        warnings.warn(in_line(problem), stacklevel=2)
     found = rows(
         results,
         dataset,
@@ -207,4 +212,4 @@ def _marked(sheet: Sheet, row: int, column: int) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(" ".join(text.split())))

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from leaderboards.boards.columns import LABEL
 from leaderboards.boards.sheets import Sheet
+from leaderboards.printable import in_line, printable
 
 _NAME_WIDTH: Final = 8
 _STYLES: Final = {"best": "bold", "second": "underline"}
@@ -28,13 +29,14 @@ class SheetTable(Table):
     """
 
     def __init__(self, sheet: Sheet) -> None:
-        super().__init__(title=Text(sheet.title), caption=Text(sheet.caption) if sheet.caption else None)
+        caption = Text(printable(sheet.caption)) if sheet.caption else None
+        super().__init__(title=Text(in_line(sheet.title)), caption=caption)
         self._sheet = sheet
         self._filled = False
         for column in sheet.columns:
             # Numbers are never cut or folded: what is too wide is folded among words.
             self.add_column(
-                Text(column.heading),
+                Text(in_line(column.heading)),
                 justify="left" if column.left else "right",
                 no_wrap=not column.left,
                 overflow="fold",
@@ -51,7 +53,7 @@ class SheetTable(Table):
         texts = [
             [sheet.text(row, place) for place in range(len(sheet.columns))] for row in range(self.row_count)
         ]
-        headings = [column.heading for column in sheet.columns]
+        headings = [in_line(column.heading) for column in sheet.columns]
         least = [column.min_width or 0 for column in self.columns]
         widths = [max(low, *map(cell_len, own)) for low, *own in zip(least, headings, *texts, strict=True)]
         frame_width = 3 * len(widths) + 1

@@ -14,6 +14,7 @@ from leaderboards.errors import RecordError
 from leaderboards.records.checking import check_run
 from leaderboards.records.checksums import listed_files
 from leaderboards.records.layout import CHECKSUMS, OUTCOMES, RECORD
+from leaderboards.records.limits import MOST_TEXT
 from leaderboards.records.store import read_record
 
 NAMES: Final = re.compile(
@@ -25,8 +26,6 @@ REQUIRED: Final = (RECORD, OUTCOMES, CHECKSUMS)
 MOST_MEMBERS: Final = 1024
 MOST_BYTES: Final = 4 * 2**30
 """Of all members together, as they are unpacked."""
-MOST_TEXT: Final = 64 * 2**20
-"""Of one member that is read whole: anything but weights."""
 _TIME: Final = (1980, 1, 1, 0, 0, 0)
 
 

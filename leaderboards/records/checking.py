@@ -19,6 +19,7 @@ from leaderboards.records.layout import (
     WEIGHTS,
     files_below,
 )
+from leaderboards.records.limits import weights_fault
 from leaderboards.records.lock import is_held
 from leaderboards.records.manifest import read_manifest
 from leaderboards.records.record import Record
@@ -170,6 +171,8 @@ def _weights_fault(path: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if fault := weights_fault(path):
+            return f"damaged weights: {fault}"
         with safe_open(path, framework="numpy"):
             return ""
     except (SafetensorError, OSError, ValueError) as error:

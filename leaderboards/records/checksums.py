@@ -18,6 +18,7 @@ from leaderboards.records.layout import (
     files_below,
     temporary_of,
 )
+from leaderboards.records.limits import read_bounded
 from leaderboards.records.store import write_bytes
 
 NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED})
@@ -72,7 +73,7 @@ def listed_files(run_dir: Path) -> dict[str, str]:
 def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     """Names with digests, and what is wrong with other lines."""
     try:
-        text = path.read_text("utf-8")
+        text = read_bounded(path).decode("utf-8")
     except FileNotFoundError as error:
         raise RecordError(f"no checksums at {path}: the run was made before there were any") from error
     except OSError as error:

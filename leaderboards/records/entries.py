@@ -16,6 +16,14 @@ from pydantic import (
     model_validator,
 )
 
+from leaderboards.records.limits import (
+    MOST_COUNT,
+    MOST_ENTRIES,
+    MOST_POINTS,
+    MOST_STAGE,
+    MOST_STRING,
+)
+
 CLEAN: Final = "clean"
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -37,13 +45,18 @@ def _as_json(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
 
 
 JsonDict = Annotated[dict[str, Any], AfterValidator(_as_json)]
+Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Entries = Field(max_length=MOST_ENTRIES)
+"""Of lists: a record of nothing but faults must not take gigabytes to complain about."""
 
 
 class Frozen(BaseModel):
-    """Base of all models: immutable, no unknown keys, no coercion, no NaN or infinity."""
+    """Base of all models: immutable, no unknown keys, no coercion, no NaN or infinity, no endless text."""
 
     # strict: a number written as a string is an error, not a number.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_max_length=MOST_STRING
+    )
 
 
 class Threat(Frozen):
@@ -64,16 +77,16 @@ class Cell(Frozen):
     at; None is the one that sees clean images.
     """
 
-    stage: int = Field(ge=0)
+    stage: int = Field(ge=0, le=MOST_STAGE)
     attack: str
     threat: Threat
-    n: int = Field(ge=1)
+    n: int = Field(ge=1, le=MOST_POINTS)
     clean_correct: int
     robust: int
-    invalid: int = Field(ge=0)
+    invalid: Count
     seconds: float = Field(ge=0)
-    forwards: int = Field(ge=0)
-    backwards: int = Field(ge=0)
+    forwards: Count
+    backwards: Count
     bound: Literal["norm", "box-only", "none"] = "norm"
     network: str | None = None
 
@@ -116,9 +129,9 @@ class Audit(Frozen):
     """
 
     verdict: Verdict
-    flags: list[Flag]
-    checks: list[str]
-    probes: list[Cell] = Field(default_factory=list)
+    flags: list[Flag] = Entries
+    checks: list[str] = Entries
+    probes: list[Cell] = Field(default_factory=list, max_length=MOST_ENTRIES)
     surrogate: str | None = None
     networks: dict[str, str | None] = Field(default_factory=dict)
 
@@ -147,8 +160,8 @@ class AttackEntry(Frozen):
 class Stage(Frozen):
     """A trained stage: its attacks, its weights (a file inside the run directory), its structure."""
 
-    index: int = Field(ge=0)
-    attacks: list[str]
+    index: int = Field(ge=0, le=MOST_STAGE)
+    attacks: list[str] = Entries
     weights: str
     spec: JsonDict
 
@@ -169,7 +182,7 @@ class PerClass(Frozen):
     """
 
     label: str = Field(alias="class")
-    n: int = Field(ge=0)
+    n: int = Field(ge=0, le=MOST_POINTS)
     clean_correct: int
     robust: dict[str, int]
     worst_case: int
@@ -192,8 +205,8 @@ class Cost(Frozen):
     """What a run took: training includes pretraining and teachers; passes are sample-passes."""
 
     training_seconds: float = Field(ge=0)
-    training_forwards: int = Field(ge=0)
-    training_backwards: int = Field(ge=0)
+    training_forwards: Count
+    training_backwards: Count
     evaluation_seconds: float = Field(ge=0)
-    parameters: int = Field(ge=0)
-    multiply_adds: int = Field(ge=0)
+    parameters: Count
+    multiply_adds: Count

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from leaderboards.errors import RecordError
 from leaderboards.records.entries import Frozen, JsonDict
 from leaderboards.records.layout import MANIFEST
+from leaderboards.records.limits import read_bounded
 from leaderboards.records.record import explain
 from leaderboards.records.store import write_json
 
@@ -56,7 +57,7 @@ def read_manifest(run_dir: Path) -> Manifest:
     """
     path = Path(run_dir) / MANIFEST
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(read_bounded(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError(
             f"no manifest at {path}: this is no run, or one made before there were any"

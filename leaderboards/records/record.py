@@ -18,6 +18,7 @@ from leaderboards.records.entries import (
     Audit,
     Cell,
     Cost,
+    Entries,
     Flag,
     Frozen,
     JsonDict,
@@ -28,6 +29,7 @@ from leaderboards.records.entries import (
     Threat,
     Verdict,
 )
+from leaderboards.records.limits import MOST_ENTRIES
 
 __all__ = [
     "CLEAN",
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 SCHEMA: Final = 1
+LONGEST: Final = 400
+"""Letters of what an error repeats of a record."""
 
 # What tables read of a config, with the types they rely on.
 _CONFIG: Final[dict[str, tuple[type, ...]]] = {
@@ -82,12 +86,12 @@ class Record(Frozen):
     config: JsonDict
     protocol: str
     regime: str
-    attacks: list[AttackEntry]
-    stages: list[Stage]
+    attacks: list[AttackEntry] = Entries
+    stages: list[Stage] = Entries
     environment: JsonDict
-    cells: list[Cell]
+    cells: list[Cell] = Entries
     metrics: dict[str, float | None]
-    per_class: list[PerClass]
+    per_class: list[PerClass] = Entries
     cost: Cost
     audit: Audit
 
@@ -133,6 +137,9 @@ class Record(Frozen):
 
     @model_validator(mode="after")
     def _cells_are_a_matrix(self) -> Self:
+        # The matrix has a row for each stage up to the last, whether or not there is a cell for it.
+        if (size := (self._last + 1) * (len(self.attacks) + 1)) > MOST_ENTRIES:
+            raise ValueError(f"stages and attacks make a matrix of {size} cells, {MOST_ENTRIES} are allowed")
         known = {entry.text for entry in self.attacks} | {CLEAN}
         places: set[tuple[int, str]] = set()
         for cell in self.cells:
@@ -166,8 +173,12 @@ class Record(Frozen):
         column: NDArray[np.float64] = self._columns([CLEAN])[:, 0]
         return column
 
+    @property
+    def _last(self) -> int:
+        return max([cell.stage for cell in self.cells] + [stage.index for stage in self.stages], default=0)
+
     def _columns(self, texts: list[str]) -> NDArray[np.float64]:
-        last = max([cell.stage for cell in self.cells] + [stage.index for stage in self.stages], default=0)
+        last = self._last
         accuracy = {(cell.stage, cell.attack): cell.accuracy for cell in self.cells}
         values = [[accuracy.get((t, text), np.nan) for text in texts] for t in range(last + 1)]
         return np.array(values, dtype=np.float64).reshape(last + 1, len(texts))
@@ -217,14 +228,16 @@ def parse_record(data: Mapping[str, Any] | bytes | str, source: str) -> Record:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    # It repeats what the record holds, which may be anything.
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
 def explain(error: ValidationError) -> str:
     """The first fault with its key, and how many more there are."""
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = _one_line(".".join(str(part) for part in first["loc"]))
     if first["type"] == "missing":
         said = f"missing key {key!r}"
     elif first["type"] == "extra_forbidden":

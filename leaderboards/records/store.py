@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from leaderboards.errors import RecordError
 from leaderboards.records.layout import RECORD
+from leaderboards.records.limits import read_arrays, read_bounded
 from leaderboards.records.lock import claim
 from leaderboards.records.record import Record, parse_record
 
@@ -115,11 +116,13 @@ def read_outcomes(path: Path) -> tuple[Bools, Bools]:
     """Read what `write_outcomes` wrote: (clean, robust).
 
     Raises:
-        RecordError: the file is missing, damaged or holds something else.
+        RecordError: the file is missing, damaged, too large or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            clean, robust = arrays["clean"], arrays["robust"]
+        arrays = read_arrays(path, ("clean", "robust"))
+        clean, robust = arrays["clean"], arrays["robust"]
+    except RecordError:
+        raise
     except OSError as error:
         raise RecordError(f"cannot read outcomes {path}: {_reason(error)}") from error
     except Exception as error:
@@ -138,8 +141,7 @@ def read_probe_outcomes(path: Path) -> Bools:
     """
     read_outcomes(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            probes = arrays["probes"] if "probes" in arrays.files else np.zeros((0, 0), dtype=bool)
+        probes = read_arrays(path, ["probes"]).get("probes", np.zeros((0, 0), dtype=bool))
     except Exception as error:
         raise RecordError(f"damaged outcomes {path}: probes cannot be read") from error
     if probes.dtype != np.bool_ or probes.ndim != 2:
@@ -208,7 +210,7 @@ def read_record(path: Path) -> Record:
     if path.is_dir():
         path = path / RECORD
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except FileNotFoundError as error:
         raise RecordError(f"no record at {path}: the run did not finish, or this is no run") from error
     except OSError as error:

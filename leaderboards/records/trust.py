@@ -10,6 +10,7 @@ from leaderboards.errors import RecordError
 from leaderboards.records.checksums import digest_of
 from leaderboards.records.entries import Frozen, JsonDict
 from leaderboards.records.layout import OUTCOMES, RECORD, STAGES, VERIFIED, WEIGHTS
+from leaderboards.records.limits import read_bounded
 from leaderboards.records.store import write_json
 
 Trust = Literal["verified", "self-reported"]
@@ -86,7 +87,7 @@ def read_verified(run_dir: Path) -> Verified:
     """
     path = Path(run_dir) / VERIFIED
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(read_bounded(path))
         return Verified.model_validate(tree)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error

@@ -11,6 +11,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from leaderboards.boards.row import Row
+from leaderboards.printable import printable
 from leaderboards.records.layout import RECORD
 from leaderboards.records.record import Record
 from leaderboards.site.index import make_index, title_of
@@ -64,6 +65,7 @@ def _templates() -> Environment:
     environment = Environment(
         loader=FunctionLoader(lambda name: _folder("templates").joinpath(name).read_text("utf-8")),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -71,6 +73,11 @@ def _templates() -> Environment:
     )
     environment.globals["policy"] = POLICY
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """What a template writes of a value: control characters in names are spelled out."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _folder(name: str) -> Traversable:

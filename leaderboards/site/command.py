@@ -15,7 +15,7 @@ _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 _LINE: Final = 100
 _ZOOS: Final = ("torchvision:", "robustbench:")
-_FILES: Final = (".pt", ".ts", ".pt2")
+_FILES: Final = (".pt", ".pth", ".ts", ".pt2")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def _needs(origin: Mapping[str, Any]) -> Iterator[str]:
     """What must be there, or be trusted, before the command is given."""
     if ":" in origin["model"] and not origin["model"].startswith(_ZOOS):
         yield f"It imports the code of {origin['model']}: read that first."
+    if origin["model"].endswith(_FILES) and origin.get("weights"):
+        yield f"It loads the program {origin['model']}, which can run any code: add --trust if you trust it."
     if origin.get("weights"):
         yield f"It needs the file {origin['weights']}, whose checksum stands in the record."
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from leaderboards.boards.row import Row
 from leaderboards.errors import RecordError
 from leaderboards.records.layout import OUTCOMES, RECORD
+from leaderboards.records.limits import read_bounded
 from leaderboards.records.record import Record, parse_record
 from leaderboards.records.store import json_bytes, read_outcomes
 from leaderboards.site.fields import trust_of_run
@@ -61,7 +62,7 @@ class Sources:
 def _stored(directory: Path) -> Source:
     path = directory / RECORD
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
     return Source(parse_record(data, str(path)), data, _outcomes(directory), trust_of_run(directory))

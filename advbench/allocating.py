@@ -1,0 +1,57 @@
+"""A bound on the memory that a model is built in from a stranger's record, whose words its sizes follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attacks_pool.errors import InputError
+
+ELEMENT = 4
+"""Bytes of a float32 weight."""
+TIMES, SPARE = 20, 2**29
+"""A model may take so many times the bytes of its weights while it is built, and these bytes besides."""
+
+
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the elements of all tensors that are made inside, before they are."""
+
+    def __init__(self, most: int, what: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.left, self.what = most // ELEMENT, what
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The operation itself, unless the sizes that it is given are too much."""
+        sizes = [arg for arg in args if isinstance(arg, list | tuple) and all(type(n) is int for n in arg)]
+        self.left -= max((math.prod(size) for size in sizes if min(size, default=0) >= 0), default=0)
+        if self.left < 0:
+            raise InputError(self.what)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def bounded_by(weights: Path, what: str) -> Iterator[None]:
+    """Refuse to make tensors that are out of proportion to a file of weights.
+
+    Args:
+        weights: the file; one that is missing counts as empty.
+        what: how the error calls the model.
+
+    Raises:
+        InputError: more is made than that.
+    """
+    size = weights.stat().st_size if weights.is_file() else 0
+    fault = f"{what} is larger than its {size} bytes of weights can fill: it is not built"
+    with _Bounded(TIMES * size + SPARE, fault):
+        yield

@@ -1,0 +1,45 @@
+"""Text that is safe to show: names in records come from strangers, and a terminal obeys what it is sent."""
+
+import re
+from typing import Final
+
+# Control characters, marks that reorder or hide text, and what no encoding writes. The tab is among them, the
+# end of a line is not.
+_CONTROL: Final = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a spreadsheet runs a cell for that begins with it; the last four are full-width."""
+
+
+def printable(text: str) -> str:
+    r"""The text with every control character spelled out (``\x1b``); lines stay lines.
+
+    Characters that JSON does not escape are spelled as it spells them (``\u009b``), so that JSON stays JSON
+    and means the same.
+    """
+    # The quick way: most text holds nothing of the kind.
+    return text if text.isprintable() else _CONTROL.sub(_spelled, text)
+
+
+def in_line(text: str) -> str:
+    r"""The same in one line, as a name is shown: an end of a line is spelled out too (``\n``)."""
+    return printable(text).replace("\n", "\\n")
+
+
+def in_cell(text: str) -> str:
+    """A text for a CSV cell, in one line; what a spreadsheet would run gets a quote before it."""
+    risky = text.lstrip().startswith(_FORMULA) or text.startswith(("\t", "\r"))
+    return f"'{in_line(text)}" if risky else in_line(text)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    letter = found[0]
+    code = ord(letter)
+    if code < 0x7F:
+        return {"\t": "\\t", "\r": "\\r"}.get(letter, f"\\x{code:02x}")
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    high, low = divmod(code - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"

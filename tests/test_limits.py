@@ -1,0 +1,409 @@
+"""Records and archives that claim to be larger, or to take longer, than can be, are refused first."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advbench import evaluate_model, load_run
+from advbench.cli.main import invoke
+from advbench.config import protocol_of
+from advbench.saved import Run
+from advbench.verifying import accepting, verifier
+from advbench.verifying.accepting import accept
+from attacks_pool import InputError
+from leaderboards import (
+    RecordError,
+    check_run,
+    json_bytes,
+    pack,
+    parse_record,
+    read_manifest,
+    read_outcomes,
+    read_record,
+    write_checksums,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+Captured = pytest.CaptureFixture[str]
+Members = dict[str, bytes]
+MEGABYTE = 10**6
+TASKS = [{"text": name, "name": name, "family": "gradient"} for name in ("fgsm", "pgd")]
+
+
+@pytest.fixture(scope="module")
+def archive(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run as it is sent."""
+    out = tmp_path_factory.mktemp("sent") / "run.zip"
+    pack(small_run.path, out)
+    return out
+
+
+def repacked(archive: Path, out: Path, change: Callable[[Members], object]) -> Path:
+    """The archive with other members."""
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    change(members)
+    with zipfile.ZipFile(out, "w") as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    return out
+
+
+def claiming(points: int, *, outcomes: bool = True) -> Callable[[Members], None]:
+    """A record of that many points, with outcomes of that many, or of as many as fit a few megabytes."""
+
+    def change(members: Members) -> None:
+        tree = json.loads(members["record.json"])
+        for cell in tree["cells"]:
+            cell["n"] = points
+        members["record.json"] = json_bytes(tree)
+        if outcomes:
+            stages, attacks = len(tree["stages"]), len(tree["attacks"])
+            small, buffer = min(points, 5 * 10**7 // stages // attacks), io.BytesIO()
+            clean, robust = np.zeros((stages, small), bool), np.zeros((stages, attacks, small), bool)
+            np.savez_compressed(buffer, clean=clean, robust=robust)
+            members["outcomes.npz"] = buffer.getvalue()
+
+    return change
+
+
+@contextmanager
+def little_memory(most: int = 100 * MEGABYTE) -> Iterator[None]:
+    """Python and numpy allocate no more than that inside."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("points", [10**400, 10**10, 10**7 + 1], ids=["huge", "10^10", "10^7+1"])
+def test_more_points_than_there_can_be(points: int, archive: Path, tmp_path: Path, capsys: Captured) -> None:
+    sent = repacked(archive, tmp_path / "sent.zip", claiming(points))
+    with little_memory():
+        assert invoke(["accept", str(sent), "--runs-dir", str(tmp_path / "store")]) == 2
+    found = capsys.readouterr()
+    assert found.err.count("\n") == 1
+    assert "cells.0.n" in found.err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("points", [361, 10**5, 10**7])
+def test_more_points_than_the_data_set_has(points: int, archive: Path, tmp_path: Path) -> None:
+    """Whatever the record says; the outcomes are not unpacked."""
+    sent = repacked(archive, tmp_path / "sent.zip", claiming(points))
+    with little_memory():
+        found = accept(sent, tmp_path / "store")
+    assert found.place is None
+    assert found.report.faults == [f"clean: on {points} points, the data set has 360"]
+
+
+def test_images_larger_than_the_data_set_s(archive: Path, tmp_path: Path) -> None:
+    """A model would be built for them."""
+
+    def change(members: Members) -> None:
+        tree = json.loads(members["record.json"])
+        tree["environment"]["data"]["shape"] = [1, 10**6, 10**6]
+        members["record.json"] = json_bytes(tree)
+
+    found = accept(repacked(archive, tmp_path / "sent.zip", change), tmp_path / "store")
+    assert "images [1, 1000000, 1000000] of 10 classes, the data set has [1, 8, 8]" in found.report.faults[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree["environment"]["data"].update(shape=[1, 60_000, 60_000]),
+        lambda tree: tree["environment"]["data"].update(classes=10**9),
+        lambda tree: tree["stages"][-1]["spec"].update(
+            defense="mola-router", parameters={"router_width": 10**8}, tasks=TASKS, router_weights={}
+        ),
+    ],
+    ids=["pixels", "classes", "width"],
+)
+def test_models_larger_than_their_weights(
+    change: Callable[[dict[str, Any]], object], small_run: Run, tmp_path: Path
+) -> None:
+    """Also where no data set is looked at: nothing of that size is made."""
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    tree = small_run.record.dump()
+    change(tree)
+    (copy / "record.json").write_bytes(json_bytes(tree))
+    with pytest.raises(InputError, match="bytes of weights can fill: it is not built"):
+        load_run(copy).stage(tree["stages"][-1]["index"])
+
+
+def test_a_spec_that_describes_nothing(small_run: Run, tmp_path: Path) -> None:
+    """One line, not a traceback."""
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    tree = small_run.record.dump()
+    tree["stages"][-1]["spec"] = {}
+    (copy / "record.json").write_bytes(json_bytes(tree))
+    with pytest.raises(InputError, match="stage 2 cannot be built from its spec: KeyError: 'defense'"):
+        load_run(copy).stage(2)
+
+
+def npz(path: Path, shape: tuple[int, ...], dtype: str = "|b1", content: bytes = b"\0" * 9) -> Path:
+    """Outcomes whose headers say what they like."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("clean", "robust", "probes"):
+            archive.writestr(
+                f"{name}.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+            )
+    return path
+
+
+@pytest.mark.parametrize("shape", [(10**10,), (3, 3, 10**12), (-1, -9), (2**40, 2**40)])
+def test_headers_that_claim_more_than_the_member_has(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with little_memory(MEGABYTE), pytest.raises(RecordError, match="damaged outcomes"):
+        read_outcomes(npz(tmp_path / "outcomes.npz", shape))
+
+
+def test_outcomes_that_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+    """A byte of 2 counts twice in a sum of booleans."""
+    with pytest.raises(RecordError, match="damaged outcomes"):
+        read_outcomes(npz(tmp_path / "outcomes.npz", (3, 3), content=b"\2" * 9))
+
+
+def test_outcomes_larger_than_any(tmp_path: Path) -> None:
+    """Wherever they are read: leaderboards know no data set."""
+    with zipfile.ZipFile(tmp_path / "outcomes.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("clean.npy", "robust.npy"):
+            with archive.open(name, "w", force_zip64=True) as member:
+                for _ in range(40):
+                    member.write(bytes(MEGABYTE))
+    with little_memory(MEGABYTE), pytest.raises(RecordError, match="80000000 bytes, 67108864 are allowed"):
+        read_outcomes(tmp_path / "outcomes.npz")
+
+
+def test_files_that_are_too_long_to_be_read(
+    small_run: Run, archive: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Sparse, so that the test costs nothing; each place that reads a record says so in one line."""
+    sent = repacked(
+        archive, tmp_path / "sent.zip", lambda members: members.update({"record.json": bytes(17 * 2**20)})
+    )
+    with little_memory(), pytest.raises(RecordError, match=r"'record\.json' has 17825792 bytes"):
+        accept(sent, tmp_path / "store")
+    directory = tmp_path / "runs" / "long"
+    directory.mkdir(parents=True)
+    for name in ("record.json", "run.json", "SHA256SUMS"):
+        (directory / name).touch()
+        os.truncate(directory / name, 500 * MEGABYTE)
+    with little_memory():
+        for read in (read_record, read_manifest):
+            with pytest.raises(RecordError, match="has 500000000 bytes, 16777216 are allowed"):
+                read(directory)
+        assert any("500000000 bytes" in line for line in check_run(directory).problems)
+        for command in (
+            ["leaderboard", "--runs-dir", str(tmp_path / "runs")],
+            ["show", str(directory)],
+            ["run", "--config", str(directory / "record.json")],
+        ):
+            capsys.readouterr()
+            assert invoke(command) == 2
+            assert "500000000 bytes" in capsys.readouterr().err
+    assert read_record(small_run.path) == small_run.record
+
+
+BLOWN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "name": (lambda tree: tree.update(id="x" * 10**6), "at most 65536 characters"),
+    "attack": (lambda tree: tree["cells"][0].update(attack="x" * 10**6), "at most 65536 characters"),
+    "stage": (lambda tree: tree["cells"][0].update(stage=10**9), "less than or equal to 9999"),
+    "passes": (lambda tree: tree["cells"][0].update(forwards=10**30), "less than or equal to"),
+    "matrix": (
+        lambda tree: (
+            tree["stages"][-1].update(index=9999),
+            tree.update(attacks=[{**tree["attacks"][0], "text": f"a{number}"} for number in range(20)]),
+        ),
+        "a matrix of 210000 cells, 100000 are allowed",
+    ),
+    "faults": (lambda tree: tree.update(cells=[0] * 150_000), "at most 100000 items"),
+    "key": (lambda tree: tree.update({"y" * 10**5: 0}), "unknown key"),
+    "seed": (lambda tree: tree["config"].update(seed="z" * 10**6), "seed must be int"),
+}
+
+
+@pytest.mark.parametrize("case", BLOWN)
+def test_records_that_are_blown_up(case: str, small_run: Run) -> None:
+    """One short line, and little memory."""
+    change, said = BLOWN[case]
+    tree = small_run.record.dump()
+    change(tree)
+    text = json.dumps(tree).encode()
+    with little_memory(400 * MEGABYTE), pytest.raises(RecordError) as raised:
+        parse_record(text, "record.json")
+    assert said in str(raised.value)
+    assert len(str(raised.value)) < 2000
+
+
+def test_records_that_nest_too_deep(small_run: Run) -> None:
+    text = json.dumps(small_run.record.dump()).encode()
+    deep = text.replace(b'"params": {', b'"params": {"deep": ' + b"[" * 10**5 + b"]" * 10**5 + b", ", 1)
+    assert deep != text
+    with pytest.raises(RecordError, match="not a JSON record"):
+        parse_record(deep, "record.json")
+
+
+# Time.
+
+
+def _python() -> None:
+    while True:
+        pass
+
+
+def _sleeping() -> None:
+    while True:
+        time.sleep(60)
+
+
+def _stubborn() -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except Exception:
+            continue
+
+
+@pytest.mark.parametrize("busy", [_python, _sleeping, _stubborn])
+def test_accepting_ends_in_time(
+    busy: Callable[[], None],
+    archive: Path,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One line, and nothing is left."""
+    monkeypatch.setattr(verifier, "_remeasure", lambda *_: busy())
+    place = tmp_path / "deep" / "store"
+    began = time.monotonic()
+    assert invoke(["accept", str(archive), "--runs-dir", str(place), "--timeout", "0.8"]) == 2
+    assert time.monotonic() - began < 5
+    found = capsys.readouterr()
+    assert found.err == (f"error: accepting {archive} did not end within 0.8 s (--timeout)\n")
+    assert found.out == ""
+    assert not (tmp_path / "deep").exists()
+
+
+def test_what_cannot_be_interrupted_leaves_nothing(archive: Path, tmp_path: Path) -> None:
+    """The process ends, after it has removed what it had unpacked."""
+    script = f"""
+        from advbench import timeouts
+        from advbench.cli.main import main
+        from advbench.verifying import accepting
+
+        def endless(*_):
+            unpack(*_)
+            while True:
+                try:
+                    while True:
+                        pass
+                except BaseException:
+                    pass
+
+        timeouts.GRACE = 0.2
+        unpack, accepting.unpack = accepting.unpack, endless
+        place = {str(tmp_path / "deep" / "store")!r}
+        main(["accept", {str(archive)!r}, "--runs-dir", place, "--timeout", "1"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("and cannot be interrupted: the process ends\n")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "deep").exists()
+
+
+def test_two_thousand_million_steps(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record whose attack would never end: neither verified nor accepted, and one of many runs only."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slowly.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    made = evaluate_model(
+        "slowly:make",
+        # So little that no point falls, which would end the search.
+        attacks="pgd:eps=1e-6,steps=3",
+        points=100,
+        surrogate="none",
+        threads=1,
+        device="cpu",
+    )
+    for name in ("record.json", "run.json"):
+        text = (made.path / name).read_text().replace("steps=3", "steps=2000000000")
+        tree = json.loads(text)
+        if name == "record.json":
+            tree["protocol"] = protocol_of(tree["config"]["eval"], tree["config"]["points"])
+        (made.path / name).write_bytes(json_bytes(tree))
+    write_checksums(made.path, (made.path / "record.json").read_bytes())
+    pack(made.path, tmp_path / "run.zip")
+    for command in (
+        ["verify", str(made.path), "--trust", "--timeout", "1"],
+        ["accept", "run.zip", "--runs-dir", "theirs", "--trust", "--timeout", "1"],
+    ):
+        began = time.monotonic()
+        assert invoke(command) == 2
+        assert time.monotonic() - began < 10
+        lines = capsys.readouterr().err.splitlines()
+        assert "did not end within 1 s (--timeout)" in lines[-1]
+        assert not any("Traceback" in line for line in lines)
+    assert not (tmp_path / "theirs").exists()
+    assert not (made.path / "verified.json").exists()
+
+
+def test_training_again_ends_in_time(
+    small_run: Run, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from advbench.verifying import retraining
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(retraining.tempfile, "tempdir", None)
+    monkeypatch.setattr(retraining, "run_benchmark", lambda **_: _sleeping())
+    assert invoke(["verify", str(small_run.path), "--retrain", "--timeout", "0.8"]) == 2
+    assert "did not end within 0.8 s" in capsys.readouterr().err
+    assert not list(tmp_path.glob("advbench-verify-*"))
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf"])
+def test_limits_that_are_none(given: str, small_run: Run, archive: Path, capsys: Captured) -> None:
+    for command in (["verify", str(small_run.path)], ["accept", str(archive)]):
+        assert invoke([*command, "--timeout", given]) == 2
+        assert "timeout=" in (said := capsys.readouterr().err)
+        assert "must be a number of seconds above 0" in said
+
+
+def test_the_limits_are_in_the_help(capsys: Captured) -> None:
+    for command, seconds in (("verify", "21600"), ("accept", "3600")):
+        assert invoke([command, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert "--timeout" in out
+        assert seconds in out
+
+
+def test_python_sets_no_limit_by_itself(archive: Path, tmp_path: Path) -> None:
+    assert accepting.accept(archive, tmp_path / "store").place is not None
