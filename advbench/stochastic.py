@@ -17,6 +17,8 @@ JUDGED_BY = 16
 """Draws that a stochastic defense is judged by."""
 CRAFTED_BY = 20
 """Draws that each gradient of a search against a stochastic defense is averaged over."""
+RULED_OUT = -1e30
+"""The log-probability, while draws are added, of a class that the model rules out: ∞ has no gradient."""
 TOLERANCE = 1e-4
 """Difference of logits, relative to the largest one, that rounding explains."""
 
@@ -59,8 +61,9 @@ class AveragedDraws(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Log of mean probabilities."""
-        each = [F.log_softmax(self.model(x).float(), 1) for _ in range(self.draws)]
-        return torch.logsumexp(torch.stack(each), 0) - math.log(self.draws)
+        each = [F.log_softmax(self.model(x).float(), 1).clamp_min(RULED_OUT) for _ in range(self.draws)]
+        mean = torch.logsumexp(torch.stack(each), 0) - math.log(self.draws)
+        return mean.masked_fill(mean < RULED_OUT / 2, -torch.inf)
 
 
 def logits_of(model: nn.Module, x: Tensor, seed: int) -> Tensor:

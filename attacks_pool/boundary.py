@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from attacks_pool.engine import fooled, wrong
 from attacks_pool.losses import margin
+from attacks_pool.slopes import rescaled
 
+CREEP = 1e-4
+"""The gap of logits that replaces the true one where a slope is too steep to be kept and was scaled to 1.
+
+The linearised boundary is then at no distance, and a step of no length would not leave the point.
+"""
 TIE = 1e-5
 """A lead of logits, relative to the largest, that the rounding of another batch may turn round."""
 
@@ -26,6 +32,14 @@ def length(delta: Tensor, norm: str) -> Tensor:
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 """The norm in which a gradient turns a gap of logits into a distance."""
+
+
+def dual_length(gradient: Tensor, norm: str) -> Tensor:
+    """(N,) lengths of gradients (N, …) in the dual of ``norm``, also of those too small to be squared."""
+    largest = gradient.flatten(1).abs().amax(1)
+    unit = gradient / largest.clamp_min(1e-38).view(-1, *[1] * (gradient.ndim - 1))
+    small = largest * length(unit, DUAL[norm])
+    return torch.where(largest < 1e-15, small, length(gradient, DUAL[norm]))
 
 
 def cosine(first: float, last: float, step: int, steps: int) -> float:
@@ -52,7 +66,8 @@ def nearest_plane(
 
     Returns:
         The gap z_k − z_y (M,), its gradient like ``x`` and the logits (M, K). A model that passes no gradient
-        back, or numbers that are none, give zeros.
+        back, or gaps that are all infinite or no numbers, give zeros. Where the slope is infinite, or too
+        steep to be squared, the gradient is scaled to a largest entry of 1, and the gap is ±``CREEP``.
     """
     x = x.detach().requires_grad_()
     logits = model(x)
@@ -65,10 +80,16 @@ def nearest_plane(
             more = number + 1 < gaps.shape[1]
             (gradient,) = torch.autograd.grad(gap_k.sum(), x, retain_graph=more, allow_unused=True)
         gradient = torch.zeros_like(x) if gradient is None else gradient
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        gap_k = torch.nan_to_num(gap_k.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+        gap_k = gap_k.detach()
+        # The way to the boundary leads up the gap, and down where the boundary is crossed.
+        way = torch.where(gap_k > 0, -1.0, 1.0)
+        gradient, steep = rescaled(gradient * way.view(-1, 1, 1, 1), x.detach())
+        gradient = gradient * way.view(-1, 1, 1, 1)
+        # The gap of a class that the model rules out cannot be closed.
+        reachable = torch.isfinite(gap_k)
+        gap_k = torch.where(steep & reachable, gap_k.sign() * CREEP, gap_k)
         distance = gap_k.abs() / (length(gradient, DUAL[norm]) + 1e-12)
-        nearer = distance < nearest
+        nearer = (distance < nearest) & reachable
         nearest = torch.where(nearer, distance, nearest)
         gap = torch.where(nearer, gap_k, gap)
         normal = torch.where(nearer.view(-1, 1, 1, 1), gradient, normal)
@@ -105,7 +126,8 @@ class Smallest:
         success = wrong(logits, y)
         if bool((near := success & (size <= certain_within)).any()):
             success[near.clone()] = fooled(model, x_adv[near], y[near], logits[near])
-        tie = margin(logits, y) <= TIE * logits.float().abs().amax(1)
+        scale = logits.float().abs()
+        tie = margin(logits, y) <= TIE * scale.masked_fill(scale.isinf(), 0.0).amax(1)
         better = success & ~tie & (size < self.size[points])
         self.size[points[better]] = size[better]
         moved = better | torch.isinf(self.size[points])

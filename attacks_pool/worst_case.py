@@ -124,7 +124,7 @@ def climb(
         (slope,) = torch.autograd.grad(images, here, gradient)
         length = step_size * (1 - step / steps) if shrink else step_size
         # A slope that is not a number is flat.
-        move = length * torch.nan_to_num(slope).sign()
+        move = length * torch.nan_to_num(slope, nan=0.0).sign()
         parameters[points] = (here.detach() + move).clamp(-bound, bound)
     points = worst.active(early_stop)
     if len(points):

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.errors import InputError
-from attacks_pool.norms import project
+from attacks_pool.norms import per_sample, project
+from attacks_pool.slopes import rescaled
 
 ROUNDING = 1e-6
 """How far beyond a bound counts as rounding, which is brought back; anything more is left to be seen."""
+STEEP = 1e3
+"""The largest entry of a gradient that is infinite or too large to be squared."""
+RULED_OUT = 1e4
+"""How far below its row's other logits a masked class is put: out of sight of a softmax."""
 
 
 class Contained(nn.Module):
@@ -26,7 +31,8 @@ class Contained(nn.Module):
 
     Its first parameter lies on the device of ``x``, because libraries look there for the device. Logits
     always depend on the images, so that a model without gradients gives zeros and no error. Gradients
-    that are not numbers count as zero.
+    that are not numbers count as zero, infinite ones as very steep. A logit of −∞, a class that the model
+    rules out, comes ``RULED_OUT`` below the image's lowest other one, since libraries subtract logits.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -39,10 +45,10 @@ class Contained(nn.Module):
         """Images (N, C, H, W) to logits (N, K)."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             logits: Tensor = self.model(x)
-            return logits.float().clone()
+            return _finite(logits.float().clone())
         x = _Tame.apply(x)
         logits = self.model(x)
-        return logits.float() + 0 * x.flatten(1).sum(1, keepdim=True)
+        return _finite(logits.float()) + 0 * x.flatten(1).sum(1, keepdim=True)
 
     def classes(self, x: Tensor) -> int:
         """How many classes the model tells apart, by its logits for one image."""
@@ -50,16 +56,39 @@ class Contained(nn.Module):
             return int(self(x[:1]).shape[1])
 
 
+def _finite(logits: Tensor) -> Tensor:
+    """−∞ taken to ``RULED_OUT`` below the lowest logit of its row that is finite."""
+    masked = logits == -torch.inf
+    if not bool(masked.any()):
+        return logits
+    lowest = logits.detach().masked_fill(masked, torch.inf).amin(1, keepdim=True)
+    known = torch.isfinite(lowest)
+    return torch.where(masked & known, torch.where(known, lowest, 0.0) - RULED_OUT, logits)
+
+
 class _Tame(torch.autograd.Function):
-    """The identity; on the way back, what is not a number becomes 0."""
+    """The identity; on the way back, what is not a number becomes 0, and what is infinite very steep."""
 
     @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
         return x.view_as(x)
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope, steep = rescaled(gradient, x)
+        return _not_dropped(gradient, torch.where(per_sample(steep), STEEP * slope, slope))
+
+
+def _not_dropped(gradient: Tensor, slope: Tensor) -> Tensor:
+    """``slope`` with infinite entries of ``gradient`` that point out of the box like its steepest others.
+
+    A library may go down a gradient as well as up, so that none can be left out.
+    """
+    largest = slope.abs().flatten(1).amax(1)
+    largest = per_sample(torch.where(largest > 0, largest, 1.0))
+    return torch.where(gradient.isinf() & (slope == 0), gradient.sign() * largest, slope)
 
 
 @contextmanager

@@ -151,6 +151,7 @@ def _peer(name: str, family: str, norm: Any, paper: str | None, kind: Any, *, ba
         channels=(3,) if name in COLOUR else None,
         min_side=2 if name in ("DIFGSM", "TIFGSM") else 1,
         least_classes=4 if name in ("APGDT", "AutoAttack") else 2,
+        least_by_loss={"dlr": 3} if name == "APGD" else {},
         asks_classes=name in TELLS_CLASSES | TEN_CLASSES,
         cost=_COSTS.get(name),
     )

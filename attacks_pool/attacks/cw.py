@@ -9,6 +9,7 @@ from attacks_pool import metadata
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.slopes import usable
 
 MOMENTS = (0.9, 0.999)
 LARGEST_CONST = 1e10
@@ -114,7 +115,8 @@ def _search(
                 mean, square = mean[keep], square[keep]
             if not len(running):
                 break
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        # The step goes down.
+        gradient = -usable(-gradient, x_adv)
         mean = MOMENTS[0] * mean + (1 - MOMENTS[0]) * gradient
         square = MOMENTS[1] * square + (1 - MOMENTS[1]) * gradient.square()
         unbiased = (square / (1 - MOMENTS[1] ** (step + 1))).sqrt()

@@ -21,6 +21,10 @@ def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
     return forwards + 1, backwards
 
 
+RULED_OUT = -1e30
+"""The log-probability of a class that the model rules out, since 0 · ∞ is no number."""
+
+
 @register(
     AttackInfo(
         name="tpgd",
@@ -45,10 +49,10 @@ def tpgd(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, start_std: float
     to tell which points are fooled. Shapes as in :class:`attacks_pool.Attack`.
     """
     with torch.no_grad():
-        clean = F.log_softmax(model(x).float(), dim=1)
+        clean = F.log_softmax(model(x).float(), dim=1).clamp_min(RULED_OUT)
 
     def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        found = F.log_softmax(logits.float(), dim=1)
+        found = F.log_softmax(logits.float(), dim=1).clamp_min(RULED_OUT)
         return F.kl_div(found, clean[rows], log_target=True, reduction="none").sum(1)
 
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
