@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks_pool.losses import RULED_OUT, log_probabilities
 from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
 from attacks_pool.verifier import predict_exactly
 
@@ -17,8 +18,6 @@ JUDGED_BY = 16
 """Draws that a stochastic defense is judged by."""
 CRAFTED_BY = 20
 """Draws that each gradient of a search against a stochastic defense is averaged over."""
-RULED_OUT = -1e30
-"""The log-probability, while draws are added, of a class that the model rules out: ∞ has no gradient."""
 TOLERANCE = 1e-4
 """Difference of logits, relative to the largest one, that rounding explains."""
 
@@ -61,7 +60,8 @@ class AveragedDraws(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Log of mean probabilities."""
-        each = [F.log_softmax(self.model(x).float(), 1).clamp_min(RULED_OUT) for _ in range(self.draws)]
+        each = [log_probabilities(self.model(x).float()) for _ in range(self.draws)]
+        # Finite until here: the gradient of a sum of exp(−∞) is no number.
         mean = torch.logsumexp(torch.stack(each), 0) - math.log(self.draws)
         return mean.masked_fill(mean < RULED_OUT / 2, -torch.inf)
 

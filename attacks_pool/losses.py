@@ -14,10 +14,18 @@ from torch.nn import functional as F
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+RULED_OUT = -1e30
+"""The log-probability of a class whose logit is −∞, since 0 · ∞ is no number."""
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """−log softmax(z)_y."""
     return F.cross_entropy(logits.float(), y, reduction="none")
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax(z) (N, K), with ``RULED_OUT`` for −∞: what divergences can be computed from."""
+    return logits.log_softmax(1).clamp_min(RULED_OUT)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

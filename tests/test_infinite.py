@@ -230,3 +230,13 @@ class TestMaskedClasses:
         assert torch.isfinite(logits).all()
         assert torch.equal(logits[:, :3], Masked(3, masked=False)(x))
         assert float(F.softmax(logits, 1)[:, 3:].max()) == 0
+
+    @pytest.mark.parametrize("name", ["at", "trades", "mart", "lwf", "air"])
+    def test_defenses_train_on(self, name: str) -> None:
+        """A divergence between two answers that rule out the same classes is finite."""
+        defense = registry.build(name, Masked(3, masked=True), seed=0)
+        x = torch.rand(12, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+        for attack in pool.sequence("pgd,mim", budget="digits", training={"pgd": {"steps": 2}}):
+            losses = defense.fit([(x, torch.arange(12) % 3)], [attack], plan=TrainPlan(epochs=1))
+            assert all(value == value for epoch in losses for value in epoch.values())
+        assert all(bool(weight.isfinite().all()) for weight in defense.parameters())

@@ -79,14 +79,14 @@ def test_dlr_with_two_classes_moves_as_cross_entropy_does() -> None:
             assert float(attack(Two(), x, y)) == pytest.approx(0.55), (name, loss)
 
 
-@pytest.mark.parametrize("name", ["ta:APGD", "aa:apgd-dlr", "aa:apgd-dlr-l2", "aa:rand"])
+@pytest.mark.parametrize("name", ["ta:APGD", "ta:UPGD", "aa:apgd-dlr", "aa:apgd-dlr-l2", "aa:rand"])
 def test_the_ratio_of_other_libraries_is_refused(name: str) -> None:
     """Their own code: it divides by a third logit that is not there."""
-    knobs = {"loss": "dlr"} if name == "ta:APGD" else {}
+    knobs = {"loss": "dlr"} if name.startswith("ta:") else {}
     x, y, _, _ = exact(linear(2), "linf", 4)
     with pytest.raises(InputError, match=r"needs a model of 3 classes or more, not 2"):
         pool.get(name, eps=0.1, **knobs)(linear(2), x, y)
-    if name == "ta:APGD":
+    if knobs:
         pool.get(name, eps=0.1, loss="ce", steps=2)(linear(2), x, y)
         pool.get(name, eps=0.1, loss="dlr", steps=2)(linear(3), *exact(linear(3), "linf", 4)[:2])
 

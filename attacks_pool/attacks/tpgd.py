@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from attacks_pool import metadata
 from attacks_pool.engine import Ways, gradient_ascent
+from attacks_pool.losses import log_probabilities
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import project
 from attacks_pool.randomness import normal
@@ -19,10 +20,6 @@ def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
     """The gradient steps, and the clean prediction."""
     forwards, backwards = metadata.gradient_steps(knobs, classes)
     return forwards + 1, backwards
-
-
-RULED_OUT = -1e30
-"""The log-probability of a class that the model rules out, since 0 · ∞ is no number."""
 
 
 @register(
@@ -49,10 +46,10 @@ def tpgd(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, start_std: float
     to tell which points are fooled. Shapes as in :class:`attacks_pool.Attack`.
     """
     with torch.no_grad():
-        clean = F.log_softmax(model(x).float(), dim=1).clamp_min(RULED_OUT)
+        clean = log_probabilities(model(x).float())
 
     def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        found = F.log_softmax(logits.float(), dim=1).clamp_min(RULED_OUT)
+        found = log_probabilities(logits.float())
         return F.kl_div(found, clean[rows], log_target=True, reduction="none").sum(1)
 
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
