@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from attacks_pool.engine import fooled, wrong
 from attacks_pool.losses import margin
-from attacks_pool.slopes import rescaled
+from attacks_pool.norms import per_sample
+from attacks_pool.slopes import measured
 
 CREEP = 1e-4
-"""The gap of logits that replaces the true one where a slope is too steep to be kept and was scaled to 1.
+"""The gap of logits that replaces the true one where no number tells how steep a slope is, and it was scaled.
 
 The linearised boundary is then at no distance, and a step of no length would not leave the point.
 """
@@ -66,25 +67,27 @@ def nearest_plane(
 
     Returns:
         The gap z_k − z_y (M,), its gradient like ``x`` and the logits (M, K). A model that passes no gradient
-        back, or gaps that are all infinite or no numbers, give zeros. Where the slope is infinite, or too
-        steep to be squared, the gradient is scaled to a largest entry of 1, and the gap is ±``CREEP``.
+        back, or gaps that are all infinite or no numbers, give zeros. An infinite slope is measured a little
+        further inside the box (:func:`attacks_pool.slopes.measured`).
     """
     x = x.detach().requires_grad_()
     logits = model(x)
-    gaps = logits.float().gather(1, classes) - logits.float().gather(1, y[:, None])
+    gaps = _gaps(logits, y, classes)
     normal, gap = torch.zeros_like(x), torch.zeros(len(x), device=x.device)
     nearest = torch.full_like(gap, torch.inf)
     for number, gap_k in enumerate(gaps.unbind(1)):
-        gradient = None
-        if gaps.requires_grad:
-            more = number + 1 < gaps.shape[1]
-            (gradient,) = torch.autograd.grad(gap_k.sum(), x, retain_graph=more, allow_unused=True)
-        gradient = torch.zeros_like(x) if gradient is None else gradient
+        more = number + 1 < gaps.shape[1]
+        gradient = _slope(gap_k, x, keep=more)
         gap_k = gap_k.detach()
         # The way to the boundary leads up the gap, and down where the boundary is crossed.
-        way = torch.where(gap_k > 0, -1.0, 1.0)
-        gradient, steep = rescaled(gradient * way.view(-1, 1, 1, 1), x.detach())
-        gradient = gradient * way.view(-1, 1, 1, 1)
+        way = per_sample(torch.where(gap_k > 0, -1.0, 1.0))
+
+        def again(near: Tensor, number: int = number, way: Tensor = way) -> Tensor:
+            near = near.requires_grad_()
+            return way * _slope(_gaps(model(near), y, classes[:, number : number + 1]).squeeze(1), near)
+
+        gradient, steep = measured(way * gradient, x.detach(), again)
+        gradient = way * gradient
         # The gap of a class that the model rules out cannot be closed.
         reachable = torch.isfinite(gap_k)
         gap_k = torch.where(steep & reachable, gap_k.sign() * CREEP, gap_k)
@@ -92,8 +95,21 @@ def nearest_plane(
         nearer = (distance < nearest) & reachable
         nearest = torch.where(nearer, distance, nearest)
         gap = torch.where(nearer, gap_k, gap)
-        normal = torch.where(nearer.view(-1, 1, 1, 1), gradient, normal)
+        normal = torch.where(per_sample(nearer), gradient, normal)
     return gap, normal.detach(), logits.detach()
+
+
+def _gaps(logits: Tensor, y: Tensor, classes: Tensor) -> Tensor:
+    """z_k − z_y (M, J)."""
+    return logits.float().gather(1, classes) - logits.float().gather(1, y[:, None])
+
+
+def _slope(values: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
+    """The gradient of each of ``values`` (M,), zero where there is none; ``keep`` the graph for more."""
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=keep, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 class Smallest:

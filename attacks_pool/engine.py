@@ -17,13 +17,23 @@ from attacks_pool.slopes import usable
 
 
 def input_gradient(
-    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss, *, boxed: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the summed loss at ``x``, the logits there, and the loss of each sample.
 
     Samples do not meet in a sum of per-sample losses, so none touches another's gradient. A model that
-    passes no gradient back counts as flat; an infinite slope is the steepest (:func:`slopes.usable`).
+    passes no gradient back, or one that is not a number, counts as flat. An infinite slope is measured a
+    little further inside the box, which costs the batch a second pass; for ``boxed`` see
+    :func:`attacks_pool.slopes.usable`.
     """
+    gradient, logits, values = _gradient(model, x, y, loss)
+    gradient = usable(gradient, x.detach(), lambda near: _gradient(model, near, y, loss)[0], boxed=boxed)
+    return gradient, logits, values
+
+
+def _gradient(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss
+) -> tuple[Tensor, Tensor, Tensor]:
     x = x.detach().requires_grad_()
     logits = model(x)
     values = loss(logits, y)
@@ -33,7 +43,7 @@ def input_gradient(
         gradient = None
     if gradient is None:
         gradient = torch.zeros_like(x)
-    return usable(gradient, x.detach()), logits.detach(), values.detach()
+    return gradient, logits.detach(), values.detach()
 
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:

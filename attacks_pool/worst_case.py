@@ -118,7 +118,7 @@ def climb(
             return
         here = parameters[points].detach().requires_grad_()
         images = render(worst.x[points], here)
-        gradient, logits, loss = input_gradient(model, images, worst.y[points], cross_entropy)
+        gradient, logits, loss = input_gradient(model, images, worst.y[points], cross_entropy, boxed=False)
         done = fooled(model, images.detach(), worst.y[points], logits)
         worst.offer(points, images.detach(), here.detach(), loss, done)
         (slope,) = torch.autograd.grad(images, here, gradient)

@@ -18,7 +18,7 @@ from attacks_pool.engine import input_gradient, wrong
 from attacks_pool.losses import cross_entropy
 from attacks_pool.norms import steepest
 from attacks_pool.randomness import keyed_generator
-from attacks_pool.slopes import STEEPEST, usable
+from attacks_pool.slopes import INSIDE, STEEPEST, usable
 from attacks_pool.verifier import no_number
 from defenses import TrainPlan, registry
 
@@ -58,35 +58,50 @@ class Masked(nn.Module):
         return logits.masked_fill(torch.arange(10, device=logits.device) >= self.finite, -INF)
 
 
+def row(*values: float) -> Tensor:
+    return torch.tensor(values).view(1, 1, 1, -1)
+
+
 class TestUsable:
     """What is made of a gradient."""
 
     def test_ordinary_rows_keep_their_bits(self) -> None:
         gradient = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * 1e-30
-        assert usable(gradient) is gradient
+        x = torch.full_like(gradient, 0.5)
+        assert usable(gradient, x) is gradient
         beside = gradient.clone()
         beside[1, 0, 0, 0] = INF
-        assert torch.equal(usable(beside)[[0, 2]], gradient[[0, 2]])
+        assert torch.equal(usable(beside, x)[[0, 2]], gradient[[0, 2]])
 
-    def test_infinite_entries_dominate_and_the_rest_keep_their_signs(self) -> None:
-        gradient = torch.tensor([[3.0, -INF, INF, -1e30, NAN, 0.0]]).view(1, 1, 2, 3)
-        assert usable(gradient).sign().flatten().tolist() == [1, -1, 1, -1, 0, 0]
-        expected = torch.tensor([0, -1.0, 1.0, 0, 0, 0]) / 2**0.5
-        torch.testing.assert_close(steepest(usable(gradient), "l2").flatten(), expected, rtol=0, atol=1e-5)
+    def test_an_infinite_slope_is_measured_inside_the_box(self) -> None:
+        """Its size is another's, its sign its own; what is finite is not measured."""
+        asked = []
+
+        def again(near: Tensor) -> Tensor:
+            asked.append(near)
+            return row(50.0, 8.0, 6.0, 50.0)
+
+        found = usable(row(3.0, INF, -INF, NAN), row(0.5, 0.0, 1.0, 0.5), again)
+        assert found.flatten().tolist() == [3, 8, -6, 0]
+        torch.testing.assert_close(asked[0], row(0.5, INSIDE, 1 - INSIDE, 0.5))
+        # A slope that is infinite there too is as steep as the steepest.
+        found = usable(row(3.0, INF, -INF), row(0.5, 0.0, 1.0), lambda _near: row(1.0, INF, NAN))
+        assert found.flatten().tolist() == [3, 3, -3]
+        assert usable(row(INF, -INF), row(0.0, 1.0)).flatten().tolist() == [1, -1]
 
     @pytest.mark.parametrize("size", [1e13, 1e25, 3e38])
     def test_a_huge_gradient_has_its_direction(self, size: float) -> None:
-        gradient = torch.tensor([[3.0, 4.0]]).view(1, 1, 1, 2) * (size / 4)
-        found = usable(gradient)
+        gradient = row(3.0, 4.0) * (size / 4)
+        found = usable(gradient, row(0.5, 0.5), lambda _near: gradient)
         assert float(found.abs().max()) <= STEEPEST
-        torch.testing.assert_close(steepest(found, "l2").flatten(), torch.tensor([0.6, 0.8]))
+        torch.testing.assert_close(steepest(found, "l2"), row(0.6, 0.8))
 
     def test_what_the_box_stops_does_not_drown_the_rest(self) -> None:
-        """At 0 no step goes down, at 1 none goes up."""
-        x = torch.tensor([[0.0, 1.0, 0.5, 0.0]]).view(1, 1, 2, 2)
-        gradient = torch.tensor([[-INF, INF, 2.0, -1.0]]).view(1, 1, 2, 2)
+        """At 0 no step goes down, at 1 none goes up; a parameter that renders images may do both."""
+        x, gradient = row(0.0, 1.0, 0.5, 0.0), row(-INF, INF, 2.0, -1.0)
         assert usable(gradient, x).flatten().tolist() == [0, 0, 2, -1]
-        assert usable(-gradient, x).flatten().tolist() == pytest.approx([1, -1, -1e-6, 0.5e-6])
+        assert usable(-gradient, x).flatten().tolist() == [2, -2, -2, 1]
+        assert usable(gradient, x, boxed=False).flatten().tolist() == [-2, 2, 2, -1]
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "ffgsm", "mim", "nim", "vmi", "tim", "ta:FGSM", "fb:FGSM"])
@@ -136,7 +151,7 @@ def test_every_attack_climbs_an_infinite_slope(name: str, alone: bool) -> None:
 
 
 def test_a_steep_boundary_is_near() -> None:
-    """Its plane is a small step away, along the infinite entries, and nearer than any other."""
+    """Its plane has the slope a little inside the box, and is nearer than one that is 0.1 away."""
 
     class Three(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -145,8 +160,32 @@ def test_a_steep_boundary_is_near() -> None:
 
     x = torch.tensor([0.0, 0.5]).view(1, 1, 1, 2)
     gap, plane, _ = nearest_plane(Three(), x, torch.tensor([2]), torch.tensor([[1, 0]]), "linf")
-    assert -1e-3 < float(gap) < 0
-    assert plane.flatten().tolist() == [1, 0]
+    assert float(gap) == pytest.approx(-0.3)
+    assert plane.flatten().tolist() == pytest.approx([0.5 / INSIDE**0.5, 0])
+
+
+def test_minimal_perturbations_are_as_small_through_a_root() -> None:
+    """Half of the black pixels' slopes lead out of the box: a search that follows those does not move."""
+    layer = nn.Linear(SIDE**2, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(3, SIDE**2, generator=torch.Generator().manual_seed(5)))
+        layer.bias.zero_()
+
+    class Rooted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = layer(images.flatten(1).sqrt())
+            return logits
+
+    x = torch.rand(24, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(6))
+    x[x < 0.5] = 0
+    y = Rooted()(x).argmax(1)
+    robust = {}
+    for name in ("pgd", "fab", "fab-t", "fmn", "deepfool-linf", "fb:LinfDeepFoolAttack"):
+        info = pool.get(name, eps=0.01).info
+        x_adv = pool.get(name, eps=0.01)(Rooted(), x, y, generator=keyed_generator(0))
+        robust[name] = int(verify(Rooted(), x, y, x_adv, norm="linf", eps=0.01, kind=info.kind).robust.sum())
+    assert 2 < robust["pgd"] < 22
+    assert max(robust.values()) <= robust["pgd"] + 2, robust
 
 
 def test_free_training_follows_it() -> None:

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 
 from attacks_pool.errors import InputError
 from attacks_pool.norms import per_sample, project
-from attacks_pool.slopes import rescaled
+from attacks_pool.slopes import usable
 
 ROUNDING = 1e-6
 """How far beyond a bound counts as rounding, which is brought back; anything more is left to be seen."""
-STEEP = 1e3
-"""The largest entry of a gradient that is infinite or too large to be squared."""
 RULED_OUT = 1e4
 """How far below its row's other logits a masked class is put: out of sight of a softmax."""
 
@@ -31,8 +29,9 @@ class Contained(nn.Module):
 
     Its first parameter lies on the device of ``x``, because libraries look there for the device. Logits
     always depend on the images, so that a model without gradients gives zeros and no error. Gradients
-    that are not numbers count as zero, infinite ones as very steep. A logit of −∞, a class that the model
-    rules out, comes ``RULED_OUT`` below the image's lowest other one, since libraries subtract logits.
+    that are not numbers count as zero, infinite ones as what they are a little further inside the box. A
+    logit of −∞, a class that the model rules out, comes ``RULED_OUT`` below the image's lowest other one,
+    since libraries subtract logits.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -46,9 +45,10 @@ class Contained(nn.Module):
         if not (torch.is_grad_enabled() and x.requires_grad):
             logits: Tensor = self.model(x)
             return _finite(logits.float().clone())
-        x = _Tame.apply(x)
-        logits = self.model(x)
-        return _finite(logits.float()) + 0 * x.flatten(1).sum(1, keepdim=True)
+        seen: list[Tensor] = []
+        logits = self.model(_Tame.apply(x, self.model, seen))
+        logits = _finite(_Noted.apply(logits, seen).float())
+        return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
     def classes(self, x: Tensor) -> int:
         """How many classes the model tells apart, by its logits for one image."""
@@ -66,29 +66,50 @@ def _finite(logits: Tensor) -> Tensor:
     return torch.where(masked & known, torch.where(known, lowest, 0.0) - RULED_OUT, logits)
 
 
-class _Tame(torch.autograd.Function):
-    """The identity; on the way back, what is not a number becomes 0, and what is infinite very steep."""
+class _Noted(torch.autograd.Function):
+    """The identity; on the way back, it notes the gradient of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, seen: list[Tensor]) -> Tensor:
+        ctx.seen = seen
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.seen[:] = [gradient]
+        return gradient, None
+
+
+class _Tame(torch.autograd.Function):
+    """The identity; on the way back, the gradient becomes one that a library can use.
+
+    An infinite slope is measured with the gradient of the logits that was noted.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, model: nn.Module, seen: list[Tensor]) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.model, ctx.seen = model, seen
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        slope, steep = rescaled(gradient, x)
-        return _not_dropped(gradient, torch.where(per_sample(steep), STEEP * slope, slope))
 
+        def again(near: Tensor) -> Tensor:
+            with torch.enable_grad():
+                near = near.detach().requires_grad_()
+                (found,) = torch.autograd.grad(ctx.model(near), near, ctx.seen[0])
+            return found
 
-def _not_dropped(gradient: Tensor, slope: Tensor) -> Tensor:
-    """``slope`` with infinite entries of ``gradient`` that point out of the box like its steepest others.
-
-    A library may go down a gradient as well as up, so that none can be left out.
-    """
-    largest = slope.abs().flatten(1).amax(1)
-    largest = per_sample(torch.where(largest > 0, largest, 1.0))
-    return torch.where(gradient.isinf() & (slope == 0), gradient.sign() * largest, slope)
+        slope = usable(gradient, x, again, boxed=False)
+        # Most libraries climb; what the box stops then must not drown the rest. Some go down, though.
+        stopped = gradient.isinf() & torch.where(gradient > 0, x >= 1, x <= 0)
+        if bool(stopped.any()):
+            ordinary = gradient.masked_fill(~torch.isfinite(gradient), 0.0).abs().flatten(1).amax(1)
+            most = per_sample(torch.where(ordinary > 0, ordinary, torch.inf))
+            slope = torch.where(stopped, slope.clamp(-most, most), slope)
+        return slope, None, None
 
 
 @contextmanager
