@@ -17,7 +17,7 @@ from advbench.stochastic import AveragedDraws, MeanOfDraws
 from attacks_pool import Attack, ModelState, Passes, count_passes, verify
 from attacks_pool.randomness import keyed_generator
 from attacks_pool.search import search_model
-from attacks_pool.verifier import exact_arithmetic, predict_exactly
+from attacks_pool.verifier import exact_arithmetic, no_number, predict_exactly
 from leaderboards import CLEAN
 
 BLOCK_ELEMENTS = 2**20
@@ -158,10 +158,10 @@ def _single(judge: nn.Module, y: Tensor, label: int | None = None) -> int | None
 def _clean(model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Setting) -> Piece:
     judge = _judge(model, shard, setting)
     scores = predict_exactly(judge, x)
-    finite = torch.isfinite(scores).all(1)
+    not_a_number = no_number(scores)
     return Piece(
-        right=((scores.argmax(1) == y) & finite).cpu().numpy(),
-        not_a_number=int((~finite).sum()),
+        right=((scores.argmax(1) == y) & ~not_a_number).cpu().numpy(),
+        not_a_number=int(not_a_number.sum()),
         forwards=len(x) * setting.draws,
         single=_single(judge, y),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks_pool.losses import RULED_OUT, log_probabilities
 from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
 from attacks_pool.verifier import predict_exactly
 
@@ -59,8 +60,10 @@ class AveragedDraws(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Log of mean probabilities."""
-        each = [F.log_softmax(self.model(x).float(), 1) for _ in range(self.draws)]
-        return torch.logsumexp(torch.stack(each), 0) - math.log(self.draws)
+        each = [log_probabilities(self.model(x).float()) for _ in range(self.draws)]
+        # Finite until here: the gradient of a sum of exp(−∞) is no number.
+        mean = torch.logsumexp(torch.stack(each), 0) - math.log(self.draws)
+        return mean.masked_fill(mean < RULED_OUT / 2, -torch.inf)
 
 
 def logits_of(model: nn.Module, x: Tensor, seed: int) -> Tensor:

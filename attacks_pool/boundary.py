@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from attacks_pool.engine import fooled, wrong
 from attacks_pool.losses import margin
+from attacks_pool.norms import per_sample
+from attacks_pool.slopes import measured
 
+CREEP = 1e-4
+"""The gap of logits that replaces the true one where no number tells how steep a slope is, and it was scaled.
+
+The linearised boundary is then at no distance, and a step of no length would not leave the point.
+"""
 TIE = 1e-5
 """A lead of logits, relative to the largest, that the rounding of another batch may turn round."""
 
@@ -26,6 +33,14 @@ def length(delta: Tensor, norm: str) -> Tensor:
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 """The norm in which a gradient turns a gap of logits into a distance."""
+
+
+def dual_length(gradient: Tensor, norm: str) -> Tensor:
+    """(N,) lengths of gradients (N, …) in the dual of ``norm``, also of those too small to be squared."""
+    largest = gradient.flatten(1).abs().amax(1)
+    unit = gradient / largest.clamp_min(1e-38).view(-1, *[1] * (gradient.ndim - 1))
+    small = largest * length(unit, DUAL[norm])
+    return torch.where(largest < 1e-15, small, length(gradient, DUAL[norm]))
 
 
 def cosine(first: float, last: float, step: int, steps: int) -> float:
@@ -52,27 +67,49 @@ def nearest_plane(
 
     Returns:
         The gap z_k − z_y (M,), its gradient like ``x`` and the logits (M, K). A model that passes no gradient
-        back, or numbers that are none, give zeros.
+        back, or gaps that are all infinite or no numbers, give zeros. An infinite slope is measured a little
+        further inside the box (:func:`attacks_pool.slopes.measured`).
     """
     x = x.detach().requires_grad_()
     logits = model(x)
-    gaps = logits.float().gather(1, classes) - logits.float().gather(1, y[:, None])
+    gaps = _gaps(logits, y, classes)
     normal, gap = torch.zeros_like(x), torch.zeros(len(x), device=x.device)
     nearest = torch.full_like(gap, torch.inf)
     for number, gap_k in enumerate(gaps.unbind(1)):
-        gradient = None
-        if gaps.requires_grad:
-            more = number + 1 < gaps.shape[1]
-            (gradient,) = torch.autograd.grad(gap_k.sum(), x, retain_graph=more, allow_unused=True)
-        gradient = torch.zeros_like(x) if gradient is None else gradient
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        gap_k = torch.nan_to_num(gap_k.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+        more = number + 1 < gaps.shape[1]
+        gradient = _slope(gap_k, x, keep=more)
+        gap_k = gap_k.detach()
+        # The way to the boundary leads up the gap, and down where the boundary is crossed.
+        way = per_sample(torch.where(gap_k > 0, -1.0, 1.0))
+
+        def again(near: Tensor, number: int = number, way: Tensor = way) -> Tensor:
+            near = near.requires_grad_()
+            return way * _slope(_gaps(model(near), y, classes[:, number : number + 1]).squeeze(1), near)
+
+        gradient, steep = measured(way * gradient, x.detach(), again)
+        gradient = way * gradient
+        # The gap of a class that the model rules out cannot be closed.
+        reachable = torch.isfinite(gap_k)
+        gap_k = torch.where(steep & reachable, gap_k.sign() * CREEP, gap_k)
         distance = gap_k.abs() / (length(gradient, DUAL[norm]) + 1e-12)
-        nearer = distance < nearest
+        nearer = (distance < nearest) & reachable
         nearest = torch.where(nearer, distance, nearest)
         gap = torch.where(nearer, gap_k, gap)
-        normal = torch.where(nearer.view(-1, 1, 1, 1), gradient, normal)
+        normal = torch.where(per_sample(nearer), gradient, normal)
     return gap, normal.detach(), logits.detach()
+
+
+def _gaps(logits: Tensor, y: Tensor, classes: Tensor) -> Tensor:
+    """z_k − z_y (M, J)."""
+    return logits.float().gather(1, classes) - logits.float().gather(1, y[:, None])
+
+
+def _slope(values: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
+    """The gradient of each of ``values`` (M,), zero where there is none; ``keep`` the graph for more."""
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=keep, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 class Smallest:
@@ -105,7 +142,8 @@ class Smallest:
         success = wrong(logits, y)
         if bool((near := success & (size <= certain_within)).any()):
             success[near.clone()] = fooled(model, x_adv[near], y[near], logits[near])
-        tie = margin(logits, y) <= TIE * logits.float().abs().amax(1)
+        scale = logits.float().abs()
+        tie = margin(logits, y) <= TIE * scale.masked_fill(scale.isinf(), 0.0).amax(1)
         better = success & ~tie & (size < self.size[points])
         self.size[points[better]] = size[better]
         moved = better | torch.isinf(self.size[points])

@@ -11,17 +11,29 @@ from torch import Tensor, nn
 from attacks_pool.losses import LOSSES, Loss
 from attacks_pool.norms import project, random_point, steepest
 from attacks_pool.randomness import draw_seed, keyed_generator
+from attacks_pool.scores import broken
 from attacks_pool.search import SearchModel
+from attacks_pool.slopes import usable
 
 
 def input_gradient(
-    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss, *, boxed: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the summed loss at ``x``, the logits there, and the loss of each sample.
 
     Samples do not meet in a sum of per-sample losses, so none touches another's gradient. A model that
-    passes no gradient back, or one that is not a number, counts as flat.
+    passes no gradient back, or one that is not a number, counts as flat. An infinite slope is measured a
+    little further inside the box, which costs the batch a second pass; for ``boxed`` see
+    :func:`attacks_pool.slopes.usable`.
     """
+    gradient, logits, values = _gradient(model, x, y, loss)
+    gradient = usable(gradient, x.detach(), lambda near: _gradient(model, near, y, loss)[0], boxed=boxed)
+    return gradient, logits, values
+
+
+def _gradient(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss
+) -> tuple[Tensor, Tensor, Tensor]:
     x = x.detach().requires_grad_()
     logits = model(x)
     values = loss(logits, y)
@@ -31,12 +43,12 @@ def input_gradient(
         gradient = None
     if gradient is None:
         gradient = torch.zeros_like(x)
-    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0), logits.detach(), values.detach()
+    return gradient, logits.detach(), values.detach()
 
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Where the prediction is not ``y``; logits that are not numbers count as wrong."""
-    return (logits.argmax(1) != y) | ~torch.isfinite(logits).all(1)
+    return (logits.argmax(1) != y) | broken(logits)
 
 
 def fooled(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:

@@ -14,10 +14,18 @@ from torch.nn import functional as F
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+RULED_OUT = -1e30
+"""The log-probability of a class whose logit is −∞, since 0 · ∞ is no number."""
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """−log softmax(z)_y."""
     return F.cross_entropy(logits.float(), y, reduction="none")
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax(z) (N, K), with ``RULED_OUT`` for −∞: what divergences can be computed from."""
+    return logits.log_softmax(1).clamp_min(RULED_OUT)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -31,31 +39,39 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio, −(z_y − max_{k≠y} z_k) / (z_π1 − z_π3) (arXiv:2003.01690).
 
-    Needs three classes; with two, the denominator falls back to z_π1 − z_π2.
+    Where only two classes have finite logits, or z_π2 = z_π3, the ratio would be constant; there it is
+    :func:`margin`.
     """
+    classes = logits.shape[1]
+    if classes < 3:
+        return margin(logits, y)
     ranked = logits.float().sort(dim=1, descending=True).values
-    spread = ranked[:, 0] - ranked[:, min(2, logits.shape[1] - 1)]
-    return margin(logits, y) / (spread + 1e-12)
-
-
-def sloping_dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """:func:`dlr`, with two classes :func:`margin`: the ratio would be ±1, without a gradient."""
-    return margin(logits, y) if logits.shape[1] == 2 else dlr(logits, y)
+    return _over(margin(logits, y), ranked[:, 0], ranked[:, 1], ranked[:, 2])
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """(z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2), of the ``target`` class t (N,) (arXiv:2003.01690).
 
-    Needs four classes. With three the denominator is z_π1 − (z_π2 + z_π3)/2. With two classes there is one
-    difference of logits, which divided by itself would be constant, so the loss is z_t − z_y.
+    Where only three classes have finite logits, the denominator is z_π1 − (z_π2 + z_π3)/2. Where only two
+    have, or those of the denominator equal z_π2, the ratio would be constant; there it is z_t − z_y.
     """
     logits = logits.float()
     ahead = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
     classes = logits.shape[1]
-    if classes == 2:
+    if classes < 3:
         return ahead
     ranked = logits.topk(min(4, classes), dim=1).values
-    return ahead / (ranked[:, 0] - ranked[:, -2:].mean(1) + 1e-12)
+    lower = ranked[:, -2:].mean(1)
+    if classes > 3:
+        lower = torch.where(torch.isfinite(lower), lower, ranked[:, 1:3].mean(1))
+    return _over(ahead, ranked[:, 0], ranked[:, 1], lower)
+
+
+def _over(values: Tensor, first: Tensor, second: Tensor, lower: Tensor) -> Tensor:
+    """values / (first − lower), or ``values`` alone where ``lower`` is −∞ or no lower than ``second``."""
+    spread = first - lower
+    divides = torch.isfinite(spread) & (lower < second)
+    return values / torch.where(divides, spread + 1e-12, 1.0)
 
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from attacks_pool.float32 import float32_alone
 from attacks_pool.guard import evaluation_mode
 from attacks_pool.thin import ThinConv, is_thin, thin
-from attacks_pool.verifier import predict_exactly
 
 WORTHWHILE = 500_000
 """Multiply-adds an image from which a copy pays, and bfloat16; below, rounding costs more than it gains."""
@@ -52,8 +52,16 @@ class SearchModel(nn.Module):
 
     def exact_logits(self, x: Tensor) -> Tensor:
         """Logits of the model as it is, without gradients."""
-        with torch.no_grad():
-            return predict_exactly(self.exact, x)
+        return logits_of(self.exact, x)
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, K) of a model as it is, in eval mode, float32 and without gradients.
+
+    The verifier has a prediction of its own, which no search may share.
+    """
+    with float32_alone(x.device), torch.no_grad(), evaluation_mode(model):
+        return torch.as_tensor(model(x)).float()
 
 
 def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
@@ -202,8 +210,8 @@ def _agree(candidate: SearchModel, model: nn.Module, x: Tensor) -> bool:
     """Whether both say nearly the same of ``x`` and of points beside it, also when asked twice."""
     ramp = torch.linspace(-0.1, 0.1, x[0].numel(), device=x.device).view(1, *x.shape[1:])
     for points in (x, (x + ramp).clamp(0, 1)):
-        exact, fast = predict_exactly(model, points), candidate(points)
-        if not torch.equal(exact, predict_exactly(model, points)):
+        exact, fast = logits_of(model, points), candidate(points)
+        if not torch.equal(exact, logits_of(model, points)):
             return False
         gap = (exact - fast).abs().mean() / exact.std().clamp_min(1e-12)
         same = (exact.argmax(1) == fast.argmax(1)).float().mean()

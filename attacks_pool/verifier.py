@@ -59,7 +59,8 @@ def verify(
         claimed: (N,) points that the attack says it has fooled; those that are robust are false claims.
 
     Returns:
-        A verdict; ``robust`` is right after the attack. Scores that are not numbers count as wrong.
+        A verdict; ``robust`` is right after the attack. Scores that are not numbers (:func:`no_number`) count
+        as wrong.
 
     Raises:
         ValueError: an unknown norm or kind, an eps that is no finite number from 0 on, or x or y that is no
@@ -92,7 +93,7 @@ def verify(
     if not len(x):
         return Verdict(none, none, none, none, x, bound)
     scores = predict_exactly(model, x_adv)
-    not_a_number = ~torch.isfinite(scores).all(1)
+    not_a_number = no_number(scores)
     robust = (scores.argmax(1) == y) & ~not_a_number
     false_claim = none if claimed is None else claimed.to(x.device) & robust
     return Verdict(robust, invalid, not_a_number, false_claim, x_adv, bound)
@@ -128,6 +129,14 @@ def _scores(model: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(found, Tensor):
         found = found["logits"] if isinstance(found, Mapping) else getattr(found, "logits", found)
     return torch.as_tensor(found).float()
+
+
+def no_number(scores: Tensor) -> Tensor:
+    """(N,) rows of scores (N, K) that no prediction can be read from: a NaN, a +∞, or nothing but −∞.
+
+    −∞ is what a masked class gets: the model rules it out, and the others decide.
+    """
+    return (scores.isnan() | (scores == torch.inf)).any(1) | (scores == -torch.inf).all(1)
 
 
 @contextmanager

@@ -118,13 +118,13 @@ def climb(
             return
         here = parameters[points].detach().requires_grad_()
         images = render(worst.x[points], here)
-        gradient, logits, loss = input_gradient(model, images, worst.y[points], cross_entropy)
+        gradient, logits, loss = input_gradient(model, images, worst.y[points], cross_entropy, boxed=False)
         done = fooled(model, images.detach(), worst.y[points], logits)
         worst.offer(points, images.detach(), here.detach(), loss, done)
         (slope,) = torch.autograd.grad(images, here, gradient)
         length = step_size * (1 - step / steps) if shrink else step_size
         # A slope that is not a number is flat.
-        move = length * torch.nan_to_num(slope).sign()
+        move = length * torch.nan_to_num(slope, nan=0.0).sign()
         parameters[points] = (here.detach() + move).clamp(-bound, bound)
     points = worst.active(early_stop)
     if len(points):

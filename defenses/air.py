@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.errors import InputError, unknown
+from attacks_pool.losses import log_probabilities
 from attacks_pool.randomness import draw_seed, normal
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
@@ -159,9 +160,13 @@ class AIR(Defense):
         with torch.no_grad():
             old = self._old[0](x).to(logits.dtype)
         self.passes.forwards += len(x)
-        return F.kl_div(logits.log_softmax(1), old.log_softmax(1), log_target=True, reduction="batchmean")
+        return F.kl_div(
+            log_probabilities(logits), log_probabilities(old), log_target=True, reduction="batchmean"
+        )
 
     def _distance(self, new: Tensor, replayed: Tensor) -> Tensor:
         if self.distance == "mse":
             return (new.softmax(1) - replayed.softmax(1)).square().sum(1).mean()
-        return F.kl_div(replayed.log_softmax(1), new.log_softmax(1), log_target=True, reduction="batchmean")
+        return F.kl_div(
+            log_probabilities(replayed), log_probabilities(new), log_target=True, reduction="batchmean"
+        )

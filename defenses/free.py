@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.norms import steepest
+from attacks_pool.slopes import usable
 from defenses.ball import Ball, check_norms
 from defenses.base import Defense, Stage
 from defenses.checks import at_least_one
@@ -85,7 +86,8 @@ class Free(Defense):
         if points is not None and points.grad is not None and self._delta is not None:
             ahead = torch.zeros_like(self._delta)
             for share, ball in _shares(stage.attacks):
-                ahead[: len(points)][share] = ball.eps * steepest(points.grad[share], ball.norm)
+                slope = usable(points.grad[share], points.detach()[share])
+                ahead[: len(points)][share] = ball.eps * steepest(slope, ball.norm)
             self._delta = _project(self._delta + ahead, stage.attacks)
         return losses
 

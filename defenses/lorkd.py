@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError, unknown
+from attacks_pool.losses import log_probabilities
 from attacks_pool.randomness import key_seed
 from defenses.base import Stage
 from defenses.checks import needs_float32
@@ -246,7 +247,7 @@ class LoRKD(AdaptedDefense):
         with torch.no_grad():
             taught = self._teacher[0](x).to(logits.dtype)
         self.passes.forwards += len(x)
-        student, teacher = ((value / self.temperature).log_softmax(1) for value in (logits, taught))
+        student, teacher = (log_probabilities(value / self.temperature) for value in (logits, taught))
         kl = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
         return self.temperature**2 * kl
 

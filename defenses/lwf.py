@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
+from attacks_pool.losses import log_probabilities
 from defenses.base import Defense, Stage
 from defenses.checks import above_zero, needs_attack, not_negative
 from defenses.metadata import DefenseInfo
@@ -84,8 +85,8 @@ class LwF(Defense):
             old = self._old[0](x_adv).to(logits.dtype)
         self.passes.forwards += len(x_adv)
         distillation = F.kl_div(
-            (logits / self.temperature).log_softmax(1),
-            (old / self.temperature).log_softmax(1),
+            log_probabilities(logits / self.temperature),
+            log_probabilities(old / self.temperature),
             log_target=True,
             reduction="batchmean",
         )

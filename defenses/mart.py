@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
+from attacks_pool.losses import log_probabilities
 from defenses.ball import ascend, check_norms
 from defenses.base import Defense, Stage
 from defenses.checks import at_least_one, not_negative
@@ -76,7 +77,7 @@ class MART(Defense):
 
     def aware(self, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The loss of points that are crafted already."""
-        clean, adv = self(x).log_softmax(1), self(x_adv).log_softmax(1)
+        clean, adv = log_probabilities(self(x)), log_probabilities(self(x_adv))
         bce = boosted(adv, y).mean()
         divergence = F.kl_div(adv, clean, log_target=True, reduction="none").sum(1)
         doubt = 1 - clean.exp().gather(1, y[:, None]).squeeze(1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError, unknown
@@ -193,7 +195,8 @@ class MID(Defense):
         with torch.no_grad():
             clean, _ = self._encode(self._frozen[0], x)
         self._count(len(x))
-        train = self.consistency(clean.repeat(len(x_train) // len(x), 1), x_train, y_train)
+        with self._twice_differentiable():
+            train = self.consistency(clean.repeat(len(x_train) // len(x), 1), x_train, y_train)
         theta = self.inner_update(train["loss"])
         # Clones: the statistics of L_test are thrown away.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -238,6 +241,14 @@ class MID(Defense):
             )
         pairs = zip(theta.items(), gradients, strict=True)
         return {name: value - self.inner_lr * gradient for (name, value), gradient in pairs}
+
+    def _twice_differentiable(self) -> AbstractContextManager[None]:
+        """Attention inside is computed by operations that have second derivatives, if those are taken.
+
+        Its fast kernels (flash, memory-efficient) have none.
+        """
+        second = self.inner_lr > 0 and not self.first_order
+        return sdpa_kernel(SDPBackend.MATH) if second else nullcontext()
 
     def regenerate(self, x: Tensor) -> Tensor:
         """D_t(E_s(x)): images like ``x`` (N, C, H, W), in the module's present mode.

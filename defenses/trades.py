@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.guard import evaluation_mode
+from attacks_pool.losses import log_probabilities
 from defenses.ball import ascend, check_norms
 from defenses.base import Defense, Stage
 from defenses.checks import at_least_one, not_negative
@@ -77,7 +78,9 @@ class TRADES(Defense):
         """The loss of points that are crafted already."""
         clean, adv = self(x), self(x_adv)
         ce = F.cross_entropy(clean, y)
-        kl = F.kl_div(adv.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="batchmean")
+        kl = F.kl_div(
+            log_probabilities(adv), log_probabilities(clean), log_target=True, reduction="batchmean"
+        )
         return {"loss": ce + self.beta * kl, "ce": ce, "kl": kl}
 
     def inner_maximum(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
@@ -85,11 +88,11 @@ class TRADES(Defense):
         if not len(x):
             return x.clone()
         with torch.no_grad(), evaluation_mode(self):
-            clean = self(x).log_softmax(1)
+            clean = log_probabilities(self(x))
 
         def divergence(logits: Tensor, rows: Tensor) -> Tensor:
             """KL(f(x) ‖ f(x')) of each point."""
-            found = logits.float().log_softmax(1)
+            found = log_probabilities(logits.float())
             return F.kl_div(found, clean[rows], log_target=True, reduction="none").sum(1)
 
         return ascend(self, attack, x, y, steps=self.steps, objective=divergence)

@@ -193,3 +193,33 @@ def test_no_file_names_a_package_host_or_a_home() -> None:
         for pattern in patterns:
             found = pattern.search(text)
             assert found is None, f"{path.relative_to(ROOT)}: {found and found.group()}"
+
+
+def test_no_search_shares_code_with_the_verifier() -> None:
+    """The verifier imports nothing of ours, and nothing else in the package imports it."""
+    package = ROOT / "attacks_pool"
+    verifier = package / "verifier.py"
+    assert not {name for name in imports(verifier) if name.partition(".")[0] in OURS}
+    inside = "attacks_pool.verifier."
+    offered = {"ModelState", "Verdict", "verify", "verifier"}
+    forbidden = {"attacks_pool.verifier", *(f"attacks_pool.{name}" for name in offered)}
+    for path in python_files("attacks_pool"):
+        if path not in (verifier, package / "__init__.py"):
+            found = {name for name in imports(path) if name in forbidden or name.startswith(inside)}
+            assert not found, (path, found)
+
+
+def test_attacks_run_without_the_verifier() -> None:
+    """Every attack is imported, and one has searched a copy of a model, before anything loads it."""
+    code = (
+        "import sys, torch; from torch import nn; from attacks_pool import pool;"
+        "from attacks_pool.search import search_model; import attacks_pool.following;"
+        "import attacks_pool.adapters.peer;"
+        "[pool.entry(name).function for name in pool.names()];"
+        "m = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval();"
+        "x, y = torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.long);"
+        "s = search_model(m, x, reduced=False); pool.get('pgd', eps=0.1)(s, x, y, early_stop=True);"
+        "print(type(s).__name__, 'attacks_pool.verifier' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "SearchModel False\n", done.stderr

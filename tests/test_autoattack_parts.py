@@ -17,7 +17,7 @@ from attacks_pool.apgd_run import Plan
 from attacks_pool.attacks.spsa import summed_estimates
 from attacks_pool.attacks.square import Pyramids, pyramids
 from attacks_pool.guard import untouched
-from attacks_pool.losses import margin, sloping_dlr, targeted_dlr
+from attacks_pool.losses import dlr, margin, targeted_dlr
 from attacks_pool.randomness import isolated_randomness, keyed_generator
 from attacks_pool.search import SearchModel
 from attacks_pool.verifier import distance
@@ -144,7 +144,7 @@ def test_targeted_dlr_by_definition() -> None:
     assert targeted_dlr(four, y, target).item() == pytest.approx(-3 / (5 - 1.5))
     assert targeted_dlr(four[:, :3], y, target).item() == pytest.approx(-3 / (5 - 2.5))
     assert targeted_dlr(four[:, :2], y, target - 1).item() == pytest.approx(-2)
-    assert torch.equal(sloping_dlr(four[:, :2], y), margin(four[:, :2], y))
+    assert torch.equal(dlr(four[:, :2], y), margin(four[:, :2], y))
 
 
 def test_targets_are_the_likeliest_others() -> None:

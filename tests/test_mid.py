@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from advbench import run
 from advbench.auditing import audit_run
@@ -56,6 +57,25 @@ def taught(model: nn.Module, *, side: int = 4, **parameters: Any) -> MID:
             parameter += 0.3 * noise * parameter.requires_grad
     defense._frozen[0].double()
     return defense.double()
+
+
+class Attending(nn.Module):
+    """A transformer of 1×4×4 images, a row of pixels a token; ``plain``: its attention by the formula."""
+
+    def __init__(self, *, plain: bool = False) -> None:
+        super().__init__()
+        self.plain = plain
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed, self.mix, self.head = nn.Linear(4, 8), nn.Linear(8, 24), nn.Linear(8, 3)
+            self.block = nn.TransformerEncoderLayer(8, 2, 8, 0.0, F.silu, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        q, k, v = self.mix(self.embed(images[:, 0])).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        plain = (q @ k.mT / 2).softmax(3) @ v
+        seen = plain if self.plain else F.scaled_dot_product_attention(q, k, v)
+        logits: Tensor = self.head(self.block(seen.transpose(1, 2).flatten(2)).mean(1))
+        return logits
 
 
 def points(count: int = 6, seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,6 +228,24 @@ class TestMetaGradient:
             torch.testing.assert_close(one, other)
         exact = self.gradient(second).values()
         assert any(float((one - other).abs().max()) > 1e-3 for one, other in zip(found, exact, strict=True))
+
+    @pytest.mark.parametrize("first_order", [False, True])
+    def test_attention_has_second_derivatives(self, first_order: bool) -> None:
+        """Of a transformer, whose fast kernels have none, the meta-gradient is that of its plain formula."""
+        found = {}
+        for plain in (False, True):
+            defense = taught(Attending(plain=plain), inner_lr=0.5, first_order=first_order)
+            found[plain] = self.gradient(defense)
+        assert len(found[True]) > 6
+        for name, gradient in found[True].items():
+            torch.testing.assert_close(found[False][name], gradient)
+
+    def test_a_transformer_trains(self) -> None:
+        x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        defense = MID(Attending())
+        plan = TrainPlan(epochs=2, lr=0.01, eps_warmup=0)
+        history = defense.fit([(x, torch.arange(8) % 3)], attacks("fgsm,pgd:steps=3"), plan=plan)
+        assert "meta_test" in history[-1]
 
     def test_without_an_inner_step_the_two_orders_agree(self) -> None:
         """α = 0 is joint training on the same points."""

@@ -13,7 +13,7 @@ from advbench.stochastic import TOLERANCE, gap, history_gap, logits_of
 from attacks_pool.guard import buffers_kept, untouched
 from attacks_pool.losses import LOSSES, Loss
 from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
-from attacks_pool.verifier import exact_arithmetic
+from attacks_pool.verifier import exact_arithmetic, no_number
 from leaderboards import Flag
 
 ASKED = 32
@@ -26,7 +26,7 @@ LEAST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Gradients:
-    """Points (of ``points`` right clean) whose input gradient is exactly zero or not finite, by loss.
+    """Points (of ``points`` right clean) whose input gradient is zero or NaN in every entry, by loss.
 
     Each is the larger count of two places: the clean point, and a random point of the ball around it.
     """
@@ -48,7 +48,7 @@ def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | N
     broken, probable = 0, bool(len(x))
     for block in blocks(x.shape[1:], len(x)):
         logits = logits_of(model, x[block].to(device or x.device), seed)
-        finite = torch.isfinite(logits).all(1)
+        finite = ~no_number(logits)
         broken += int((~finite).sum())
         known = logits[finite]
         sums = (known.sum(1) - 1).abs() < 1e-3
@@ -146,5 +146,5 @@ def _without_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, seed: 
             count += len(point)
             continue
         flat = found.flatten(1)
-        count += int(((flat == 0).all(1) | ~torch.isfinite(flat).all(1)).sum())
+        count += int(((flat == 0) | flat.isnan()).all(1).sum())
     return count

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.errors import InputError
-from attacks_pool.norms import project
+from attacks_pool.norms import per_sample, project
+from attacks_pool.slopes import usable
 
 ROUNDING = 1e-6
 """How far beyond a bound counts as rounding, which is brought back; anything more is left to be seen."""
+RULED_OUT = 1e4
+"""How far below its row's other logits a masked class is put: out of sight of a softmax."""
 
 
 class Contained(nn.Module):
@@ -26,7 +29,9 @@ class Contained(nn.Module):
 
     Its first parameter lies on the device of ``x``, because libraries look there for the device. Logits
     always depend on the images, so that a model without gradients gives zeros and no error. Gradients
-    that are not numbers count as zero.
+    that are not numbers count as zero, infinite ones as what they are a little further inside the box. A
+    logit of −∞, a class that the model rules out, comes ``RULED_OUT`` below the image's lowest other one,
+    since libraries subtract logits.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -39,10 +44,11 @@ class Contained(nn.Module):
         """Images (N, C, H, W) to logits (N, K)."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             logits: Tensor = self.model(x)
-            return logits.float().clone()
-        x = _Tame.apply(x)
-        logits = self.model(x)
-        return logits.float() + 0 * x.flatten(1).sum(1, keepdim=True)
+            return _finite(logits.float().clone())
+        seen: list[Tensor] = []
+        logits = self.model(_Tame.apply(x, self.model, seen))
+        logits = _finite(_Noted.apply(logits, seen).float())
+        return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
     def classes(self, x: Tensor) -> int:
         """How many classes the model tells apart, by its logits for one image."""
@@ -50,16 +56,60 @@ class Contained(nn.Module):
             return int(self(x[:1]).shape[1])
 
 
-class _Tame(torch.autograd.Function):
-    """The identity; on the way back, what is not a number becomes 0."""
+def _finite(logits: Tensor) -> Tensor:
+    """−∞ taken to ``RULED_OUT`` below the lowest logit of its row that is finite."""
+    masked = logits == -torch.inf
+    if not bool(masked.any()):
+        return logits
+    lowest = logits.detach().masked_fill(masked, torch.inf).amin(1, keepdim=True)
+    known = torch.isfinite(lowest)
+    return torch.where(masked & known, torch.where(known, lowest, 0.0) - RULED_OUT, logits)
+
+
+class _Noted(torch.autograd.Function):
+    """The identity; on the way back, it notes the gradient of the logits."""
 
     @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, seen: list[Tensor]) -> Tensor:
+        ctx.seen = seen
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.seen[:] = [gradient]
+        return gradient, None
+
+
+class _Tame(torch.autograd.Function):
+    """The identity; on the way back, the gradient becomes one that a library can use.
+
+    An infinite slope is measured with the gradient of the logits that was noted.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, model: nn.Module, seen: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.model, ctx.seen = model, seen
         return x.view_as(x)
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+
+        def again(near: Tensor) -> Tensor:
+            with torch.enable_grad():
+                near = near.detach().requires_grad_()
+                (found,) = torch.autograd.grad(ctx.model(near), near, ctx.seen[0])
+            return found
+
+        slope = usable(gradient, x, again, boxed=False)
+        # Most libraries climb; what the box stops then must not drown the rest. Some go down, though.
+        stopped = gradient.isinf() & torch.where(gradient > 0, x >= 1, x <= 0)
+        if bool(stopped.any()):
+            ordinary = gradient.masked_fill(~torch.isfinite(gradient), 0.0).abs().flatten(1).amax(1)
+            most = per_sample(torch.where(ordinary > 0, ordinary, torch.inf))
+            slope = torch.where(stopped, slope.clamp(-most, most), slope)
+        return slope, None, None
 
 
 @contextmanager

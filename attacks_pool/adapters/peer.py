@@ -63,7 +63,8 @@ class Peer:
     ``craft`` runs it; ``make`` only builds it, which is where the library checks its arguments (``None``: it
     has none). ``arguments`` are its own with their defaults, as the library declares them (read when
     first needed, so that the table can be shown without the library). ``budget`` is the argument that takes
-    eps (``None``: eps is only the bound that counts at evaluation); ``least_classes`` what its loss needs;
+    eps (``None``: eps is only the bound that counts at evaluation); ``least_classes`` what its loss needs,
+    ``least_by_loss`` what a loss that is a knob needs beyond that;
     ``asks_classes``: it must be told the number of classes.
     """
 
@@ -83,6 +84,7 @@ class Peer:
     least_steps: int = 1
     make: Make | None = None
     least_classes: int = 2
+    least_by_loss: Mapping[str, int] = field(default_factory=dict)
     asks_classes: bool = False
     cost: Cost | None = None
 
@@ -182,11 +184,14 @@ class Peer:
             InputError: the model has too few classes, or the library refuses an argument.
         """
         eps, contained = float(given["eps"]), Contained(model, x)
-        needs = self.asks_classes or self.least_classes > 2
+        loss = str(given.get("loss"))
+        least = max(self.least_classes, self.least_by_loss.get(loss, 0))
+        needs = self.asks_classes or least > 2
         classes = contained.classes(x) if needs else 0
-        if needs and classes < self.least_classes:
+        if needs and classes < least:
+            which = f" with loss={loss}" if least > self.least_classes else ""
             raise InputError(
-                f"attack {self.name!r} needs a model of {self.least_classes} classes or more, not {classes}"
+                f"attack {self.name!r}{which} needs a model of {least} classes or more, not {classes}"
             )
         seed = draw_seed(given["generator"]) % 2**31
         with trace_kept():

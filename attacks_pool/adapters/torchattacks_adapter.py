@@ -33,7 +33,7 @@ CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Pixle": {"pixel_mapping": MAPPINGS},
     "Square": {"loss": ("margin", "ce")},
     "TIFGSM": {"kernel_name": ("gaussian", "linear", "uniform")},
-    "UPGD": {"loss": ("ce", "margin", "cw")},
+    "UPGD": {"loss": ("ce", "dlr", "margin")},
     "PGDRS": {"noise_type": ("guassian", "uniform")},
     "PGDRSL2": {"noise_type": ("guassian", "uniform")},
 }
@@ -160,6 +160,7 @@ def _peer(name: str, family: str, norm: Any, paper: str | None, kind: Any, *, ba
         channels=(3,) if name in COLOUR else None,
         min_side=(LEAST_SIDE_L2 if norm == "l2" else LEAST_SIDE).get(name, 1),
         least_classes=4 if name in ("APGDT", "AutoAttack") else 2,
+        least_by_loss={"dlr": 3} if name in ("APGD", "UPGD") else {},
         asks_classes=name in TELLS_CLASSES | TEN_CLASSES,
         cost=_COSTS.get(name),
     )

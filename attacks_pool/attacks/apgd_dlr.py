@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from attacks_pool.apgd import KNOBS, adaptive_ascent, cost
-from attacks_pool.losses import sloping_dlr
 from attacks_pool.metadata import AttackInfo
 from attacks_pool.registry import register
 
@@ -29,7 +28,7 @@ def apgd_dlr(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     :func:`attacks_pool.apgd.adaptive_ascent`,
     arXiv:2003.01690. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return adaptive_ascent(model, x, y, norm="linf", loss=sloping_dlr, **knobs)
+    return adaptive_ascent(model, x, y, norm="linf", loss="dlr", **knobs)
 
 
 @register(
@@ -51,7 +50,7 @@ def apgd_dlr_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     :func:`attacks_pool.apgd.adaptive_ascent`,
     arXiv:2003.01690; it starts on the sphere. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return adaptive_ascent(model, x, y, norm="l2", loss=sloping_dlr, **knobs)
+    return adaptive_ascent(model, x, y, norm="l2", loss="dlr", **knobs)
 
 
 @register(
@@ -74,4 +73,4 @@ def apgd_dlr_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     arXiv:2103.01208: sparse steps, exact projection onto ball and box, and a ball that shrinks from 3·eps.
     Shapes as in :class:`attacks_pool.Attack`.
     """
-    return adaptive_ascent(model, x, y, norm="l1", loss=sloping_dlr, **knobs)
+    return adaptive_ascent(model, x, y, norm="l1", loss="dlr", **knobs)

@@ -9,6 +9,7 @@ from attacks_pool import metadata
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.slopes import usable
 
 MOMENTS = (0.9, 0.999)
 LARGEST_CONST = 1e10
@@ -96,15 +97,16 @@ def _search(
     succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     running = torch.arange(len(x), device=x.device)
     for step in range(steps + 1):
-        x_adv = x_adv.detach().requires_grad_()
-        gap = margin(model(x_adv), y[running])
-        norm_squared = (x_adv - x[running]).square().flatten(1).sum(1)
-        objective = norm_squared + const[running] * (confidence - gap).clamp_min(0)
-        (gradient,) = torch.autograd.grad(objective.sum(), x_adv)
-        x_adv = x_adv.detach()
-        success = gap.detach() >= confidence if confidence > 0 else gap.detach() > 0
-        _record(state, points[running], x_adv, norm_squared.detach().sqrt(), success)
+
+        def slope(at: Tensor, running: Tensor = running) -> tuple[Tensor, Tensor, Tensor]:
+            return _slope(model, at.detach(), x[running], y[running], const[running], confidence)
+
+        gradient, gap, norm_squared = slope(x_adv)
+        success = gap >= confidence if confidence > 0 else gap > 0
+        _record(state, points[running], x_adv, norm_squared.sqrt(), success)
         succeeded[running] |= success
+        # The step goes down, so that its way up is the other.
+        gradient = -usable(-gradient, x_adv, lambda near: slope(near)[0])
         if step == steps:
             break
         if enough is not None:
@@ -114,7 +116,6 @@ def _search(
                 mean, square = mean[keep], square[keep]
             if not len(running):
                 break
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         mean = MOMENTS[0] * mean + (1 - MOMENTS[0]) * gradient
         square = MOMENTS[1] * square + (1 - MOMENTS[1]) * gradient.square()
         unbiased = (square / (1 - MOMENTS[1] ** (step + 1))).sqrt()
@@ -123,6 +124,18 @@ def _search(
     _narrow(state, points, succeeded)
     lost = torch.isinf(state.best_norm[points[running]])
     state.best[points[running[lost]]] = x_adv[lost]
+
+
+def _slope(
+    model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, const: Tensor, confidence: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the objective, margin and squared norm at ``x_adv``."""
+    x_adv = x_adv.requires_grad_()
+    gap = margin(model(x_adv), y)
+    norm_squared = (x_adv - x).square().flatten(1).sum(1)
+    objective = norm_squared + const * (confidence - gap).clamp_min(0)
+    (gradient,) = torch.autograd.grad(objective.sum(), x_adv)
+    return gradient, gap.detach(), norm_squared.detach()
 
 
 def _record(state: _State, points: Tensor, x_adv: Tensor, norm: Tensor, success: Tensor) -> None:

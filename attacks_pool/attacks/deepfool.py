@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.boundary import DUAL, Smallest, length, nearest_plane, rivals
+from attacks_pool.boundary import Smallest, dual_length, length, nearest_plane, rivals
 from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.norms import per_sample, steepest
 from attacks_pool.registry import register
@@ -63,7 +63,7 @@ def _search(
         index, gap, normal, total = index[going], gap[going], normal[going], total[going]
         if not len(index):
             return found.best
-        dual = length(normal, DUAL[norm])
+        dual = dual_length(normal, norm)
         far = torch.where(dual > 0, gap.abs() / dual.clamp_min(1e-38) + BEYOND, 0.0)
         total = total + per_sample(torch.minimum(far, longest[index])) * steepest(normal, norm)
         x_adv = (x[index] + (1 + overshoot) * total).clamp(0, 1)

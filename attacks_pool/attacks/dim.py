@@ -44,13 +44,11 @@ def dim(
         drawn = torch.rand(len(x), 4, generator=draws, device=draws.device).to(x.device)[points.index]
         rows, columns = resize_and_pad(drawn, x.shape[2], x.shape[3], resize_rate, diversity_prob)
 
-        def transformed(image: Tensor) -> Tensor:
-            shown = rows.to(image.dtype)[:, None] @ image @ columns.to(image.dtype)[:, None].mT
-            logits: Tensor = model(shown)
-            return logits
-
-        gradient, _logits, _values = input_gradient(transformed, points.x_adv, points.y, cross_entropy)
-        return gradient, None
+        rows, columns = rows.to(x.dtype)[:, None], columns.to(x.dtype)[:, None]
+        shown = rows @ points.x_adv @ columns.mT
+        # The gradient at what the model sees, then through T: a matrix product with an infinity is NaN.
+        gradient, _logits, _values = input_gradient(model, shown, points.y, cross_entropy)
+        return rows.mT @ (gradient @ columns), None
 
     return gradient_ascent(model, x, y, norm="linf", ways=Ways(slope=slope), **knobs)
 

@@ -15,6 +15,8 @@ from attacks_pool.randomness import draw_seed, keyed_generator, uniform
 from attacks_pool.registry import register
 
 MOMENTS = (0.9, 0.999)
+LARGEST = 1e12
+"""What an infinite margin is taken for."""
 ELEMENTS = 2**21
 """Values of the images that are asked about at once, unless the batch has more."""
 
@@ -102,6 +104,7 @@ def summed_estimates(model: nn.Module, x: Tensor, y: Tensor, signs: Tensor, delt
     """
     count = len(signs)
     moved = torch.cat([x + delta * signs, x - delta * signs]).flatten(0, 1)
-    gaps = margin(model(moved), y.repeat(2 * count)).view(2, count, len(x))
-    slope = torch.nan_to_num((gaps[0] - gaps[1]) / (2 * delta), nan=0.0, posinf=0.0, neginf=0.0)
+    # Finite, so that a class that the model rules out on one side alone gives a slope.
+    gaps = margin(model(moved), y.repeat(2 * count)).clamp(-LARGEST, LARGEST).view(2, count, len(x))
+    slope = torch.nan_to_num((gaps[0] - gaps[1]) / (2 * delta), nan=0.0)
     return (slope.view(count, len(x), 1, 1, 1) * signs).sum(0)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from attacks_pool import metadata
 from attacks_pool.engine import Ways, gradient_ascent
+from attacks_pool.losses import log_probabilities
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import project
 from attacks_pool.randomness import normal
@@ -45,10 +46,10 @@ def tpgd(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, start_std: float
     to tell which points are fooled. Shapes as in :class:`attacks_pool.Attack`.
     """
     with torch.no_grad():
-        clean = F.log_softmax(model(x).float(), dim=1)
+        clean = log_probabilities(model(x).float())
 
     def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        found = F.log_softmax(logits.float(), dim=1)
+        found = log_probabilities(logits.float())
         return F.kl_div(found, clean[rows], log_target=True, reduction="none").sum(1)
 
     def start(x: Tensor, draws: torch.Generator) -> Tensor:
