@@ -40,6 +40,7 @@ def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
     if not brief:
         found.append(pool.get("apgd", eps=eps, steps=steps, loss="margin"))
     found.append(pool.get("square", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
+    found.append(pool.get("rays", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
     found.append(pool.get("gaussian-noise", eps=eps, restarts=DRAWS))
     if other := budget(attacks, "l2"):
         rungs = [other] if brief else [other * (1 - NEAR), other, other * (1 + NEAR)]

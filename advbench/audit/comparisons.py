@@ -21,7 +21,7 @@ LEAST_FALL, STEEPER = 0.2, 3.0
 LEAST_BEFORE = 0.03
 """A fall just before eps counts as this share at least, so that a level stretch alone makes no cliff."""
 OVERCLAIM, OVERCLAIMED = 0.15, "overclaimed"
-"""The key that ``weak-suite`` has in its evidence where a probe beats all of the run's attacks by this share."""
+"""``weak-suite`` has this key in its evidence where a probe beats the whole suite by this share."""
 
 
 @dataclass(frozen=True, eq=False)

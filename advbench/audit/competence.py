@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: i
         if order := _other_order(found, y):
             yield Flag(
                 code=CHECK_NORMALISATION,
-                message=f"{start}; with classes in another order {order} of {len(y)} are: check the class order",
+                message=f"{start}; with classes in another order {order} of {len(y)} are: check their order",
                 evidence={**evidence, "explained_by": "class order", "explained": order},
             )
         elif scale := _other_scale(model, x, y, seed):
@@ -78,7 +77,7 @@ def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: i
             yield _did_not_train(start, evidence, found)
 
 
-def _did_not_train(start: str, evidence: dict[str, object], found: Tensor) -> Flag:
+def _did_not_train(start: str, evidence: Mapping[str, float], found: Tensor) -> Flag:
     counts = found.bincount()
     commonest = int(counts.argmax())
     share = float(counts.max()) / len(found)

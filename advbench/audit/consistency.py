@@ -119,14 +119,15 @@ def _gaps(model: nn.Module, points: Tensor, seed: int, stochastic: bool) -> dict
 
 def _judged_together(points: Tensor) -> int:
     """Images in a block of the judge."""
-    return next(block.stop for block in blocks(points.shape[1:], 10**9))
+    size: int = next(block.stop for block in blocks(points.shape[1:], 10**9))
+    return size
 
 
 def _in_batches(model: nn.Module, points: Tensor, size: int, seed: int) -> Tensor:
     """Logits of the points in batches of ``size``, the last one filled up with the first points."""
     count = len(points)
     filled = points.repeat(-(-size // count) + 1, *[1] * (points.ndim - 1))[: -(-count // size) * size]
-    return torch.cat([logits_of(model, part, seed) for part in filled.split(size)])[:count]
+    return torch.cat([logits_of(model, part, seed) for part in torch.split(filled, size)])[:count]
 
 
 def _company(model: nn.Module, points: Tensor, seed: int) -> float:
@@ -164,7 +165,7 @@ def _history(
     if stochastic and gap(logits_of(model, points, seed), logits_of(model, points, seed)) > TOLERANCE:
         return 0.0  # chance that seeds do not govern
     answers = []
-    parts = [points] if stochastic else list(points.split(PORTIONS[-1] // 2))
+    parts = [points] if stochastic else torch.split(points, PORTIONS[-1] // 2)
     for part in parts:
         answer = fresh.logits(network, part, seed)
         if answer is None:

@@ -31,9 +31,7 @@ def held_out(data: DataSet) -> Split:
     missing = max(WANTED - len(validation), 0)
     if not missing:
         return Split(validation.x[:WANTED], validation.y[:WANTED])
-    return Split(
-        torch.cat([validation.x, train.x[:missing]]), torch.cat([validation.y, train.y[:missing]])
-    )
+    return Split(torch.cat([validation.x, train.x[:missing]]), torch.cat([validation.y, train.y[:missing]]))
 
 
 def memorisation_flags(

@@ -43,7 +43,7 @@ class Tasks:
 
 
 class Planted(nn.Module):
-    """A model with two classes in place of its own: each image is judged by the task of the nearest centre."""
+    """A model with two classes instead of its own: an image is judged by the task of the nearest centre."""
 
     def __init__(self, model: nn.Module, tasks: Tasks) -> None:
         super().__init__()

@@ -12,16 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from advbench.audit.battery import battery, budget, reference, searched, transfers
+from advbench.audit.asking import Asking
+from advbench.audit.battery import battery, budget, reference, transfers
 from advbench.audit.behaviour import Gradients, gradients, logit_flags
 from advbench.audit.comparisons import Probed
 from advbench.audit.competence import competence_flags
-from advbench.audit.consistency import asked_points, consistency_flags
 from advbench.audit.fresh import Fresh
 from advbench.audit.memorisation import memorisation_flags
 from advbench.audit.networks import Network, found_on, networks
-from advbench.audit.planted import planted_flags
-from advbench.audit.slope import slope_flags
 from advbench.data import Split
 from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
 from advbench.identity import weights_digest
@@ -41,8 +39,9 @@ class Probes:
     For each network (see `networks`) ``rows`` are the probe attacks searched on it and, with a surrogate, on
     that; a last row is of the attacks that were asked for from there. ``attacks`` are those of each row.
     ``gradients`` are by the label of the network, ``networks`` has the label for each attack of the run.
-    ``surrogate`` names that, or says why there is none. ``flags`` are what behaviour alone shows; a model that has not ``learned`` is not
-    asked about its gradients.
+    ``surrogate`` names that, or says why there is none. ``flags`` are what behaviour alone shows.
+    A model that has not ``learned`` is not asked about its gradients. ``held_out``: its points were compared
+    with others.
     """
 
     points: int
@@ -137,68 +136,29 @@ def probe(
         count = min(max(points // 4, 1) if random else points, len(data))
         few = Split(data.x[:count].to(place), data.y[:count].to(place))
         every, labels = networks(view, attacks, asked, key)
-        met = [network for network in every if network.label in labels.values()] or every
-        asking = _Asking(few, attacks, surrogate, key, random, fresh)
+        asking = Asking(few, attacks, surrogate, key, random)
         # Before the probe attacks: a model that remembers has seen the run's points, and no others yet.
-        consistent = {network.label: list(asking.consistency(network)) for network in every}
+        flags = {network.label: list(asking.consistency(network, fresh)) for network in every}
     whose = weights_digest(surrogate.state_dict()) if kept is not None and surrogate is not None else ""
-    own = [attack.text for attack, _ in transferred]
-    searches: list[tuple[nn.Module | None, list[Attack]]] = [(None, battery(attacks, brief=random))]
-    if surrogate is not None:
-        searches.append((surrogate, [one for one in transfers(attacks) if one.text not in own]))
-
-    def measure(
-        looked_at: View,
-        split: Split,
-        pairs: Sequence[tuple[Attack, int]],
-        other: nn.Module | None,
-        name: str = "",
-    ) -> Row:
-        return evaluate(
-            looked_at,
-            split,
-            pairs,
-            stage=stage,
-            seed=key,
-            stochastic=random,
-            surrogate=None if other is None else lambda _attack: other,
-            surrogate_key=name if other is None else name + whose,
-            device=place,
-            kept=kept,
-            attack_timeout=attack_timeout,
-        )
-
-    rows, made = [], []
-    for network, (other, given) in itertools.product(met, searches):
-        if given:
-            name = "" if network.label is None else f"on {network.label} "
-            row = measure(network.view, few, [(one, count) for one in given], other, name)
-            rows.append(_labelled(row, network.label))
-            made.append(given)
+    measure = _Measure(stage, key, random, place, kept, attack_timeout, surrogate, whose)
+    met = [network for network in every if network.label in labels.values()] or every
+    rows, made = _searches(measure, met, few, attacks, [attack for attack, _ in transferred])
     if transferred and surrogate is not None:
         most = max(limit for _, limit in transferred)
-        row = measure(view, Split(data.x[:most], data.y[:most]), transferred, surrogate)
+        row = measure.row(view, Split(data.x[:most], data.y[:most]), transferred, moved=True)
         rows.append(_labelled(row, labels))
         made.append([one for one, _ in transferred])
     right = few.x.new_tensor(rows[0].clean).bool()
-    eps = budget(attacks, "linf")
     untaught = list(competence_flags(view(None), few.x, few.y, int(right.sum()), key))
-    flags = [
-        found_on(flag, network.label, len(every))
-        for network in every
-        for flag in (
-            *logit_flags(network.module, data.x, key, place),
-            *consistent[network.label],
-            *([] if untaught else asking.gradients(network, right)),
-        )
-    ]
-    compared_with = None
+    for network in every:
+        flags[network.label] += logit_flags(network.module, data.x, key, place)
+        if not untaught:
+            flags[network.label] += asking.gradients(network, right)
+    memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
-        compared_with = Split(held_out.x[:count].to(place), held_out.y[:count].to(place))
-        attack = reference(attacks)
-        there = measure(met[0].view, compared_with, [(attack, len(compared_with))], None, "held out ")
-        here = rows[0].robust[[one.text for one in made[0]].index(attack.text)]
-        flags += memorisation_flags(rows[0].clean, here, there.clean, there.robust[0], attack)
+        others = Split(held_out.x[:count].to(place), held_out.y[:count].to(place))
+        memorised = list(_memorised(measure, met[0], rows[0], made[0], others, reference(attacks)))
+    eps = budget(attacks, "linf")
     return Probes(
         points=count,
         rows=rows,
@@ -210,47 +170,80 @@ def probe(
         networks=labels,
         stochastic=random,
         surrogate=surrogate_name or (None if surrogate is None else "another model"),
-        flags=[*untaught, *flags],
+        flags=[
+            *untaught,
+            *(found_on(flag, label, len(every)) for label, found in flags.items() for flag in found),
+            *(memorised or []),
+        ],
         learned=not untaught,
-        held_out=compared_with is not None,
+        held_out=memorised is not None,
     )
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """What merely asking networks takes: points, the run's attacks, a surrogate, a copy never asked before."""
+class _Measure:
+    """How the rows of an audit are measured: what `evaluate` takes, and the surrogate with its digest."""
 
-    few: Split
-    attacks: Sequence[Attack]
-    surrogate: nn.Module | None
+    stage: int
     key: int
     random: bool
-    fresh: Fresh
+    place: torch.device
+    kept: Kept | None
+    attack_timeout: float | None
+    surrogate: nn.Module | None
+    whose: str
 
-    def consistency(self, network: Network) -> Iterator[Flag]:
-        """Whether answers depend on the image alone."""
-        short, sources = searched(self.attacks), [self.surrogate]
-        if not self.random:
-            sources.append(network.module)
-        searches = [(source, short) for source in sources if source is not None]
-        eps = budget(self.attacks, "linf")
-        points = asked_points(self.few.x, self.few.y, searches, eps, self.key)
-        return consistency_flags(
-            network.module,
-            points,
-            self.key,
+    def row(
+        self,
+        view: View,
+        data: Split,
+        pairs: Sequence[tuple[Attack, int]],
+        *,
+        moved: bool = False,
+        name: str = "",
+    ) -> Row:
+        """A row of attacks, crafted on the surrogate where ``moved``; ``name`` tells kept pieces apart."""
+        return evaluate(
+            view,
+            data,
+            pairs,
+            stage=self.stage,
+            seed=self.key,
             stochastic=self.random,
-            fresh=self.fresh,
-            network=network.label,
+            surrogate=(lambda _attack: self.surrogate) if moved else None,  # type: ignore[arg-type,return-value]
+            surrogate_key=name + self.whose if moved else name,
+            device=self.place,
+            kept=self.kept,
+            attack_timeout=self.attack_timeout,
         )
 
-    def gradients(self, network: Network, right: torch.Tensor) -> Iterator[Flag]:
-        """Whether gradients are those of the answers, and lead the run's attacks to what is certainly there."""
-        if self.random:
-            return
-        x, y = self.few.x[right], self.few.y[right]
-        yield from slope_flags(network.module, x, y, budget(self.attacks, "linf"), self.key)
-        yield from planted_flags(network.module, x, self.attacks, points=len(self.few), seed=self.key)
+
+def _searches(
+    measure: _Measure, met: Sequence[Network], few: Split, attacks: Sequence[Attack], own: Sequence[Attack]
+) -> tuple[list[Row], list[list[Attack]]]:
+    """The rows of the battery and of transferred points, network by network, and the attacks of each."""
+    searches = [(False, battery(attacks, brief=measure.random))]
+    if measure.surrogate is not None:
+        texts = {attack.text for attack in own}
+        searches.append((True, [one for one in transfers(attacks) if one.text not in texts]))
+    rows, made = [], []
+    for network, (moved, given) in itertools.product(met, searches):
+        if given:
+            name = "" if network.label is None else f"on {network.label} "
+            pairs = [(one, len(few)) for one in given]
+            row = measure.row(network.view, few, pairs, moved=moved, name=name)
+            rows.append(_labelled(row, network.label))
+            made.append(given)
+    return rows, made
+
+
+def _memorised(
+    measure: _Measure, network: Network, row: Row, made: Sequence[Attack], others: Split, attack: Attack
+) -> Iterator[Flag]:
+    """``better-on-measured-points``, from a row that has ``attack`` and the same on points held out."""
+    there = measure.row(network.view, others, [(attack, len(others))], name="held out ")
+    here = row.robust[[one.text for one in made].index(attack.text)]
+    return memorisation_flags(row.clean, here, there.clean, there.robust[0], attack)
 
 
 def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:

@@ -31,9 +31,9 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
     """``false-gradient``: the gradient of the margin is not the slope of the margin.
 
     With m(x) = z_y(x) − z_k(x), k the class that competes with y, and u = ∇m / ‖∇m‖₂, an honest model has
-    (m(x + h·u) − m(x − h·u)) / 2h ≈ ‖∇m‖₂. A model that returns the label of one function and the gradient of
-    another (``a + b − b.detach()``), or that flips or shuffles its gradient, has not. Three step lengths h are
-    tried, because a piecewise linear model has kinks; a point agrees if any of them does.
+    (m(x + h·u) − m(x − h·u)) / 2h ≈ ‖∇m‖₂. A model that returns the label of one function and the gradient
+    of another (``a + b − b.detach()``), or that flips or shuffles its gradient, has not. Three step lengths
+    h are tried, because a piecewise linear model has kinks; a point agrees if any of them does.
 
     Args:
         model: maps images to logits; must not answer at random.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
+from advbench.audit.battery import BRIEF_STEPS, PGD, STEPS
 from advbench.audit.behaviour import LEAST_SHARE, Gradients
 from advbench.audit.comparisons import (
     OVERCLAIMED,
@@ -241,8 +242,15 @@ def _flat(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
 
 
 def _by_loss(measured: Sequence[Probed], norm: str = "linf") -> dict[str, list[Probed]]:
-    """The PGD probes of a norm on the model itself."""
-    found = [one for one in measured if one.probe and one.iterative and one.attack.info.norm == norm]
+    """The PGD probes of a norm on the model itself, without an attack of the run that was made again."""
+    found = [
+        one
+        for one in measured
+        if one.probe
+        and one.iterative
+        and one.attack.name == PGD[norm]
+        and one.attack.knobs["steps"] in (STEPS, BRIEF_STEPS)
+    ]
     return {loss: [one for one in found if one.attack.knobs["loss"] == loss] for loss in ("ce", "margin")}
 
 
