@@ -43,7 +43,7 @@ def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
     found.append(pool.get("rays", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
     found.append(pool.get("gaussian-noise", eps=eps, restarts=DRAWS))
     if other := budget(attacks, "l2"):
-        rungs = [other] if brief else [other * (1 - NEAR), other, other * (1 + NEAR)]
+        rungs = [other] if brief else [_near(other, -NEAR), other, _near(other, NEAR)]
         found += [_pgd("l2", rung, "ce", steps) for rung in rungs]
         found.append(_pgd("l2", other, "margin", steps))
     found += [] if brief else again(attacks)
@@ -83,8 +83,13 @@ def reference(attacks: Sequence[Attack]) -> Attack:
 
 def ladder(eps: float) -> list[float]:
     """Half of eps, eps and 5 % to either side of it, twice eps, and the whole box."""
-    rungs = (eps / 2, eps * (1 - NEAR), eps, eps * (1 + NEAR), 2 * eps)
+    rungs = (eps / 2, _near(eps, -NEAR), eps, _near(eps, NEAR), 2 * eps)
     return sorted({rung for rung in rungs if rung < 1} | {1.0})
+
+
+def _near(eps: float, share: float) -> float:
+    """``eps``, larger by a share of itself, without the digits that rounding leaves."""
+    return float(f"{eps * (1 + share):.6g}")
 
 
 def _pgd(norm: str, eps: float, loss: str, steps: int) -> Attack:
