@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
-from advbench.audit import audit, probe
+from advbench.audit import audit, held_out, probe
 from advbench.audit.probes import POINTS
 from advbench.audit.verdict import verdict_of
 from advbench.data import Split
@@ -51,6 +51,7 @@ def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -
         points=points,
         stochastic=defense.info.stochastic or None,
         transferred=attacks if defense.info.transfer else (),
+        held_out=held_out(run.data),
     )
     found = audit(list(stored_rows(run, attacks)), attacks, stochastic=defense.info.stochastic, probes=probes)
     known = {flag.code for flag in found.flags}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advbench.audit import audit, probe
+from advbench.audit import Fresh, audit, held_out, probe
 from advbench.data import DataSet, Split
 from advbench.environment import describe
 from advbench.evalrecord import eval_record, kept
@@ -144,18 +144,22 @@ def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: 
         _say(job, listeners, "cell", attack=cell.attack, cell=cell)
 
     more: dict[str, Any] = {"device": job.device, "kept": pieces, "attack_timeout": job.attack_timeout}
-    row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
-    name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
-    probes = probe(
-        view,
-        job.test,
-        attacks=[attack for attack, _ in job.attacks],
-        surrogate=None if surrogate is None else surrogate.to(job.device),
-        surrogate_name=name,
-        seed=seed,
-        stochastic=row.draws > 1,
-        **more,
-    )
+    # Before the first question: what the model remembers of this evaluation must not answer for it.
+    with Fresh(view, [], job.device) as fresh:
+        row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
+        name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
+        probes = probe(
+            view,
+            job.test,
+            attacks=[attack for attack, _ in job.attacks],
+            surrogate=None if surrogate is None else surrogate.to(job.device),
+            surrogate_name=name,
+            seed=seed,
+            stochastic=row.draws > 1,
+            fresh=fresh,
+            held_out=held_out(job.data),
+            **more,
+        )
     record = eval_record(
         directory.name,
         job.config,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from advbench.audit import Probes, audit, probe
+from advbench.audit import Fresh, Probes, audit, held_out, probe
 from advbench.checkpoint import Checkpoint, MeasuredRow, Trained, UnderWay
 from advbench.cost import multiply_adds
 from advbench.data import Split
@@ -64,12 +64,20 @@ class Benchmark:
         self.clock = Clock(epochs, self.config.stages + 1)
         self.standing = "before the first stage"
         self._under_way: UnderWay | None = None
+        self._fresh: Fresh | None = None
         self.checkpoint = Checkpoint(self.directory, prepared.identity, self._note)
         self.trainer = Trainer(prepared, self.checkpoint, self.clock, self._tell, attack_timeout)
         self.saved = self.checkpoint.rows() if place.resumed else []
 
     def go(self) -> None:
         """Pretrain, measure row 0, then train and measure each stage; write the record last."""
+        try:
+            self._go()
+        finally:
+            if self._fresh is not None:
+                self._fresh.close()
+
+    def _go(self) -> None:
         config = self.config
         kind: Kind = "resume" if self.place.resumed else "start"
         self._tell(Event(kind, stages=config.stages, text=self.directory.name))
@@ -151,6 +159,9 @@ class Benchmark:
             return
         self._tell(Event("phase", stage=stage, text="measure"))
         defense.eval()
+        if stage == self.config.stages:
+            # Before the first test point: what the defense remembers of this row must not answer for it.
+            self._fresh = Fresh(defense.view, [attack for attack, _ in self.measured], self.device)
 
         def progress(cell: Cell) -> None:
             self._tell(Event("cell", stage=stage, stages=self.config.stages, attack=cell.attack, cell=cell))
@@ -207,6 +218,8 @@ class Benchmark:
             kept=self.checkpoint.pieces(_digest(defense)),
             attack_timeout=self.attack_timeout,
             transferred=self.measured if defense.info.transfer else (),
+            fresh=self._fresh,
+            held_out=held_out(self.data),
         )
         self.seconds["evaluation"] += time.perf_counter() - began
         return found

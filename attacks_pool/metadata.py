@@ -23,7 +23,7 @@ FAMILIES: Mapping[str, str] = {
     "projected-gradient": "iterated gradient steps, projected onto the ball",
     "momentum": "iterated gradient steps that accumulate a velocity, made to transfer",
     "minimal-norm": "search for the smallest perturbation that changes the prediction",
-    "query": "random or estimated search that sees logits only",
+    "query": "random or estimated search that sees logits or labels only",
     "noise": "perturbations drawn without looking at the model",
     "spatial": "rotations, translations and elastic deformations",
     "colour": "changes of hue, saturation, brightness and contrast",

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from advbench import run
-from advbench.audit.probes import battery, transfers
+from advbench.audit.battery import battery, transfers
 from advbench.cli.main import invoke
 from advbench.config import Options
 from advbench.resolve import bound_attacks

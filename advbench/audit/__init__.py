@@ -5,7 +5,9 @@ probes=…)`` judges; ``audit_model(view, data)`` does both for a model that was
 """
 
 from advbench.audit.comparisons import Probed
+from advbench.audit.fresh import Fresh
+from advbench.audit.memorisation import held_out
 from advbench.audit.probes import Probes, probe
 from advbench.audit.verdict import CHECKS, audit, audit_model
 
-__all__ = ["CHECKS", "Probed", "Probes", "audit", "audit_model", "probe"]
+__all__ = ["CHECKS", "Fresh", "Probed", "Probes", "audit", "audit_model", "held_out", "probe"]

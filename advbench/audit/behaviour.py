@@ -1,4 +1,4 @@
-"""How a model behaves when it is merely asked: numbers, logits, chance, company, gradients."""
+"""How a model behaves when it is merely asked: whether it gives numbers, logits and gradients."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from advbench.evaluate import blocks
-from advbench.stochastic import TOLERANCE, gap, history_gap, logits_of
+from advbench.stochastic import logits_of
 from attacks_pool.guard import buffers_kept, untouched
 from attacks_pool.losses import LOSSES, Loss
 from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
 from attacks_pool.verifier import exact_arithmetic, no_number
 from leaderboards import Flag
 
-ASKED = 32
-"""Points whose logits must not depend on company and history."""
-ALONE = 8
-"""Of those, points that are also asked alone."""
 LEAST_SHARE = 0.05
 """Share of points without a gradient from which it is no accident."""
 
@@ -65,52 +61,6 @@ def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | N
             message="outputs lie in [0, 1] and sum to 1: they are probabilities, which flatten gradients",
             evidence={"points": len(x) - broken},
         )
-
-
-def company_flags(model: nn.Module, x: Tensor, seed: int, *, stochastic: bool) -> Iterator[Flag]:
-    """``batch-dependent``: a logit changes with the rest of the batch, its order or size, or earlier calls.
-
-    For a stochastic model only batches of equal shape are compared, under equal seeds, so that chance is not
-    taken for company.
-    """
-    x = x[: 2 * ASKED]
-    rows, others = x[: (len(x) + 1) // 2], x[(len(x) + 1) // 2 :]
-    gaps = {"history": history_gap(model, rows, seed)}
-    with buffers_kept(model):
-        gaps["company"] = _company_gap(model, rows, others, seed)
-        if not stochastic:
-            together = logits_of(model, rows, seed)
-            gaps["order"] = gap(logits_of(model, rows.flip(0), seed).flip(0), together)
-            alone = torch.cat([logits_of(model, row[None], seed) for row in rows[:ALONE]])
-            gaps["size"] = gap(alone, together[:ALONE])
-    found = {way: size for way, size in gaps.items() if size > TOLERANCE}
-    if found:
-        words = {
-            "company": "the rest of the batch",
-            "history": "what was asked before",
-            "order": "the order of the batch",
-            "size": "the size of the batch",
-        }
-        message = f"logits change with {' and '.join(words[way] for way in found)}"
-        evidence = {
-            # JSON has no infinity; what cannot be compared differs by more than anything.
-            "relative_difference": {way: min(size, 1e9) for way, size in found.items()},
-            "points": len(rows),
-        }
-        yield Flag(code="batch-dependent", message=message, evidence=evidence)
-
-
-def _company_gap(model: nn.Module, rows: Tensor, others: Tensor, seed: int) -> float:
-    noise = uniform(rows, keyed_generator("company", seed))
-    companies = [rows, noise, torch.cat([others, rows])[: len(rows)]]
-    answers = [
-        logits_of(model, torch.cat([rows, company]), key_seed("company", seed))[: len(rows)]
-        for company in companies
-    ]
-    again = logits_of(model, torch.cat([rows, companies[0]]), key_seed("company", seed))[: len(rows)]
-    if gap(answers[0], again) > TOLERANCE:
-        return 0.0  # chance or history, which the other checks name
-    return max(gap(answers[0], answer) for answer in answers[1:])
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Gradients:

@@ -16,6 +16,12 @@ from leaderboards import Flag
 
 LEAST_DIFFERENCE = 0.05
 LARGEST_P = 0.01
+LEAST_FALL, STEEPER = 0.2, 3.0
+"""A cliff: from eps to 5 % beyond it accuracy falls by this share, and this many times as far as before."""
+LEAST_BEFORE = 0.03
+"""A fall just before eps counts as this share at least, so that a level stretch alone makes no cliff."""
+OVERCLAIM, OVERCLAIMED = 0.15, "overclaimed"
+"""``weak-suite`` has this key in its evidence where a probe beats the whole suite by this share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +107,27 @@ def rises_with_eps(ladder: Sequence[Probed]) -> Iterator[Flag]:
         yield max(flags, key=lambda flag: float(flag.evidence["difference"]))
 
 
+def cliff(ladder: Sequence[Probed], eps: float) -> Iterator[Flag]:
+    """``cliff``: what holds at exactly ``eps`` falls just beyond it.
+
+    A defense that knows the budget, or that looks clean images up within it, has such an edge; others lose
+    accuracy evenly. ``ladder`` are one search at several budgets, the nearest to either side of ``eps`` among
+    them.
+    """
+    below = max((one for one in ladder if one.attack.eps < eps), key=lambda one: one.attack.eps, default=None)
+    above = min((one for one in ladder if one.attack.eps > eps), key=lambda one: one.attack.eps, default=None)
+    at = next((one for one in ladder if math.isclose(one.attack.eps, eps)), None)
+    if below is None or above is None or at is None or above.attack.eps > 1.1 * eps:
+        return
+    points = at.points
+    before, after = _share(below, points) - _share(at, points), _share(at, points) - _share(above, points)
+    if after < max(LEAST_FALL, STEEPER * max(before, LEAST_BEFORE)):
+        return
+    if flag := compare("cliff", above, at, than="{}: what holds at the budget falls just beyond it"):
+        falls = {"fall_before": round(before, 4), "fall_beyond": round(after, 4)}
+        yield flag.model_copy(update={"evidence": {**flag.evidence, **falls}})
+
+
 def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
     """Norms in which a probe, or an ensemble, leaves far fewer points than all other attacks of the run."""
     for norm in sorted({str(one.attack.info.norm) for one in measured if one.attack.info.norm}):
@@ -121,9 +148,26 @@ def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
                 whose = "all of the run's own" if one.probe else "all other attacks of the run"
                 than = f"{whose} together, of which {{}} is the best"
                 if flag := compare("weak-suite", one, union, than=than):
-                    found.append(flag)
+                    more = flag.evidence["difference"]
+                    said = {OVERCLAIMED: more} if one.probe and more >= OVERCLAIM else {}
+                    found.append(flag.model_copy(update={"evidence": {**flag.evidence, **said}}))
         if found:
             yield max(found, key=lambda flag: float(flag.evidence["difference"]))
+
+
+def made_again(measured: Sequence[Probed]) -> Iterator[Flag]:
+    """``batch-dependent``: an attack of the run, made again by the audit, leaves far less than it did before.
+
+    Only a model that has changed in the meantime answers so; draws alone move few points.
+    """
+    for again in (one for one in measured if one.probe and one.access != "transfer"):
+        for before in measured:
+            if before.probe or before.attack.text != again.attack.text:
+                continue
+            than = "during the run: answers depend on what was asked before"
+            if flag := compare("batch-dependent", again, before, than=than):
+                message = flag.message.replace(" leaves", ", made again after the run, leaves")
+                yield flag.model_copy(update={"message": message})
 
 
 def compare(code: str, weak: Probed, strong: Probed, *, than: str) -> Flag | None:

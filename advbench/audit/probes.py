@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,27 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from advbench.audit.behaviour import Gradients, company_flags, gradients, logit_flags
+from advbench.audit.asking import Asking
+from advbench.audit.battery import battery, budget, reference, transfers
+from advbench.audit.behaviour import Gradients, gradients, logit_flags
 from advbench.audit.comparisons import Probed
-from advbench.audit.networks import found_on, networks
+from advbench.audit.competence import competence_flags
+from advbench.audit.fresh import Fresh
+from advbench.audit.memorisation import memorisation_flags
+from advbench.audit.networks import Network, found_on, networks
 from advbench.data import Split
 from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
 from advbench.identity import weights_digest
 from advbench.stochastic import is_stochastic
-from attacks_pool import Attack, pool
+from attacks_pool import Attack
 from attacks_pool.randomness import key_seed
 from leaderboards import Cell, Flag
 
 POINTS = 200
 """Test points that probes are measured on; a quarter of them where each answer takes many draws."""
-STEPS, BRIEF_STEPS = 40, 15
-"""Steps of a gradient probe; the fewer ones where each step takes many draws."""
-QUERIES, BRIEF_QUERIES = 300, 60
-DRAWS = 20
-"""Draws of the noise probe."""
-PGD = {"linf": "pgd", "l2": "pgd-l2"}
-WITHOUT_ATTACKS = 0.1
-"""The linf eps of probes where the run has no linf attack to take one from."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ class Probes:
     that; a last row is of the attacks that were asked for from there. ``attacks`` are those of each row.
     ``gradients`` are by the label of the network, ``networks`` has the label for each attack of the run.
     ``surrogate`` names that, or says why there is none. ``flags`` are what behaviour alone shows.
+    A model that has not ``learned`` is not asked about its gradients. ``held_out``: its points were compared
+    with others.
     """
 
     points: int
@@ -52,6 +52,8 @@ class Probes:
     stochastic: bool
     surrogate: str | None = None
     flags: list[Flag] = field(default_factory=list)
+    learned: bool = True
+    held_out: bool = False
 
     @property
     def clean(self) -> NDArray[np.bool_]:
@@ -101,6 +103,8 @@ def probe(
     kept: Kept | None = None,
     attack_timeout: float | None = None,
     transferred: Sequence[tuple[Attack, int]] = (),
+    fresh: Fresh | None = None,
+    held_out: Split | None = None,
 ) -> Probes:
     """Measure what an audit needs beyond a run.
 
@@ -120,54 +124,40 @@ def probe(
         device: where the model is; where ``data`` lie by default.
         kept, attack_timeout: of the evaluator.
         transferred: attacks to craft on the surrogate beside the probes, each with its number of points.
+        fresh: the model from before it was asked anything; by default as it is now.
+        held_out: points of the data set that the run did not measure.
     """
     place, key = device or data.x.device, key_seed("probe", seed)
-    asked = data.x[:LOOKED_AT].to(place)
-    random = is_stochastic(view(None), asked, key) if stochastic is None else stochastic
-    count = min(max(points // 4, 1) if random else points, len(data))
-    few = Split(data.x[:count].to(place), data.y[:count].to(place))
-    every, labels = networks(view, attacks, asked, key)
+    with ExitStack() as stack:
+        if fresh is None:
+            fresh = stack.enter_context(Fresh(view, attacks, place))
+        asked = data.x[:LOOKED_AT].to(place)
+        random = is_stochastic(view(None), asked, key) if stochastic is None else stochastic
+        count = min(max(points // 4, 1) if random else points, len(data))
+        few = Split(data.x[:count].to(place), data.y[:count].to(place))
+        every, labels = networks(view, attacks, asked, key)
+        asking = Asking(few, attacks, surrogate, key, random)
+        # Before the probe attacks: a model that remembers has seen the run's points, and no others yet.
+        flags = {network.label: list(asking.consistency(network, fresh)) for network in every}
     whose = weights_digest(surrogate.state_dict()) if kept is not None and surrogate is not None else ""
-    own = [attack.text for attack, _ in transferred]
-    searches: list[tuple[nn.Module | None, list[Attack]]] = [(None, battery(attacks, brief=random))]
-    if surrogate is not None:
-        searches.append((surrogate, [one for one in transfers(attacks) if one.text not in own]))
-
-    def measure(
-        looked_at: View,
-        split: Split,
-        pairs: Sequence[tuple[Attack, int]],
-        other: nn.Module | None,
-        name: str = "",
-    ) -> Row:
-        return evaluate(
-            looked_at,
-            split,
-            pairs,
-            stage=stage,
-            seed=key,
-            stochastic=random,
-            surrogate=None if other is None else lambda _attack: other,
-            surrogate_key=name if other is None else name + whose,
-            device=place,
-            kept=kept,
-            attack_timeout=attack_timeout,
-        )
-
-    rows, made = [], []
+    measure = _Measure(stage, key, random, place, kept, attack_timeout, surrogate, whose)
     met = [network for network in every if network.label in labels.values()] or every
-    for network, (other, given) in itertools.product(met, searches):
-        if given:
-            name = "" if network.label is None else f"on {network.label} "
-            row = measure(network.view, few, [(one, count) for one in given], other, name)
-            rows.append(_labelled(row, network.label))
-            made.append(given)
+    rows, made = _searches(measure, met, few, attacks, [attack for attack, _ in transferred])
     if transferred and surrogate is not None:
         most = max(limit for _, limit in transferred)
-        row = measure(view, Split(data.x[:most], data.y[:most]), transferred, surrogate)
+        row = measure.row(view, Split(data.x[:most], data.y[:most]), transferred, moved=True)
         rows.append(_labelled(row, labels))
         made.append([one for one, _ in transferred])
     right = few.x.new_tensor(rows[0].clean).bool()
+    untaught = list(competence_flags(view(None), few.x, few.y, int(right.sum()), key))
+    for network in every:
+        flags[network.label] += logit_flags(network.module, data.x, key, place)
+        if not untaught:
+            flags[network.label] += asking.gradients(network, right)
+    memorised: list[Flag] | None = None
+    if held_out is not None and len(held_out) and not random and not untaught:
+        others = Split(held_out.x[:count].to(place), held_out.y[:count].to(place))
+        memorised = list(_memorised(measure, met[0], rows[0], made[0], others, reference(attacks)))
     eps = budget(attacks, "linf")
     return Probes(
         points=count,
@@ -181,11 +171,79 @@ def probe(
         stochastic=random,
         surrogate=surrogate_name or (None if surrogate is None else "another model"),
         flags=[
-            found_on(flag, network.label, len(every))
-            for network in every
-            for flag in _behaviour(network.module, data, key, place, random)
+            *untaught,
+            *(found_on(flag, label, len(every)) for label, found in flags.items() for flag in found),
+            *(memorised or []),
         ],
+        learned=not untaught,
+        held_out=memorised is not None,
     )
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """How the rows of an audit are measured: what `evaluate` takes, and the surrogate with its digest."""
+
+    stage: int
+    key: int
+    random: bool
+    place: torch.device
+    kept: Kept | None
+    attack_timeout: float | None
+    surrogate: nn.Module | None
+    whose: str
+
+    def row(
+        self,
+        view: View,
+        data: Split,
+        pairs: Sequence[tuple[Attack, int]],
+        *,
+        moved: bool = False,
+        name: str = "",
+    ) -> Row:
+        """A row of attacks, crafted on the surrogate where ``moved``; ``name`` tells kept pieces apart."""
+        return evaluate(
+            view,
+            data,
+            pairs,
+            stage=self.stage,
+            seed=self.key,
+            stochastic=self.random,
+            surrogate=(lambda _attack: self.surrogate) if moved else None,  # type: ignore[arg-type,return-value]
+            surrogate_key=name + self.whose if moved else name,
+            device=self.place,
+            kept=self.kept,
+            attack_timeout=self.attack_timeout,
+        )
+
+
+def _searches(
+    measure: _Measure, met: Sequence[Network], few: Split, attacks: Sequence[Attack], own: Sequence[Attack]
+) -> tuple[list[Row], list[list[Attack]]]:
+    """The rows of the battery and of transferred points, network by network, and the attacks of each."""
+    searches = [(False, battery(attacks, brief=measure.random))]
+    if measure.surrogate is not None:
+        texts = {attack.text for attack in own}
+        searches.append((True, [one for one in transfers(attacks) if one.text not in texts]))
+    rows, made = [], []
+    for network, (moved, given) in itertools.product(met, searches):
+        if given:
+            name = "" if network.label is None else f"on {network.label} "
+            pairs = [(one, len(few)) for one in given]
+            row = measure.row(network.view, few, pairs, moved=moved, name=name)
+            rows.append(_labelled(row, network.label))
+            made.append(given)
+    return rows, made
+
+
+def _memorised(
+    measure: _Measure, network: Network, row: Row, made: Sequence[Attack], others: Split, attack: Attack
+) -> Iterator[Flag]:
+    """``better-on-measured-points``, from a row that has ``attack`` and the same on points held out."""
+    there = measure.row(network.view, others, [(attack, len(others))], name="held out ")
+    here = row.robust[[one.text for one in made].index(attack.text)]
+    return memorisation_flags(row.clean, here, there.clean, there.robust[0], attack)
 
 
 def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:
@@ -196,50 +254,3 @@ def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:
 
     clean, *cells = row.cells
     return replace(row, cells=[clean, *(cell.model_copy(update={"network": label(cell)}) for cell in cells)])
-
-
-def _behaviour(model: nn.Module, data: Split, key: int, place: torch.device, random: bool) -> Iterator[Flag]:
-    """What merely asking a model shows."""
-    yield from logit_flags(model, data.x, key, place)
-    yield from company_flags(model, data.x[: LOOKED_AT * 2].to(place), key, stochastic=random)
-
-
-def budget(attacks: Sequence[Attack], norm: str) -> float:
-    """The largest eps of this norm among ``attacks``; 0 if there is none, but for linf a default."""
-    found = [attack.eps for attack in attacks if attack.info.norm == norm]
-    return max(found, default=WITHOUT_ATTACKS if norm == "linf" else 0.0)
-
-
-def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
-    """The probes that look at the model itself: one step, PGD by two losses, up and down the ladder of eps to
-    the unbounded, an adaptive search, random search and plain noise."""
-    eps = budget(attacks, "linf")
-    steps = BRIEF_STEPS if brief else STEPS
-    found = [pool.get("fgsm", eps=eps)]
-    found += [_pgd("linf", rung, "ce", steps) for rung in ([eps, 1.0] if brief else ladder(eps))]
-    found += [_pgd("linf", rung, "margin", steps) for rung in (eps, 1.0)]
-    if not brief:
-        found.append(pool.get("apgd", eps=eps, steps=steps, loss="margin"))
-    found.append(pool.get("square", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
-    found.append(pool.get("gaussian-noise", eps=eps, restarts=DRAWS))
-    if other := budget(attacks, "l2"):
-        found += [_pgd("l2", other, loss, steps) for loss in ("ce", "margin")]
-    return list({attack.text: attack for attack in found}.values())
-
-
-def transfers(attacks: Sequence[Attack]) -> list[Attack]:
-    """The probes that are crafted on a surrogate."""
-    eps = budget(attacks, "linf")
-    found = [_pgd("linf", eps, "ce", STEPS), pool.get("mim", eps=eps)]
-    if other := budget(attacks, "l2"):
-        found.append(_pgd("l2", other, "ce", STEPS))
-    return found
-
-
-def ladder(eps: float) -> list[float]:
-    """Half of eps, eps, twice eps, and the whole box."""
-    return sorted({rung for rung in (eps / 2, eps, 2 * eps) if rung < 1} | {1.0})
-
-
-def _pgd(norm: str, eps: float, loss: str, steps: int) -> Attack:
-    return pool.get(PGD[norm], eps=eps, steps=steps, loss=loss)

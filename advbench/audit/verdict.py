@@ -7,8 +7,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
+from advbench.audit.battery import BRIEF_STEPS, PGD, STEPS
 from advbench.audit.behaviour import LEAST_SHARE, Gradients
-from advbench.audit.comparisons import WEAK, Probed, compare, rises_with_eps, weak_beats_strong, weak_suite
+from advbench.audit.comparisons import (
+    OVERCLAIMED,
+    WEAK,
+    Probed,
+    cliff,
+    compare,
+    made_again,
+    rises_with_eps,
+    weak_beats_strong,
+    weak_suite,
+)
+from advbench.audit.competence import UNTAUGHT
+from advbench.audit.memorisation import CODE as MEMORISED
 from advbench.audit.networks import found_on
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
@@ -32,18 +45,24 @@ BY_PROBES = (
     "zero-gradient",
     "accuracy-rises-with-eps",
     "unbounded-attack-fails",
+    "cliff",
+    "false-gradient",
+    "planted-not-found",
+    *UNTAUGHT,
 )
 BY_TRANSFER = ("transfer-beats-white-box",)
-CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER)
+BY_HELD_OUT = (MEMORISED,)
+CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER, *BY_HELD_OUT)
 INVALIDATING = ("nan-logits",)
 FROM_OUTCOMES = (
     *(code for code, _ in WEAK),
     "accuracy-rises-with-eps",
     "unbounded-attack-fails",
+    "cliff",
     "weak-suite",
 )
 ONLY_SAID = ("weak-suite",)
-"""Faults of the run's attacks, not of the model: they leave the verdict as it is."""
+"""Faults of the run's attacks, not of the model: said, unless they make the run claim far too much."""
 UNBOUNDED_LEFT = 0.05
 """Share of the points right clean that may survive an unbounded attack."""
 
@@ -55,7 +74,11 @@ def audit(
     stochastic: bool = False,
     probes: Probes | None = None,
 ) -> Audit:
-    """The verdict: ``invalid`` after NaN logits, ``suspect`` after any flag but ``weak-suite``, else ``ok``.
+    """The verdict: ``invalid`` after NaN logits, ``suspect`` after flags that are not only said, else ``ok``.
+
+    ``weak-suite`` is only said, unless a probe leaves 15 points less than all of the run's own attacks
+    together: the run's numbers then say far more than is true. A model that has learned nothing is
+    not accused of masking: no comparison is made then.
 
     Comparisons look at the final row and the probes, and flag only a difference of at least 5 points with a
     paired p below 0.01 (exact McNemar test on the points that both attacks saw). Attacks that met different
@@ -80,9 +103,12 @@ def audit(
         measured += probes.measured
         flags += [*probes.flags, *_faults_of_probes(probes)]
         checks += [*BY_PROBES, *(BY_TRANSFER if probes.transferred else ())]
-    flags += from_outcomes(measured, 0 if probes is None else int(probes.clean.sum()))
-    if probes is not None:
+        checks += BY_HELD_OUT if probes.held_out else ()
+    if probes is None or probes.learned:
+        flags += from_outcomes(measured, 0 if probes is None else int(probes.clean.sum()))
+    if probes is not None and probes.learned:
         flags += _flat(probes, measured)
+        flags += made_again(measured)
     flags += _chance(rows, probes, stochastic)
     return Audit.model_validate(
         {
@@ -98,7 +124,7 @@ def audit(
 
 def verdict_of(flags: Sequence[Flag]) -> str:
     """``invalid``, ``suspect`` or ``ok``, from the codes of the flags."""
-    codes = {flag.code for flag in flags} - set(ONLY_SAID)
+    codes = {flag.code for flag in flags if flag.code not in ONLY_SAID or OVERCLAIMED in flag.evidence}
     return "invalid" if codes & set(INVALIDATING) else "suspect" if codes else "ok"
 
 
@@ -113,6 +139,7 @@ def audit_model(
     seed: int = 0,
     points: int = POINTS,
     stochastic: bool | None = None,
+    held_out: Split | None = None,
 ) -> Audit:
     """Probe a model and judge it, with the rows measured on it if there are any; see `probe` and `audit`."""
     found = probe(
@@ -125,6 +152,7 @@ def audit_model(
         stage=rows[-1].stage if rows else 0,
         points=points,
         stochastic=stochastic,
+        held_out=held_out,
     )
     return audit(rows, attacks, stochastic=bool(stochastic), probes=found)
 
@@ -208,19 +236,31 @@ def _networks(measured: Sequence[Probed]) -> int:
 def _flat(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
     """``zero-gradient`` on each network that attacks met."""
     for network in dict.fromkeys(one.network for one in measured):
-        here = _by_loss([one for one in measured if one.network == network])
+        here = [one for one in measured if one.network == network]
         for flag in _zero_gradient(probes.gradients[network], here):
             yield found_on(flag, network, _networks(measured))
 
 
-def _by_loss(measured: Sequence[Probed]) -> dict[str, list[Probed]]:
-    """The iterative linf probes."""
-    found = [one for one in measured if one.probe and one.iterative and one.attack.info.norm == "linf"]
+def _by_loss(measured: Sequence[Probed], norm: str = "linf") -> dict[str, list[Probed]]:
+    """The PGD probes of a norm on the model itself, without an attack of the run that was made again."""
+    found = [
+        one
+        for one in measured
+        if one.probe
+        and one.iterative
+        and one.attack.name == PGD[norm]
+        and one.attack.knobs["steps"] in (STEPS, BRIEF_STEPS)
+    ]
     return {loss: [one for one in found if one.attack.knobs["loss"] == loss] for loss in ("ce", "margin")}
 
 
 def _ladder(measured: Sequence[Probed]) -> Iterator[Flag]:
-    yield from rises_with_eps(_by_loss(measured)["ce"])
+    for norm in ("linf", "l2"):
+        by_loss = _by_loss(measured, norm)
+        yield from rises_with_eps(by_loss["ce"])
+        # The margin is searched at the run's budget, and without any.
+        for eps in {one.attack.eps for one in by_loss["margin"] if norm == "l2" or one.attack.eps < 1}:
+            yield from cliff(by_loss["ce"], eps)
 
 
 def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
@@ -236,20 +276,22 @@ def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
         yield Flag(code="unbounded-attack-fails", message=message, evidence=evidence)
 
 
-def _zero_gradient(found: Gradients, by_loss: dict[str, list[Probed]]) -> Iterator[Flag]:
-    """No gradient of the margin, which no confidence explains; or none of the CE, where that blinds PGD.
+def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Flag]:
+    """No gradient of the margin, which no confidence explains; or none of the CE, where that blinds the run.
 
-    The CE of an honest, very confident model underflows too; it is said only where a search by the margin
-    then finds what the search by the CE of the same budget does not.
+    The CE of an honest, very confident model underflows too. That is said only where a search by the margin
+    finds what the search by the CE of the same budget does not, and what the run's own attacks of that norm
+    together do not find either.
     """
     shares = {"points": found.points, "zero_by_ce": found.ce, "zero_by_margin": found.margin}
     if found.points and found.share("margin") >= LEAST_SHARE:
         message = f"{found.margin} of {found.points} points have no input gradient, whatever the loss"
         yield Flag(code="zero-gradient", message=message, evidence=shares)
     elif found.points and found.share("ce") >= LEAST_SHARE:
+        by_loss = _by_loss(measured)
         for one in by_loss["ce"]:
             for other in by_loss["margin"]:
-                if one.attack.eps != other.attack.eps:
+                if one.attack.eps != other.attack.eps or not _beats_own(other, measured):
                     continue
                 if flag := compare("zero-gradient", other, one, than="{}, whose loss is flat"):
                     message = (
@@ -257,3 +299,10 @@ def _zero_gradient(found: Gradients, by_loss: dict[str, list[Probed]]) -> Iterat
                     )
                     yield Flag(code="zero-gradient", message=message, evidence={**shares, **flag.evidence})
                     return
+
+
+def _beats_own(probe: Probed, measured: Sequence[Probed]) -> bool:
+    """Whether a probe leaves far less than the run's own attacks of its norm together, if there are any."""
+    norm = probe.attack.info.norm
+    own = [one for one in measured if not one.probe and one.attack.info.norm == norm]
+    return not own or any(flag.evidence["weak"] == probe.attack.text for flag in weak_suite([*own, probe]))

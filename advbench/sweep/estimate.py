@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from advbench.audit.probes import POINTS, battery, transfers
+from advbench.audit.battery import battery, transfers
+from advbench.audit.probes import POINTS
 from advbench.config import RunConfig
 from advbench.data import DataSet
 from advbench.environment import reproducible

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from advbench.audit import Probes, audit, probe
+from advbench.audit import Probes, audit, held_out, probe
 from advbench.audit.probes import POINTS
 from advbench.audit.verdict import BY_TRANSFER, FROM_OUTCOMES
 from advbench.auditing import RECORDED, stored_rows, surrogate_model
@@ -90,6 +90,7 @@ def _probe(
         stochastic=looked.stochastic,
         device=device,
         transferred=subject.measured if looked.transfer else (),
+        held_out=held_out(subject.run.data),
     )
 
 

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from advbench.audit.comparisons import Probed
+from advbench.audit.comparisons import OVERCLAIMED, Probed
+from advbench.audit.competence import UNTAUGHT
 from advbench.audit.verdict import FROM_OUTCOMES, from_outcomes, verdict_of
 from advbench.verifying.subject import Subject
 from attacks_pool import Attack, InputError, pool
@@ -46,12 +47,15 @@ def check_audit(subject: Subject) -> Iterator[str]:
         for cell, outcome in zip(audit.probes, probes, strict=True)
     ]
     right = audit.probes[0].clean_correct if audit.probes else 0
-    yield from _flags(
-        from_outcomes(measured, right), [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
-    )
+    claimed = [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
+    # No comparison is made on a model that has learned nothing.
+    untaught = any(flag.code in UNTAUGHT for flag in audit.flags)
+    # Records from before audits looked for cliffs do not say by how much a weak suite overclaims.
+    unsaid = {"p"} if "cliff" in audit.checks else {"p", OVERCLAIMED}
+    yield from _flags([] if untaught else from_outcomes(measured, right), claimed, unsaid)
 
 
-def _flags(found: list[Flag], claimed: list[Flag]) -> Iterator[str]:
+def _flags(found: list[Flag], claimed: list[Flag], unsaid: set[str]) -> Iterator[str]:
     here, there = Counter(flag.code for flag in found), Counter(flag.code for flag in claimed)
     for code in sorted({*here, *there}):
         if here[code] != there[code]:
@@ -64,7 +68,7 @@ def _flags(found: list[Flag], claimed: list[Flag]) -> Iterator[str]:
             same = (
                 equal(said, value) if isinstance(value, float) and isinstance(said, float) else said == value
             )
-            if not same and key != "p":
+            if not same and key not in unsaid:
                 yield f"audit: {one.code}: {key} is {said}, the stored outcomes give {value}"
 
 

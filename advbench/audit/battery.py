@@ -1,0 +1,96 @@
+"""The probe attacks: which ones, at which budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attacks_pool import Attack, pool
+
+STEPS, BRIEF_STEPS = 40, 15
+"""Steps of a gradient probe; the fewer ones where each step takes many draws."""
+QUERIES, BRIEF_QUERIES = 300, 60
+DRAWS = 20
+"""Draws of the noise probe."""
+PGD = {"linf": "pgd", "l2": "pgd-l2"}
+WITHOUT_ATTACKS = 0.1
+"""The linf eps of probes where the run has no linf attack to take one from."""
+DEAREST = 200
+"""Backward passes a point up to which an attack of the run is made again."""
+NEAR = 0.05
+"""How far below and above eps, relative to it, a search looks for a cliff."""
+
+
+def budget(attacks: Sequence[Attack], norm: str) -> float:
+    """The largest eps of this norm among ``attacks``; 0 if there is none, but for linf a default."""
+    found = [attack.eps for attack in attacks if attack.info.norm == norm]
+    return max(found, default=WITHOUT_ATTACKS if norm == "linf" else 0.0)
+
+
+def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
+    """The probes that look at the model itself.
+
+    One step, PGD by two losses, up and down the ladder of eps to the unbounded, an adaptive search, random
+    search and plain noise.
+    """
+    eps = budget(attacks, "linf")
+    steps = BRIEF_STEPS if brief else STEPS
+    found = [pool.get("fgsm", eps=eps)]
+    found += [_pgd("linf", rung, "ce", steps) for rung in ([eps, 1.0] if brief else ladder(eps))]
+    found += [_pgd("linf", rung, "margin", steps) for rung in (eps, 1.0)]
+    if not brief:
+        found.append(pool.get("apgd", eps=eps, steps=steps, loss="margin"))
+    found.append(pool.get("square", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
+    found.append(pool.get("rays", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
+    found.append(pool.get("gaussian-noise", eps=eps, restarts=DRAWS))
+    if other := budget(attacks, "l2"):
+        rungs = [other] if brief else [_near(other, -NEAR), other, _near(other, NEAR)]
+        found += [_pgd("l2", rung, "ce", steps) for rung in rungs]
+        found.append(_pgd("l2", other, "margin", steps))
+    found += [] if brief else again(attacks)
+    return list({attack.text: attack for attack in found}.values())
+
+
+def again(attacks: Sequence[Attack]) -> list[Attack]:
+    """The cheapest iterative attack of the run, to be made again after it; none where all are dear."""
+    costs = [(attack, attack.info.passes(attack.knobs)) for attack in attacks if attack.info.norm is not None]
+    found = [
+        (sum(cost), attack)
+        for attack, cost in costs
+        if cost is not None and 1 < cost[1] <= DEAREST and attack.info.access == "white-box"
+    ]
+    return [min(found, key=lambda one: one[0])[1]] if found else []
+
+
+def transfers(attacks: Sequence[Attack]) -> list[Attack]:
+    """The probes that are crafted on a surrogate."""
+    eps = budget(attacks, "linf")
+    found = [_pgd("linf", eps, "ce", STEPS), pool.get("mim", eps=eps)]
+    if other := budget(attacks, "l2"):
+        found.append(_pgd("l2", other, "ce", STEPS))
+    return found
+
+
+def searched(attacks: Sequence[Attack]) -> Attack:
+    """A short search that makes points for a model to be asked about."""
+    return _pgd("linf", budget(attacks, "linf"), "margin", BRIEF_STEPS)
+
+
+def reference(attacks: Sequence[Attack]) -> Attack:
+    """The probe by which points that the run measured are compared with others."""
+    norm = "linf" if any(one.info.norm == "linf" for one in attacks) or not budget(attacks, "l2") else "l2"
+    return _pgd(norm, budget(attacks, norm), "margin", STEPS)
+
+
+def ladder(eps: float) -> list[float]:
+    """Half of eps, eps and 5 % to either side of it, twice eps, and the whole box."""
+    rungs = (eps / 2, _near(eps, -NEAR), eps, _near(eps, NEAR), 2 * eps)
+    return sorted({rung for rung in rungs if rung < 1} | {1.0})
+
+
+def _near(eps: float, share: float) -> float:
+    """``eps``, larger by a share of itself, without the digits that rounding leaves."""
+    return float(f"{eps * (1 + share):.6g}")
+
+
+def _pgd(norm: str, eps: float, loss: str, steps: int) -> Attack:
+    return pool.get(PGD[norm], eps=eps, steps=steps, loss=loss)

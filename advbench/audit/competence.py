@@ -1,0 +1,114 @@
+"""Whether a model has learned anything, before anyone asks whether its gradients are masked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from advbench.stochastic import logits_of
+from attacks_pool.guard import buffers_kept
+from leaderboards import Flag
+
+POINTS = 200
+"""Points that are predicted again under other scales of the images."""
+LEAST_GAIN, LARGEST_P, FEW = 0.1, 0.01, 30
+"""A model has learned if it is right on this share of what chance gets wrong, and not by luck.
+
+Below this number of points luck cannot be told, and the share alone decides.
+"""
+EXPLAINED = 0.5
+"""Share of what chance gets wrong that another scale or order of classes must get right to explain."""
+ONE_CLASS = 0.9
+"""Share of predictions in one class from which a model counts as collapsed."""
+SCALES = (1 / 255, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 100.0, 255.0)
+SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
+DID_NOT_TRAIN, CHECK_NORMALISATION = "did-not-train", "check-normalisation"
+UNTAUGHT = (DID_NOT_TRAIN, CHECK_NORMALISATION)
+
+
+def learned(right: int, y: Tensor) -> bool:
+    """Whether ``right`` of the labels ``y`` (N,) is more than naming the commonest class every time."""
+    if not len(y):
+        return True
+    chance = float(y.bincount().max()) / len(y)
+    if chance == 1:
+        return right > 0
+    p = binomtest(right, len(y), chance, alternative="greater").pvalue
+    return right / len(y) >= chance + LEAST_GAIN * (1 - chance) and (len(y) < FEW or bool(p < LARGEST_P))
+
+
+def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: int) -> Iterator[Flag]:
+    """``did-not-train`` or ``check-normalisation``, where clean accuracy is near chance or below it.
+
+    What could explain it is tried out: other scales and shifts of the images, and another order of classes.
+
+    Args:
+        model: maps images to logits.
+        x, y: test points (N, C, H, W) and labels (N,).
+        right: how many of them the model gets right.
+        seed: of a stochastic model's draws.
+    """
+    if learned(right, y):
+        return
+    x, y, total = x[:POINTS], y[:POINTS], len(y)
+    with buffers_kept(model):
+        found = logits_of(model, x, seed).argmax(1)
+        start = f"{right} of {total} clean points are right, which is no better than chance"
+        evidence = {"points": total, "right": right, "chance": round(float(y.bincount().max()) / len(y), 4)}
+        if order := _other_order(found, y):
+            yield Flag(
+                code=CHECK_NORMALISATION,
+                message=f"{start}; with classes in another order {order} of {len(y)} are: check their order",
+                evidence={**evidence, "explained_by": "class order", "explained": order},
+            )
+        elif scale := _other_scale(model, x, y, seed):
+            words, count = scale
+            yield Flag(
+                code=CHECK_NORMALISATION,
+                message=f"{start}; given {words} it gets {count} of {len(y)}: check its normalisation",
+                evidence={**evidence, "explained_by": words, "explained": count},
+            )
+        else:
+            yield _did_not_train(start, evidence, found)
+
+
+def _did_not_train(start: str, evidence: Mapping[str, float], found: Tensor) -> Flag:
+    counts = found.bincount()
+    commonest = int(counts.argmax())
+    share = float(counts.max()) / len(found)
+    said = f"; {100 * share:.0f} % of its predictions are class {commonest}" if share >= ONE_CLASS else ""
+    return Flag(
+        code=DID_NOT_TRAIN,
+        message=f"{start}{said}: look at the learning rate, the normalisation and the order of classes",
+        evidence={**evidence, "commonest_prediction": commonest, "share": round(share, 4)},
+    )
+
+
+def _enough(count: int, y: Tensor) -> bool:
+    chance = float(y.bincount().max()) / len(y)
+    return count / len(y) >= chance + EXPLAINED * (1 - chance)
+
+
+def _other_order(found: Tensor, y: Tensor) -> int:
+    """How many predictions are right under the best renaming of classes; 0 if that explains too little."""
+    size = int(max(found.max(), y.max())) + 1
+    table = (found.cpu() * size + y.cpu()).bincount(minlength=size * size).view(size, size)
+    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
+    count = int(table[rows, columns].sum())
+    return count if _enough(count, y) else 0
+
+
+def _other_scale(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[str, int] | None:
+    """The images a·x + b under which the model is right, in words, and on how many points."""
+    best: tuple[str, int] | None = None
+    for sign, scale, shift in itertools.product((1.0, -1.0), SCALES, SHIFTS):
+        with suppress(Exception):  # a model may refuse images outside [0, 1]
+            count = int((logits_of(model, sign * scale * x + shift, seed).argmax(1) == y).sum())
+            if _enough(count, y) and (best is None or count > best[1]):
+                best = f"images × {sign * scale:.3g} {'+' if shift >= 0 else '−'} {abs(shift):g}", count
+    return best

@@ -1,0 +1,179 @@
+"""Whether a model's answer to an image depends on nothing but the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from advbench.audit.fresh import Fresh
+from advbench.evaluate import blocks
+from advbench.stochastic import TOLERANCE, gap, logits_of
+from attacks_pool import Attack
+from attacks_pool.guard import buffers_kept
+from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
+from attacks_pool.verifier import exact_arithmetic
+from leaderboards import Flag
+
+ASKED = 64
+"""Points of each kind: clean, noisy, searched on the model, searched on a surrogate."""
+ALONE = 8
+"""Points that are also asked one by one."""
+PORTIONS = (7, 64)
+"""Sizes of batches that the judge never uses."""
+COARSE: dict[torch.dtype, float] = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
+"""Relative difference of logits that rounding explains, where the model computes in 16 bits."""
+WORDS = {
+    "company": "the rest of the batch",
+    "history": "what was asked before",
+    "order": "the order of the batch",
+    "size": "the size of the batch",
+    "gradients": "whether gradients are recorded",
+}
+
+
+def asked_points(
+    x: Tensor, y: Tensor, searches: list[tuple[nn.Module, Attack]], eps: float, seed: int
+) -> Tensor:
+    """Images that show what a model hides: transferred ones first, clean ones last, (P, C, H, W).
+
+    Args:
+        x, y: test points and labels, the first of which are used.
+        searches: attacks with the model that each is made on, those on a surrogate first.
+        eps: size of uniform noise.
+        seed: keys every draw.
+    """
+    x, y = x[:ASKED], y[:ASKED]
+    crafted = [
+        attack(model, x, y, generator=keyed_generator("asked", seed, number))
+        for number, (model, attack) in enumerate(searches)
+    ]
+    noise = uniform(x, keyed_generator("asked", seed), -eps, eps)
+    return torch.cat([*crafted, (x + noise).clamp(0, 1), x])
+
+
+def consistency_flags(
+    model: nn.Module,
+    points: Tensor,
+    seed: int,
+    *,
+    stochastic: bool,
+    fresh: Fresh | None = None,
+    network: str | None = None,
+) -> Iterator[Flag]:
+    """``batch-dependent``: a logit changes with anything but the image and, where chance rules, the seed.
+
+    One batch of the judge's size is compared with the same points in small batches, in other orders and
+    companies, with gradients recorded, and with what a copy of the model from before its first question says.
+    For a stochastic model only batches of equal shape are compared, under equal seeds, so that chance is not
+    taken for company.
+
+    Args:
+        model: maps images to logits.
+        points: what it is asked, from `asked_points`.
+        seed: keys every draw.
+        stochastic: whether the model answers at random.
+        fresh: the copy; a network of it is asked nothing before this.
+        network: which of its networks ``model`` is.
+    """
+    if not len(points):
+        return
+    gaps = _gaps(model, points, seed, stochastic)
+    if fresh is not None:
+        gaps["history"] = max(
+            gaps.get("history", 0.0), _history(model, points, seed, fresh, network, stochastic)
+        )
+    allowed = _tolerance(model)
+    found = {way: size for way, size in gaps.items() if size > allowed}
+    if found:
+        yield Flag(
+            code="batch-dependent",
+            message=f"logits change with {' and '.join(WORDS[way] for way in found)}",
+            evidence={
+                # JSON has no infinity; what cannot be compared differs by more than anything.
+                "relative_difference": {way: min(size, 1e9) for way, size in found.items()},
+                "points": len(points),
+            },
+        )
+
+
+def _gaps(model: nn.Module, points: Tensor, seed: int, stochastic: bool) -> dict[str, float]:
+    gaps = {}
+    with buffers_kept(model):
+        if stochastic:
+            gaps["company"] = _company(model, points, seed)
+            return gaps
+        together = _in_batches(model, points, _judged_together(points), seed)
+        backwards = logits_of(model, points.flip(0), seed).flip(0)
+        gaps["order"] = gap(backwards, logits_of(model, points, seed))
+        gaps["size"] = max(gap(_in_batches(model, points, size, seed), together) for size in PORTIONS)
+        alone = torch.cat(
+            [_in_batches(model, points[:ALONE], 1, seed), _in_batches(model, points[-ALONE:], 1, seed)]
+        )
+        gaps["size"] = max(gaps["size"], gap(alone, torch.cat([together[:ALONE], together[-ALONE:]])))
+        gaps["gradients"] = gap(_with_gradients(model, points, seed), logits_of(model, points, seed))
+        gaps["company"] = _company(model, points, seed)
+    return gaps
+
+
+def _judged_together(points: Tensor) -> int:
+    """Images in a block of the judge."""
+    size: int = next(block.stop for block in blocks(points.shape[1:], 10**9))
+    return size
+
+
+def _in_batches(model: nn.Module, points: Tensor, size: int, seed: int) -> Tensor:
+    """Logits of the points in batches of ``size``, the last one filled up with the first points."""
+    count = len(points)
+    filled = points.repeat(-(-size // count) + 1, *[1] * (points.ndim - 1))[: -(-count // size) * size]
+    return torch.cat([logits_of(model, part, seed) for part in torch.split(filled, size)])[:count]
+
+
+def _company(model: nn.Module, points: Tensor, seed: int) -> float:
+    """How far the first points' logits follow the points that fill the batch."""
+    rows = points[-ASKED:]
+    others = [rows, uniform(rows, keyed_generator("company", seed)), points[: len(rows)]]
+    key = key_seed("company", seed)
+    answers = [logits_of(model, torch.cat([rows, other]), key)[: len(rows)] for other in others]
+    again = logits_of(model, torch.cat([rows, others[0]]), key)[: len(rows)]
+    if gap(answers[0], again) > TOLERANCE:
+        return 0.0  # chance or history, which the other comparisons name
+    return max(gap(answers[0], answer) for answer in answers[1:])
+
+
+def _with_gradients(model: nn.Module, points: Tensor, seed: int) -> Tensor:
+    """Logits as a search sees them, with the graph recorded."""
+    with (
+        isolated_randomness(seed, points.device),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        exact_arithmetic(points.device),
+    ):
+        logits: Tensor = model(points.detach().clone().requires_grad_())
+    return logits.detach().float()
+
+
+def _history(
+    model: nn.Module, points: Tensor, seed: int, fresh: Fresh, network: str | None, stochastic: bool
+) -> float:
+    """How far the model has moved from the copy that was asked nothing yet.
+
+    The copy meets crafted points before clean ones, in small batches: a model that repeats its first answer
+    near an image then has no clean answer to repeat.
+    """
+    if stochastic and gap(logits_of(model, points, seed), logits_of(model, points, seed)) > TOLERANCE:
+        return 0.0  # chance that seeds do not govern
+    answers = []
+    parts = [points] if stochastic else torch.split(points, PORTIONS[-1] // 2)
+    for part in parts:
+        answer = fresh.logits(network, part, seed)
+        if answer is None:
+            return 0.0
+        answers.append(answer)
+    return gap(torch.cat(answers), logits_of(model, points, seed))
+
+
+def _tolerance(model: nn.Module) -> float:
+    types = {tensor.dtype for tensor in model.parameters()}
+    return max([TOLERANCE, *(COARSE[kind] for kind in types if kind in COARSE)])

@@ -1,0 +1,103 @@
+"""Whether a model's input gradient is the slope of what the model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from advbench.stochastic import logits_of
+from attacks_pool.guard import buffers_kept, untouched
+from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
+from attacks_pool.verifier import exact_arithmetic
+from leaderboards import Flag
+
+RISES = (1e-3, 1e-2, 1e-1)
+"""Rises of the margin to look for, relative to the largest logit: a step is this rise over the slope."""
+FURTHEST = 0.02
+"""Longest step, per pixel (root mean square)."""
+NOISE = 2e-6
+"""Rounding of a difference of two float32 logits, relative to the largest logit."""
+CLOSE = 0.25
+"""Relative difference of the two slopes up to which they agree; a kink may lie between the two points."""
+LEAST_AGREEMENT = 0.9
+"""Share of points whose slopes must agree."""
+LEAST_JUDGED = 8
+"""Fewest points that say something about a model."""
+
+
+def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Iterator[Flag]:
+    """``false-gradient``: the gradient of the margin is not the slope of the margin.
+
+    With m(x) = z_y(x) − z_k(x), k the class that competes with y, and u = ∇m / ‖∇m‖₂, an honest model has
+    (m(x + h·u) − m(x − h·u)) / 2h ≈ ‖∇m‖₂. A model that returns the label of one function and the gradient
+    of another (``a + b − b.detach()``), or that flips or shuffles its gradient, has not. Three step lengths
+    h are tried, because a piecewise linear model has kinks; a point agrees if any of them does.
+
+    Args:
+        model: maps images to logits; must not answer at random.
+        x, y: points (N, C, H, W) and labels (N,) that the model gets right. The whole batch goes through the
+            model at once, as in a search.
+        eps: points are moved by noise of up to this size and away from the walls of the box, so that neither
+            clean points nor a clamped input hide a slope.
+        seed: keys the noise.
+    """
+    if not len(x):
+        return
+    noise = uniform(x, keyed_generator("slope", seed), -eps, eps)
+    x = (x + noise).clamp(2 * FURTHEST, 1 - 2 * FURTHEST)
+    gradient, rivals, size = _gradient(model, x, y, seed)
+    flat = gradient.flatten(1).double()
+    slope = flat.norm(dim=1)
+    present = torch.isfinite(slope) & (slope > 0)
+    unit = torch.where(present[:, None], flat / slope.clamp_min(1e-300)[:, None], 0.0).view_as(x)
+    judged, agrees = torch.zeros_like(present), torch.zeros_like(present)
+    furthest = FURTHEST * x[0].numel() ** 0.5
+    for rise in RISES:
+        # A step within the box in every pixel, long enough for float32 to resolve the rise.
+        step = (rise * size / slope.clamp_min(1e-300)).clamp_max(furthest)
+        step = torch.minimum(step, 2 * FURTHEST / unit.flatten(1).abs().amax(1).clamp_min(1e-12))
+        up, down = (
+            _margin(model, (x + sign * step.view(-1, 1, 1, 1) * unit).to(x.dtype), y, rivals, seed)
+            for sign in (1, -1)
+        )
+        found = (up - down) / (2 * step)
+        resolved = present & (NOISE * size / step < CLOSE / 2 * slope)
+        judged |= resolved
+        agrees |= resolved & ((found - slope).abs() <= CLOSE * slope)
+    count, agreeing = int(judged.sum()), int(agrees.sum())
+    if count >= LEAST_JUDGED and agreeing < LEAST_AGREEMENT * count:
+        yield Flag(
+            code="false-gradient",
+            message=(
+                f"on {count - agreeing} of {count} points the gradient is not the slope of the model's own "
+                "answers: a search that follows it goes astray"
+            ),
+            evidence={"points": count, "agree": agreeing, "least_share": LEAST_AGREEMENT},
+        )
+
+
+def _gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the margin (N, C, H, W), each point's rival class (N,), its largest logit (N,)."""
+    with (
+        isolated_randomness(key_seed("slope", seed), x.device),
+        buffers_kept(model),
+        untouched(model),
+        exact_arithmetic(x.device),
+    ):
+        point = x.detach().clone().requires_grad_()
+        logits = model(point)
+        known = logits.detach().double()
+        rivals = known.scatter(1, y[:, None], -torch.inf).argmax(1)
+        values = (logits.gather(1, y[:, None]) - logits.gather(1, rivals[:, None])).sum()
+        found = torch.autograd.grad(values, point, allow_unused=True)[0] if values.requires_grad else None
+    pair = torch.stack([known.gather(1, y[:, None]), known.gather(1, rivals[:, None])])
+    size = pair.abs().amax((0, 2)).clamp_min(1e-30)
+    return (torch.zeros_like(x) if found is None else found), rivals, size
+
+
+def _margin(model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, seed: int) -> Tensor:
+    with buffers_kept(model):
+        logits = logits_of(model, x, key_seed("slope", seed)).double()
+    return (logits.gather(1, y[:, None]) - logits.gather(1, rivals[:, None])).squeeze(1)

@@ -1,0 +1,473 @@
+"""The red team's table: cheats that claim far more than is true are suspect, honest models are not.
+
+Each cheat is a small network behind something that misleads attacks. What is true of it is measured by an
+attack on the network behind, judged by a copy that was never asked anything else.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advbench import evaljob, evaluate_model
+from advbench.data import DataSet, load_dataset
+from advbench.surrogates import Surrogate
+from attacks_pool import Attack, pool
+from leaderboards import Record
+
+EPS = 0.2
+POINTS = 150
+SUITE = "fgsm,pgd:steps=20,apgd:steps=20"
+
+
+def convolutions(
+    width: int = 16,
+    *,
+    act: Callable[[], nn.Module] = nn.ReLU,
+    norm: Callable[[int], nn.Module] | None = None,
+    pooling: nn.Module | None = None,
+) -> nn.Module:
+    """Two convolutions and a linear layer for 8×8 digits."""
+    norms = [[] if norm is None else [norm(channels)] for channels in (width, 2 * width)]
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        *norms[0],
+        act(),
+        nn.Conv2d(width, 2 * width, 3, stride=2 if pooling is None else 1, padding=1),
+        *norms[1],
+        act(),
+        *([] if pooling is None else [pooling]),
+        nn.Flatten(),
+        nn.Linear(32 * width, 10),
+    )
+
+
+def perceptron(*widths: int) -> nn.Module:
+    """Linear layers with ReLUs between them."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in zip((64, *widths), (*widths, 10), strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def trained(
+    make: Callable[[], nn.Module], seed: int, *, attack: Attack | None = None, epochs: int = 8
+) -> nn.Module:
+    """Trained for a second or two, from the third epoch on against ``attack`` if there is one."""
+    train = digits_().train
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make()
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for epoch in range(epochs if attack is None else epochs + 2):
+            for index in torch.randperm(len(train.x)).split(128):
+                x, y = train.x[index], train.y[index]
+                if attack is not None and epoch > 2:
+                    x = attack(model, x, y)
+                model.train()
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+    return model.eval()
+
+
+@functools.cache
+def digits_() -> DataSet:
+    """The digits."""
+    return load_dataset("digits")
+
+
+@functools.cache
+def plain(seed: int) -> nn.Module:
+    """An undefended network."""
+    return trained(convolutions, seed)
+
+
+@functools.cache
+def robust(seed: int) -> nn.Module:
+    """An adversarially trained network."""
+    return trained(convolutions, seed, attack=pool.get("pgd", eps=EPS, steps=3))
+
+
+@functools.cache
+def untrained(seed: int) -> nn.Module:
+    """A network that knows nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return convolutions()
+
+
+def nearest(_seed: int) -> nn.Module:
+    """The classifier by the nearest training image."""
+    return Distances()
+
+
+class Wrapped(nn.Module):
+    """A network, with something before it and something after it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], Tensor] = lambda z: z,
+    ) -> None:
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        return self.after(self.model(self.before(x)))
+
+
+class Neighbour(nn.Module):
+    """The label of the nearest training image, as logits without a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        train = digits_().train
+        nearest = torch.cdist(x.detach().flatten(1), train.x.flatten(1)).argmin(1)
+        return F.one_hot(train.y[nearest], 10).float()
+
+
+class Distances(nn.Module):
+    """What decides of the nearest training image, with a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        train = digits_().train
+        distances = torch.cdist(x.flatten(1), train.x.flatten(1))
+        return torch.stack([-distances[:, train.y == label].amin(1) for label in range(10)], 1)
+
+
+class Decoy(nn.Module):
+    """The decisions of one network, the gradient of another.
+
+    ``hard`` makes decisions of logits; ``share`` of the other network's logits is really added, so that its
+    gradient is true and leads nowhere.
+    """
+
+    def __init__(
+        self, model: nn.Module, decoy: nn.Module, hard: Callable[[Tensor], Tensor], share: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.model, self.decoy, self.hard, self.share = model, decoy, hard, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        with torch.no_grad():
+            decided = self.hard(self.model(x))
+        led = self.decoy(x)
+        return decided + (self.share * led if self.share else led - led.detach())
+
+
+def one_hot(z: Tensor) -> Tensor:
+    """Logits of the decision alone."""
+    return 5 * F.one_hot(z.argmax(1), 10).float()
+
+
+class Crooked(nn.Module):
+    """A gradient that is changed on its way back to the images."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        if x.requires_grad:
+            x = x * 1
+            x.register_hook(self.change)
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def shuffled(gradient: Tensor) -> Tensor:
+    """The gradient's pixels in another order."""
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    return gradient.flatten(1)[:, order].view_as(gradient)
+
+
+class Remembering(nn.Module):
+    """Repeats its first answer near an image; ``store`` is where it remembers."""
+
+    def __init__(self, model: nn.Module, store: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.store = model, store
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        logits, flat = self.model(x), x.detach().flatten(1)
+        known, said = self.store.get("x", flat[:1]), self.store.get("z", logits.detach()[:1])
+        distance, first = (flat[:, None] - known).abs().amax(2).min(1)
+        near = distance < 1.05 * EPS
+        if len(known) < POINTS:
+            self.store.update(x=torch.cat([known, flat[~near]]), z=torch.cat([said, logits.detach()[~near]]))
+        return torch.where(near[:, None], said[first] + 0 * logits, logits)
+
+
+GLOBAL: dict[str, Tensor] = {}
+"""A memory outside any module, which no copy of one leaves behind."""
+
+
+class WarmingUp(nn.Module):
+    """Two networks: one for the first calls, another for the rest."""
+
+    def __init__(self, first: nn.Module, then: nn.Module, calls: int = 150) -> None:
+        super().__init__()
+        self.first, self.then, self.calls, self.asked = first, then, calls, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        self.asked += 1
+        logits: Tensor = (self.first if self.asked <= self.calls else self.then)(x)
+        return logits
+
+
+class TwoFaced(nn.Module):
+    """One network answers where gradients are recorded, another where they are not."""
+
+    def __init__(self, shown: nn.Module, hidden: nn.Module) -> None:
+        super().__init__()
+        self.shown, self.hidden = shown, hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        logits: Tensor = (self.shown if torch.is_grad_enabled() else self.hidden)(x)
+        return logits
+
+
+class ByHeart(nn.Module):
+    """Knows the test set: near one of its images, between ``least`` and ``most`` away, it says the label.
+
+    In batches of ``small`` or fewer it is honest.
+    """
+
+    def __init__(self, model: nn.Module, least: float, most: float, small: int = 0) -> None:
+        super().__init__()
+        self.model, self.least, self.most, self.small = model, least, most, small
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        logits: Tensor = self.model(x)
+        if len(x) <= self.small:
+            return logits
+        test = digits_().test
+        gaps = (x.detach().flatten(1)[:, None] - test.x.flatten(1)).abs().amax(2)
+        distance, nearest = gaps.min(1)
+        known = (distance >= self.least) & (distance <= self.most)
+        return torch.where(known[:, None], 10 * F.one_hot(test.y[nearest], 10) + 0.1 * logits, logits)
+
+
+def quantised(x: Tensor) -> Tensor:
+    """Eight levels, and no gradient."""
+    return torch.round(x * 8) / 8
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """A model that misleads, by seed; ``behind`` is the network that an attacker who knows it attacks.
+
+    One ``by_heart`` is right about the measured points and nothing else: there is no truth to compare with.
+    """
+
+    make: Callable[[int], nn.Module]
+    behind: Callable[[int], nn.Module] = plain
+    by_heart: bool = False
+
+
+CHEATS = {
+    "nearest-image": Cheat(lambda s: Decoy(Neighbour(), plain(s + 50), one_hot), nearest),
+    "nearest-image-random": Cheat(lambda s: Decoy(Neighbour(), untrained(s), one_hot), nearest),
+    "decisions": Cheat(lambda s: Decoy(plain(s), untrained(s), one_hot)),
+    "decisions-of-robust": Cheat(lambda s: Decoy(robust(s), untrained(s), one_hot), robust),
+    "rounded": Cheat(lambda s: Decoy(plain(s), untrained(s), torch.round)),
+    "coarsely-rounded": Cheat(lambda s: Decoy(plain(s), untrained(s), lambda z: 4 * torch.round(z / 4))),
+    "true-but-small": Cheat(lambda s: Decoy(plain(s), untrained(s), one_hot, 0.01)),
+    "true-but-tiny": Cheat(lambda s: Decoy(plain(s), untrained(s), one_hot, 1e-4)),
+    "true-but-small-nearest": Cheat(lambda s: Decoy(Neighbour(), untrained(s), one_hot, 0.01), nearest),
+    "true-but-small-rounded": Cheat(lambda s: Decoy(plain(s), untrained(s), torch.round, 0.01)),
+    "backwards": Cheat(lambda s: Crooked(plain(s), lambda g: -g)),
+    "shuffled": Cheat(lambda s: Crooked(plain(s), shuffled)),
+    "noise-for-gradient": Cheat(lambda s: Crooked(plain(s), torch.randn_like)),
+    "remembering": Cheat(lambda s: Remembering(plain(s), {})),
+    "remembering-robust": Cheat(lambda s: Remembering(robust(s), {}), robust),
+    "remembering-elsewhere": Cheat(lambda s: Remembering(plain(s), GLOBAL)),
+    "warming-up": Cheat(lambda s: WarmingUp(Crooked(plain(s), lambda g: -g), plain(s))),
+    "warming-up-quantised": Cheat(lambda s: WarmingUp(Wrapped(plain(s), quantised), plain(s))),
+    "two-faced": Cheat(lambda s: TwoFaced(untrained(s), plain(s))),
+    "two-faced-robust": Cheat(lambda s: TwoFaced(robust(s + 50), plain(s))),
+    "at-exactly-eps": Cheat(lambda s: ByHeart(plain(s), 0.97 * EPS, 1.001 * EPS), by_heart=True),
+    "within-eps": Cheat(lambda s: ByHeart(plain(s), 0, 1.001 * EPS), by_heart=True),
+    "beyond-eps": Cheat(lambda s: ByHeart(plain(s), 0, 1.5 * EPS), by_heart=True),
+    "anywhere": Cheat(lambda s: ByHeart(robust(s), 0, 9), by_heart=True),
+    "in-large-batches": Cheat(lambda s: ByHeart(plain(s), 0, 1.5 * EPS, small=64), by_heart=True),
+    "quantised": Cheat(lambda s: Wrapped(plain(s), quantised)),
+    "detached": Cheat(lambda s: Wrapped(plain(s), lambda x: x.detach())),
+    "shattered": Cheat(lambda s: Wrapped(plain(s), lambda x: x + 0.03 * torch.sin(4000 * x))),
+}
+
+
+class Attention(nn.Module):
+    """Patches of 2×2 pixels and one layer of a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 32, 2, stride=2)
+        self.place = nn.Parameter(0.02 * torch.randn(1, 16, 32))
+        self.layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, activation="gelu", batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.place
+        logits: Tensor = self.head(self.layer(tokens).mean(1))
+        return logits
+
+
+class Residual(nn.Module):
+    """A residual block with batch norm, then the largest of each four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(inputs, 16, 3, padding=1) for inputs in (1, 16, 16))
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        z = F.relu(self.norm(self.first(x)))
+        z = F.relu(z + self.third(F.relu(self.second(z))))
+        logits: Tensor = self.head(F.max_pool2d(z, 2).flatten(1))
+        return logits
+
+
+class Prototypes(nn.Module):
+    """Radial functions around training images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(digits_().train.x[:200].flatten(1).clone())
+        self.head = nn.Linear(200, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        near = torch.exp(-torch.cdist(x.flatten(1), self.centres).square() / 4)
+        logits: Tensor = self.head(near)
+        return logits
+
+
+class Together(nn.Module):
+    """The mean of two networks."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        return torch.stack([model(x) for model in self.models]).mean(0)
+
+
+def against(name: str, **knobs: float) -> Attack:
+    """An attack to train with."""
+    return pool.get(name, **knobs)
+
+
+HONEST: dict[str, Callable[[int], nn.Module]] = {
+    "plain": plain,
+    "adversarial": robust,
+    "batch-norm": lambda s: trained(lambda: convolutions(norm=nn.BatchNorm2d), s),
+    "group-norm": lambda s: trained(lambda: convolutions(norm=lambda c: nn.GroupNorm(4, c)), s),
+    "wide": lambda s: trained(lambda: convolutions(32), s),
+    "tiny": lambda s: trained(lambda: convolutions(3), s),
+    "gelu": lambda s: trained(lambda: convolutions(act=nn.GELU), s),
+    "tanh": lambda s: trained(lambda: convolutions(act=nn.Tanh), s),
+    "sigmoid": lambda s: trained(lambda: convolutions(act=nn.Sigmoid), s, epochs=20),
+    "max-pooling": lambda s: trained(lambda: convolutions(pooling=nn.MaxPool2d(2)), s),
+    "mean-pooling": lambda s: trained(lambda: convolutions(pooling=nn.AvgPool2d(2)), s),
+    "perceptron": lambda s: trained(lambda: perceptron(64), s),
+    "linear": lambda s: trained(perceptron, s, epochs=20),
+    "attention": lambda s: trained(Attention, s, epochs=15),
+    "residual": lambda s: trained(Residual, s),
+    "prototypes": lambda s: trained(Prototypes, s, epochs=15),
+    "logits-times-10": lambda s: Wrapped(plain(s), after=lambda z: 10 * z),
+    "logits-over-100": lambda s: Wrapped(plain(s), after=lambda z: z / 100),
+    "log-probabilities": lambda s: Wrapped(plain(s), after=lambda z: F.log_softmax(z, 1)),
+    "shifted-logits": lambda s: Wrapped(robust(s), after=lambda z: z + 1000),
+    "normalising": lambda s: trained(lambda: Wrapped(convolutions(), before=lambda x: (x - 0.3) / 0.35), s),
+    "clamping": lambda s: Wrapped(plain(s), before=lambda x: x.clamp(0, 1)),
+    "blurring": lambda s: trained(lambda: Wrapped(convolutions(), before=blurred), s),
+    "two-together": lambda s: Together(plain(s), robust(s)),
+    "bfloat16": lambda s: Wrapped(
+        copy.deepcopy(plain(s)).bfloat16(), lambda x: x.bfloat16(), lambda z: z.float()
+    ),
+    "trained-by-noise": lambda s: trained(convolutions, s, attack=against("gaussian-noise", eps=0.3)),
+    "trained-by-fgsm": lambda s: trained(convolutions, s, attack=against("fgsm", eps=0.1)),
+    "trained-in-l2": lambda s: trained(convolutions, s, attack=against("pgd-l2", eps=1.0, steps=3)),
+    "trained-for-long": lambda s: trained(convolutions, s, epochs=30),
+}
+
+
+def blurred(x: Tensor) -> Tensor:
+    """The mean of nine pixels."""
+    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trained_once() -> Iterator[None]:
+    """The surrogate that an evaluation trains is the same for all."""
+    train, kept = evaljob.plain_surrogate, {}
+
+    def once(data: DataSet, seed: int, device: torch.device) -> Surrogate:
+        if seed not in kept:
+            kept[seed] = train(data, seed, device)
+        return kept[seed]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaljob, "plain_surrogate", once)
+        yield
+
+
+def evaluated(model: nn.Module, runs_dir: Path, *, seed: int = 0) -> Record:
+    """What ``advbench eval`` records of a model."""
+    run = evaluate_model(model, attacks=SUITE, points=POINTS, seed=seed, threads=1, runs_dir=runs_dir)
+    return run.record
+
+
+def truth(cheat: Cheat, seed: int) -> float:
+    """Accuracy on points that were crafted on the network behind, of a model asked about nothing else."""
+    test = digits_().test
+    x, y = test.x[:POINTS], test.y[:POINTS]
+    x_adv = pool.get("pgd", eps=EPS, steps=40, loss="margin")(cheat.behind(seed), x, y)
+    GLOBAL.clear()
+    model = cheat.make(seed).eval()
+    with torch.no_grad():
+        return float((model(x_adv).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_suspect(name: str, tmp_path: Path) -> None:
+    """Where it claims 15 points more than is true, and where it knows the measured points by heart."""
+    cheat = CHEATS[name]
+    true = truth(cheat, 0)
+    GLOBAL.clear()
+    record = evaluated(cheat.make(0).eval(), tmp_path)
+    claimed = record.metrics["worst_case_accuracy"]
+    assert claimed is not None
+    assert cheat.by_heart or claimed >= true + 0.15, (claimed, true)
+    assert record.audit.verdict in ("suspect", "invalid")
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_model_is_not_suspect(name: str, seed: int, tmp_path: Path) -> None:
+    """Whatever it is made of."""
+    record = evaluated(HONEST[name](seed).eval(), tmp_path, seed=seed)
+    assert record.audit.verdict == "ok", record.audit.flags
