@@ -20,7 +20,7 @@ LEAST_FALL, STEEPER = 0.2, 3.0
 """A cliff: from eps to 5 % beyond it accuracy falls by this share, and this many times as far as before."""
 LEAST_BEFORE = 0.03
 """A fall just before eps counts as this share at least, so that a level stretch alone makes no cliff."""
-OVERCLAIM, OVERCLAIMED = 0.15, "overclaimed"
+OVERCLAIM, OVERCLAIMED = 0.25, "overclaimed"
 """``weak-suite`` has this key in its evidence where a probe beats the whole suite by this share."""
 
 

@@ -76,7 +76,7 @@ def audit(
 ) -> Audit:
     """The verdict: ``invalid`` after NaN logits, ``suspect`` after flags that are not only said, else ``ok``.
 
-    ``weak-suite`` is only said, unless a probe leaves 15 points less than all of the run's own attacks
+    ``weak-suite`` is only said, unless a probe leaves 25 points less than all of the run's own attacks
     together: the run's numbers then say far more than is true. A model that has learned nothing is
     not accused of masking: no comparison is made then.
 
@@ -280,8 +280,8 @@ def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Fla
     """No gradient of the margin, which no confidence explains; or none of the CE, where that blinds the run.
 
     The CE of an honest, very confident model underflows too. That is said only where a search by the margin
-    finds what the search by the CE of the same budget does not, and what the run's own attacks of that norm
-    together do not find either.
+    finds what the search by the CE of the same budget does not, and where the run's own attacks of that norm
+    together claim far more than that search leaves.
     """
     shares = {"points": found.points, "zero_by_ce": found.ce, "zero_by_margin": found.margin}
     if found.points and found.share("margin") >= LEAST_SHARE:
@@ -305,4 +305,4 @@ def _beats_own(probe: Probed, measured: Sequence[Probed]) -> bool:
     """Whether a probe leaves far less than the run's own attacks of its norm together, if there are any."""
     norm = probe.attack.info.norm
     own = [one for one in measured if not one.probe and one.attack.info.norm == norm]
-    return not own or any(flag.evidence["weak"] == probe.attack.text for flag in weak_suite([*own, probe]))
+    return not own or any(OVERCLAIMED in flag.evidence for flag in weak_suite([*own, probe]))
