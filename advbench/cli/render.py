@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -14,8 +14,16 @@ from advbench.cli.shading import has_shades, shaded
 from advbench.cli.threats import threat_table
 from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
-from leaderboards import Record, result_of, rows, to_table
+from leaderboards import Record, result_of, rows, to_table, trust_of
+from leaderboards.records.trust import Trust
 
+TRUST: Mapping[Trust, str] = {
+    "retrained": "retrained: trained again from its record, with the same outcomes",
+    "re-evaluated": "re-evaluated: its weights were attacked again, with the same outcomes; "
+    "how they were trained was not looked at",
+    "self-reported": "self-reported: advbench verify checks it",
+    "refuted": "refuted: advbench verify found other numbers",
+}
 ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 
 
@@ -31,6 +39,7 @@ def print_run(run: Run) -> None:
     if (threats := threat_table(record, run.path)) is not None:
         console.print(threats)
     console.print(audit_text(record))
+    console.print(f"trust      {TRUST[trust_of(run.path)]}", soft_wrap=True)
     console.print(f"run        {run.path}", soft_wrap=True)
     console.print(f"show again advbench show {shlex.quote(str(run.path))}", soft_wrap=True)
 

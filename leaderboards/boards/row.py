@@ -13,11 +13,13 @@ from leaderboards.statistics.summary import Summary
 class Row:
     """One defense under one set of conditions, over its seeds.
 
-    ``rank`` counts from 1 within the row's comparison group (None: invalid, or not measured), by the metric
-    ``ranked_by``; equal ranks are ties. ``verdict`` is the worst of the seeds', ``flags`` the codes of all of
-    them, ``trust`` is ``verified`` where every run is. ``metrics`` and ``cost`` are over seeds; a metric is
-    None when a seed lacks it. ``runs`` holds record ids in the order of ``seeds``, ``directories`` where they
-    are (empty for a record alone). ``note`` says why there is no interval and no test, where there could be.
+    ``rank`` counts from 1 within the row's comparison group (None: invalid, refused, or not measured), by the
+    metric ``ranked_by``; equal ranks are ties. ``verdict`` is the worst of the seeds', ``flags`` the codes of
+    all of them, ``trust`` the least of theirs. ``metrics`` and ``cost`` are over seeds; a metric is None when
+    a seed lacks it. ``worst_case_points`` is the number of test points that the worst case is of: those that
+    all attacks share. ``runs`` holds record ids in the order of ``seeds``, ``directories`` where they are
+    (empty for a record alone). ``refused`` says that the row is listed and never ranked; ``note`` says why,
+    or why there is no interval and no test.
     """
 
     rank: int | None
@@ -39,7 +41,9 @@ class Row:
     runs: tuple[str, ...]
     metrics: dict[str, Summary | None]
     cost: dict[str, Summary | None]
+    worst_case_points: int | None = None
     trust: Trust = "self-reported"
+    refused: bool = False
     note: str = ""
     ranked_by: str = "average_robust_accuracy"
     directories: tuple[str, ...] = field(default=(), repr=False)
@@ -48,3 +52,8 @@ class Row:
     def comparison(self) -> tuple[str, ...]:
         """Rows are comparable when these are equal: data fingerprint, sequence, model, protocol."""
         return (self.fingerprint, canonical(self.sequence), self.model, self.protocol)
+
+    @property
+    def honest(self) -> bool:
+        """Whether the audit found nothing and the row is not refused: the rows that may be the best."""
+        return self.verdict == "ok" and not self.refused

@@ -164,12 +164,17 @@ def _sheet(rows: list[Row], title: str, names: Sequence[str], compact: bool, *, 
 
 
 def _notes(rows: Sequence[Row]) -> str:
-    """Why some rows have no intervals and no tests."""
-    notes = [row.note for row in rows if row.note and row.directories and all(row.directories)]
-    if not notes:
-        return ""
-    more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
-    return f"no interval, and ranked by its value alone: {notes[0]}{more}"
+    """Why some rows are not ranked, and others have no intervals and no tests."""
+    stored = [row for row in rows if row.note and row.directories and all(row.directories)]
+    lines = []
+    for what, notes in (
+        ("not ranked", [row.note for row in stored if row.refused]),
+        ("no interval, and ranked by its value alone", [row.note for row in stored if not row.refused]),
+    ):
+        if notes:
+            more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
+            lines.append(f"{what}: {notes[0]}{more}")
+    return "\n".join(lines)
 
 
 def _marks(
@@ -184,7 +189,9 @@ def _marks(
     """
     found: dict[tuple[int, int], Mark] = {}
     for board in dict.fromkeys(boards):
-        members = [i for i, row in enumerate(rows) if boards[i] == board and row.verdict == "ok"]
+        members = [
+            i for i, row in enumerate(rows) if boards[i] == board and row.verdict == "ok" and not row.refused
+        ]
         for place, column in enumerate(columns):
             metric = column.name.removesuffix("_mean")
             asked = metric not in LOSSES or metric in {rows[i].ranked_by for i in members}
@@ -222,6 +229,11 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
     )
     places: dict[tuple[str, str], int] = {}
     for index, place in enumerate(zip(lefts, tops, strict=True)):
+        if place in places and (rows[index].refused or rows[places[place]].refused):
+            # Who is not ranked gives way.
+            if rows[places[place]].refused:
+                places[place] = index
+            continue
         if place in places:
             raise RecordError(_crowded(rows[places[place]], rows[index], place, keys))
         places[place] = index
@@ -236,7 +248,7 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
         for line, index in members.items():
             table[line][column] = raw(rows[index], value, named[index])
         boards = {(rows[index].comparison, rows[index].target_aware) for index in members.values()}
-        honest = {line: table[line][column] for line, index in members.items() if rows[index].verdict == "ok"}
+        honest = {line: table[line][column] for line, index in members.items() if rows[index].honest}
         if value.sign and len(boards) == 1 and len(honest) > 1:
             marks |= {(line, column): mark for line, mark in best_two(value, honest).items()}
     return Sheet(f"{value.heading} by {down.heading} and {across.heading}", "", columns, table, marks)

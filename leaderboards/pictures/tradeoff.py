@@ -118,13 +118,13 @@ def _std(row: Row, metric: str) -> float:
 def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
     """One comparison; returns it in words."""
     points = [(100 * _value(row, "clean_accuracy").mean, 100 * _value(row, metric).mean) for row in group]
-    ranked = [index for index, row in enumerate(group) if row.verdict == "ok" and not row.target_aware]
+    ranked = [index for index, row in enumerate(group) if row.honest and not row.target_aware]
     front = [ranked[index] for index in pareto_front([points[index] for index in ranked])]
     names = labels(group)
     errors = [(_std(row, "clean_accuracy"), _std(row, metric)) for row in group]
     for index, (row, (x, y), (dx, dy)) in enumerate(zip(group, points, errors, strict=True)):
         style = theme.line(index)
-        fill = "none" if row.verdict != "ok" or row.target_aware else style["color"]
+        fill = "none" if not row.honest or row.target_aware else style["color"]
         bars = (dy, dx) if len(row.seeds) > 1 else (None, None)
         axes.errorbar(
             [x],
@@ -167,7 +167,8 @@ def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> list[Point]:
 
 
 def _marked(row: Row, name: str) -> str:
-    signs = [row.verdict] * (row.verdict != "ok") + ["target-aware"] * row.target_aware
+    signs = [row.verdict] * (row.verdict != "ok") + ["not ranked"] * row.refused
+    signs += ["target-aware"] * row.target_aware
     return f"{name}, {', '.join(signs)}" if signs else name
 
 
@@ -175,9 +176,17 @@ def _notes(figure: Picture, group: Sequence[Row]) -> None:
     note(
         figure,
         "dashed: Pareto front of the rows that the audit found ok",
-        "hollow: suspect or target-aware" * any(row.verdict != "ok" or row.target_aware for row in group),
+        _hollow(group),
         "bars: standard deviation over seeds" * any(len(row.seeds) > 1 for row in group),
     )
+
+
+def _hollow(group: Sequence[Row]) -> str:
+    signs = (
+        ["suspect or target-aware"] if any(row.verdict != "ok" or row.target_aware for row in group) else []
+    )
+    signs += ["not ranked"] if any(row.refused for row in group) else []
+    return f"hollow: {' or '.join(signs)}" if signs else ""
 
 
 def _words(

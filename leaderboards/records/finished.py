@@ -5,6 +5,7 @@ from pathlib import Path
 from leaderboards.errors import RecordError
 from leaderboards.records.checksums import CHANGED, digest_of, listed_files
 from leaderboards.records.layout import RECORD
+from leaderboards.records.plausible import implausible
 from leaderboards.records.record import Record
 from leaderboards.records.store import read_record, run_paths
 
@@ -16,10 +17,13 @@ def read_finished(run_dir: Path) -> tuple[Record, str | None]:
     this, but not ``advbench verify``.
 
     Raises:
-        RecordError: there is no record, or it cannot be read (see `parse_record`).
+        RecordError: there is no record, it cannot be read (see `parse_record`), or it holds numbers that no
+            run can have (see `implausible`).
     """
     path = Path(run_dir) / RECORD
     record = read_record(path)
+    for line in implausible(record):
+        raise RecordError(f"{path}: {line}")
     try:
         expected = listed_files(path.parent).get(RECORD)
     except RecordError as error:

@@ -14,7 +14,7 @@ from leaderboards.statistics.under import spoken
 
 SECTIONS: Final = (
     "",
-    "Suspect or invalid: shown, never ranked above an honest row",
+    "Suspect, invalid or refused: shown, never ranked above an honest row",
     "Target-aware: told which attack it faces, ranked apart",
 )
 FILTERS: Final = ("dataset", "defense", "regime", "verdict", "trust")
