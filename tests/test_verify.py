@@ -349,12 +349,12 @@ def test_one_outcome_of_each_cell(copy: Run) -> None:
 
 
 COUNTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "passes": (lambda tree: tree["cells"][2].update(forwards=10**300), "forwards is 10^300, more than"),
+    "passes": (lambda tree: tree["cells"][2].update(forwards=10**300), "forwards is 1e+300, more than"),
     "more digits than a float has": (
         lambda tree: tree["cost"].update(training_forwards=10**400),
         "cost: training_forwards is 10^400, more than",
     ),
-    "seconds": (lambda tree: tree["cells"][2].update(seconds=1e308), "seconds is 10^308, more than"),
+    "seconds": (lambda tree: tree["cells"][2].update(seconds=1e308), "seconds is 1e+308, more than"),
     "a century": (
         lambda tree: tree["cost"].update(evaluation_seconds=3.2e9),
         "evaluation_seconds is 3.2e+09",
@@ -595,20 +595,23 @@ def test_on_the_command_line(small_run: Run, tmp_path: Path, capsys: Captured) -
     assert trust_of(copy.path) == "self-reported"
     command = ["verify", str(copy.path)]
     assert invoke([*command, "--attacks", "fgsm", "--stages", "1"]) == 0
-    assert "not marked as verified" in capsys.readouterr().out
+    assert "not marked as re-evaluated" in capsys.readouterr().out
     assert trust_of(copy.path) == "self-reported"
     assert invoke([*command, "--format", "json", "--seed", "1"]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert (tree["verdict"], tree["discordant"], tree["mark"]) == ("confirmed", 0, "marked as verified")
-    assert trust_of(copy.path) == "verified"
+    assert (tree["verdict"], tree["discordant"], tree["mark"]) == ("confirmed", 0, "marked as re-evaluated")
+    assert trust_of(copy.path) == "re-evaluated"
     assert check_run(copy.path).problems == []
     forge(copy, lambda tree: tree["metrics"].update(clean_accuracy=0.999))
     assert trust_of(copy.path) == "self-reported"
     assert invoke(command) == 1
     out = capsys.readouterr().out
     assert "against it: metrics: clean_accuracy is 0.999" in out
-    assert "mark as verified was taken away" in out
+    # The mark was of another record, and counted no longer.
+    assert "mark as verified was taken away, and it is marked as refuted" in out
     assert not (copy.path / "verified.json").exists()
+    assert trust_of(copy.path) == "refuted"
+    assert check_run(copy.path).problems == []
 
 
 def test_many_runs(copy: Run, small_run: Run, capsys: Captured) -> None:

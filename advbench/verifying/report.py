@@ -106,6 +106,7 @@ class Report:
         faults: what refutes the run, a line each; none confirms it.
         comparisons: what was compared point by point.
         notes: what else is worth knowing.
+        accuracies: of the final model, clean and under a cheap attack, on measured test points and on others.
         not_looked_at: what the verdict says nothing about.
         complete: whether enough was looked at to mark the run as verified.
         sample: what chose the points, to repeat it.
@@ -120,6 +121,7 @@ class Report:
     faults: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    accuracies: list[dict[str, Any]] = field(default_factory=list)
     not_looked_at: list[str] = field(default_factory=list)
     complete: bool = False
     sample: dict[str, Any] = field(default_factory=dict)

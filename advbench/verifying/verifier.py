@@ -23,8 +23,10 @@ from advbench.verifying.claims import (
     leave_metrics,
     without_weights,
 )
+from advbench.verifying.memorised import check_memorised
 from advbench.verifying.report import Comparison, Report, differences, judge, machine_of
 from advbench.verifying.sampling import Asked, Sample, choose
+from advbench.verifying.siblings import check_siblings
 from advbench.verifying.subject import Looked, Subject, subject_of
 from attacks_pool import InputError
 from leaderboards import CLEAN, read_outcomes
@@ -71,6 +73,7 @@ def verify_run(
                 "advbench verify --retrain trains it again"
             )
         check_labels(subject, report)
+        report.faults += check_siblings(subject)
     if report.confirmed:
         device = device_of(run, asked.device, report)
         with reproducible(threads_of(run, asked.threads)):
@@ -123,13 +126,16 @@ def _remeasure(
         looked = subject.look(stage, device)
         flags |= _compare_stage(subject, looked, stage, sample, device, report, told, exact=not other)
         if stage == last:
+            check_memorised(subject, looked, device, report, sample.seed)
             report.faults += check_size(subject, looked, device)
             report.faults += check_regenerated(subject, looked, device)
             repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags, exact=not other)
     # Regenerated images belong to the last stage, and are looked at with it.
     leave_metrics(subject, report, ROUTED if last in sample.stages else OF_THE_MODEL)
     if last not in sample.stages:
-        report.not_looked_at.append("the audit, parameters and multiply-adds, which belong to the last stage")
+        report.not_looked_at.append(
+            "the audit, parameters, multiply-adds and whether test points were learnt: of the last stage"
+        )
     report.faults += judge(report.comparisons, same_machine=not other)
     _say_what_was_not(subject, sample, report, other)
 

@@ -1,6 +1,7 @@
 """Numbers of a record that no run can have, so that nothing is added up or shown that is absurd."""
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -34,5 +35,5 @@ def implausible(record: Record) -> Iterator[str]:
 def _above(what: str, value: float, most: int) -> Iterator[str]:
     if value > most:
         # Ten to the power of 400 is an integer that no float holds.
-        shown = f"10^{math.log10(value):.0f}" if value > 10 * most else f"{value:g}"
+        shown = f"10^{math.log10(value):.0f}" if value > sys.float_info.max else f"{value:.2g}"
         yield f"{what} is {shown}, more than the {most:.2g} that any run can have"
