@@ -15,6 +15,7 @@ from advbench.cli.threats import threat_table
 from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
 from leaderboards import Record, result_of, rows, to_table, trust_of
+from leaderboards.boards.row import WORST_CASE
 from leaderboards.records.trust import Trust
 
 TRUST: Mapping[Trust, str] = {
@@ -95,6 +96,8 @@ def metrics_text(record: Record) -> str:
         if value is None and record.regime == EVALUATED:
             continue
         shown = "-" if value is None else _with_unit(name, value)
+        if name == WORST_CASE and value is not None and (points := record.worst_case_points()):
+            shown = f"{shown:>8} on {points:,} points"
         lines.append(f"{name.replace('_', ' '):<24} {shown:>8}")
     cost = record.cost
     size = f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"

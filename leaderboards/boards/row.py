@@ -1,12 +1,14 @@
 """A row of a leaderboard: one defense under one set of conditions, over its seeds."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from leaderboards.records.entries import Verdict
 from leaderboards.records.trust import Trust
 from leaderboards.statistics.results import canonical
 from leaderboards.statistics.summary import Summary
+
+WORST_CASE: Final = "worst_case_accuracy"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class Row:
     def comparison(self) -> tuple[str, ...]:
         """Rows are comparable when these are equal: data fingerprint, sequence, model, protocol."""
         return (self.fingerprint, canonical(self.sequence), self.model, self.protocol)
+
+    @property
+    def worst_case_note(self) -> str:
+        """What to say beside a worst case; empty where there is none, or nothing says of how many points."""
+        shown = self.metrics.get(WORST_CASE) is not None and self.worst_case_points is not None
+        return f"worst case on {self.worst_case_points:,} points" if shown else ""
 
     @property
     def honest(self) -> bool:

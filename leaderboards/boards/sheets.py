@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from leaderboards.boards.columns import Column, column_of, default_columns, raw, written
 from leaderboards.boards.labels import labels, title_of
-from leaderboards.boards.row import Row
+from leaderboards.boards.row import WORST_CASE, Row
 from leaderboards.boards.values import full_name, split_part
 from leaderboards.errors import RecordError
 from leaderboards.statistics.metrics import METRICS
@@ -158,9 +158,17 @@ def _sheet(rows: list[Row], title: str, names: Sequence[str], compact: bool, *, 
     values = [[raw(row, column, label) for column in columns] for row, label in zip(rows, shown, strict=True)]
     boards = [(row.comparison, row.target_aware) for row in rows]
     rules = frozenset(index for index in range(1, len(rows)) if boards[index] != boards[index - 1])
-    caption = "\n".join(filter(None, [" → ".join(rows[0].sequence) if alike else "", _notes(rows)]))
+    worst = _worst_case(columns, rows)
+    caption = "\n".join(filter(None, [" → ".join(rows[0].sequence) if alike else "", worst, _notes(rows)]))
     spare = SPARE if compact and not names else ()
     return Sheet(title, caption, columns, values, _marks(columns, values, rows, boards), rules, spare)
+
+
+def _worst_case(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """On how many points the worst case is, where it is shown: other columns may be of more."""
+    if not any(column.metric == WORST_CASE for column in columns):
+        return ""
+    return "; ".join(dict.fromkeys(note for row in rows if (note := row.worst_case_note)))
 
 
 def _notes(rows: Sequence[Row]) -> str:
@@ -251,7 +259,13 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
         honest = {line: table[line][column] for line, index in members.items() if rows[index].honest}
         if value.sign and len(boards) == 1 and len(honest) > 1:
             marks |= {(line, column): mark for line, mark in best_two(value, honest).items()}
-    return Sheet(f"{value.heading} by {down.heading} and {across.heading}", "", columns, table, marks)
+    return Sheet(
+        f"{value.heading} by {down.heading} and {across.heading}",
+        _worst_case([value], rows),
+        columns,
+        table,
+        marks,
+    )
 
 
 def _headings(column: Column, values: Sequence[Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 
 from leaderboards.boards.labels import short_hash
-from leaderboards.boards.row import Row
+from leaderboards.boards.row import WORST_CASE, Row
 from leaderboards.errors import RecordError
 from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.placing import Point, name_marks
@@ -76,7 +76,8 @@ def trade_off(
             words.append(_panel(axes, group, metric, theme))
         for axes in grid[len(groups) :]:
             axes.set_visible(False)
-        _notes(figure, [row for group in groups.values() for row in group])
+        worst = metric == WORST_CASE
+        _notes(figure, [row for group in groups.values() for row in group], worst_case=worst)
         figure.description = f"Clean accuracy and {said} in percent. {' '.join(words)}"
     return figure
 
@@ -172,11 +173,12 @@ def _marked(row: Row, name: str) -> str:
     return f"{name}, {', '.join(signs)}" if signs else name
 
 
-def _notes(figure: Picture, group: Sequence[Row]) -> None:
+def _notes(figure: Picture, group: Sequence[Row], *, worst_case: bool) -> None:
     note(
         figure,
         "dashed: Pareto front of the rows that the audit found ok",
         _hollow(group),
+        "; ".join(dict.fromkeys(row.worst_case_note for row in group)) if worst_case else "",
         "bars: standard deviation over seeds" * any(len(row.seeds) > 1 for row in group),
     )
 
