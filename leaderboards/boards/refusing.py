@@ -45,7 +45,7 @@ def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> lis
     if standing.note and (faults := _without_outcomes(results, kept, key)):
         found.append((list(faults), next(iter(faults.values()))))
         kept = [place for place in kept if place not in faults]
-    for place, other in _alike(results, kept).items():
+    for place, other in _alike(standing, kept).items():
         if trusted[place] != "retrained":
             # Rows of their own: seeds that are not told apart are not counted.
             found.append(([place], _same(results[place], results[other])))
@@ -67,10 +67,14 @@ def _fault(results: Sequence[Result], key: str) -> str:
     return standing.note
 
 
-def _alike(results: Sequence[Result], places: Sequence[int]) -> dict[int, int]:
+def _alike(standing: Standing, places: Sequence[int]) -> dict[int, int]:
     """Runs that have the weights of another seed, each with that one."""
+    results, stored = standing.results, standing.outcomes
     found: dict[int, int] = {}
-    outcomes = {place: _last(results[place]) for place in places} if len(places) > 1 else {}
+    outcomes = {
+        place: _last(results[place]) if stored is None else stored.robust[place, -1]
+        for place in (places if len(places) > 1 else [])
+    }
     for number, second in enumerate(places):
         for first in places[:number]:
             same = bool(results[first].weights) and results[first].weights == results[second].weights
