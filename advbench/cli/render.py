@@ -92,11 +92,13 @@ def matrix_table(record: Record) -> Table:
 def metrics_text(record: Record) -> str:
     """The metrics that apply, one a line, and what the run cost."""
     lines = []
+    points, most = record.worst_case_points(), max((cell.n for cell in record.cells), default=0)
     for name, value in record.metrics.items():
         if value is None and record.regime == EVALUATED:
             continue
         shown = "-" if value is None else _with_unit(name, value)
-        if name == WORST_CASE and value is not None and (points := record.worst_case_points()):
+        if name == WORST_CASE and value is not None and points is not None and points < most:
+            # Other metrics are of more points, so that it may be above one of them.
             shown = f"{shown:>8} on {points:,} points"
         lines.append(f"{name.replace('_', ' '):<24} {shown:>8}")
     cost = record.cost
