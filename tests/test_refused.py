@@ -20,6 +20,7 @@ from advbench.saved import Run
 from leaderboards import (
     Record,
     Row,
+    find_records,
     find_results,
     load,
     read_outcomes,
@@ -100,6 +101,16 @@ def test_a_lone_record_is_listed_and_never_ranked(save: Save, tmp_path: Path, ca
         assert len(err.splitlines()) == 1
     assert invoke([*command, "--format", "json"]) == 0
     assert [row["rank"] for row in json.loads(capsys.readouterr().out)] == [1, None]
+
+
+def test_nothing_is_built_on_a_record_without_outcomes(save: Save, tmp_path: Path) -> None:
+    """The best known accuracies of advbench reference are of runs that have them."""
+    save("honest")
+    save("forged", outcomes=False)
+    records, (problem,) = find_records(tmp_path / "runs", measured=True)
+    assert [record.config["defense"] for record in records] == ["honest"]
+    assert "forged-continual-s0: not counted: cannot read outcomes" in problem
+    assert len(find_records(tmp_path / "runs")[0]) == 2
 
 
 def test_a_record_without_outcomes_does_not_lift_a_row(save: Save, tmp_path: Path) -> None:

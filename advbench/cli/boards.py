@@ -159,11 +159,13 @@ def leaderboard(
         else:
             _save(out, text)
     # Last, so that a mistake in an option is one line.
-    refused = [f"not ranked: {row.note}" for row in found if row.refused]
-    for problem in [*problems, *refused]:
+    for problem in problems:
         typer.echo(f"warning: {problem}", err=True)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+    for row in found:
+        if row.refused:
+            typer.echo(f"warning: not ranked: {row.note}", err=True)
 
 
 def _text(found: Sequence[Row], format: Format, view: View) -> str:

@@ -115,7 +115,7 @@ def _write(plan: ReferencePlan, runs_dir: Path, out: Path) -> None:
     from leaderboards import find_records
     from leaderboards.peers.reference import write_reference
 
-    records, problems = find_records(runs_dir)
+    records, problems = find_records(runs_dir, measured=True)
     for problem in problems:
         typer.echo(f"warning: {problem}", err=True)
     table, missing = build_reference(plan, records)
