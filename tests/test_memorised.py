@@ -80,7 +80,7 @@ def test_trained_on_the_test_points(
     assert "of 1293 training points" in out
     assert trust_of(found.path) == "refuted"
     (row,) = rows(find_results(found.path.parent)[0])
-    assert (row.rank, row.refused, row.trust) == (None, True, "refuted")
+    assert (row.rank, row.refused, row.trust) == (None, "refuted", "refuted")
     assert CODE in row.note
 
 
@@ -166,7 +166,10 @@ def test_one_model_under_two_seeds(small_run: Run, tmp_path: Path, disguise: str
     write_checksums(second, data)
     write_bytes(second / "record.json", data)
     board = rows(find_results(tmp_path / "runs")[0])
-    assert [(row.rank, row.refused, row.seeds) for row in board] == [(None, True, (0,)), (None, True, (1,))]
+    assert [(row.rank, bool(row.refused), row.seeds) for row in board] == [
+        (None, True, (0,)),
+        (None, True, (1,)),
+    ]
     for row in board:
         assert f"run {small_run.record.id} of seed 0" in row.note
         assert "run copy of seed 1" in row.note
@@ -185,4 +188,7 @@ def test_one_model_under_two_seeds(small_run: Run, tmp_path: Path, disguise: str
     }
     write_verified(first, Verified(**mark, files=digests_of(first)))
     board = rows(find_results(tmp_path / "runs")[0])
-    assert [(row.rank, row.refused, row.seeds) for row in board] == [(1, False, (0,)), (None, True, (1,))]
+    assert [(row.rank, bool(row.refused), row.seeds) for row in board] == [
+        (1, False, (0,)),
+        (None, True, (1,)),
+    ]

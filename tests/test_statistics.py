@@ -677,7 +677,7 @@ def test_outcomes_that_do_not_fit_are_not_used(tmp_path: Path, fault: str) -> No
     assert (summary.low, summary.high) == (None, None)
     assert other.low is not None
     assert "good-1" in found["good"].note or "good-0" in found["good"].note
-    assert [(row.refused, row.rank, row.seeds) for row in board] == [
+    assert [(bool(row.refused), row.rank, row.seeds) for row in board] == [
         (False, 1, (0,)),
         (False, 1, (0, 1)),
         (True, None, (1,)),

@@ -164,7 +164,8 @@ def leaderboard(
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     for row in found:
-        if row.refused:
+        # Of outcomes that are not there the board itself has a note.
+        if row.refused in ("weights", "refuted"):
             typer.echo(f"warning: not ranked: {row.note}", err=True)
 
 

@@ -145,7 +145,7 @@ def _order(row: Row, key: str) -> tuple[Any, ...]:
     summary = row.metrics[key]
     return (
         row.target_aware,
-        row.refused,
+        bool(row.refused),
         _SEVERITY[row.verdict],
         summary is None,
         0.0 if summary is None else -sign_of(key) * summary.mean,
@@ -164,14 +164,14 @@ def _parted(
     if not refused:
         yield row, standing
         return
-    out = {place for places, _ in refused for place in places}
+    out = {place for one in refused for place in one.places}
     if kept := [result for place, result in enumerate(results) if place not in out]:
         standing = Standing(kept)
         standing.read()
         yield _unranked(kept, single, trust)[0], standing
-    for places, reason in refused:
-        some = [results[place] for place in places]
-        yield replace(_unranked(some, single, trust)[0], refused=True), Standing(some, note=reason)
+    for one in refused:
+        some = [results[place] for place in one.places]
+        yield replace(_unranked(some, single, trust)[0], refused=one.why), Standing(some, note=one.line)
 
 
 def _board(

@@ -1,11 +1,13 @@
 """Runs that a leaderboard lists and does not rank: those without outcomes, and those that are one model."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from leaderboards.boards.row import Refusal
 from leaderboards.errors import RecordError
 from leaderboards.records.store import Bools
 from leaderboards.records.trust import Trust, refutation_of
@@ -18,8 +20,17 @@ LEAST_ALIKE: Final = 50
 Of 1,311 pairs of published runs that differ in seed alone, none came closer than 6 points."""
 
 
-def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> list[tuple[list[int], str]]:
-    """The runs of a row that may not be ranked, by their places, each row of them with the reason.
+@dataclass(frozen=True)
+class Refused:
+    """Runs, by their ``places`` in a row, that become a row of their own; ``why`` in a word and in a line."""
+
+    places: list[int]
+    why: Refusal
+    line: str
+
+
+def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> list[Refused]:
+    """The runs of a row that may not be ranked.
 
     A run is refused when ``advbench verify`` refuted it, when its outcomes are missing or do not give its
     record's numbers, or when another run of the row has the same weights under another seed. Nobody can say
@@ -34,21 +45,22 @@ def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> lis
     """
     results = standing.results
     trusted = [trust(one.directory) for one in results]
-    found: list[tuple[list[int], str]] = []
+    found: list[Refused] = []
     kept = []
     for place, result in enumerate(results):
         if trusted[place] != "refuted":
             kept.append(place)
             continue
-        found.append(([place], f"run {result.id} was refuted: {refutation_of(Path(result.directory))}"))
+        line = f"run {result.id} was refuted: {refutation_of(Path(result.directory))}"
+        found.append(Refused([place], "refuted", line))
     standing.terms(key)
     if standing.note and (faults := _without_outcomes(results, kept, key)):
-        found.append((list(faults), next(iter(faults.values()))))
+        found.append(Refused(list(faults), "outcomes", next(iter(faults.values()))))
         kept = [place for place in kept if place not in faults]
     for place, other in _alike(standing, kept).items():
         if trusted[place] != "retrained":
             # Rows of their own: seeds that are not told apart are not counted.
-            found.append(([place], _same(results[place], results[other])))
+            found.append(Refused([place], "weights", _same(results[place], results[other])))
     return found
 
 

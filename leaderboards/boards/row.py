@@ -1,13 +1,15 @@
 """A row of a leaderboard: one defense under one set of conditions, over its seeds."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from leaderboards.records.entries import Verdict
 from leaderboards.records.trust import Trust
 from leaderboards.statistics.results import canonical
 from leaderboards.statistics.summary import Summary
 
+Refusal = Literal["", "outcomes", "weights", "refuted"]
+"""Nothing, outcomes that are missing or another run's, weights of another seed, or ``advbench verify``."""
 WORST_CASE: Final = "worst_case_accuracy"
 
 
@@ -20,8 +22,8 @@ class Row:
     all of them, ``trust`` the least of theirs. ``metrics`` and ``cost`` are over seeds; a metric is None when
     a seed lacks it. ``worst_case_points`` is the number of test points that the worst case is of: those that
     all attacks share. ``runs`` holds record ids in the order of ``seeds``, ``directories`` where they are
-    (empty for a record alone). ``refused`` says that the row is listed and never ranked; ``note`` says why,
-    or why there is no interval and no test.
+    (empty for a record alone). ``refused`` names what is wrong with a row that is listed and never ranked;
+    ``note`` says it in words, or says why there is no interval and no test.
     """
 
     rank: int | None
@@ -45,7 +47,7 @@ class Row:
     cost: dict[str, Summary | None]
     worst_case_points: int | None = None
     trust: Trust = "self-reported"
-    refused: bool = False
+    refused: Refusal = ""
     note: str = ""
     ranked_by: str = "average_robust_accuracy"
     directories: tuple[str, ...] = field(default=(), repr=False)

@@ -168,7 +168,7 @@ def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> list[Point]:
 
 
 def _marked(row: Row, name: str) -> str:
-    signs = [row.verdict] * (row.verdict != "ok") + ["not ranked"] * row.refused
+    signs = [row.verdict] * (row.verdict != "ok") + ["not ranked"] * bool(row.refused)
     signs += ["target-aware"] * row.target_aware
     return f"{name}, {', '.join(signs)}" if signs else name
 
