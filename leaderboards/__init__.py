@@ -45,11 +45,14 @@ from leaderboards.records.store import (
     write_record,
 )
 from leaderboards.records.trust import (
+    Refuted,
     Verified,
     digests_of,
     read_verified,
+    remove_refuted,
     remove_verified,
     trust_of,
+    write_refuted,
     write_verified,
 )
 from leaderboards.statistics.metrics import summarise
@@ -71,6 +74,7 @@ __all__ = [
     "PerClass",
     "Record",
     "RecordError",
+    "Refuted",
     "Result",
     "Row",
     "RunBusyError",
@@ -102,6 +106,7 @@ __all__ = [
     "read_record",
     "read_verified",
     "remove",
+    "remove_refuted",
     "remove_verified",
     "result_of",
     "rows",
@@ -121,5 +126,6 @@ __all__ = [
     "write_manifest",
     "write_outcomes",
     "write_record",
+    "write_refuted",
     "write_verified",
 ]

@@ -657,7 +657,7 @@ def test_attacks_on_fewer_points_have_intervals_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["missing", "damaged", "another", "shape"])
 def test_outcomes_that_do_not_fit_are_not_used(tmp_path: Path, fault: str) -> None:
-    """No interval then, the row says why, and equal values alone tie."""
+    """The run has a row of its own, which says why it has no interval and no rank; the others go on."""
     save(tmp_path, "good", 0.70, range(2))
     save(tmp_path, "even", 0.69, range(2))
     path = tmp_path / "good-1" / "outcomes.npz"
@@ -669,14 +669,19 @@ def test_outcomes_that_do_not_fit_are_not_used(tmp_path: Path, fault: str) -> No
         write_outcomes(path, *made(0.3, 9))
     else:
         write_outcomes(path, *(one[..., :50] for one in made(0.7, 1)))
-    found = {row.defense: row for row in rows(find_results(tmp_path)[0])}
+    board = rows(find_results(tmp_path)[0])
+    found = {row.defense: row for row in board}
     summary, other = (found[name].metrics["average_robust_accuracy"] for name in ("good", "even"))
     assert summary is not None
     assert other is not None
     assert (summary.low, summary.high) == (None, None)
     assert other.low is not None
     assert "good-1" in found["good"].note or "good-0" in found["good"].note
-    assert sorted(row.rank or 0 for row in found.values()) == [1, 2]
+    assert [(bool(row.refused), row.rank, row.seeds) for row in board] == [
+        (False, 1, (0,)),
+        (False, 1, (0, 1)),
+        (True, None, (1,)),
+    ]
     result = compare(found["good"], found["even"])
     assert (result.p, result.low, result.better, result.test) == (None, None, None, None)
     assert result.note

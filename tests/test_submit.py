@@ -31,6 +31,7 @@ from leaderboards import (
     unpack,
     write_checksums,
 )
+from leaderboards.records.trust import refutation_of
 
 Captured = pytest.CaptureFixture[str]
 
@@ -122,8 +123,8 @@ def test_sent_and_accepted(small_run: Run, tmp_path: Path, capsys: Captured, mon
     assert name in capsys.readouterr().out
     assert invoke(["accept", name, "--runs-dir", "store"]) == 0
     place = tmp_path / "store" / small_run.record.id
-    assert f"added, verified, as store/{small_run.record.id}" in capsys.readouterr().out
-    assert trust_of(place) == "verified"
+    assert f"added, re-evaluated, as store/{small_run.record.id}" in capsys.readouterr().out
+    assert trust_of(place) == "re-evaluated"
     assert check_run(place).problems == []
     assert digests_of(place) == digests_of(small_run.path)
     mark = json.loads((place / "verified.json").read_text())
@@ -149,7 +150,7 @@ def test_the_same_run_again(small_run: Run, archive: Path, tmp_path: Path) -> No
     (tmp_path / small_run.record.id / "verified.json").unlink()
     found = accept(archive, tmp_path)
     assert (found.known, found.place) == (True, tmp_path / small_run.record.id)
-    assert trust_of(tmp_path / small_run.record.id) == "verified"
+    assert trust_of(tmp_path / small_run.record.id) == "re-evaluated"
     assert [path.name for path in tmp_path.iterdir()] == [small_run.record.id]
 
 
@@ -163,7 +164,7 @@ def test_another_run_of_the_same_name_loses_nothing(small_run: Run, archive: Pat
     assert found.place == tmp_path / f"{small_run.record.id}-2"
     assert contents(own) == {"record.json"}
     assert (own / "record.json").read_text() == "mine"
-    assert trust_of(found.place) == "verified"
+    assert trust_of(found.place) == "re-evaluated"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -322,11 +323,11 @@ def test_marks(small_run: Run, tmp_path: Path) -> None:
     shutil.copytree(small_run.path, copy)
     report = Report(small_run.record.id, copy, "re-evaluated")
     assert trust_of(copy) == "self-reported"
-    assert mark(report) == "not marked as verified: that needs every stage and every attack"
+    assert mark(report) == "not marked as re-evaluated: that needs every stage and every attack"
     assert trust_of(copy) == "self-reported"
     report.complete = True
-    assert mark(report) == "marked as verified"
-    assert trust_of(copy) == "verified"
+    assert mark(report) == "marked as re-evaluated"
+    assert trust_of(copy) == "re-evaluated"
     for name in ("record.json", "outcomes.npz", "model.safetensors", "stages/1.safetensors"):
         before = (copy / name).read_bytes()
         (copy / name).write_bytes(before + b" ")
@@ -334,10 +335,34 @@ def test_marks(small_run: Run, tmp_path: Path) -> None:
         (copy / name).unlink()
         assert trust_of(copy) == "self-reported"
         (copy / name).write_bytes(before)
-        assert trust_of(copy) == "verified"
+        assert trust_of(copy) == "re-evaluated"
     (copy / "stages" / "7.safetensors").write_bytes(b"")
     assert trust_of(copy) == "self-reported"
     (copy / "stages" / "7.safetensors").unlink()
     for damage in ("", "[]", '{"schema": 2}', "[" * 100_000):
         (copy / "verified.json").write_text(damage)
         assert trust_of(copy) == "self-reported"
+
+
+def test_two_badges(small_run: Run, tmp_path: Path) -> None:
+    """A re-evaluation does not replace the mark of training again; a refutation does, until it is mended."""
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    seen = Report(small_run.record.id, copy, "re-evaluated", complete=True)
+    again = Report(small_run.record.id, copy, "retrained", complete=True)
+    assert mark(seen) == "marked as re-evaluated"
+    assert mark(again) == "marked as retrained"
+    assert mark(seen) == "its mark as retrained stays, which says more than re-evaluated"
+    assert trust_of(copy) == "retrained"
+    again.complete = False
+    assert mark(again) == "not marked as retrained: the repetition was no exact one"
+    seen.faults.append("metrics: invented")
+    assert mark(seen) == "its mark as retrained was taken away, and it is marked as refuted"
+    assert (trust_of(copy), refutation_of(copy)) == ("refuted", "metrics: invented")
+    assert check_run(copy).problems == []
+    assert mark(again) == "not marked as retrained: the repetition was no exact one"
+    assert trust_of(copy) == "refuted"
+    again.complete = True
+    assert mark(again) == "marked as retrained"
+    assert trust_of(copy) == "retrained"
+    assert not (copy / "refuted.json").exists()

@@ -30,6 +30,7 @@ from defenses import TrainingDivergedError
 from leaderboards import (
     Record,
     check_run,
+    find_results,
     json_bytes,
     parse_record,
     read_outcomes,
@@ -44,6 +45,7 @@ from leaderboards.records.store import read_probe_outcomes
 Captured = pytest.CaptureFixture[str]
 MIDDLE = Asked(stages="1")
 """A stage without an audit: half the time."""
+LAST = Asked(stages="last", seed=0)
 
 
 @pytest.fixture
@@ -295,21 +297,96 @@ def test_sizes_that_were_edited(copy: Run) -> None:
     assert any(fault.startswith("cost: 7 parameters") for fault in report.faults)
 
 
+def differing(better: range, of: int = 400, worse: range = range(0), stage: int = 1) -> Comparison:
+    """A comparison with points that are better in the record, and others that are worse."""
+    points = np.arange(of)
+    recorded, here = (np.isin(points, list(some)) for some in (better, worse))
+    return Comparison.of(stage, "pgd", recorded, here, np.ones(of, dtype=bool))
+
+
+def test_where_bits_are_the_same_one_outcome_refutes() -> None:
+    """On the record's machine no difference is tolerated, in whichever direction."""
+    assert judge([differing(range(0))], same_machine=True) == []
+    for one in (differing(range(1)), differing(range(0), worse=range(1))):
+        assert "1 of 400 points differ" in judge([one, differing(range(0))], same_machine=True)[0]
+        assert judge([one], same_machine=False) == []
+
+
 def test_where_a_share_refutes() -> None:
-    """More than 1 % of an attack's points, or of all; elsewhere a single point of a small cell may differ."""
-    points = np.arange(400)
+    """Elsewhere more than 1 % of an attack's points, or of all; never a single point of a small cell."""
+    assert judge([differing(range(4))], same_machine=False) == []
+    assert len(judge([differing(range(5))], same_machine=False)) == 1
+    assert judge([differing(range(1), 50)], same_machine=False) == []
+    assert len(judge([differing(range(2), 50)], same_machine=False)) == 1
+    assert judge([differing(range(1), 50)] + [differing(range(0))] * 9, same_machine=False) == []
+    assert "2 of 100 outcomes differ" in judge([differing(range(1), 50)] * 2, same_machine=False)[0]
 
-    def differing(count: int, of: int = 400) -> Comparison:
-        recorded = points[:of] < count
-        return Comparison.of(1, "pgd", recorded, np.zeros(of, dtype=bool), np.ones(of, dtype=bool))
 
-    assert judge([differing(4)], same_machine=True) == []
-    assert len(judge([differing(5)], same_machine=True)) == 1
-    assert judge([differing(1, 50)], same_machine=False) == []
-    assert len(judge([differing(1, 50)], same_machine=True)) == 1
-    assert len(judge([differing(2, 50)], same_machine=False)) == 1
-    assert judge([differing(1, 50)] + [differing(0)] * 9, same_machine=False) == []
-    assert "2 of 100 outcomes differ" in judge([differing(1, 50)] * 2, same_machine=False)[0]
+def test_rounding_favours_neither_side() -> None:
+    """Few differences a cell, that all favour the record: a sign test over points, each counted once."""
+    forged = [differing(range(4 * stage, 4 * stage + 3), stage=stage) for stage in range(3)]
+    (line,) = judge(forged, same_machine=False)
+    assert "of 9 points whose outcomes differ, 9 are better in the record (p 0.002)" in line
+    honest = [differing(range(3), worse=range(10, 11)), differing(range(20, 21), worse=range(30, 33))]
+    assert judge(honest, same_machine=False) == []
+    # One point that is wrong clean falls under every attack: that is one difference, not nine.
+    assert judge([differing(range(1), stage=stage) for stage in range(9)], same_machine=False) == []
+    assert (
+        judge(
+            [differing(range(0), worse=range(4 * one, 4 * one + 3)) for one in range(3)], same_machine=False
+        )
+        == []
+    )
+
+
+def test_one_outcome_of_each_cell(copy: Run) -> None:
+    """Within 1 % everywhere, and refuted: this is the record's machine."""
+    clean, robust = read_outcomes(copy.path / "outcomes.npz")
+    for column in range(2):
+        robust[1, column, np.flatnonzero(clean[1] & ~robust[1, column])[0]] = True
+    report = refuted(with_outcomes(copy, robust))
+    assert [fault.partition(":")[0] for fault in report.faults] == ["stage 1, fgsm", "stage 1, pgd"]
+
+
+COUNTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "passes": (lambda tree: tree["cells"][2].update(forwards=10**300), "forwards is 1e+300, more than"),
+    "more digits than a float has": (
+        lambda tree: tree["cost"].update(training_forwards=10**400),
+        "cost: training_forwards is 10^400, more than",
+    ),
+    "seconds": (lambda tree: tree["cells"][2].update(seconds=1e308), "seconds is 1e+308, more than"),
+    "a century": (
+        lambda tree: tree["cost"].update(evaluation_seconds=3.2e9),
+        "evaluation_seconds is 3.2e+09",
+    ),
+    "more than the attack can take": (
+        lambda tree: tree["cells"][1].update(backwards=10**9),
+        "1000000000 backward passes, no more than",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", COUNTS)
+def test_counts_that_no_run_can_have(copy: Run, edit: str) -> None:
+    """Refuted without a model; a leaderboard leaves such a record out, and says so."""
+    change, said = COUNTS[edit]
+    report = verify_run(forge(copy, change))
+    assert any(said in fault for fault in report.faults), report.faults
+    assert report.comparisons == []
+    if edit != "more than the attack can take":
+        results, (problem,) = find_results(copy.path.parent)
+        assert results == []
+        assert said in problem
+
+
+def test_passes_are_counted_again(copy: Run) -> None:
+    """On the record's machine, cell by cell."""
+    report = refuted(forge(copy, lambda tree: tree["cells"][-3].update(forwards=7, backwards=8)), LAST)
+    cell = copy.record.cells[-3]
+    assert report.faults == [
+        f"stage 2, {cell.attack}: forwards is 7 in the record, {cell.forwards} here",
+        f"stage 2, {cell.attack}: backwards is 8 in the record, {cell.backwards} here",
+    ]
 
 
 def test_trained_again(small_run: Run, tmp_path: Path) -> None:
@@ -518,20 +595,23 @@ def test_on_the_command_line(small_run: Run, tmp_path: Path, capsys: Captured) -
     assert trust_of(copy.path) == "self-reported"
     command = ["verify", str(copy.path)]
     assert invoke([*command, "--attacks", "fgsm", "--stages", "1"]) == 0
-    assert "not marked as verified" in capsys.readouterr().out
+    assert "not marked as re-evaluated" in capsys.readouterr().out
     assert trust_of(copy.path) == "self-reported"
     assert invoke([*command, "--format", "json", "--seed", "1"]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert (tree["verdict"], tree["discordant"], tree["mark"]) == ("confirmed", 0, "marked as verified")
-    assert trust_of(copy.path) == "verified"
+    assert (tree["verdict"], tree["discordant"], tree["mark"]) == ("confirmed", 0, "marked as re-evaluated")
+    assert trust_of(copy.path) == "re-evaluated"
     assert check_run(copy.path).problems == []
     forge(copy, lambda tree: tree["metrics"].update(clean_accuracy=0.999))
     assert trust_of(copy.path) == "self-reported"
     assert invoke(command) == 1
     out = capsys.readouterr().out
     assert "against it: metrics: clean_accuracy is 0.999" in out
-    assert "mark as verified was taken away" in out
+    # The mark was of another record, and counted no longer.
+    assert "mark as verified was taken away, and it is marked as refuted" in out
     assert not (copy.path / "verified.json").exists()
+    assert trust_of(copy.path) == "refuted"
+    assert check_run(copy.path).problems == []
 
 
 def test_many_runs(copy: Run, small_run: Run, capsys: Captured) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advbench.cli.echoing import echo, warn
-from advbench.cli.options import RunPath, RunsDir
+from advbench.cli.options import RunPath, RunsDirs, runs_dirs
 
 if TYPE_CHECKING:
     from leaderboards import Row, View
@@ -53,7 +53,7 @@ Words = list[str] | None
 
 
 def leaderboard(
-    runs_dir: RunsDir = Path("runs"),
+    runs_dir: RunsDirs = None,
     rank_by: Annotated[
         str,
         typer.Option(
@@ -119,14 +119,16 @@ def leaderboard(
     rows with equal ranks are ties. A filter hides rows and does not change the ranks of the others.
     """
     from advbench.cli import references
-    from leaderboards import RecordError, View, find_results, rows
+    from leaderboards import RecordError, View, rows
+    from leaderboards.boards.cache import find_all_results
     from leaderboards.statistics.metrics import METRICS
 
     if format is Format.html and out is None:
         raise RecordError("--format html needs --out DIR")
     view = View.of(columns, group_by, pivot)
     published = references.published(robustbench, dataset, tables=format is Format.table and out is None)
-    results, problems = find_results(runs_dir)
+    places = runs_dirs(runs_dir)
+    results, problems = find_all_results(places)
     if problems and not results:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecordError(problems[0] + more)
@@ -147,9 +149,9 @@ def leaderboard(
         under=view.under(),
     )
     if format is Format.html and out is not None:
-        _write_site(out, found, runs_dir)
+        _write_site(out, found)
     elif format is Format.table and out is None:
-        _print(found, view, runs_dir if not results else None)
+        _print(found, view, places if not results else [])
         references.show(published)
     else:
         text = _text(found, format, view)
@@ -162,6 +164,10 @@ def leaderboard(
         warn(f"warning: {problem}")
     for note in notes:
         warn(f"note: {note}")
+    for row in found:
+        # Of outcomes that are not there the board itself has a note.
+        if row.refused in ("weights", "refuted"):
+            warn(f"warning: not ranked: {row.note}")
 
 
 def _text(found: Sequence[Row], format: Format, view: View) -> str:
@@ -189,15 +195,15 @@ def _save(path: Path, text: str) -> None:
     echo(f"wrote {path}")
 
 
-def _print(found: Sequence[Row], view: View, empty: Path | None) -> None:
+def _print(found: Sequence[Row], view: View, empty: Sequence[Path]) -> None:
     from advbench.cli.console import COMPACT, output
     from leaderboards import to_table
 
     console = output()
     for table in to_table(found, view, compact=console.width < COMPACT):
         console.print(table)
-    if empty is not None:
-        console.print(f"no finished runs in {empty}: advbench run makes one")
+    if empty:
+        console.print(f"no finished runs in {' or '.join(map(str, empty))}: advbench run makes one")
     elif not found:
         console.print("no row is what the filters ask for")
     elif not (view.columns or view.pivot):
@@ -207,8 +213,8 @@ def _print(found: Sequence[Row], view: View, empty: Path | None) -> None:
         )
 
 
-def _write_site(out: Path, found: Sequence[Row], runs_dir: Path) -> None:
+def _write_site(out: Path, found: Sequence[Row]) -> None:
     from leaderboards.site import write_site
 
-    count = write_site(out, found, runs_dir=runs_dir)
+    count = write_site(out, found)
     echo(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})")

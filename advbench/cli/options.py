@@ -24,6 +24,14 @@ Points = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(help="A run directory or its record.json.")]
 RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.")]
+RunsDirs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--runs-dir",
+        help="Where runs are kept; given again, the runs of all directories together.",
+        show_default="runs",
+    ),
+]
 Select = Annotated[str | None, typer.Option(help="Which epoch to keep: last or val-robust.  [default: last]")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")]
 TrainingThreads = Annotated[
@@ -38,3 +46,9 @@ Workers = Annotated[
         min=1, max=MOST_WORKERS, help="Processes on this machine; one a core, or one a GPU, by default."
     ),
 ]
+
+
+def runs_dirs(given: list[Path] | None) -> list[Path]:
+    """The directories of `RunsDirs`, each once."""
+    found = {path.resolve(): path for path in reversed(given or [Path("runs")])}
+    return list(reversed(found.values()))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
 from advbench.cli.echoing import echo, warn
-from advbench.cli.options import RunsDir
+from advbench.cli.options import RunsDirs, runs_dirs
 
 if TYPE_CHECKING:
     from leaderboards import Record
-    from leaderboards.pictures import Picture, Theme
+    from leaderboards.pictures import Picture
 
+Found = TypeVar("Found")
 KINDS: Final = {
     "heatmap": "the stage × attack matrix with its numbers, a panel a defense",
     "forgetting": "accuracy on each attack after each stage, with a band over seeds",
@@ -42,7 +43,7 @@ def plot(
             help="Names or directories of runs; all finished ones by default.", metavar="[RUN]..."
         ),
     ] = None,
-    runs_dir: RunsDir = Path("runs"),
+    runs_dir: RunsDirs = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -81,14 +82,15 @@ def plot(
     from advbench.cli.runs import find_run
     from leaderboards import write_bytes
 
-    paths = [find_run(name, runs_dir) for name in runs or []]
+    places = runs_dirs(runs_dir)
+    paths = [find_run(name, places) for name in runs or []]
     themes = ("light", "dark") if theme == "both" else (theme,)
     # Before any work: a name that cannot be written is a pity after it.
     files = [_file(out, kind, paths, one if theme == "both" else "") for one in themes]
     if kind == "images":
-        drawn = _images(paths, runs_dir, themes, title, attacks, points, data_dir, trust)
+        drawn = _images(paths, places, themes, title, attacks, points, data_dir, trust)
     else:
-        drawn = _records(kind, _read(paths, runs_dir), themes, title, measure)
+        drawn = _records(kind, paths or places, themes, title, measure, named=bool(paths))
     form = files[0].suffix[1:].lower()
     made = [picture.render(form, dpi=dpi) for picture in drawn]
     for file, data in zip(files, made, strict=True):
@@ -135,44 +137,68 @@ def _file(out: Path | None, kind: str, runs: Sequence[Path], theme: str) -> Path
     return path.with_name(f"{path.stem}-{theme}{path.suffix}") if theme else path
 
 
-def _read(paths: Sequence[Path], runs_dir: Path) -> list[Record]:
-    """Those records, or all of the runs directory; of the latter, one that cannot be read is a warning."""
-    from leaderboards import RecordError, find_records, read_record
+def _records(
+    kind: str,
+    paths: Sequence[Path],
+    themes: Sequence[str],
+    title: str | None,
+    measure: str | None,
+    *,
+    named: bool,
+) -> list[Picture]:
+    """A picture a theme of the runs ``paths`` if they were ``named``, else of those in these directories."""
+    from leaderboards import pictures, read_record, result_of, rows
+    from leaderboards.boards.cache import find_all_results
 
-    if paths:
-        return [read_record(path) for path in paths]
-    records, problems = find_records(runs_dir)
-    if not records:
-        raise RecordError(
-            problems[0] if problems else f"no finished runs in {runs_dir}: advbench run makes one"
+    if kind == "tradeoff":
+        results = (
+            [result_of(read_record(path), path) for path in paths]
+            if named
+            else _all(find_all_results(paths), paths)
         )
+        found = rows(results, intervals=False)
+        return [
+            pictures.trade_off(found, measure=measure or "average", theme=pictures.THEMES[name], title=title)
+            for name in themes
+        ]
+    draw = {
+        "heatmap": pictures.heat_map,
+        "forgetting": pictures.forgetting_curves,
+        "eps": pictures.eps_curves,
+        "radar": pictures.radar,
+    }[kind]
+    records = [read_record(path) for path in paths] if named else _all(_stored(paths), paths)
+    return [draw(records, theme=pictures.THEMES[name], title=title) for name in themes]
+
+
+def _stored(places: Sequence[Path]) -> tuple[list[Record], list[str]]:
+    """The records of several directories, and one line for each damaged one."""
+    from leaderboards import find_records
+
+    found = [find_records(place) for place in places]
+    return [one for records, _ in found for one in records], [one for _, lines in found for one in lines]
+
+
+def _all(found: tuple[list[Found], list[str]], places: Sequence[Path]) -> list[Found]:
+    """What was found in the directories; what cannot be read is a warning.
+
+    Raises:
+        RecordError: nothing was found.
+    """
+    from leaderboards import RecordError
+
+    runs, problems = found
+    if not runs:
+        where = " or ".join(map(str, places))
+        raise RecordError(problems[0] if problems else f"no finished runs in {where}: advbench run makes one")
     for problem in problems:
         warn(f"warning: {problem}")
-    return records
-
-
-def _records(
-    kind: str, records: Sequence[Record], themes: Sequence[str], title: str | None, measure: str | None
-) -> list[Picture]:
-    from leaderboards import pictures, rows
-
-    def one(theme: Theme) -> Picture:
-        if kind == "tradeoff":
-            return pictures.trade_off(rows(records), measure=measure or "average", theme=theme, title=title)
-        draw = {
-            "heatmap": pictures.heat_map,
-            "forgetting": pictures.forgetting_curves,
-            "eps": pictures.eps_curves,
-            "radar": pictures.radar,
-        }[kind]
-        return draw(records, theme=theme, title=title)
-
-    return [one(pictures.THEMES[name]) for name in themes]
+    return runs
 
 
 def _images(
     paths: Sequence[Path],
-    runs_dir: Path,
+    places: Sequence[Path],
     themes: Sequence[str],
     title: str | None,
     attacks: str | None,
@@ -184,7 +210,7 @@ def _images(
     from leaderboards import inventory
 
     if not paths:
-        paths = [entry.path for entry in inventory(runs_dir) if entry.state == "complete"]
+        paths = [entry.path for place in places for entry in inventory(place) if entry.state == "complete"]
     if len(paths) != 1:
         raise InputError(f"images are of one run, not of {len(paths)}: name it")
     from advbench.gallery import POINTS, draw, gallery

@@ -116,7 +116,7 @@ def _write(plan: ReferencePlan, runs_dir: Path, out: Path) -> None:
     from leaderboards import find_records
     from leaderboards.peers.reference import write_reference
 
-    records, problems = find_records(runs_dir)
+    records, problems = find_records(runs_dir, measured=True)
     for problem in problems:
         warn(f"warning: {problem}")
     table, missing = build_reference(plan, records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -14,9 +14,18 @@ from advbench.cli.shading import has_shades, shaded
 from advbench.cli.threats import threat_table
 from advbench.saved import EVALUATED, Run
 from attacks_pool.text import attack_name
-from leaderboards import Record, result_of, rows, to_table
+from leaderboards import Record, result_of, rows, to_table, trust_of
+from leaderboards.boards.row import WORST_CASE
 from leaderboards.printable import in_line
+from leaderboards.records.trust import Trust
 
+TRUST: Mapping[Trust, str] = {
+    "retrained": "retrained: trained again from its record, with the same outcomes",
+    "re-evaluated": "re-evaluated: its weights were attacked again, with the same outcomes; "
+    "how they were trained was not looked at",
+    "self-reported": "self-reported: advbench verify checks it",
+    "refuted": "refuted: advbench verify found other numbers",
+}
 ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 
 
@@ -34,6 +43,7 @@ def print_run(run: Run) -> None:
     console.print(audit_text(record))
     if record.config.get("abstain"):
         console.print("abstains   by its last output: right on attacked points, wrong on clean ones")
+    console.print(f"trust      {TRUST[trust_of(run.path)]}", soft_wrap=True)
     console.print(in_line(f"run        {run.path}"), soft_wrap=True)
     console.print(in_line(f"show again advbench show {shlex.quote(str(run.path))}"), soft_wrap=True)
 
@@ -86,10 +96,14 @@ def matrix_table(record: Record) -> Table:
 def metrics_text(record: Record) -> str:
     """The metrics that apply, one a line, and what the run cost."""
     lines = []
+    points, most = record.worst_case_points(), max((cell.n for cell in record.cells), default=0)
     for name, value in record.metrics.items():
         if value is None and record.regime == EVALUATED:
             continue
         shown = "-" if value is None else _with_unit(name, value)
+        if name == WORST_CASE and value is not None and points is not None and points < most:
+            # Other metrics are of more points, so that it may be above one of them.
+            shown = f"{shown:>8} on {points:,} points"
         lines.append(f"{in_line(name).replace('_', ' '):<24} {shown:>8}")
     cost = record.cost
     size = f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from advbench.cli.echoing import echo
 from advbench.cli.lists import Format, FormatOption
+from advbench.cli.options import RunsDirs, runs_dirs
 
 if TYPE_CHECKING:
     from leaderboards import Garbage, RunEntry
@@ -21,19 +23,12 @@ app = typer.Typer(
     invoke_without_command=True,
     no_args_is_help=False,
 )
-RUNS_DIR = Path("runs")
-RunsDirOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
-OwnRunsDirOption = Annotated[
-    Path | None, typer.Option("--runs-dir", help="Where runs are kept.", show_default="runs")
-]
 DAMAGED = 1
 """The exit code of ``check`` where something is damaged."""
 
 
 @app.callback()
-def list_runs(
-    context: typer.Context, runs_dir: RunsDirOption = RUNS_DIR, format: FormatOption = Format.table
-) -> None:
+def list_runs(context: typer.Context, runs_dir: RunsDirs = None, format: FormatOption = Format.table) -> None:
     """List the runs of a directory, finished or not; check and gc look after them."""
     if context.invoked_subcommand is not None:
         if format is not Format.table:
@@ -42,11 +37,12 @@ def list_runs(
         return
     from leaderboards import inventory, size_of
 
-    entries = [(entry, size_of(entry.path)) for entry in inventory(runs_dir)]
+    places = runs_dirs(runs_dir)
+    entries = [(entry, size_of(entry.path)) for place in places for entry in inventory(place)]
     if format is Format.json:
         echo(json.dumps([_as_json(entry, size) for entry, size in entries], indent=2))
         return
-    _print_list(entries, runs_dir)
+    _print_list(entries, places)
 
 
 def check(
@@ -54,14 +50,17 @@ def check(
     runs: Annotated[
         list[str] | None, typer.Argument(help="Names or directories of runs; all by default.")
     ] = None,
-    runs_dir: OwnRunsDirOption = None,
+    runs_dir: RunsDirs = None,
 ) -> None:
     """Check that runs are whole: checksums, schema, and every count against the stored outcomes."""
     from leaderboards import check_run, inventory
     from leaderboards.printable import in_line
 
-    where = runs_dir or Path(context.obj)
-    paths = [find_run(name, where) for name in runs] if runs else [entry.path for entry in inventory(where)]
+    where = runs_dirs(runs_dir or context.obj)
+    if runs:
+        paths = [find_run(name, where) for name in runs]
+    else:
+        paths = [entry.path for place in where for entry in inventory(place)]
     damaged = 0
     for path in paths:
         found = check_run(path)
@@ -78,18 +77,21 @@ def check(
 
 def gc(
     context: typer.Context,
-    runs_dir: OwnRunsDirOption = None,
+    runs_dir: RunsDirs = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove unfinished runs that nobody is writing, and strays of killed processes; asks first."""
     from leaderboards import RecordError, find_garbage, remove
 
-    where = runs_dir or Path(context.obj)
-    found = find_garbage(where)
+    where = runs_dirs(runs_dir or context.obj)
+    garbage = [(place, find_garbage(place)) for place in where]
+    found = [one for _, some in garbage for one in some]
     if not found:
-        echo(f"nothing to remove in {where}")
+        echo(f"nothing to remove in {_named(where)}")
         return
-    _print_garbage(found, where)
+    for place, some in garbage:
+        if some:
+            _print_garbage(some, place)
     if not yes:
         if not sys.stdin.isatty():
             raise RecordError("nothing was removed: there is no terminal to ask at; --yes removes them")
@@ -97,11 +99,11 @@ def gc(
             echo("nothing was removed")
             return
     freed = 0
-    for garbage in found:
-        if remove(garbage):
-            freed += garbage.size
+    for one in found:
+        if remove(one):
+            freed += one.size
         else:
-            echo(f"kept {garbage.path}: somebody has taken or changed it meanwhile")
+            echo(f"kept {one.path}: somebody has taken or changed it meanwhile")
     echo(f"{_bytes(freed)} freed")
 
 
@@ -109,8 +111,8 @@ app.command("check")(check)
 app.command("gc")(gc)
 
 
-def find_run(name: str, runs_dir: Path) -> Path:
-    """A run by its directory, its record or its name.
+def find_run(name: str, places: Sequence[Path]) -> Path:
+    """A run by its directory, its record or its name in one of the runs directories.
 
     Raises:
         RecordError: there is none.
@@ -118,17 +120,21 @@ def find_run(name: str, runs_dir: Path) -> Path:
     from leaderboards import RecordError
     from leaderboards.records.inventory import entry_of, run_directories
 
-    for path in (Path(name), runs_dir / name):
+    for path in (Path(name), *(place / name for place in places)):
         place = path.parent if path.name == "record.json" else path
         if place.is_dir() and entry_of(place) is not None:
             return place
-    names = [path.name for path in run_directories(runs_dir)] if runs_dir.is_dir() else []
+    names = [path.name for place in places if place.is_dir() for path in run_directories(place)]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]!r}?" if near else ""
-    raise RecordError(f"no run {name!r} here or in {runs_dir}{hint} (advbench runs lists them)")
+    raise RecordError(f"no run {name!r} here or in {_named(places)}{hint} (advbench runs lists them)")
 
 
-def _print_list(entries: list[tuple[RunEntry, int]], runs_dir: Path) -> None:
+def _named(places: Sequence[Path]) -> str:
+    return " or ".join(map(str, places))
+
+
+def _print_list(entries: list[tuple[RunEntry, int]], places: Sequence[Path]) -> None:
     from rich.table import Table
 
     from advbench.cli.console import output
@@ -136,12 +142,12 @@ def _print_list(entries: list[tuple[RunEntry, int]], runs_dir: Path) -> None:
 
     console = output()
     if not entries:
-        console.print(f"no runs in {runs_dir}: advbench run makes one")
+        console.print(f"no runs in {_named(places)}: advbench run makes one")
         return
-    table = Table("run", "state", "kind", "defense or model", "data set", "finished")
+    table = Table("run", "state", "kind", "defense or model", "data set", "finished", "trust")
     table.add_column("size", justify="right")
     for entry, size in entries:
-        values = (entry.kind, entry.subject, entry.dataset, entry.summary)
+        values = (entry.kind, entry.subject, entry.dataset, entry.summary, entry.trust)
         table.add_row(
             *map(in_line, (entry.id, entry.state, *(value or "-" for value in values))), _bytes(size)
         )

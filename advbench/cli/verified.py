@@ -10,6 +10,7 @@ from advbench.cli.console import output
 from advbench.cli.echoing import warn
 from advbench.cli.progress import duration
 from advbench.verifying import Report
+from advbench.verifying.memorised import shown
 from attacks_pool.text import attack_name
 from leaderboards.printable import in_line
 
@@ -27,6 +28,7 @@ def print_report(report: Report, more: str) -> None:
     for heading, lines in (
         ("checked", [", ".join(report.checked)] if report.checked else []),
         ("sample", [_sample(report)] if report.sample else []),
+        ("accuracy", list(shown(report.accuracies))),
         ("not looked at", report.not_looked_at),
         ("note", report.notes),
         ("against it", report.faults),

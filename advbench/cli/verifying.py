@@ -97,14 +97,16 @@ def verify(
         ),
     ] = None,
     leave_mark: Annotated[
-        bool, typer.Option("--mark/--no-mark", help="Write verified.json beside a confirmed record.")
+        bool, typer.Option("--mark/--no-mark", help="Leave a mark of what was found beside the record.")
     ] = True,
     format: FormatOption = Format.table,
 ) -> None:
     """Confirm or refute runs: attack the saved stages again and compare point by point; exit 1 if refuted.
 
-    More than 1 % of points that differ, of an attack on a stage or of all, refutes. First what is stored is
-    checked against itself. With --retrain the run is made again from its record and compared with that.
+    On the record's machine a single outcome that differs refutes, elsewhere more than 1 % of an attack's
+    points or of all. First what is stored is checked against itself; last, whether the model is better on
+    the test points than on those that it cannot have learnt. A confirmed run is marked as re-evaluated. With
+    --retrain the run is made again from its record, compared with that, and marked as retrained.
     """
     from advbench.cli.verified import print_failure, print_report, print_summary
     from advbench.timeouts import check_timeout
@@ -214,7 +216,7 @@ def accept(
     added = (
         "nothing was added"
         if found.place is None
-        else f"{'is there already, as' if found.known else 'added, verified, as'} {found.place}"
+        else f"{'is there already, as' if found.known else 'added, re-evaluated, as'} {found.place}"
     )
     if format is Format.json:
         place = None if found.place is None else str(found.place)

@@ -37,6 +37,7 @@ def repeat_audit(
     *,
     surrogate: Run | None = None,
     seen: set[str],
+    exact: bool,
 ) -> None:
     """Probe the final model again and compare: probes point by point, then what the audit says of them.
 
@@ -47,10 +48,11 @@ def repeat_audit(
         report: gets what was found.
         surrogate: the run that transferred points were crafted on, where it was one.
         seen: codes of flags that the re-evaluation of the stages has earned.
+        exact: whether every bit should be the same, and so the passes of probes.
     """
     probes = _probe(subject, looked, device, report, surrogate)
     recorded = subject.record.audit
-    battery = _compare(subject, probes, report)
+    battery = _compare(subject, probes, report, exact=exact)
     rows = list(stored_rows(subject.run, subject.measured))
     found = audit(rows, subject.measured, stochastic=looked.declared, probes=probes)
     here = {flag.code for flag in found.flags} | seen
@@ -110,7 +112,7 @@ def _surrogate(
     return name, None
 
 
-def _compare(subject: Subject, probes: Probes, report: Report) -> bool:
+def _compare(subject: Subject, probes: Probes, report: Report, *, exact: bool) -> bool:
     """Compare the probes with the stored ones; whether the record has all that are made here."""
     stored = read_probe_outcomes(subject.run.path / OUTCOMES)
     cells = subject.record.audit.probes
@@ -132,6 +134,9 @@ def _compare(subject: Subject, probes: Probes, report: Report) -> bool:
             transferred=cell.threat.access == "transfer",
         )
         report.comparisons.append(comparison)
+        for name in ("forwards", "backwards", "invalid") if exact and cell.n == cells[number].n else ():
+            if (said := getattr(cells[number], name)) != (count := getattr(cell, name)):
+                report.faults.append(f"{comparison.label}: {name} is {said} in the record, {count} here")
     return whole
 
 

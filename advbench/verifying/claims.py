@@ -14,6 +14,7 @@ from advbench.identity import weights_digest
 from advbench.models.factory import one_line
 from advbench.recording import attack_entry, metrics_of, per_class_counts, transfer_metric
 from advbench.saved import WEIGHTS
+from advbench.stochastic import JUDGED_BY
 from advbench.verifying.bounds import beyond_the_data
 from advbench.verifying.flags import check_audit, equal
 from advbench.verifying.provenance import check_identity
@@ -29,6 +30,8 @@ ROUTED = ("router_nmi", "router_overhead")
 OF_THE_MODEL = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim", *ROUTED)
 """Metrics that no outcomes give: only the model itself can."""
 Claim = Callable[[Subject], Iterator[str]]
+LEEWAY = 50
+"""Passes of a cell over those that its attack declares: 20 draws a gradient, and looks that none declares."""
 
 
 def check_claims(subject: Subject, report: Report) -> None:
@@ -182,6 +185,27 @@ def _metrics(subject: Subject) -> Iterator[str]:
             yield f"metrics: {key} is {said}, the stored outcomes give {meant}"
 
 
+def _passes(subject: Subject) -> Iterator[str]:
+    """No more passes than the attacks can have taken; `implausible` looks at what nothing else bounds."""
+    infos = {attack.text: attack for attack in subject.every}
+    classes = int(subject.record.environment["data"]["classes"])
+    for cell in subject.record.cells:
+        attack = infos.get(cell.attack)
+        if attack is None:
+            most: tuple[int, int] | None = (JUDGED_BY * cell.n, 0)
+        else:
+            declared = attack.info.passes(attack.knobs, classes)
+            most = declared and (
+                LEEWAY * (declared[0] + 1) * cell.n,
+                LEEWAY * (declared[1] + 1) * cell.n,
+            )
+        if most and (cell.forwards > most[0] or cell.backwards > most[1]):
+            yield (
+                f"stage {cell.stage}, {cell.attack}: {cell.forwards} forward and {cell.backwards} backward "
+                f"passes, no more than {most[0]} and {most[1]} are possible on {cell.n} points"
+            )
+
+
 def _classes(subject: Subject) -> Iterator[str]:
     """Counts by class add up; which point is of which class only the labels tell."""
     rows: list[PerClass] = subject.record.per_class
@@ -202,6 +226,7 @@ CLAIMS: Mapping[str, Claim] = {
     "files": _files,
     "weights": _weights,
     "attacks and protocol": _configured,
+    "passes": _passes,
     "metrics": _metrics,
     "sums by class": _classes,
     "identity": check_identity,

@@ -1,29 +1,43 @@
-"""The mark that a verification leaves beside a record, and what is enough for one."""
+"""The marks that a verification leaves beside a record, and what is enough for each."""
 
 from __future__ import annotations
 
 import advbench
 from advbench.opening import now
 from advbench.verifying.report import Report
-from leaderboards import Verified, digests_of, remove_verified, write_verified
+from leaderboards import (
+    Refuted,
+    Verified,
+    digests_of,
+    remove_refuted,
+    remove_verified,
+    trust_of,
+    write_refuted,
+    write_verified,
+)
 
 
 def mark(report: Report) -> str:
-    """Leave the mark of a confirmed run, or take it away from a refuted one; says what was done.
+    """Leave the mark of what a verification found; returns a line that says what was done.
 
-    Enough was looked at when no stage and no attack was left out, each in one whole block of test points at
-    least, and the audit was repeated; or when the run was trained again on a machine that rounds as the
-    record's did. Less confirms a run, and marks it not; a mark that is there already stays.
+    ``re-evaluated`` needs every stage and every attack, each on at least one whole block of test points, and
+    the audit repeated. ``retrained`` needs an exact repetition, and says more: no later re-evaluation
+    replaces it. A partial check confirms the run but does not mark it. A run that is refuted loses its mark
+    and is marked as refuted, so that leaderboards do not rank it.
 
     Raises:
         RecordError: the mark cannot be written or removed.
     """
     if not report.confirmed:
-        return "its mark as verified was taken away" if remove_verified(report.path) else ""
+        return _refute(report)
     if not report.complete and report.how == "retrained":
-        return "not marked as verified: the repetition was no exact one"
+        return "not marked as retrained: the repetition was no exact one"
     if not report.complete:
-        return "not marked as verified: that needs every stage and every attack"
+        return "not marked as re-evaluated: that needs every stage and every attack"
+    before = trust_of(report.path)
+    remove_refuted(report.path)
+    if before == "retrained" and report.how != "retrained":
+        return "its mark as retrained stays, which says more than re-evaluated"
     write_verified(
         report.path,
         Verified(
@@ -41,4 +55,23 @@ def mark(report: Report) -> str:
             version=advbench.__version__,
         ),
     )
-    return "marked as verified"
+    return f"marked as {report.how}"
+
+
+def _refute(report: Report) -> str:
+    before = trust_of(report.path)
+    removed = remove_verified(report.path)
+    write_refuted(
+        report.path,
+        Refuted(
+            run=report.run,
+            when=now(),
+            files=digests_of(report.path),
+            faults=report.faults,
+            version=advbench.__version__,
+        ),
+    )
+    lost = before if before in ("retrained", "re-evaluated") else "verified"
+    return (
+        f"its mark as {lost} was taken away, and it is marked as refuted" if removed else "marked as refuted"
+    )

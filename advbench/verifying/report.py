@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
+from advbench.audit.comparisons import LARGEST_P
 from advbench.data import DataSet
 from advbench.environment import describe
 from leaderboards import Record
 
 MOST_DISCORDANCE = 0.01
-"""Share of points whose outcome may differ, of an attack on a stage and of all that were compared."""
+"""On another machine: the share of points whose outcome may differ, of an attack on a stage and of all."""
 FEW = 2
 """On another machine than the record's, one point that differs refutes nothing: rounding explains it."""
 ENVIRONMENT = ("versions", "python", "platform", "device", "cpu", "threads")
@@ -103,6 +106,7 @@ class Report:
         faults: what refutes the run, a line each; none confirms it.
         comparisons: what was compared point by point.
         notes: what else is worth knowing.
+        accuracies: of the final model, clean and under a cheap attack, on measured test points and on others.
         not_looked_at: what the verdict says nothing about.
         complete: whether enough was looked at to mark the run as verified.
         sample: what chose the points, to repeat it.
@@ -117,6 +121,7 @@ class Report:
     faults: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    accuracies: list[dict[str, Any]] = field(default_factory=list)
     not_looked_at: list[str] = field(default_factory=list)
     complete: bool = False
     sample: dict[str, Any] = field(default_factory=dict)
@@ -157,24 +162,50 @@ class Report:
 
 
 def judge(comparisons: Sequence[Comparison], *, same_machine: bool) -> list[str]:
-    """The lines that refute: more than 1 % of an attack's points, or of all points, differ.
+    """The lines that refute.
+
+    Where every bit should be the same, a single outcome that differs refutes. Elsewhere rounding explains up
+    to 1 % of an attack's points and of all points, as long as it favours neither side: see `_one_sided`.
 
     Args:
         comparisons: outcomes point by point.
-        same_machine: whether every single bit should be the same; elsewhere one point in a small cell may
-            differ by rounding.
+        same_machine: whether every bit should be the same.
     """
-    least = 1 if same_machine else FEW
+    if same_machine:
+        return [one.line() for one in comparisons if one.discordant]
     found = [
         one.line()
         for one in comparisons
-        if one.discordant >= least and one.discordant > MOST_DISCORDANCE * one.compared
+        if one.discordant >= FEW and one.discordant > MOST_DISCORDANCE * one.compared
     ]
     compared = sum(one.compared for one in comparisons)
     discordant = sum(one.discordant for one in comparisons)
-    if not found and discordant >= least and discordant > MOST_DISCORDANCE * compared:
+    if not found and discordant >= FEW and discordant > MOST_DISCORDANCE * compared:
         found.append(f"{discordant} of {compared} outcomes differ")
-    return found
+    return found or list(_one_sided(comparisons))
+
+
+def _one_sided(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """A line where differences favour the record more often than rounding would.
+
+    A point counts once, for the side that most of its outcomes favour: one that is wrong clean falls under
+    every attack. Rounding favours both sides alike (sign test, one-sided, p < 0.01).
+    """
+    lead: Counter[int] = Counter()
+    for one in comparisons:
+        if not one.probe:
+            lead.update(one.record_only)
+            lead.subtract(one.here_only)
+    better = sum(value > 0 for value in lead.values())
+    worse = sum(value < 0 for value in lead.values())
+    if better + worse == 0:
+        return
+    p = float(binomtest(better, better + worse, alternative="greater").pvalue)
+    if p < LARGEST_P:
+        yield (
+            f"of {better + worse} points whose outcomes differ, {better} are better in the record "
+            f"(p {p:.2g}): rounding favours neither side"
+        )
 
 
 def machine_of(device: torch.device, data: DataSet) -> dict[str, Any]:
@@ -199,6 +230,9 @@ def differences(record: Record, machine: Mapping[str, Any]) -> list[str]:
             ]
         elif before != now:
             found.append(f"{key} {before} (here {now})")
+    before, now = record.environment.get("commit"), machine.get("commit")
+    if before is not None and now is not None and before != now:
+        found.append(f"commit {before} (here {now})")
     return found
 
 

@@ -171,7 +171,7 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     exact = any(same) or not other
     compared = report.comparisons
     report.faults += judge(compared, same_machine=True) if exact else []
-    report.faults += _invalid(record.cells, again.cells)
+    report.faults += _other_counts(record.cells, again.cells, exact=exact)
     if exact and not report.discordant:
         report.faults += _metrics_of_the_model(record, again)
     else:
@@ -191,8 +191,6 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     report.sample = {"stages": [stage.index for stage in record.stages], "points": "all"}
     if other:
         report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
-    if record.environment["commit"] != again.environment["commit"]:
-        report.notes.append(f"code: {record.environment['commit']} (here {again.environment['commit']})")
 
 
 def _explained(made: Run, report: Report, options: Mapping[str, Any], listeners: Sequence[Listener]) -> None:
@@ -228,13 +226,16 @@ def _outcomes(subject: Subject, made: Run) -> Iterator[Comparison]:
             )
 
 
-def _invalid(recorded: Sequence[Cell], again: Sequence[Cell]) -> Iterator[str]:
-    """Examples that broke a bound; all other counts follow from the outcomes."""
-    here = {(cell.stage, cell.attack): cell.invalid for cell in again}
+def _other_counts(recorded: Sequence[Cell], again: Sequence[Cell], *, exact: bool) -> Iterator[str]:
+    """Examples that broke a bound and, where bits are the same, passes; the rest follows from outcomes."""
+    here = {(cell.stage, cell.attack): cell for cell in again}
     for cell in recorded:
         found = here[cell.stage, cell.attack]
-        if abs(cell.invalid - found) > MOST_DISCORDANCE * cell.n:
-            yield f"stage {cell.stage}, {cell.attack}: {cell.invalid} invalid examples, {found} here"
+        if abs(cell.invalid - found.invalid) > (0 if exact else MOST_DISCORDANCE * cell.n):
+            yield f"stage {cell.stage}, {cell.attack}: {cell.invalid} invalid examples, {found.invalid} here"
+        for name in ("forwards", "backwards") if exact else ():
+            if (said := getattr(cell, name)) != (count := getattr(found, name)):
+                yield f"stage {cell.stage}, {cell.attack}: {name} is {said}, training again gives {count}"
 
 
 def _metrics_of_the_model(record: Record, again: Record) -> Iterator[str]:

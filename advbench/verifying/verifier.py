@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,17 @@ from advbench.verifying.claims import (
     leave_metrics,
     without_weights,
 )
+from advbench.verifying.memorised import check_memorised
 from advbench.verifying.report import Comparison, Report, differences, judge, machine_of
 from advbench.verifying.sampling import Asked, Sample, choose
+from advbench.verifying.siblings import check_siblings
 from advbench.verifying.subject import Looked, Subject, subject_of
 from attacks_pool import InputError
 from leaderboards import CLEAN, read_outcomes
 from leaderboards.records.layout import OUTCOMES
 
+COUNTED = ("forwards", "backwards", "invalid")
+"""What is counted beside outcomes, block by block."""
 Told = Callable[[str], None]
 """Is told of each attack on each stage as it was compared."""
 
@@ -82,6 +86,7 @@ def _verify(
                 "advbench verify --retrain trains it again"
             )
         check_labels(subject, report)
+        report.faults += check_siblings(subject)
     if report.confirmed:
         device = device_of(run, asked.device, report)
         with reproducible(threads_of(run, asked.threads)):
@@ -126,19 +131,22 @@ def _remeasure(
     sample = choose(subject, asked)
     report.sample = sample.tree()
     last = subject.record.stages[-1].index
+    other = differences(subject.record, report.machine)
     flags: set[str] = set()
     for stage in sample.stages:
         looked = subject.look(stage, device)
-        flags |= _compare_stage(subject, looked, stage, sample, device, report, told)
+        flags |= _compare_stage(subject, looked, stage, sample, device, report, told, exact=not other)
         if stage == last:
+            check_memorised(subject, looked, device, report, sample.seed)
             report.faults += check_size(subject, looked, device)
             report.faults += check_regenerated(subject, looked, device)
-            repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags)
+            repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags, exact=not other)
     # Regenerated images belong to the last stage, and are looked at with it.
     leave_metrics(subject, report, ROUTED if last in sample.stages else OF_THE_MODEL)
     if last not in sample.stages:
-        report.not_looked_at.append("the audit, parameters and multiply-adds, which belong to the last stage")
-    other = differences(subject.record, report.machine)
+        report.not_looked_at.append(
+            "the audit, parameters, multiply-adds and whether test points were learnt: of the last stage"
+        )
     report.faults += judge(report.comparisons, same_machine=not other)
     _say_what_was_not(subject, sample, report, other)
 
@@ -151,8 +159,13 @@ def _compare_stage(
     device: torch.device,
     report: Report,
     told: Told,
+    *,
+    exact: bool,
 ) -> set[str]:
-    """Attack one stage again; the codes of flags that it earned on the way."""
+    """Attack one stage again; the codes of flags that it earned on the way.
+
+    Passes follow from every bit: with ``exact`` those of each cell that was looked at whole are compared.
+    """
     clean, robust = read_outcomes(subject.run.path / OUTCOMES)
     row = [entry.index for entry in subject.record.stages].index(stage)
     texts = [CLEAN, *(attack.text for attack in subject.every)]
@@ -160,6 +173,7 @@ def _compare_stage(
     limits = {CLEAN: len(subject.test), **{attack.text: limit for attack, limit in subject.measured}}
     here = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
     looked_at = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
+    counts = {text: np.zeros(len(COUNTED), dtype=np.int64) for text in limits}
     flags: set[str] = set()
     # The points that the record has as right clean, so that one that differs here moves no draw of others.
     pieces = measure_some(
@@ -180,6 +194,7 @@ def _compare_stage(
             before = shard.text
         here[shard.text][shard.block] = piece.right
         looked_at[shard.text][shard.block] = True
+        counts[shard.text] += [getattr(piece, name) for name in COUNTED]
         earned = {"nan-logits": piece.not_a_number, "invalid-examples": piece.invalid}
         flags |= {code for code, count in earned.items() if count}
         flags |= {"changed-model"} if piece.changed else set()
@@ -189,7 +204,19 @@ def _compare_stage(
             report.comparisons.append(
                 Comparison.of(stage, text, recorded[text][: len(seen)], here[text], seen)
             )
+    if exact:
+        whole = {text: counts[text].tolist() for text, seen in looked_at.items() if seen.all()}
+        report.faults += _other_counts(subject, stage, whole)
     return flags
+
+
+def _other_counts(subject: Subject, stage: int, found: Mapping[str, list[int]]) -> Iterator[str]:
+    """Cells of a stage that took other passes, or have another number of invalid examples."""
+    for cell in subject.record.cells:
+        if cell.stage == stage and cell.attack in found:
+            for name, count in zip(COUNTED, found[cell.attack], strict=True):
+                if (said := getattr(cell, name)) != count:
+                    yield f"stage {stage}, {cell.attack}: {name} is {said} in the record, {count} here"
 
 
 def _line(
@@ -215,8 +242,14 @@ def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: l
         report.not_looked_at.append(f"{total - looked} of {total} outcomes of the stages and attacks sampled")
     if not subject.evaluated:
         report.not_looked_at.append("how the weights were trained: advbench verify --retrain trains again")
+    if other:
+        report.not_looked_at.append("passes, which follow from every bit, but for what attacks can take")
+    elif parts:
+        report.not_looked_at.append("passes of cells that were looked at in part")
     report.not_looked_at.append("how long everything took")
     if other:
         report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
     else:
         report.notes.append("this is the record's environment: every outcome should be the same")
+    if not subject.evaluated:
+        report.notes.append("passes of training were not looked at: only training again counts them")

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 import pydantic_core
 
 from leaderboards.errors import RecordError
-from leaderboards.records import checksums, entries, finished, limits, record, store
+from leaderboards.records import checksums, entries, finished, limits, plausible, record, store
 from leaderboards.records.finished import read_finished
 from leaderboards.records.layout import OUTCOMES, RECORD
 from leaderboards.records.store import Bools, read_outcomes, run_paths, write_bytes
@@ -175,6 +176,21 @@ def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
     return results, problems
 
 
+def find_all_results(runs_dirs: Iterable[Path]) -> tuple[list[Result], list[str]]:
+    """The results of several directories together, and one line for each damaged record: see `find_results`.
+
+    Raises:
+        RecordError: one of the directories is not there.
+    """
+    results: list[Result] = []
+    problems: list[str] = []
+    for runs_dir in runs_dirs:
+        found, faults = find_results(runs_dir)
+        results += found
+        problems += faults
+    return results, problems
+
+
 def _read(path: str, cache: Cache, found: os.stat_result | None, problems: list[str]) -> Result:
     record, changed = read_finished(Path(path))
     result = result_of(record, path, cache)
@@ -198,6 +214,7 @@ _KEPT: Final = (
     "roles",
     "counts",
     "robust",
+    "weights",
 )
 
 
@@ -221,7 +238,7 @@ def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
 def _code() -> str:
     """A hash of what decides which record is valid and what is kept of it."""
     digest = hashlib.sha256()
-    deciding = (checksums, entries, finished, limits, matching, points, record, results, store, under)
-    for file in (__file__, *(str(module.__file__) for module in deciding)):
+    deciding = (checksums, entries, finished, limits, matching, plausible, points, record, results)
+    for file in (__file__, *(str(module.__file__) for module in (*deciding, store, under))):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest() + pydantic_core.__version__

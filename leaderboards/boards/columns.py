@@ -130,7 +130,7 @@ def default_columns(rows: Sequence[Row], *, compact: bool = False) -> list[Colum
     beside = [name for name in COMPETITIVENESS if any(name in row.metrics for row in rows)]
     names += [f"{name}_mean" for name in beside] if compact else beside
     names += ["seeds", AUDIT]
-    if any(row.trust == "verified" for row in rows):
+    if any(row.trust != "self-reported" for row in rows):
         names.append("trust")
     columns = [column_of(name, rows) for name in names]
     if compact:

@@ -8,6 +8,7 @@ from leaderboards.boards.row import Row
 from leaderboards.boards.values import cell, full_name, known_keys, split_part
 from leaderboards.errors import RecordError
 from leaderboards.records.entries import Verdict
+from leaderboards.records.trust import LEVELS, How
 from leaderboards.spelling import listed, nearest, unknown
 from leaderboards.statistics.matching import number, same_attacks
 from leaderboards.statistics.under import PREFIX, attack_of
@@ -15,7 +16,7 @@ from leaderboards.statistics.under import PREFIX, attack_of
 Texts = str | Sequence[str] | None
 """One wanted value, several of which any will do, or None for all."""
 
-_FIXED: Final = {"verdict": get_args(Verdict), "trust": ("verified", "self-reported")}
+_FIXED: Final = {"verdict": get_args(Verdict), "trust": ("verified", *LEVELS)}
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def _equals(key: str, value: Any, wanted: str) -> bool:
         return same_attacks(value, wanted)
     if key == "seeds":
         return wanted == str(len(value))
+    if key == "trust" and wanted == "verified":
+        return value in get_args(How)
     if key in ("flags", "runs"):
         return wanted in value or (not value and wanted in ("", "none"))
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,16 +1,18 @@
 """Leaderboard rows: runs grouped over seeds and ranked where they can be compared."""
 
-from collections.abc import Collection, Iterable, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from leaderboards.boards.query import Query, Texts
+from leaderboards.boards.refusing import refusals
 from leaderboards.boards.row import Row
 from leaderboards.records.entries import Verdict
 from leaderboards.records.record import Record
-from leaderboards.records.trust import trust_of
+from leaderboards.records.trust import LEVELS, Trust, trust_of
 from leaderboards.statistics.keys import metric_of, sign_of
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.pairwise import ranks, tests
@@ -42,7 +44,8 @@ def rows(
     train plan, pretraining and protocol; of two records of one group and seed the newest counts. Ranks are
     within one data set × sequence × model × protocol, target-aware rows apart: 1 + the number of rows that
     are better by a paired test (see `leaderboards.statistics.pairwise`), or by their values where outcomes
-    are missing. Suspect rows rank below every ok one, invalid rows not at all.
+    are not at hand. Suspect rows rank below every ok one, invalid rows not at all. A run that is refused (see
+    `leaderboards.boards.refusing`) is a row of its own, without a rank.
 
     Args:
         records: what `find_results` found; of records alone there are no outcomes.
@@ -66,8 +69,10 @@ def rows(
     single = list(dict.fromkeys(name for name in every if attack_of(name)))
     wanted = [*METRICS, *single] if intervals is True else asked
     results = [one if isinstance(one, Result) else result_of(one) for one in records]
+    trust = functools.cache(_trust)
     pairs = sorted(
-        (_unranked(group, single) for group in _grouped(results)), key=lambda pair: _order(pair[0], key)
+        (_unranked(group, single, trust) for group in _grouped(results)),
+        key=lambda pair: _order(pair[0], key),
     )
     query.check([row for row, _ in pairs])
     # The seeds of a row have one protocol, and so the same attacks.
@@ -82,7 +87,7 @@ def rows(
         boards.setdefault(row.comparison, []).append((row, members))
     found: list[Row] = []
     for comparison in sorted(boards, key=lambda one: (names[one[0]], *one)):
-        found += _board(boards[comparison], key, query, wanted)
+        found += _board(boards[comparison], key, query, wanted, single, trust)
     for cache in {id(one.cache): one.cache for one in results if one.cache is not None}.values():
         cache.save()
     return found
@@ -96,11 +101,16 @@ def _grouped(results: Iterable[Result]) -> list[list[Result]]:
     return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
-def _unranked(results: list[Result], single: Sequence[str]) -> tuple[Row, list[Result]]:
+def _trust(directory: str) -> Trust:
+    return trust_of(Path(directory)) if directory else "self-reported"
+
+
+def _unranked(
+    results: list[Result], single: Sequence[str], trust: Callable[[str], Trust]
+) -> tuple[Row, list[Result]]:
     """One row of runs that differ in seed only."""
     first, shared = results[0], results[0].conditions
     extra = sorted({name for result in results for name in result.metrics} - set(METRICS))
-    trusted = all(one.directory and trust_of(Path(one.directory)) == "verified" for one in results)
     row = Row(
         rank=None,
         defense=shared.defense,
@@ -124,7 +134,8 @@ def _unranked(results: list[Result], single: Sequence[str]) -> tuple[Row, list[R
             for name in (*METRICS, *extra, *single)
         },
         cost={name: over_seeds([float(result.cost[name]) for result in results]) for name in COSTS},
-        trust="verified" if trusted else "self-reported",
+        worst_case_points=min(first.counts, default=0) or None,
+        trust=max((trust(result.directory) for result in results), key=LEVELS.index),
         directories=tuple(result.directory for result in results),
     )
     return row, results
@@ -134,6 +145,7 @@ def _order(row: Row, key: str) -> tuple[Any, ...]:
     summary = row.metrics[key]
     return (
         row.target_aware,
+        bool(row.refused),
         _SEVERITY[row.verdict],
         summary is None,
         0.0 if summary is None else -sign_of(key) * summary.mean,
@@ -142,15 +154,40 @@ def _order(row: Row, key: str) -> tuple[Any, ...]:
     )
 
 
+def _parted(
+    row: Row, results: list[Result], key: str, single: Sequence[str], trust: Callable[[str], Trust]
+) -> Iterator[tuple[Row, Standing]]:
+    """The row of the runs that may be ranked, and rows of those that may not."""
+    standing = Standing(results)
+    standing.read()
+    refused = refusals(standing, key, trust)
+    if not refused:
+        yield row, standing
+        return
+    out = {place for one in refused for place in one.places}
+    if kept := [result for place, result in enumerate(results) if place not in out]:
+        standing = Standing(kept)
+        standing.read()
+        yield _unranked(kept, single, trust)[0], standing
+    for one in refused:
+        some = [results[place] for place in one.places]
+        yield replace(_unranked(some, single, trust)[0], refused=one.why), Standing(some, note=one.line)
+
+
 def _board(
-    pairs: Sequence[tuple[Row, list[Result]]], key: str, query: Query, wanted: Sequence[str]
+    groups: Sequence[tuple[Row, list[Result]]],
+    key: str,
+    query: Query,
+    wanted: Sequence[str],
+    single: Sequence[str],
+    trust: Callable[[str], Trust],
 ) -> list[Row]:
     """The rows of one comparison group that a query asks for, ranked in the order that they have."""
-    if not any(query.shows(row) for row, _ in pairs):
+    if not any(query.shows(row) for row, _ in groups):
         return []
-    standings = [Standing(results) for _, results in pairs]
-    for standing in standings:
-        standing.read()
+    parts = [pair for row, results in groups for pair in _parted(row, results, key, single, trust)]
+    pairs = sorted(parts, key=lambda pair: _order(pair[0], key))
+    standings = [standing for _, standing in pairs]
     placed = _ranks([row for row, _ in pairs], standings, key)
     ranked = [replace(row, rank=rank, ranked_by=key) for (row, _), rank in zip(pairs, placed, strict=True)]
     chosen = [index for index, row in enumerate(ranked) if query.shows(row) and query.shows_ranked(row)]
@@ -172,7 +209,9 @@ def _ranks(ordered: Sequence[Row], standings: Sequence[Standing], key: str) -> l
             members, scores = [], []
             for index, row in enumerate(ordered):
                 summary = row.metrics[key]
-                if (row.target_aware, row.verdict) == (aware, verdict) and summary is not None:
+                if row.refused or summary is None:
+                    continue
+                if (row.target_aware, row.verdict) == (aware, verdict):
                     members.append(index)
                     scores.append(summary.mean)
             found = tests([standings[index] for index in members], key)

@@ -1,23 +1,29 @@
 """A row of a leaderboard: one defense under one set of conditions, over its seeds."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal
 
 from leaderboards.records.entries import Verdict
 from leaderboards.records.trust import Trust
 from leaderboards.statistics.results import canonical
 from leaderboards.statistics.summary import Summary
 
+Refusal = Literal["", "outcomes", "weights", "refuted"]
+"""Nothing, outcomes that are missing or another run's, weights of another seed, or ``advbench verify``."""
+WORST_CASE: Final = "worst_case_accuracy"
+
 
 @dataclass(frozen=True)
 class Row:
     """One defense under one set of conditions, over its seeds.
 
-    ``rank`` counts from 1 within the row's comparison group (None: invalid, or not measured), by the metric
-    ``ranked_by``; equal ranks are ties. ``verdict`` is the worst of the seeds', ``flags`` the codes of all of
-    them, ``trust`` is ``verified`` where every run is. ``metrics`` and ``cost`` are over seeds; a metric is
-    None when a seed lacks it. ``runs`` holds record ids in the order of ``seeds``, ``directories`` where they
-    are (empty for a record alone). ``note`` says why there is no interval and no test, where there could be.
+    ``rank`` counts from 1 within the row's comparison group (None: invalid, refused, or not measured), by the
+    metric ``ranked_by``; equal ranks are ties. ``verdict`` is the worst of the seeds', ``flags`` the codes of
+    all of them, ``trust`` the least of theirs. ``metrics`` and ``cost`` are over seeds; a metric is None when
+    a seed lacks it. ``worst_case_points`` is the number of test points that the worst case is of: those that
+    all attacks share. ``runs`` holds record ids in the order of ``seeds``, ``directories`` where they are
+    (empty for a record alone). ``refused`` names what is wrong with a row that is listed and never ranked;
+    ``note`` says it in words, or says why there is no interval and no test.
     """
 
     rank: int | None
@@ -39,7 +45,9 @@ class Row:
     runs: tuple[str, ...]
     metrics: dict[str, Summary | None]
     cost: dict[str, Summary | None]
+    worst_case_points: int | None = None
     trust: Trust = "self-reported"
+    refused: Refusal = ""
     note: str = ""
     ranked_by: str = "average_robust_accuracy"
     directories: tuple[str, ...] = field(default=(), repr=False)
@@ -48,3 +56,14 @@ class Row:
     def comparison(self) -> tuple[str, ...]:
         """Rows are comparable when these are equal: data fingerprint, sequence, model, protocol."""
         return (self.fingerprint, canonical(self.sequence), self.model, self.protocol)
+
+    @property
+    def worst_case_note(self) -> str:
+        """What to say beside a worst case; empty where there is none, or nothing says of how many points."""
+        shown = self.metrics.get(WORST_CASE) is not None and self.worst_case_points is not None
+        return f"worst case on {self.worst_case_points:,} points" if shown else ""
+
+    @property
+    def honest(self) -> bool:
+        """Whether the audit found nothing and the row is not refused: the rows that may be the best."""
+        return self.verdict == "ok" and not self.refused

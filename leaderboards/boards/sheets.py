@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from leaderboards.boards.columns import Column, column_of, default_columns, raw, written
 from leaderboards.boards.labels import labels, title_of
-from leaderboards.boards.row import Row
+from leaderboards.boards.row import WORST_CASE, Row
 from leaderboards.boards.values import full_name, split_part
 from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
@@ -159,19 +159,31 @@ def _sheet(rows: list[Row], title: str, names: Sequence[str], compact: bool, *, 
     values = [[raw(row, column, label) for column in columns] for row, label in zip(rows, shown, strict=True)]
     boards = [(row.comparison, row.target_aware) for row in rows]
     rules = frozenset(index for index in range(1, len(rows)) if boards[index] != boards[index - 1])
-    notes = [" → ".join(rows[0].sequence) if alike else "", _notes(rows)]
+    notes = [" → ".join(rows[0].sequence) if alike else "", _worst_case(columns, rows), _notes(rows)]
     caption = "\n".join(map(in_line, filter(None, notes)))
     spare = SPARE if compact and not names else ()
     return Sheet(title, caption, columns, values, _marks(columns, values, rows, boards), rules, spare)
 
 
-def _notes(rows: Sequence[Row]) -> str:
-    """Why some rows have no intervals and no tests."""
-    notes = [row.note for row in rows if row.note and row.directories and all(row.directories)]
-    if not notes:
+def _worst_case(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """On how many points the worst case is, where it is shown: other columns may be of more."""
+    if not any(column.metric == WORST_CASE for column in columns):
         return ""
-    more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
-    return f"no interval, and ranked by its value alone: {notes[0]}{more}"
+    return "; ".join(dict.fromkeys(note for row in rows if (note := row.worst_case_note)))
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    """Why some rows are not ranked, and others have no intervals and no tests."""
+    stored = [row for row in rows if row.note and row.directories and all(row.directories)]
+    lines = []
+    for what, notes in (
+        ("not ranked", [row.note for row in stored if row.refused]),
+        ("no interval, and ranked by its value alone", [row.note for row in stored if not row.refused]),
+    ):
+        if notes:
+            more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
+            lines.append(f"{what}: {notes[0]}{more}")
+    return "\n".join(lines)
 
 
 def _marks(
@@ -186,7 +198,9 @@ def _marks(
     """
     found: dict[tuple[int, int], Mark] = {}
     for board in dict.fromkeys(boards):
-        members = [i for i, row in enumerate(rows) if boards[i] == board and row.verdict == "ok"]
+        members = [
+            i for i, row in enumerate(rows) if boards[i] == board and row.verdict == "ok" and not row.refused
+        ]
         for place, column in enumerate(columns):
             metric = column.name.removesuffix("_mean")
             asked = metric not in LOSSES or metric in {rows[i].ranked_by for i in members}
@@ -224,6 +238,11 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
     )
     places: dict[tuple[str, str], int] = {}
     for index, place in enumerate(zip(lefts, tops, strict=True)):
+        if place in places and (rows[index].refused or rows[places[place]].refused):
+            # Who is not ranked gives way.
+            if rows[places[place]].refused:
+                places[place] = index
+            continue
         if place in places:
             raise RecordError(_crowded(rows[places[place]], rows[index], place, keys))
         places[place] = index
@@ -238,10 +257,16 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
         for line, index in members.items():
             table[line][column] = raw(rows[index], value, named[index])
         boards = {(rows[index].comparison, rows[index].target_aware) for index in members.values()}
-        honest = {line: table[line][column] for line, index in members.items() if rows[index].verdict == "ok"}
+        honest = {line: table[line][column] for line, index in members.items() if rows[index].honest}
         if value.sign and len(boards) == 1 and len(honest) > 1:
             marks |= {(line, column): mark for line, mark in best_two(value, honest).items()}
-    return Sheet(f"{value.heading} by {down.heading} and {across.heading}", "", columns, table, marks)
+    return Sheet(
+        f"{value.heading} by {down.heading} and {across.heading}",
+        _worst_case([value], rows),
+        columns,
+        table,
+        marks,
+    )
 
 
 def _headings(column: Column, values: Sequence[Any]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.boards.cache import find_results
+from leaderboards.boards.cache import find_all_results
 from leaderboards.boards.columns import AUDIT, LABEL, column_of, data_columns
 from leaderboards.boards.labels import audit, labels
 from leaderboards.boards.query import Texts
@@ -119,7 +119,7 @@ def to_csv(rows: Iterable[Row], view: View | None = None) -> str:
 
 def load(
     runs_dir: str | Path,
-    *,
+    *more: str | Path,
     columns: str | Iterable[str] = (),
     group_by: str | None = None,
     pivot: str | None = None,
@@ -132,7 +132,7 @@ def load(
     where: str | Iterable[str] = (),
     rank_by: str = "average",
 ) -> "pd.DataFrame":
-    """The ranked rows of all runs in a directory as a data frame, with the columns of `data`.
+    """The ranked rows of all runs in one or more directories as a data frame, with the columns of `data`.
 
     A record that cannot be read is a warning. The options are those of ``advbench leaderboard``: which
     columns, a key to group by, a pivot ``ROWS,COLUMNS,VALUE``, filters (see `rows`) and the metric to rank
@@ -144,7 +144,7 @@ def load(
     import pandas as pd
 
     view = View.of(columns, group_by, pivot)
-    results, problems = find_results(Path(runs_dir))
+    results, problems = find_all_results(map(Path, (runs_dir, *more)))
     for problem in problems:
         warnings.warn(in_line(problem), stacklevel=2)
     found = rows(

@@ -31,6 +31,7 @@ PLAIN: Final = (
     "trust",
     "ranked_by",
     "note",
+    "worst_case_points",
 )
 PARTS: Final = ("mean", "std", "low", "high")
 COST_PARTS: Final = ("mean", "std")

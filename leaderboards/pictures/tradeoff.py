@@ -8,7 +8,7 @@ from typing import Any, Final
 from matplotlib.axes import Axes
 
 from leaderboards.boards.labels import short_hash
-from leaderboards.boards.row import Row
+from leaderboards.boards.row import WORST_CASE, Row
 from leaderboards.errors import RecordError
 from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.placing import Point, name_marks
@@ -76,7 +76,8 @@ def trade_off(
             words.append(_panel(axes, group, metric, theme))
         for axes in grid[len(groups) :]:
             axes.set_visible(False)
-        _notes(figure, [row for group in groups.values() for row in group])
+        worst = metric == WORST_CASE
+        _notes(figure, [row for group in groups.values() for row in group], worst_case=worst)
         figure.description = f"Clean accuracy and {said} in percent. {' '.join(words)}"
     return figure
 
@@ -118,13 +119,13 @@ def _std(row: Row, metric: str) -> float:
 def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
     """One comparison; returns it in words."""
     points = [(100 * _value(row, "clean_accuracy").mean, 100 * _value(row, metric).mean) for row in group]
-    ranked = [index for index, row in enumerate(group) if row.verdict == "ok" and not row.target_aware]
+    ranked = [index for index, row in enumerate(group) if row.honest and not row.target_aware]
     front = [ranked[index] for index in pareto_front([points[index] for index in ranked])]
     names = labels(group)
     errors = [(_std(row, "clean_accuracy"), _std(row, metric)) for row in group]
     for index, (row, (x, y), (dx, dy)) in enumerate(zip(group, points, errors, strict=True)):
         style = theme.line(index)
-        fill = "none" if row.verdict != "ok" or row.target_aware else style["color"]
+        fill = "none" if not row.honest or row.target_aware else style["color"]
         bars = (dy, dx) if len(row.seeds) > 1 else (None, None)
         axes.errorbar(
             [x],
@@ -167,17 +168,27 @@ def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> list[Point]:
 
 
 def _marked(row: Row, name: str) -> str:
-    signs = [row.verdict] * (row.verdict != "ok") + ["target-aware"] * row.target_aware
+    signs = [row.verdict] * (row.verdict != "ok") + ["not ranked"] * bool(row.refused)
+    signs += ["target-aware"] * row.target_aware
     return f"{name}, {', '.join(signs)}" if signs else name
 
 
-def _notes(figure: Picture, group: Sequence[Row]) -> None:
+def _notes(figure: Picture, group: Sequence[Row], *, worst_case: bool) -> None:
     note(
         figure,
         "dashed: Pareto front of the rows that the audit found ok",
-        "hollow: suspect or target-aware" * any(row.verdict != "ok" or row.target_aware for row in group),
+        _hollow(group),
+        "; ".join(dict.fromkeys(row.worst_case_note for row in group)) if worst_case else "",
         "bars: standard deviation over seeds" * any(len(row.seeds) > 1 for row in group),
     )
+
+
+def _hollow(group: Sequence[Row]) -> str:
+    signs = (
+        ["suspect or target-aware"] if any(row.verdict != "ok" or row.target_aware for row in group) else []
+    )
+    signs += ["not ranked"] if any(row.refused for row in group) else []
+    return f"hollow: {' or '.join(signs)}" if signs else ""
 
 
 def _words(

@@ -22,6 +22,7 @@ from leaderboards.records.layout import (
 from leaderboards.records.limits import weights_fault
 from leaderboards.records.lock import is_held
 from leaderboards.records.manifest import read_manifest
+from leaderboards.records.plausible import implausible
 from leaderboards.records.record import Record
 from leaderboards.records.store import read_outcomes, read_probe_outcomes, read_record
 
@@ -52,7 +53,7 @@ def check_run(run_dir: Path) -> Findings:
             found.problems.append(str(error))
         return _brief(run_dir, found)
     _check_files(run_dir, found)
-    for check in (_manifest, _outcomes, _probes, _weights):
+    for check in (_plausible, _manifest, _outcomes, _probes, _weights):
         try:
             lines = list(check(run_dir, record))
         except RecordError as error:
@@ -102,6 +103,11 @@ def _without_weights(run_dir: Path, found: Findings) -> Findings:
     left = [line for line in found.problems if not line.endswith(".safetensors: missing")]
     without = len(left) < len(found.problems)
     return Findings(left, [*found.notes, *(["without weights"] if without else [])])
+
+
+def _plausible(_: Path, record: Record) -> Iterator[str]:
+    for line in implausible(record):
+        yield f"{RECORD}: {line}"
 
 
 def _manifest(run_dir: Path, record: Record) -> Iterator[str]:

@@ -13,6 +13,7 @@ from leaderboards.records.layout import (
     LOCK,
     LOG,
     RECORD,
+    REFUTED,
     TENSORBOARD,
     VERIFIED,
     files_below,
@@ -21,7 +22,7 @@ from leaderboards.records.layout import (
 from leaderboards.records.limits import read_bounded
 from leaderboards.records.store import write_bytes
 
-NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED})
+NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED, REFUTED})
 """Logs, which grow until the very end, and what does not belong to a finished run or comes after it."""
 CHANGED: Final = "changed since the run was finished (its checksum differs)"
 _LINE: Final = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")

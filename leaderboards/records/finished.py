@@ -4,9 +4,11 @@ from pathlib import Path
 
 from leaderboards.errors import RecordError
 from leaderboards.records.checksums import CHANGED, digest_of, listed_files
-from leaderboards.records.layout import RECORD
+from leaderboards.records.layout import OUTCOMES, RECORD
+from leaderboards.records.plausible import implausible
 from leaderboards.records.record import Record
-from leaderboards.records.store import read_record, run_paths
+from leaderboards.records.store import read_outcomes, read_record, run_paths
+from leaderboards.records.trust import trust_of
 
 
 def read_finished(run_dir: Path) -> tuple[Record, str | None]:
@@ -16,10 +18,13 @@ def read_finished(run_dir: Path) -> tuple[Record, str | None]:
     this, but not ``advbench verify``.
 
     Raises:
-        RecordError: there is no record, or it cannot be read (see `parse_record`).
+        RecordError: there is no record, it cannot be read (see `parse_record`), or it holds numbers that no
+            run can have (see `implausible`).
     """
     path = Path(run_dir) / RECORD
     record = read_record(path)
+    for line in implausible(record):
+        raise RecordError(f"{path}: {line}")
     try:
         expected = listed_files(path.parent).get(RECORD)
     except RecordError as error:
@@ -29,10 +34,11 @@ def read_finished(run_dir: Path) -> tuple[Record, str | None]:
     return record, None
 
 
-def find_records(runs_dir: Path) -> tuple[list[Record], list[str]]:
+def find_records(runs_dir: Path, *, measured: bool = False) -> tuple[list[Record], list[str]]:
     """All readable records ``runs_dir/*/record.json`` in path order, and one line for each damaged one.
 
-    One that can be read, but was changed since, is among both.
+    One that can be read, but was changed since, is among both. With ``measured`` a run without outcomes, and
+    one that a verification refuted, is left out with a line: nothing is to be built on their numbers.
 
     Raises:
         RecordError: there is no such directory.
@@ -47,6 +53,18 @@ def find_records(runs_dir: Path) -> tuple[list[Record], list[str]]:
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 problems.append(str(error))
         else:
+            fault = _unusable(Path(directory)) if measured else ""
+            if fault:
+                problems.append(f"{directory}: not counted: {fault}")
+                continue
             records.append(record)
             problems += [changed] if changed else []
     return records, problems
+
+
+def _unusable(directory: Path) -> str:
+    try:
+        read_outcomes(directory / OUTCOMES)
+    except RecordError as error:
+        return str(error)
+    return "it was refuted by advbench verify" if trust_of(directory) == "refuted" else ""

@@ -11,6 +11,7 @@ from leaderboards.records.lock import is_held
 from leaderboards.records.manifest import Manifest, read_manifest
 from leaderboards.records.record import Record
 from leaderboards.records.store import read_record
+from leaderboards.records.trust import Trust, trust_of
 
 State = Literal["complete", "running", "unfinished", "damaged"]
 EVALUATED: Final = "eval"
@@ -31,6 +32,7 @@ class RunEntry:
         problem: one line, empty where there is none.
         subject: the defense or the evaluated model.
         dataset: the name of the data set.
+        trust: of a finished run, what a verification made of it: see `leaderboards.records.trust`.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class RunEntry:
     problem: str = ""
     subject: str = ""
     dataset: str = ""
+    trust: Trust | None = None
 
 
 def inventory(runs_dir: Path) -> list[RunEntry]:
@@ -162,6 +165,7 @@ def _entry(
         problem=problem,
         subject=str(config.get("defense", "")),
         dataset=str(config.get("dataset", "")),
+        trust=None if record is None else trust_of(path),
     )
 
 

@@ -168,6 +168,15 @@ class Record(Frozen):
         texts = [entry.text for entry in self.attacks if not roles or entry.role in roles]
         return self._columns(texts)
 
+    def worst_case_points(self) -> int | None:
+        """The number of test points that the worst case is of: those that all attacks share.
+
+        None where an attack was not measured after the last stage, or there are no attacks.
+        """
+        last = max((cell.stage for cell in self.cells), default=0)
+        counts = {cell.attack: cell.n for cell in self.cells if cell.stage == last}
+        return min((counts.get(entry.text, 0) for entry in self.attacks), default=0) or None
+
     def clean_column(self) -> NDArray[np.float64]:
         """Clean accuracy after each stage, shape (T+1,), NaN where the cell is missing."""
         column: NDArray[np.float64] = self._columns([CLEAN])[:, 0]

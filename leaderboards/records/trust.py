@@ -1,19 +1,29 @@
-"""Whether a run's numbers were verified where it lies, or are what somebody says."""
+"""How far a run's numbers were verified where it lies, or whether they are what somebody says."""
 
+import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError
 
 from leaderboards.errors import RecordError
 from leaderboards.records.checksums import digest_of
 from leaderboards.records.entries import Frozen, JsonDict
-from leaderboards.records.layout import OUTCOMES, RECORD, STAGES, VERIFIED, WEIGHTS
+from leaderboards.records.layout import OUTCOMES, RECORD, REFUTED, STAGES, VERIFIED, WEIGHTS
 from leaderboards.records.limits import read_bounded
 from leaderboards.records.store import write_json
 
-Trust = Literal["verified", "self-reported"]
+How = Literal["retrained", "re-evaluated"]
+Trust = Literal["retrained", "re-evaluated", "self-reported", "refuted"]
+LEVELS: Final[tuple[Trust, ...]] = get_args(Trust)
+"""From the most that is known of a run to the least.
+
+``retrained``: the run was made again from its record, and gave the same. ``re-evaluated``: its saved weights
+were attacked again; how they were trained nobody looked at. ``self-reported``: nobody looked at anything.
+``refuted``: somebody did, and found other numbers.
+"""
 VERIFIED_SCHEMA: Final = 1
 
 
@@ -27,7 +37,7 @@ class Verified(Frozen):
 
     schema_number: Literal[1] = Field(default=1, alias="schema")
     run: str
-    how: Literal["re-evaluated", "retrained"]
+    how: How
     when: str
     files: dict[str, str]
     sample: JsonDict
@@ -39,21 +49,59 @@ class Verified(Frozen):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def trust_of(run_dir: Path) -> Trust:
-    """``verified`` where a verification confirmed the very files that lie there, else ``self-reported``.
+class Refuted(Frozen):
+    """``refuted.json``: a verification that refuted a run, and the lines that did.
 
-    The mark counts only while record, outcomes and weights are those that it names: none changed, none gone,
+    ``schema_number`` is ``schema`` in JSON and as a constructor argument; ``files`` is that of `Verified`.
+    """
+
+    schema_number: Literal[1] = Field(default=1, alias="schema")
+    run: str
+    when: str
+    files: dict[str, str]
+    faults: list[str]
+    version: str
+
+    def dump(self) -> dict[str, Any]:
+        """The mark as JSON values, under the keys of ``refuted.json``."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+Mark = TypeVar("Mark", Verified, Refuted)
+
+
+def trust_of(run_dir: Path) -> Trust:
+    """What a verification made of the very files that lie there, else ``self-reported``: see `LEVELS`.
+
+    A mark counts only while record, outcomes and weights are those that it names: none changed, none gone,
     none added. It is as good as whoever can write the directory; archives of others bring none with them.
     """
     run_dir = Path(run_dir)
     # First, and cheap: most runs have none, and nothing of them is read.
-    if not (run_dir / VERIFIED).is_file():
+    marks: list[tuple[Trust, Mapping[str, str]]] = []
+    with contextlib.suppress(RecordError):
+        if (run_dir / REFUTED).is_file():
+            marks.append(("refuted", read_refuted(run_dir).files))
+    with contextlib.suppress(RecordError):
+        if (run_dir / VERIFIED).is_file():
+            mark = read_verified(run_dir)
+            marks.append((mark.how, mark.files))
+    if not marks:
         return "self-reported"
     try:
-        mark = read_verified(run_dir)
-        return "verified" if mark.files == digests_of(run_dir) else "self-reported"
+        here = digests_of(run_dir)
     except RecordError:
         return "self-reported"
+    return next((trust for trust, files in marks if files == here), "self-reported")
+
+
+def refutation_of(run_dir: Path) -> str:
+    """The first line that refuted a run whose trust is ``refuted``; empty where that cannot be read."""
+    try:
+        faults = read_refuted(run_dir).faults
+    except RecordError:
+        return ""
+    return faults[0] if faults else ""
 
 
 def digests_of(run_dir: Path) -> dict[str, str]:
@@ -79,29 +127,64 @@ def write_verified(run_dir: Path, mark: Verified) -> Path:
     return path
 
 
+def write_refuted(run_dir: Path, mark: Refuted) -> Path:
+    """Write ``refuted.json`` into a run directory, atomically; returns its path.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    path = Path(run_dir) / REFUTED
+    write_json(path, mark.dump())
+    return path
+
+
 def read_verified(run_dir: Path) -> Verified:
     """Read ``verified.json`` of a run directory.
 
     Raises:
         RecordError: there is none, it is damaged, or its schema is unknown.
     """
-    path = Path(run_dir) / VERIFIED
+    return _read(Path(run_dir) / VERIFIED, Verified)
+
+
+def read_refuted(run_dir: Path) -> Refuted:
+    """Read ``refuted.json`` of a run directory.
+
+    Raises:
+        RecordError: there is none, it is damaged, or its schema is unknown.
+    """
+    return _read(Path(run_dir) / REFUTED, Refuted)
+
+
+def remove_verified(run_dir: Path) -> bool:
+    """Remove the mark of a run that was confirmed; says whether there was one.
+
+    Raises:
+        RecordError: it cannot be removed.
+    """
+    return _remove(Path(run_dir) / VERIFIED)
+
+
+def remove_refuted(run_dir: Path) -> bool:
+    """Remove the mark of a run that was refuted; says whether there was one.
+
+    Raises:
+        RecordError: it cannot be removed.
+    """
+    return _remove(Path(run_dir) / REFUTED)
+
+
+def _read(path: Path, kind: type[Mark]) -> Mark:
     try:
         tree = json.loads(read_bounded(path))
-        return Verified.model_validate(tree)
+        return kind.model_validate(tree)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
     except (ValidationError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: no mark of a verification that this version reads") from error
 
 
-def remove_verified(run_dir: Path) -> bool:
-    """Take the mark away, where there is one; says whether there was.
-
-    Raises:
-        RecordError: it cannot be removed.
-    """
-    path = Path(run_dir) / VERIFIED
+def _remove(path: Path) -> bool:
     try:
         path.unlink()
     except FileNotFoundError:

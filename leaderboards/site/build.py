@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from leaderboards.boards.row import Row
 from leaderboards.printable import printable
-from leaderboards.records.layout import RECORD
+from leaderboards.records.layout import OUTCOMES, RECORD
 from leaderboards.records.record import Record
 from leaderboards.site.index import make_index, title_of
 from leaderboards.site.names import slugs
@@ -113,3 +113,5 @@ def _write_run(place: Path, text: str, source: Source) -> None:
     place.mkdir()
     (place / "index.html").write_text(text, "utf-8")
     (place / RECORD).write_bytes(source.data)
+    if source.outcomes is not None:
+        (place / OUTCOMES).write_bytes(source.outcomes)

@@ -35,7 +35,7 @@ _ORDER: Final = (
 
 
 def trust_of_run(directory: Path | None) -> str:
-    """``verified`` or ``self-reported``, by the mark in a run's directory."""
+    """What is known of a run's numbers, by the mark in its directory: see `LEVELS` of its module."""
     return "self-reported" if directory is None else trust_of(directory)
 
 

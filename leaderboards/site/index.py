@@ -14,7 +14,7 @@ from leaderboards.statistics.under import spoken
 
 SECTIONS: Final = (
     "",
-    "Suspect or invalid: shown, never ranked above an honest row",
+    "Suspect, invalid or refused: shown, never ranked above an honest row",
     "Target-aware: told which attack it faces, ranked apart",
 )
 FILTERS: Final = ("dataset", "defense", "regime", "verdict", "trust")
@@ -35,6 +35,7 @@ class Group:
     lines: list[Line]
     plot: Plot | None
     interval: bool
+    worst_case: str
     ranked_by: str
     tied: bool
 
@@ -122,6 +123,7 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
         plot=trade_off(_points(pairs)),
         ranked_by=spoken(ranked_by(rows)),
         tied=any(rank.endswith("=") for rank in ranks),
+        worst_case="; ".join(dict.fromkeys(note for row in rows if (note := row.worst_case_note))),
         interval=any(interval_of(one) for row in rows for one in row.metrics.values() if one is not None),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from leaderboards.boards.row import Row
+from leaderboards.records.trust import LEVELS
 from leaderboards.site.fields import heading, interval_of, scale_of, shown
 from leaderboards.statistics.keys import sign_of
 from leaderboards.statistics.summary import Summary
@@ -62,7 +63,7 @@ def columns_of(standard: Sequence[str], others: Sequence[str]) -> list[Column]:
         Column("regime", "regime", "", False, True),
         *map(metric, standard),
         Column("verdict", "audit", "", False, True),
-        Column("trust", "trust", "", False, False),
+        Column("trust", "trust", "", False, True),
         Column("seeds", "seeds", "", False, False),
         Column("training_seconds", "training", "s", True, True),
         *map(metric, others),
@@ -75,10 +76,10 @@ def _unit(name: str) -> str:
 
 
 def section_of(row: Row) -> int:
-    """Where a row stands: ranked, suspect or invalid, target-aware."""
+    """The section of a row: ranked, not ranked above an honest one, or target-aware."""
     if row.target_aware:
         return AWARE
-    return OK if row.verdict == "ok" else SUSPECT
+    return OK if row.honest else SUSPECT
 
 
 def rank_texts(rows: Sequence[Row]) -> list[str]:
@@ -104,12 +105,12 @@ def line_of(
 
     seconds = row.cost.get("training_seconds")
     cells = [
-        Cell(rank, key=row.rank),
+        Cell(rank, "not ranked" if row.refused else "", row.rank),
         Cell(row.defense, settings, row.defense.lower()),
         Cell(row.regime, key=row.regime),
         *map(metric, standard),
         Cell(row.verdict, ", ".join(row.flags), ("ok", "suspect", "invalid").index(row.verdict)),
-        Cell(row.trust, key=row.trust),
+        Cell(row.trust, row.note if row.refused else "", LEVELS.index(row.trust)),
         Cell(str(len(row.seeds)), key=len(row.seeds)),
         Cell("–") if seconds is None else Cell(f"{seconds.mean:,.0f}", key=seconds.mean),
         *map(metric, others),

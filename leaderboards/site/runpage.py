@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.boards.row import WORST_CASE
 from leaderboards.records.entries import CLEAN, AttackEntry, Cell, Flag
 from leaderboards.records.record import Record
 from leaderboards.site.command import EVALUATED, Command, from_record, spelled_out
@@ -149,7 +150,10 @@ def _metrics(record: Record) -> list[tuple[str, str]]:
     for name in order:
         value = record.metrics.get(name)
         if value is not None:
-            found.append((name.replace("_", " "), f"{shown(value, name)} {scale_of(name)[2]}".strip()))
+            text = f"{shown(value, name)} {scale_of(name)[2]}".strip()
+            if name == WORST_CASE and (points := record.worst_case_points()):
+                text += f" on {points:,} points"
+            found.append((name.replace("_", " "), text))
     return found
 
 

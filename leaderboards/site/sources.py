@@ -19,12 +19,16 @@ from leaderboards.statistics.results import stated
 
 @dataclass(frozen=True)
 class Source:
-    """A run: record, the bytes of ``record.json``, outcomes (T+1, A, n) if they are at hand, trust."""
+    """A run: record, the bytes of ``record.json``, outcomes (T+1, A, n) if they are at hand, trust.
+
+    ``outcomes`` are the bytes of ``outcomes.npz``, where ``robust`` was read from one.
+    """
 
     record: Record
     data: bytes
     robust: NDArray[np.bool_] | None
     trust: str
+    outcomes: bytes | None = None
 
 
 class Sources:
@@ -49,8 +53,8 @@ class Sources:
         for record in self._by_id.get(name, []):
             if _is_of(record, row, seed):
                 directory = self._place(name)
-                robust = None if directory is None else _outcomes(directory)
-                return Source(record, json_bytes(record.dump()), robust, trust_of_run(directory))
+                robust, stored = (None, None) if directory is None else _outcomes(directory)
+                return Source(record, json_bytes(record.dump()), robust, trust_of_run(directory), stored)
         raise RecordError(f"run {name}: a row names it, but its record is not at hand")
 
     def _place(self, name: str) -> Path | None:
@@ -65,14 +69,16 @@ def _stored(directory: Path) -> Source:
         data = read_bounded(path)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
-    return Source(parse_record(data, str(path)), data, _outcomes(directory), trust_of_run(directory))
+    robust, stored = _outcomes(directory)
+    return Source(parse_record(data, str(path)), data, robust, trust_of_run(directory), stored)
 
 
-def _outcomes(directory: Path) -> NDArray[np.bool_] | None:
+def _outcomes(directory: Path) -> tuple[NDArray[np.bool_] | None, bytes | None]:
+    path = directory / OUTCOMES
     try:
-        return read_outcomes(directory / OUTCOMES)[1]
-    except RecordError:
-        return None
+        return read_outcomes(path)[1], path.read_bytes()
+    except (RecordError, OSError):
+        return None, None
 
 
 def _is_of(record: Record, row: Row, seed: int) -> bool:

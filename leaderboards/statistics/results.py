@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from leaderboards.errors import RecordError
+from leaderboards.records.checksums import listed_files
 from leaderboards.records.entries import Verdict
 from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.record import Record
@@ -58,8 +59,8 @@ class Result:
 
     ``group`` is a hash of ``conditions``. ``attacks``, ``roles``, ``counts`` and ``robust`` are of the
     attacks, in the record's order; ``counts`` are points after the last stage, 0 where that was not measured,
-    and ``robust`` those of them that are right clean and after the attack. ``directory`` is empty where there
-    is only a record.
+    and ``robust`` those of them that are right clean and after the attack. ``weights`` is a digest of the
+    final weights, empty where nothing has one. ``directory`` is empty where there is only a record.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Result:
     roles: list[str]
     counts: list[int]
     robust: list[int]
+    weights: str = ""
     directory: str = ""
     cache: Keeper | None = field(default=None, repr=False, compare=False)
 
@@ -151,6 +153,24 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
         roles=[entry.role for entry in record.attacks],
         counts=[0 if cell is None else cell.n for cell in measured],
         robust=[0 if cell is None else cell.robust for cell in measured],
+        weights=_weights_of(record, Path(directory)) if directory else "",
         directory=str(directory),
         cache=cache,
     )
+
+
+def _weights_of(record: Record, directory: Path) -> str:
+    """What tells the final weights from others: of an evaluated model the record says it.
+
+    Of a run its checksums do, which are kept where the weights are not.
+    """
+    if not record.stages:
+        return ""
+    stage = max(record.stages, key=lambda one: one.index)
+    for key in ("state_sha256", "weights_sha256"):
+        if record.regime == "eval" and isinstance(known := stage.spec.get(key), str):
+            return known
+    try:
+        return listed_files(directory).get(stage.weights, "")
+    except RecordError:
+        return ""
