@@ -202,7 +202,7 @@ def test_run_prints_everything_and_show_prints_it_again(small_run: Run, tmp_path
         assert re.search(rf"│ {row.label} +│ +{row.n} │ .* +{worst} │", out)
     assert f"run        runs/{directory.name}\n" in out
     assert f"show again advbench show runs/{directory.name}\n" in out
-    assert "audit: ok (13 checks)" in out
+    assert "audit: ok (19 checks)" in out
     assert "seen" in out
     assert "unseen" in out
     progress = done.stderr.splitlines()
