@@ -19,9 +19,10 @@ Again = Callable[[Tensor], Tensor]
 def usable(gradient: Tensor, x: Tensor, again: Again | None = None, *, boxed: bool = True) -> Tensor:
     """The gradient (N, C, H, W) in numbers that a step upwards can follow; ordinary rows are unchanged.
 
-    An entry that is NaN becomes 0. An infinite one keeps its sign; its size is that of the slope ``INSIDE``
-    away from ``x``, towards the middle of the box. Where there is no number either, it is as large as the
-    row's largest.
+    A model that clamps its images has no slope at the walls of the box, where most pixels of many images
+    lie: if the entries there are all 0, they are measured inside. An entry that is NaN becomes 0. An infinite
+    one keeps its sign; its size is that of the slope ``INSIDE`` away from ``x``, towards the middle of the
+    box. Where there is no number either, it is as large as the row's largest.
 
     Args:
         gradient: of what is to be raised.
@@ -37,6 +38,8 @@ def measured(
     gradient: Tensor, x: Tensor, again: Again | None = None, *, boxed: bool = True
 ) -> tuple[Tensor, Tensor]:
     """:func:`usable`, and which rows (N,) have lost the size of their slopes, because no number tells it."""
+    if boxed and again is not None:
+        gradient = _off_the_walls(gradient, x, again)
     size = gradient.abs()
     none = gradient.new_zeros(len(gradient), dtype=torch.bool)
     if size.numel() == 0 or bool(size.amax() <= STEEPEST):  # false for NaN
@@ -54,6 +57,15 @@ def measured(
         gradient = torch.where(known, gradient.sign() * inside, gradient)
         steep = steep & ~known
     return _scaled(gradient), steep.flatten(1).any(1)
+
+
+def _off_the_walls(gradient: Tensor, x: Tensor, again: Again) -> Tensor:
+    """The gradient, with that of the points ``INSIDE`` for pixels at 0 or 1, where a whole batch has none."""
+    walls = (x <= 0) | (x >= 1)
+    there = gradient[walls]
+    if not there.numel() or bool(there.any()) or not bool(gradient.any()):
+        return gradient
+    return torch.where(walls, again(x.clamp(INSIDE, 1 - INSIDE)), gradient)
 
 
 def _scaled(gradient: Tensor) -> Tensor:

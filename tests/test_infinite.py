@@ -279,3 +279,24 @@ class TestMaskedClasses:
             losses = defense.fit([(x, torch.arange(12) % 3)], [attack], plan=TrainPlan(epochs=1))
             assert all(value == value for epoch in losses for value in epoch.values())
         assert all(bool(weight.isfinite().all()) for weight in defense.parameters())
+
+
+def test_a_model_that_clamps_its_images_is_attacked_like_one_that_does_not() -> None:
+    """At 0 and 1 torch's clamp passes no gradient, and PGD would stay there; a flat model stays flat."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 10))
+        x = torch.rand(20, 1, 6, 6).mul(3).sub(1).clamp(0, 1)
+    clamping = nn.Sequential(nn.Hardtanh(0.0, 1.0), plain)
+    y = plain(x).argmax(1)
+    found = [input_gradient(model, x, y, cross_entropy)[0] for model in (plain, clamping)]
+    walls = (x == 0) | (x == 1)
+    assert bool(walls.any())
+    torch.testing.assert_close(found[1][~walls], found[0][~walls])
+    assert float((found[1].sign() == found[0].sign()).float().mean()) > 0.99
+    for name in ("fgsm", "pgd", "mim"):
+        attack = pool.get(name, eps=0.1)
+        left = [int((model(attack(model, x, y)).argmax(1) == y).sum()) for model in (plain, clamping)]
+        assert abs(left[0] - left[1]) <= 1
+    flat = usable(torch.zeros_like(x), x, lambda near: torch.ones_like(near))
+    assert not bool(flat.any())

@@ -402,6 +402,7 @@ HONEST: dict[str, Callable[[int], nn.Module]] = {
     "log-probabilities": lambda s: Wrapped(plain(s), after=lambda z: F.log_softmax(z, 1)),
     "shifted-logits": lambda s: Wrapped(robust(s), after=lambda z: z + 1000),
     "normalising": lambda s: trained(lambda: Wrapped(convolutions(), before=lambda x: (x - 0.3) / 0.35), s),
+    "clamping": lambda s: Wrapped(plain(s), before=lambda x: x.clamp(0, 1)),
     "blurring": lambda s: trained(lambda: Wrapped(convolutions(), before=blurred), s),
     "two-together": lambda s: Together(plain(s), robust(s)),
     "bfloat16": lambda s: Wrapped(

@@ -77,11 +77,12 @@ def check_memorised(
 
     The report gets all accuracies, and a fault where the measured points lead by 5 points, or by 2 with a
     quarter of the errors, and p is below 0.01 over the number of comparisons (Fisher's exact test,
-    one-sided). A folder of images may hold
-    test images that are easier than its training images: there only unmeasured test points refute.
+    one-sided). A folder of images may hold test images that are easier than its training images: there only
+    unmeasured test points refute.
 
-    What this cannot see: a model that learnt a few test points only, and one that learnt test and validation
-    points along with the training points. Only training again shows how a model was trained.
+    What this cannot see: a model that learnt a few test points only, a slight gain from learning test points
+    beside all training points, and a model that learnt the validation points too. Only training again shows
+    how a model was trained.
     """
     attack = _cheapest(subject)
     measured, others = _groups(subject)
