@@ -53,6 +53,8 @@ BY_PROBES = (
 BY_TRANSFER = ("transfer-beats-white-box",)
 BY_HELD_OUT = (MEMORISED,)
 CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER, *BY_HELD_OUT)
+NEWEST = "planted-not-found"
+"""A check that the audits of older records did not make."""
 INVALIDATING = ("nan-logits",)
 FROM_OUTCOMES = (
     *(code for code, _ in WEAK),
@@ -120,6 +122,11 @@ def audit(
             "networks": labels if any(labels.values()) else {},
         }
     )
+
+
+def older(audit: Audit) -> bool:
+    """Whether the audit is of a version that made fewer probes and knew fewer signs."""
+    return bool(audit.probes) and NEWEST not in audit.checks
 
 
 def verdict_of(flags: Sequence[Flag]) -> str:

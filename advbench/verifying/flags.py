@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from advbench.audit.comparisons import OVERCLAIMED, Probed
 from advbench.audit.competence import UNTAUGHT
-from advbench.audit.verdict import FROM_OUTCOMES, from_outcomes, verdict_of
+from advbench.audit.verdict import FROM_OUTCOMES, from_outcomes, older, verdict_of
 from advbench.verifying.subject import Subject
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.text import parse_attacks
@@ -50,8 +50,8 @@ def check_audit(subject: Subject) -> Iterator[str]:
     claimed = [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
     # No comparison is made on a model that has learned nothing.
     untaught = any(flag.code in UNTAUGHT for flag in audit.flags)
-    # Records from before audits looked for cliffs do not say by how much a weak suite overclaims.
-    unsaid = {"p"} if "cliff" in audit.checks else {"p", OVERCLAIMED}
+    # An older audit does not say by how much a weak suite overclaims.
+    unsaid = {"p", OVERCLAIMED} if older(audit) else {"p"}
     yield from _flags([] if untaught else from_outcomes(measured, right), claimed, unsaid)
 
 

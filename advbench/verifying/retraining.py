@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from advbench.audit.verdict import older
 from advbench.benchmark import run as run_benchmark
 from advbench.config import RunConfig
 from advbench.environment import undisturbed
@@ -184,7 +185,8 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     codes, codes_again = ({flag.code for flag in one.audit.flags} for one in (record, again))
     if codes != codes_again:
         found = f"audit: flags {_names(codes)} in the record, {_names(codes_again)} here"
-        (report.faults if exact else report.notes).append(found)
+        # Where the record's audit is older, it looked for fewer signs than the one made here.
+        (report.faults if exact and not older(record.audit) else report.notes).append(found)
     if exact and not report.discordant and not all(same):
         report.faults.append("weights: not those that training gives, though every outcome is the same")
     report.complete = exact
