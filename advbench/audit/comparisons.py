@@ -149,7 +149,9 @@ def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
                 than = f"{whose} together, of which {{}} is the best"
                 if flag := compare("weak-suite", one, union, than=than):
                     more = flag.evidence["difference"]
-                    said = {OVERCLAIMED: more} if one.probe and more >= OVERCLAIM else {}
+                    # Which network answers which attack is said of a target-aware defense, and ranked apart.
+                    claimed = one.probe and one.network is None and more >= OVERCLAIM
+                    said = {OVERCLAIMED: more} if claimed else {}
                     found.append(flag.model_copy(update={"evidence": {**flag.evidence, **said}}))
         if found:
             yield max(found, key=lambda flag: float(flag.evidence["difference"]))
