@@ -104,15 +104,17 @@ def _gaps(model: nn.Module, points: Tensor, seed: int, stochastic: bool) -> dict
         if stochastic:
             gaps["company"] = _company(model, points, seed)
             return gaps
-        together = _in_batches(model, points, _judged_together(points), seed)
-        backwards = logits_of(model, points.flip(0), seed).flip(0)
-        gaps["order"] = gap(backwards, logits_of(model, points, seed))
-        gaps["size"] = max(gap(_in_batches(model, points, size, seed), together) for size in PORTIONS)
+        size = _judged_together(points)
+        together = _in_batches(model, points, size, seed)
+        straight, backwards = (_in_turn(model, one, size, seed) for one in (points, points.flip(0)))
+        gaps["order"] = gap(backwards.flip(0), straight)
+        gaps["size"] = max(gap(_in_batches(model, points, other, seed), together) for other in PORTIONS)
         alone = torch.cat(
             [_in_batches(model, points[:ALONE], 1, seed), _in_batches(model, points[-ALONE:], 1, seed)]
         )
         gaps["size"] = max(gaps["size"], gap(alone, torch.cat([together[:ALONE], together[-ALONE:]])))
-        gaps["gradients"] = gap(_with_gradients(model, points, seed), logits_of(model, points, seed))
+        recorded = torch.cat([_with_gradients(model, part, seed) for part in torch.split(points, size)])
+        gaps["gradients"] = gap(recorded, straight)
         gaps["company"] = _company(model, points, seed)
     return gaps
 
@@ -128,6 +130,11 @@ def _in_batches(model: nn.Module, points: Tensor, size: int, seed: int) -> Tenso
     count = len(points)
     filled = points.repeat(-(-size // count) + 1, *[1] * (points.ndim - 1))[: -(-count // size) * size]
     return torch.cat([logits_of(model, part, seed) for part in torch.split(filled, size)])[:count]
+
+
+def _in_turn(model: nn.Module, points: Tensor, size: int, seed: int) -> Tensor:
+    """Logits of the points in batches of at most ``size``."""
+    return torch.cat([logits_of(model, part, seed) for part in torch.split(points, size)])
 
 
 def _company(model: nn.Module, points: Tensor, seed: int) -> float:
@@ -162,16 +169,17 @@ def _history(
     The copy meets crafted points before clean ones, in small batches: a model that repeats its first answer
     near an image then has no clean answer to repeat.
     """
-    if stochastic and gap(logits_of(model, points, seed), logits_of(model, points, seed)) > TOLERANCE:
+    size = PORTIONS[-1] // 2
+    now = _in_turn(model, points, size, seed)
+    if stochastic and gap(_in_turn(model, points, size, seed), now) > TOLERANCE:
         return 0.0  # chance that seeds do not govern
     answers = []
-    parts = [points] if stochastic else torch.split(points, PORTIONS[-1] // 2)
-    for part in parts:
+    for part in torch.split(points, size):
         answer = fresh.logits(network, part, seed)
         if answer is None:
             return 0.0
         answers.append(answer)
-    return gap(torch.cat(answers), logits_of(model, points, seed))
+    return gap(torch.cat(answers), now)
 
 
 def _tolerance(model: nn.Module) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from advbench.evaluate import blocks
 from advbench.stochastic import logits_of
 from attacks_pool.guard import buffers_kept, untouched
 from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
@@ -37,8 +38,8 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
 
     Args:
         model: maps images to logits; must not answer at random.
-        x, y: points (N, C, H, W) and labels (N,) that the model gets right. The whole batch goes through the
-            model at once, as in a search.
+        x, y: points (N, C, H, W) and labels (N,) that the model gets right. They go through the model in the
+            blocks of a search.
         eps: points are moved by noise of up to this size and away from the walls of the box, so that neither
             clean points nor a clamped input hide a slope.
         seed: keys the noise.
@@ -80,6 +81,12 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the margin (N, C, H, W), each point's rival class (N,), its largest logit (N,)."""
+    found = [_of_block(model, x[block], y[block], seed) for block in blocks(x.shape[1:], len(x))]
+    gradients, rivals, sizes = zip(*found, strict=True)
+    return torch.cat(gradients), torch.cat(rivals), torch.cat(sizes)
+
+
+def _of_block(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     with (
         isolated_randomness(key_seed("slope", seed), x.device),
         buffers_kept(model),
@@ -99,5 +106,6 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor
 
 def _margin(model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, seed: int) -> Tensor:
     with buffers_kept(model):
-        logits = logits_of(model, x, key_seed("slope", seed)).double()
+        parts = [x[block] for block in blocks(x.shape[1:], len(x))]
+        logits = torch.cat([logits_of(model, part, key_seed("slope", seed)) for part in parts]).double()
     return (logits.gather(1, y[:, None]) - logits.gather(1, rivals[:, None])).squeeze(1)
