@@ -169,17 +169,18 @@ def _history(
     The copy meets crafted points before clean ones, in small batches: a model that repeats its first answer
     near an image then has no clean answer to repeat.
     """
-    size = PORTIONS[-1] // 2
-    now = _in_turn(model, points, size, seed)
-    if stochastic and gap(_in_turn(model, points, size, seed), now) > TOLERANCE:
+    parts = torch.split(points, PORTIONS[-1] // 2)
+    # The other way round, so that the batch before is never the same.
+    now = [logits_of(model, part, seed) for part in reversed(parts)][::-1]
+    if stochastic and gap(logits_of(model, parts[0], seed), now[0]) > TOLERANCE:
         return 0.0  # chance that seeds do not govern
     answers = []
-    for part in torch.split(points, size):
+    for part in parts:
         answer = fresh.logits(network, part, seed)
         if answer is None:
             return 0.0
         answers.append(answer)
-    return gap(torch.cat(answers), now)
+    return gap(torch.cat(answers), torch.cat(now))
 
 
 def _tolerance(model: nn.Module) -> float:
