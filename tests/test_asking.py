@@ -130,7 +130,7 @@ def test_a_script_of_another_type_behind_a_normalisation(
     body = nn.Sequential(nn.Unflatten(0, (batch, 1)), nn.Flatten(0, 1), plain) if batch else plain
     script = torch.jit.trace(deepcopy(body).bfloat16(), digits.test.x[: batch or 2].bfloat16())
     torch.jit.save(script, tmp_path / "model.pt")
-    source = Source(str(tmp_path / "model.pt"), mean=(0.5,), std=(0.25,))
+    source = Source(str(tmp_path / "model.pt"), mean=(0.5,), std=(0.25,), trust=True)
     x = digits.test.x[:6]
     found = load_foreign(source, digits).model(x)
     assert found.dtype == torch.float32

@@ -29,6 +29,7 @@ from attacks_pool import InputError, pool
 from defenses import TrainingDivergedError
 from leaderboards import (
     Record,
+    RecordError,
     check_run,
     find_results,
     json_bytes,
@@ -349,10 +350,10 @@ def test_one_outcome_of_each_cell(copy: Run) -> None:
 
 
 COUNTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "passes": (lambda tree: tree["cells"][2].update(forwards=10**300), "forwards is 1e+300, more than"),
-    "more digits than a float has": (
-        lambda tree: tree["cost"].update(training_forwards=10**400),
-        "cost: training_forwards is 10^400, more than",
+    "passes": (lambda tree: tree["cells"][2].update(forwards=10**17), "forwards is 1e+17, more than"),
+    "training": (
+        lambda tree: tree["cost"].update(training_forwards=10**18),
+        "cost: training_forwards is 1e+18, more than",
     ),
     "seconds": (lambda tree: tree["cells"][2].update(seconds=1e308), "seconds is 1e+308, more than"),
     "a century": (
@@ -377,6 +378,18 @@ def test_counts_that_no_run_can_have(copy: Run, edit: str) -> None:
         results, (problem,) = find_results(copy.path.parent)
         assert results == []
         assert said in problem
+
+
+@pytest.mark.parametrize("count", [10**300, 10**400])
+def test_counts_that_no_integer_of_64_bits_holds(copy: Run, count: int) -> None:
+    """The record is not read, and the line says which key."""
+    for key, change in (("cells", {"forwards": count}), ("cost", {"training_forwards": count})):
+
+        def edit(tree: dict[str, Any], key: str = key, change: dict[str, int] = change) -> None:
+            (tree[key][2] if key == "cells" else tree[key]).update(change)
+
+        with pytest.raises(RecordError, match=rf"key '{key}.*forwards'"):
+            forge(copy, edit)
 
 
 def test_passes_are_counted_again(copy: Run) -> None:

@@ -52,10 +52,16 @@ class Asking:
             network=network.label,
         )
 
-    def gradients(self, network: Network, right: Tensor) -> Iterator[Flag]:
-        """Whether gradients are true and lead to what is certainly there; ``right`` (n,) are right clean."""
+    def gradients(self, network: Network, met: Sequence[Attack], right: Tensor) -> Iterator[Flag]:
+        """Whether gradients are true and lead to what is certainly there.
+
+        Args:
+            network: what is asked.
+            met: the run's attacks that meet it.
+            right: (n,) points that are right clean.
+        """
         if self.random:
             return
         x, y = self.few.x[right], self.few.y[right]
         yield from slope_flags(network.module, x, y, budget(self.attacks, "linf"), self.key)
-        yield from planted_flags(network.module, x, self.attacks, points=len(self.few), seed=self.key)
+        yield from planted_flags(network.module, x, met, points=len(self.few), seed=self.key)

@@ -128,8 +128,12 @@ def cliff(ladder: Sequence[Probed], eps: float) -> Iterator[Flag]:
         yield flag.model_copy(update={"evidence": {**flag.evidence, **falls}})
 
 
-def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
-    """Norms in which a probe, or an ensemble, leaves far fewer points than all other attacks of the run."""
+def weak_suite(measured: Sequence[Probed], *, alone: bool = True) -> Iterator[Flag]:
+    """Norms in which a probe, or an ensemble, leaves far fewer points than all other attacks of the run.
+
+    Where a network is not ``alone`` it is met by some of the run's attacks only, and overclaims nothing: its
+    row is marked as target-aware, and ranked apart.
+    """
     for norm in sorted({str(one.attack.info.norm) for one in measured if one.attack.info.norm}):
         here = [one for one in measured if one.attack.info.norm == norm]
         strong = [one for one in here if one.probe or one.attack.info.family == "ensemble"]
@@ -149,8 +153,7 @@ def weak_suite(measured: Sequence[Probed]) -> Iterator[Flag]:
                 than = f"{whose} together, of which {{}} is the best"
                 if flag := compare("weak-suite", one, union, than=than):
                     more = flag.evidence["difference"]
-                    # Which network answers which attack is said of a target-aware defense, and ranked apart.
-                    claimed = one.probe and one.network is None and more >= OVERCLAIM
+                    claimed = alone and one.probe and more >= OVERCLAIM
                     said = {OVERCLAIMED: more} if claimed else {}
                     found.append(flag.model_copy(update={"evidence": {**flag.evidence, **said}}))
         if found:

@@ -153,7 +153,8 @@ def probe(
     for network in every:
         flags[network.label] += logit_flags(network.module, data.x, key, place)
         if not untaught:
-            flags[network.label] += asking.gradients(network, right)
+            own = [attack for attack in attacks if labels[attack.text] == network.label]
+            flags[network.label] += asking.gradients(network, own, right)
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
         others = Split(held_out.x[:count].to(place), held_out.y[:count].to(place))

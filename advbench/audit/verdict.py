@@ -110,7 +110,6 @@ def audit(
         flags += from_outcomes(measured, 0 if probes is None else int(probes.clean.sum()))
     if probes is not None and probes.learned:
         flags += _flat(probes, measured)
-        flags += made_again(measured)
     flags += _chance(rows, probes, stochastic)
     return Audit.model_validate(
         {
@@ -230,7 +229,8 @@ def from_outcomes(measured: Sequence[Probed], right: int) -> list[Flag]:
     found: list[Flag] = []
     for network in dict.fromkeys(one.network for one in measured):
         here = [one for one in measured if one.network == network]
-        raised = [*weak_beats_strong(here), *_ladder(here), *_unbounded(here, right), *weak_suite(here)]
+        weak = weak_suite(here, alone=_networks(measured) == 1)
+        raised = [*weak_beats_strong(here), *_ladder(here), *_unbounded(here, right), *weak]
         found += [found_on(flag, network, _networks(measured)) for flag in raised]
     return found
 
@@ -241,10 +241,10 @@ def _networks(measured: Sequence[Probed]) -> int:
 
 
 def _flat(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
-    """``zero-gradient`` on each network that attacks met."""
+    """``zero-gradient``, and attacks that did less before, on each network that attacks met."""
     for network in dict.fromkeys(one.network for one in measured):
         here = [one for one in measured if one.network == network]
-        for flag in _zero_gradient(probes.gradients[network], here):
+        for flag in (*_zero_gradient(probes.gradients[network], here), *made_again(here)):
             yield found_on(flag, network, _networks(measured))
 
 
