@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -255,9 +256,11 @@ def test_what_counts_as_learned() -> None:
 def test_points_held_out_are_no_test_points_and_as_many_as_there_are(digits: DataSet) -> None:
     """144 to validate, filled up to 200 from training."""
     found = held_out(digits)
+    assert found is not None
     assert len(found) == 200
     assert torch.equal(found.x[:144], digits.validation.x)
     assert torch.equal(found.y[144:], digits.train.y[:56])
+    assert held_out(replace(digits, name="folder:photos")) is None
 
 
 def outcomes(right: int, total: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import fisher_exact
 
 from advbench.audit.comparisons import LARGEST_P, LEAST_DIFFERENCE
+from advbench.audit.memorisation import CODE
 from advbench.data import Split
 from advbench.data.registry import FOLDER
 from advbench.evaluate import evaluate
@@ -20,7 +21,6 @@ from attacks_pool import Attack
 from attacks_pool.randomness import keyed_generator
 from leaderboards import CLEAN
 
-CODE = "better-on-measured-points"
 MOST_POINTS, MOST_ATTACKED = 2000, 500
 """Points of each group, drawn anew by each verification: clean, and under an attack."""
 LEAST_NEAR_ALL = 0.02
