@@ -9,6 +9,8 @@ from attacks_pool import Attack, pool
 STEPS, BRIEF_STEPS = 40, 15
 """Steps of a gradient probe; the fewer ones where each step takes many draws."""
 QUERIES, BRIEF_QUERIES = 300, 60
+LABELS = 150
+"""Queries of the probe that sees predicted labels alone."""
 DRAWS = 20
 """Draws of the noise probe."""
 PGD = {"linf": "pgd", "l2": "pgd-l2"}
@@ -40,7 +42,7 @@ def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
     if not brief:
         found.append(pool.get("apgd", eps=eps, steps=steps, loss="margin"))
     found.append(pool.get("square", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
-    found.append(pool.get("rays", eps=eps, steps=BRIEF_QUERIES if brief else QUERIES))
+    found.append(pool.get("rays", eps=eps, steps=BRIEF_QUERIES if brief else LABELS))
     found.append(pool.get("gaussian-noise", eps=eps, restarts=DRAWS))
     if other := budget(attacks, "l2"):
         rungs = [other] if brief else [_near(other, -NEAR), other, _near(other, NEAR)]
@@ -82,8 +84,8 @@ def reference(attacks: Sequence[Attack]) -> Attack:
 
 
 def ladder(eps: float) -> list[float]:
-    """Half of eps, eps and 5 % to either side of it, twice eps, and the whole box."""
-    rungs = (eps / 2, _near(eps, -NEAR), eps, _near(eps, NEAR), 2 * eps)
+    """Half of eps, eps and 5 % to either side of it, and the whole box."""
+    rungs = (eps / 2, _near(eps, -NEAR), eps, _near(eps, NEAR))
     return sorted({rung for rung in rungs if rung < 1} | {1.0})
 
 

@@ -56,12 +56,13 @@ WEAK: Sequence[tuple[str, Callable[[Probed], bool]]] = (
 )
 
 
-def weak_beats_strong(measured: Sequence[Probed]) -> Iterator[Flag]:
+def weak_beats_strong(measured: Sequence[Probed], *, together: bool = True) -> Iterator[Flag]:
     """Weak attacks that fool more points than the best iterative one of the same norm.
 
     A run's own attack is compared with the run's own of no smaller budget, a probe, or an attack without such
     a rival, with all of its very budget. Where a probe of that budget then does as well as the run's weak
-    attack, gradients are sound and the run's own search was poor: ``weak-suite``.
+    attack, gradients are sound and the run's own search was poor: ``weak-suite``. A weak probe must beat all
+    of its rivals ``together``: each of several sound searches misses a few points that another finds.
     """
     for code, is_weak in WEAK:
         for weak in filter(is_weak, measured):
@@ -69,7 +70,12 @@ def weak_beats_strong(measured: Sequence[Probed]) -> Iterator[Flag]:
             own = [one for one in rivals if not one.probe and one.attack.eps >= weak.attack.eps]
             equal = [one for one in rivals if math.isclose(one.attack.eps, weak.attack.eps, rel_tol=1e-6)]
             among = own if own and not weak.probe else equal
-            flag = compare(code, weak, _best(among, weak), than="{}, which is stronger") if among else None
+            if not among:
+                continue
+            strong, than = _best(among, weak), "{}, which is stronger"
+            if together and weak.probe and len(among) > 1:
+                strong, than = _union(among, strong), "all gradient attacks together, of which {} is the best"
+            flag = compare(code, weak, strong, than=than)
             if flag is None:
                 continue
             probes = [one for one in equal if one.probe]
@@ -86,6 +92,13 @@ def _same_norm(one: Probed, other: Probed) -> bool:
 def _best(rivals: Sequence[Probed], weak: Probed) -> Probed:
     """The rival that leaves the smallest share of the points that both saw."""
     return min(rivals, key=lambda one: _share(one, min(one.points, weak.points)))
+
+
+def _union(rivals: Sequence[Probed], best: Probed) -> Probed:
+    """What survives all of the rivals, on the points that they all saw, under the name of the best."""
+    points = min(one.points for one in rivals)
+    left = np.asarray(np.stack([one.robust[:points] for one in rivals]).all(0))
+    return Probed(best.attack, left, points, best.access, network=best.network)
 
 
 def _lead(weak: Probed, strong: Probed) -> float:
@@ -145,10 +158,7 @@ def weak_suite(measured: Sequence[Probed], *, alone: bool = True) -> Iterator[Fl
                 if other not in strong and not other.probe and other.attack.eps >= one.attack.eps
             ]
             if own:
-                points = min(one.points, *(other.points for other in own))
-                together = np.asarray(np.stack([other.robust[:points] for other in own]).all(0))
-                best = min(own, key=lambda other: _share(other, points))
-                union = Probed(best.attack, together, points, "white-box")
+                union = _union(own, min(own, key=lambda other: _share(other, other.points)))
                 whose = "all of the run's own" if one.probe else "all other attacks of the run"
                 than = f"{whose} together, of which {{}} is the best"
                 if flag := compare("weak-suite", one, union, than=than):
