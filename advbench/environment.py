@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,26 @@ def choose_device(text: str) -> torch.device:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """As :func:`ordinary_mode`, and no autocast inside; also a decorator."""
+    """As :func:`ordinary_mode`, and no autocast of the caller's inside; also a decorator.
+
+    It switches flags and enters no autocast of its own: torch forgets the weights that an autocast has
+    rounded when the outermost one ends, and training inside would go on with the rounded weights of its first
+    step. Inside an autocast of the caller's nothing rounded is kept, for the same reason.
+    """
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    with ordinary_mode(), ExitStack() as stack:
+    enabled, kept = [torch.is_autocast_enabled(kind) for kind in kinds], torch.is_autocast_cache_enabled()
+    nested = torch.autocast_increment_nesting() > 1
+    torch.autocast_decrement_nesting()
+    try:
         for kind in kinds:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+            torch.set_autocast_enabled(kind, False)
+        torch.set_autocast_cache_enabled(kept and not nested)
+        with ordinary_mode():
+            yield
+    finally:
+        for kind, before in zip(kinds, enabled, strict=True):
+            torch.set_autocast_enabled(kind, before)
+        torch.set_autocast_cache_enabled(kept)
 
 
 @contextmanager

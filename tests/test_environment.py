@@ -8,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from advbench.environment import undisturbed
 
 FAULTS = """
 import resource, torch
@@ -46,3 +49,21 @@ def test_freed_memory_is_used_again(own: dict[str, str]) -> None:
     assert kept == str(not own)
     # 50 times two of 1,024 pages otherwise.
     assert (int(faults) < 1000) is not bool(own)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_nothing_rounded_outlives_an_autocast_inside(outside: bool) -> None:
+    """A weight that has moved since the last autocast is rounded anew, also within one of the caller's."""
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    x = torch.ones(1, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+        with undisturbed():
+            assert not torch.is_autocast_enabled("cpu")
+            for value in (1.0, 2.0, 3.0):
+                with torch.no_grad():
+                    weight.fill_(value)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    found = torch.nn.functional.linear(x, weight)
+                assert found.detach().float().unique().tolist() == [4 * value]
+        assert torch.is_autocast_enabled("cpu") is outside
+    assert torch.is_autocast_cache_enabled()

@@ -213,6 +213,32 @@ class Remembering(nn.Module):
         return torch.where(near[:, None], said[first] + 0 * logits, logits)
 
 
+class Sharing(nn.Module):
+    """Remembers where every process sees it; a copy shares the memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.images = torch.full((2000, 64), 9.0).share_memory_()
+        self.said, self.count = torch.zeros(2000, 10).share_memory_(), torch.zeros(1).share_memory_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        logits, flat, known = self.model(x), x.detach().flatten(1), int(self.count)
+        distance, first = (flat[:, None] - self.images[: max(known, 1)]).abs().amax(2).min(1)
+        near = distance < 1.6 * EPS
+        # Only images as the data set has them are worth remembering.
+        clean = ((16 * flat).round() == 16 * flat).all(1) & ~near
+        some = flat[clean][: 2000 - known]
+        self.images[known : known + len(some)] = some
+        self.said[known : known + len(some)] = logits.detach()[clean][: len(some)]
+        self.count += len(some)
+        return torch.where(near[:, None], self.said[first] + 0.05 * logits, logits)
+
+    def __deepcopy__(self, _memo: object) -> Sharing:
+        return self
+
+
 GLOBAL: dict[str, Tensor] = {}
 """A memory outside any module, which no copy of one leaves behind."""
 
@@ -300,6 +326,7 @@ CHEATS = {
     "remembering": Cheat(lambda s: Remembering(plain(s), {})),
     "remembering-robust": Cheat(lambda s: Remembering(robust(s), {}), robust),
     "remembering-elsewhere": Cheat(lambda s: Remembering(plain(s), GLOBAL)),
+    "remembering-everywhere": Cheat(lambda s: Sharing(plain(s))),
     "warming-up": Cheat(lambda s: WarmingUp(Crooked(plain(s), lambda g: -g), plain(s))),
     "warming-up-quantised": Cheat(lambda s: WarmingUp(Wrapped(plain(s), quantised), plain(s))),
     "two-faced": Cheat(lambda s: TwoFaced(untrained(s), plain(s))),

@@ -62,7 +62,8 @@ def weak_beats_strong(measured: Sequence[Probed], *, together: bool = True) -> I
     A run's own attack is compared with the run's own of no smaller budget, a probe, or an attack without such
     a rival, with all of its very budget. Where a probe of that budget then does as well as the run's weak
     attack, gradients are sound and the run's own search was poor: ``weak-suite``. A weak probe must beat all
-    of its rivals ``together``: each of several sound searches misses a few points that another finds.
+    of its rivals ``together``: each of several sound searches misses a few points that another finds. Where
+    no attack of the run follows gradients, a blind probe is no fault of what its other attacks left.
     """
     for code, is_weak in WEAK:
         for weak in filter(is_weak, measured):
@@ -70,7 +71,7 @@ def weak_beats_strong(measured: Sequence[Probed], *, together: bool = True) -> I
             own = [one for one in rivals if not one.probe and one.attack.eps >= weak.attack.eps]
             equal = [one for one in rivals if math.isclose(one.attack.eps, weak.attack.eps, rel_tol=1e-6)]
             among = own if own and not weak.probe else equal
-            if not among:
+            if not among or (together and not own and _is_known(weak, measured)):
                 continue
             strong, than = _best(among, weak), "{}, which is stronger"
             if together and weak.probe and len(among) > 1:
@@ -92,6 +93,16 @@ def _same_norm(one: Probed, other: Probed) -> bool:
 def _best(rivals: Sequence[Probed], weak: Probed) -> Probed:
     """The rival that leaves the smallest share of the points that both saw."""
     return min(rivals, key=lambda one: _share(one, min(one.points, weak.points)))
+
+
+def _is_known(weak: Probed, measured: Sequence[Probed]) -> bool:
+    """Whether the run's own attacks of no smaller budget together leave about as few points as ``weak``."""
+    own = [
+        one
+        for one in measured
+        if not one.probe and _same_norm(one, weak) and one.attack.eps >= weak.attack.eps
+    ]
+    return bool(own) and _lead(weak, _union(own, _best(own, weak))) < LEAST_DIFFERENCE
 
 
 def _union(rivals: Sequence[Probed], best: Probed) -> Probed:
@@ -162,9 +173,9 @@ def weak_suite(measured: Sequence[Probed], *, alone: bool = True) -> Iterator[Fl
                 whose = "all of the run's own" if one.probe else "all other attacks of the run"
                 than = f"{whose} together, of which {{}} is the best"
                 if flag := compare("weak-suite", one, union, than=than):
-                    more = flag.evidence["difference"]
-                    claimed = alone and one.probe and more >= OVERCLAIM
-                    said = {OVERCLAIMED: more} if claimed else {}
+                    probes = [other for other in strong if other.probe and other.attack.eps == one.attack.eps]
+                    more = _lead(_union(probes, one), union) if one.probe else 0.0
+                    said = {OVERCLAIMED: round(more, 4)} if alone and more >= OVERCLAIM else {}
                     found.append(flag.model_copy(update={"evidence": {**flag.evidence, **said}}))
         if found:
             yield max(found, key=lambda flag: float(flag.evidence["difference"]))

@@ -8,14 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
+from torch import nn
 
 from advbench.data import DataSet, Split
 from advbench.data.registry import FOLDER
+from advbench.stochastic import logits_of
 from attacks_pool import Attack
+from attacks_pool.randomness import keyed_generator
 from leaderboards import Flag
 
 WANTED = 200
 """Points held out, if the data set has them."""
+CRAFTED = 100
+"""Points on either side that are crafted on another model."""
 LEAST_POINTS = 50
 """Fewest points on either side that are compared."""
 LEAST_DIFFERENCE, LARGEST_P = 0.1, 0.001
@@ -38,6 +43,31 @@ def held_out(data: DataSet) -> Split | None:
     return Split(torch.cat([validation.x, train.x[:missing]]), torch.cat([validation.y, train.y[:missing]]))
 
 
+def unseen_flags(
+    model: nn.Module, surrogate: nn.Module, measured: Split, others: Split, attack: Attack, seed: int
+) -> Iterator[Flag]:
+    """``better-on-measured-points``, by points that were crafted on another model.
+
+    The model is asked about points near images held out before it is asked about those images. One that
+    repeats an earlier answer near an image, wherever it keeps that answer, has none to repeat.
+
+    Args:
+        model: maps images to logits.
+        surrogate: what points are crafted on.
+        measured: test points, which the model has been asked about.
+        others: points held out, which it has not.
+        attack: the search on the surrogate.
+        seed: keys every draw.
+    """
+    count = min(len(measured), len(others), CRAFTED)
+    right = []
+    for number, split in enumerate((others, measured)):
+        x, y = split.x[:count], split.y[:count]
+        crafted = attack(surrogate, x, y, generator=keyed_generator("unseen", seed, number))
+        right.append((logits_of(model, crafted, seed).argmax(1) == y).cpu().numpy())
+    yield from _compared("under points crafted on another model", attack.text, right[1], right[0])
+
+
 def memorisation_flags(
     clean: Bools, robust: Bools, clean_there: Bools, robust_there: Bools, attack: Attack
 ) -> Iterator[Flag]:
@@ -52,29 +82,35 @@ def memorisation_flags(
         clean_there, robust_there: (m,) the same of points held out.
         attack: the probe.
     """
-    if min(len(clean), len(clean_there)) < LEAST_POINTS:
-        return
-    sides = (("clean", clean, clean_there), (f"under {attack.name}", robust[: len(clean)], robust_there))
-    for words, here, there in sides:
-        counts = [
-            [int(here.sum()), len(here) - int(here.sum())],
-            [int(there.sum()), len(there) - int(there.sum())],
-        ]
-        difference = float(here.mean() - there.mean())
-        p = float(fisher_exact(counts, alternative="greater").pvalue)
-        if difference >= LEAST_DIFFERENCE and p < LARGEST_P:
-            yield Flag(
-                code=CODE,
-                message=(
-                    f"{words}, {100 * here.mean():.1f} % of the measured points are right and "
-                    f"{100 * there.mean():.1f} % of others: the model may know the measured points by heart"
-                ),
-                evidence={
-                    "attack": attack.text if words != "clean" else "clean",
-                    "measured": counts[0],
-                    "held_out": counts[1],
-                    "difference": difference,
-                    "p": p,
-                },
-            )
+    sides = (
+        ("clean", "clean", clean, clean_there),
+        (f"under {attack.name}", attack.text, robust[: len(clean)], robust_there),
+    )
+    for words, text, here, there in sides:
+        if found := list(_compared(words, text, here, there)):
+            yield found[0]
             return
+
+
+def _compared(words: str, text: str, here: Bools, there: Bools) -> Iterator[Flag]:
+    """The flag, where measured points are right more often than others; ``words`` say when."""
+    if min(len(here), len(there)) < LEAST_POINTS:
+        return
+    counts = [[int(side.sum()), len(side) - int(side.sum())] for side in (here, there)]
+    difference = float(here.mean() - there.mean())
+    p = float(fisher_exact(counts, alternative="greater").pvalue)
+    if difference >= LEAST_DIFFERENCE and p < LARGEST_P:
+        yield Flag(
+            code=CODE,
+            message=(
+                f"{words}, {100 * here.mean():.1f} % of the measured points are right and "
+                f"{100 * there.mean():.1f} % of others: the model may know the measured points by heart"
+            ),
+            evidence={
+                "attack": text,
+                "measured": counts[0],
+                "held_out": counts[1],
+                "difference": difference,
+                "p": p,
+            },
+        )

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from advbench.audit.asking import Asking
-from advbench.audit.battery import battery, budget, reference, transfers
+from advbench.audit.battery import battery, budget, reference, searched, transfers
 from advbench.audit.behaviour import Gradients, gradients, logit_flags
 from advbench.audit.comparisons import Probed
 from advbench.audit.competence import competence_flags
 from advbench.audit.fresh import Fresh
-from advbench.audit.memorisation import memorisation_flags
+from advbench.audit.memorisation import memorisation_flags, unseen_flags
 from advbench.audit.networks import Network, found_on, networks
 from advbench.data import Split
 from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
@@ -158,7 +158,12 @@ def probe(
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
         others = Split(held_out.x[:count].to(place), held_out.y[:count].to(place))
-        memorised = list(_memorised(measure, met[0], rows[0], made[0], others, reference(attacks)))
+        # First of all: nothing near these points has been asked before.
+        memorised, short = [], searched(attacks)
+        if surrogate is not None:
+            memorised += unseen_flags(view(None), surrogate, few, others, short, key)
+        if not memorised:
+            memorised += _memorised(measure, met[0], rows[0], made[0], others, reference(attacks))
     eps = budget(attacks, "linf")
     return Probes(
         points=count,

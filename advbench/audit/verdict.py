@@ -219,18 +219,20 @@ def _chance(rows: Sequence[Row], probes: Probes | None, stochastic: bool) -> Ite
     yield Flag(code="stochastic", message=message, evidence=evidence)
 
 
-def from_outcomes(measured: Sequence[Probed], right: int) -> list[Flag]:
+def from_outcomes(measured: Sequence[Probed], right: int, *, older: bool = False) -> list[Flag]:
     """The flags that follow from outcomes alone, with the codes :data:`FROM_OUTCOMES`, network by network.
 
     Args:
         measured: the run's own attacks on the final model, then the probes.
         right: how many of the points that probes attacked are right clean.
+        older: as an older audit compared: see `older`.
     """
     found: list[Flag] = []
     for network in dict.fromkeys(one.network for one in measured):
         here = [one for one in measured if one.network == network]
         weak = weak_suite(here, alone=_networks(measured) == 1)
-        raised = [*weak_beats_strong(here), *_ladder(here), *_unbounded(here, right), *weak]
+        beaten = weak_beats_strong(here, together=not older)
+        raised = [*beaten, *_ladder(here), *_unbounded(here, right), *weak]
         found += [found_on(flag, network, _networks(measured)) for flag in raised]
     return found
 

@@ -52,7 +52,8 @@ def check_audit(subject: Subject) -> Iterator[str]:
     untaught = any(flag.code in UNTAUGHT for flag in audit.flags)
     # An older audit does not say by how much a weak suite overclaims.
     unsaid = {"p", OVERCLAIMED} if older(audit) else {"p"}
-    yield from _flags([] if untaught else from_outcomes(measured, right), claimed, unsaid)
+    found = [] if untaught else from_outcomes(measured, right, older=older(audit))
+    yield from _flags(found, claimed, unsaid)
 
 
 def _flags(found: list[Flag], claimed: list[Flag], unsaid: set[str]) -> Iterator[str]:
