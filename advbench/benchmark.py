@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from advbench.config import Options, RunConfig, explain
+from advbench.config import Options, RunConfig, attack_texts, explain
 from advbench.environment import reproducible, undisturbed
 from advbench.events import Event, JsonLog, Listener, TensorBoardLog, check_tensorboard, tell
 from advbench.failures import failing, resume_command
@@ -20,6 +20,7 @@ from advbench.preparing import Prepared, imports_code, prepare
 from advbench.saved import Run, load_run
 from advbench.timeouts import check_timeout
 from attacks_pool import InputError
+from attacks_pool.metadata import whole_number
 from leaderboards import Manifest, find_complete
 from leaderboards.records.layout import LOG
 
@@ -73,6 +74,7 @@ def run(
         RunFailedError: anything else that went wrong on the way; what was finished is kept.
     """
     check_timeout(attack_timeout)
+    sample_seed = None if sample_seed is None else whole_number("sample_seed", sample_seed)
     if tensorboard:
         check_tensorboard()
     named = None if resume is None or isinstance(resume, bool) else Path(resume).expanduser()
@@ -81,7 +83,7 @@ def run(
         refuse_options({key for key, value in {**options, **given}.items() if value is not None})
         prepared = _prepared_again(named, trust)
     else:
-        asked = {"defense": defense, "sequence": _text(sequence), **options}
+        asked = {"defense": defense, "sequence": attack_texts("sequence", sequence), **options}
         chosen = {key: value for key, value in asked.items() if value is not None}
         prepared = prepare(chosen, sample_seed=sample_seed, surrogate=surrogate)
         if reuse and resume is not False and Path(runs_dir).is_dir():
@@ -105,10 +107,6 @@ def refuse_options(given: set[str]) -> None:
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
         raise InputError(f"{names}: a run to resume has its options in its manifest, give none")
-
-
-def _text(sequence: str | Sequence[str] | None) -> str | list[str] | None:
-    return sequence if sequence is None or isinstance(sequence, str) else list(sequence)
 
 
 def _go(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import parse_number
 from attacks_pool.text import attack_name, parse_attacks
-from defenses.plan import TrainPlan
+from defenses.plan import MOST_EPOCHS, TrainPlan
 
 MOST_THREADS = 1024
 """torch crashes when it is asked for millions."""
@@ -37,7 +38,7 @@ class Options(BaseModel):
     dataset: str = "digits"
     data_dir: str | None = None
     model: str | None = None
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
     unseen: str | list[str] = "auto"
     eval: str | list[str] = "none"
     points: int | str | dict[str, int] | None = None
@@ -52,6 +53,16 @@ class Options(BaseModel):
     pretrain: dict[str, Any] = Field(default_factory=dict)
     training: list[str] | None = None
     target_aware: bool | None = None
+
+    @field_validator("epochs", "points", "seed", "threads", mode="before")
+    @classmethod
+    def _whole(cls, given: object) -> object:
+        """NumPy's integers as plain ones, also those of a mapping; True is no number."""
+        if isinstance(given, Mapping):
+            return {key: cls._whole(value) for key, value in given.items()}
+        if isinstance(given, bool):
+            raise ValueError("Input should be a whole number")
+        return int(given) if isinstance(given, Integral) else given
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -256,3 +267,18 @@ def _rescale_warmup(merged: dict[str, Any], given: Mapping[str, Any]) -> None:
 def as_text(attacks: str | Sequence[str]) -> str:
     """One attack text from a list of them."""
     return attacks if isinstance(attacks, str) else ",".join(attacks)
+
+
+def attack_texts(key: str, given: object) -> str | list[str] | None:
+    """Attacks as a caller gives them: one text, or a list of texts; None where there are none.
+
+    Raises:
+        InputError: anything else.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    if not isinstance(given, Sequence) or any(not isinstance(text, str) for text in given):
+        raise InputError(
+            f"{key}={reprlib.repr(given)} must be a text such as fgsm,pgd:steps=50, or a list of them"
+        )
+    return list(given)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from advbench.config import MOST_THREADS
+from advbench.config import MOST_THREADS, attack_texts
 from advbench.environment import reproducible, undisturbed
 from advbench.evaljob import evaluate_job
 from advbench.evalpreparing import prepare_job
@@ -19,6 +19,7 @@ from advbench.shares import MOST_WORKERS, share
 from advbench.sweep.on_ray import check_address, load_ray
 from advbench.timeouts import check_timeout
 from attacks_pool import InputError
+from attacks_pool.metadata import whole_number
 
 
 @undisturbed()
@@ -91,6 +92,9 @@ def evaluate_model(
         RunFailedError: anything that went wrong on the way; what was finished is kept.
     """
     check_timeout(attack_timeout)
+    seed = whole_number("seed", seed)
+    threads = None if threads is None else whole_number("threads", threads)
+    workers = None if workers is None else whole_number("workers", workers)
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise InputError(f"threads={threads} is out of range: it must be from 1 to {MOST_THREADS}")
     if not 0 <= seed < 2**63:
@@ -105,7 +109,7 @@ def evaluate_model(
     asked: dict[str, Any] = {
         "model": model,
         "dataset": dataset,
-        "attacks": attacks if attacks is None or isinstance(attacks, str) else list(attacks),
+        "attacks": attack_texts("attacks", attacks),
         "preset": preset,
         "name": name,
         "points": points,

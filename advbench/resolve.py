@@ -14,11 +14,13 @@ from advbench.plans import PLANS, PRETRAIN_EPOCHS, WARMUPS
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.attack import check_task
 from attacks_pool.errors import unknown
-from attacks_pool.metadata import Value, parse_number
+from attacks_pool.metadata import Value, parse_number, whole_number
 from attacks_pool.text import parse_attacks
 from defenses import TrainPlan, registry
 from defenses.parameters import parameters_of, parse_parameters
 
+Parsed = list[tuple[str, dict[str, Value]]]
+"""Names of attacks, each with its knobs."""
 DEFAULT_UNSEEN = ("apgd", "pgd-l2", "square")
 """Kept out of training unless the sequence names them: an adaptive attack, another norm, a black box."""
 
@@ -68,10 +70,16 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
 
 
 def bound_attacks(config: RunConfig) -> dict[str, list[Attack]]:
-    """The attacks of a resolved configuration by role: ``seen`` (in order), ``unseen``, ``eval``."""
+    """The attacks of a resolved configuration by role: ``seen`` (in order), ``unseen``, ``eval``.
+
+    Raises:
+        InputError: attacks that are not here, or other ones in ``training`` than in ``sequence``.
+    """
+    sequence, training = parsed(config.sequence), parsed(config.training)
+    _check_training(sequence, training)
     seen = [
-        pool.bind(name, knobs, training=training)
-        for (name, knobs), (_, training) in zip(parsed(config.sequence), parsed(config.training), strict=True)
+        pool.bind(name, knobs, training=trained)
+        for (name, knobs), (_, trained) in zip(sequence, training, strict=True)
     ]
     roles = {"unseen": config.unseen, "eval": config.eval}
     others = {
@@ -85,7 +93,7 @@ def points_of(config: RunConfig, attack: Attack, available: int) -> int:
     return min(config.points.get(attack.name, config.points.get("default", available)), available)
 
 
-def parsed(texts: list[str]) -> list[tuple[str, dict[str, Value]]]:
+def parsed(texts: list[str]) -> Parsed:
     """Name and knobs of each text of one attack."""
     return [parse_attacks(text)[0] for text in texts]
 
@@ -97,12 +105,16 @@ def _sequence(options: Options, data: DataSet, seed: int) -> list[Attack]:
         return pool.sequence(text, budget=data.budget, training=knobs, seed=seed, images=data.image_shape)
     seen = parse_attacks(text)
     training = parsed(options.training)
-    if [name for name, _ in seen] != [name for name, _ in training]:
-        raise InputError("training: must name the attacks of the sequence, in its order")
+    _check_training(seen, training)
     return [
         pool.bind(name, evaluation, budget=data.budget, training=knobs)
         for (name, evaluation), (_, knobs) in zip(seen, training, strict=True)
     ]
+
+
+def _check_training(sequence: Parsed, training: Parsed) -> None:
+    if [name for name, _ in sequence] != [name for name, _ in training]:
+        raise InputError("training: must name the attacks of the sequence, in its order")
 
 
 def _others(options: Options, budget: str, sequence: list[Attack]) -> tuple[list[Attack], list[Attack]]:
@@ -208,35 +220,52 @@ def _model(text: str) -> str:
     return text
 
 
-def parse_points(
-    given: int | str | dict[str, int] | None, data: DataSet, attacks: list[Attack]
-) -> dict[str, int]:
-    """``1000``, ``cw=1000`` or ``5000,cw=1000`` as a mapping with ``default``; checked against the data."""
-    if given is None:
-        return {}
-    pieces: dict[str, Any] = {"default": given} if isinstance(given, int) else {}
-    if isinstance(given, dict):
-        pieces = dict(given)
-    elif isinstance(given, str):
-        for piece in given.split(","):
-            key, equals, value = piece.strip().rpartition("=")
-            key = key if equals else "default"
-            if key in pieces:
-                whose = key if equals else "all attacks"
-                raise InputError(f"points={given}: two numbers for {whose}, {pieces[key]} and {value}")
-            pieces[key] = value
+def parse_points(given: object, data: DataSet, attacks: list[Attack]) -> dict[str, int]:
+    """``1000``, ``cw=1000``, ``5000,cw=1000`` or a mapping, as a mapping with ``default``; None is empty.
+
+    Raises:
+        InputError: anything else, an attack that is not among ``attacks``, or points that ``data`` lacks.
+    """
     points: dict[str, int] = {}
     names = {attack.name for attack in attacks}
-    for key, value in pieces.items():
+    for key, value in _point_pieces(given).items():
         if key != "default" and key not in names:
-            raise unknown("attack in points", key, names)
-        try:
-            number = value if isinstance(value, int) else parse_number("points", value)
-        except InputError:
-            raise InputError(f"points={value} is not a number: write 1000, cw=1000 or 5000,cw=1000") from None
-        if number != int(number) or not 1 <= number <= len(data.test):
+            raise unknown("attack in points", str(key), names)
+        number = _count(value)
+        if number is None or not 1 <= number <= len(data.test):
             raise InputError(
                 f"points={value}: {data.name} has {len(data.test)} test points; give a number from 1 to that"
             )
-        points[key] = int(number)
+        points[key] = number
     return points
+
+
+def _point_pieces(given: object) -> dict[str, object]:
+    """What was given, by attack or ``default``."""
+    if given is None or isinstance(given, Mapping):
+        return dict(given or {})
+    if not isinstance(given, str):
+        return {"default": given}
+    pieces: dict[str, object] = {}
+    for piece in given.split(","):
+        key, equals, value = piece.strip().rpartition("=")
+        key = key if equals else "default"
+        if key in pieces:
+            whose = key if equals else "all attacks"
+            raise InputError(f"points={given}: two numbers for {whose}, {pieces[key]} and {value}")
+        pieces[key] = value
+    return pieces
+
+
+def _count(value: object) -> int | None:
+    """A whole number, or the text of one; None where it is none."""
+    if not isinstance(value, str):
+        try:
+            return whole_number("points", value)
+        except InputError:
+            return None
+    try:
+        number = parse_number("points", value)
+    except InputError:
+        raise InputError(f"points={value} is not a number: write 1000, cw=1000 or 5000,cw=1000") from None
+    return int(number) if number.is_integer() else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -102,6 +104,20 @@ def parse_number(label: str, given: Value) -> float:
     if not math.isfinite(number):
         raise InputError(f"{label}={given} is not finite")
     return number
+
+
+def whole_number(label: str, given: object) -> int:
+    """An integer, also one of NumPy's, as a plain one; a bool or a text is none.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        if isinstance(given, bool):
+            raise TypeError
+        return operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{label}={reprlib.repr(given)} must be a whole number") from None
 
 
 def _parse_bool(label: str, given: Value) -> bool:

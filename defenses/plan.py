@@ -9,6 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
+MOST_EPOCHS = MOST_BATCH = 1_000_000
+"""No training takes more; a run of a mistyped number would never end."""
+
 
 class TrainPlan(BaseModel):
     """The training budget of one stage.
@@ -28,8 +31,8 @@ class TrainPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=128, ge=2)
+    epochs: int = Field(default=20, ge=1, le=MOST_EPOCHS)
+    batch_size: int = Field(default=128, ge=2, le=MOST_BATCH)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)

@@ -180,6 +180,12 @@ WRONG_RUNS: dict[str, tuple[str, str]] = {
     "augmentation": ("--set augmentation=rotate", "augmentation.0: Input should be 'crop' or 'flip'"),
     "warm-up": ("--set eps_warmup=5", "eps_warmup=5 is longer than the 1 epochs of the stage"),
     "batch size": ("--set batch_size=1", "batch_size: Input should be greater than or equal to 2"),
+    "pretraining without end": (
+        "--set pretrain.epochs=99999999999999999999",
+        "less than or equal to 1000000",
+    ),
+    "epochs without end": ("--epochs 10000000", "epochs: Input should be less than or equal to 1000000"),
+    "batches without end": ("--set batch_size=10000000000", "less than or equal to 1000000"),
     "pretraining": ("--set pretrain.epochs=0", "pretrain.epochs: Input should be greater than or equal to 1"),
     "rate of pretraining": ("--set pretrain.lr=fast", "pretrain.lr: Input should be a valid number"),
     "warm-up of pretraining": (

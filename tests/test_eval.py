@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -22,6 +23,7 @@ from advbench import evaluate_model, load_run, run
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluate import evaluate
+from advbench.preparing import prepare
 from advbench.saved import Run
 from advbench.suites import PRESETS, preset_attacks, suite
 from advbench.surrogates import plain_surrogate
@@ -433,6 +435,51 @@ def test_what_is_known_of_attacks_is_refused_before_any_is_made(
             run("at", model="outside:make", runs_dir=tmp_path, **given, **where)
     assert told == []
     assert list(tmp_path.iterdir()) == []
+
+
+NUMBERS: list[dict[str, Any]] = [
+    *({"points": value} for value in (0, 1.5, math.nan, [20], True, {"fgsm": True}, 361)),
+    *({"seed": value} for value in (1.5, True, -1)),
+    *({"threads": value} for value in (1.5, True, 0)),
+]
+
+
+@pytest.mark.parametrize("given", NUMBERS, ids=str)
+def test_numbers_that_are_none(given: dict[str, Any], network: Network, tmp_path: Path) -> None:
+    """The same in ``eval`` and in ``run``, and nothing is measured."""
+    (key,) = given
+    with pytest.raises(InputError, match=key):
+        evaluate_model(network(), attacks="fgsm", runs_dir=tmp_path, **given)
+    with pytest.raises(InputError, match=key):
+        run("at", "fgsm", unseen="none", runs_dir=tmp_path, **given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given", [{"seed": "0"}, {"seed": None}, {"threads": "1"}, {"workers": 1.5}], ids=str
+)
+def test_texts_are_no_numbers(given: dict[str, Any], network: Network, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a whole number"):
+        evaluate_model(network(), attacks="fgsm", runs_dir=tmp_path, **given)
+
+
+@pytest.mark.parametrize("attacks", [0, 3.5, [("fgsm", {})], {"fgsm": 1}], ids=str)
+def test_attacks_that_are_no_texts(attacks: Any, network: Network, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="attacks="):
+        evaluate_model(network(), attacks=attacks, runs_dir=tmp_path)
+    with pytest.raises(InputError, match="sequence="):
+        run("at", attacks, runs_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy(network: Network, tmp_path: Path) -> None:
+    """They are taken as they are meant."""
+    number = {"points": np.int64(20), "seed": np.int64(3), "threads": np.int32(1)}
+    found = evaluate_model(network(), attacks="fgsm", surrogate="none", runs_dir=tmp_path, **number)
+    assert {cell.n for cell in found.record.cells} == {20}
+    assert (found.record.config["seed"], found.record.environment["threads"]) == (3, 1)
+    config = prepare({"sequence": "fgsm", "epochs": np.int64(2), **number}).config
+    assert (config.points, config.seed, config.threads, config.plan.epochs) == ({"default": 20}, 3, 1, 2)
 
 
 def test_modules_take_no_files(network: Network, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ from leaderboards import (
     read_record,
     write_checksums,
 )
+from leaderboards.records.archive import outcomes_size
+from leaderboards.records.checksums import digest_of
 
 ROOT = Path(__file__).resolve().parent.parent
 Captured = pytest.CaptureFixture[str]
@@ -195,6 +197,36 @@ def test_outcomes_larger_than_any(tmp_path: Path) -> None:
                     member.write(bytes(MEGABYTE))
     with little_memory(MEGABYTE), pytest.raises(RecordError, match="80000000 bytes, 67108864 are allowed"):
         read_outcomes(tmp_path / "outcomes.npz")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes among the files")
+def test_pipes_and_devices_are_not_waited_for(small_run: Run, tmp_path: Path, capsys: Captured) -> None:
+    """Whoever opens a pipe waits for its other end; a device may have none."""
+    os.mkfifo(tmp_path / "sent.zip")
+    files = [tmp_path / "sent.zip", *([Path("/dev/zero")] if Path("/dev/zero").exists() else [])]
+    for file in files:
+        for command in (
+            ["accept", str(file), "--runs-dir", str(tmp_path / "store")],
+            ["leaderboard", "--runs-dir", str(small_run.path.parent), "--reference", str(file)],
+        ):
+            assert invoke(command) == 2
+            err = capsys.readouterr().err
+            assert "is no plain file" in err
+            assert err.count("\n") == 1
+    for name in ("outcomes.npz", ".lock"):
+        directory = tmp_path / name / "run"
+        shutil.copytree(small_run.path, directory)
+        (directory / name).unlink(missing_ok=True)
+        os.mkfifo(directory / name)
+        assert invoke(["runs", "check", "--runs-dir", str(tmp_path / name)]) == (name == "outcomes.npz")
+        assert ("no plain file" in capsys.readouterr().out) == (name == "outcomes.npz")
+        for command in ("runs", "leaderboard"):
+            assert invoke([command, "--runs-dir", str(tmp_path / name)]) == 0
+        capsys.readouterr()
+    with pytest.raises(RecordError, match="is no plain file"):
+        outcomes_size(tmp_path / "outcomes.npz" / "run" / "outcomes.npz")
+    with pytest.raises(RecordError, match="is no plain file"):
+        digest_of(tmp_path / "sent.zip")
 
 
 def test_files_that_are_too_long_to_be_read(

@@ -133,6 +133,30 @@ def test_commands(runs: Path, capsys: Captured) -> None:
         assert is_safe(found.err), name
 
 
+def test_names_of_files(small_run: Run, tmp_path: Path, monkeypatch: Any, capsys: Captured) -> None:
+    """An end of a line in the name of a file or a directory makes no line."""
+    monkeypatch.chdir(tmp_path)
+    name, empty = "a\nforged: ok", "b\nforged"
+    shutil.copytree(small_run.path, tmp_path / "runs" / name)
+    (tmp_path / empty).mkdir()
+    board = ["leaderboard", "--runs-dir", "runs"]
+    for command in (
+        ["submit", f"runs/{name}"],
+        ["plot", "heatmap", f"runs/{name}", "--out", "b\nforged.svg"],
+        [*board, "--format", "csv", "--out", "b\nforged.csv"],
+        ["leaderboard", "--runs-dir", empty],
+        ["runs", "--runs-dir", empty],
+        ["runs", "gc", "--runs-dir", empty],
+        ["defenses", "new", "mine", "--dir", empty],
+        ["show", f"runs/{name}"],
+    ):
+        assert invoke(command) == 0, command
+        found = capsys.readouterr()
+        assert "\\nforged" in found.out, command
+        assert is_safe(found.out), command
+        assert is_safe(found.err), command
+
+
 def test_damaged_records(runs: Path, capsys: Captured) -> None:
     """Errors repeat what a record holds, and where it lies."""
     (run,) = runs.iterdir()

@@ -22,6 +22,7 @@ from advbench.interrupts import Interrupted
 from advbench.recording import metrics_of, per_class_counts, transfer_metric
 from advbench.saved import Run, load_run
 from advbench.verifying import Asked, Comparison, Report, retrain_run, rounding, verify_run
+from advbench.verifying.again import check_surrogate
 from advbench.verifying.report import judge
 from advbench.verifying.rounding import Spread, far_off
 from advbench.verifying.subject import subject_of
@@ -33,6 +34,7 @@ from leaderboards import (
     check_run,
     find_results,
     json_bytes,
+    pack,
     parse_record,
     read_outcomes,
     trust_of,
@@ -581,6 +583,15 @@ def test_evaluations(tmp_path: Path, small_run: Run) -> None:
         shutil.copytree(found.path, tmp_path / "forged", dirs_exist_ok=True)
         report = verify_run(forged_evaluation(tmp_path / "forged", change))
         assert said in report.faults[0]
+    for change, said in (
+        (lambda tree: tree["stages"][0]["spec"].update(mean=0.5), "mean=0.5, not a list of numbers"),
+        (lambda tree: tree["stages"][0]["spec"].update(std=["x"]), "not a list of numbers"),
+        (lambda tree: tree["config"].update(eval=[3]), "an attack in eval that is no text"),
+        (lambda tree: tree["config"].update(points={"default": "9"}), "must be a whole number"),
+    ):
+        shutil.copytree(found.path, tmp_path / "forged", dirs_exist_ok=True)
+        with pytest.raises(InputError, match=said):
+            verify_run(forged_evaluation(tmp_path / "forged", change))
     with pytest.raises(InputError, match="--retrain is for runs"):
         retrain_run(found)
     given = evaluate_model(
@@ -645,3 +656,60 @@ def test_many_runs(copy: Run, small_run: Run, capsys: Captured) -> None:
     assert line.startswith(f"confirmed: {small_run.record.id} (retrained): 0 of ")
     assert "the same bit for bit" in line
     assert not (thin / "verified.json").exists()
+
+
+def test_a_surrogate_that_the_record_does_not_name(
+    small_run: Run, at_run: Run, tmp_path: Path, capsys: Captured
+) -> None:
+    """Other points would be transferred, and an honest run refuted: nothing is measured, nothing marked."""
+    shutil.copytree(small_run.path, tmp_path / "run")
+    pack(small_run.path, tmp_path / "run.zip")
+    other = str(at_run.path)
+    for command in (
+        ["verify", str(tmp_path / "run"), "--surrogate", other],
+        ["verify", str(tmp_path / "run"), "--retrain", "--surrogate", other],
+        ["accept", str(tmp_path / "run.zip"), "--runs-dir", str(tmp_path / "store"), "--surrogate", other],
+    ):
+        assert invoke(command) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f"points on 'row 0', not on 'run {at_run.record.id}'; leave --surrogate away" in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "run" / "refuted.json").exists()
+    assert not (tmp_path / "store").exists()
+    for name in ("run another", "plain digits-cnn", None):
+        audit = small_run.record.audit.model_copy(update={"surrogate": name})
+        record = small_run.record.model_copy(update={"audit": audit})
+        with pytest.raises(InputError, match="transferred points"):
+            check_surrogate(record, at_run.record)
+        check_surrogate(record, None)
+    named = audit.model_copy(update={"surrogate": f"run {at_run.record.id}"})
+    check_surrogate(record.model_copy(update={"audit": named}), at_run.record)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (lambda tree: tree["environment"].update(threads=True), 2, "threads True is no number of threads"),
+        (lambda tree: tree["config"]["sequence"].pop(), 2, "must name the attacks of the sequence"),
+        (lambda tree: tree["config"]["training"].pop(), 2, "must name the attacks of the sequence"),
+        (lambda tree: tree["config"]["unseen"].pop(), 1, "metrics: cannot be recomputed"),
+        (lambda tree: tree["environment"]["data"].update(fingerprint="a" * 70_000), 1, "aaa"),
+    ],
+    ids=["threads", "sequence", "training", "unseen", "fingerprint"],
+)
+def test_records_that_do_not_hold_together(
+    change: Callable[[dict[str, Any]], object],
+    code: int,
+    said: str,
+    small_run: Run,
+    tmp_path: Path,
+    capsys: Captured,
+) -> None:
+    """One line, or a refutation, which is marked however long what it repeats."""
+    shutil.copytree(small_run.path, tmp_path / "run")
+    forge(load_run(tmp_path / "run"), change)
+    assert invoke(["verify", str(tmp_path / "run"), "--stages", "1", "--attacks", "fgsm"]) == code
+    out, err = capsys.readouterr()
+    assert said in out + err
+    assert trust_of(tmp_path / "run") == ("refuted" if code == 1 else "self-reported")

@@ -44,11 +44,12 @@ def audit(
     else:
         from advbench.cli import render
         from advbench.cli.audits import flag_lines, probe_table
+        from leaderboards.printable import in_line
 
         console = render.output()
         if found.probes:
             console.print(probe_table(found))
         for line in flag_lines(found):
-            console.print(line, soft_wrap=True)
+            console.print(in_line(line), soft_wrap=True)
     if found.verdict != "ok":
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from leaderboards import Audit
+from leaderboards.printable import in_line
 
 
 def probe_table(audit: Audit) -> Table:
@@ -27,7 +28,8 @@ def probe_table(audit: Audit) -> Table:
         eps = "-" if cell.threat.eps is None else f"{cell.threat.eps:g}"
         counts = (str(cell.n), str(cell.clean_correct), str(cell.robust))
         network = [(cell.network or "clean").partition(":")[0]] if several else []
-        table.add_row(name, cell.threat.norm or "-", eps, loss, cell.threat.access, *counts, *network)
+        threat = (cell.threat.norm or "-", eps, loss, cell.threat.access)
+        table.add_row(*map(in_line, (name, *threat, *counts, *network)))
     return table
 
 

@@ -190,20 +190,22 @@ def _text(found: Sequence[Row], format: Format, view: View) -> str:
 
 def _save(path: Path, text: str) -> None:
     from leaderboards import write_bytes
+    from leaderboards.printable import in_line
 
     write_bytes(path, text.encode())
-    echo(f"wrote {path}")
+    echo(in_line(f"wrote {path}"))
 
 
 def _print(found: Sequence[Row], view: View, empty: Sequence[Path]) -> None:
     from advbench.cli.console import COMPACT, output
     from leaderboards import to_table
+    from leaderboards.printable import in_line
 
     console = output()
     for table in to_table(found, view, compact=console.width < COMPACT):
         console.print(table)
     if empty:
-        console.print(f"no finished runs in {' or '.join(map(str, empty))}: advbench run makes one")
+        console.print(in_line(f"no finished runs in {' or '.join(map(str, empty))}: advbench run makes one"))
     elif not found:
         console.print("no row is what the filters ask for")
     elif not (view.columns or view.pivot):
@@ -214,7 +216,8 @@ def _print(found: Sequence[Row], view: View, empty: Sequence[Path]) -> None:
 
 
 def _write_site(out: Path, found: Sequence[Row]) -> None:
+    from leaderboards.printable import in_line
     from leaderboards.site import write_site
 
     count = write_site(out, found)
-    echo(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})")
+    echo(in_line(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})"))

@@ -45,9 +45,10 @@ def new(
 ) -> None:
     """Write a small package with a defense that works and its test; nothing is ever overwritten."""
     from advbench.plugins import write_package
+    from leaderboards.printable import in_line
 
     for path in write_package(name, dir):
-        echo(str(path))
+        echo(in_line(str(path)))
 
 
 @app.command("check")
@@ -93,17 +94,20 @@ def _print(name: str, checks: Sequence[Check]) -> None:
     from rich.table import Table
 
     from advbench.cli.console import output
+    from leaderboards.printable import in_line
 
-    table = Table("promise", "", "what was found", title=f"The contract: {name}", title_justify="left")
+    title = in_line(f"The contract: {name}")
+    table = Table("promise", "", "what was found", title=title, title_justify="left")
     for one in checks:
-        table.add_row(one.name, one.status, one.detail)
+        table.add_row(*map(in_line, (one.name, one.status, one.detail)))
     console = output()
     console.print(table)
     failed = [one.name for one in checks if one.status == "fails"]
     seconds = sum(one.seconds for one in checks)
     held = sum(one.holds for one in checks)
     end = f"; it fails: {', '.join(failed)}" if failed else ""
-    console.print(f"{name} keeps {held} of {len(checks)} promises ({seconds:.1f} s){end}", soft_wrap=True)
+    line = f"{name} keeps {held} of {len(checks)} promises ({seconds:.1f} s){end}"
+    console.print(in_line(line), soft_wrap=True)
 
 
 def _setting(text: str) -> tuple[str, str]:

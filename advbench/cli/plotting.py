@@ -81,6 +81,7 @@ def plot(
     )
     from advbench.cli.runs import find_run
     from leaderboards import write_bytes
+    from leaderboards.printable import in_line
 
     places = runs_dirs(runs_dir)
     paths = [find_run(name, places) for name in runs or []]
@@ -95,7 +96,7 @@ def plot(
     made = [picture.render(form, dpi=dpi) for picture in drawn]
     for file, data in zip(files, made, strict=True):
         write_bytes(file, data)
-        echo(str(file))
+        echo(in_line(str(file)))
 
 
 plot.__doc__ = HELP

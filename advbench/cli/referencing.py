@@ -135,17 +135,21 @@ def _print(table: Reference, out: Path) -> None:
     from rich.text import Text
 
     from advbench.cli.console import output
+    from leaderboards.printable import in_line
 
     console = output()
-    shown = Table(title=Text(f"Best known on {table.dataset} with {table.model}"), title_justify="left")
+    shown = Table(
+        title=Text(in_line(f"Best known on {table.dataset} with {table.model}")), title_justify="left"
+    )
     for heading in ("attack", "eps", "robust", "points", "defense", "seed", "run"):
         shown.add_column(
             heading, justify="right" if heading in ("eps", "robust", "points", "seed") else "left"
         )
     for term in table.terms:
         source = term.source
-        cells = (term.attack, f"{term.eps:g}", f"{100 * term.accuracy:.1f}", str(term.n))
-        shown.add_row(*map(Text, (*cells, source["defense"], str(source["seed"]), source["run"])))
+        numbers = (f"{term.eps:g}", f"{100 * term.accuracy:.1f}", str(term.n))
+        cells = (term.attack, *numbers, source["defense"], str(source["seed"]), source["run"])
+        shown.add_row(*(Text(in_line(cell)) for cell in cells))
     console.print(shown)
-    console.print(f"reference  {out}", soft_wrap=True)
-    console.print(f"compare    advbench leaderboard --reference {out}", soft_wrap=True)
+    console.print(in_line(f"reference  {out}"), soft_wrap=True)
+    console.print(in_line(f"compare    advbench leaderboard --reference {out}"), soft_wrap=True)

@@ -54,7 +54,8 @@ def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
     results = [result_of(run.record, run.path) for run in runs]
     for table in to_table(rows(results, intervals=["average"]), compact=console.width < COMPACT):
         console.print(table)
-    console.print(f"all runs   advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}", soft_wrap=True)
+    command = f"advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}"
+    console.print(in_line(f"all runs   {command}"), soft_wrap=True)
 
 
 def labels(texts: Sequence[str]) -> list[str]:

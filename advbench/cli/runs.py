@@ -82,12 +82,13 @@ def gc(
 ) -> None:
     """Remove unfinished runs that nobody is writing, and strays of killed processes; asks first."""
     from leaderboards import RecordError, find_garbage, remove
+    from leaderboards.printable import in_line
 
     where = runs_dirs(runs_dir or context.obj)
     garbage = [(place, find_garbage(place)) for place in where]
     found = [one for _, some in garbage for one in some]
     if not found:
-        echo(f"nothing to remove in {_named(where)}")
+        echo(in_line(f"nothing to remove in {_named(where)}"))
         return
     for place, some in garbage:
         if some:
@@ -103,7 +104,7 @@ def gc(
         if remove(one):
             freed += one.size
         else:
-            echo(f"kept {one.path}: somebody has taken or changed it meanwhile")
+            echo(in_line(f"kept {one.path}: somebody has taken or changed it meanwhile"))
     echo(f"{_bytes(freed)} freed")
 
 
@@ -142,7 +143,7 @@ def _print_list(entries: list[tuple[RunEntry, int]], places: Sequence[Path]) -> 
 
     console = output()
     if not entries:
-        console.print(f"no runs in {_named(places)}: advbench run makes one")
+        console.print(in_line(f"no runs in {_named(places)}: advbench run makes one"))
         return
     table = Table("run", "state", "kind", "defense or model", "data set", "finished", "trust")
     table.add_column("size", justify="right")
@@ -160,7 +161,7 @@ def _print_list(entries: list[tuple[RunEntry, int]], places: Sequence[Path]) -> 
 def _print_garbage(found: list[Garbage], runs_dir: Path) -> None:
     from leaderboards.printable import in_line
 
-    echo(f"to be removed from {runs_dir}:")
+    echo(in_line(f"to be removed from {runs_dir}:"))
     for garbage in found:
         place = garbage.path.relative_to(runs_dir)
         echo(in_line(f"  {_bytes(garbage.size):>9}  {garbage.what}  {place}"))

@@ -20,6 +20,7 @@ from advbench.cli.render import labels, output
 from advbench.events import Event
 from advbench.sweep.outcome import Outcome, Tell, Told
 from advbench.sweep.plan import Cell, Plan
+from leaderboards.printable import in_line
 
 SHOWN = ("batch", "epoch", "cell", "end")
 """Events that say where a run stands."""
@@ -35,7 +36,8 @@ def print_plan(plan: Plan, runs_dir: Path, *, workers: int | None, ray: str | No
         ray: the address of the cluster, if there is one.
     """
     console = output()
-    table = Table(title=f"Sweep of {_count(len(plan.cells), 'run')} in {runs_dir}", title_justify="left")
+    title = in_line(f"Sweep of {_count(len(plan.cells), 'run')} in {runs_dir}")
+    table = Table(title=title, title_justify="left")
     for column in ("data set", "model", "sequence", "defense"):
         table.add_column(column)
     for column in ("runs", "finished", "unfinished", "to do", "estimate"):
@@ -79,9 +81,8 @@ def print_outcome(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
     if complete < len(plan.cells) and outcome.signal is None:
         console.print("go on      the same command does what is left")
     if complete:
-        console.print(
-            f"all runs   advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}", soft_wrap=True
-        )
+        command = f"advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}"
+        console.print(in_line(f"all runs   {command}"), soft_wrap=True)
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def reporter(plan: Plan, workers: int) -> Iterator[Tell]:
         def show(told: Told) -> None:
             line = board.hear(told)
             if line is not None and told.kind != "begin":
-                console.print(line)
+                console.print(in_line(line))
 
         yield show
 

@@ -170,12 +170,14 @@ def submit(
 ) -> None:
     """Pack a run for others: record, outcomes, checksums and weights in one archive."""
     from leaderboards import pack, read_record
+    from leaderboards.printable import in_line
 
     directory = run.parent if run.name == "record.json" else run
     read_record(directory)
     target = out if out is not None else Path(f"{directory.resolve().name}.zip")
     names = pack(directory, target)
-    echo(f"{target}: {len(names)} files, {target.stat().st_size:,} bytes; advbench accept verifies it")
+    size = target.stat().st_size
+    echo(in_line(f"{target}: {len(names)} files, {size:,} bytes; advbench accept verifies it"))
 
 
 def accept(

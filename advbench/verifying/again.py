@@ -19,7 +19,8 @@ from advbench.saved import Run
 from advbench.surrogates import plain_surrogate
 from advbench.verifying.report import Comparison, Report
 from advbench.verifying.subject import Looked, Subject
-from leaderboards import Cell
+from attacks_pool import InputError
+from leaderboards import Cell, Record
 from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.store import read_probe_outcomes
 
@@ -73,6 +74,23 @@ def repeat_audit(
     for code in sorted(there - here - settled - set(RECORDED)):
         report.faults.append(f"audit: {code} is in the record, and not found here")
     report.checked.append("the audit, repeated")
+
+
+def check_surrogate(record: Record, given: Record | None) -> None:
+    """Whether the run that was given is the one that the record's transferred points were crafted on.
+
+    Args:
+        record: of the run to verify.
+        given: of the run given with ``--surrogate``; None where there is none.
+
+    Raises:
+        InputError: it is another, or the record names no run.
+    """
+    if given is None or (name := record.audit.surrogate) == f"{OF_RUN}{given.id}":
+        return
+    said = f"crafted its transferred points on {name!r}" if name else "has no transferred points"
+    more = "" if name and name.startswith(OF_RUN) else "; leave --surrogate away"
+    raise InputError(f"the audit of run {record.id} {said}, not on {OF_RUN + given.id!r}{more}")
 
 
 def _probe(

@@ -20,6 +20,7 @@ from advbench.verifying.flags import check_audit, equal
 from advbench.verifying.provenance import check_identity
 from advbench.verifying.report import Report
 from advbench.verifying.subject import Subject
+from attacks_pool import InputError
 from defenses import registry
 from leaderboards import CLEAN, PerClass, RecordError, check_run, read_outcomes
 from leaderboards.records.checksums import digest_of
@@ -38,6 +39,9 @@ def check_claims(subject: Subject, report: Report) -> None:
     """Everything that needs neither model nor data: files, counts, metrics, attacks, identity, audit.
 
     What is wrong goes to ``report.faults``.
+
+    Raises:
+        InputError: the record names what is not here, such as a defense.
     """
     for what, claim in CLAIMS.items():
         before = len(report.faults)
@@ -45,7 +49,9 @@ def check_claims(subject: Subject, report: Report) -> None:
             report.faults += claim(subject)
         except RecordError as error:
             report.faults.append(str(error).replace(f"{subject.run.path}/", ""))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except InputError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             # A stranger's record may lack what every run of this suite writes.
             report.faults.append(f"{what}: cannot be recomputed ({one_line(error)})")
         if what == "files" and len(report.faults) > before:

@@ -16,6 +16,9 @@ from leaderboards import (
     write_verified,
 )
 
+MOST_FAULTS, LONGEST = 1000, 2000
+"""Lines that a mark keeps, and letters of each: they repeat what the record holds, which may be anything."""
+
 
 def mark(report: Report) -> str:
     """Leave the mark of what a verification found; returns a line that says what was done.
@@ -67,7 +70,7 @@ def _refute(report: Report) -> str:
             run=report.run,
             when=now(),
             files=digests_of(report.path),
-            faults=report.faults,
+            faults=[_cut(fault) for fault in report.faults[:MOST_FAULTS]],
             version=advbench.__version__,
         ),
     )
@@ -75,3 +78,8 @@ def _refute(report: Report) -> str:
     return (
         f"its mark as {lost} was taken away, and it is marked as refuted" if removed else "marked as refuted"
     )
+
+
+def _cut(fault: str) -> str:
+    half = LONGEST // 2
+    return fault if len(fault) <= LONGEST else f"{fault[:half]} … {fault[-half:]}"

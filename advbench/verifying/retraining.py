@@ -26,6 +26,7 @@ from advbench.identity import weights_digest
 from advbench.interrupts import Interrupted
 from advbench.saved import EVALUATED, Run
 from advbench.timeouts import limited_verification
+from advbench.verifying.again import check_surrogate
 from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
 from advbench.verifying.flags import equal
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
@@ -34,7 +35,7 @@ from advbench.verifying.subject import Subject, subject_of
 from advbench.verifying.verifier import threads_of
 from attacks_pool import InputError
 from defenses import TrainingDivergedError
-from leaderboards import CLEAN, Cell, Record, RecordError, read_outcomes
+from leaderboards import CLEAN, Cell, Record, RecordError, read_outcomes, read_record
 from leaderboards.records.checksums import digest_of, listed_files
 from leaderboards.records.layout import OUTCOMES
 
@@ -153,6 +154,7 @@ def _options(run: Run, device: str | None, threads: int | None, surrogate: Path 
         raise InputError(
             f"the audit of run {run.record.id} crafted points on {crafted_on}: give that with --surrogate"
         )
+    check_surrogate(run.record, None if surrogate is None else read_record(surrogate))
     return {
         **config.model_dump(mode="json"),
         "data_dir": run.data_dir or config.data_dir,

@@ -22,6 +22,7 @@ from advbench.resolve import parsed
 from advbench.saved import EVALUATED, WEIGHTS, Run
 from advbench.stochastic import is_stochastic
 from attacks_pool import Attack, InputError, pool
+from attacks_pool.metadata import parse_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,23 @@ class Subject:
             raise InputError(
                 f"{start} with weights {name!r}, which the run has no copy of: give --weights FILE"
             )
-        mean, std = spec.get("mean"), spec.get("std")
         return Source(
             model=str(file) if script else text,
             weights=None if script else file,
             threat=spec.get("threat"),
-            mean=None if mean is None else tuple(mean),
-            std=None if std is None else tuple(std),
+            mean=self._channels(spec, "mean"),
+            std=self._channels(spec, "std"),
             trust=self.run.trust,
         )
+
+    def _channels(self, spec: dict[str, Any], key: str) -> tuple[float, ...] | None:
+        """One number a channel, where the record has them."""
+        found = spec.get(key)
+        if found is None:
+            return None
+        if not isinstance(found, list) or any(type(value) not in (int, float) for value in found):
+            raise InputError(f"run {self.record.id}: its stage has {key}={found!r}, not a list of numbers")
+        return tuple(parse_number(key, value) for value in found)
 
 
 def subject_of(run: Run, *, weights: Path | None = None) -> Subject:
@@ -176,5 +185,9 @@ def subject_of(run: Run, *, weights: Path | None = None) -> Subject:
         raise InputError(
             f"run {run.record.id}: its config has no eval and points, as advbench eval writes them"
         )
+    if any(not isinstance(text, str) for text in texts):
+        raise InputError(f"run {run.record.id}: its config has an attack in eval that is no text")
+    for key, value in points.items():
+        whole_number(f"run {run.record.id}: points of {key!r}", value)
     bound = [pool.bind(name, knobs) for name, knobs in parsed(texts)]
     return Subject(run, {"seen": [], "unseen": [], "eval": bound}, weights=weights)

@@ -15,7 +15,7 @@ from advbench.environment import choose_device, reproducible, undisturbed
 from advbench.evaluate import measure_some
 from advbench.saved import Run
 from advbench.timeouts import limited_verification
-from advbench.verifying.again import check_regenerated, check_size, repeat_audit
+from advbench.verifying.again import check_regenerated, check_size, check_surrogate, repeat_audit
 from advbench.verifying.claims import (
     OF_THE_MODEL,
     ROUTED,
@@ -77,6 +77,7 @@ def verify_run(
 def _verify(
     run: Run, asked: Asked, report: Report, surrogate: Run | None, weights: Path | None, told: Told
 ) -> None:
+    check_surrogate(run.record, None if surrogate is None else surrogate.record)
     subject = subject_of(run, weights=weights)
     check_claims(subject, report)
     if report.confirmed:
@@ -115,7 +116,7 @@ def threads_of(run: Run, asked: int | None) -> int:
         InputError: the record's are no number of threads.
     """
     found: Any = run.record.environment["threads"] if asked is None else asked
-    if not isinstance(found, int) or not 1 <= found <= MOST_THREADS:
+    if type(found) is not int or not 1 <= found <= MOST_THREADS:
         raise InputError(f"run {run.record.id}: threads {found!r} is no number of threads: give --threads")
     return found
 

@@ -53,6 +53,7 @@ class Cache:
         self._new = 0
         # Whatever is wrong with the file: it is as if there were none.
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+            limits.check_plain(self.path)
             self._load(self.path.read_bytes())
 
     def result(self, directory: str, found: os.stat_result) -> Result | None:

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from leaderboards.errors import RecordError
 from leaderboards.records.entries import AttackEntry, Frozen, JsonDict
+from leaderboards.records.limits import read_bounded
 from leaderboards.records.record import explain
 from leaderboards.records.store import write_json
 
@@ -124,7 +125,7 @@ def read_reference(path: Path) -> Reference:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except OSError as error:
         raise RecordError(f"cannot read reference {path}: {error.strerror or error}") from error
     return parse_reference(data, str(path))
@@ -178,7 +179,7 @@ def check_target(path: Path) -> None:
     if not path.exists():
         return
     try:
-        ours = "reference" in json.loads(path.read_bytes()) and bool(read_reference(path))
+        ours = "reference" in json.loads(read_bounded(path)) and bool(read_reference(path))
     except (OSError, ValueError, TypeError, RecursionError):
         ours = False
     if not ours:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from leaderboards.errors import RecordError
+from leaderboards.records.limits import read_bounded
 from leaderboards.records.store import write_bytes
 
 CORRUPTIONS: Final = "corruptions"
@@ -104,7 +105,7 @@ def read_entry(path: Path) -> Entry:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except OSError as error:
         raise RecordError(f"cannot read RobustBench row {path}: {error.strerror or error}") from error
     place = path.resolve().parent

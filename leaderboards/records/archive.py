@@ -14,7 +14,7 @@ from leaderboards.errors import RecordError
 from leaderboards.records.checking import check_run
 from leaderboards.records.checksums import listed_files
 from leaderboards.records.layout import CHECKSUMS, OUTCOMES, RECORD
-from leaderboards.records.limits import MOST_TEXT
+from leaderboards.records.limits import MOST_TEXT, check_plain
 from leaderboards.records.store import read_record
 
 NAMES: Final = re.compile(
@@ -101,6 +101,7 @@ def unpack(file: Path, directory: Path) -> list[str]:
     """
     file, directory = Path(file), Path(directory)
     try:
+        check_plain(file)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             for fault in _faults(entries, file.stat().st_size):
@@ -159,7 +160,10 @@ def outcomes_size(path: Path) -> int:
         RecordError: it is no such file.
     """
     try:
+        check_plain(path)
         with zipfile.ZipFile(path) as archive:
             return sum(entry.file_size for entry in archive.infolist())
+    except RecordError:
+        raise
     except Exception as error:
         raise RecordError(f"damaged outcomes {path}: expected an npz with clean and robust") from error

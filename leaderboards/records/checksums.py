@@ -19,7 +19,7 @@ from leaderboards.records.layout import (
     files_below,
     temporary_of,
 )
-from leaderboards.records.limits import read_bounded
+from leaderboards.records.limits import check_plain, read_bounded
 from leaderboards.records.store import write_bytes
 
 NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED, REFUTED})
@@ -99,6 +99,7 @@ def digest_of(path: Path) -> str:
         RecordError: it cannot be read.
     """
     try:
+        check_plain(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

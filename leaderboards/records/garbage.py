@@ -24,6 +24,7 @@ from leaderboards.records.layout import (
     natural,
     temporary_of,
 )
+from leaderboards.records.limits import check_plain
 from leaderboards.records.lock import RunBusyError, hold, is_alive, signature
 from leaderboards.records.manifest import read_manifest
 
@@ -128,6 +129,7 @@ def _bare(path: Path) -> bool:
 
 def _our_log(path: Path) -> bool:
     try:
+        check_plain(path)
         with path.open(encoding="utf-8") as file:
             first = file.readline(1_000_000)
         if not first:

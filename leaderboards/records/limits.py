@@ -38,9 +38,7 @@ def read_bounded(path: Path, most: int = MOST_TEXT) -> bytes:
         OSError: it is not there or cannot be read.
         RecordError: it is larger, or no plain file.
     """
-    found = os.stat(path)
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise RecordError(f"cannot read {path}: it is no plain file")
+    found = check_plain(path)
     if found.st_size > most:
         raise RecordError(f"cannot read {path}: it has {found.st_size} bytes, {most} are allowed")
     with open(path, "rb") as file:
@@ -50,13 +48,27 @@ def read_bounded(path: Path, most: int = MOST_TEXT) -> bytes:
     return data
 
 
+def check_plain(path: Path) -> os.stat_result:
+    """What the system says of a file; it is asked before the file is opened, which may wait for ever.
+
+    Raises:
+        OSError: it is not there.
+        RecordError: it is no plain file; a directory is left to whoever opens it.
+    """
+    found = os.stat(path)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise RecordError(f"cannot read {path}: it is no plain file")
+    return found
+
+
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Arrays of an npz by name, those that it has; their sizes are checked before anything is unpacked.
 
     Raises:
-        RecordError: they are larger than outcomes may be.
+        RecordError: they are larger than outcomes may be, or it is no plain file.
         Exception: whatever zipfile, zlib and numpy answer damage with.
     """
+    check_plain(path)
     found: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -92,7 +104,9 @@ def weights_fault(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
+        RecordError: it is no plain file.
     """
+    check_plain(path)
     with open(path, "rb") as file:
         claimed = int.from_bytes(file.read(8), "little")
     return f"a header of {claimed} bytes, {MOST_HEADER} are allowed" if claimed > MOST_HEADER else ""

@@ -11,6 +11,7 @@ from typing import Final
 
 from leaderboards.errors import RecordError
 from leaderboards.records.layout import LOCK, RECORD
+from leaderboards.records.limits import read_bounded
 
 TRIES: Final = 100
 """How often a lock is asked for again while others only look whether it is held."""
@@ -150,7 +151,7 @@ def claim(run_dir: Path) -> None:
 def signature(run_dir: Path) -> tuple[int, str] | None:
     """Process and host that last held a run, None where nothing says so."""
     try:
-        process, host = (Path(run_dir) / LOCK).read_text("utf-8").split()
+        process, host = read_bounded(Path(run_dir) / LOCK).decode().split()
         return int(process), host
     except (OSError, ValueError):
         return None
@@ -159,7 +160,8 @@ def signature(run_dir: Path) -> tuple[int, str] | None:
 def is_held(run_dir: Path) -> bool:
     """Whether a living process is writing the run; also where that cannot be found out."""
     try:
-        descriptor = os.open(Path(run_dir) / LOCK, os.O_RDONLY)
+        # Of a pipe in its place, nobody may ever write the other end.
+        descriptor = os.open(Path(run_dir) / LOCK, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
