@@ -18,6 +18,8 @@ WITHOUT_ATTACKS = 0.1
 """The linf eps of probes where the run has no linf attack to take one from."""
 DEAREST = 200
 """Backward passes a point up to which an attack of the run is made again."""
+FEW = 100
+"""Points of probes that look for large differences alone."""
 NEAR = 0.05
 """How far below and above eps, relative to it, a search looks for a cliff."""
 
@@ -61,6 +63,19 @@ def again(attacks: Sequence[Attack]) -> list[Attack]:
         if cost is not None and 1 < cost[1] <= DEAREST and attack.info.access == "white-box"
     ]
     return [min(found, key=lambda one: one[0])[1]] if found else []
+
+
+def fewer(attack: Attack, attacks: Sequence[Attack]) -> bool:
+    """Whether `FEW` points are enough for a probe: it looks for large differences alone."""
+    if attack.text in {one.text for one in attacks}:
+        return True
+    edges = {
+        _near(budget(attacks, norm), share)
+        for norm in PGD
+        if any(one.info.norm == norm for one in attacks) or norm == "linf"
+        for share in (-NEAR, NEAR)
+    }
+    return attack.name in PGD.values() and attack.eps in edges
 
 
 def transfers(attacks: Sequence[Attack]) -> list[Attack]:

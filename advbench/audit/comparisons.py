@@ -143,7 +143,7 @@ def cliff(ladder: Sequence[Probed], eps: float) -> Iterator[Flag]:
     at = next((one for one in ladder if math.isclose(one.attack.eps, eps)), None)
     if below is None or above is None or at is None or above.attack.eps > 1.1 * eps:
         return
-    points = at.points
+    points = min(below.points, at.points, above.points)
     before, after = _share(below, points) - _share(at, points), _share(at, points) - _share(above, points)
     if after < max(LEAST_FALL, STEEPER * max(before, LEAST_BEFORE)):
         return
