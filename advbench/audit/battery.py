@@ -67,7 +67,7 @@ def again(attacks: Sequence[Attack]) -> list[Attack]:
 
 def fewer(attack: Attack, attacks: Sequence[Attack]) -> bool:
     """Whether `FEW` points are enough for a probe: it looks for large differences alone."""
-    if attack.text in {one.text for one in attacks}:
+    if attack.text in {one.text for one in again(attacks)} and attack.knobs.get("steps") != STEPS:
         return True
     edges = {
         _near(budget(attacks, norm), share)

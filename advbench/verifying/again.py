@@ -101,7 +101,8 @@ def _probe(
     if model is None and any(cell.threat.access == "transfer" for cell in recorded.probes):
         how = " (give --surrogate)" if str(recorded.surrogate).startswith(OF_RUN) else ""
         report.not_looked_at.append(f"points transferred from {recorded.surrogate}{how}")
-    count = recorded.probes[0].n if recorded.probes else 0
+    # Some probes take fewer points than the others, and transferred ones may take more.
+    count = max((cell.n for cell in recorded.probes if cell.threat.access != "transfer"), default=0)
     # Chance makes answers dear: the audit then takes a quarter of the points that it is asked for.
     points = (count * 4 if looked.stochastic else count) or POINTS
     return probe(

@@ -46,7 +46,8 @@ def check_audit(subject: Subject) -> Iterator[str]:
         Probed(_bound(cell.attack), outcome, cell.n, cell.threat.access, probe=True, network=cell.network)
         for cell, outcome in zip(audit.probes, probes, strict=True)
     ]
-    right = audit.probes[0].clean_correct if audit.probes else 0
+    own = [cell for cell in audit.probes if cell.threat.access != "transfer"]
+    right = max(own, key=lambda cell: cell.n).clean_correct if own else 0
     claimed = [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
     # No comparison is made on a model that has learned nothing.
     untaught = any(flag.code in UNTAUGHT for flag in audit.flags)
