@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 
 from advbench import run
+from advbench.audit.verdict import FROM_OUTCOMES, from_outcomes, verdict_of
+from advbench.saved import Run
 from advbench.sweep.grid import read_grid
 from advbench.sweep.plan import make_plan
-from leaderboards import check_run, find_results, rows
+from advbench.verifying.flags import check_audit, compared
+from advbench.verifying.subject import subject_of
+from leaderboards import check_run, find_results, read_record, rows
 
+RESULTS = Path(__file__).parent.parent / "leaderboards" / "results"
 FIRST = Path(__file__).parent.parent / "benchmarks" / "first"
 DEFENSES = 16
 """Every defense of ours in its own regime, and adversarial training in the joint one too."""
@@ -102,3 +107,17 @@ def test_too_much_is_not_published(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="more than 20,971,520"):
         page["publish"](runs, results)
     shutil.rmtree(results)
+
+
+def test_published_audits_follow_from_their_outcomes_by_old_rules_and_new() -> None:
+    """Every tenth run: flags are recomputed as its version made them, and today's rules leave its verdict."""
+    places = sorted(path.parent for path in RESULTS.glob("*/record.json"))[::10]
+    assert len(places) > 20
+    for place in places:
+        record = read_record(place)
+        subject = subject_of(Run(place, record, True))
+        assert list(check_audit(subject)) == [], place.name
+        stored = compared(subject)
+        assert stored is not None
+        others = [flag for flag in record.audit.flags if flag.code not in FROM_OUTCOMES]
+        assert verdict_of([*others, *from_outcomes(*stored)]) == record.audit.verdict, place.name

@@ -21,7 +21,7 @@ LEAST_FALL, STEEPER = 0.2, 3.0
 LEAST_BEFORE = 0.03
 """A fall just before eps counts as this share at least, so that a level stretch alone makes no cliff."""
 OVERCLAIM, OVERCLAIMED = 0.25, "overclaimed"
-"""``weak-suite`` has this key in its evidence where a probe beats the whole suite by this share."""
+"""``weak-suite`` has this key in its evidence where all probes together leave this share less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,8 @@ def weak_suite(measured: Sequence[Probed], *, alone: bool = True) -> Iterator[Fl
                 if other not in strong and not other.probe and other.attack.eps >= one.attack.eps
             ]
             if own:
-                union = _union(own, min(own, key=lambda other: _share(other, other.points)))
+                points = min(one.points, *(other.points for other in own))
+                union = _union(own, min(own, key=lambda other: _share(other, points)))
                 whose = "all of the run's own" if one.probe else "all other attacks of the run"
                 than = f"{whose} together, of which {{}} is the best"
                 if flag := compare("weak-suite", one, union, than=than):

@@ -209,6 +209,7 @@ class _Measure:
         name: str = "",
     ) -> Row:
         """A row of attacks, crafted on the surrogate where ``moved``; ``name`` tells kept pieces apart."""
+        other = self.surrogate if moved else None
         return evaluate(
             view,
             data,
@@ -216,7 +217,7 @@ class _Measure:
             stage=self.stage,
             seed=self.key,
             stochastic=self.random,
-            surrogate=(lambda _attack: self.surrogate) if moved else None,  # type: ignore[arg-type,return-value]
+            surrogate=None if other is None else lambda _attack: other,
             surrogate_key=name + self.whose if moved else name,
             device=self.place,
             kept=self.kept,

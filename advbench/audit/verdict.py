@@ -78,9 +78,9 @@ def audit(
 ) -> Audit:
     """The verdict: ``invalid`` after NaN logits, ``suspect`` after flags that are not only said, else ``ok``.
 
-    ``weak-suite`` is only said, unless a probe leaves 25 points less than all of the run's own attacks
-    together: the run's numbers then say far more than is true. A model that has learned nothing is
-    not accused of masking: no comparison is made then.
+    ``weak-suite`` is only said, unless all probes together leave 25 points less than all of the run's own
+    attacks: the run's numbers then say far more than is true. A model that has learned nothing is not accused
+    of masking: no comparison is made then.
 
     Comparisons look at the final row and the probes, and flag only a difference of at least 5 points with a
     paired p below 0.01 (exact McNemar test on the points that both attacks saw). Attacks that met different
@@ -109,7 +109,7 @@ def audit(
     if probes is None or probes.learned:
         flags += from_outcomes(measured, 0 if probes is None else int(probes.clean.sum()))
     if probes is not None and probes.learned:
-        flags += _flat(probes, measured)
+        flags += _on_each_network(probes, measured)
     flags += _chance(rows, probes, stochastic)
     return Audit.model_validate(
         {
@@ -242,7 +242,7 @@ def _networks(measured: Sequence[Probed]) -> int:
     return len({None, *(one.network for one in measured)})
 
 
-def _flat(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
+def _on_each_network(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
     """``zero-gradient``, and attacks that did less before, on each network that attacks met."""
     for network in dict.fromkeys(one.network for one in measured):
         here = [one for one in measured if one.network == network]

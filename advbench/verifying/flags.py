@@ -26,12 +26,29 @@ def check_audit(subject: Subject) -> Iterator[str]:
     broken = any(cell.invalid for cell in (*record.cells, *audit.probes))
     if broken != any(flag.code == "invalid-examples" for flag in audit.flags):
         yield f"audit: invalid-examples is {'not ' if broken else ''}flagged, against the cells"
-    probes = read_probe_outcomes(subject.run.path / OUTCOMES)
-    if audit.probes and not probes.size:
+    if (stored := compared(subject)) is None:
         # Kept by no version of this suite that made probes; the audit is repeated on the model.
         return
+    claimed = [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
+    # No comparison is made on a model that has learned nothing.
+    untaught = any(flag.code in UNTAUGHT for flag in audit.flags)
+    # An older audit does not say by how much a weak suite overclaims.
+    unsaid = {"p", OVERCLAIMED} if older(audit) else {"p"}
+    found = [] if untaught else from_outcomes(*stored, older=older(audit))
+    yield from _flags(found, claimed, unsaid)
+
+
+def compared(subject: Subject) -> tuple[list[Probed], int] | None:
+    """What the audit compared, from stored outcomes, and how many points that it attacked are right clean.
+
+    None where the outcomes of the record's probes are not there.
+    """
+    audit = subject.record.audit
+    probes = read_probe_outcomes(subject.run.path / OUTCOMES)
+    if audit.probes and not probes.size:
+        return None
     _, robust = read_outcomes(subject.run.path / OUTCOMES)
-    counts = {cell.attack: cell.n for cell in record.cells}
+    counts = {cell.attack: cell.n for cell in subject.record.cells}
     measured = [
         Probed(
             attack,
@@ -47,14 +64,7 @@ def check_audit(subject: Subject) -> Iterator[str]:
         for cell, outcome in zip(audit.probes, probes, strict=True)
     ]
     own = [cell for cell in audit.probes if cell.threat.access != "transfer"]
-    right = max(own, key=lambda cell: cell.n).clean_correct if own else 0
-    claimed = [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
-    # No comparison is made on a model that has learned nothing.
-    untaught = any(flag.code in UNTAUGHT for flag in audit.flags)
-    # An older audit does not say by how much a weak suite overclaims.
-    unsaid = {"p", OVERCLAIMED} if older(audit) else {"p"}
-    found = [] if untaught else from_outcomes(measured, right, older=older(audit))
-    yield from _flags(found, claimed, unsaid)
+    return measured, max(own, key=lambda cell: cell.n).clean_correct if own else 0
 
 
 def _flags(found: list[Flag], claimed: list[Flag], unsaid: set[str]) -> Iterator[str]:
