@@ -6,22 +6,22 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advbench.benchmark import run
-    from advbench.config import RunConfig
-    from advbench.evaluating import evaluate_model
-    from advbench.saved import Run, load_run
-    from attacks_pool.asking import TakeOutput
+    from advbench.benchmark.run import run
+    from advbench.config.options import RunConfig
+    from advbench.external.evaluate_model import evaluate_model
+    from advbench.runs.saved import Run, load_run
+    from attacks_pool.calling.logits import TakeOutput
 
 __version__ = "0.1.0"
 __all__ = ["Run", "RunConfig", "TakeOutput", "__version__", "evaluate_model", "load_run", "run"]
 
 _HOMES = {
     "run": "advbench.benchmark",
-    "evaluate_model": "advbench.evaluating",
+    "evaluate_model": "advbench.external.evaluate_model",
     "RunConfig": "advbench.config",
-    "Run": "advbench.saved",
-    "load_run": "advbench.saved",
-    "TakeOutput": "attacks_pool.asking",
+    "Run": "advbench.runs.saved",
+    "load_run": "advbench.runs.saved",
+    "TakeOutput": "attacks_pool.calling.logits",
 }
 
 

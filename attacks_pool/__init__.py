@@ -14,9 +14,8 @@ from attacks_pool.errors import InputError
 
 if TYPE_CHECKING:
     from attacks_pool.attack import Attack
-    from attacks_pool.budgets import BUDGETS
-    from attacks_pool.metadata import FAMILIES, AttackInfo, Knob
-    from attacks_pool.passes import Passes, count_passes
+    from attacks_pool.calling.guard import Passes, count_passes
+    from attacks_pool.metadata import BUDGETS, FAMILIES, AttackInfo, Knob
     from attacks_pool.registry import Pool, pool, register, sample_sequence
     from attacks_pool.verifier import ModelState, Verdict, verify
 

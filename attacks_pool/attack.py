@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.asking import asked_for_logits
-from attacks_pool.batches import check_batch, kind_of
+from attacks_pool.calling.batches import check_batch, kind_of
+from attacks_pool.calling.guard import ordinary_mode, out_of_inference, untouched
+from attacks_pool.calling.logits import asked_for_logits
+from attacks_pool.calling.randomness import ambient_generator, draw_seed, isolated_randomness, keyed_generator
 from attacks_pool.errors import InputError
-from attacks_pool.guard import ordinary_mode, out_of_inference, untouched
 from attacks_pool.metadata import AttackInfo, Value, format_value
 from attacks_pool.norms import project
-from attacks_pool.randomness import ambient_generator, draw_seed, isolated_randomness, keyed_generator
 
 
 class AttackFunction(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks_pool.randomness import normal, uniform
+from attacks_pool.calling.randomness import normal, uniform
 
 
 def per_sample(values: Tensor) -> Tensor:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from attacks_pool import adapters, curriculum
+from attacks_pool import adapters
+from attacks_pool import sequences as curriculum
 from attacks_pool.attack import Attack, AttackFunction
-from attacks_pool.budgets import default_eps
 from attacks_pool.errors import InputError, unknown
-from attacks_pool.metadata import AttackInfo, Value
-from attacks_pool.sampling import sample, split_families
-from attacks_pool.text import parse_attacks
+from attacks_pool.metadata import AttackInfo, Value, default_eps
+from attacks_pool.sequences import parse_attacks, sample, split_families
 
 ENTRY_POINTS = "advbench.attacks"
 SAMPLE, CURRICULUM = "sample", "curriculum"
@@ -202,7 +201,7 @@ class Pool:
         *,
         images: tuple[int, int, int] | None = None,
     ) -> tuple[list[str], list[str]]:
-        """Seen and unseen families; see :func:`attacks_pool.sampling.split_families`."""
+        """Seen and unseen families; see :func:`attacks_pool.sequences.split_families`."""
         return split_families(self._infos(), seed, unseen, families, norms, images)
 
     def curriculum(

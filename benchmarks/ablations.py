@@ -111,7 +111,7 @@ def variant_of(record: Record, ablation: Ablation, defaults: Mapping[str, Any]) 
 def grouped(records: Sequence[Record], name: str) -> dict[str, dict[int, Record]]:
     """The runs of one method by variant and seed."""
     from defenses import registry
-    from defenses.parameters import parameters_of
+    from defenses.metadata import parameters_of
 
     ablation = ABLATIONS[name]
     defaults = parameters_of(registry.resolve(name, None)[0])

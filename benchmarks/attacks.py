@@ -3,8 +3,8 @@
     python benchmarks/attacks.py --data-dir DIR --parts pgd,autoattack,screen,resnet --points 1000
 
 Every library gets the same model, points and budget, on the same threads; every result is judged by our
-verifier. Ours runs through ``advbench.evaluate``, as ``advbench run`` and ``advbench eval`` do. The models
-are trained here against PGD, and kept with ``--weights DIR`` for the next time.
+verifier. Ours runs through ``advbench.evaluation.evaluate``, as ``advbench run`` and ``advbench eval`` do.
+The models are trained here against PGD, and kept with ``--weights DIR`` for the next time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from advbench.data import Split, TensorLoader, load_dataset
-from advbench.evaluate import evaluate
+from advbench.evaluation.evaluate import evaluate
 from advbench.models import build_model
 from attacks_pool import count_passes, pool, verify
-from attacks_pool.guard import untouched
-from attacks_pool.randomness import isolated_randomness
-from attacks_pool.search import has_bfloat16
+from attacks_pool.calling.guard import untouched
+from attacks_pool.calling.randomness import isolated_randomness
+from attacks_pool.fast.copy import has_bfloat16
 from defenses import AT, TrainPlan
 
 EPS = 0.3

@@ -26,7 +26,7 @@ import json, sys, tempfile, time
 import torch
 from torch import nn
 from torch.nn import functional as F
-import advbench.evaljob as job
+import advbench.external.job as job
 from advbench import evaluate_model
 from advbench.data import load_dataset
 from attacks_pool import count_passes, pool

@@ -108,7 +108,7 @@ def main() -> int:
     place = Path(tempfile.mkdtemp(prefix="advbench-kill-"))
     log = place / "output.txt"
     # Loaded once, for all children; nothing is computed here.
-    import advbench.benchmark  # noqa: F401
+    import advbench.benchmark.run  # noqa: F401
 
     wholes: dict[str, tuple[Path, float]] = {}
     kills = resumes = equal = 0

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from advbench.cost import multiply_adds
 from advbench.data import Split, TensorLoader, load_dataset
-from advbench.evaluate import evaluate
+from advbench.evaluation.evaluate import evaluate
 from advbench.models import build_model
+from advbench.models.cost import multiply_adds
 from attacks_pool import Attack, pool
 from defenses import AIR, AT, Defense, TrainPlan
 

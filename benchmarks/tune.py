@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from advbench.config import explain, read_yaml
+from advbench.config.files import read_yaml
+from advbench.config.options import explain
 from attacks_pool.errors import InputError, unknown
 
 Parameters = dict[str, Any]
@@ -135,11 +136,11 @@ def measure(job: Job) -> Result:
     """Train on the training split, attack the validation split after the last stage."""
     import torch
 
-    from advbench.config import Options
+    from advbench.config.options import Options
+    from advbench.config.resolve import bound_attacks, resolve
     from advbench.data import TensorLoader, load_dataset
-    from advbench.evaluate import evaluate
-    from advbench.resolve import bound_attacks, resolve
-    from advbench.saved import new_classifier
+    from advbench.evaluation.evaluate import evaluate
+    from advbench.runs.saved import new_classifier
     from defenses import TrainingDivergedError, registry
 
     torch.set_num_threads(1)

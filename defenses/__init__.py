@@ -7,9 +7,9 @@ from typing import Any
 
 from defenses.base import Defense, Progress, Stage, TrainingDivergedError
 from defenses.metadata import DefenseInfo
-from defenses.plan import TrainPlan
 from defenses.registry import Registry, register, registry
-from defenses.snapshot import DefenseState, Snapshot
+from defenses.training.plan import TrainPlan
+from defenses.training.snapshot import DefenseState, Snapshot
 
 __all__ = [
     "Defense",

@@ -10,20 +10,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.asking import ask
 from attacks_pool.attack import Attack
+from attacks_pool.calling.guard import Passes, buffers_kept, count_passes, ordinary_mode, out_of_inference
+from attacks_pool.calling.logits import ask
+from attacks_pool.calling.randomness import isolated_randomness, keyed_generator
 from attacks_pool.errors import InputError
-from attacks_pool.following import Follower
-from attacks_pool.guard import buffers_kept, ordinary_mode, out_of_inference
-from attacks_pool.passes import Passes, count_passes
-from attacks_pool.randomness import isolated_randomness, keyed_generator
-from attacks_pool.search import pays_in_bfloat16
-from defenses.metadata import DefenseInfo
-from defenses.parameters import parameters_of
-from defenses.plan import TrainPlan
-from defenses.snapshot import Snapshot
-from defenses.stage import Batches, Progress, Stage, TrainingDivergedError
-from defenses.training import Training, check_data
+from attacks_pool.fast.copy import pays_in_bfloat16
+from attacks_pool.fast.follow import Follower
+from defenses.metadata import DefenseInfo, parameters_of
+from defenses.training.fit import Training, check_data
+from defenses.training.plan import TrainPlan
+from defenses.training.snapshot import Snapshot
+from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
 
 __all__ = ["Batches", "Defense", "Progress", "Stage", "TrainingDivergedError"]
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Defense
-from defenses.metadata import DefenseInfo, Regime
-from defenses.parameters import parse_parameters
+from defenses.metadata import DefenseInfo, Regime, parse_parameters
 
 ENTRY_POINTS = "advbench.defenses"
 Class = TypeVar("Class", bound=type[Defense])
@@ -112,7 +111,7 @@ class Registry:
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module("defenses")
+        package = importlib.import_module("defenses.methods")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
         for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from advbench import run
 from advbench.data import DataSet, load_dataset
-from advbench.saved import Run
+from advbench.runs.saved import Run
 from leaderboards import Record, parse_record
 
 SMALL: dict[str, Any] = {

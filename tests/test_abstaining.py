@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from advbench import evaluate_model
-from advbench.abstaining import AbstainingIsRight
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split
-from advbench.evaluate import evaluate
-from advbench.foreign import Source, load_foreign
-from advbench.verifying import verify_run
+from advbench.evaluation.abstaining import AbstainingIsRight
+from advbench.evaluation.evaluate import evaluate
+from advbench.external import Source, load_foreign
+from advbench.verify import verify_run
 from attacks_pool import InputError, pool
 from attacks_pool.verifier import predict_exactly
 from leaderboards import read_record, rows

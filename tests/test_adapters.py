@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench.cli import main as cli
-from advbench.cli.render import labels
+from advbench.cli.tables import labels
 from attacks_pool import Attack, InputError, ModelState, adapters, count_passes, pool, verify
 from attacks_pool.adapters.containment import Contained, mend
 from attacks_pool.adapters.pyautoattack_adapter import PEERS as AUTO
 from attacks_pool.adapters.torchattacks_adapter import PEERS as TORCH
 from attacks_pool.attack import check_task
-from attacks_pool.text import attack_name, parse_attacks
+from attacks_pool.sequences import attack_name, parse_attacks
 from leaderboards.boards.labels import brief
 
 TINY = {
@@ -621,7 +621,7 @@ def test_list_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch, cap
     """One line an attack, none longer than the terminal is wide."""
     from rich.console import Console
 
-    from advbench.cli import render
+    from advbench.cli import tables as render
 
     monkeypatch.setattr(render, "output", lambda: Console(width=width, highlight=False))
     assert cli.invoke(["attacks"]) == 0

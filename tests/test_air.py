@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import InputError, pool
-from attacks_pool.randomness import keyed_generator
+from attacks_pool.calling.randomness import keyed_generator
 from defenses import AIR, AT, Stage, TrainPlan
 
 PLAN = TrainPlan(epochs=1, lr=0.05)

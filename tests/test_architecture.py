@@ -98,7 +98,7 @@ def test_leaderboards_run_no_model() -> None:
 def test_no_list_names_the_methods() -> None:
     """Registries find files: nothing but another method, or a test, imports one."""
     methods = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in method_files()}
-    assert {"attacks_pool.attacks.pgd", "defenses.air"} <= methods
+    assert {"attacks_pool.attacks.pgd", "defenses.methods.air"} <= methods
     for package in sorted(OURS):
         for path in python_files(package):
             if path not in method_files():
@@ -113,7 +113,7 @@ def test_every_attack_file_registers_under_its_own_name() -> None:
     for path in (ROOT / "attacks_pool" / "attacks").glob("*.py"):
         if path.stem != "__init__":
             assert f"attacks_pool.attacks.{path.stem}" in sources
-    assert sources["attacks_pool.attacks.pgd_l2"] == "pgd-l2"
+    assert sources["attacks_pool.attacks.pgd"] == "pgd-l2"
 
 
 def test_one_new_file_is_enough(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_attacks_run_without_the_verifier() -> None:
     """Every attack is imported, and one has searched a copy of a model, before anything loads it."""
     code = (
         "import sys, torch; from torch import nn; from attacks_pool import pool;"
-        "from attacks_pool.search import search_model; import attacks_pool.following;"
+        "from attacks_pool.fast.copy import search_model; import attacks_pool.fast.follow;"
         "import attacks_pool.adapters.peer;"
         "[pool.entry(name).function for name in pool.names()];"
         "m = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval();"

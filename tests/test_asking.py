@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advbench import TakeOutput, evaluate_model, run
 from advbench.data import DataSet
-from advbench.foreign import Source, load_foreign
+from advbench.external import Source, load_foreign
 from attacks_pool import Attack, InputError, count_passes, pool, verify
 from attacks_pool.verifier import predict_exactly
 from defenses import TrainPlan, registry

@@ -10,7 +10,7 @@ import pytest
 from advbench.audit import CHECKS, Probed, audit
 from advbench.audit.comparisons import rises_with_eps, weak_beats_strong, weak_suite
 from advbench.audit.verdict import IN_A_RUN, verdict_of
-from advbench.evaluate import Row
+from advbench.evaluation.row import Row
 from attacks_pool import Attack, pool
 from leaderboards import Audit, Cell, Threat
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from advbench.data import DataSet, Split, TensorLoader
-from advbench.evaluate import evaluate
+from advbench.evaluation.evaluate import evaluate
 from advbench.models import build_model
-from attacks_pool import InputError, apgd, pool, verify
+from attacks_pool import InputError, pool, verify
 from attacks_pool.attacks import autoattack, screen
-from attacks_pool.guard import untouched
-from attacks_pool.randomness import isolated_randomness
+from attacks_pool.calling.guard import untouched
+from attacks_pool.calling.randomness import isolated_randomness
+from attacks_pool.search import auto_pgd as apgd
 from defenses import AT, TrainPlan
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}

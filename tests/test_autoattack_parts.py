@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from advbench.data import TensorLoader, load_dataset
 from advbench.models import build_model
 from attacks_pool import count_passes, pool, verify
-from attacks_pool.apgd import likeliest_others
-from attacks_pool.apgd_run import Plan
 from attacks_pool.attacks.spsa import summed_estimates
 from attacks_pool.attacks.square import Pyramids, pyramids
-from attacks_pool.guard import untouched
+from attacks_pool.calling.guard import untouched
+from attacks_pool.calling.randomness import isolated_randomness, keyed_generator
+from attacks_pool.fast.copy import SearchModel
 from attacks_pool.losses import dlr, margin, targeted_dlr
-from attacks_pool.randomness import isolated_randomness, keyed_generator
-from attacks_pool.search import SearchModel
+from attacks_pool.search.auto_pgd import likeliest_others
+from attacks_pool.search.auto_pgd_run import Plan
 from attacks_pool.verifier import distance
-from defenses.at import AT
-from defenses.plan import TrainPlan
+from defenses.methods.at import AT
+from defenses.training.plan import TrainPlan
 
 EPS = {"linf": 0.2, "l2": 0.6, "l1": 2.0}
 POINTS, SEEDS, ONE_POINT = 200, (0, 1, 2), 0.01

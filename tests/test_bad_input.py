@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from advbench.cli.main import invoke
-from advbench.saved import Run
+from advbench.runs.saved import Run
 
 # A run that is over at once should one of these be accepted after all.
 QUICK = ["--sequence", "fgsm", "--unseen", "none", "--epochs", "1", "--points", "5", "--threads", "1"]

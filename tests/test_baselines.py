@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from advbench import run
 from advbench.data import DataSet, Split, TensorLoader
 from attacks_pool import InputError, pool
-from attacks_pool.randomness import draw_seed, keyed_generator
+from attacks_pool.calling.randomness import draw_seed, keyed_generator
 from defenses import (
     AT,
     EWC,
@@ -34,10 +34,10 @@ from defenses import (
     TrainPlan,
     registry,
 )
-from defenses.ball import ascend
-from defenses.consolidation import trained
-from defenses.mart import boosted
-from defenses.replay import balanced
+from defenses.methods.mart import boosted
+from defenses.methods.replay import balanced
+from defenses.parts.ball import ascend
+from defenses.parts.consolidation import trained
 
 OWN_SEARCH = ("trades", "mart", "n-fgsm", "free")
 CONTINUAL = ("ewc", "si", "lwf", "replay")

@@ -19,11 +19,11 @@ from torch import nn
 
 import advbench
 from advbench import load_run, run
+from advbench.benchmark.prepare import prepare
 from advbench.cli.main import invoke
-from advbench.config import Options, merge
-from advbench.preparing import prepare
-from advbench.resolve import resolve
-from advbench.saved import Run
+from advbench.config.options import Options, merge
+from advbench.config.resolve import resolve
+from advbench.runs.saved import Run
 from attacks_pool import InputError, pool
 from defenses import AT, Defense, DefenseInfo, TrainingDivergedError, registry
 from leaderboards import RecordError, comparable, find_records, read_outcomes

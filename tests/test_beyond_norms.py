@@ -17,10 +17,10 @@ from torchvision.transforms import functional as TF
 from attacks_pool import FAMILIES, InputError, count_passes, pool, verify
 from attacks_pool.attacks import corruptions
 from attacks_pool.attacks.rotation_translation import grid
-from attacks_pool.corruptions import blur as blurs
-from attacks_pool.corruptions import weather
-from attacks_pool.randomness import keyed_generator
-from attacks_pool.rendering import (
+from attacks_pool.calling.randomness import keyed_generator
+from attacks_pool.rendering import blur as blurs
+from attacks_pool.rendering import weather
+from attacks_pool.rendering.transforms import (
     blur,
     change_brightness,
     change_contrast,

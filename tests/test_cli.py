@@ -17,8 +17,8 @@ import pytest
 
 from advbench import __version__
 from advbench.cli.main import invoke
-from advbench.cli.render import labels, output
-from advbench.saved import Run
+from advbench.cli.tables import labels, output
+from advbench.runs.saved import Run
 from attacks_pool import pool
 from defenses import registry
 from leaderboards import find_records, json_bytes, write_bytes, write_checksums
@@ -353,8 +353,8 @@ class TestSeeds:
             asked.append((seed, sample_seed))
 
         monkeypatch.setattr("advbench.benchmark.run", run)
-        monkeypatch.setattr("advbench.cli.render.print_run", lambda _run: None)
-        monkeypatch.setattr("advbench.cli.render.print_seeds", lambda _runs, _directory: None)
+        monkeypatch.setattr("advbench.cli.tables.print_run", lambda _run: None)
+        monkeypatch.setattr("advbench.cli.tables.print_seeds", lambda _runs, _directory: None)
         return asked
 
     @pytest.mark.parametrize(

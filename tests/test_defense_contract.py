@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advbench.plugins import CONTRACT, check_defense
+from advbench.contract import CONTRACT, check_defense
 from defenses import registry
 
 

@@ -35,8 +35,8 @@ from defenses import (
     TrainPlan,
     registry,
 )
-from defenses.mixing import craft_batch
-from defenses.parameters import parameters_of, parse_parameters
+from defenses.metadata import parameters_of, parse_parameters
+from defenses.parts.mixing import craft_batch
 
 # The package's attribute of this name is the registry itself.
 REGISTRY_MODULE = importlib.import_module("defenses.registry")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from advbench import doctor
+from advbench.cli import doctor
 from advbench.cli import main as cli
-from advbench.doctor import Check, collision, examine, installed_packages, works, zoo_checks
+from advbench.cli.doctor import Check, collision, examine, installed_packages, works, zoo_checks
 from attacks_pool import pool
 
 OLD, NEW = b"old = True\n", b"new = True\n"

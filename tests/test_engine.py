@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool import count_passes, pool
-from attacks_pool.apgd import adaptive_ascent, checkpoints
-from attacks_pool.engine import gradient_ascent, input_gradient, wrong
-from attacks_pool.guard import buffers_kept, evaluation_mode, untouched
+from attacks_pool.calling.guard import buffers_kept, evaluation_mode, untouched
+from attacks_pool.calling.randomness import draw_seed, isolated_randomness, key_seed, keyed_generator
 from attacks_pool.losses import LOSSES, cross_entropy, dlr, margin
 from attacks_pool.norms import project, random_point, steepest
-from attacks_pool.randomness import draw_seed, isolated_randomness, key_seed, keyed_generator
+from attacks_pool.search.ascent import gradient_ascent, input_gradient, wrong
+from attacks_pool.search.auto_pgd import adaptive_ascent, checkpoints
 
 N, CLASSES = 8, 4
 

@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 
-from advbench.environment import undisturbed
+from advbench.runtime.device import undisturbed
 
 FAULTS = """
 import resource, torch
-from advbench.environment import keep_freed_memory
+from advbench.runtime.device import keep_freed_memory
 print(keep_freed_memory())
 
 def faults():

@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from advbench import evaluate_model, load_run, run
+from advbench.audit.surrogates import plain_surrogate
+from advbench.benchmark.prepare import prepare
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split, load_dataset
-from advbench.evaluate import evaluate
-from advbench.preparing import prepare
-from advbench.saved import Run
-from advbench.suites import PRESETS, preset_attacks, suite
-from advbench.surrogates import plain_surrogate
+from advbench.evaluation.evaluate import evaluate
+from advbench.external.presets import PRESETS, preset_attacks, suite
+from advbench.runs.saved import Run
 from attacks_pool import AttackInfo, InputError, pool
 from attacks_pool.registry import Entry
 from leaderboards import comparable, read_outcomes, read_record, rows

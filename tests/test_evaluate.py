@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from advbench import load_run
 from advbench.data import Split
-from advbench.evaluate import Row, blocks, evaluate
-from advbench.saved import Run
+from advbench.evaluation.evaluate import blocks, evaluate
+from advbench.evaluation.row import Row
+from advbench.runs.saved import Run
 from attacks_pool import Attack, AttackInfo, pool
 from attacks_pool.metadata import Knob
 from leaderboards import read_outcomes
@@ -400,7 +401,7 @@ import resource
 import torch
 from torch import nn
 from advbench.data import Split
-from advbench.evaluate import evaluate
+from advbench.evaluation.evaluate import evaluate
 from attacks_pool import pool
 
 torch.set_num_threads(1)

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import advbench.benchmark
+import advbench.benchmark.run
 from advbench import load_run, run
 from advbench.cli.main import invoke
-from advbench.events import Event
-from advbench.failures import RunFailedError
-from advbench.saved import Run
-from advbench.timeouts import AttackTimeoutError, limited
+from advbench.runs.saved import Run
+from advbench.runtime.events import Event
+from advbench.runtime.failures import RunFailedError
+from advbench.runtime.timeouts import AttackTimeoutError, limited
 from attacks_pool import AttackInfo, pool
 from attacks_pool.metadata import Knob
 from defenses import AT, DefenseInfo, Stage, registry
@@ -218,7 +218,7 @@ def test_a_clock_that_is_moved_back(whole: Run, tmp_path: Path, monkeypatch: pyt
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime(1999, 1, 1, tzinfo=tz or UTC)
 
-    monkeypatch.setattr(advbench.benchmark, "datetime", Past)
+    monkeypatch.setattr(advbench.benchmark.run, "datetime", Past)
     monkeypatch.setattr("time.time", lambda: 0.0)
     for path in directory.rglob("*"):
         os.utime(path, (4e9, 4e9))
@@ -266,7 +266,7 @@ def test_eight_at_once_in_one_store(tmp_path: Path) -> None:
     script = f"""
         import os, sys
         from advbench.cli.main import invoke
-        import advbench.benchmark
+        import advbench.benchmark.run
         children = []
         for number in range(8):
             child = os.fork()

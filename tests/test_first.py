@@ -13,11 +13,11 @@ import pytest
 
 from advbench import run
 from advbench.audit.verdict import FROM_OUTCOMES, from_outcomes, verdict_of
-from advbench.saved import Run
+from advbench.runs.saved import Run
 from advbench.sweep.grid import read_grid
 from advbench.sweep.plan import make_plan
-from advbench.verifying.flags import check_audit, compared
-from advbench.verifying.subject import subject_of
+from advbench.verify.flags import check_audit, compared
+from advbench.verify.subject import subject_of
 from leaderboards import check_run, find_results, read_record, rows
 
 RESULTS = Path(__file__).parent.parent / "leaderboards" / "results"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import attacks_pool.search
+import attacks_pool.fast.copy
 from attacks_pool import pool
-from attacks_pool.following import Follower
-from attacks_pool.search import SearchModel, search_model
+from attacks_pool.fast.copy import SearchModel, search_model
+from attacks_pool.fast.follow import Follower
 from defenses import AIR, AT, Defense, TrainPlan, registry
-from defenses.snapshot import Snapshot
+from defenses.training.snapshot import Snapshot
 
 SIDE = 16
 

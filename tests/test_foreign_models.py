@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from advbench.data import DataSet
-from advbench.foreign import Foreign, ForeignModel, Source, load_foreign
-from advbench.foreign.files import _quiet, _tensors_only
-from advbench.foreign.weights import load_state, read_state
-from advbench.foreign.wrapper import probed_batch
-from advbench.foreign.zoos import _alias, _offline, from_torchvision
-from advbench.identity import weights_digest
+from advbench.external import Foreign, ForeignModel, Source, load_foreign
+from advbench.external.files import _quiet, _tensors_only
+from advbench.external.weights import load_state, read_state
+from advbench.external.wrapper import probed_batch
+from advbench.external.zoos import _alias, _offline, from_torchvision
+from advbench.runtime.hashing import weights_digest
 from attacks_pool import InputError, pool
-from attacks_pool.search import fold
+from attacks_pool.fast.copy import fold
 
 Network = Callable[..., nn.Sequential]
 FACTORY = """

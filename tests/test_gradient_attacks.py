@@ -15,12 +15,12 @@ from attacks_pool import count_passes, pool, verify
 from attacks_pool.attacks.dim import resize_and_pad
 from attacks_pool.attacks.mt_pgd import likeliest_others
 from attacks_pool.attacks.tim import cut, gaussian, smooth
-from attacks_pool.engine import wrong
-from attacks_pool.guard import untouched
+from attacks_pool.calling.guard import untouched
+from attacks_pool.calling.randomness import isolated_randomness, keyed_generator
 from attacks_pool.norms import project, random_point
-from attacks_pool.randomness import isolated_randomness, keyed_generator
-from defenses.at import AT
-from defenses.plan import TrainPlan
+from attacks_pool.search.ascent import wrong
+from defenses.methods.at import AT
+from defenses.training.plan import TrainPlan
 
 NAMES = ("rfgsm", "ffgsm", "nim", "dim", "tim", "vmi", "tpgd", "eotpgd", "pgd-l1")
 TARGETED = ("mt-pgd", "mt-pgd-l2", "mt-pgd-l1")

@@ -22,10 +22,11 @@ import pytest
 
 from advbench import evaluate_model, load_run
 from advbench.cli.main import invoke
-from advbench.config import protocol_of
-from advbench.saved import Run
-from advbench.verifying import accepting, verifier
-from advbench.verifying.accepting import accept
+from advbench.config.options import protocol_of
+from advbench.runs.saved import Run
+from advbench.verify import accept as accepting
+from advbench.verify import attack_again as verifier
+from advbench.verify.accept import accept
 from attacks_pool import InputError
 from leaderboards import (
     RecordError,
@@ -411,7 +412,7 @@ def test_two_thousand_million_steps(
 def test_training_again_ends_in_time(
     small_run: Run, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from advbench.verifying import retraining
+    from advbench.verify import train_again as retraining
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(retraining.tempfile, "tempdir", None)

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench.cost import multiply_adds
+from advbench.models.cost import multiply_adds
 from attacks_pool import InputError, pool
 from defenses import LoRKD, Stage, TrainPlan, registry
-from defenses.lowrank import AdaptedConv2d, adapted, merged
+from defenses.parts.lowrank import AdaptedConv2d, adapted, merged
 
 PLAN = TrainPlan(epochs=4, lr=0.05)
 TEXT = "fgsm,pgd:steps=2,cw:steps=2"

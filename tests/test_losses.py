@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import InputError, pool, verify
+from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.losses import LOSSES, dlr, margin, targeted_dlr
-from attacks_pool.randomness import keyed_generator
 
 SIDE = 6
 INDIRECT = {"dim", "tim", "tpgd"}

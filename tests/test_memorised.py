@@ -12,13 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from advbench import preparing, run, saved
+from advbench import run
+from advbench.benchmark import prepare as preparing
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split
-from advbench.saved import Run, load_run
-from advbench.verifying import Asked, verify_run
-from advbench.verifying.accepting import accept
-from advbench.verifying.memorised import CODE, Found, better
+from advbench.runs import saved
+from advbench.runs.saved import Run, load_run
+from advbench.verify import Asked, verify_run
+from advbench.verify.accept import accept
+from advbench.verify.memorised import CODE, Found, better
 from leaderboards import (
     Verified,
     digests_of,

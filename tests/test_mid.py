@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench import run
-from advbench.auditing import audit_run
-from advbench.cli.render import transfer_table
+from advbench.audit.stored import audit_run
+from advbench.cli.tables import transfer_table
 from advbench.data import Split
-from advbench.regeneration import PICTURE, psnr, regenerate, ssim
-from advbench.verifying import Asked, verify_run
+from advbench.evaluation.extras import PICTURE, psnr, regenerate, ssim
+from advbench.verify import Asked, verify_run
 from attacks_pool import InputError, pool
 from defenses import MID, Progress, Snapshot, Stage, TrainPlan, registry
-from defenses.encoding import Decoder, encode, find_head
+from defenses.parts.encoding import Decoder, encode, find_head
 from leaderboards.records.checking import check_run
 
 Network = Callable[..., nn.Sequential]

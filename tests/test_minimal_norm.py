@@ -15,10 +15,10 @@ from advbench.data import DataSet
 from attacks_pool import pool
 from attacks_pool.attacks.ead import shrink
 from attacks_pool.attacks.fmn import into_ball
-from attacks_pool.boundary import DUAL, Smallest, length, rivals
-from attacks_pool.hyperplane import step_to_hyperplane
-from attacks_pool.passes import count_passes
-from attacks_pool.search import SearchModel
+from attacks_pool.calling.guard import count_passes
+from attacks_pool.fast.copy import SearchModel
+from attacks_pool.search.boundary import DUAL, Smallest, length, rivals
+from attacks_pool.search.fab import step_to_hyperplane
 from attacks_pool.verifier import distance
 
 NEAR: dict[str, float] = {

@@ -14,12 +14,21 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench.cost import multiply_adds
 from advbench.models import build_model
+from advbench.models.cost import multiply_adds
 from attacks_pool import InputError, pool
 from defenses import MoLAGrad, MoLARouter, Snapshot, Stage, TrainPlan, registry
-from defenses.lowrank import AdaptedConv2d, Route, Routing, TaskBatchNorm, adapted, inject, nmi, task_contrast
-from defenses.lowrank.network import add_task, merged
+from defenses.parts.lowrank import (
+    AdaptedConv2d,
+    Route,
+    Routing,
+    TaskBatchNorm,
+    adapted,
+    inject,
+    nmi,
+    task_contrast,
+)
+from defenses.parts.lowrank.network import add_task, merged
 
 PLAN = TrainPlan(epochs=1, lr=0.05)
 Network = Callable[..., nn.Sequential]

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from advbench import run
 from advbench.audit import audit, probe
 from advbench.audit.networks import networks
-from advbench.auditing import audit_run
-from advbench.cost import multiply_adds
+from advbench.audit.stored import audit_run
 from advbench.data import DataSet, Split
-from advbench.evaluate import View, evaluate
-from advbench.saved import load_run, new_classifier
-from advbench.verifying import Asked, retrain_run, verify_run
+from advbench.evaluation.evaluate import View, evaluate
+from advbench.models.cost import multiply_adds
+from advbench.runs.saved import load_run, new_classifier
+from advbench.verify import Asked, retrain_run, verify_run
 from attacks_pool import Attack, pool
 from leaderboards import Audit, json_bytes, write_bytes, write_checksums
 

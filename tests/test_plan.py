@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from defenses import TrainPlan
-from defenses.augment import augment, shift
+from defenses.training.augment import augment, shift
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench import evaljob, evaluate_model
+from advbench import evaluate_model
 from advbench.audit import audit_model, probe
 from advbench.audit.probes import Probes
-from advbench.auditing import audit_run
+from advbench.audit.stored import audit_run
+from advbench.audit.surrogates import Surrogate
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split
-from advbench.evaluate import evaluate
-from advbench.saved import Run
-from advbench.stochastic import AveragedDraws, MeanOfDraws, history_gap, is_stochastic
-from advbench.surrogates import Surrogate
+from advbench.evaluation.evaluate import evaluate
+from advbench.evaluation.stochastic import AveragedDraws, MeanOfDraws, history_gap, is_stochastic
+from advbench.external import job as evaljob
+from advbench.runs.saved import Run
 from attacks_pool import Attack, pool
 from leaderboards import Audit
 from leaderboards.records.store import read_probe_outcomes

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench.cli.main import invoke
-from advbench.plugins import CONTRACT, Check, check_defense, find_defense, keeping, write_package
-from advbench.plugins.compare import BrokenPromiseError
-from advbench.plugins.easy import Images
-from advbench.plugins.trial import Trial
+from advbench.contract import CONTRACT, Check, check_defense, find_defense, keeping, write_package
+from advbench.contract.compare import BrokenPromiseError
+from advbench.contract.trial import Images, Trial
 from attacks_pool import InputError
 from defenses import Defense, DefenseInfo, Stage, registry
 
@@ -270,7 +269,7 @@ FAULTS: list[tuple[type[Defense], set[str], str, str]] = [
     (Talkative, {"eval mode"}, "eval mode", "an image's logits depend on the rest of its batch"),
     (LearnsNothing, {"learns"}, "learns", "robust accuracy "),
     (OneAttackOnly, {"regimes"}, "regimes", "ValueError: too many values to unpack (expected 1)"),
-    (Namesake, {"metadata"}, "metadata", "the name 'air' is taken by defenses.air:AIR"),
+    (Namesake, {"metadata"}, "metadata", "the name 'air' is taken by defenses.methods.air:AIR"),
 ]
 
 
@@ -411,7 +410,7 @@ def test_a_new_package_keeps_the_contract(written: Path) -> None:
 def test_check_says_what_fails(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table, or JSON; exit code 1 where a promise is broken, with its reason."""
     (tmp_path / "faulty_one.py").write_text(
-        "from defenses import DefenseInfo\nfrom defenses.standard import Standard\n\n\n"
+        "from defenses import DefenseInfo\nfrom defenses.methods.standard import Standard\n\n\n"
         "class Faulty(Standard):\n"
         '    info = DefenseInfo(name="faulty", paper=None, regimes=("continual",))\n\n'
         "    def forward(self, x):\n        return super().forward(x.detach())\n"
@@ -479,7 +478,7 @@ def test_mistakes_are_one_line(
     (tmp_path / "file").write_text("")
     (tmp_path / "broken.py").write_text("import no_such_package")
     (tmp_path / "twice.py").write_text(
-        "from defenses import DefenseInfo, register\nfrom defenses.standard import Standard\n\n\n"
+        "from defenses import DefenseInfo, register\nfrom defenses.methods.standard import Standard\n\n\n"
         "@register\nclass Thing(Standard):\n"
         '    info = DefenseInfo(name="air", paper=None, regimes=("joint",))\n'
     )
@@ -519,7 +518,7 @@ def install(site: Path, package: str, entry: str, code: str) -> None:
 
 def test_strangers_packages_break_nothing(tmp_path: Path) -> None:
     """An import error, a wrong base, a taken name: each is named in one line, and the rest goes on."""
-    head = "from defenses import DefenseInfo\nfrom defenses.standard import Standard\n\n\n"
+    head = "from defenses import DefenseInfo\nfrom defenses.methods.standard import Standard\n\n\n"
     info = "    info = DefenseInfo(name={!r}, paper=None, regimes=('joint',))\n"
     install(tmp_path, "lost", "lost-one = lost:Lost", "import no_such_package")
     install(tmp_path, "wrong", "wrong-base = wrong:Wrong", "class Wrong:\n    pass\n")
@@ -529,10 +528,10 @@ def test_strangers_packages_break_nothing(tmp_path: Path) -> None:
     assert listed.returncode == 0
     found = {entry["name"]: entry["source"] for entry in json.loads(listed.stdout)}
     assert set(found) == {*registry.names(), "fine"}
-    assert found["air"] == "defenses.air:AIR"
+    assert found["air"] == "defenses.methods.air:AIR"
     assert listed.stderr.splitlines() == [
         "warning: defense plug-in 'air' could not be loaded: InputError: defense 'air' is registered twice: "
-        "by defenses.air:AIR and namesake:Same (package namesake)",
+        "by defenses.methods.air:AIR and namesake:Same (package namesake)",
         "warning: defense plug-in 'lost-one' could not be loaded: ModuleNotFoundError: No module named "
         "'no_such_package' (package lost)",
         "warning: defense plug-in 'wrong-base' could not be loaded: InputError: <class 'wrong.Wrong'> is not "

@@ -21,8 +21,7 @@ import attacks_pool
 from attacks_pool import BUDGETS, FAMILIES, AttackInfo, InputError, Knob, Pool, pool, sample_sequence
 from attacks_pool.errors import unknown
 from attacks_pool.metadata import format_value, parse_number
-from attacks_pool.sampling import sample
-from attacks_pool.text import parse_attacks
+from attacks_pool.sequences import parse_attacks, sample
 
 
 def info(name: str = "mine", **changes: Any) -> AttackInfo:

@@ -21,8 +21,8 @@ from rich.text import Text
 from advbench.cli.console import SafeConsole
 from advbench.cli.main import invoke
 from advbench.cli.progress import describe
-from advbench.events import Event
-from advbench.saved import Run
+from advbench.runs.saved import Run
+from advbench.runtime.events import Event
 from leaderboards import find_results, json_bytes, rows, to_csv, to_markdown, write_checksums
 from leaderboards.boards.sheets import View
 from leaderboards.boards.tables import to_text

@@ -19,9 +19,9 @@ from torch import nn
 from advbench import evaluate_model
 from advbench.cli.main import invoke
 from advbench.data import DataSet
-from advbench.foreign import Source, load_foreign
-from advbench.foreign.files import _quiet
-from advbench.foreign.weights import read_state
+from advbench.external import Source, load_foreign
+from advbench.external.files import _quiet
+from advbench.external.weights import read_state
 from attacks_pool import InputError
 from leaderboards import json_bytes, pack, write_checksums
 

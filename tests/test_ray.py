@@ -16,12 +16,12 @@ import torch
 import yaml
 
 from advbench import run
+from advbench.benchmark.prepare import prepare
 from advbench.cli.main import invoke
-from advbench.events import Event
-from advbench.preparing import prepare
-from advbench.sweep.arriving import FOLDER
-from advbench.sweep.job import Job, perform
-from advbench.sweep.on_ray import _task, _workplace
+from advbench.runtime.events import Event
+from advbench.sweep.cluster import _task, _workplace
+from advbench.sweep.one_run import Job, perform
+from advbench.sweep.transfer import FOLDER
 from leaderboards import comparable, find_records
 from leaderboards.records.checksums import verify_checksums
 

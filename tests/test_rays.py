@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from advbench.data import DataSet
 from attacks_pool import count_passes, pool, verify
 from attacks_pool.attacks.rays import blocks, rays
-from attacks_pool.randomness import PartGenerator, keyed_generator
-from attacks_pool.search import SearchModel
+from attacks_pool.calling.randomness import PartGenerator, keyed_generator
+from attacks_pool.fast.copy import SearchModel
 
 EPS = 0.2
 POINTS = 100

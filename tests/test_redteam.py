@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench import evaljob, evaluate_model
+from advbench import evaluate_model
+from advbench.audit.surrogates import Surrogate
 from advbench.data import DataSet, load_dataset
-from advbench.surrogates import Surrogate
+from advbench.external import job as evaljob
 from attacks_pool import Attack, pool
 from leaderboards import Record
 

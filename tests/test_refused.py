@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from advbench.cli.main import invoke
-from advbench.evaluating import evaluate_model
-from advbench.saved import Run
+from advbench.external.evaluate_model import evaluate_model
+from advbench.runs.saved import Run
 from leaderboards import (
     Record,
     Row,

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from advbench import evaluate_model, run
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split, TensorLoader
-from advbench.events import Event
-from advbench.saved import Run, load_run
+from advbench.runs.saved import Run, load_run
+from advbench.runtime.events import Event
 from attacks_pool import InputError, pool
 from defenses import AIR, AT, Defense, DefenseInfo, Snapshot, Stage, Standard, TrainPlan, registry
-from defenses.packing import PackingError, pack, unpack
+from defenses.training.packing import PackingError, pack, unpack
 from leaderboards import RecordError, comparable, verify_checksums
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from advbench import evaluate_model
 from advbench.cli.main import invoke
 from advbench.data import load_dataset
-from advbench.foreign import Source, load_foreign
-from advbench.foreign.zoos import _zoo
+from advbench.external import Source, load_foreign
+from advbench.external.zoos import _zoo
 from attacks_pool import InputError
 
 try:

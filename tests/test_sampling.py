@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from advbench.cli.main import invoke
-from advbench.config import Options
+from advbench.config.options import Options
+from advbench.config.resolve import resolve
 from advbench.data import DataSet
-from advbench.resolve import resolve
 from attacks_pool import AttackInfo, InputError, pool
-from attacks_pool.sampling import meta_tasks, sample, split_families
+from attacks_pool.sequences import meta_tasks, sample, split_families
 
 
 def info(name: str, family: str, **more: Any) -> AttackInfo:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from advbench.data import DataSet, Split
-from advbench.evaluate import evaluate
-from attacks_pool import ModelState, pool, search
-from attacks_pool.engine import fooled, input_gradient
+from advbench.evaluation.evaluate import evaluate
+from attacks_pool import ModelState, pool
+from attacks_pool.fast import copy as search
+from attacks_pool.fast.copy import SearchModel, fold, pool_first, search_model
 from attacks_pool.losses import margin
-from attacks_pool.search import SearchModel, fold, pool_first, search_model
+from attacks_pool.search.ascent import fooled, input_gradient
 from defenses import AT, TrainPlan
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from torch import nn
 
-from advbench import evaluate as evaluating
 from advbench import evaluate_model
-from advbench.evaljob import Job, state_of
-from advbench.evaluating import prepare_job
-from advbench.pieces import Pieces
-from advbench.shards import compute, shards
-from advbench.shares import Share, measure, share
+from advbench.evaluation import evaluate as evaluating
+from advbench.evaluation.shards import compute, shards
+from advbench.external.evaluate_model import prepare_job
+from advbench.external.job import Job, state_of
+from advbench.external.workers import Share, measure, share
+from advbench.runs.pieces import Pieces
 from attacks_pool import InputError
 from leaderboards import comparable
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from advbench.cli.main import invoke
-from advbench.config import Options, RunConfig
+from advbench.config.options import Options, RunConfig
+from advbench.config.resolve import resolve
 from advbench.data import load_dataset
-from advbench.resolve import resolve
-from advbench.saved import Run
+from advbench.runs.saved import Run
 from leaderboards import Record, RecordError, read_record, rows, write_record
 from leaderboards.boards.row import Row
 from leaderboards.site import write_site
@@ -65,7 +65,7 @@ def words_of(command: str) -> list[str]:
 def resolved(command: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """What the command line's own parser makes of a command."""
     caught: list[dict[str, Any]] = []
-    monkeypatch.setattr("advbench.cli.running._run", lambda runs: caught.extend(runs) or [])
+    monkeypatch.setattr("advbench.cli.run._run", lambda runs: caught.extend(runs) or [])
     words = words_of(command)
     assert words[0] == "advbench"
     assert invoke(words[1:]) == 0
@@ -163,7 +163,7 @@ def test_the_command_of_an_evaluation(
         caught.update(given, model=model, dataset=dataset)
         raise RecordError("far enough")
 
-    monkeypatch.setattr("advbench.evaluating.evaluate_model", evaluate)
+    monkeypatch.setattr("advbench.external.evaluate_model.evaluate_model", evaluate)
     assert invoke(words_of(command.text)[1:]) == 2
     assert caught["attacks"] == ",".join(attacks)
     expected = {"model": "models:make", "dataset": "digits", "points": "100", "seed": 4, "name": "mine"}

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from advbench import evaluate_model, load_run, run
 from advbench.cli.main import invoke
 from advbench.data import DataSet, load_dataset
-from advbench.events import Event
-from advbench.failures import RunFailedError
-from advbench.foreign import load_foreign
-from advbench.identity import weights_digest
-from advbench.interrupts import Interrupted
-from advbench.opening import plain_name
+from advbench.external import load_foreign
+from advbench.runs.directory import plain_name
+from advbench.runtime.events import Event
+from advbench.runtime.failures import RunFailedError
+from advbench.runtime.hashing import weights_digest
+from advbench.runtime.interrupts import Interrupted
 from attacks_pool import AttackInfo, InputError, pool
 from defenses import AIR, TrainPlan, registry
 from leaderboards import RecordError, comparable
@@ -360,16 +360,16 @@ def test_a_signal_after_the_record(
     tmp_path: Path, small_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is complete: it is not said how to go on with it."""
-    import advbench.opening
+    import advbench.runs.directory
 
-    remove = advbench.opening.shutil.rmtree
+    remove = advbench.runs.directory.shutil.rmtree
 
     def stopped(path: Path, **options: Any) -> None:
         if (path.parent / "record.json").exists():
             raise Interrupted(130)
         remove(path, **options)
 
-    monkeypatch.setattr(advbench.opening.shutil, "rmtree", stopped)
+    monkeypatch.setattr(advbench.runs.directory.shutil, "rmtree", stopped)
     heard: list[Event] = []
     with pytest.raises(Interrupted) as caught:
         run("at", runs_dir=tmp_path, listeners=[heard.append], **small_options)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from advbench.data import DataSet, TensorLoader, load_dataset
 from advbench.models import build_model
 from attacks_pool import ModelState, pool, verify
-from attacks_pool.guard import untouched
-from attacks_pool.randomness import isolated_randomness, keyed_generator
-from defenses.at import AT
-from defenses.plan import TrainPlan
+from attacks_pool.calling.guard import untouched
+from attacks_pool.calling.randomness import isolated_randomness, keyed_generator
+from defenses.methods.at import AT
+from defenses.training.plan import TrainPlan
 
 EPS = 0.2
 SEEDS = (0, 1, 2)

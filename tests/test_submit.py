@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from advbench.cli.main import invoke
-from advbench.saved import Run
-from advbench.verifying import Report, accepting
-from advbench.verifying.accepting import accept
-from advbench.verifying.marking import mark
+from advbench.runs.saved import Run
+from advbench.verify import Report
+from advbench.verify import accept as accepting
+from advbench.verify.accept import accept, mark
 from leaderboards import (
     RecordError,
     check_run,

@@ -19,14 +19,13 @@ import yaml
 from advbench import run
 from advbench.audit.battery import battery, transfers
 from advbench.cli.main import invoke
-from advbench.config import Options
-from advbench.resolve import bound_attacks
-from advbench.sweep.arriving import FOLDER, adopt, arrival, clear_arrivals, pieces, receive
+from advbench.config.options import Options
+from advbench.config.resolve import bound_attacks
 from advbench.sweep.estimate import Sizes, cost_of, makespan, recorded_speed, work_of
-from advbench.sweep.grid import GridCell, parse_grid, read_grid
-from advbench.sweep.job import Job, perform
+from advbench.sweep.grid import GridCell, parse_grid, parse_seeds, read_grid
+from advbench.sweep.one_run import Job, perform
 from advbench.sweep.plan import Plan, make_plan
-from advbench.sweep.seeds import parse_seeds
+from advbench.sweep.transfer import FOLDER, adopt, arrival, clear_arrivals, pieces, receive
 from attacks_pool import InputError, Passes, pool
 from leaderboards import RecordError, comparable, find_records, read_record
 from leaderboards.records.checksums import verify_checksums

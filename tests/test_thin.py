@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.thin import ThinConv, is_thin, searching, thin
+from attacks_pool.fast.thin import ThinConv, is_thin, searching, thin
 
 SIZES = [(8, 8), (12, 9), (28, 28)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

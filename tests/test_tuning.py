@@ -101,9 +101,9 @@ def test_draws_do_not_repeat_and_the_file_determines_them(tune: ModuleType) -> N
 
 def test_the_recorded_searches_can_be_run(tune: ModuleType) -> None:
     """Every defense and parameter of the file exists, and its seeds are apart from the reported 0 to 4."""
-    from advbench.config import Options
+    from advbench.config.options import Options
+    from advbench.config.resolve import resolve
     from advbench.data import load_dataset
-    from advbench.resolve import resolve
 
     plan = tune.read_plan(ROOT / "benchmarks" / "tune.yaml")
     data = load_dataset(plan.dataset)

@@ -13,19 +13,19 @@ import pytest
 
 from advbench import run as run_benchmark
 from advbench.cli.main import invoke
-from advbench.evaluate import evaluate
-from advbench.evaluating import evaluate_model
-from advbench.events import Event
-from advbench.failures import RunFailedError
-from advbench.identity import weights_digest
-from advbench.interrupts import Interrupted
-from advbench.recording import metrics_of, per_class_counts, transfer_metric
-from advbench.saved import Run, load_run
-from advbench.verifying import Asked, Comparison, Report, retrain_run, rounding, verify_run
-from advbench.verifying.again import check_surrogate
-from advbench.verifying.report import judge
-from advbench.verifying.rounding import Spread, far_off
-from advbench.verifying.subject import subject_of
+from advbench.evaluation.evaluate import evaluate
+from advbench.external.evaluate_model import evaluate_model
+from advbench.runs.record import metrics_of, per_class_counts, transfer_metric
+from advbench.runs.saved import Run, load_run
+from advbench.runtime.events import Event
+from advbench.runtime.failures import RunFailedError
+from advbench.runtime.hashing import weights_digest
+from advbench.runtime.interrupts import Interrupted
+from advbench.verify import Asked, Comparison, Report, retrain_run, rounding, verify_run
+from advbench.verify.audit_again import check_surrogate
+from advbench.verify.report import judge
+from advbench.verify.rounding import Spread, far_off
+from advbench.verify.subject import subject_of
 from attacks_pool import InputError, pool
 from defenses import TrainingDivergedError
 from leaderboards import (
@@ -539,7 +539,7 @@ def test_training_on_another_machine(
     # Of those beyond the sequence only the attack in doubt is repeated, with the points asked for it.
     beyond = {"eval": "apgd:steps=2,mim:steps=2", "points": "200,apgd=50,mim=40"}
     measured = run_benchmark("at", runs_dir=tmp_path / "runs", **small_options, **beyond)
-    monkeypatch.setattr("advbench.verifying.retraining.differences", lambda *_: ["cpu A (here B)"])
+    monkeypatch.setattr("advbench.verify.train_again.differences", lambda *_: ["cpu A (here B)"])
     monkeypatch.setattr(rounding, "AGAIN", 2)
     monkeypatch.setattr(rounding, "IN_DOUBT", 4)
     honest, forged = tmp_path / "honest", tmp_path / "forged"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.evaluate import blocks
-from advbench.stochastic import logits_of
-from attacks_pool.guard import buffers_kept, untouched
+from advbench.evaluation.evaluate import blocks
+from advbench.evaluation.stochastic import logits_of
+from attacks_pool.calling.guard import buffers_kept, untouched
+from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator, uniform
 from attacks_pool.losses import LOSSES, Loss
-from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
 from attacks_pool.verifier import exact_arithmetic, no_number
 from leaderboards import Flag
 

@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from advbench.stochastic import logits_of
-from attacks_pool.guard import buffers_kept
+from advbench.evaluation.stochastic import logits_of
+from attacks_pool.calling.guard import buffers_kept
 from leaderboards import Flag
 
 POINTS = 200

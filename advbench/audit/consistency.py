@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from advbench.audit.fresh import Fresh
-from advbench.evaluate import blocks
-from advbench.stochastic import TOLERANCE, gap, logits_of
+from advbench.evaluation.evaluate import blocks
+from advbench.evaluation.stochastic import TOLERANCE, gap, logits_of
 from attacks_pool import Attack
-from attacks_pool.guard import buffers_kept
-from attacks_pool.randomness import isolated_randomness, key_seed, keyed_generator, uniform
+from attacks_pool.calling.guard import buffers_kept
+from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator, uniform
 from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 

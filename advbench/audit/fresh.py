@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advbench.shards import View
-from advbench.stochastic import logits_of
+from advbench.evaluation.shards import View
+from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack
 
 PATIENCE = 120.0

@@ -12,9 +12,9 @@ from torch import nn
 
 from advbench.data import DataSet, Split
 from advbench.data.registry import FOLDER
-from advbench.stochastic import logits_of
+from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack
-from attacks_pool.randomness import keyed_generator
+from attacks_pool.calling.randomness import keyed_generator
 from leaderboards import Flag
 
 WANTED = 200

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.evaluate import View
-from advbench.stochastic import logits_of
+from advbench.evaluation.evaluate import View
+from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack
 from leaderboards import CLEAN, Flag
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.stochastic import logits_of
+from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack, verify
+from attacks_pool.calling.guard import buffers_kept
+from attacks_pool.calling.randomness import keyed_generator, normal, uniform
 from attacks_pool.errors import InputError
-from attacks_pool.guard import buffers_kept
 from attacks_pool.norms import project
-from attacks_pool.randomness import keyed_generator, normal, uniform
 from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 

@@ -21,11 +21,12 @@ from advbench.audit.fresh import Fresh
 from advbench.audit.memorisation import memorisation_flags, unseen_flags
 from advbench.audit.networks import Network, found_on, networks
 from advbench.data import Split
-from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
-from advbench.identity import weights_digest
-from advbench.stochastic import is_stochastic
+from advbench.evaluation.evaluate import LOOKED_AT, Kept, View, evaluate
+from advbench.evaluation.row import Row
+from advbench.evaluation.stochastic import is_stochastic
+from advbench.runtime.hashing import weights_digest
 from attacks_pool import Attack
-from attacks_pool.randomness import key_seed
+from attacks_pool.calling.randomness import key_seed
 from leaderboards import Cell, Flag
 
 POINTS = 200

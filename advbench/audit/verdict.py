@@ -25,8 +25,9 @@ from advbench.audit.memorisation import CODE as MEMORISED
 from advbench.audit.networks import found_on
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
-from advbench.evaluate import Row, View
-from advbench.stochastic import CRAFTED_BY
+from advbench.evaluation.evaluate import View
+from advbench.evaluation.row import Row
+from advbench.evaluation.stochastic import CRAFTED_BY
 from attacks_pool import Attack
 from leaderboards import Audit, Flag
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from advbench.cli import lists
-from advbench.cli.echoing import echo
-from advbench.cli.lists import Format, FormatOption
+from advbench.cli import list as lists
+from advbench.cli.echo import echo
+from advbench.cli.list import Format, FormatOption
 
 if TYPE_CHECKING:
-    from advbench.plugins import Check
+    from advbench.contract import Check
 
 DEFAULT = "list"
 
@@ -44,7 +44,7 @@ def new(
     dir: Annotated[Path, typer.Option(help="Where its directory is made.")] = Path("."),
 ) -> None:
     """Write a small package with a defense that works and its test; nothing is ever overwritten."""
-    from advbench.plugins import write_package
+    from advbench.contract import write_package
     from leaderboards.printable import in_line
 
     for path in write_package(name, dir):
@@ -63,7 +63,7 @@ def check(
 ) -> None:
     """Run the contract that every defense keeps: what holds, what fails and why; exit code 1 if any fails."""
     from advbench.cli.console import errors
-    from advbench.plugins import check_defense, find_defense
+    from advbench.contract import check_defense, find_defense
 
     kind, settings = find_defense(defense), dict(_setting(text) for text in set_ or ())
     shown = errors()

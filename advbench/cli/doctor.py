@@ -2,18 +2,235 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
+import importlib
 import json
+import platform
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Any, Literal
 
 import typer
 
-from advbench.cli.echoing import echo
-from advbench.cli.lists import Format, FormatOption
+from advbench.cli.echo import echo
+from advbench.cli.list import Format, FormatOption
+
+Status = Literal["ok", "absent", "warning", "broken"]
+CORE = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "typer": "typer",
+    "rich": "rich",
+    "pandas": "pandas",
+    "pydantic": "pydantic",
+    "safetensors": "safetensors",
+    "scikit-learn": "sklearn",
+    "scipy": "scipy",
+    "pyyaml": "yaml",
+    "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
+}
+"""Package and the name that it is imported by; without one of these advbench does not work."""
+OPTIONAL = {
+    "torchattacks": ("attacks ta:NAME", 'pip install "advbench[torchattacks]"'),
+    "foolbox": ("attacks fb:NAME", 'pip install "advbench[foolbox]"'),
+    "pyautoattack": ("attacks aa:NAME", 'pip install "advbench[pyautoattack]"'),
+    "robustbench": ("models of its zoo", 'pip install "advbench[robustbench]"'),
+    "ray": ("sweeps and evaluations on a cluster", 'pip install "advbench[ray]"'),
+    "tensorboard": ("advbench run --tensorboard", 'pip install "advbench[tensorboard]"'),
+}
+"""Package, what it is for and the command that installs it."""
+ZOO, INTRUDER = "robustbench", "torchattacks"
+"""Two packages that both install the folder ``robustbench``, with different files."""
+RUNTIME_MODULE = "pkg_resources"
+ALIAS = "autoattack"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: ``ok``, ``absent`` (optional), ``warning`` or ``broken`` (advbench cannot run)."""
+
+    name: str
+    status: Status
+    detail: str
+    mend: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def examine(
+    paths: Sequence[str] | None = None, *, load: Callable[[str], Any] = importlib.import_module
+) -> list[Check]:
+    """Every check.
+
+    Args:
+        paths: folders to find installed packages in, those of ``sys.path`` by default.
+        load: imports a module by name.
+    """
+    installed = installed_packages(paths)
+    found = [Check("python", "ok", platform.python_version())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries deprecate says nothing about this environment
+        found += [_core(package, module, installed, load) for package, module in CORE.items()]
+        found += [_optional(package, installed, load) for package in OPTIONAL]
+        found += zoo_checks(installed, load)
+    if not any(check.status == "broken" for check in found):
+        found += list(_registries())
+    return found
+
+
+def works(checks: Iterable[Check]) -> bool:
+    """Whether advbench itself can run."""
+    return all(check.status != "broken" for check in checks)
+
+
+def installed_packages(paths: Sequence[str] | None = None) -> dict[str, Distribution]:
+    """Installed distributions by normalised name; of two of one name, the one that Python would find."""
+    every = distributions() if paths is None else distributions(path=list(paths))
+    found: dict[str, Distribution] = {}
+    for one in every:
+        if name := one.metadata["Name"]:
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), one)
+    return found
+
+
+def _core(package: str, module: str, installed: dict[str, Distribution], load: Callable[[str], Any]) -> Check:
+    number = installed[package].version if package in installed else "no version found"
+    try:
+        loaded = load(module)
+    except (Exception, SystemExit) as error:
+        together = "torch torchvision" if package == "torchvision" else package
+        again = "--force-reinstall " if package in installed else ""
+        return Check(package, "broken", _line(error), f"pip install {again}{together}")
+    return Check(package, "ok", f"{number}, {_devices(loaded)}" if package == "torch" else number)
+
+
+def _devices(torch: Any) -> str:
+    """What torch can compute on."""
+    if torch.cuda.is_available():
+        half = "with" if torch.cuda.is_bf16_supported() else "without"
+        return f"CUDA {torch.version.cuda} on {torch.cuda.get_device_name()}, {half} bfloat16"
+    if torch.backends.mps.is_available():
+        return "MPS, no CUDA"
+    return "no CUDA device: it computes on the CPU"
+
+
+def _optional(package: str, installed: dict[str, Distribution], load: Callable[[str], Any]) -> Check:
+    purpose, command = OPTIONAL[package]
+    if package not in installed:
+        return Check(package, "absent", f"not installed; it is for {purpose}", command)
+    number = installed[package].version
+    try:
+        load(package)
+    except (Exception, SystemExit) as error:
+        if (
+            package == ZOO
+            and isinstance(error, ModuleNotFoundError)
+            and error.name in (ALIAS, RUNTIME_MODULE)
+        ):
+            return Check(package, "ok", f"{number}, once the name {error.name} is there (see below)")
+        return Check(package, "warning", f"{number} does not load: {_line(error)}")
+    return Check(package, "ok", f"{number}, for {purpose}")
+
+
+def zoo_checks(
+    installed: dict[str, Distribution], load: Callable[[str], Any] = importlib.import_module
+) -> list[Check]:
+    """What robustbench needs and its packages lack: its own files, ``pkg_resources``, ``autoattack``."""
+    found = [collision(installed)]
+    if ZOO not in installed:
+        return [check for check in found if check]
+    try:
+        load(RUNTIME_MODULE)
+    except Exception as error:
+        setuptools = installed["setuptools"].version if "setuptools" in installed else "none"
+        detail = f"robustbench imports it, and setuptools has it no more from 82 on (here: {setuptools})"
+        detail = detail if isinstance(error, ModuleNotFoundError) else _line(error)
+        found.append(Check(RUNTIME_MODULE, "warning", detail, 'pip install "setuptools<82"'))
+    try:
+        load(ALIAS)
+    except Exception:
+        detail = "robustbench imports this name, which no package index has; its own benchmark() cannot run"
+        found.append(Check(ALIAS, "warning", f"{detail}. The attacks aa:NAME and ours need it not"))
+    return [check for check in found if check]
+
+
+def collision(installed: dict[str, Distribution]) -> Check | None:
+    """Whether the folder ``robustbench`` holds robustbench's files, or those that torchattacks put there.
+
+    Every file that robustbench's RECORD lists is hashed and compared; ``None`` where neither is installed.
+    """
+    name, zoo, intruder = f"{ZOO} files", installed.get(ZOO), installed.get(INTRUDER)
+    theirs = dict(_recorded(intruder, ZOO)) if intruder else {}
+    if zoo is None:
+        if not theirs:
+            return None
+        detail = f"the folder {ZOO} is an old copy that {INTRUDER} brings; it has no zoo"
+        return Check(name, "warning", detail, OPTIONAL[ZOO][1])
+    own = dict(_recorded(zoo, ZOO))
+    spoilt = sorted(path for path, expected in own.items() if _hash(zoo, path) != expected)
+    if spoilt:
+        guilty = sum(path in theirs and _hash(zoo, path) == theirs[path] for path in spoilt)
+        detail = f"{len(spoilt)} of {len(own)} differ from what {ZOO} installed ({spoilt[0]}, …)"
+        if guilty:
+            detail += f"; {guilty} are those of {INTRUDER}, which was installed later"
+        command = f"pip install --force-reinstall --no-deps {ZOO}=={zoo.version}"
+        return Check(name, "warning", detail, command)
+    at_risk = sum(theirs[path] != own[path] for path in theirs if path in own)
+    advice = f"; installing {INTRUDER} again would overwrite {at_risk} of them" if at_risk else ""
+    return Check(name, "ok", f"all {len(own)} are as {ZOO} installed them{advice}")
+
+
+def _recorded(package: Distribution, folder: str) -> Iterator[tuple[str, str]]:
+    """Paths below ``folder`` that the package's RECORD lists with their hashes, ``sha256=…``."""
+    for row in csv.reader((package.read_text("RECORD") or "").splitlines()):
+        if len(row) >= 2 and row[0].startswith(f"{folder}/") and row[1]:
+            yield row[0], row[1]
+
+
+def _hash(package: Distribution, path: str) -> str:
+    """The file's hash as RECORD writes it, empty where there is no such file."""
+    try:
+        content = Path(str(package.locate_file(path))).read_bytes()
+    except OSError:
+        return ""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest())
+    return f"sha256={digest.rstrip(b'=').decode()}"
+
+
+def _registries() -> Iterator[Check]:
+    """Our own attacks and defenses, those of plug-ins, and those of other libraries."""
+    from attacks_pool import pool
+    from defenses import registry
+
+    for kind, names, problems in (
+        ("attacks", pool.names, pool.problems),
+        ("defenses", registry.names, registry.problems),
+    ):
+        try:
+            yield Check(kind, "ok", f"{len(names())} registered")
+        except Exception as error:
+            yield Check(kind, "broken", _line(error))
+            continue
+        for plug_in, cause in sorted(problems.items()):
+            yield Check(f"plug-in {plug_in}", "warning", f"could not be loaded: {cause}")
+    yield Check("adapters", "ok", f"{len(pool.adapters())} attacks of other libraries by name")
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def doctor(format: FormatOption = Format.table) -> None:
     """Say which libraries load here and why others do not; exit code 1 where advbench cannot run."""
-    from advbench.doctor import examine, works
-
     checks = examine()
     if format is Format.json:
         report = {"works": works(checks), "checks": [check.to_json() for check in checks]}

@@ -14,23 +14,19 @@ import typer
 from pydantic import ValidationError
 
 from advbench import __version__
-from advbench.cli import (
-    auditing,
-    boards,
-    defenses,
-    doctor,
-    evaluating,
-    exporting,
-    lists,
-    plotting,
-    referencing,
-    running,
-    runs,
-    sweeping,
-    verifying,
-)
-from advbench.cli.echoing import echo, guard, warn
-from advbench.interrupts import Interrupted
+from advbench.cli import audit as auditing
+from advbench.cli import defenses, doctor, runs
+from advbench.cli import eval as evaluating
+from advbench.cli import export as exporting
+from advbench.cli import leaderboard as boards
+from advbench.cli import list as lists
+from advbench.cli import plot as plotting
+from advbench.cli import reference as referencing
+from advbench.cli import run as running
+from advbench.cli import sweep as sweeping
+from advbench.cli import verify as verifying
+from advbench.cli.echo import echo, guard, warn
+from advbench.runtime.interrupts import Interrupted
 
 LONGEST = 900
 """Letters of an error's one line."""

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.text import Text
 
 from advbench.cli.console import errors
-from advbench.cli.echoing import warn
-from advbench.events import Event, Listener
-from attacks_pool.text import attack_name
+from advbench.cli.echo import warn
+from advbench.runtime.events import Event, Listener
+from attacks_pool.sequences import attack_name
 from leaderboards.printable import in_line
 
 PLAIN_INTERVAL = 5.0

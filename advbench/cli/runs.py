@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advbench.cli.echoing import echo
-from advbench.cli.lists import Format, FormatOption
+from advbench.cli.echo import echo
+from advbench.cli.list import Format, FormatOption
 from advbench.cli.options import RunsDirs, runs_dirs
 
 if TYPE_CHECKING:

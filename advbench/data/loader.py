@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from advbench.data.sets import Split
+from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.errors import InputError
-from attacks_pool.randomness import keyed_generator
 
 
 class TensorLoader:

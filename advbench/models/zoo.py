@@ -131,7 +131,7 @@ def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_class
     """One pass over zeros in eval mode, which moves no batch-norm statistics; modes are put back."""
     import torch
 
-    from attacks_pool.asking import ask
+    from attacks_pool.calling.logits import ask
 
     training = {module: module.training for module in model.modules()}
     device = next((parameter.device for parameter in model.parameters()), None)
@@ -169,7 +169,7 @@ def _seeded(seed: int) -> AbstractContextManager[None]:
     """Random numbers from ``seed`` inside, and the global random state as before afterwards."""
     import torch
 
-    from attacks_pool.randomness import isolated_randomness
+    from attacks_pool.calling.randomness import isolated_randomness
 
     # A GPU that is not in use yet stays so: building a model must not open one.
     gpu_in_use: Callable[[], bool] = torch.cuda.is_initialized

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from advbench.audit.battery import battery, transfers
 from advbench.audit.probes import POINTS
-from advbench.config import RunConfig
+from advbench.config.options import RunConfig
+from advbench.config.resolve import bound_attacks, points_of
 from advbench.data import DataSet
-from advbench.environment import reproducible
-from advbench.resolve import bound_attacks, points_of
-from advbench.saved import new_classifier
-from advbench.stochastic import CRAFTED_BY, JUDGED_BY
+from advbench.evaluation.stochastic import CRAFTED_BY, JUDGED_BY
+from advbench.runs.saved import new_classifier
+from advbench.runtime.device import reproducible
 from attacks_pool import Attack, InputError, Passes
 from defenses import TrainPlan, registry
 from leaderboards import Record, RecordError

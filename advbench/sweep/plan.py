@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import torch
 
-from advbench.benchmark import prepare
-from advbench.config import Options, RunConfig
+from advbench.benchmark.prepare import prepare
+from advbench.config.identity import identity_of
+from advbench.config.options import Options, RunConfig
 from advbench.data import DataSet, load_dataset
-from advbench.identity import identity_of
 from advbench.sweep.estimate import Speed, makespan, measured_speed, recorded_speed, sizes_of, work_of
 from advbench.sweep.grid import GridCell
 from attacks_pool import InputError, Passes
-from attacks_pool.text import attack_name
+from attacks_pool.sequences import attack_name
 from leaderboards import Record, RecordError, read_record
 from leaderboards.records.inventory import RunEntry, inventory
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attacks_pool.errors import InputError
 from attacks_pool.norms import per_sample, project
-from attacks_pool.slopes import usable
+from attacks_pool.search.slopes import usable
 
 ROUNDING = 1e-6
 """How far beyond a bound counts as rounding, which is brought back; anything more is left to be seen."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.adapters.containment import Contained, mend, trace_kept
+from attacks_pool.calling.randomness import draw_seed, isolated_randomness
 from attacks_pool.errors import InputError
 from attacks_pool.metadata import Access, AttackInfo, Kind, Knob, Norm, Value
-from attacks_pool.randomness import draw_seed, isolated_randomness
 
 OURS: Mapping[str, str] = {
     "max_epsilon": "eps",

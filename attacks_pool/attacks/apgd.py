@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.apgd import KNOBS, adaptive_ascent, cost
 from attacks_pool.losses import LOSSES
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.search.auto_pgd import KNOBS, adaptive_ascent, cost
 
 
 @register(

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.apgd import KNOBS, adaptive_ascent, cost
 from attacks_pool.metadata import AttackInfo
 from attacks_pool.registry import register
+from attacks_pool.search.auto_pgd import KNOBS, adaptive_ascent, cost
 
 
 @register(
@@ -24,7 +24,7 @@ from attacks_pool.registry import register
 def apgd_ce(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the cross-entropy, linf.
 
-    The loss is −log softmax(z)_y; the search is :func:`attacks_pool.apgd.adaptive_ascent`,
+    The loss is −log softmax(z)_y; the search is :func:`attacks_pool.search.auto_pgd.adaptive_ascent`,
     arXiv:2003.01690. Shapes as in :class:`attacks_pool.Attack`.
     """
     return adaptive_ascent(model, x, y, norm="linf", loss="ce", **knobs)
@@ -45,7 +45,7 @@ def apgd_ce(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 def apgd_ce_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the cross-entropy, l2.
 
-    The loss is −log softmax(z)_y; the search is :func:`attacks_pool.apgd.adaptive_ascent`,
+    The loss is −log softmax(z)_y; the search is :func:`attacks_pool.search.auto_pgd.adaptive_ascent`,
     arXiv:2003.01690; it starts on the sphere. Shapes as in :class:`attacks_pool.Attack`.
     """
     return adaptive_ascent(model, x, y, norm="l2", loss="ce", **knobs)
@@ -66,7 +66,7 @@ def apgd_ce_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 def apgd_ce_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the cross-entropy, l1.
 
-    The loss is −log softmax(z)_y; the search is :func:`attacks_pool.apgd.adaptive_ascent`,
+    The loss is −log softmax(z)_y; the search is :func:`attacks_pool.search.auto_pgd.adaptive_ascent`,
     arXiv:2103.01208: sparse steps, exact projection onto ball and box, and a ball that shrinks from 3·eps.
     Shapes as in :class:`attacks_pool.Attack`.
     """

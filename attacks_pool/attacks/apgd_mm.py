@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.apgd import KNOBS, ranked_ascent, ranked_cost
 from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.registry import register
+from attacks_pool.search.auto_pgd import KNOBS, ranked_ascent, ranked_cost
 
 RANKED = {
     **KNOBS,
@@ -36,9 +36,9 @@ def apgd_mm(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 
     The ranking of target classes by short searches is that of the minimum-margin attack (Gao et al.,
     arXiv:2206.07314); search and loss are those of ``apgd-t`` (arXiv:2003.01690), see
-    :func:`attacks_pool.apgd.ranked_ascent`. On adversarially trained MNIST networks 50 short and 100 long
-    steps fooled as many points as 100 steps towards each of nine classes. Shapes as in
-    :class:`attacks_pool.Attack`.
+    :func:`attacks_pool.search.auto_pgd.ranked_ascent`. On adversarially trained MNIST
+    networks 50 short and 100 long steps fooled as many points as 100 steps towards each of nine classes.
+    Shapes as in :class:`attacks_pool.Attack`.
     """
     return ranked_ascent(model, x, y, norm="linf", **knobs)
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.apgd import KNOBS, targeted_ascent, targeted_cost
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.search.auto_pgd import KNOBS, targeted_ascent, targeted_cost
 
 TARGETED = {
     **KNOBS,
@@ -33,7 +33,8 @@ def apgd_t(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, linf.
 
     The loss is the targeted difference of logits ratio, with fewer than four classes its fall-back
-    (:func:`attacks_pool.losses.targeted_dlr`); the search is :func:`attacks_pool.apgd.targeted_ascent`,
+    (:func:`attacks_pool.losses.targeted_dlr`); the search is
+    :func:`attacks_pool.search.auto_pgd.targeted_ascent`,
     arXiv:2003.01690. Shapes as in :class:`attacks_pool.Attack`.
     """
     return targeted_ascent(model, x, y, norm="linf", **knobs)
@@ -55,7 +56,8 @@ def apgd_t_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, l2.
 
     The loss is the targeted difference of logits ratio, with fewer than four classes its fall-back
-    (:func:`attacks_pool.losses.targeted_dlr`); the search is :func:`attacks_pool.apgd.targeted_ascent`,
+    (:func:`attacks_pool.losses.targeted_dlr`); the search is
+    :func:`attacks_pool.search.auto_pgd.targeted_ascent`,
     arXiv:2003.01690; it starts on the sphere. Shapes as in :class:`attacks_pool.Attack`.
     """
     return targeted_ascent(model, x, y, norm="l2", **knobs)
@@ -77,7 +79,8 @@ def apgd_t_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, l1.
 
     The loss is the targeted difference of logits ratio, with fewer than four classes its fall-back
-    (:func:`attacks_pool.losses.targeted_dlr`); the search is :func:`attacks_pool.apgd.targeted_ascent`,
+    (:func:`attacks_pool.losses.targeted_dlr`); the search is
+    :func:`attacks_pool.search.auto_pgd.targeted_ascent`,
     arXiv:2103.01208: sparse steps, exact projection onto ball and box, and a ball that shrinks from 3·eps.
     Shapes as in :class:`attacks_pool.Attack`.
     """

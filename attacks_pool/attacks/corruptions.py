@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.corruptions import blur, digital, noise, weather
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.rendering import blur, digital, noise, weather
 
 Corruption = Callable[[Tensor, int, torch.Generator], Tensor]
 

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.boundary import cosine
-from attacks_pool.descent import Walk, adaptive_descent, passes
 from attacks_pool.losses import cross_entropy
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import l2_norm, per_sample, steepest
 from attacks_pool.registry import register
+from attacks_pool.search.boundary import Walk, adaptive_descent, cosine, passes
 
 
 @register(

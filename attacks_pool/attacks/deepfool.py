@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.boundary import Smallest, dual_length, length, nearest_plane, rivals
 from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.norms import per_sample, steepest
 from attacks_pool.registry import register
+from attacks_pool.search.boundary import Smallest, dual_length, length, nearest_plane, rivals
 
 BEYOND = 1e-4
 """What is added to each distance, so that a step does not end on the boundary itself."""

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.boundary import Smallest
-from attacks_pool.engine import input_gradient
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import per_sample
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import input_gradient
+from attacks_pool.search.boundary import Smallest
 
 LARGEST_CONST = 1e10
 

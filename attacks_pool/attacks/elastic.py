@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
+from attacks_pool.calling.randomness import draw_seed, keyed_generator, uniform
 from attacks_pool.metadata import AttackInfo, Knob
-from attacks_pool.randomness import draw_seed, keyed_generator, uniform
 from attacks_pool.registry import register
-from attacks_pool.rendering import blur, displace
-from attacks_pool.worst_case import Worst, climb
+from attacks_pool.rendering.transforms import blur, displace
+from attacks_pool.rendering.worst_case import Worst, climb
 
 
 @register(

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from attacks_pool import metadata
 from attacks_pool.attacks.pgd import KNOBS
-from attacks_pool.engine import Points, Ways, gradient_ascent, input_gradient
 from attacks_pool.losses import LOSSES
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_gradient
 
 SMALLEST = 1e-30
 """What a probability of 0 is taken for, since its logarithm must be a number."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.fab import BoundarySearch, passes
 from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.registry import register
+from attacks_pool.search.fab import BoundarySearch, passes
 
 
 def _info(name: str, norm: Norm, *, with_targets: bool) -> AttackInfo:

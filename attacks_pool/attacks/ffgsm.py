@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.engine import gradient_ascent
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import gradient_ascent
 
 
 @register(

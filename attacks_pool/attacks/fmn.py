@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.boundary import DUAL, cosine, length
-from attacks_pool.descent import Walk, adaptive_descent, passes
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.norms import l2_norm, per_sample, steepest
 from attacks_pool.registry import register
+from attacks_pool.search.boundary import DUAL, Walk, adaptive_descent, cosine, length, passes
 
 LAST_GAMMA = 0.001
 

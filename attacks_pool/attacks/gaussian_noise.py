@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.engine import wrong
+from attacks_pool.calling.randomness import draw_seed, keyed_generator, normal
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import project
-from attacks_pool.randomness import draw_seed, keyed_generator, normal
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import wrong
 
 
 @register(

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.attacks.pgd_l1 import L1_KNOBS, sparse_direction
-from attacks_pool.engine import Ways, fooled, gradient_ascent
+from attacks_pool.attacks.pgd import L1_KNOBS, sparse_direction
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import Ways, fooled, gradient_ascent
 
 KNOBS = {
     "steps": metadata.steps(50, training=7),

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.engine import Points, Ways, gradient_ascent, input_gradient
 from attacks_pool.losses import cross_entropy
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_gradient
 
 KNOBS = {
     "steps": metadata.steps(20, training=7),

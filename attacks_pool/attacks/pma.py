@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.apgd import KNOBS, adaptive_ascent, cost
 from attacks_pool.metadata import AttackInfo, Norm
 from attacks_pool.registry import register
+from attacks_pool.search.auto_pgd import KNOBS, adaptive_ascent, cost
 
 
 def _register(name: str, norm: Norm) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -30,7 +30,7 @@ def pma(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Probability-margin attack, linf: maximise max_{k≠y} p_k − p_y with p = softmax(f(x)).
 
     arXiv:2411.15210 finds this loss the strongest single one; the search is Auto-PGD's
-    (:func:`attacks_pool.apgd.adaptive_ascent`). Shapes as in :class:`attacks_pool.Attack`.
+    (:func:`attacks_pool.search.auto_pgd.adaptive_ascent`). Shapes as in :class:`attacks_pool.Attack`.
     """
     return adaptive_ascent(model, x, y, norm="linf", loss="probability-margin", **knobs)
 

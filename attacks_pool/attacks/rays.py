@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.engine import fooled
+from attacks_pool.calling.randomness import draw_seed, keyed_like, uniform
 from attacks_pool.metadata import AttackInfo
 from attacks_pool.norms import per_sample, project
-from attacks_pool.randomness import draw_seed, keyed_like, uniform
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import fooled
 
 FRACTION = 1 / 8
 """Relative precision of a distance, as a share of the part of the image whose signs were flipped."""

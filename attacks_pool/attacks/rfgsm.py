@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.engine import Ways, gradient_ascent
+from attacks_pool.calling.randomness import normal
 from attacks_pool.metadata import AttackInfo, Knob
-from attacks_pool.randomness import normal
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import Ways, gradient_ascent
 
 
 @register(

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks_pool.calling.randomness import draw_seed, keyed_generator, uniform
 from attacks_pool.metadata import AttackInfo, Knob
-from attacks_pool.randomness import draw_seed, keyed_generator, uniform
 from attacks_pool.registry import register
-from attacks_pool.rendering import rotate_and_shift
-from attacks_pool.worst_case import Worst, try_candidates
+from attacks_pool.rendering.transforms import rotate_and_shift
+from attacks_pool.rendering.worst_case import Worst, try_candidates
 
 DEGREES, SHARE = 30.0, 0.1
 """The largest rotation, and the largest translation as a share of the side, at eps 1."""

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.ensemble import Members, bind, total_cost, worst_of
 from attacks_pool.metadata import AttackInfo, Norm
 from attacks_pool.registry import register
+from attacks_pool.search.ensemble import Members, bind, total_cost, worst_of
 
 BUDGET = {"steps": 100, "scout_steps": 10, "targets": 5, "restarts": 5, "queries": 300}
 

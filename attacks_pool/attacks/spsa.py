@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.engine import fooled
+from attacks_pool.calling.randomness import draw_seed, keyed_generator, uniform
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import per_sample, project
-from attacks_pool.randomness import draw_seed, keyed_generator, uniform
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import fooled
 
 MOMENTS = (0.9, 0.999)
 LARGEST = 1e12

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks_pool.calling.randomness import uniform
 from attacks_pool.metadata import AttackInfo
 from attacks_pool.norms import per_sample, project
-from attacks_pool.randomness import uniform
 from attacks_pool.registry import register
-from attacks_pool.squares import (
+from attacks_pool.search.squares import (
     KNOBS,
     Change,
     Replaced,

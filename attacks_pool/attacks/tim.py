@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from attacks_pool import metadata
 from attacks_pool.attacks.nim import KNOBS
-from attacks_pool.engine import Points, Ways, gradient_ascent, input_gradient
 from attacks_pool.losses import cross_entropy
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_gradient
 
 REACH = 3
 """How many standard deviations from its middle the kernel ends."""

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool import metadata
-from attacks_pool.engine import Ways, gradient_ascent
+from attacks_pool.calling.randomness import normal
 from attacks_pool.losses import log_probabilities
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import project
-from attacks_pool.randomness import normal
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import Ways, gradient_ascent
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.attacks.nim import KNOBS
-from attacks_pool.engine import Points, Ways, gradient_ascent, input_gradient
+from attacks_pool.calling.randomness import uniform
 from attacks_pool.losses import cross_entropy
 from attacks_pool.metadata import AttackInfo, Knob
-from attacks_pool.randomness import uniform
 from attacks_pool.registry import register
+from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_gradient
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number

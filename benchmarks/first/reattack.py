@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advbench.saved import Run, load_run
+from advbench.runs.saved import Run, load_run
 from attacks_pool import Attack, pool
-from attacks_pool.randomness import keyed_generator
+from attacks_pool.calling.randomness import keyed_generator
 from leaderboards import inventory, read_outcomes, result_of, rows
 from leaderboards.boards.labels import labels
 

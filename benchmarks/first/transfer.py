@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advbench.resolve import bound_attacks
-from advbench.saved import Run, load_run
-from attacks_pool.randomness import keyed_generator
+from advbench.config.resolve import bound_attacks
+from advbench.runs.saved import Run, load_run
+from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.verifier import verify
 from leaderboards import inventory
 

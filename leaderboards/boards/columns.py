@@ -7,8 +7,7 @@ from typing import Any, Final, Literal
 from leaderboards.boards.labels import audit, brief, short_hash
 from leaderboards.boards.row import Row
 from leaderboards.boards.values import COST_PARTS, PARTS, PLAIN, cell, full_name, known_keys, scalar
-from leaderboards.errors import RecordError
-from leaderboards.spelling import unknown
+from leaderboards.errors import RecordError, unknown
 from leaderboards.statistics.keys import SHORT, sign_of
 from leaderboards.statistics.metrics import COMPETITIVENESS, METRICS
 from leaderboards.statistics.results import COSTS

@@ -6,10 +6,9 @@ from typing import Any, Final, get_args
 
 from leaderboards.boards.row import Row
 from leaderboards.boards.values import cell, full_name, known_keys, split_part
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, listed, nearest, unknown
 from leaderboards.records.entries import Verdict
 from leaderboards.records.trust import LEVELS, How
-from leaderboards.spelling import listed, nearest, unknown
 from leaderboards.statistics.matching import number, same_attacks
 from leaderboards.statistics.under import PREFIX, attack_of
 

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from leaderboards.boards.row import Row
-from leaderboards.errors import RecordError
-from leaderboards.spelling import unknown
+from leaderboards.errors import RecordError, unknown
 from leaderboards.statistics.keys import SHORT
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.results import COSTS, canonical

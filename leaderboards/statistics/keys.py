@@ -2,8 +2,7 @@
 
 from typing import Final
 
-from leaderboards.errors import RecordError
-from leaderboards.spelling import unknown
+from leaderboards.errors import RecordError, unknown
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.under import PREFIX, attack_of
 

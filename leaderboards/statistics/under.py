@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from leaderboards.errors import RecordError
-from leaderboards.spelling import unknown
+from leaderboards.errors import RecordError, unknown
 from leaderboards.statistics.matching import meant
 from leaderboards.statistics.naming import attack_name, knobs_of, short_names
 

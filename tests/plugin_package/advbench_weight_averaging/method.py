@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from attacks_pool.errors import InputError
 from defenses import Defense, DefenseInfo, Stage, TrainPlan
-from defenses.mixing import craft_batch
+from defenses.parts.mixing import craft_batch
 
 
 class WeightAveraging(Defense):

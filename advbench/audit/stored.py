@@ -1,0 +1,100 @@
+"""A finished run, audited again from its saved weights and outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import nn
+
+from advbench.audit import audit, held_out, probe
+from advbench.audit.probes import POINTS
+from advbench.audit.verdict import verdict_of
+from advbench.config.resolve import bound_attacks, points_of
+from advbench.data import Split
+from advbench.evaluation.row import Row
+from advbench.runs.saved import Run
+from advbench.runtime.device import undisturbed
+from attacks_pool import Attack
+from attacks_pool.errors import InputError
+from leaderboards import Audit, Flag, RecordError, read_outcomes
+
+RECORDED = ("nan-logits", "changed-model", "stochastic")
+"""What was seen while the run was measured, which its stored outcomes no longer show."""
+
+
+@undisturbed()
+def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -> Audit:
+    """Probe the final model of a run and judge it, with what the run measured; writes nothing.
+
+    Args:
+        run: the run, whose weights, data and stored outcomes are read.
+        surrogate: the run on whose final model transferred points are crafted; row 0 of ``run`` by default.
+        points: test points that probes attack.
+
+    Raises:
+        InputError: weights or data that cannot be read, or a surrogate of other images or classes.
+        RecordError: stored outcomes that cannot be read or do not fit the record.
+    """
+    name, model = surrogate_model(run, surrogate)
+    attacks = _attacks(run)
+    defense = run.model
+    x, y = run.test_data
+    probes = probe(
+        defense.view,
+        Split(x, y),
+        attacks=[attack for attack, _ in attacks],
+        surrogate=model,
+        surrogate_name=name,
+        seed=run.config.seed,
+        stage=run.record.stages[-1].index,
+        points=points,
+        stochastic=defense.info.stochastic or None,
+        transferred=attacks if defense.info.transfer else (),
+        held_out=held_out(run.data),
+    )
+    found = audit(list(stored_rows(run, attacks)), attacks, stochastic=defense.info.stochastic, probes=probes)
+    known = {flag.code for flag in found.flags}
+    kept = [flag for flag in run.record.audit.flags if flag.code in RECORDED and flag.code not in known]
+    flags: list[Flag] = [*kept, *found.flags]
+    return found.model_copy(update={"flags": flags, "verdict": verdict_of(flags)})
+
+
+def surrogate_model(run: Run, surrogate: Run | None) -> tuple[str, nn.Module]:
+    """The name and the model that transferred points are crafted on.
+
+    Raises:
+        InputError: the surrogate takes other images, or knows other classes.
+    """
+    if surrogate is None:
+        return "row 0", run.stage(run.record.stages[0].index)
+    own, other = run.record.environment["data"], surrogate.record.environment["data"]
+    if (list(own["shape"]), own["classes"]) != (list(other["shape"]), other["classes"]):
+        raise InputError(
+            f"surrogate {surrogate.record.id} takes images {tuple(other['shape'])} of {other['classes']} "
+            f"classes, run {run.record.id} {tuple(own['shape'])} of {own['classes']}"
+        )
+    return f"run {surrogate.record.id}", surrogate.model
+
+
+def _attacks(run: Run) -> list[tuple[Attack, int]]:
+    bound = bound_attacks(run.config)
+    every = [attack for role in ("seen", "unseen", "eval") for attack in bound[role]]
+    available = len(run.test_data[0])
+    return [(attack, points_of(run.config, attack, available)) for attack in every]
+
+
+def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[Row]:
+    """The rows of R as stored; ``attacks`` are the record's, each with its number of points.
+
+    Raises:
+        RecordError: stored outcomes that cannot be read or do not fit.
+    """
+    clean, robust = read_outcomes(run.path / "outcomes.npz")
+    stages = [stage.index for stage in run.record.stages]
+    expected = (len(stages), len(attacks), max(count for _, count in attacks))
+    if robust.shape != expected:
+        raise RecordError(f"outcomes of run {run.record.id} have shape {robust.shape}, the record {expected}")
+    for index, stage in enumerate(stages):
+        cells = [cell for cell in run.record.cells if cell.stage == stage]
+        yield Row(stage, np.asarray(clean[index]), np.asarray(robust[index]), cells)

@@ -1,0 +1,1 @@
+"""The benchmark: a defense trained and measured stage by stage."""

@@ -1,0 +1,125 @@
+"""Everything that is checked before a run starts; nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advbench.audit.surrogates import surrogate_of
+from advbench.config.identity import identity_of
+from advbench.config.options import Options, RunConfig
+from advbench.config.resolve import bound_attacks, resolve
+from advbench.data import DataSet, load_dataset
+from advbench.models import MODELS, changes_images
+from advbench.runs.saved import new_classifier
+from advbench.runtime.device import choose_device, reproducible
+from advbench.runtime.hashing import code_version, digest, weights_digest
+from attacks_pool import InputError
+from attacks_pool.calling.guard import evaluation_mode
+from attacks_pool.calling.logits import image_type
+from attacks_pool.calling.randomness import isolated_randomness
+from attacks_pool.fast.copy import worthwhile
+from defenses import registry
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start.
+
+    Attributes:
+        config: the resolved configuration.
+        data: the loaded data set.
+        device: where it runs.
+        threads: the CPU threads that it uses.
+        identity: 64 hexadecimal digits over all that its numbers depend on.
+        facts: what the identity is made of beside the config, to say what differs.
+        surrogate: name and model that the audit crafts transferred points on, if not row 0's.
+        surrogate_path: where that came from.
+    """
+
+    config: RunConfig
+    data: DataSet
+    device: torch.device
+    threads: int
+    identity: str
+    facts: dict[str, Any]
+    surrogate: tuple[str, nn.Module] | None = None
+    surrogate_path: str | None = None
+
+
+def prepare(
+    options: Mapping[str, Any] | Options,
+    *,
+    sample_seed: int | None = None,
+    surrogate: str | Path | None = None,
+    data: DataSet | None = None,
+) -> Prepared:
+    """Check and resolve what a run was asked to do.
+
+    Args:
+        options: as :func:`advbench.run` takes them.
+        sample_seed: what ``sample:k`` is drawn with; the run's seed by default.
+        surrogate: a finished run on whose model the audit crafts transferred points.
+        data: the data set that the options name, if it is loaded already.
+
+    Raises:
+        InputError, RecordError: anything that cannot be run.
+    """
+    chosen = options if isinstance(options, Options) else Options.of(options)
+    device = choose_device(chosen.device)
+    data = load_dataset(chosen.dataset, chosen.data_dir) if data is None else data
+    config = resolve(chosen, data, sample_seed=sample_seed)
+    other = surrogate_of(surrogate, data) if surrogate is not None else None
+    with reproducible(config.threads):
+        classifier = new_classifier(config, data.image_shape, data.num_classes)
+        threads = _threads(config, classifier, data, device)
+        _try_build(config, data, classifier)
+    identity = identity_of(config, data, device=device, threads=threads)
+    facts = {
+        "code": code_version(),
+        "data": data.fingerprint,
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": threads,
+    }
+    if other is not None:
+        facts["surrogate"] = weights_digest(other[1].state_dict())
+        identity = digest({"run": identity, "surrogate": facts["surrogate"]})
+    path = None if surrogate is None else str(Path(surrogate).expanduser().resolve())
+    return Prepared(config, data, device, threads, identity, facts, other, path)
+
+
+def _threads(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:
+    """Those asked for, else one where threads would mostly wait for each other, else torch's own."""
+    if config.threads is None and device.type == "cpu":
+        with isolated_randomness(0, device):
+            if not worthwhile(classifier, data.validation.x[:1].clone()):
+                return 1
+    return torch.get_num_threads()
+
+
+def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
+    """Build the defense for nothing: what it refuses is found before anything is written."""
+    if config.model not in MODELS:
+        with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
+            images = data.validation.x[:2]
+            changed = changes_images(classifier, images.to(image_type(classifier, images)))
+        if changed:
+            raise InputError(
+                f"model {config.model!r} writes into the images that it is given, where attacks look for "
+                "gradients: write x = x - mean, not x -= mean"
+            )
+    defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+    seen = bound_attacks(config)["seen"]
+    for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:
+        defense.check_attacks(met)
+    try:
+        json.dumps(defense.spec(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"defense {config.defense!r} has a spec() that is no JSON: {error}") from None

@@ -1,0 +1,199 @@
+"""One run: ``advbench run`` for library users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from advbench.benchmark.loop import Benchmark
+from advbench.benchmark.prepare import Prepared, prepare
+from advbench.config.options import Options, RunConfig, attack_texts, explain
+from advbench.config.resolve import imports_code
+from advbench.runs.directory import now, place, plain_name, unfinished
+from advbench.runs.saved import Run, load_run
+from advbench.runtime.device import reproducible, undisturbed
+from advbench.runtime.events import Event, JsonLog, Listener, TensorBoardLog, check_tensorboard, tell
+from advbench.runtime.failures import failing, resume_command
+from advbench.runtime.timeouts import check_timeout
+from attacks_pool import InputError
+from attacks_pool.metadata import whole_number
+from leaderboards import Manifest, find_complete
+from leaderboards.records.layout import LOG
+
+__all__ = ["Prepared", "prepare", "run"]
+
+
+@undisturbed()
+def run(
+    defense: str | None = None,
+    sequence: str | Sequence[str] | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    listeners: Sequence[Listener] = (),
+    tensorboard: bool = False,
+    sample_seed: int | None = None,
+    surrogate: str | Path | None = None,
+    resume: str | Path | bool | None = None,
+    reuse: bool = False,
+    attack_timeout: float | None = None,
+    trust: bool = False,
+    **options: Any,
+) -> Run:
+    """Train and evaluate one defense; what ``advbench run`` does.
+
+    Args:
+        defense: a name that ``advbench defenses`` lists, ``air`` by default.
+        sequence: the attacks that it meets, ``fgsm,pgd:eps=0.1,cw`` (the default: ``fgsm,pgd,cw``) or a list
+            of such texts.
+        runs_dir: where the run's directory is made.
+        listeners: called with every :class:`advbench.runtime.events.Event`.
+        tensorboard: also write scalars for TensorBoard.
+        sample_seed: what ``sample:k`` is drawn with; the run's seed by default.
+        surrogate: a finished run on whose model the audit crafts its transferred points; by default the
+            plain classifier of row 0.
+        resume: None goes on with an unfinished run of ``runs_dir`` that was asked to do the very same, with
+            the same code, data and torch, and begins a new one where there is none. False always begins a
+            new one. A path goes on with that run, whose manifest has all other options.
+        reuse: take a complete run that was asked to do the very same as it is.
+        attack_timeout: seconds that an attack may take for one batch or block of points.
+        trust: with the path of a run to resume, import a ``package.module:factory`` that it names.
+        options: the other options of the command line, with underscores: ``dataset``, ``model``,
+            ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, …
+
+    Returns:
+        The finished run, as :func:`advbench.load_run` reads it.
+
+    Raises:
+        InputError, RecordError: anything in the options that cannot be run, or a run that another process is
+            writing.
+        TrainingDivergedError: the training loss is no longer a number.
+        RunFailedError: anything else that went wrong on the way; what was finished is kept.
+    """
+    check_timeout(attack_timeout)
+    sample_seed = None if sample_seed is None else whole_number("sample_seed", sample_seed)
+    if tensorboard:
+        check_tensorboard()
+    named = None if resume is None or isinstance(resume, bool) else Path(resume).expanduser()
+    if named is not None:
+        given = {"defense": defense, "sequence": sequence, "sample_seed": sample_seed, "surrogate": surrogate}
+        refuse_options({key for key, value in {**options, **given}.items() if value is not None})
+        prepared = _prepared_again(named, trust)
+    else:
+        asked = {"defense": defense, "sequence": attack_texts("sequence", sequence), **options}
+        chosen = {key: value for key, value in asked.items() if value is not None}
+        prepared = prepare(chosen, sample_seed=sample_seed, surrogate=surrogate)
+        if reuse and resume is not False and Path(runs_dir).is_dir():
+            for path in find_complete(Path(runs_dir), prepared.identity):
+                tell(
+                    listeners,
+                    Event("note", text=f"run {path.name} is complete already: it is taken as it is"),
+                )
+                return load_run(path, trust=True, data_dir=prepared.config.data_dir)
+    directory = _go(prepared, Path(runs_dir), named, resume is False, listeners, tensorboard, attack_timeout)
+    # What the user typed just now, they trust.
+    return load_run(directory, trust=True, data_dir=prepared.config.data_dir)
+
+
+def refuse_options(given: set[str]) -> None:
+    """A run that is gone on with has its options already.
+
+    Raises:
+        InputError: there are any.
+    """
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise InputError(f"{names}: a run to resume has its options in its manifest, give none")
+
+
+def _go(
+    prepared: Prepared,
+    runs_dir: Path,
+    named: Path | None,
+    fresh: bool,
+    listeners: Sequence[Listener],
+    tensorboard: bool,
+    attack_timeout: float | None,
+) -> Path:
+    """Run it in a directory of its own; returns that."""
+
+    def manifest(name: str) -> Manifest:
+        return Manifest(
+            schema=1,
+            id=name,
+            kind="run",
+            identity=prepared.identity,
+            created=now(),
+            config=prepared.config.model_dump(mode="json"),
+            more={"facts": prepared.facts, "surrogate": prepared.surrogate_path},
+        )
+
+    with ExitStack() as stack:
+        stack.enter_context(reproducible(prepared.threads))
+        found = stack.enter_context(
+            place(runs_dir, _stem(prepared), manifest, identity=prepared.identity, resume=named, fresh=fresh)
+        )
+        directory = found.directory
+        benchmark: Benchmark | None = None
+        stack.enter_context(
+            failing(
+                directory,
+                lambda: benchmark.standing if benchmark is not None else "the start",
+                resume_command(directory),
+            )
+        )
+        log = JsonLog(directory / LOG)
+        stack.callback(log.close)
+        # First, so that whoever else listens may stop the run without a gap in the log.
+        everyone: list[Listener] = [log]
+        if tensorboard:
+            board = TensorBoardLog(directory / "tensorboard")
+            stack.callback(board.close)
+            everyone.append(board)
+        benchmark = Benchmark(prepared, found, [*everyone, *listeners], attack_timeout)
+        benchmark.go()
+    return directory
+
+
+def _prepared_again(path: Path, trust: bool) -> Prepared:
+    """What the run at ``path`` was asked to do, if this is the code, data and torch that began it.
+
+    Raises:
+        InputError, RecordError: it cannot be gone on with.
+    """
+    directory, manifest = unfinished(path)
+    if manifest.kind != "run":
+        raise InputError(
+            f"run {directory.name} is an evaluation: give its advbench eval command again, and it goes on"
+        )
+    try:
+        config = RunConfig.model_validate(manifest.config)
+    except ValidationError as error:
+        raise InputError(f"run {directory.name}: config: {explain(error)}") from None
+    if not trust and imports_code(config.model):
+        raise InputError(
+            f"run {directory.name} was made with the model {config.model!r}, and going on imports that code: "
+            "add --trust if you trust it"
+        )
+    prepared = prepare(Options.of(config.model_dump()), surrogate=manifest.more.get("surrogate"))
+    if prepared.identity != manifest.identity:
+        before = manifest.more.get("facts", {})
+        other = [name for name, value in prepared.facts.items() if before.get(name) != value] or [
+            "code of its model"
+        ]
+        raise InputError(
+            f"run {directory.name} was made with other {' and '.join(other)}: what it holds is of no use "
+            "here; begin a new run"
+        )
+    return prepared
+
+
+def _stem(prepared: Prepared) -> str:
+    """The name of a run's directory, before a number that keeps it apart."""
+    config, when = prepared.config, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    regime = "" if config.regime == "continual" else f"-{config.regime}"
+    return f"{when}-{config.defense}{regime}-{plain_name(prepared.data.name)}-s{config.seed}"

@@ -1,0 +1,133 @@
+"""Training of one stage inside a run: with snapshots, from snapshots, under a limit."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from advbench.benchmark.prepare import Prepared
+from advbench.data import Split, TensorLoader
+from advbench.runs.checkpoint import Checkpoint, UnderWay
+from advbench.runtime.events import Clock, Event
+from advbench.runtime.hashing import weights_digest
+from advbench.runtime.timeouts import timed
+from attacks_pool import Attack
+from defenses import Defense, DefenseState, Progress, Snapshot, TrainPlan
+from defenses.training.packing import PackingError
+
+
+class Trainer:
+    """Trains stages of one run.
+
+    Args:
+        prepared: what to run.
+        checkpoint: where snapshots go.
+        clock: told of finished epochs.
+        tell: told of everything else.
+        attack_timeout: seconds that an attack may take for one batch.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        checkpoint: Checkpoint,
+        clock: Clock,
+        tell: Callable[[Event], None],
+        attack_timeout: float | None,
+    ) -> None:
+        self.config, self.checkpoint, self.clock, self.tell = prepared.config, checkpoint, clock, tell
+        self.attack_timeout = attack_timeout
+        data, device = prepared.data, prepared.device
+        self.split = Split(data.train.x.to(device), data.train.y.to(device))
+        self.validation = TensorLoader(data.validation, 500, seed=0, shuffle=False, device=device)
+        self._noted: set[str] = set()
+
+    def train(
+        self,
+        defense: Defense,
+        stage: int,
+        attacks: Sequence[Attack],
+        plan: TrainPlan,
+        *,
+        spent: dict[str, float],
+        found: UnderWay | None = None,
+    ) -> dict[str, float]:
+        """Train one stage to its end and keep what it left.
+
+        Args:
+            defense: ready for the stage; with ``found`` newly built.
+            stage: its number, 0 for pretraining.
+            attacks: what it trains against.
+            plan: its budget.
+            spent: the seconds of the run so far.
+            found: where it stood when it was stopped.
+
+        Returns:
+            The seconds of the run now.
+        """
+        began = time.perf_counter()
+        names = "+".join(attack.name for attack in attacks) or "clean"
+        before = weights_digest(defense.state_dict())
+        if found is not None:
+            spent = found.seconds
+            self.clock.skip("epoch", found.snapshot.epoch)
+
+        def seconds() -> dict[str, float]:
+            return {**spent, "training": spent["training"] + time.perf_counter() - began}
+
+        def keep(snapshot: Snapshot) -> None:
+            self._kept(
+                lambda: self.checkpoint.keep_snapshot(snapshot, stage=stage, before=before, seconds=seconds())
+            )
+
+        more: dict[str, Any] = {}
+        if _goes_on(defense):
+            more = {"checkpoint": keep, "resume": found.snapshot if found else None}
+            self.tell(Event("phase", stage=stage, text="train"))
+        defense.fit(
+            TensorLoader(self.split, plan.batch_size, seed=self.config.seed),
+            [timed(attack, self.attack_timeout) for attack in attacks],
+            plan=plan,
+            progress=lambda now: self._progress(stage, names, now),
+            validation=self.validation,
+            **more,
+        )
+        state, now = DefenseState.of(defense), seconds()
+        self._kept(lambda: self.checkpoint.keep_trained(state, stage=stage, seconds=now))
+        return now
+
+    def _kept(self, keep: Callable[[], None]) -> None:
+        try:
+            keep()
+        except PackingError as error:
+            text = f"{self.config.defense}: {error}: an interrupted run repeats its stage, or begins again"
+            if text not in self._noted:
+                self._noted.add(text)
+                self.tell(Event("note", text=text))
+
+    def _progress(self, stage: int, names: str, now: Progress) -> None:
+        ended = now.batch == now.batches
+        if ended:
+            self.clock.tick("epoch")
+        earlier = self.config.pretrain.epochs + (stage - 1) * self.config.stage_plan.epochs if stage else 0
+        self.tell(
+            Event(
+                "epoch" if ended else "batch",
+                stage=stage,
+                stages=self.config.stages,
+                epoch=now.epoch,
+                epochs=now.epochs,
+                batch=now.batch,
+                batches=now.batches,
+                step=earlier + now.epoch,
+                attack=names,
+                losses=now.losses,
+            )
+        )
+
+
+def _goes_on(defense: Defense) -> bool:
+    """Whether the defense stops and goes on within a stage: one with a ``fit`` of its own may not."""
+    return {"checkpoint", "resume"} <= inspect.signature(defense.fit).parameters.keys()

@@ -1,0 +1,123 @@
+"""``advbench eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advbench.cli.options import DataDir, Points, RunsDir, Threads
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or robustbench:NAME."
+        ),
+    ],
+    dataset: Annotated[str, typer.Option(help="Data set; advbench datasets lists them.")] = "digits",
+    data_dir: DataDir = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="safetensors, or a plain state dict, for a factory, torchvision or robustbench."),
+    ] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Where RobustBench's checkpoints are, as DIR/cifar10/Linf/NAME.pt.")
+    ] = None,
+    threat: Annotated[
+        str | None,
+        typer.Option(help="Of RobustBench's models: linf, l2 or corruptions.", show_default="linf"),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Normalisation before the model, a number a channel: 0.49,0.48,0.45.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Its deviations: 0.25,0.24,0.26.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Attacks to make: fgsm,pgd:steps=50,square.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Or a list of them: standard, screen or autoattack.  [default: standard]"),
+    ] = None,
+    points: Points = None,
+    name: Annotated[str | None, typer.Option(help="How tables call the model; its text by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Determines every draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    threads: Threads = None,
+    abstain: Annotated[
+        str | None,
+        typer.Option(
+            help="last: its last output, beyond the classes, abstains: right under attack, wrong when clean."
+        ),
+    ] = None,
+    surrogate: Annotated[
+        str | None,
+        typer.Option(
+            help="A run whose model the audit crafts transferred points on, or none.  "
+            "[default: a small plain model, trained for it]"
+        ),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew, even if the same evaluation was left unfinished.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the evaluation; one by default.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="A Ray cluster that shares it instead: auto, local or host:port.")
+    ] = None,
+    attack_timeout: Annotated[
+        float | None, typer.Option(help="Stop when an attack takes more seconds than this for a block.")
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Load a .pt, .ts or .pt2 program, which can run any code."),
+    ] = False,
+) -> None:
+    """Measure what a model that was trained elsewhere withstands; it is asked for nothing but logits.
+
+    A factory is imported, and a .pt, .ts or .pt2 program is loaded with --trust alone: both can run any code.
+    Weights are read as tensors, never as pickles; nothing is downloaded.
+    An evaluation that was interrupted goes on when the same command is given again.
+    """
+    from advbench.cli import tables as render
+    from advbench.cli.progress import reporter
+    from advbench.external.evaluate_model import evaluate_model
+    from advbench.runtime.interrupts import interrupts
+
+    with interrupts() as stopper, reporter() as listener:
+        run = evaluate_model(
+            model,
+            dataset,
+            attacks=attacks,
+            preset=preset,
+            name=name,
+            points=points,
+            seed=seed,
+            device=device,
+            threads=threads,
+            weights=weights,
+            model_dir=model_dir,
+            threat=threat,
+            mean=_numbers("mean", mean),
+            std=_numbers("std", std),
+            surrogate=surrogate,
+            runs_dir=runs_dir,
+            data_dir=data_dir,
+            listeners=[listener, stopper],
+            resume=False if fresh else None,
+            attack_timeout=attack_timeout,
+            workers=workers,
+            ray=ray,
+            abstain=abstain,
+            trust=trust,
+        )
+    render.print_run(run)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """``0.49,0.48,0.45`` as numbers."""
+    from attacks_pool.metadata import parse_number
+
+    return None if text is None else [parse_number(option, part.strip()) for part in text.split(",")]

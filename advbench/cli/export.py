@@ -1,0 +1,64 @@
+"""``advbench export``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advbench.cli.echo import echo, warn
+from advbench.cli.options import RunPath
+
+
+class Target(StrEnum):
+    """Whose format a run is written in."""
+
+    robustbench = "robustbench"
+
+
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[
+        Target, typer.Option(help="robustbench: a row of its model_info.")
+    ] = Target.robustbench,
+    norm: Annotated[
+        str | None, typer.Option(help="linf, l2 or l1; that of AutoAttack or of all attacks by default.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Title of the paper; the defense by default.")] = None,
+    link: Annotated[str, typer.Option(help="Address of the paper.")] = "",
+    authors: Annotated[str, typer.Option(help="Authors, parted by commas.")] = "",
+    venue: Annotated[str, typer.Option(help="Where it was published: ICLR 2020.")] = "",
+    additional_data: Annotated[
+        bool, typer.Option("--additional-data", help="Training used more than the data set.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a finished run as a row of another leaderboard.
+
+    An accuracy under AutoAttack is claimed only where AutoAttack was run at its published budget on all test
+    points; the row's footnote says what was run instead.
+    """
+    from leaderboards import RecordError, read_record
+    from leaderboards.peers.robustbench import to_text, write_entry
+    from leaderboards.peers.robustbench_export import entry_of
+
+    assert format is Target.robustbench
+    entry = entry_of(
+        read_record(run),
+        norm=norm,
+        name=name,
+        link=link,
+        authors=authors,
+        venue=venue,
+        additional_data=additional_data,
+    )
+    if out.exists() and not force:
+        raise RecordError(f"{out} is there already: name another file, or replace it with --force")
+    if not out.parent.is_dir():
+        raise RecordError(f"cannot write {out}: there is no folder {out.parent}")
+    write_entry(out, entry)
+    echo(to_text(entry), nl=False)
+    warn(f"written    {out}")

@@ -1,0 +1,238 @@
+"""``advbench attacks``, ``defenses`` and ``datasets``: what there is, and each thing in detail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from advbench.cli.echo import echo, warn
+
+
+class Format(StrEnum):
+    """How a list is written."""
+
+    table = "table"
+    json = "json"
+
+
+LEAST = 30
+"""A column narrower than this is not worth showing."""
+FormatOption = Annotated[Format, typer.Option("--format", help="table or json.")]
+
+
+def attacks(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="An attack to describe, or: sample K", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="What sample draws with.")] = 0,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Sample from this family only; repeatable.")
+    ] = None,
+    norm: Annotated[
+        list[str] | None, typer.Option(help="Sample attacks of this norm only; repeatable.")
+    ] = None,
+    unseen: Annotated[
+        int, typer.Option(min=0, help="Hold so many families out of the sample; draw an attack from each.")
+    ] = 0,
+    dataset: Annotated[
+        str, typer.Option(help="Sample attacks that can treat the images of this data set.")
+    ] = "digits",
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="List the attacks of other libraries that are installed.")
+    ] = False,
+    format: FormatOption = Format.table,
+) -> None:
+    """List the attacks, describe some, or draw a sequence (advbench attacks sample 4 --seed 3)."""
+    from advbench.cli.sample import refuse_without_sample, sample
+    from attacks_pool import pool
+
+    if names and names[0] == "sample":
+        sample(names[1:], seed, family or None, norm or None, unseen, dataset, as_json=format is Format.json)
+        return
+    refuse_without_sample(family, norm, unseen)
+    chosen = names or (pool.adapters() if adapters else pool.names())
+    _warn("attack", pool.problems)
+    entries = {name: _attack(name) for name in chosen}
+    if format is Format.json:
+        echo(json.dumps(list(entries.values()), indent=2))
+    elif names:
+        for entry in entries.values():
+            _describe(entry)
+    else:
+        columns = ("name", "family", "norm", "access", "kind", "cost", "paper", "summary")
+        lines = [[_cell(entry[column]) for column in columns] for entry in entries.values()]
+        _table(columns, lines, spare=("summary", "kind"))
+
+
+def defenses(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="A defense to describe.", show_default=False)
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """List the defenses, or describe some."""
+    from defenses import registry
+
+    chosen = names or registry.names()
+    _warn("defense", registry.problems)
+    entries = {name: _defense(name) for name in chosen}
+    if format is Format.json:
+        echo(json.dumps(list(entries.values()), indent=2))
+    elif names:
+        for entry in entries.values():
+            _describe(entry)
+    else:
+        columns = ("name", "regimes", "parameters", "paper", "summary")
+        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries.values()])
+
+
+def datasets(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="A data set to describe.", show_default=False)
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """List the data sets, or describe some."""
+    from dataclasses import asdict
+
+    from advbench.data import DATASETS
+    from attacks_pool.errors import unknown
+
+    for name in names or []:
+        if name not in DATASETS:
+            raise unknown("data set", name, DATASETS)
+    entries = [asdict(DATASETS[name]) for name in names or DATASETS]
+    if format is Format.json:
+        echo(json.dumps(entries, indent=2))
+    elif names:
+        for entry in entries:
+            _describe(entry)
+    else:
+        columns = (
+            "name",
+            "image_shape",
+            "classes",
+            "train",
+            "validation",
+            "test",
+            "default_model",
+            "description",
+        )
+        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
+
+
+def _attack(name: str) -> dict[str, Any]:
+    from attacks_pool import pool
+    from attacks_pool.metadata import format_value
+
+    entry = pool.entry(name)
+    info = entry.info
+    knobs = {
+        knob: {
+            "default": None if callable(spec.default) or knob == "eps" else format_value(spec.default),
+            "training": None
+            if spec.training is None or callable(spec.training)
+            else format_value(spec.training),
+            "help": spec.help,
+            "allowed": spec.allowed() if spec.value_type in (int, float) or spec.choices else None,
+        }
+        for knob, spec in info.all_knobs().items()
+    }
+    passes = info.passes(pool.get(name, budget="digits").knobs)
+    keep = ("name", "family", "norm", "access", "kind", "targeted", "paper")
+    return {
+        **{key: getattr(info, key) for key in keep},
+        "cost": None if passes is None else dict(zip(("forwards", "backwards"), passes, strict=True)),
+        "summary": entry.summary,
+        "source": entry.source,
+        "knobs": knobs,
+    }
+
+
+def _defense(name: str) -> dict[str, Any]:
+    import inspect
+
+    from defenses import registry
+    from defenses.metadata import parameters_of
+
+    found, _ = registry.resolve(name)
+    info = found.info.model_dump(mode="json")
+    defaults = {
+        key: None if value is inspect.Parameter.empty else value
+        for key, value in parameters_of(found).items()
+    }
+    summary = (inspect.getdoc(found) or "").partition("\n")[0]
+    return {
+        **info,
+        "parameters": defaults,
+        "summary": summary,
+        "source": f"{found.__module__}:{found.__name__}",
+    }
+
+
+def _describe(entry: Mapping[str, Any]) -> None:
+    """``key: value`` lines; mappings indented below their key."""
+    for key, value in entry.items():
+        if isinstance(value, dict) and value and key != "cost":
+            echo(f"{key}:")
+            for name, inner in value.items():
+                echo(f"  {name}: {_inner(inner)}")
+        else:
+            echo(f"{key}: {_cell(value)}")
+    echo("")
+
+
+def _inner(value: Any) -> str:
+    if not isinstance(value, dict):
+        return _cell(value)
+    notes = [f"{key} {inner}" for key, inner in value.items() if inner is not None and key != "help"]
+    return f"{value.get('help', '')} ({', '.join(notes)})" if notes else str(value.get("help", ""))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, dict) and set(value) == {"forwards", "backwards"}:
+        return f"{value['forwards']} + {value['backwards']}"
+    if isinstance(value, dict):
+        return ", ".join(value) or "-"
+    return str(value)
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+    """A table; where the terminal is too narrow for it, the columns in ``spare`` go in turn.
+
+    The first of them is cut short instead while :data:`LEAST` characters of it are left.
+    """
+    from rich.table import Table
+
+    from advbench.cli.tables import output
+
+    console = output()
+    rows = [dict(zip(columns, line, strict=True)) for line in lines]
+    shown = list(columns)
+    for column in spare:
+        widths = {name: max(len(name), *(len(row[name]) for row in rows)) + 3 for name in shown}
+        room = console.width - 1 - sum(widths.values()) + widths[column] - 3
+        if room >= widths[column] - 3:
+            break
+        if column == spare[0] and room >= LEAST:
+            for row in rows:
+                row[column] = row[column] if len(row[column]) <= room else f"{row[column][: room - 1]}…"
+            break
+        shown.remove(column)
+    table = Table(*(column.replace("_", " ") for column in shown))
+    for row in rows:
+        table.add_row(*(row[column] for column in shown))
+    console.print(table)
+
+
+def _warn(kind: str, problems: Mapping[str, str]) -> None:
+    for name, cause in problems.items():
+        warn(f"warning: {kind} plug-in {name!r} could not be loaded: {cause}")

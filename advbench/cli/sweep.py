@@ -1,0 +1,110 @@
+"""``advbench sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advbench.cli.options import AttackTimeout, DryRun, RunsDir, Workers
+
+if TYPE_CHECKING:
+    from advbench.sweep.outcome import Outcome
+    from advbench.sweep.plan import Plan
+
+UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
+
+
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="YAML or JSON: defenses, sequences, datasets, models, seeds.")],
+    runs_dir: RunsDir = Path("runs"),
+    workers: Workers = None,
+    ray: Annotated[
+        str | None, typer.Option(help="A Ray cluster to run on instead: auto, local or host:port.")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0.0, help="CPUs of a cell, on Ray.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a cell, on Ray.")] = 0.0,
+    memory: Annotated[str | None, typer.Option(help="Memory of a cell, on Ray: 500MB or 4GiB.")] = None,
+    attack_timeout: AttackTimeout = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import models package.module:factory that the grid names.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run every cell of a grid of defenses, sequences, data sets, models and seeds.
+
+    Shows the plan first, leaves out cells that are finished and goes on with those that were cut off: the
+    same command again does what is left. A cell that fails leaves the others alone and is listed at the end.
+    """
+    from advbench.cli import tables_sweep as sweepshow
+    from advbench.runtime.timeouts import check_timeout
+    from advbench.sweep.grid import read_grid
+    from advbench.sweep.local import default_workers, run_here
+    from advbench.sweep.plan import make_plan
+    from attacks_pool.errors import InputError
+
+    if ray is None and (cpus != 1.0 or gpus or memory is not None):
+        raise InputError(
+            "--cpus, --gpus and --memory are for --ray: cells here take the cores that --workers says"
+        )
+    if ray is not None and workers is not None:
+        raise InputError("--workers is for this machine: on --ray, --cpus and --gpus say how many cells fit")
+    check_timeout(attack_timeout)
+    size = None if memory is None else _bytes(memory)
+    if ray is not None:
+        from advbench.runtime.ray_client import check_address, load_ray
+        from advbench.sweep.cluster import Resources, run_on_ray
+
+        check_address(ray)
+        load_ray()
+    plan = make_plan(read_grid(grid, trust=trust), runs_dir, elsewhere=ray is not None, gpus=gpus)
+    cards = 0 if ray is not None else plan.gpus
+    count = workers or default_workers(plan.to_do, cards)
+    sweepshow.print_plan(plan, runs_dir, workers=None if ray is not None else count, ray=ray)
+    if dry_run or not plan.to_do:
+        return
+    with sweepshow.reporter(plan, 0 if ray is not None else count) as tell:
+        if ray is not None:
+            outcome = run_on_ray(
+                plan.to_do,
+                runs_dir,
+                address=ray,
+                resources=Resources(cpus, gpus, size),
+                attack_timeout=attack_timeout,
+                tell=tell,
+            )
+        else:
+            outcome = run_here(
+                plan.to_do, runs_dir, workers=count, gpus=cards, attack_timeout=attack_timeout, tell=tell
+            )
+    finish(plan, outcome, runs_dir)
+
+
+def finish(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
+    """Say what became of the cells, and leave with the exit code for it."""
+    from advbench.cli import tables_sweep as sweepshow
+    from advbench.runtime.interrupts import Interrupted
+
+    sweepshow.print_outcome(plan, outcome, runs_dir)
+    if outcome.signal is not None:
+        stop = Interrupted(128 + outcome.signal)
+        stop.how = "the same command does what is left"
+        raise stop
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _bytes(text: str) -> int:
+    """``500MB``, ``4GiB``, ``1e9``: a number of bytes."""
+    from attacks_pool.errors import InputError
+
+    plain = text.strip().upper().removesuffix("B")
+    number = plain.rstrip("KMGI")
+    try:
+        size = float(number) * UNITS[plain[len(number) :]]
+        if not 0 < size < 2**60:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise InputError(f"--memory {text!r} cannot be read: write 500MB or 4GiB") from None
+    return int(size)

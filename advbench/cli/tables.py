@@ -1,0 +1,246 @@
+"""Finished runs on the terminal: the stage × attack matrix, metrics, classes, audit."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from advbench.cli.console import COMPACT
+from advbench.cli.console import output as output
+from advbench.cli.shading import has_shades, shaded
+from advbench.runs.saved import EVALUATED, Run
+from attacks_pool.sequences import attack_name
+from leaderboards import Audit, Record, result_of, rows, to_table, trust_of
+from leaderboards.boards.row import WORST_CASE
+from leaderboards.errors import RecordError
+from leaderboards.printable import in_line
+from leaderboards.records.store import read_outcomes
+from leaderboards.records.trust import Trust
+from leaderboards.statistics.threats import worst_cases
+
+OUTCOMES = "outcomes.npz"
+
+
+def threat_table(record: Record, directory: Path) -> Table | None:
+    """The worst case by norm, family and access after the last stage; None without stored outcomes."""
+    try:
+        _, robust = read_outcomes(directory / OUTCOMES)
+    except RecordError:
+        return None
+    last = record.stages[-1].index if record.stages else 0
+    counts = {cell.attack: cell.n for cell in record.cells if cell.stage == last}
+    if robust.shape[1] != len(record.attacks) or any(entry.text not in counts for entry in record.attacks):
+        return None
+    cases = worst_cases(record.attacks, robust[-1], [counts[entry.text] for entry in record.attacks])
+    if not cases:
+        return None
+    after = " after the last stage" if record.stages and record.stages[-1].index else ""
+    table = Table(title=f"Worst case{after}, in %", title_justify="left")
+    for column in ("by", "group", "attacks", "points", "survive all"):
+        table.add_column(column, justify="left" if column in ("by", "group") else "right")
+    for case in cases:
+        share = f"{100 * case.accuracy:.1f}"
+        table.add_row(case.grouping, case.group, str(len(case.attacks)), str(case.n), share)
+    return table
+
+
+def probe_table(audit: Audit) -> Table:
+    """What each probe attack left."""
+    crafted = f"; transferred ones crafted on {audit.surrogate}" if audit.surrogate else ""
+    table = Table(title=f"Probes of the final model{crafted}", title_justify="left")
+    for column in ("attack", "norm", "eps", "loss", "access", "points", "right clean", "robust"):
+        table.add_column(
+            column, justify="left" if column in ("attack", "norm", "loss", "access") else "right"
+        )
+    several = any(cell.network is not None for cell in audit.probes)
+    if several:
+        table.add_column("network")
+    for cell in audit.probes:
+        name, _, knobs = cell.attack.partition(":")
+        loss = next((knob[5:] for knob in knobs.split(",") if knob.startswith("loss=")), "-")
+        eps = "-" if cell.threat.eps is None else f"{cell.threat.eps:g}"
+        counts = (str(cell.n), str(cell.clean_correct), str(cell.robust))
+        network = [(cell.network or "clean").partition(":")[0]] if several else []
+        threat = (cell.threat.norm or "-", eps, loss, cell.threat.access)
+        table.add_row(*map(in_line, (name, *threat, *counts, *network)))
+    return table
+
+
+def flag_lines(audit: Audit) -> Iterator[str]:
+    """The verdict, then each flag and, indented, its evidence."""
+    yield f"audit: {audit.verdict} ({len(audit.checks)} checks)"
+    for flag in audit.flags:
+        yield f"  {flag.code}: {flag.message}"
+        for key, value in flag.evidence.items():
+            yield f"    {key.replace('_', ' ')}: {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+
+
+TRUST: Mapping[Trust, str] = {
+    "retrained": "retrained: trained again from its record, with the same outcomes",
+    "re-evaluated": "re-evaluated: its weights were attacked again, with the same outcomes; "
+    "how they were trained was not looked at",
+    "self-reported": "self-reported: advbench verify checks it",
+    "refuted": "refuted: advbench verify found other numbers",
+}
+ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
+
+
+def print_run(run: Run) -> None:
+    """Everything about one run, and the command that shows it again."""
+    console, record = output(), run.record
+    table = matrix_table(record)
+    console.print(shaded(table) if has_shades(console) else table)
+    if (transferred := transfer_table(record)) is not None:
+        console.print(transferred)
+    console.print(metrics_text(record))
+    console.print(class_table(record))
+    if (threats := threat_table(record, run.path)) is not None:
+        console.print(threats)
+    console.print(audit_text(record))
+    if record.config.get("abstain"):
+        console.print("abstains   by its last output: right on attacked points, wrong on clean ones")
+    console.print(f"trust      {TRUST[trust_of(run.path)]}", soft_wrap=True)
+    console.print(in_line(f"run        {run.path}"), soft_wrap=True)
+    console.print(in_line(f"show again advbench show {shlex.quote(str(run.path))}"), soft_wrap=True)
+
+
+def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
+    """Mean and standard deviation over the seeds just run."""
+    console = output()
+    results = [result_of(run.record, run.path) for run in runs]
+    for table in to_table(rows(results, intervals=["average"]), compact=console.width < COMPACT):
+        console.print(table)
+    command = f"advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}"
+    console.print(in_line(f"all runs   {command}"), soft_wrap=True)
+
+
+def labels(texts: Sequence[str]) -> list[str]:
+    """Short column names: the attack's name, with the knobs that tell it from another of that name."""
+
+    def knobs_of(text: str) -> list[str]:
+        return text.removeprefix(attack_name(text)).removeprefix(":").split(",")
+
+    found = []
+    for text in texts:
+        name = attack_name(text)
+        twins = [knobs_of(other) for other in texts if attack_name(other) == name]
+        own = [knob for knob in knobs_of(text) if not all(knob in twin for twin in twins)]
+        found.append(in_line(f"{name}:{','.join(own)}" if len(twins) > 1 else name))
+    return found
+
+
+def matrix_table(record: Record) -> Table:
+    """R in percent: a row a stage, clean accuracy and a column an attack."""
+    config = record.config
+    trained = record.regime != EVALUATED
+    named = [config["defense"], record.regime, config["dataset"], str(config["model"])]
+    parts = [*map(in_line, named), f"seed {config['seed']}"]
+    title = " · ".join(parts if trained else [parts[0], parts[2], parts[4]])
+    after = " after each stage" if trained else ""
+    table = Table(title=f"Robust accuracy in %{after}: {title}", title_justify="left")
+    table.add_column("after stage" if trained else "model")
+    table.add_column("clean", justify="right")
+    for entry, label in zip(record.attacks, labels([entry.text for entry in record.attacks]), strict=True):
+        table.add_column(f"{label}\n{ROLES[entry.role]}", justify="right")
+    matrix, clean = record.matrix(), record.clean_column()
+    for stage in record.stages:
+        names = in_line("+".join(attack_name(text) for text in stage.attacks)) or "plain"
+        cells = [f"{100 * value:.1f}" for value in (clean[stage.index], *matrix[stage.index])]
+        table.add_row(f"{stage.index} {names}" if trained else parts[0], *cells)
+    return table
+
+
+def metrics_text(record: Record) -> str:
+    """The metrics that apply, one a line, and what the run cost."""
+    lines = []
+    points, most = record.worst_case_points(), max((cell.n for cell in record.cells), default=0)
+    for name, value in record.metrics.items():
+        if value is None and record.regime == EVALUATED:
+            continue
+        shown = "-" if value is None else _with_unit(name, value)
+        if name == WORST_CASE and value is not None and points is not None and points < most:
+            # Other metrics are of more points, so that it may be above one of them.
+            shown = f"{shown:>8} on {points:,} points"
+        lines.append(f"{in_line(name).replace('_', ' '):<24} {shown:>8}")
+    cost = record.cost
+    size = f"{cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds an image"
+    if record.regime == EVALUATED:
+        return "\n".join([*lines, f"cost: evaluated {cost.evaluation_seconds:.1f} s, {size}"])
+    lines.append(
+        f"cost: trained {cost.training_seconds:.1f} s, evaluated {cost.evaluation_seconds:.1f} s, "
+        f"training took {cost.training_forwards:,} forward and {cost.training_backwards:,} backward passes, "
+        + size
+    )
+    return "\n".join(lines)
+
+
+def _with_unit(name: str, value: float) -> str:
+    if name.endswith("psnr"):
+        return f"{value:.1f} dB"
+    if name.endswith("overhead"):
+        return f"{value:.2f} ×"
+    return f"{value:.3f}" if name.endswith(("ssim", "nmi")) else f"{100 * value:.1f} %"
+
+
+def transfer_table(record: Record) -> Table | None:
+    """The run's attacks on the final model beside the same attacks from the surrogate, if those were made."""
+    found = {cell.attack: cell for cell in record.audit.probes if cell.threat.access == "transfer"}
+    last = record.stages[-1].index if record.stages else 0
+    own = {cell.attack: cell for cell in record.cells if cell.stage == last}
+    entries = [entry for entry in record.attacks if entry.text in found and entry.text in own]
+    if not entries:
+        return None
+    table = Table(title="Crafted on the model itself, and elsewhere, in %", title_justify="left")
+    table.add_column("attack")
+    for heading in ("the model", in_line(record.audit.surrogate or "another model")):
+        table.add_column(heading, justify="right")
+    for entry, label in zip(entries, labels([entry.text for entry in entries]), strict=True):
+        shares = [f"{100 * cells[entry.text].accuracy:.1f}" for cells in (own, found)]
+        table.add_row(label, *shares)
+    return table
+
+
+def class_table(record: Record) -> Table:
+    """Robust accuracy by class after the last stage."""
+    after = "" if record.regime == EVALUATED else " after the last stage"
+    table = Table(title=f"By class{after}, in %", title_justify="left")
+    for column in ("class", "points", "clean"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    # An attack measured on fewer points has no share of a class's points; its counts stay in the record.
+    full = {cell.attack for cell in record.cells if cell.n == max(cell.n for cell in record.cells)}
+    texts = [entry.text for entry in record.attacks if entry.text in full]
+    names = labels([entry.text for entry in record.attacks])
+    shown = {entry.text: name for entry, name in zip(record.attacks, names, strict=True)}
+    for text in texts:
+        table.add_column(shown[text], justify="right")
+    complete = len(texts) == len(record.attacks)
+    if complete:
+        table.add_column("worst case", justify="right")
+    for row in record.per_class:
+        counts = [row.clean_correct, *(row.robust[text] for text in texts)]
+        counts += [row.worst_case] if complete else []
+        table.add_row(
+            in_line(row.label),
+            str(row.n),
+            *(f"{100 * count / row.n:.1f}" if row.n else "-" for count in counts),
+        )
+    return table
+
+
+def audit_text(record: Record) -> str:
+    """The verdict and its flags."""
+    flags = [in_line(f"  {flag.code}: {flag.message}") for flag in record.audit.flags]
+    checked = f"{len(record.audit.checks)} checks"
+    return "\n".join([f"audit: {record.audit.verdict} ({checked})", *flags])

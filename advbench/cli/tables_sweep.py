@@ -1,0 +1,211 @@
+"""What a sweep shows: its plan, a live line a worker or plain lines, and how it ended."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from advbench.cli.console import errors
+from advbench.cli.echo import warn
+from advbench.cli.progress import describe, duration
+from advbench.cli.tables import labels, output
+from advbench.runtime.events import Event
+from advbench.sweep.outcome import Outcome, Tell, Told
+from advbench.sweep.plan import Cell, Plan
+from leaderboards.printable import in_line
+
+SHOWN = ("batch", "epoch", "cell", "end")
+"""Events that say where a run stands."""
+
+
+def print_plan(plan: Plan, runs_dir: Path, *, workers: int | None, ray: str | None) -> None:
+    """The cells by data set, model, sequence and defense, how many are finished, and how long the rest takes.
+
+    Args:
+        plan: what there is to do.
+        runs_dir: where runs are kept.
+        workers: processes on this machine; None on a cluster.
+        ray: the address of the cluster, if there is one.
+    """
+    console = output()
+    title = in_line(f"Sweep of {_count(len(plan.cells), 'run')} in {runs_dir}")
+    table = Table(title=title, title_justify="left")
+    for column in ("data set", "model", "sequence", "defense"):
+        table.add_column(column)
+    for column in ("runs", "finished", "unfinished", "to do", "estimate"):
+        table.add_column(column, justify="right")
+    for cells in _groups(plan.cells):
+        table.add_row(*_row(cells, plan.cells))
+    console.print(table)
+    elsewhere = plan.count("running")
+    counts = (
+        f"{plan.count('complete')} finished, {plan.count('unfinished')} unfinished, {plan.count('new')} new"
+    )
+    more = f", {elsewhere} being run by another process" if elsewhere else ""
+    console.print(f"{_count(len(plan.cells), 'run')}: {counts}{more}")
+    if not plan.to_do:
+        console.print("nothing is left to do")
+        return
+    one = sum(cell.seconds for cell in plan.to_do)
+    if workers is None:
+        time_left = f"{duration(one)} of one worker's time, on the cluster at {ray}"
+    else:
+        time_left = f"{duration(plan.seconds(workers))} with {_count(workers, 'worker')}"
+    console.print(f"estimate   {time_left}", soft_wrap=True)
+    for speed in plan.speeds:
+        rate = (
+            f"{1 / (speed.forward + speed.backward):,.0f}" if speed.forward + speed.backward else "very many"
+        )
+        console.print(f"           {rate} images/s forward and backward, {speed.source}", soft_wrap=True)
+
+
+def print_outcome(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
+    """How many cells are complete, and why the others are not."""
+    cells = {cell.number: cell for cell in plan.cells}
+    for number, why in sorted(outcome.failed.items()):
+        warn(f"failed: cell {number}, {cells[number].label}: {why}")
+    complete = plan.count("complete") + len(outcome.done)
+    console = output()
+    failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    left = len(plan.cells) - complete - len(outcome.failed)
+    console.print(f"{complete} of {_count(len(plan.cells), 'run')} complete{failed}", end="")
+    console.print(f", {left} left" if left else "")
+    if complete < len(plan.cells) and outcome.signal is None:
+        console.print("go on      the same command does what is left")
+    if complete:
+        command = f"advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}"
+        console.print(in_line(f"all runs   {command}"), soft_wrap=True)
+
+
+@contextmanager
+def reporter(plan: Plan, workers: int) -> Iterator[Tell]:
+    """A listener that reports to stderr while the context is open; ``workers`` is 0 on a cluster."""
+    board = _Board(plan, workers)
+    console = errors()
+    if not console.is_terminal:
+
+        def tell(told: Told) -> None:
+            if (line := board.hear(told)) is not None:
+                warn(line)
+
+        yield tell
+        return
+    with Live(get_renderable=board.lines, console=console, refresh_per_second=4, transient=True):
+
+        def show(told: Told) -> None:
+            line = board.hear(told)
+            if line is not None and told.kind != "begin":
+                console.print(in_line(line))
+
+        yield show
+
+
+class _Board:
+    """Who is at what, and how much is left."""
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self.began = time.monotonic()
+        self.workers = workers
+        self.total = len(plan.cells)
+        self.finished = plan.count("complete")
+        self.waiting = {cell.number: cell for cell in plan.to_do}
+        self.active: dict[int, tuple[Cell, float, int, Event | None]] = {}
+        self.estimated = self.taken = 0.0
+
+    def hear(self, told: Told) -> str | None:
+        """Take note; a line where there is something to say."""
+        cell, now = told.cell, time.monotonic()
+        if told.kind in ("begin", "event"):
+            began = self.active[cell.number][1] if cell.number in self.active else now
+            event = told.event
+            if event is not None and event.kind not in SHOWN:
+                event = self.active[cell.number][3] if cell.number in self.active else None
+            self.active[cell.number] = (cell, began, told.worker, event)
+            where = f" on {told.text}" if told.text else ""
+            return None if told.kind == "event" else self._line(f"begins{where}", told)
+        self.waiting.pop(cell.number, None)
+        found = self.active.pop(cell.number, None)
+        if told.kind == "done":
+            self.finished += 1
+            if found is not None:
+                self.taken += now - found[1]
+                self.estimated += cell.seconds
+            return self._line("done", told)
+        return self._line("cut off" if told.kind == "cut" else f"failed: {told.text}", told)
+
+    def lines(self) -> Group:
+        """A line a worker, and one for all."""
+        found = []
+        for cell, began, worker, event in sorted(
+            self.active.values(), key=lambda one: (one[2], one[0].number)
+        ):
+            where = describe(event) if event is not None else f"[{duration(time.monotonic() - began):>6}]"
+            who = f"worker {worker}  " if worker else ""
+            found.append(Text(f"{who}{cell.label}  {where}", "cyan", no_wrap=True, overflow="ellipsis"))
+        found.append(Text(f"[{duration(time.monotonic() - self.began):>6}] {self._total()}", "bold"))
+        return Group(*found)
+
+    def _line(self, what: str, told: Told) -> str:
+        head = f"[{duration(time.monotonic() - self.began):>6}] {self.finished}/{self.total}"
+        left = f"  ({duration(self.left)} left)" if told.kind == "done" and self.waiting else ""
+        return f"{head}  {told.cell.label}  {what}{left}"
+
+    def _total(self) -> str:
+        left = f"  (about {duration(self.left)} left)" if self.waiting else ""
+        return f"{self.finished} of {self.total} complete, {len(self.waiting)} to do{left}"
+
+    @property
+    def left(self) -> float:
+        """Estimated seconds to go, corrected by how long the finished cells took."""
+        now, scale = time.monotonic(), self.taken / self.estimated if self.estimated else 1.0
+        spent = {number: now - began for number, (_, began, _, _) in self.active.items()}
+        each = [
+            max(cell.seconds * scale - spent.get(number, 0.0), 0.0) for number, cell in self.waiting.items()
+        ]
+        return sum(each) / max(self.workers or len(self.active), 1)
+
+
+def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that differ in the seed alone, together."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.group_key, []).append(cell)
+    return list(found.values())
+
+
+def _row(cells: list[Cell], every: Sequence[Cell]) -> list[str]:
+    config, options = cells[0].config, cells[0].options
+    alike = [other for other in every if other.group == cells[0].group]
+    keys = [
+        key for key in options if key != "seed" and any(one.options.get(key) != options[key] for one in alike)
+    ]
+    own = " ".join(f"{key}={_plain(options[key])}" for key in keys)
+    regime = "" if config.regime == "continual" else f" ({config.regime})"
+    counts = [sum(cell.state == state for cell in cells) for state in ("complete", "unfinished")]
+    to_do = sum(cell.state != "complete" for cell in cells)
+    return [
+        config.dataset,
+        config.model,
+        ",".join(labels(config.sequence)),
+        " ".join([f"{config.defense}{regime}", own]).strip(),
+        *(str(number) for number in (len(cells), *counts, to_do)),
+        duration(sum(cell.seconds for cell in cells)) if to_do else "-",
+    ]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={one}" for key, one in value.items())
+    return str(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

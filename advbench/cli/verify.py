@@ -1,0 +1,314 @@
+"""``advbench verify``, ``submit`` and ``accept``: whether numbers are true, and sending them to others."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from advbench.cli.echo import echo
+from advbench.cli.options import RunsDir
+
+if TYPE_CHECKING:
+    from advbench.runs.saved import Run
+    from advbench.verify import Asked, Report
+
+REFUTED = 1
+"""The exit code where a run is refuted."""
+
+
+class Format(StrEnum):
+    """How a verification is written."""
+
+    table = "table"
+    json = "json"
+
+
+StagesOption = Annotated[str, typer.Option(help="Stages to attack again: all, last or numbers such as 0,3.")]
+AttacksOption = Annotated[
+    str, typer.Option(help="Attacks to repeat: all, or some of the record's: pgd,cw or pgd:eps=0.2.")
+]
+PointsOption = Annotated[
+    int,
+    typer.Option(min=1, help="Test points of each attack on each stage, rounded up to whole blocks."),
+]
+SampleSeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Chooses the blocks of points; drawn by chance by default."),
+]
+SurrogateOption = Annotated[
+    Path | None,
+    typer.Option(help="The run that the audit's transferred points were crafted on, if it was one."),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="The evaluated model's file, where a record of advbench eval has no copy of it."),
+]
+DataOption = Annotated[str | None, typer.Option(help="Where the data set's files are.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:1; the kind that the record names by default.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; the record's by default.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Import a factory, or load a program, that a record or --weights names."),
+]
+ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
+"""Seconds by default."""
+FormatOption = Annotated[Format, typer.Option(help="table or json.")]
+
+
+def verify(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs.")],
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train again from the record instead; needs no weights.")
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="With --retrain: where the runs made again stay; the same command goes on there."),
+    ] = None,
+    stages: StagesOption = "all",
+    attacks: AttacksOption = "all",
+    points: PointsOption = 500,
+    seed: SampleSeedOption = None,
+    run_seed: Annotated[
+        int | None, typer.Option(help="Of a directory of runs only those of this seed.")
+    ] = None,
+    defense: Annotated[
+        str | None, typer.Option(help="Of a directory of runs only those of this defense.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Of a directory of runs only those on this data set.")
+    ] = None,
+    surrogate: SurrogateOption = None,
+    weights: WeightsOption = None,
+    data_dir: DataOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    trust: TrustOption = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a run may take.",
+            show_default=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}",
+        ),
+    ] = None,
+    leave_mark: Annotated[
+        bool, typer.Option("--mark/--no-mark", help="Leave a mark of what was found beside the record.")
+    ] = True,
+    format: FormatOption = Format.table,
+) -> None:
+    """Confirm or refute runs: attack the saved stages again and compare point by point; exit 1 if refuted.
+
+    On the record's machine a single outcome that differs refutes, elsewhere more than 1 % of an attack's
+    points or of all. First what is stored is checked against itself; last, whether the model is better on
+    the test points than on those that it cannot have learnt. A confirmed run is marked as re-evaluated. With
+    --retrain the run is made again from its record, compared with that, and marked as retrained.
+    """
+    from advbench.cli.tables_verify import print_failure, print_report, print_summary
+    from advbench.runtime.timeouts import check_timeout
+    from advbench.verify import Asked
+    from advbench.verify.accept import mark
+    from attacks_pool import InputError
+    from leaderboards import RecordError
+
+    seconds = timeout if timeout is not None else RETRAINING if retrain else VERIFYING
+    check_timeout(seconds, "timeout")
+    wanted = {"seed": run_seed, "defense": defense, "dataset": dataset}
+    found, several, failed = _runs(runs, trust, data_dir, wanted)
+    asked = Asked(stages, attacks, points, seed, device, threads)
+    if keep is not None and not retrain:
+        raise InputError("--keep is where --retrain makes runs again: give that too")
+    if retrain and (stages, attacks, points, seed) != ("all", "all", 500, None):
+        raise InputError(
+            "--stages, --attacks, --points and --seed choose a sample: --retrain compares everything"
+        )
+    trees: list[dict[str, Any]] = []
+    refuted = 0
+    for run in found:
+        try:
+            report = _verified(
+                run,
+                asked,
+                retrain=retrain,
+                keep=keep,
+                surrogate=surrogate,
+                weights=weights,
+                timeout=seconds,
+            )
+        except Exception as error:
+            if not several or not _is_users(error):
+                raise
+            failed += 1
+            print_failure(run.path, error)
+            continue
+        try:
+            marked = mark(report) if leave_mark else ""
+        except RecordError as error:
+            # What was found is worth more than the mark.
+            marked = f"not marked: {error}"
+        refuted += not report.confirmed
+        trees.append({**report.tree(), "mark": marked})
+        if format is Format.table:
+            (print_summary if several else print_report)(report, marked)
+    if format is Format.json:
+        echo(json.dumps(trees if several else trees[0], indent=1))
+    elif several:
+        echo(f"{len(trees) - refuted} runs confirmed, {refuted} refuted, {failed} could not be verified")
+    if refuted or failed:
+        raise typer.Exit(REFUTED if refuted else 2)
+
+
+def submit(
+    run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The archive to write.", show_default="RUN.zip, here")
+    ] = None,
+) -> None:
+    """Pack a run for others: record, outcomes, checksums and weights in one archive."""
+    from leaderboards import pack, read_record
+    from leaderboards.printable import in_line
+
+    directory = run.parent if run.name == "record.json" else run
+    read_record(directory)
+    target = out if out is not None else Path(f"{directory.resolve().name}.zip")
+    names = pack(directory, target)
+    size = target.stat().st_size
+    echo(in_line(f"{target}: {len(names)} files, {size:,} bytes; advbench accept verifies it"))
+
+
+def accept(
+    file: Annotated[Path, typer.Argument(help="An archive that advbench submit wrote.")],
+    runs_dir: RunsDir = Path("runs"),
+    points: PointsOption = 500,
+    seed: SampleSeedOption = None,
+    surrogate: SurrogateOption = None,
+    weights: WeightsOption = None,
+    data_dir: DataOption = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    trust: TrustOption = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that it may take; after them nothing is added.")
+    ] = ACCEPTING,
+    format: FormatOption = Format.table,
+) -> None:
+    """Verify somebody's archive and add its run; exit 1, and nothing added, if it is refuted."""
+    from advbench.cli.tables_verify import print_report, tell
+    from advbench.runs.saved import load_run
+    from advbench.runtime.timeouts import check_timeout
+    from advbench.verify import Asked
+    from advbench.verify.accept import accept as accept_file
+
+    check_timeout(timeout, "timeout")
+    found = accept_file(
+        file,
+        runs_dir,
+        asked=Asked(points=points, seed=seed, device=device, threads=threads),
+        trust=trust,
+        data_dir=data_dir,
+        surrogate=None if surrogate is None else load_run(surrogate, trust=trust, data_dir=data_dir),
+        weights=weights,
+        told=tell,
+        timeout=timeout,
+    )
+    added = (
+        "nothing was added"
+        if found.place is None
+        else f"{'is there already, as' if found.known else 'added, re-evaluated, as'} {found.place}"
+    )
+    if format is Format.json:
+        place = None if found.place is None else str(found.place)
+        echo(json.dumps({**found.report.tree(), "path": place, "known": found.known}, indent=1))
+    else:
+        print_report(found.report, added)
+    if found.place is None:
+        raise typer.Exit(REFUTED)
+
+
+def _runs(
+    paths: list[Path], trust: bool, data_dir: str | None, wanted: dict[str, Any]
+) -> tuple[list[Run], bool, int]:
+    """The runs that are meant, whether these may be several, and how many records cannot be read."""
+    from advbench.cli.tables_verify import print_failure
+    from advbench.runs.saved import Run
+    from leaderboards import RecordError, read_record
+
+    places: list[Path] = []
+    several, failed = len(paths) > 1, 0
+    for path in paths:
+        directory = path.parent if path.name == "record.json" else path
+        below = sorted(found.parent for found in directory.rglob("record.json") if _visible(found, directory))
+        if (directory / "record.json").exists() or not below:
+            places.append(directory)
+        else:
+            several = True
+            places += below
+    given = {key: value for key, value in wanted.items() if value is not None}
+    runs: list[Run] = []
+    for place in places:
+        try:
+            record = read_record(place)
+        except RecordError as error:
+            if not several:
+                raise
+            failed += 1
+            print_failure(place, error)
+            continue
+        if all(record.config[key] == value for key, value in given.items()):
+            runs.append(Run(place, record, trust, data_dir))
+    if not runs and not failed:
+        said = ", ".join(f"{key} {value}" for key, value in given.items())
+        raise RecordError(f"of {len(places)} runs none has {said}")
+    return runs, several, failed
+
+
+def _visible(path: Path, root: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _verified(
+    run: Run,
+    asked: Asked,
+    *,
+    retrain: bool,
+    keep: Path | None,
+    surrogate: Path | None,
+    weights: Path | None,
+    timeout: float,
+) -> Report:
+    from advbench.cli.tables_verify import tell
+    from advbench.runs.saved import load_run
+    from advbench.verify import retrain_run, verify_run
+
+    if retrain:
+        from advbench.cli.progress import reporter
+        from advbench.runtime.interrupts import interrupts
+
+        with interrupts() as stopper, reporter() as listener:
+            return retrain_run(
+                run,
+                surrogate=surrogate,
+                device=asked.device,
+                threads=asked.threads,
+                keep=keep,
+                listeners=[listener, stopper],
+                timeout=timeout,
+            )
+    other = None
+    if surrogate is not None:
+        other = load_run(surrogate, trust=run.trust, data_dir=run.data_dir)
+    return verify_run(run, asked, surrogate=other, weights=weights, told=tell, timeout=timeout)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether one run of many cannot be verified for a reason that one line says."""
+    from advbench.runtime.failures import RunFailedError
+    from attacks_pool import InputError
+    from defenses import TrainingDivergedError
+    from leaderboards import RecordError
+
+    return isinstance(error, InputError | RecordError | RunFailedError | TrainingDivergedError)

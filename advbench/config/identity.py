@@ -1,0 +1,68 @@
+"""Which run a run is: a hash over everything that its numbers depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from advbench.config.options import RunConfig
+from advbench.data import DataSet
+from advbench.models import MODELS
+from advbench.runtime.hashing import code_version, digest
+from attacks_pool import pool
+from attacks_pool.sequences import attack_name
+from defenses import registry
+
+WHERE_NOT_WHAT = ("data_dir", "device", "threads")
+"""Keys of a config that say where a run is made; what matters of them is hashed as it was resolved."""
+FACTS = ("code", "data", "torch", "device", "threads")
+"""What an identity is made of beside the config."""
+
+
+def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threads: int) -> str:
+    """64 hexadecimal digits: equal where two runs must give the same numbers, bit for bit on a CPU.
+
+    Args:
+        config: the resolved configuration.
+        data: the loaded data set, of which the fingerprint counts and not the place.
+        device: the device that the run uses.
+        threads: the CPU threads that it uses.
+    """
+    return identity_from(
+        config,
+        data.name,
+        {
+            "code": code_version(*code_modules(config)),
+            "data": data.fingerprint,
+            "torch": torch.__version__,
+            "device": device.type,
+            "threads": threads,
+        },
+    )
+
+
+def identity_from(config: RunConfig, dataset: str, facts: Mapping[str, Any]) -> str:
+    """The identity of a run made under these facts: ``code``, ``data``, ``torch``, ``device``, ``threads``.
+
+    ``dataset`` is the name of the loaded data set; where a folder was is not in it.
+    """
+    values = config.model_dump(mode="json")
+    for key in WHERE_NOT_WHAT:
+        del values[key]
+    # A folder may be found elsewhere; its content is in the fingerprint.
+    values["dataset"] = dataset
+    return digest({"config": values, **{key: facts[key] for key in FACTS}})
+
+
+def code_modules(config: RunConfig) -> list[str]:
+    """The modules whose code a run needs: of its model, its defense and its attacks."""
+    model = "" if config.model in MODELS else config.model.partition(":")[0]
+    attacks = attack_modules([*config.sequence, *config.unseen, *config.eval])
+    return sorted({model, registry.resolve(config.defense)[0].__module__, *attacks} - {""})
+
+
+def attack_modules(texts: Iterable[str]) -> set[str]:
+    """The modules that the attacks of these texts come from."""
+    return {pool.entry(attack_name(text)).source.partition(":")[0] for text in texts}

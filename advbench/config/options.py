@@ -1,0 +1,213 @@
+"""What a run is: one frozen, resolved configuration, and the options that users write."""
+
+from __future__ import annotations
+
+import hashlib
+import reprlib
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from attacks_pool.errors import InputError, unknown
+from attacks_pool.metadata import parse_number
+from attacks_pool.sequences import attack_name, parse_attacks
+from defenses.training.plan import MOST_EPOCHS, TrainPlan
+
+MOST_THREADS = 1024
+"""torch crashes when it is asked for millions."""
+
+EVALUATION_VERSION = 1
+"""Raised whenever the evaluator itself changes what a number means; part of every protocol."""
+
+
+class Options(BaseModel):
+    """A run as a user writes it: a command line, a file, a call. Everything has a default.
+
+    The keys of a resolved :class:`RunConfig` are accepted too, so a record repeats its own run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defense: str = "air"
+    sequence: str | list[str] = "fgsm,pgd,cw"
+    regime: str | None = None
+    dataset: str = "digits"
+    data_dir: str | None = None
+    model: str | None = None
+    epochs: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
+    unseen: str | list[str] = "auto"
+    eval: str | list[str] = "none"
+    points: int | str | dict[str, int] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    select: Literal["last", "val-robust"] | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    train_set: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict)
+    plan: dict[str, Any] = Field(default_factory=dict)
+    pretrain: dict[str, Any] = Field(default_factory=dict)
+    training: list[str] | None = None
+    target_aware: bool | None = None
+
+    @field_validator("epochs", "points", "seed", "threads", mode="before")
+    @classmethod
+    def _whole(cls, given: object) -> object:
+        """NumPy's integers as plain ones, also those of a mapping; True is no number."""
+        if isinstance(given, Mapping):
+            return {key: cls._whole(value) for key, value in given.items()}
+        if isinstance(given, bool):
+            raise ValueError("Input should be a whole number")
+        return int(given) if isinstance(given, Integral) else given
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Options from untyped values.
+
+        Raises:
+            InputError: an unknown key or a value of the wrong type.
+        """
+        for key in given:
+            if key not in cls.model_fields:
+                raise unknown("option", str(key), cls.model_fields)
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            raise InputError(explain(error)) from None
+
+
+class RunConfig(BaseModel):
+    """A run with nothing left open: canonical attack texts, all parameters, both training plans."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defense: str
+    params: dict[str, Any]
+    sequence: list[str]
+    training: list[str]
+    regime: Literal["continual", "joint", "meta"]
+    unseen: list[str]
+    eval: list[str]
+    dataset: str
+    data_dir: str | None
+    model: str
+    plan: TrainPlan
+    pretrain: TrainPlan
+    points: dict[str, int]
+    seed: int
+    device: str
+    threads: int | None
+    target_aware: bool
+
+    @property
+    def protocol(self) -> str:
+        """12 hexadecimal digits over what evaluation does: attacks, points and the evaluator's version."""
+        return protocol_of([*self.sequence, *self.unseen, *self.eval], self.points)
+
+    @property
+    def stages(self) -> int:
+        """How many stages are trained: one per attack in the continual regime, else one."""
+        return len(self.sequence) if self.regime == "continual" else 1
+
+    @property
+    def stage_plan(self) -> TrainPlan:
+        """The plan of one stage; every regime gets the same number of epochs in all."""
+        epochs = self.plan.epochs * len(self.sequence) // self.stages
+        return self.plan.model_copy(update={"epochs": epochs})
+
+
+def protocol_of(attacks: Sequence[str], points: Mapping[str, int], abstain: str | None = None) -> str:
+    """12 hexadecimal digits over the evaluated attacks, in any order, their points and the evaluator.
+
+    A model that may ``abstain`` is measured by another protocol than one that must answer.
+    """
+    values = (EVALUATION_VERSION, sorted(attacks), sorted(points.items()))
+    content = repr(values if abstain is None else (*values, abstain))
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a pydantic error, as ``key: what is wrong (given …)``."""
+    fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ").replace("\n", " ")
+    key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function", "union")))
+    # Without a key it is about values together, and says which.
+    return f"{key}: {message} (given {reprlib.repr(fault['input'])})".replace("\n", " ") if key else message
+
+
+def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with what was ``given`` on top.
+
+    What a record resolved for its old choices goes where a new one makes it stale: a new defense drops its
+    parameters and regime; a new sequence, its training texts and what it now names from unseen and points;
+    a new data set, everything that followed from its budgets, of attacks all but their names.
+    """
+    merged = dict(config)
+    changed = {key for key in given if given[key] != config.get(key)}
+    if "defense" in changed:
+        _drop(merged, "params", "regime", "target_aware")
+    if "training" in config:
+        if changed & {"sequence", "train_set", "dataset"}:
+            _drop(merged, "training")
+        if "dataset" in changed:
+            _drop(merged, "model", "plan", "pretrain", "points")
+            for key in _lists(merged, "sequence", "unseen", "eval"):
+                merged[key] = [attack_name(text) for text in merged[key]] or "none"
+        if "sequence" in changed:
+            _make_room(merged, as_text(given["sequence"]))
+    _rescale_warmup(merged, given)
+    for key, value in given.items():
+        merged[key] = {**merged.get(key, {}), **value} if key in ("set", "train_set") else value
+    return merged
+
+
+def _drop(merged: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        merged.pop(key, None)
+
+
+def _make_room(merged: dict[str, Any], sequence: str) -> None:
+    """A sequence that names what was unseen makes it seen; points of attacks that are gone go too."""
+    names = {name for name, _ in parse_attacks(sequence)} if sequence.strip() else set()
+    for key in _lists(merged, "unseen", "eval"):
+        kept = [text for text in merged[key] if attack_name(text) not in names]
+        merged[key] = kept or "none"
+        names |= {attack_name(text) for text in kept}
+    if isinstance(points := merged.get("points"), dict):
+        merged["points"] = {key: value for key, value in points.items() if key in names | {"default"}}
+
+
+def _lists(merged: Mapping[str, Any], *keys: str) -> list[str]:
+    """The keys that hold lists of attacks, as records do; what a user wrote as text stays as it is."""
+    return [key for key in keys if isinstance(merged.get(key), list)]
+
+
+def _rescale_warmup(merged: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """A recorded warm-up keeps its share of the stage when the number of epochs changes."""
+    plan = merged.get("plan") or {}
+    before, warmup = plan.get("epochs"), plan.get("eps_warmup")
+    epochs = given.get("set", {}).get("epochs", given.get("epochs"))
+    if epochs is not None and isinstance(before, int) and isinstance(warmup, float) and before > 0:
+        merged["plan"] = {**plan, "eps_warmup": warmup * parse_number("epochs", epochs) / before}
+
+
+def as_text(attacks: str | Sequence[str]) -> str:
+    """One attack text from a list of them."""
+    return attacks if isinstance(attacks, str) else ",".join(attacks)
+
+
+def attack_texts(key: str, given: object) -> str | list[str] | None:
+    """Attacks as a caller gives them: one text, or a list of texts; None where there are none.
+
+    Raises:
+        InputError: anything else.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    if not isinstance(given, Sequence) or any(not isinstance(text, str) for text in given):
+        raise InputError(
+            f"{key}={reprlib.repr(given)} must be a text such as fgsm,pgd:steps=50, or a list of them"
+        )
+    return list(given)

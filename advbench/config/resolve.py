@@ -1,0 +1,293 @@
+"""From what a user wrote to a resolved configuration, with every mistake found before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from advbench.config.options import Options, RunConfig, as_text, explain
+from advbench.data import DataSet
+from advbench.models import MODELS
+from attacks_pool import Attack, InputError, pool
+from attacks_pool.attack import check_task
+from attacks_pool.errors import unknown
+from attacks_pool.metadata import Value, parse_number, whole_number
+from attacks_pool.sequences import parse_attacks
+from defenses import TrainPlan, registry
+from defenses.metadata import parameters_of, parse_parameters
+
+SMALL = {"lr": 0.1, "schedule": "one-cycle", "max_grad_norm": 1.0}
+"""Small networks: rising rates and clipped gradients let a new attack or a strong distillation in gently."""
+
+PLANS: Mapping[str, Mapping[str, Any]] = {
+    "digits": {"epochs": 20, "batch_size": 64, **SMALL},
+    "mnist": {"epochs": 3, "batch_size": 128, **SMALL},
+    "cifar10": {"epochs": 30, "batch_size": 128, "lr": 0.1},
+    "imagenet": {"epochs": 30, "batch_size": 128, "lr": 0.1},
+}
+"""A stage's plan by the data set's row of budgets; the rest are the defaults of ``TrainPlan``."""
+
+WARMUPS: Mapping[str, float] = {"digits": 1 / 4, "mnist": 1 / 3, "cifar10": 0.0, "imagenet": 0.0}
+"""The share of a stage over which eps grows; of however many epochs the user asks for."""
+
+PRETRAIN_EPOCHS: Mapping[str, int] = {"digits": 20, "mnist": 2, "cifar10": 30, "imagenet": 30}
+"""Epochs of clean pretraining, before row 0."""
+
+
+Parsed = list[tuple[str, dict[str, Value]]]
+"""Names of attacks, each with its knobs."""
+DEFAULT_UNSEEN = ("apgd", "pgd-l2", "square")
+"""Kept out of training unless the sequence names them: an adaptive attack, another norm, a black box."""
+
+
+def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) -> RunConfig:
+    """The configuration that ``options`` mean on ``data``.
+
+    Args:
+        options: what the user wrote.
+        data: the loaded data set that they name.
+        sample_seed: what ``--sequence sample:k`` is drawn with; the run's seed by default.
+
+    Raises:
+        InputError: anything unknown, out of range or contradictory.
+    """
+    defense, regime = registry.resolve(options.defense, options.regime)
+    name = defense.info.name
+    params, plan_set, pretrain_set = _sort_settings(options.set, name, defense)
+    seed = options.seed if sample_seed is None else sample_seed
+    sequence = _sequence(options, data, seed)
+    unseen, extra = _others(options, data.budget, sequence)
+    every = [*sequence, *unseen, *extra]
+    check_task(every, data.image_shape, data.num_classes)
+    check_task([attack.for_training() for attack in sequence], data.image_shape, data.num_classes)
+    if regime == "meta" and len(sequence) < 2:
+        raise InputError("regime 'meta' needs two attacks or more in the sequence")
+    plan = _plan(options, data, plan_set)
+    return RunConfig(
+        defense=name,
+        params=parse_parameters(defense, name, {**options.params, **params}),
+        sequence=[attack.text for attack in sequence],
+        training=[attack.training_text for attack in sequence],
+        regime=regime,
+        unseen=[attack.text for attack in unseen],
+        eval=[attack.text for attack in extra],
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        model=_model(options.model or data.default_model),
+        plan=plan,
+        pretrain=_pretrain(options, data, plan, pretrain_set),
+        points=parse_points(options.points, data, every),
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads,
+        target_aware=defense.info.target_aware,
+    )
+
+
+def bound_attacks(config: RunConfig) -> dict[str, list[Attack]]:
+    """The attacks of a resolved configuration by role: ``seen`` (in order), ``unseen``, ``eval``.
+
+    Raises:
+        InputError: attacks that are not here, or other ones in ``training`` than in ``sequence``.
+    """
+    sequence, training = parsed(config.sequence), parsed(config.training)
+    _check_training(sequence, training)
+    seen = [
+        pool.bind(name, knobs, training=trained)
+        for (name, knobs), (_, trained) in zip(sequence, training, strict=True)
+    ]
+    roles = {"unseen": config.unseen, "eval": config.eval}
+    others = {
+        role: [pool.bind(name, knobs) for name, knobs in parsed(texts)] for role, texts in roles.items()
+    }
+    return {"seen": seen, **others}
+
+
+def points_of(config: RunConfig, attack: Attack, available: int) -> int:
+    """How many test points, from the first on, ``attack`` is measured on."""
+    return min(config.points.get(attack.name, config.points.get("default", available)), available)
+
+
+def parsed(texts: list[str]) -> Parsed:
+    """Name and knobs of each text of one attack."""
+    return [parse_attacks(text)[0] for text in texts]
+
+
+def _sequence(options: Options, data: DataSet, seed: int) -> list[Attack]:
+    text = as_text(options.sequence)
+    if options.training is None:
+        knobs = _training_knobs(options.train_set)
+        return pool.sequence(text, budget=data.budget, training=knobs, seed=seed, images=data.image_shape)
+    seen = parse_attacks(text)
+    training = parsed(options.training)
+    _check_training(seen, training)
+    return [
+        pool.bind(name, evaluation, budget=data.budget, training=knobs)
+        for (name, evaluation), (_, knobs) in zip(seen, training, strict=True)
+    ]
+
+
+def _check_training(sequence: Parsed, training: Parsed) -> None:
+    if [name for name, _ in sequence] != [name for name, _ in training]:
+        raise InputError("training: must name the attacks of the sequence, in its order")
+
+
+def _others(options: Options, budget: str, sequence: list[Attack]) -> tuple[list[Attack], list[Attack]]:
+    """Attacks kept out of training, and further ones that are only measured."""
+    taken = {attack.text: "the sequence" for attack in sequence}
+    extra = _optional(options.eval, budget)
+    if options.unseen == "auto":
+        names = {attack.name for attack in [*sequence, *extra]}
+        unseen = [pool.get(name, budget=budget) for name in DEFAULT_UNSEEN if name not in names]
+    else:
+        unseen = _optional(options.unseen, budget)
+    for attack in unseen:
+        if attack.text in taken:
+            raise InputError(f"unseen attack {attack.name!r} stands in the sequence: it would be seen")
+        taken[attack.text] = "unseen"
+    for attack in extra:
+        if attack.text in taken:
+            raise InputError(f"eval: {attack.name!r} is measured already, as part of {taken[attack.text]}")
+    return unseen, extra
+
+
+def _optional(text: str | list[str], budget: str) -> list[Attack]:
+    joined = as_text(text).strip()
+    return pool.sequence(joined, budget=budget) if joined not in ("", "none") else []
+
+
+def _training_knobs(given: Mapping[str, Any]) -> dict[str, dict[str, Value]]:
+    """``{"pgd.steps": 7}`` as ``{"pgd": {"steps": 7}}``."""
+    knobs: dict[str, dict[str, Value]] = {}
+    for key, value in given.items():
+        attack, dot, knob = key.rpartition(".")
+        if not dot or not attack or not knob:
+            raise InputError(f"train-set {key}={value} cannot be read: write attack.knob=value")
+        knobs.setdefault(attack, {})[knob] = value
+    return knobs
+
+
+def _sort_settings(
+    given: Mapping[str, Any], name: str, defense: type
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Which settings are the defense's, the plan's and, after ``pretrain.``, pretraining's."""
+    own, plan = parameters_of(defense), TrainPlan.model_fields
+    params: dict[str, Any] = {}
+    plan_set: dict[str, Any] = {}
+    pretrain_set: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in own:
+            params[key] = value
+        elif key in plan:
+            plan_set[key] = value
+        elif key.startswith("pretrain.") and key.removeprefix("pretrain.") in plan:
+            pretrain_set[key.removeprefix("pretrain.")] = value
+        else:
+            allowed = [*own, *plan, *(f"pretrain.{field}" for field in plan)]
+            if key.startswith("pretrain."):
+                raise unknown(f"setting for {name}", key, allowed, see="pretrain.KEY takes a plan's keys")
+            raise unknown(f"setting for {name}", key, [*own, *plan], see=_settings_hint(own, plan))
+    return params, plan_set, pretrain_set
+
+
+def _settings_hint(own: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    return f"of the defense: {', '.join(own) or 'none'}; of the plan: {', '.join(plan)}"
+
+
+def _plan(options: Options, data: DataSet, settings: Mapping[str, Any]) -> TrainPlan:
+    chosen: dict[str, Any] = {"augmentation": data.augmentation, **PLANS[data.budget], **options.plan}
+    if options.epochs is not None:
+        chosen["epochs"] = options.epochs
+    if options.select is not None:
+        chosen["select"] = options.select
+    chosen.update(settings)
+    if "eps_warmup" not in chosen:
+        epochs = parse_number("epochs", chosen.get("epochs", TrainPlan().epochs))
+        chosen["eps_warmup"] = epochs * WARMUPS[data.budget]
+    return _checked_plan(chosen)
+
+
+def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mapping[str, Any]) -> TrainPlan:
+    """Pretraining follows the stage's plan, but for its own epochs and what only attacks need."""
+    inherited = {
+        **plan.model_dump(),
+        "epochs": PRETRAIN_EPOCHS[data.budget],
+        "eps_warmup": 0.0,
+        "select": "last",
+    }
+    return _checked_plan({**inherited, **options.pretrain, **settings}, "pretrain.")
+
+
+def _checked_plan(values: Mapping[str, Any], prefix: str = "") -> TrainPlan:
+    """The plan of ``values``; errors name a key as the user writes it, with its ``prefix``."""
+    for key in values:
+        if key not in TrainPlan.model_fields:
+            raise unknown("plan key", prefix + key, [prefix + name for name in TrainPlan.model_fields])
+    try:
+        return TrainPlan.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError(prefix + explain(error)) from None
+
+
+def _model(text: str) -> str:
+    if ":" not in text and text not in MODELS:
+        raise unknown("model", text, [*MODELS, "package.module:factory"])
+    return text
+
+
+def parse_points(given: object, data: DataSet, attacks: list[Attack]) -> dict[str, int]:
+    """``1000``, ``cw=1000``, ``5000,cw=1000`` or a mapping, as a mapping with ``default``; None is empty.
+
+    Raises:
+        InputError: anything else, an attack that is not among ``attacks``, or points that ``data`` lacks.
+    """
+    points: dict[str, int] = {}
+    names = {attack.name for attack in attacks}
+    for key, value in _point_pieces(given).items():
+        if key != "default" and key not in names:
+            raise unknown("attack in points", str(key), names)
+        number = _count(value)
+        if number is None or not 1 <= number <= len(data.test):
+            raise InputError(
+                f"points={value}: {data.name} has {len(data.test)} test points; give a number from 1 to that"
+            )
+        points[key] = number
+    return points
+
+
+def _point_pieces(given: object) -> dict[str, object]:
+    """What was given, by attack or ``default``."""
+    if given is None or isinstance(given, Mapping):
+        return dict(given or {})
+    if not isinstance(given, str):
+        return {"default": given}
+    pieces: dict[str, object] = {}
+    for piece in given.split(","):
+        key, equals, value = piece.strip().rpartition("=")
+        key = key if equals else "default"
+        if key in pieces:
+            whose = key if equals else "all attacks"
+            raise InputError(f"points={given}: two numbers for {whose}, {pieces[key]} and {value}")
+        pieces[key] = value
+    return pieces
+
+
+def _count(value: object) -> int | None:
+    """A whole number, or the text of one; None where it is none."""
+    if not isinstance(value, str):
+        try:
+            return whole_number("points", value)
+        except InputError:
+            return None
+    try:
+        number = parse_number("points", value)
+    except InputError:
+        raise InputError(f"points={value} is not a number: write 1000, cw=1000 or 5000,cw=1000") from None
+    return int(number) if number.is_integer() else None
+
+
+def imports_code(model: str, data: DataSet | None = None) -> bool:
+    """Whether building this model imports code that is neither ours nor what the data's default is."""
+    return model not in MODELS and (data is None or model != data.default_model)

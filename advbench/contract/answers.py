@@ -1,0 +1,178 @@
+"""Promises about a defense as a classifier: its metadata, its logits, gradients to the image, eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from advbench.contract.compare import BrokenPromiseError, copied, described, differing, logits, refuses
+from advbench.contract.trial import BASE, KINDS, PLAN, Images, Trial, batches, easy_images
+from defenses import Defense, Registry, registry
+from defenses.metadata import parameters_of
+
+POINTS = 12
+SHORT = "1 and 3 channels, 3 and 10 classes, 8×8 and 8×12 pixels"
+
+
+def metadata(trial: Trial) -> str:
+    """The name is free or its own, ``spec`` names the class and its parameters, the classifier is kept."""
+    name, kind = trial.info.name, trial.kind
+    registry.names()
+    for taken in (name, *trial.info.aliases):
+        if not refuses(f"the name {taken!r}", registry.resolve, taken):
+            other = registry.resolve(taken)[0]
+            if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+                place = f"{other.__module__}:{other.__qualname__}"
+                raise BrokenPromiseError(f"the name {taken!r} is taken by {place}")
+    if refuses("registering it", Registry().register, kind):
+        raise BrokenPromiseError("the registry refuses it")
+    defense = trial.build()
+    spec = defense.spec()
+    if spec.get("defense") != name:
+        raise BrokenPromiseError(f"spec()['defense'] is {spec.get('defense')!r}, expected {name!r}")
+    if set(spec.get("parameters", {})) != set(parameters_of(kind)):
+        raise BrokenPromiseError(
+            f"spec()['parameters'] names {sorted(spec.get('parameters', {}))}, "
+            f"the constructor {sorted(parameters_of(kind))}"
+        )
+    return f"{name}, regimes {', '.join(trial.info.regimes)}, {len(trial.parameters)} parameters of its own"
+
+
+def output_shapes(trial: Trial) -> str:
+    """Logits (N, K) in float32 for 1 and 3 channels, 3 and 10 classes, square images and others."""
+    for images in KINDS:
+        with _on(images, trial):
+            check_answers(trial, trial.build(images).eval(), images)
+    return f"(N, K) float32 for {SHORT}"
+
+
+def input_gradients(trial: Trial) -> str:
+    """The logits of each image have a gradient to that image."""
+    for images in KINDS:
+        with _on(images, trial):
+            check_gradients(trial, trial.build(images).eval(), images)
+    return "for every image, through every view"
+
+
+def other_images(trial: Trial) -> str:
+    """It trains on colour, on ten classes and on images that are not square, and answers as before."""
+    plan = PLAN.model_copy(update={"epochs": 1})
+    for images in KINDS[1:]:
+        for mode in trial.modes:
+            with _on(images, trial):
+                defense = trial.build(images)
+                for attacks in trial.stages(mode)[:2]:
+                    defense.fit(batches(images, 64), attacks, plan=plan)
+                check_answers(trial, defense, images)
+                check_gradients(trial, defense, images)
+    return f"trained on {SHORT}"
+
+
+def eval_mode(trial: Trial) -> str:
+    """After training it is in eval mode, where answering and crafting move neither weights nor buffers."""
+    for mode in trial.modes:
+        defense = trial.reference(mode).defense
+        training = [name for name, module in defense.named_modules() if module.training]
+        if training:
+            raise BrokenPromiseError(f"fit leaves {training[0] or 'it'} in train mode")
+        before, trained = copied(defense), _trained(defense)
+        x, y = easy_images(BASE, POINTS, seed=1)
+        for view in trial.views(defense):
+            _same_answers(trial, view, x)
+            view(x.clone().requires_grad_()).sum().backward()
+        _unmoved("answering in eval mode", defense, before)
+        defense.zero_grad(set_to_none=True)
+        defense.train()
+        before, modes = copied(defense), _modes(defense)
+        x_adv = defense.craft(trial.attacks[1].for_training(), x, y)
+        _unmoved("craft", defense, before)
+        if _modes(defense) != modes:
+            raise BrokenPromiseError("craft leaves a module in another mode than it found it in")
+        if x_adv.shape != x.shape or float((x_adv - x).abs().max()) > trial.attacks[1].eps + 1e-5:
+            raise BrokenPromiseError("craft gives points outside the attack's budget")
+        defense.eval()
+        if _trained(defense) != trained:
+            raise BrokenPromiseError("answering changes which parameters ask for gradients")
+    same = "" if trial.info.stochastic else ", answers the same whatever else is in the batch"
+    return f"moves nothing{same}"
+
+
+@contextmanager
+def _on(images: Images, trial: Trial) -> Iterator[None]:
+    """Whatever goes wrong inside is said of these images."""
+    try:
+        yield
+    except BrokenPromiseError as broken:
+        raise BrokenPromiseError(f"{images}: {broken}") from broken
+    except Exception as error:
+        raise BrokenPromiseError(f"{images}: {described(error, trial.kind)}") from error
+
+
+def check_answers(trial: Trial, defense: Defense, images: Images) -> None:
+    """Every view gives float32 logits (N, K), all finite.
+
+    Raises:
+        BrokenPromiseError: one does not.
+    """
+    x, _ = easy_images(images, POINTS, seed=1)
+    for view in trial.views(defense):
+        given = logits(view, x)
+        expected = (POINTS, images.classes)
+        if not isinstance(given, Tensor) or tuple(given.shape) != expected:
+            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise BrokenPromiseError(f"expected logits {expected}, got {shape}")
+        if given.dtype != torch.float32:
+            raise BrokenPromiseError(f"expected float32 logits, got {str(given.dtype)[6:]}")
+        if not bool(given.isfinite().all()):
+            raise BrokenPromiseError("a logit is not finite")
+
+
+def check_gradients(trial: Trial, defense: Defense, images: Images) -> None:
+    """Through every view each image's logits have a gradient to it.
+
+    Raises:
+        BrokenPromiseError: one has not.
+    """
+    x, _ = easy_images(images, POINTS, seed=1)
+    weights = torch.linspace(1, 2, images.classes)
+    for view in trial.views(defense):
+        point = x.clone().requires_grad_()
+        given = view(point)
+        if not given.requires_grad:
+            raise BrokenPromiseError("logits have no gradient: forward detaches, or runs under no_grad")
+        (gradient,) = torch.autograd.grad((given * weights).sum(), point, allow_unused=True)
+        if gradient is None:
+            raise BrokenPromiseError("logits have no gradient to the image: forward detaches it")
+        if not bool(gradient.isfinite().all()):
+            raise BrokenPromiseError("the gradient to the image is not finite")
+        none = int((gradient.abs().amax(dim=(1, 2, 3)) == 0).sum())
+        if none:
+            raise BrokenPromiseError(f"{none} of {POINTS} images get no gradient")
+
+
+def _same_answers(trial: Trial, view: nn.Module, x: Tensor) -> None:
+    if trial.info.stochastic:
+        return
+    with torch.no_grad():
+        first, again = view(x), view(x)
+        halves = torch.cat([view(x[: POINTS // 2]), view(x[POINTS // 2 :])])
+    if not torch.equal(first, again):
+        raise BrokenPromiseError("two answers to the same images differ, and info says stochastic=False")
+    if float((halves - first).abs().max()) > 1e-4 * max(1.0, float(first.abs().max())):
+        raise BrokenPromiseError("an image's logits depend on the rest of its batch")
+
+
+def _modes(defense: Defense) -> list[bool]:
+    return [module.training for module in defense.modules()]
+
+
+def _trained(defense: Defense) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in defense.named_parameters()}
+
+
+def _unmoved(what: str, defense: Defense, before: dict[str, Tensor]) -> None:
+    if found := differing(before, copied(defense)):
+        raise BrokenPromiseError(f"{what} moves weights or buffers: {found}")

@@ -1,0 +1,143 @@
+"""The contract that every defense keeps, as a list of promises that are tried one by one."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from advbench.contract import answers, keeping, learning, secrecy
+from advbench.contract.compare import BrokenPromiseError, described
+from advbench.contract.trial import Network, Promise, Trial, small_network
+from advbench.models.factory import find_named
+from attacks_pool.errors import InputError
+from defenses import Defense, DefenseInfo, registry
+
+
+def find_defense(text: str) -> type[Defense]:
+    """The class that a registered name, or ``package.module:Class``, names.
+
+    A module need not be installed: one below the current directory will do.
+
+    Raises:
+        InputError: no such name, module or class, a module that fails to import, or a class that is none of
+            defenses.
+    """
+    if ":" not in text:
+        return registry.resolve(text)[0]
+    found = find_named(text, kind="defense", what="Class")
+    if not inspect.isclass(found):
+        raise InputError(f"defense {text!r} is {type(found).__name__}, expected a class")
+    if not issubclass(found, Defense):
+        bases = ", ".join(base.__name__ for base in found.__bases__)
+        raise InputError(f"defense {text!r} is a subclass of {bases}, expected one of defenses.Defense")
+    if not isinstance(getattr(found, "info", None), DefenseInfo):
+        raise InputError(f"defense {text!r} has no info = DefenseInfo(...)")
+    return found
+
+
+Status = Literal["holds", "fails", "not run"]
+
+TRAINED = ("regimes",)
+REPEATED = ("determinism",)
+CONTRACT: tuple[Promise, ...] = (
+    Promise("metadata", answers.metadata, ()),
+    Promise("output shapes", answers.output_shapes, ("metadata",)),
+    Promise("input gradients", answers.input_gradients, ("output shapes",)),
+    Promise("regimes", learning.regimes, ("input gradients",)),
+    Promise("other images", answers.other_images, TRAINED),
+    Promise("mixed precision", learning.mixed_precision, TRAINED),
+    Promise("learns", learning.learns, TRAINED),
+    Promise("eval mode", answers.eval_mode, TRAINED),
+    Promise("global state", learning.global_state_kept, TRAINED),
+    Promise("training data", learning.training_data, TRAINED),
+    Promise("determinism", learning.determinism, TRAINED),
+    Promise("save and load", keeping.save_and_load, TRAINED),
+    Promise("resume", keeping.resume, REPEATED),
+    Promise("test data", secrecy.no_test_data, REPEATED),
+    Promise("memory", keeping.memory, TRAINED),
+)
+"""Every promise, with those that must hold before it is tried."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one promise came out.
+
+    Attributes:
+        name: the promise.
+        status: ``holds``, ``fails``, or ``not run`` where a promise that it builds on fails.
+        detail: what was measured, or why it fails, in one line.
+        seconds: how long it took; trainings that several promises share count for the first.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was tried and holds."""
+        return self.status == "holds"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.status}): {self.detail}"
+
+
+def check_defense(
+    defense: type[Defense],
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    network: Network = small_network,
+    progress: Callable[[str], None] | None = None,
+) -> list[Check]:
+    """Run the contract on a class of defense, on easy 8×8 images made on the spot; it takes seconds.
+
+    ``assert all(check.holds for check in check_defense(MyDefense))`` is a test for your own package.
+
+    Args:
+        defense: a subclass of ``defenses.Defense``, registered or not.
+        parameters: values of its parameters; those without a default need one.
+        network: makes the classifier that it wraps, from the channels, classes, height and width of images.
+        progress: called with the name of each promise before it is tried.
+
+    Returns:
+        One check a promise, in the order of ``CONTRACT``.
+
+    Raises:
+        InputError: no subclass of Defense, no metadata, or parameters that it does not take.
+    """
+    if not (inspect.isclass(defense) and issubclass(defense, Defense)):
+        raise InputError(f"{defense!r} is not a subclass of defenses.Defense")
+    if not isinstance(getattr(defense, "info", None), DefenseInfo):
+        raise InputError(f"{defense.__name__} has no info = DefenseInfo(...)")
+    trial = Trial(defense, parameters or {}, network)
+    found: dict[str, Check] = {}
+    for promise in CONTRACT:
+        if progress is not None:
+            progress(promise.name)
+        broken = [need for need in promise.needs if not found[need].holds]
+        if broken:
+            found[promise.name] = Check(promise.name, "not run", f"it builds on {broken[0]!r}")
+        else:
+            found[promise.name] = _try(promise, trial)
+    return list(found.values())
+
+
+def _try(promise: Promise, trial: Trial) -> Check:
+    began = time.perf_counter()
+    status: Status = "holds"
+    try:
+        detail = promise.attempt(trial)
+    except BrokenPromiseError as broken:
+        status, detail = "fails", str(broken)
+    except Exception as error:
+        status, detail = "fails", described(error, trial.kind)
+    return Check(promise.name, status, " ".join(detail.split()), time.perf_counter() - began)

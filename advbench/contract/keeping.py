@@ -1,0 +1,168 @@
+"""Promises about what a defense keeps: in files, in snapshots, in memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advbench.contract.compare import BrokenPromiseError, differing, goes_on, logits
+from advbench.contract.holdings import held_bytes
+from advbench.contract.trial import BASE, PLAN, Mode, Trial, easy_images
+from advbench.runs.saved import load_weights, weights_of
+from attacks_pool.errors import InputError
+from defenses import Defense, Progress, Snapshot
+from defenses.registry import construct
+from defenses.training.packing import PackingError
+
+OTHER_START = 1
+SLACK = 0.05
+"""Growth below this share of the parameters is bookkeeping."""
+
+
+class _Stop(Exception):  # noqa: N818 - no error: it ends a training on purpose
+    pass
+
+
+def save_and_load(trial: Trial) -> str:
+    """``spec()`` as JSON and the weights in a file give the same logits around another classifier."""
+    for mode in trial.modes:
+        defense = trial.reference(mode).defense
+        spec = _as_json(defense)
+        model = trial.classifier(start=OTHER_START)
+        rebuilt = construct(trial.kind, model, seed=defense.seed, parameters=spec["parameters"])
+        rebuilt.load_spec(spec)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.safetensors"
+            path.write_bytes(weights_of(defense))
+            try:
+                load_weights(rebuilt, path)
+            except InputError as error:
+                text = str(error).replace(str(path), "").replace("weights  ", "the saved weights ")
+                raise BrokenPromiseError(f"{text} that spec() rebuilds") from error
+        x, _ = easy_images(BASE, 24, seed=1)
+        for before, after in zip(trial.views(defense), trial.views(rebuilt), strict=True):
+            one, other = logits(before, x), logits(after, x)
+            if not torch.equal(one, other):
+                gap = float((one - other).abs().max())
+                raise BrokenPromiseError(
+                    f"logits after loading differ by up to {gap:.2g}: something that forward uses is neither "
+                    "in the state dict nor in spec()"
+                )
+        if rebuilt.spec() != defense.spec():
+            raise BrokenPromiseError("spec() of what was loaded is another one")
+    return "the same logits through a file, in every view"
+
+
+def _as_json(defense: Defense) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(defense.spec(), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise BrokenPromiseError(f"spec() is not JSON: {error}") from error
+    return found
+
+
+def resume(trial: Trial) -> str:
+    """Stopped in the middle of an epoch and gone on with from the snapshot's bytes: the same bits."""
+    for mode in trial.modes:
+        reference, stages = trial.reference(mode), trial.stages(mode)
+        stage = min(1, len(stages) - 1)
+        snapshot = _interrupted(trial, mode, stage)
+        defense = trial.build(start=OTHER_START)
+        losses = trial.fit(defense, stages[stage], resume=snapshot)
+        place = f"after epoch 2, batch 1 of stage {stage + 1}"
+        if found := differing(defense.state_dict(), reference.weights[stage]):
+            raise BrokenPromiseError(f"interrupted {place} and gone on with: {found}")
+        if losses != reference.losses[stage]:
+            raise BrokenPromiseError(f"interrupted {place}: fit returns other losses than without a break")
+        for later in range(stage + 1, len(stages)):
+            trial.fit(defense, stages[later])
+            if found := differing(defense.state_dict(), reference.weights[later]):
+                raise BrokenPromiseError(
+                    f"interrupted {place} and gone on with: after stage {later + 1} {found}; "
+                    "training_state() misses what later stages need"
+                )
+    return "stopped in the middle of an epoch and gone on with: equal bit for bit"
+
+
+def _interrupted(trial: Trial, mode: Mode, stage: int) -> Snapshot:
+    """A snapshot of epoch 2, batch 1, after a way through bytes."""
+
+    def stop(now: Progress) -> None:
+        if (now.epoch, now.batch) == (2, 1):
+            raise _Stop
+
+    kept: list[Snapshot] = []
+    defense, stages = trial.build(), trial.stages(mode)
+    if not goes_on(defense):
+        raise BrokenPromiseError(
+            "its fit takes no checkpoint and resume, so an interrupted run repeats the stage: "
+            "write loss or step, and leave fit as it is"
+        )
+    for attacks in stages[:stage]:
+        trial.fit(defense, attacks)
+    try:
+        trial.fit(defense, stages[stage], progress=stop, checkpoint=kept.append)
+    except _Stop:
+        pass
+    else:
+        raise BrokenPromiseError("fit does not stop when progress raises")
+    try:
+        return Snapshot.unpack(kept[-1].pack())
+    except PackingError as error:
+        raise BrokenPromiseError(f"training_state() cannot be saved: {error}") from error
+
+
+def memory(trial: Trial) -> str:
+    """What it holds grows neither over stages nor over epochs, beyond what ``info`` declares."""
+    told = []
+    for mode in trial.modes:
+        sizes = _stage_sizes(trial) if mode == "continual" else _epoch_sizes(trial)
+        what = "stages" if mode == "continual" else "epochs"
+        shown = ", ".join(f"{size / 1000:.1f}" for size in sizes)
+        told.append(f"{shown} kB after {what} 1 to {len(sizes)}")
+        # A second stage may freeze a copy of the first, and the second half of a stage one of its first half.
+        _flat(trial, sizes, told[-1], from_place=1 if mode == "continual" else 2)
+    return "; ".join(told)
+
+
+def _flat(trial: Trial, sizes: list[int], told: str, from_place: int) -> None:
+    """From the size in this place on."""
+    info, parameters = trial.info, sum(one.numel() for one in trial.classifier().parameters())
+    pixels = BASE.channels * BASE.height * BASE.width
+    # A stored sample has pixels, a label, perhaps logits and a little bookkeeping.
+    declared = info.memory * (4 * (pixels + BASE.classes) + 64)
+    steps = [later - earlier for earlier, later in pairwise(sizes[from_place:])]
+    # What only varies, with the size of the last batch say, does not grow.
+    growth = max(sizes[from_place + 1 :], default=0) - max(sizes[: from_place + 1])
+    if info.grows:
+        # A stage adds its share; shares that grow are no longer declared.
+        declared += int(len(steps) * 1.1 * min(steps, default=0))
+    if growth > declared + SLACK * 4 * parameters:
+        raise BrokenPromiseError(
+            f"memory grows: {told}; info declares memory={info.memory}, grows={info.grows}"
+        )
+
+
+def _stage_sizes(trial: Trial) -> list[int]:
+    defense, sizes = trial.build(), []
+    for attacks in trial.stages("continual"):
+        trial.fit(defense, attacks)
+        sizes.append(held_bytes(defense))
+    return sizes
+
+
+def _epoch_sizes(trial: Trial) -> list[int]:
+    defense, sizes = trial.build(), list[int]()
+
+    def measure(now: Progress) -> None:
+        if now.batch == len(trial.data):
+            sizes.append(held_bytes(defense))
+
+    plan = PLAN.model_copy(update={"epochs": 4})
+    defense.fit(trial.copied_data(), trial.stages("several")[0], plan=plan, progress=measure)
+    return sizes

@@ -1,0 +1,139 @@
+"""Promises about training: regimes, precision, that it learns, that a seed determines it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advbench.contract.answers import check_answers
+from advbench.contract.compare import BrokenPromiseError, differing, logits, refuses
+from advbench.contract.trial import BASE, OTHER_SEED, PLAN, SEED, Trial, batches, easy_images
+from attacks_pool.calling.guard import evaluation_mode
+from attacks_pool.calling.randomness import keyed_generator
+from defenses import Defense, Registry
+
+REGIMES = ("continual", "joint", "meta")
+ABOVE_CHANCE = 0.3
+"""How much robust accuracy the easy images must give above chance."""
+LEARNING = PLAN.model_copy(update={"epochs": 4, "lr": 0.1, "augmentation": ()})
+POINTS = 60
+
+
+def regimes(trial: Trial) -> str:
+    """Each declared regime trains; any other, and a number of attacks that it cannot use, is refused."""
+    registry = Registry()
+    registry.register(trial.kind)
+    for regime in REGIMES:
+        refused = refuses(f"the regime {regime!r}", registry.resolve, trial.info.name, regime)
+        if refused is (regime in trial.info.regimes):
+            said = "refused, though declared" if refused else "accepted, though not declared"
+            raise BrokenPromiseError(f"the regime {regime!r} is {said}")
+    for mode in trial.modes:
+        reference = trial.reference(mode)
+        stages = len(trial.stages(mode))
+        if reference.defense.stages != stages:
+            raise BrokenPromiseError(f"stages is {reference.defense.stages} after {stages} calls of fit")
+        for losses in reference.losses:
+            if len(losses) != PLAN.epochs or not all("loss" in epoch for epoch in losses):
+                raise BrokenPromiseError(f"fit must return one dict with 'loss' an epoch, not {losses}")
+            if not all(math.isfinite(value) for epoch in losses for value in epoch.values()):
+                raise BrokenPromiseError(f"a loss is not finite: {losses}")
+        if not differing(trial.build().state_dict(), reference.weights[0]):
+            raise BrokenPromiseError("training leaves every weight as it was")
+        if reference.defense.passes.forwards <= 0:
+            raise BrokenPromiseError("training counts no sample-passes")
+    _odd_numbers_of_attacks(trial)
+    return f"{', '.join(trial.info.regimes)}: trained; the rest is refused"
+
+
+def _odd_numbers_of_attacks(trial: Trial) -> None:
+    """None, one for what wants several, several for what wants one: trained on, or refused in one line."""
+    only_continual = trial.modes == ["continual"]
+    requests = {"no attack": [], "one attack": trial.attacks[:1], "two attacks": trial.attacks[:2]}
+    for what, attacks in requests.items():
+        if what == "one attack" and "continual" in trial.modes:
+            continue
+        defense = trial.build()
+        refused = refuses(f"fit with {what}", defense.fit, trial.copied_data()[:1], attacks, plan=PLAN)
+        if what == "two attacks" and only_continual and not refused:
+            raise BrokenPromiseError("fit takes two attacks, though continual is the only regime")
+
+
+def mixed_precision(trial: Trial) -> str:
+    """It trains in bfloat16 and still answers in float32."""
+    plan = PLAN.model_copy(update={"epochs": 1, "mixed_precision": "on"})
+    for mode in trial.modes:
+        defense = trial.build()
+        for attacks in trial.stages(mode)[:2]:
+            defense.fit(trial.copied_data(), attacks, plan=plan)
+        check_answers(trial, defense, BASE)
+    return "trained in bfloat16, answers in float32"
+
+
+def learns(trial: Trial) -> str:
+    """Robust accuracy under PGD on new easy images is well above chance after a short training."""
+    defense = trial.build()
+    stages = trial.stages(trial.modes[0])[:2]
+    losses = [defense.fit(batches(BASE, 192), attacks, plan=LEARNING) for attacks in stages]
+    accuracy = robust_accuracy(trial, defense, *easy_images(BASE, POINTS, seed=1))
+    first, last = losses[0][0]["loss"], losses[-1][-1]["loss"]
+    bound = 1 / BASE.classes + ABOVE_CHANCE
+    measured = (
+        f"robust accuracy {100 * accuracy:.1f} % on easy images (at least {100 * bound:.1f} % expected), "
+        f"loss {first:.3g} to {last:.3g}"
+    )
+    if accuracy < bound:
+        raise BrokenPromiseError(measured)
+    return measured
+
+
+def robust_accuracy(trial: Trial, defense: Defense, x: Tensor, y: Tensor) -> float:
+    """Share of points that are right clean and under PGD, through the view for that attack."""
+    attack = trial.attacks[1]
+    steps = type(attack)(attack.info, attack.function, {**attack.knobs, "steps": 10}, attack.training_knobs)
+    view = defense.view(attack)
+    with evaluation_mode(view):
+        x_adv = steps(view, x, y, generator=keyed_generator("contract", "pgd"))
+        right = (logits(view, x).argmax(1) == y) & (logits(view, x_adv).argmax(1) == y)
+    return float(right.float().mean())
+
+
+def determinism(trial: Trial) -> str:
+    """The same seed gives the same bits, whatever the global random state; another seed others."""
+    for mode in trial.modes:
+        reference = trial.reference(mode)
+        again = trial.reference(mode, stages=2, noise=1)
+        for stage, weights in enumerate(again.weights):
+            if found := differing(weights, reference.weights[stage]):
+                raise BrokenPromiseError(
+                    f"trained twice with seed {SEED} under other global random states: after stage "
+                    f"{stage + 1} {found}; draw from self.generator, or inside step"
+                )
+        other = trial.reference(mode, stages=1, seed=OTHER_SEED)
+        if not differing(other.weights[0], reference.weights[0]):
+            raise BrokenPromiseError(f"seeds {SEED} and {OTHER_SEED} give the same weights")
+    return "equal bit for bit under two global random states; another seed differs"
+
+
+def global_state_kept(trial: Trial) -> str:
+    """Building, training and answering leave the process's random state and modes as they were."""
+    for mode in trial.modes:
+        if moved := trial.reference(mode).moved:
+            raise BrokenPromiseError(f"it changes {', '.join(moved)}")
+    return "random states of torch, NumPy and Python, modes, default type: as they were"
+
+
+def training_data(trial: Trial) -> str:
+    """The batches that ``fit`` is given stay as they are: others train on them too."""
+    # Augmentation would make copies.
+    plan = PLAN.model_copy(update={"epochs": 1, "augmentation": ()})
+    for mode in trial.modes:
+        given, defense = trial.copied_data(), trial.build()
+        for attacks in trial.stages(mode)[:2]:
+            defense.fit(given, attacks, plan=plan)
+        for (x, y), (now_x, now_y) in zip(trial.data, given, strict=True):
+            if not (torch.equal(x, now_x) and torch.equal(y, now_y)):
+                raise BrokenPromiseError("training writes into the batches that fit is given")
+    return "batches are left as they were given"

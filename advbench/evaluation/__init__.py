@@ -1,0 +1,1 @@
+"""Attacks measured on a model: blocks of points, random models, rows of R."""

@@ -1,0 +1,216 @@
+"""The evaluation contract: which points an attack gets, what it draws with, and who judges the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from advbench.data import Split
+from advbench.evaluation.row import Row, _add_cell, _empty
+from advbench.evaluation.shards import Piece, Setting, Shard, View, blocks, compute, shards
+from advbench.evaluation.stochastic import JUDGED_BY, is_stochastic
+from advbench.runtime.timeouts import limited
+from attacks_pool import Attack
+from leaderboards import Cell
+
+__all__ = [
+    "LOOKED_AT",
+    "Kept",
+    "Row",
+    "View",
+    "assemble",
+    "blocks",
+    "evaluate",
+    "measure_share",
+    "measure_some",
+]
+
+LOOKED_AT = 32
+"""Points by which a stochastic defense is found."""
+
+
+class Kept(Protocol):
+    """Where finished pieces are kept, so that none is measured twice."""
+
+    def get(self, shard: Shard, setting: Setting) -> Piece | None:
+        """The piece of this shard, if it was kept."""
+        ...
+
+    def put(self, shard: Shard, setting: Setting, piece: Piece) -> None:
+        """Keep it."""
+        ...
+
+
+def evaluate(
+    view: View,
+    data: Split,
+    attacks: Sequence[tuple[Attack, int]],
+    *,
+    stage: int,
+    seed: int,
+    progress: Callable[[Cell], None] | None = None,
+    stochastic: bool | None = None,
+    surrogate: View | None = None,
+    surrogate_key: str = "",
+    device: torch.device | None = None,
+    kept: Kept | None = None,
+    attack_timeout: float | None = None,
+) -> Row:
+    """Measure one row of R.
+
+    An attack gets only points that are right clean; every crafted point is verified and predicted again in
+    float32 on the defense as it is. A stochastic defense is judged, clean and attacked alike, by the mean
+    softmax over 16 fresh draws, and searched with gradients averaged over 20 others.
+
+    Args:
+        view: the module to attack and judge for an attack (``Defense.view``); ``None`` for clean.
+        data: test points; one block at a time is moved to ``device``.
+        attacks: each with the number of points, from the first on, that it is measured on.
+        stage: the row; with ``seed``, the attack's text and the block it keys every random draw.
+        seed: of the run.
+        progress: called after each cell, the clean one first.
+        stochastic: whether the defense answers at random; ``None`` asks it twice to find out.
+        surrogate: what attacks search instead of the defense; access is then ``transfer``.
+        surrogate_key: tells surrogates apart where pieces are kept.
+        device: where the model is; where ``data`` lie by default.
+        kept: where finished pieces are found and put.
+        attack_timeout: seconds that an attack may take for a block.
+
+    Raises:
+        AttackTimeoutError: an attack took longer.
+    """
+    view = _last_one(view)
+    setting = Setting(stage, seed, 1, device or data.x.device, surrogate, surrogate_key)
+    setting = _judged(setting, view, data, stochastic)
+    row = _empty(len(data), len(attacks), setting)
+    found: list[tuple[Shard, Piece]] = []
+    every = list(shards(data, attacks))
+    for number, shard in enumerate(every):
+        piece = _piece(shard, view, data, setting, row.clean[shard.block], kept, attack_timeout)
+        found.append((shard, piece))
+        if number + 1 == len(every) or every[number + 1].attack is not shard.attack:
+            _add_cell(row, setting, found)
+            found = []
+            if progress is not None:
+                progress(row.cells[-1])
+    return row
+
+
+def measure_share(
+    view: View,
+    data: Split,
+    attacks: Sequence[tuple[Attack, int]],
+    *,
+    stage: int,
+    seed: int,
+    kept: Kept,
+    number: int,
+    of: int,
+    device: torch.device | None = None,
+    attack_timeout: float | None = None,
+) -> None:
+    """Measure every ``of``-th shard of a row from ``number`` on, for :func:`evaluate` to find in ``kept``.
+
+    Takes what :func:`evaluate` takes. Clean points, which all shards need, are looked at as they are needed.
+
+    Raises:
+        AttackTimeoutError: an attack took longer than ``attack_timeout``.
+    """
+    view = _last_one(view)
+    setting = _judged(Setting(stage, seed, 1, device or data.x.device), view, data, None)
+    clean = {shard.index: shard for shard in shards(data, []) if shard.attack is None}
+    every = [shard for shard in shards(data, attacks) if shard.attack is not None]
+    for shard in every[number::of]:
+        nothing = np.zeros(shard.stop - shard.start, dtype=bool)
+        right = _piece(clean[shard.index], view, data, setting, nothing, kept, None).right
+        _piece(shard, view, data, setting, right[: len(nothing)], kept, attack_timeout)
+
+
+def measure_some(
+    view: View,
+    data: Split,
+    attacks: Sequence[tuple[Attack, int]],
+    clean: NDArray[np.bool_],
+    wanted: Callable[[Shard], bool],
+    *,
+    stage: int,
+    seed: int,
+    stochastic: bool | None = None,
+    device: torch.device | None = None,
+) -> Iterator[tuple[Shard, Piece]]:
+    """Measure those shards of a row that are ``wanted``, just as :func:`evaluate` would.
+
+    Args:
+        view, data, attacks, stage, seed, stochastic, device: as :func:`evaluate` takes them; any other value
+            may change what a shard gives.
+        clean: (n,) points that attacks are given: those that are right clean.
+        wanted: which shards, clean ones among them.
+    """
+    view = _last_one(view)
+    setting = _judged(Setting(stage, seed, 1, device or data.x.device), view, data, stochastic)
+    for shard in filter(wanted, shards(data, attacks)):
+        yield shard, _piece(shard, view, data, setting, clean[shard.block], None, None)
+
+
+def _judged(setting: Setting, view: View, data: Split, stochastic: bool | None) -> Setting:
+    """With as many draws as the model needs."""
+    if stochastic is None:
+        stochastic = is_stochastic(view(None), data.x[:LOOKED_AT].to(setting.device), setting.seed)
+    return replace(setting, draws=JUDGED_BY) if stochastic else setting
+
+
+def _piece(
+    shard: Shard,
+    view: View,
+    data: Split,
+    setting: Setting,
+    clean: NDArray[np.bool_],
+    kept: Kept | None,
+    attack_timeout: float | None,
+) -> Piece:
+    """The piece of a shard, as it was kept or measured now."""
+    piece = None if kept is None else kept.get(shard, setting)
+    if piece is None:
+        # Clean passes are the defense's own, and it is the user's: nothing limits them.
+        seconds = None if shard.attack is None else attack_timeout
+        with limited(seconds, f"attack {shard.text!r} on row {setting.stage}, block {shard.index}"):
+            piece = compute(shard, view, data, setting, clean)
+        if kept is not None:
+            kept.put(shard, setting, piece)
+    return piece
+
+
+def _last_one(view: View) -> View:
+    """The same, but asked once for the blocks of an attack: a view may have to be built."""
+    kept: list[tuple[Attack | None, nn.Module]] = []
+
+    def asked(attack: Attack | None) -> nn.Module:
+        if not kept or kept[0][0] is not attack:
+            kept[:] = [(attack, view(attack))]
+        return kept[0][1]
+
+    return asked
+
+
+def assemble(
+    data: Split,
+    attacks: Sequence[tuple[Attack, int]],
+    setting: Setting,
+    pieces: Mapping[tuple[str, int], Piece],
+) -> Row:
+    """The row of pieces that were computed anywhere, by attack text (``clean`` too) and block.
+
+    Raises:
+        KeyError: a piece is missing.
+    """
+    row = _empty(len(data), len(attacks), setting)
+    every = [(shard, pieces[shard.text, shard.index]) for shard in shards(data, attacks)]
+    for attack in (None, *(attack for attack, _ in attacks)):
+        _add_cell(row, setting, [(shard, piece) for shard, piece in every if shard.attack is attack])
+    return row

@@ -1,0 +1,179 @@
+"""What a run measures of some defenses beside robust accuracy: routing by adapters, regenerated images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from advbench.data import Split
+from advbench.models.cost import multiply_adds
+from attacks_pool import Attack
+from attacks_pool.calling.randomness import keyed_generator
+from defenses import Defense
+from defenses.parts.lowrank import nmi
+
+POINTS = 100
+"""Test points, from the first on, that are attacked and then routed or regenerated."""
+
+
+@runtime_checkable
+class Routes(Protocol):
+    """A defense that mixes its adapters for each image."""
+
+    def router_weights(self, x: Tensor) -> Tensor:
+        """(N, E) weights of the adapters, E = 0 where nothing is mixed."""
+        ...
+
+    def merged(self, task: int | Tensor | None) -> nn.Module:
+        """The plain network of one adapter, of fixed weights, or of none."""
+        ...
+
+
+def routing(
+    defense: Defense,
+    data: Split,
+    attacks: Sequence[Attack],
+    *,
+    seed: int,
+    device: torch.device | None = None,
+) -> dict[str, float | None]:
+    """``router_nmi`` and ``router_overhead`` of a defense with a router; nothing of another.
+
+    ``router_nmi`` is the normalised mutual information between the heaviest adapter and the attack, over the
+    first 100 test points, clean and after each attack on the defense. ``router_overhead`` is the
+    multiply-adds of an image over those of the plain network.
+
+    Args:
+        defense: has ``router_weights``, and is in eval mode.
+        data: test points.
+        attacks: each crafts on every point, as at evaluation, whether or not it was right clean.
+        seed: keys every draw.
+        device: where ``defense`` is; where ``data`` lie by default.
+    """
+    assert isinstance(defense, Routes)
+    place = device or data.x.device
+    x, y = data.x[:POINTS].to(place), data.y[:POINTS].to(place)
+    with torch.no_grad():
+        weights = [defense.router_weights(x)]
+    if weights[0].shape[1] == 0:
+        return {}
+    for attack in attacks:
+        x_adv = attack(defense.view(attack), x, y, generator=keyed_generator("routing", seed, attack.text))
+        with torch.no_grad():
+            weights.append(defense.router_weights(x_adv))
+    labels = torch.arange(len(weights)).repeat_interleave(len(x))
+    plain = multiply_adds(defense.merged(None), x[:1])
+    return {
+        "router_nmi": nmi(torch.cat(weights), labels),
+        "router_overhead": multiply_adds(defense.view(None), x[:1]) / plain,
+    }
+
+
+PICTURE = "regenerated.png"
+"""The picture's name in a run directory."""
+SHOWN = 8
+"""Of those in the picture."""
+
+
+@runtime_checkable
+class Regenerates(Protocol):
+    """A defense that draws what it understood of an image."""
+
+    def regenerate(self, x: Tensor) -> Tensor:
+        """Images like ``x`` (N, C, H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Regenerated:
+    """What came out, over all attacks.
+
+    ``metrics`` are ``regenerated_psnr``, ``regenerated_ssim``, and ``adversarial_`` the same of the attacked
+    images themselves; ``picture`` is a PNG.
+    """
+
+    metrics: dict[str, float | None]
+    picture: bytes
+
+
+def regenerate(
+    defense: Defense,
+    data: Split,
+    attacks: Sequence[Attack],
+    *,
+    seed: int,
+    device: torch.device | None = None,
+) -> Regenerated:
+    """Attack the first 100 points on ``defense``, regenerate them, and compare both with the clean ones.
+
+    Args:
+        defense: has ``regenerate``, and is in eval mode.
+        data: test points.
+        attacks: each crafts on every point, as at evaluation, whether or not it was right clean.
+        seed: keys every draw.
+        device: where ``defense`` is; where ``data`` lie by default.
+    """
+    assert isinstance(defense, Regenerates)
+    place = device or data.x.device
+    x, y = data.x[:POINTS].to(place), data.y[:POINTS].to(place)
+    crafted, drawn = [], []
+    for attack in attacks:
+        draws = keyed_generator("regenerate", seed, attack.text)
+        crafted.append(attack(defense.view(attack), x, y, generator=draws))
+        with torch.no_grad():
+            drawn.append(defense.regenerate(crafted[-1]))
+    clean = x.repeat(len(attacks), 1, 1, 1)
+    metrics: dict[str, float | None] = {}
+    for name, images in (("regenerated", torch.cat(drawn)), ("adversarial", torch.cat(crafted))):
+        metrics[f"{name}_psnr"], metrics[f"{name}_ssim"] = psnr(images, clean), ssim(images, clean)
+    return Regenerated(metrics, picture(x, [attack.name for attack in attacks], crafted, drawn))
+
+
+def psnr(images: Tensor, clean: Tensor) -> float | None:
+    """Peak signal-to-noise ratio in dB, 10·log10(1 / MSE), of the squared error over all images in [0, 1].
+
+    None where all are equal: the ratio is infinite then.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    found = float(peak_signal_noise_ratio(images, clean, data_range=1.0))
+    return found if math.isfinite(found) else None
+
+
+def ssim(images: Tensor, clean: Tensor) -> float:
+    """Structural similarity, mean over images (N, C, H, W) in [0, 1], at most 1.
+
+    Wang's Gaussian window (σ = 1.5, 11 pixels), borders reflected; below 6 pixels a side, the 3×3 mean.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    small = min(images.shape[2:]) < 6
+    found = structural_similarity_index_measure(
+        images, clean, data_range=1.0, gaussian_kernel=not small, kernel_size=3
+    )
+    return float(found if isinstance(found, Tensor) else found[0])
+
+
+def picture(x: Tensor, names: Sequence[str], crafted: Sequence[Tensor], drawn: Sequence[Tensor]) -> bytes:
+    """A PNG: a row of clean images, then for each attack the attacked, their difference, the regenerated."""
+    from leaderboards.pictures import ImageRow, difference, image_grid
+
+    clean = pixels(x[:SHOWN])
+    rows = [ImageRow("clean", clean)]
+    for name, x_adv, images in zip(names, crafted, drawn, strict=True):
+        attacked = pixels(x_adv[:SHOWN])
+        rows += [ImageRow(name, attacked), difference("difference", clean, attacked)]
+        rows.append(ImageRow("regenerated", pixels(images[:SHOWN].clamp(0, 1))))
+    return image_grid(rows, heading="What a defense regenerates of attacked images").render("png", dpi=120)
+
+
+def pixels(x: Tensor) -> NDArray[np.float32]:
+    """Images (N, C, H, W) as pictures take them, (N, H, W, C)."""
+    return x.detach().permute(0, 2, 3, 1).cpu().numpy().astype(np.float32)

@@ -1,0 +1,263 @@
+"""The smallest parts of an evaluation: one attack on one block of test points, in any order, anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from advbench.data import Split
+from advbench.evaluation.abstaining import AbstainingIsRight, abstains
+from advbench.evaluation.stochastic import AveragedDraws, MeanOfDraws
+from attacks_pool import Attack, ModelState, Passes, count_passes, verify
+from attacks_pool.calling.randomness import keyed_generator
+from attacks_pool.fast.copy import search_model
+from attacks_pool.verifier import exact_arithmetic, no_number, predict_exactly
+from leaderboards import CLEAN
+
+BLOCK_ELEMENTS = 2**20
+"""Pixels in a block. Blocks are part of what a number means: changing this changes random draws."""
+WORTH_PREPARING = 8
+"""Forward passes a point from which a search is worth a faster form of the model."""
+View = Callable[[Attack | None], nn.Module]
+"""The module to attack and judge for an attack; ``None`` asks for the one that sees clean points."""
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all shards of one row have in common.
+
+    Attributes:
+        stage: the row; with ``seed``, the attack's text and the block it keys every random draw.
+        seed: of the run.
+        draws: how many draws of the model judge each point: 1 unless it is stochastic.
+        device: where blocks are moved to; where the data lie by default.
+        surrogate: what attacks search instead of the model; access is then ``transfer``.
+        surrogate_key: tells surrogates apart where pieces are kept.
+    """
+
+    stage: int
+    seed: int
+    draws: int = 1
+    device: torch.device | None = None
+    surrogate: View | None = None
+    surrogate_key: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One attack (``None``: clean) on the test points from ``start`` to ``stop``, the ``index``-th block."""
+
+    attack: Attack | None
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def text(self) -> str:
+        """The attack's canonical text, or ``clean``."""
+        return CLEAN if self.attack is None else self.attack.text
+
+    @property
+    def block(self) -> slice:
+        """The test points."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one shard gave.
+
+    Attributes:
+        right: (points,) right clean or, for an attack, right clean and after it.
+        invalid: crafted points that break a bound.
+        not_a_number: points whose scores are no numbers.
+        seconds, forwards, backwards: what it took; passes are sample-passes.
+        changed: what the search changed in the model, in words.
+        single: of a stochastic model, the points that are right by one draw alone.
+    """
+
+    right: Bools
+    invalid: int = 0
+    not_a_number: int = 0
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    changed: tuple[str, ...] = ()
+    single: int | None = None
+
+
+def blocks(shape: Sequence[int], points: int) -> Iterator[slice]:
+    """Fixed runs of test points, from the image shape alone: a power of two between 16 and 512 each."""
+    size = 16
+    while size < 512 and 2 * size * int(np.prod(shape)) <= BLOCK_ELEMENTS:
+        size *= 2
+    for start in range(0, points, size):
+        yield slice(start, min(start + size, points))
+
+
+def shards(data: Split, attacks: Sequence[tuple[Attack, int]], *, clean: bool = True) -> Iterator[Shard]:
+    """All shards of a row: clean ones first, which those of attacks need, then attack by attack."""
+    wanted: list[tuple[Attack | None, int]] = [(None, len(data))] if clean else []
+    for attack, limit in [*wanted, *attacks]:
+        for index, block in enumerate(blocks(data.x.shape[1:], limit)):
+            yield Shard(attack, index, block.start, block.stop)
+
+
+def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bools | None = None) -> Piece:
+    """Measure one shard.
+
+    An attack gets only points that are right clean; every crafted point is verified and predicted again in
+    float32 on the model as it is.
+
+    Args:
+        shard: what to measure.
+        view: the module to attack and judge for an attack; ``None`` for clean.
+        data: test points, of which only the shard's block is moved to the device.
+        setting: what the row's shards share.
+        clean: for an attack, (points,) of the block that are right clean.
+    """
+    began = time.perf_counter()
+    place = setting.device or data.x.device
+    x, y = data.x[shard.block].to(place), data.y[shard.block].to(place)
+    if shard.attack is None:
+        found = _clean(view(None), x, y, shard, setting)
+    else:
+        if clean is None:
+            raise ValueError("an attack's shard needs to know which points are right clean")
+        model = view(shard.attack)
+        found = (_class_by_class if abstains(model) else _attacked)(
+            shard.attack, model, x, y, shard, setting, clean
+        )
+    return replace(found, seconds=time.perf_counter() - began)
+
+
+def _judge(model: nn.Module, shard: Shard, setting: Setting) -> nn.Module:
+    """What gives the verdict's scores; its draws are keyed apart from those of any search."""
+    if setting.draws == 1:
+        return model
+    return MeanOfDraws(model, (setting.stage, setting.seed, shard.text, shard.index), setting.draws)
+
+
+def _single(judge: nn.Module, y: Tensor, label: int | None = None) -> int | None:
+    """What the first draw alone gets right; with a ``label`` of all points, to abstain is right."""
+    if isinstance(judge, AbstainingIsRight):
+        return _single(judge.model, y, judge.label)
+    if not isinstance(judge, MeanOfDraws):
+        return None
+    right = judge.single == y
+    return int((right if label is None else right | (judge.single == judge.outputs - 1)).sum())
+
+
+def _clean(model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Setting) -> Piece:
+    judge = _judge(model, shard, setting)
+    scores = predict_exactly(judge, x)
+    not_a_number = no_number(scores)
+    return Piece(
+        right=((scores.argmax(1) == y) & ~not_a_number).cpu().numpy(),
+        not_a_number=int(not_a_number.sum()),
+        forwards=len(x) * setting.draws,
+        single=_single(judge, y),
+    )
+
+
+def _class_by_class(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Setting, clean: Bools
+) -> Piece:
+    """As :func:`_attacked`, for a model that abstains: which outputs are right depends on the class."""
+    labels = y.cpu().numpy()
+    pieces = [
+        _attacked(attack, model, x, y, shard, setting, clean & (labels == label), int(label))
+        for label in np.unique(labels[clean])
+    ]
+    singles = [piece.single for piece in pieces if piece.single is not None]
+    return Piece(
+        right=np.logical_or.reduce([np.zeros(len(x), dtype=bool), *(piece.right for piece in pieces)]),
+        invalid=sum(piece.invalid for piece in pieces),
+        not_a_number=sum(piece.not_a_number for piece in pieces),
+        forwards=sum(piece.forwards for piece in pieces),
+        backwards=sum(piece.backwards for piece in pieces),
+        changed=tuple(dict.fromkeys(change for piece in pieces for change in piece.changed)),
+        single=sum(singles) if singles else None,
+    )
+
+
+def _attacked(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    shard: Shard,
+    setting: Setting,
+    clean: Bools,
+    label: int | None = None,
+) -> Piece:
+    """One attack on one view; with a surrogate the search runs there, for all its steps.
+
+    A ``label``, which all points then have, says that the last output abstains.
+    """
+    survived = np.zeros(len(x), dtype=bool)
+    if not clean.any():
+        return Piece(survived)
+    right = torch.as_tensor(clean, device=x.device)
+    x, y = x[right], y[right]
+    state = ModelState(model)
+    own = () if label is None else (label,)
+    draws = keyed_generator("evaluate", setting.seed, setting.stage, attack.text, shard.index, *own)
+    if setting.surrogate is not None:
+        x_adv, passes = _craft(attack, setting.surrogate(attack), x, y, draws, early_stop=False)
+    else:
+        x_adv, passes = _craft(attack, model, x, y, draws, stochastic=setting.draws > 1, label=label)
+    changes = state.changes()
+    if changes:
+        # The search ran on a model that it moved; the verdict must not.
+        state.restore()
+    judge = _forgiving(_judge(model, shard, setting), label)
+    verdict = verify(judge, x, y, x_adv, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
+    survived[clean] = verdict.robust.cpu().numpy()
+    return Piece(
+        right=survived,
+        invalid=int(verdict.invalid.sum()),
+        not_a_number=int(verdict.not_a_number.sum()),
+        forwards=passes.forwards,
+        backwards=passes.backwards,
+        changed=tuple(changes),
+        single=_single(judge, y),
+    )
+
+
+def _forgiving(model: nn.Module, label: int | None) -> nn.Module:
+    """The model, or with a ``label`` one to which abstaining is that class."""
+    return model if label is None else AbstainingIsRight(model, label)
+
+
+def _craft(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    draws: torch.Generator,
+    *,
+    stochastic: bool = False,
+    early_stop: bool = True,
+    label: int | None = None,
+) -> tuple[Tensor, Passes]:
+    """What the attack finds, and the sample-passes that it took, on whichever form of the model."""
+    cost = attack.info.passes(attack.knobs)
+    plain = searched = _forgiving(AveragedDraws(model) if stochastic else model, label)
+    # A point that fools these draws by a hair fools no others: it is searched to the end.
+    early_stop = early_stop and not stochastic
+    if not stochastic and cost is not None and cost[0] >= WORTH_PREPARING:
+        searched = search_model(plain, x, reduced=attack.info.reduced_precision)
+    with exact_arithmetic(x.device), count_passes(model) as exact:
+        if searched is plain:
+            return attack(searched, x, y, generator=draws, early_stop=early_stop), exact
+        with count_passes(searched) as fast:
+            x_adv = attack(searched, x, y, generator=draws, early_stop=early_stop)
+    return x_adv, Passes(exact.forwards + fast.forwards, exact.backwards + fast.backwards)

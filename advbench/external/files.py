@@ -1,0 +1,135 @@
+"""Programs saved to files: TorchScript (``torch.jit.save``) and exported ones (``torch.export.save``)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advbench.external.archives import PROGRAM, SCRIPT, kind_of, members
+from advbench.external.wrapper import ForeignModel, probed_batch
+from advbench.models.factory import one_line
+from attacks_pool.errors import InputError
+
+SCRIPTS = (".pt", ".pth", ".ts")
+EXPORTED = ".pt2"
+WITH_FACTORY = "--model package.module:factory --weights FILE.safetensors"
+
+
+def load_program(path: Path, shape: tuple[int, ...], classes: int, *, trust: bool) -> ForeignModel:
+    """A model from a file that holds its program, which torch runs: a file that nobody trusts is not opened.
+
+    Args:
+        path: a TorchScript file or one of ``torch.export.save``; its content decides which.
+        shape: (C, H, W) of the images that it will be given.
+        classes: how many logits it gives.
+        trust: whether it may be loaded.
+
+    Raises:
+        InputError: the file is missing, a pickle, damaged or not trusted, or is for images of another shape.
+    """
+    if not path.is_file():
+        raise InputError(f"model {str(path)!r}: there is no such file; nothing is downloaded")
+    kind = kind_of(members(path, f"model {str(path)!r}"))
+    if kind is None and path.suffix == EXPORTED:
+        raise InputError(f"model {str(path)!r} is no program that torch.export.save wrote")
+    if kind is None:
+        raise InputError(
+            f"model {str(path)!r} is no TorchScript file, and a pickle could run any code: "
+            f"save its state_dict() as safetensors and give {WITH_FACTORY}"
+        )
+    if not trust:
+        raise InputError(
+            f"model {str(path)!r} is {kind}, and loading it can run any code: add --trust if you trust it, "
+            f"or save its state_dict() as safetensors and give {WITH_FACTORY}"
+        )
+    return {SCRIPT: load_script, PROGRAM: load_exported}[kind](path, shape, classes)
+
+
+def load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
+    """A trusted TorchScript file; ``shape`` (C, H, W) is that of the images it will be given.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    with _quiet():
+        try:
+            load: Any = torch.jit.load
+            script = load(str(path), map_location="cpu")
+        except Exception as error:
+            raise InputError(f"model {str(path)!r} cannot be loaded: {one_line(error)}") from None
+    script.eval()
+    return ForeignModel(script, str(path), classes, batch=probed_batch(script, shape))
+
+
+def load_exported(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
+    """A trusted program of ``torch.export.save``; its batch size is read from what it was exported for.
+
+    Raises:
+        InputError: the file is damaged, or is for images of another shape.
+    """
+    with _quiet(), _tensors_only():
+        try:
+            program = torch.export.load(str(path))
+            module = program.module()
+        except Exception as error:
+            raise InputError(f"model {str(path)!r} cannot be loaded: {one_line(error)}") from None
+    inputs = program.graph_signature.user_inputs
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    if len(nodes) != 1 or not isinstance(nodes[0].meta.get("val"), torch.Tensor):
+        raise InputError(f"model {str(path)!r} takes {len(nodes)} inputs, expected one batch of images")
+    expected = nodes[0].meta["val"].shape
+    if len(expected) != 4 or any(
+        isinstance(side, int) and side != given for side, given in zip(expected[1:], shape, strict=True)
+    ):
+        wanted = ", ".join(str(side) for side in expected[1:])
+        raise InputError(
+            f"model {str(path)!r} was exported for images of shape ({wanted}), the data set has {shape}"
+        )
+    batch = _batch(expected[0], program.range_constraints)
+    return ForeignModel(module, str(path), classes, batch=batch, modal=False)
+
+
+def _batch(size: Any, ranges: Any) -> tuple[int, int | None]:
+    if isinstance(size, int):
+        return size, size
+    found = ranges.get(size.node.expr)
+    if found is None:
+        return 1, None
+    least, most = max(int(found.lower), 1), str(found.upper)
+    return least, int(most) if most.isdecimal() else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks that these formats are old, or new; errors still arrive."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """No pickle that ``torch.load`` reads may hold more than tensors; torch has other ways, hence trust."""
+    load = torch.load
+
+    @functools.wraps(load)
+    def careful(*arguments: Any, **options: Any) -> Any:
+        return load(*arguments, **{**options, "weights_only": True})
+
+    torch.load = careful
+    try:
+        yield
+    finally:
+        torch.load = load

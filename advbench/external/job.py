@@ -1,0 +1,269 @@
+"""One evaluation of a foreign model under way: measured, audited, written, gone on with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advbench.audit import Fresh, audit, held_out, probe
+from advbench.audit.surrogates import Surrogate, given_surrogate, plain_surrogate
+from advbench.config.identity import WHERE_NOT_WHAT, attack_modules
+from advbench.config.resolve import parse_points
+from advbench.data import DataSet, Split, load_dataset
+from advbench.evaluation.abstaining import check_abstain
+from advbench.evaluation.evaluate import evaluate
+from advbench.external import Foreign, Source, load_foreign
+from advbench.external.presets import suite
+from advbench.external.run_record import eval_config, eval_record, kept
+from advbench.runs.directory import finish, now, place, plain_name
+from advbench.runs.machine import describe
+from advbench.runs.pieces import Pieces
+from advbench.runs.saved import EVALUATED, WEIGHTS, Run
+from advbench.runtime.device import choose_device
+from advbench.runtime.events import Event, JsonLog, Kind, Listener, tell
+from advbench.runtime.failures import failing
+from advbench.runtime.hashing import code_version, digest, weights_digest
+from attacks_pool import Attack, InputError
+from attacks_pool.attack import check_task
+from leaderboards import Cell, Manifest, Record, write_bytes, write_outcomes
+from leaderboards.records.layout import CHECKPOINT, LOG, OUTCOMES
+
+
+def prepare_job(
+    model: str | Callable[[Tensor], Any],
+    dataset: str,
+    *,
+    attacks: str | Sequence[str] | None,
+    preset: str | None,
+    name: str | None,
+    points: int | str | dict[str, int] | None,
+    seed: int,
+    device: str,
+    threads: int | None,
+    weights: str | Path | None,
+    model_dir: str | Path | None,
+    threat: str | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    surrogate: str | Path | None,
+    data_dir: str | Path | None,
+    attack_timeout: float | None,
+    abstain: str | None = None,
+    trust: bool = False,
+) -> tuple[Job, str | None]:
+    """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
+
+    Raises:
+        InputError, RecordError: anything that cannot be run.
+    """
+    gives_up = check_abstain(abstain)
+    place = _device(model, device)
+    data = load_dataset(dataset, data_dir)
+    chosen = suite(attacks, preset, data)
+    counts = parse_points(points, data, chosen)
+    check_task(chosen, data.image_shape, data.num_classes)
+    other = given_surrogate(surrogate, data)
+    source: Source | Callable[[Tensor], Any]
+    if isinstance(model, str):
+        source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std), trust)
+    elif any(given is not None for given in (weights, model_dir, threat, mean, std)):
+        raise InputError(
+            "weights, model_dir, threat, mean and std go with a model's text; a module has its own"
+        )
+    else:
+        source = model
+    foreign = load_foreign(source, data, seed=seed, name=name, abstain=gives_up)
+    foreign.model.to(place)
+    measured = [(attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen]
+    where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}
+    how = {"points": counts, "seed": seed, "device": device, "threads": threads}
+    config = eval_config(foreign, chosen, {**where, **how})
+    job = Job(foreign, data, measured, config, place, other, attack_timeout)
+    code = _code(source)
+    return job, None if code is None else identity_of(job, code)
+
+
+def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:
+    """The modules that build the model; None for one that cannot be known again: it came without a text."""
+    if not isinstance(source, Source):
+        return None
+    module, colon, _ = source.model.partition(":")
+    return (module,) if colon and module not in ("torchvision", "robustbench") else ()
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given).expanduser()
+
+
+def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)
+
+
+def _device(model: object, text: str) -> torch.device:
+    device = choose_device(text)
+    if text == "auto" and isinstance(model, nn.Module):
+        return next((tensor.device for tensor in model.parameters()), device)
+    if text == "auto" and not isinstance(model, str):
+        # A function keeps its tensors where its author put them, which nobody but a GPU's owner changes.
+        return torch.device("cpu")
+    return device
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation, with nothing left open: each attack with its number of points."""
+
+    foreign: Foreign
+    data: DataSet
+    attacks: list[tuple[Attack, int]]
+    config: dict[str, Any]
+    device: torch.device
+    surrogate: Surrogate | None = None
+    attack_timeout: float | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def test(self) -> Split:
+        """The test points that are measured, on the CPU."""
+        size = max(count for _, count in self.attacks)
+        return Split(self.data.test.x[:size], self.data.test.y[:size])
+
+
+def identity_of(job: Job, code: tuple[str, ...]) -> str:
+    """64 hexadecimal digits over all that the numbers depend on; ``code``: modules that build the model."""
+    environment = describe(job.device, job.data)
+    config = {key: value for key, value in job.config.items() if key not in WHERE_NOT_WHAT}
+    return digest(
+        {
+            "eval": {**config, "dataset": job.data.name},
+            "origin": job.foreign.origin,
+            "data": job.data.fingerprint,
+            "code": code_version(*sorted({*code, *attack_modules(job.config["eval"])})),
+            "versions": environment["versions"],
+            "device": job.device.type,
+            "threads": environment["threads"],
+            "surrogate": _transferred_from(job.surrogate),
+        }
+    )
+
+
+def _transferred_from(surrogate: Surrogate | None) -> str:
+    """What names the surrogate; the plain one follows from seed, data and code."""
+    if surrogate is None:
+        return "plain"
+    return "none" if surrogate[1] is None else weights_digest(surrogate[1].state_dict())
+
+
+def evaluate_job(
+    job: Job,
+    runs_dir: Path,
+    listeners: Sequence[Listener],
+    *,
+    identity: str | None,
+    fresh: bool,
+    share_out: Callable[[Path], list[str]] | None = None,
+) -> Run:
+    """Measure it in a directory of its own.
+
+    Args:
+        job: what to measure.
+        runs_dir: where the directory is made, or an unfinished one of this identity is found.
+        listeners: told of everything.
+        identity: None for a model that cannot be known again; nothing of it is kept then.
+        fresh: look for no unfinished one.
+        share_out: has others put pieces into a directory, before what is missing is measured here; says
+            what they could not.
+    """
+
+    def manifest(name: str) -> Manifest:
+        return Manifest(
+            schema=1, id=name, kind="eval", identity=identity or "", created=now(), config=job.config
+        )
+
+    with ExitStack() as stack:
+        found = stack.enter_context(place(runs_dir, _stem(job), manifest, identity=identity, fresh=fresh))
+        directory = found.directory
+        how = "give the same command again, and it goes on" if identity else "but begins again next time"
+        stack.enter_context(failing(directory, lambda: f"evaluation of {job.foreign.name}", how))
+        log = JsonLog(directory / LOG)
+        stack.callback(log.close)
+        told: list[Listener] = [log, *listeners]
+        _say(job, told, "resume" if found.resumed else "start", text=directory.name)
+        pieces = None
+        if identity is not None:
+            pieces = Pieces(directory / CHECKPOINT / "pieces", identity, state_of(job))
+            if share_out is not None:
+                for problem in share_out(pieces.directory):
+                    _say(job, told, "note", text=f"{problem}: what is missing is measured here")
+        record = _measured(job, directory, told, pieces)
+        _say(job, told, "end", text=str(directory))
+    return Run(directory, record, data_dir=job.config["data_dir"])
+
+
+def _stem(job: Job) -> str:
+    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    names = [plain_name(text, 60) for text in (job.foreign.name, job.data.name)]
+    return f"{when}-{EVALUATED}-{names[0]}-{names[1]}-s{job.config['seed']}"
+
+
+def _say(job: Job, listeners: Sequence[Listener], kind: Kind, **values: Any) -> None:
+    tell(listeners, Event(kind, elapsed=time.perf_counter() - job.began, **values))
+
+
+def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: Pieces | None) -> Record:
+    """Attack, audit and write; the record last."""
+    model, seed = job.foreign.model, job.config["seed"]
+    began = time.perf_counter()
+
+    def view(_attack: Attack | None) -> nn.Module:
+        return model
+
+    def progress(cell: Cell) -> None:
+        _say(job, listeners, "cell", attack=cell.attack, cell=cell)
+
+    more: dict[str, Any] = {"device": job.device, "kept": pieces, "attack_timeout": job.attack_timeout}
+    # Before the first question: what the model remembers of this evaluation must not answer for it.
+    with Fresh(view, [], job.device) as fresh:
+        row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
+        name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
+        probes = probe(
+            view,
+            job.test,
+            attacks=[attack for attack, _ in job.attacks],
+            surrogate=None if surrogate is None else surrogate.to(job.device),
+            surrogate_name=name,
+            seed=seed,
+            stochastic=row.draws > 1,
+            fresh=fresh,
+            held_out=held_out(job.data),
+            **more,
+        )
+    record = eval_record(
+        directory.name,
+        job.config,
+        job.foreign,
+        job.data,
+        row=row,
+        attacks=job.attacks,
+        audit=audit([row], job.attacks, probes=probes),
+        seconds=time.perf_counter() - began,
+        environment=describe(job.device, job.data),
+    )
+    if job.foreign.file is not None and kept(job.foreign):
+        write_bytes(directory / WEIGHTS, job.foreign.file.read_bytes())
+    write_outcomes(directory / OUTCOMES, row.clean[None], row.robust[None], probes=probes.robust)
+    finish(directory, record)
+    return record
+
+
+def state_of(job: Job) -> str:
+    """What names the model's weights."""
+    return digest({key: value for key, value in job.foreign.origin.items() if key.endswith("sha256")})

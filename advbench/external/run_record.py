@@ -1,0 +1,131 @@
+"""The record of a model that was evaluated, not trained: one row of R, no sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from advbench.config.options import protocol_of
+from advbench.data import DataSet
+from advbench.evaluation.abstaining import LAST
+from advbench.evaluation.row import Row
+from advbench.external import Foreign
+from advbench.models.cost import multiply_adds
+from advbench.runs.record import Bools, Measured, attack_entry, per_class_counts
+from advbench.runs.saved import EVALUATED, WEIGHTS
+from attacks_pool import Attack, Passes
+from attacks_pool.calling.guard import evaluation_mode
+from attacks_pool.calling.randomness import isolated_randomness
+from leaderboards import SCHEMA, Audit, Cost, Record, Stage
+from leaderboards.statistics.metrics import METRICS, worst_case_accuracy
+
+GROUP = "evaluated models"
+"""What they have in place of a model, so that they are ranked with one another and nothing else."""
+NOT_KEPT = "not-kept"
+"""Stands for the weights of a stage that the run directory has no copy of."""
+
+
+def eval_config(foreign: Foreign, attacks: Sequence[Attack], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record keeps of the request, under the keys that every record has; ``rest`` adds to them."""
+    return {
+        "defense": foreign.name,
+        "params": foreign.parameters,
+        "sequence": [],
+        "training": [],
+        "regime": EVALUATED,
+        "unseen": [],
+        "eval": [attack.text for attack in attacks],
+        "model": GROUP,
+        "plan": {},
+        "pretrain": {},
+        "target_aware": False,
+        **({"abstain": LAST} if foreign.model.abstains else {}),
+        **rest,
+    }
+
+
+def kept(foreign: Foreign) -> bool:
+    """Whether the run directory gets a copy of the weights: of safetensors, which cannot hold code."""
+    return foreign.file is not None and foreign.file.suffix == ".safetensors"
+
+
+def eval_record(
+    name: str,
+    config: dict[str, Any],
+    foreign: Foreign,
+    data: DataSet,
+    *,
+    row: Row,
+    attacks: Sequence[tuple[Attack, int]],
+    audit: Audit,
+    seconds: float,
+    environment: dict[str, Any],
+) -> Record:
+    """The record called ``name`` of one measured row."""
+    counts = [count for _, count in attacks]
+    spec = {"defense": foreign.name, "copied": kept(foreign), **foreign.origin}
+    model = foreign.model
+    measured = Measured(
+        attacks={"seen": [], "unseen": [], "eval": [attack for attack, _ in attacks]},
+        points=counts,
+        rows=[row],
+        stages=[Stage(index=0, attacks=[], weights=WEIGHTS if kept(foreign) else NOT_KEPT, spec=spec)],
+        passes=Passes(),
+        training_seconds=0.0,
+        evaluation_seconds=seconds,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        multiply_adds=counted(model, data.test.x[:1]),
+        audit=audit,
+        environment=environment,
+    )
+    return Record(
+        schema=SCHEMA,
+        id=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="complete",
+        config=config,
+        protocol=protocol_of(config["eval"], config["points"], config.get("abstain")),
+        regime=EVALUATED,
+        attacks=[attack_entry(attack, "eval", None) for attack, _ in attacks],
+        stages=measured.stages,
+        environment=measured.environment,
+        cells=row.cells,
+        metrics=eval_metrics(row.clean, row.robust, counts),
+        per_class=per_class_counts(data, row.clean, row.robust, measured.texts),
+        cost=Cost(
+            training_seconds=0.0,
+            training_forwards=0,
+            training_backwards=0,
+            evaluation_seconds=seconds,
+            parameters=measured.parameters,
+            multiply_adds=measured.multiply_adds,
+        ),
+        audit=audit,
+    )
+
+
+def eval_metrics(clean: Bools, robust: Bools, counts: Sequence[int]) -> dict[str, float | None]:
+    """Those that need no sequence, of clean (n,) and robust (A, n) outcomes; the average is over all attacks.
+
+    ``counts`` are the points that each attack was measured on.
+    """
+    measured: dict[str, float | None] = dict.fromkeys(METRICS)
+    measured["average_robust_accuracy"] = float((robust.sum(1) / np.array(counts)).mean())
+    measured["clean_accuracy"] = float(clean.mean())
+    measured["worst_case_accuracy"] = worst_case_accuracy(robust, counts)
+    return measured
+
+
+def counted(model: nn.Module, x: torch.Tensor) -> int:
+    """Multiply-adds of one image ``x`` (1, C, H, W); 0 where a program hides its arithmetic."""
+    device = next((tensor.device for tensor in model.parameters()), x.device)
+    try:
+        with evaluation_mode(model), isolated_randomness(0, device):
+            return multiply_adds(model, x.to(device))
+    except Exception:  # a compiled program may refuse to be counted
+        return 0

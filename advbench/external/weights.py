@@ -1,0 +1,113 @@
+"""Weights from files: safetensors, or a state dict read without running what a pickle may hold."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from advbench.external.archives import check_state
+from attacks_pool.errors import InputError
+from leaderboards.records.limits import weights_fault
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
+"""Keys under which training programs keep the state dict of a checkpoint."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What data-parallel and compiled training, and wrappers, put before every key."""
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name: safetensors, else a state dict of nothing but tensors.
+
+    Raises:
+        InputError: the file is missing or damaged, a program, holds pickled objects, names that lead out of
+            it, or no tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"weights {path}: there is no such file; nothing is downloaded")
+    # By content, whatever the file is called, and before anything opens it.
+    check_state(path, f"weights {path}")
+    if path.suffix == ".safetensors":
+        try:
+            if fault := weights_fault(path):
+                raise InputError(f"weights {path} cannot be read: {fault}")
+            return dict(load_file(path))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"weights {path} are no plain state dict ({type(error).__name__}), and other pickles are not "
+            "read: save model.state_dict() as safetensors"
+        ) from None
+    return _unwrapped(content, path)
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(len(WRAPPERS)):
+        if not isinstance(content, Mapping):
+            break
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    raise InputError(f"weights {path} hold no tensors by name, as model.state_dict() gives them")
+
+
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], path: Path, *, spare: tuple[str, ...] = ()
+) -> None:
+    """Load ``state`` into ``model``, without the prefixes that wrappers add to every key.
+
+    Args:
+        model: takes the weights.
+        state: what :func:`read_state` gave.
+        path: names the file in errors.
+        spare: keys that may be missing or too many, such as a normalisation that the architecture adds.
+
+    Raises:
+        InputError: keys or sizes differ.
+    """
+    own = model.state_dict()
+    candidate = min(_renamed(state), key=lambda renamed: len(set(renamed) ^ set(own)))
+    missing = sorted(set(own) - set(candidate) - set(spare))
+    extra = sorted(set(candidate) - set(own) - set(spare))
+    sizes = [
+        f"{key} {tuple(candidate[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in candidate and candidate[key].shape != own[key].shape
+    ]
+    faults = [
+        f"{len(found)} {what} ({', '.join(found[:2])}{', …' * (len(found) > 2)})"
+        for what, found in (("missing", missing), ("unknown", extra), ("of another size", sizes))
+        if found
+    ]
+    if faults:
+        raise InputError(f"weights {path} do not fit the model: {'; '.join(faults)}")
+    model.load_state_dict({key: value for key, value in candidate.items() if key in own}, strict=False)
+
+
+def _renamed(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    for count in range(len(PREFIXES) + 1):
+        for prefixes in itertools.permutations(PREFIXES, count):
+            renamed = dict(state)
+            for prefix in prefixes:
+                renamed = {key.removeprefix(prefix): value for key, value in renamed.items()}
+            yield renamed
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

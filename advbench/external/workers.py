@@ -1,0 +1,154 @@
+"""One evaluation shared out: other processes, here or on a Ray cluster, measure shards of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from attacks_pool import Attack
+from attacks_pool.errors import InputError
+from leaderboards import write_bytes
+
+MOST_WORKERS = 1024
+
+
+@dataclass(frozen=True)
+class Share:
+    """The ``number``-th of ``of`` parts of an evaluation; plain values, so that it can be sent anywhere.
+
+    ``asked`` are the arguments of :func:`advbench.external.job.prepare_job`, ``identity`` is that of the
+    evaluation, ``directory`` where pieces are kept.
+    """
+
+    asked: dict[str, Any]
+    identity: str
+    directory: Path
+    number: int
+    of: int
+
+
+def share(
+    asked: Mapping[str, Any], identity: str, directory: Path, *, workers: int | None, ray: str | None
+) -> list[str]:
+    """Have ``workers`` processes, or tasks on the cluster ``ray``, put pieces into ``directory``.
+
+    What one of them could not measure is missing there, and no more: whoever evaluates measures it, and meets
+    its error. On a cluster, every node needs this version of advbench, the data and the model's files at the
+    same places, and a factory that can be imported there.
+
+    Returns:
+        A line for each share that is not whole.
+
+    Raises:
+        InputError: no cluster there.
+    """
+    if ray is not None:
+        return _share_on_ray(dict(asked), identity, directory, workers, ray)
+    context = multiprocessing.get_context("spawn")
+    count = workers or 1
+    parts = [Share(dict(asked), identity, directory, number, count) for number in range(count)]
+    processes = [context.Process(target=_work, args=(part,), daemon=True) for part in parts]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+    codes = [process.exitcode for process in processes]
+    return [f"worker {number} ended with code {code}" for number, code in enumerate(codes, 1) if code]
+
+
+def measure(part: Share) -> None:
+    """Put the pieces of a share into its directory.
+
+    Raises:
+        InputError: it cannot be run here, or would be another evaluation than the one that is shared.
+        AttackTimeoutError: an attack took too long.
+    """
+    from advbench.evaluation.evaluate import measure_share
+    from advbench.external.job import prepare_job, state_of
+    from advbench.runs.pieces import Pieces
+    from advbench.runtime.device import reproducible
+
+    with reproducible(part.asked["threads"]):
+        job, identity = prepare_job(**part.asked)
+        if identity != part.identity:
+            raise InputError("this would be another evaluation: code, versions, device or files differ here")
+
+        def view(_attack: Attack | None) -> nn.Module:
+            return job.foreign.model
+
+        measure_share(
+            view,
+            job.test,
+            job.attacks,
+            stage=0,
+            seed=job.config["seed"],
+            kept=Pieces(part.directory, identity, state_of(job)),
+            number=part.number,
+            of=part.of,
+            device=job.device,
+            attack_timeout=job.attack_timeout,
+        )
+
+
+def _work(part: Share) -> None:
+    """A process: silent, and gone with its parent. Pieces are written whole or not at all."""
+    with open(os.devnull, "r+b") as nothing:
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing.fileno(), descriptor)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    measure(part)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _on_node(part: Share) -> dict[str, bytes]:
+    """A task: the files of its pieces by name."""
+    with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
+        directory = Path(folder)
+        measure(Share(part.asked, part.identity, directory, part.number, part.of))
+        return {path.name: path.read_bytes() for path in directory.glob("*.json")}
+
+
+def _share_on_ray(
+    asked: dict[str, Any], identity: str, directory: Path, workers: int | None, address: str
+) -> list[str]:
+    from advbench.runtime.ray_client import connect, load_ray
+    from advbench.runtime.reasons import reason
+
+    ray, problems = load_ray(), []
+    connect(ray, address)
+    try:
+        count = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        task = ray.remote(num_cpus=asked["threads"] or 1, max_retries=0)(_on_node)
+        waiting = [task.remote(Share(asked, identity, directory, number, count)) for number in range(count)]
+        directory.mkdir(parents=True, exist_ok=True)
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1)
+            try:
+                files = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                problems.append(f"a task failed: {reason(getattr(error, 'cause', None) or error)}")
+                continue
+            for name, content in files.items():
+                write_bytes(directory / Path(name).name, content)
+    finally:
+        ray.shutdown()
+    return problems

@@ -1,6 +1,0 @@
-"""Models that were trained elsewhere: found, loaded without running their pickles, and asked for logits."""
-
-from advbench.foreign.loading import Foreign, Source, load_foreign
-from advbench.foreign.wrapper import ForeignModel
-
-__all__ = ["Foreign", "ForeignModel", "Source", "load_foreign"]

@@ -1,0 +1,1 @@
+"""A run on disk: its directory, checkpoint, record, pictures, and the run read back."""

@@ -1,0 +1,163 @@
+"""The directory that a run writes into: a new one, its own unfinished one, or one that the user names."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from advbench.runs.pieces import holds_attack
+from advbench.runtime.failures import ERROR_LOG
+from attacks_pool import InputError
+from leaderboards import (
+    Manifest,
+    Record,
+    RunBusyError,
+    find_unfinished,
+    hold,
+    json_bytes,
+    new_run_directory,
+    read_manifest,
+    write_bytes,
+    write_checksums,
+    write_manifest,
+)
+from leaderboards.records.layout import CHECKPOINT, RECORD, STAGES, temporary_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's directory, which nobody else writes, and whether there is work in it to go on from."""
+
+    directory: Path
+    resumed: bool
+
+
+def unfinished(path: str | Path) -> tuple[Path, Manifest]:
+    """The directory and manifest of a run that the user wants to go on with.
+
+    Raises:
+        InputError: it is complete.
+        RecordError: it is no run, or its manifest cannot be read.
+    """
+    directory = Path(path).expanduser()
+    if (directory / RECORD).exists():
+        raise InputError(f"run {directory.name} is complete: there is nothing to resume")
+    return directory, read_manifest(directory)
+
+
+@contextmanager
+def place(
+    runs_dir: Path,
+    stem: str,
+    manifest: Callable[[str], Manifest],
+    *,
+    identity: str | None,
+    resume: Path | None = None,
+    fresh: bool = False,
+) -> Iterator[Place]:
+    """Hold the directory of a run while it is written.
+
+    Args:
+        runs_dir: where new runs are made and unfinished ones are looked for.
+        stem: the name of a new one, before a number that keeps it apart.
+        manifest: the manifest of a new run of this name.
+        identity: an unfinished run of this identity is gone on with; None looks for none.
+        resume: go on with this one.
+        fresh: look for none.
+
+    Raises:
+        RecordError: the directory cannot be made or written, or another process writes it.
+    """
+    made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
+    with ExitStack() as stack:
+        found = _held(stack, runs_dir, None if fresh else identity, resume)
+        directory = found or _new(stack, runs_dir, stem, manifest)
+        try:
+            yield Place(directory, found is not None)
+        except InputError:
+            # What the user gave cannot be run, found late: nothing here is worth keeping, unless a stage is.
+            if found is None and not _has_work(directory):
+                _discard(directory, made)
+            raise
+
+
+def finish(directory: Path, record: Record) -> None:
+    """Write the checksums and, last of all, the record; then what only an unfinished run needs goes.
+
+    Raises:
+        RecordError: they cannot be written.
+    """
+    (directory / ERROR_LOG).unlink(missing_ok=True)
+    data = json_bytes(record.dump())
+    write_checksums(directory, data)
+    write_bytes(directory / RECORD, data)
+    shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)
+
+
+def now() -> str:
+    """The time, as manifests have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def plain_name(text: str, length: int = 100) -> str:
+    """``text`` as a part of a directory's name, of at most ``length`` bytes."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
+    return plain.encode()[:length].decode(errors="ignore")
+
+
+def _held(stack: ExitStack, runs_dir: Path, identity: str | None, resume: Path | None) -> Path | None:
+    """The unfinished run to go on with, held; None where there is none."""
+    if resume is not None:
+        stack.enter_context(hold(resume))
+        # Whoever held it until now may have finished it.
+        unfinished(resume)
+        _tidy(resume)
+        return resume
+    if identity is None or not runs_dir.is_dir():
+        return None
+    for directory in find_unfinished(runs_dir, identity):
+        with contextlib.suppress(RunBusyError):
+            stack.enter_context(hold(directory))
+            if not (directory / RECORD).exists():
+                _tidy(directory)
+                return directory
+    return None
+
+
+def _new(stack: ExitStack, runs_dir: Path, stem: str, manifest: Callable[[str], Manifest]) -> Path:
+    directory = new_run_directory(runs_dir, stem)
+    try:
+        stack.enter_context(hold(directory))
+        write_manifest(directory, manifest(directory.name))
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return directory
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in directory.rglob(".*"):
+        if temporary_of(path.name) is not None:
+            path.unlink(missing_ok=True)
+
+
+def _has_work(directory: Path) -> bool:
+    """Whether a stage of the defense itself was finished or, in an evaluation, an attack on a block."""
+    trained = [*directory.glob(f"{STAGES}/*"), *directory.glob(f"{CHECKPOINT}/trained-*.safetensors")]
+    if not trained:
+        return any(holds_attack(path) for path in directory.glob(f"{CHECKPOINT}/pieces/*.json"))
+    numbers = [path.stem.rpartition("-")[2] for path in trained]
+    return any(number.isdecimal() and int(number) > 0 for number in numbers)
+
+
+def _discard(directory: Path, made: list[Path]) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for path in made:
+            path.rmdir()

@@ -1,0 +1,183 @@
+"""Grids of images: test points clean, attacked, the difference and, where a defense can, regenerated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advbench.config.resolve import bound_attacks
+from advbench.evaluation.extras import Regenerates, pixels
+from advbench.evaluation.stochastic import AveragedDraws, MeanOfDraws
+from advbench.runs.saved import Run
+from advbench.runtime.device import reproducible, undisturbed
+from attacks_pool import Attack, verify
+from attacks_pool.calling.randomness import keyed_generator
+from attacks_pool.errors import InputError, unknown
+from attacks_pool.verifier import predict_exactly
+from defenses import Defense
+from leaderboards.pictures import LIGHT, ImageRow, Picture, Theme, difference, image_grid
+from leaderboards.statistics.naming import short_names
+
+POINTS = 8
+"""Columns of a grid."""
+MOST_ATTACKS = 8
+"""Attacks that one grid has room for."""
+TOO_FAR = ", too far"
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What one attack made of the points.
+
+    Attributes:
+        name: short, with its budget.
+        x: (n, C, H, W) crafted points; a budgeted one that broke its bound is projected back.
+        predicted: (n,) the defense's answers to them.
+        too_far: (n,) minimal-norm points beyond eps: evaluation counts them as failures of the attack.
+        regenerated: (n, C, H, W) what the defense draws of them, None where it cannot.
+    """
+
+    name: str
+    x: Tensor
+    predicted: Tensor
+    too_far: Tensor
+    regenerated: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Test points (n, C, H, W) that are right clean, their labels (n,), and what each attack made of them."""
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+    attacked: list[Attacked]
+
+
+@undisturbed()
+def gallery(run: Run, *, points: int = POINTS, attacks: Sequence[str] = ()) -> Gallery:
+    """Attack a run's final model anew, with the run's own attacks, on a few of its test points.
+
+    The points are the first that are right clean, one of each class in turn; they are not chosen by what the
+    attacks achieve. Draws are keyed by the run's seed and the attack, so that a grid is the same each time;
+    they are not those of the evaluation. A stochastic defense is searched and judged as at evaluation.
+
+    Args:
+        run: a finished run, whose weights and data are read.
+        points: how many test points.
+        attacks: names of the run's attacks; those of its sequence by default.
+
+    Raises:
+        InputError: an attack that is not the run's, too many, too few points that are right, or weights or
+            data that cannot be read.
+    """
+    chosen = _chosen(run, attacks)
+    names = short_names([attack.text for attack in chosen])
+    defense, classes = run.model, run.data.classes
+    # More threads than the run had would round otherwise, and a grid is too small to gain by them.
+    with reproducible(min(int(run.record.environment["threads"]), torch.get_num_threads())):
+        x, y = _points(run, defense, points)
+        made = [
+            _attacked(run, defense, attack, name, x, y) for attack, name in zip(chosen, names, strict=True)
+        ]
+    return Gallery(x, y, classes, made)
+
+
+def draw(run: Run, found: Gallery, *, theme: Theme = LIGHT, title: str | None = None) -> Picture:
+    """The grid of a gallery, a column a test point."""
+    clean = pixels(found.x)
+    true = [found.classes[label] for label in found.y.tolist()]
+    rows = [ImageRow("clean", clean, true)]
+    for one in found.attacked:
+        answers = [found.classes[label] for label in one.predicted.tolist()]
+        marks = [TOO_FAR if far else "" for far in one.too_far.tolist()]
+        wrong = (one.predicted != found.y).tolist()
+        captions = [answer + mark for answer, mark in zip(answers, marks, strict=True)]
+        rows += [
+            ImageRow(one.name, pixels(one.x), captions, wrong),
+            difference("difference", clean, pixels(one.x)),
+        ]
+        if one.regenerated is not None:
+            rows.append(ImageRow("regenerated", pixels(one.regenerated.clamp(0, 1))))
+    config = run.config
+    return image_grid(
+        rows,
+        heading=f"{config.defense}: what attacks change, and what the model sees",
+        about=f"{run.data.name} · {config.model} · seed {config.seed}",
+        theme=theme,
+        title=title,
+        said=_said(found),
+    )
+
+
+def _said(found: Gallery) -> list[str]:
+    far = any(bool(one.too_far.any()) for one in found.attacked)
+    change = "red is brighter, blue darker" if found.x.shape[1] == 1 else "unchanged is grey"
+    return [
+        "under clean images: the true class; under attacked ones: the prediction, framed where it is wrong",
+        f"difference: {change}, in full at the value beside the row",
+        "too far: beyond eps, which counts as a failure of the attack" * far,
+    ]
+
+
+def _chosen(run: Run, names: Sequence[str]) -> list[Attack]:
+    bound = bound_attacks(run.config)
+    own = [attack for role in ("seen", "unseen", "eval") for attack in bound[role]]
+    if not names:
+        chosen = bound["seen"] or own
+    else:
+        for name in names:
+            if name not in {attack.name for attack in own}:
+                raise unknown(f"attack of run {run.record.id}", name, {attack.name for attack in own})
+        chosen = [attack for name in dict.fromkeys(names) for attack in own if attack.name == name]
+    if len(chosen) > MOST_ATTACKS:
+        raise InputError(f"{len(chosen)} attacks are too many for one grid: name up to {MOST_ATTACKS}")
+    return chosen
+
+
+def _points(run: Run, defense: Defense, count: int) -> tuple[Tensor, Tensor]:
+    """The first of every class that is right clean, then the second of every class, and so on."""
+    x, y = run.test_data
+    judge = _judge(defense, defense.view(None), ("clean", run.config.seed))
+    right = (predict_exactly(judge, x).argmax(1) == y).nonzero().flatten().tolist()
+    if len(right) < count:
+        raise InputError(f"run {run.record.id} is right on {len(right)} test points, {count} were asked for")
+    seen: dict[int, int] = {}
+    places = []
+    for index in right:
+        label = int(y[index])
+        seen[label] = seen.get(label, 0) + 1
+        places.append((seen[label], index))
+    rows = sorted(sorted(places)[:count], key=lambda place: (place[0], int(y[place[1]])))
+    chosen = [index for _, index in rows]
+    return x[chosen], y[chosen]
+
+
+def _attacked(run: Run, defense: Defense, attack: Attack, name: str, x: Tensor, y: Tensor) -> Attacked:
+    view = defense.view(attack)
+    draws = keyed_generator("gallery", run.config.seed, attack.text)
+    stochastic = defense.info.stochastic
+    search = AveragedDraws(view) if stochastic else view
+    # As evaluation does: what fools the model already is left as it is.
+    crafted = attack(search, x, y, generator=draws, early_stop=not stochastic)
+    judge = _judge(defense, view, (attack.text, run.config.seed))
+    verdict = verify(judge, x, y, crafted, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
+    moved = (verdict.points != crafted).flatten(1).any(1)
+    minimal = attack.info.kind == "minimal-norm"
+    shown = crafted if minimal else verdict.points
+    with torch.no_grad():
+        regenerated = defense.regenerate(shown) if isinstance(defense, Regenerates) else None
+    return Attacked(
+        name if "eps" in name else f"{name} eps={attack.eps:.3g}",
+        shown,
+        predict_exactly(judge, shown).argmax(1),
+        moved if minimal else torch.zeros_like(moved),
+        regenerated,
+    )
+
+
+def _judge(defense: Defense, view: nn.Module, key: tuple[object, ...]) -> nn.Module:
+    return MeanOfDraws(view, ("gallery", *key)) if defense.info.stochastic else view

@@ -1,0 +1,81 @@
+"""The environment part of a record: versions, processor, device, data."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import advbench
+from advbench.data import DataSet
+
+PACKAGES = ("advbench", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "pydantic", "safetensors")
+
+
+def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
+    """The environment part of a record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    channels, height, width = data.image_shape
+    return {
+        "versions": dict(_versions()),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()}",
+        "commit": _commit(),
+        "device": f"{device.type} ({name})",
+        "cpu": cpu(),
+        "threads": torch.get_num_threads(),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "shape": [channels, height, width],
+            "classes": data.num_classes,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+    }
+
+
+def cpu() -> str:
+    """The processor and the instructions that torch uses of it: others round in other places."""
+    name = platform.processor() or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip() or name
+            break
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, advbench.__version__ if package == "advbench" else "unknown"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, ``+`` behind it when files differ; None when installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None

@@ -1,0 +1,114 @@
+"""Finished pieces of an evaluation on disk: found again by everything that they depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.evaluation.row import Row
+from advbench.evaluation.shards import Piece, Setting, Shard
+from advbench.runtime.hashing import digest
+from leaderboards import CLEAN, Cell, write_bytes
+
+
+class Pieces:
+    """Keeps pieces as files of one directory.
+
+    A piece is named by a hash over the run's identity, the digest of the weights that were measured, and the
+    shard: row, seed, attack with all its knobs, test points, draws and surrogate.
+    """
+
+    def __init__(self, directory: Path, identity: str, weights: str) -> None:
+        self.directory, self.identity, self.weights = directory, identity, weights
+
+    def get(self, shard: Shard, setting: Setting) -> Piece | None:
+        """The piece of this shard; None where it is missing, damaged or another's."""
+        key = self._key(shard, setting)
+        try:
+            found = unseal(self._path(key).read_bytes())
+        except OSError:
+            return None
+        if found is None or found["key"] != key or len(found["right"]) != shard.stop - shard.start:
+            return None
+        values = {name: value for name, value in found.items() if name not in ("key", "right", "changed")}
+        return Piece(right=bools(found["right"]), changed=tuple(found["changed"]), **values)
+
+    def put(self, shard: Shard, setting: Setting, piece: Piece) -> None:
+        """Keep it.
+
+        Raises:
+            RecordError: it cannot be written.
+        """
+        key = self._key(shard, setting)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        values = {**vars(piece), "right": bits(piece.right), "changed": list(piece.changed), "key": key}
+        write_bytes(self._path(key), seal(values))
+
+    def _path(self, key: dict[str, Any]) -> Path:
+        return self.directory / f"{digest(key)[:32]}.json"
+
+    def _key(self, shard: Shard, setting: Setting) -> dict[str, Any]:
+        return {
+            "identity": self.identity,
+            "weights": self.weights,
+            "stage": setting.stage,
+            "seed": setting.seed,
+            "attack": shard.text,
+            "points": [shard.start, shard.stop],
+            "draws": setting.draws,
+            "surrogate": setting.surrogate_key,
+        }
+
+
+def holds_attack(path: Path) -> bool:
+    """Whether a file is a sound piece of an attack, not of clean points."""
+    found = unseal(path.read_bytes())
+    return found is not None and found["key"]["attack"] != CLEAN
+
+
+def seal(value: dict[str, Any]) -> bytes:
+    """JSON with a checksum of itself."""
+    return json.dumps({"sha256": digest(value), "value": value}, allow_nan=False).encode()
+
+
+def unseal(data: bytes) -> dict[str, Any] | None:
+    """What was sealed; None where the checksum says that it is something else."""
+    try:
+        tree = json.loads(data)
+        value = tree["value"]
+        return value if isinstance(value, dict) and tree["sha256"] == digest(value) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def row_tree(row: Row) -> dict[str, Any]:
+    """A row as JSON values."""
+    return {
+        **vars(row),
+        "clean": bits(row.clean),
+        "robust": [bits(outcome) for outcome in row.robust],
+        "cells": [cell.model_dump(mode="json") for cell in row.cells],
+    }
+
+
+def row_of(tree: dict[str, Any]) -> Row:
+    """The row that `row_tree` was given."""
+    clean = bools(tree["clean"])
+    robust = np.array([bools(outcome) for outcome in tree["robust"]], dtype=bool).reshape(-1, len(clean))
+    cells = [Cell.model_validate(cell) for cell in tree["cells"]]
+    return Row(**{**tree, "clean": clean, "robust": robust, "cells": cells})
+
+
+def bits(outcome: Iterable[Any]) -> str:
+    """Outcomes as ``0`` and ``1``."""
+    return "".join("1" if right else "0" for right in outcome)
+
+
+def bools(text: str) -> NDArray[np.bool_]:
+    """``0`` and ``1`` as outcomes."""
+    return np.array([letter == "1" for letter in text], dtype=bool)

@@ -1,0 +1,182 @@
+"""From what was measured to the run record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advbench.config.options import RunConfig
+from advbench.data import DataSet
+from advbench.evaluation.row import Row
+from attacks_pool import Attack, Passes
+from leaderboards import SCHEMA, AttackEntry, Audit, Cell, Cost, PerClass, Record, Stage, summarise
+from leaderboards.records.entries import Role
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that a run measured; attacks by role, points an attack in the order seen, unseen, eval.
+
+    ``more`` are metrics that not every defense has.
+    """
+
+    attacks: dict[str, list[Attack]]
+    points: list[int]
+    rows: list[Row]
+    stages: list[Stage]
+    passes: Passes
+    training_seconds: float
+    evaluation_seconds: float
+    parameters: int
+    multiply_adds: int
+    audit: Audit
+    environment: dict[str, Any]
+    more: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """The attacks' texts, in the order seen, unseen, eval."""
+        return [attack.text for role in get_args(Role) for attack in self.attacks[role]]
+
+    @property
+    def clean(self) -> NDArray[np.bool_]:
+        """(T+1, n) right clean."""
+        return np.stack([row.clean for row in self.rows])
+
+    @property
+    def robust(self) -> NDArray[np.bool_]:
+        """(T+1, A, n) right clean and after the attack."""
+        return np.stack([row.robust for row in self.rows])
+
+
+def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str) -> Record:
+    """The run record; tables are derived from it and stored nowhere."""
+    training = {attack.text: attack.training_text for attack in measured.attacks["seen"]}
+    return Record(
+        schema=SCHEMA,
+        id=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="complete",
+        config=config.model_dump(mode="json"),
+        protocol=config.protocol,
+        regime=config.regime,
+        attacks=[
+            attack_entry(attack, role, training.get(attack.text))
+            for role in get_args(Role)
+            for attack in measured.attacks[role]
+        ],
+        stages=measured.stages,
+        environment=measured.environment,
+        cells=[cell for row in measured.rows for cell in row.cells],
+        metrics={**_metrics(config, measured), **measured.more},
+        per_class=per_class_counts(data, measured.clean[-1], measured.robust[-1], measured.texts),
+        cost=Cost(
+            training_seconds=measured.training_seconds,
+            training_forwards=measured.passes.forwards,
+            training_backwards=measured.passes.backwards,
+            evaluation_seconds=measured.evaluation_seconds,
+            parameters=measured.parameters,
+            multiply_adds=measured.multiply_adds,
+        ),
+        audit=measured.audit,
+    )
+
+
+def _metrics(config: RunConfig, measured: Measured) -> dict[str, float | None]:
+    seen, unseen = measured.attacks["seen"], measured.attacks["unseen"]
+    found = metrics_of(
+        measured.clean,
+        measured.robust,
+        regime=config.regime,
+        seen=len(seen),
+        unseen=len(unseen),
+        points=measured.points,
+    )
+    return found | transfer_metric(measured.audit.probes, [attack.text for attack in seen])
+
+
+def attack_entry(attack: Attack, role: Role, training: str | None) -> AttackEntry:
+    return AttackEntry(
+        text=attack.text,
+        name=attack.name,
+        family=attack.info.family,
+        norm=attack.info.norm,
+        eps=attack.eps,
+        access=attack.info.access,
+        kind=attack.info.kind,
+        role=role,
+        training=training,
+    )
+
+
+def metrics_of(
+    clean: Bools,
+    robust: Bools,
+    *,
+    regime: str,
+    seen: int,
+    unseen: int,
+    points: Sequence[int],
+) -> dict[str, float | None]:
+    """The metrics that follow from outcomes.
+
+    Args:
+        clean: (T+1, n) right clean.
+        robust: (T+1, A, n) right clean and after the attack; seen attacks first, then unseen ones.
+        regime: ``continual``, ``joint`` or ``meta``.
+        seen, unseen: how many attacks of each kind there are.
+        points: the points that each attack was measured on.
+    """
+    accuracy = robust.sum(2) / np.array(points)
+    return summarise(
+        accuracy[:, :seen],
+        clean.mean(1),
+        regime=regime,
+        R_unseen=accuracy[:, seen : seen + unseen] if unseen else None,
+        robust=robust[-1],
+        counts=points,
+    )
+
+
+def transfer_metric(probes: Sequence[Cell], seen: Sequence[str]) -> dict[str, float | None]:
+    """``transfer_accuracy``: the mean over the sequence of what survives it when crafted on a surrogate.
+
+    Only where all of that was measured. ``seen`` are the texts of the sequence.
+    """
+    found = {cell.attack: cell.accuracy for cell in probes if cell.threat.access == "transfer"}
+    if not seen or any(text not in found for text in seen):
+        return {}
+    return {"transfer_accuracy": float(np.mean([found[text] for text in seen]))}
+
+
+def per_class_counts(data: DataSet, clean: Bools, robust: Bools, texts: Sequence[str]) -> list[PerClass]:
+    """Counts of the final stage by class; the worst case is over the points that all attacks saw.
+
+    Args:
+        data: labels of the test points, and what classes are called.
+        clean: (n,) right clean.
+        robust: (A, n) right clean and after the attack.
+        texts: of the attacks.
+    """
+    labels = data.test.y[: len(clean)].numpy()
+    survived = robust.all(0)
+    found = []
+    for label, name in enumerate(data.classes):
+        mask = labels == label
+        found.append(
+            PerClass.of(
+                name,
+                n=int(mask.sum()),
+                clean_correct=int((clean & mask).sum()),
+                robust={text: int((robust[index] & mask).sum()) for index, text in enumerate(texts)},
+                worst_case=int((survived & mask).sum()),
+            )
+        )
+    return found

@@ -1,0 +1,209 @@
+"""Finished runs, read back: record, trained defense and the very points it was judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from advbench.config.options import RunConfig, explain
+from advbench.data import DataSet, load_dataset
+from advbench.data.registry import FOLDER
+from advbench.models import MODELS, build_model
+from advbench.models.factory import one_line
+from advbench.runs.allocating import bounded_by
+from attacks_pool.calling.guard import ordinary_mode
+from attacks_pool.calling.randomness import key_seed
+from attacks_pool.errors import InputError
+from defenses import Defense, registry
+from leaderboards import Record, read_record
+from leaderboards.records.limits import weights_fault
+
+WEIGHTS = "model.safetensors"
+EVALUATED = "eval"
+"""The regime of records of models that were not trained here: one row of R, no sequence."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk.
+
+    Attributes:
+        path: the run directory.
+        record: everything that was measured.
+        trust: whether a model factory named in the record may be imported.
+        data_dir: where the data are, if not where the record says.
+    """
+
+    path: Path
+    record: Record
+    trust: bool = False
+    data_dir: str | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration.
+
+        Raises:
+            InputError: the record's configuration is not one of this program's.
+        """
+        if self.record.regime == EVALUATED:
+            raise InputError(
+                f"run {self.record.id} evaluated a model that was trained elsewhere: advbench show reads its "
+                "record, but there is nothing to load"
+            )
+        try:
+            return RunConfig.model_validate(self.record.config)
+        except ValidationError as error:
+            raise InputError(f"run {self.record.id}: config: {explain(error)}") from None
+
+    @cached_property
+    def model(self) -> Defense:
+        """The trained defense in eval mode, on the CPU: images (N, C, H, W) in [0, 1] to logits (N, K)."""
+        return self.stage(self.record.stages[-1].index)
+
+    @cached_property
+    @ordinary_mode()
+    def test_data(self) -> tuple[Tensor, Tensor]:
+        """``x`` float32 (n, C, H, W) and ``y`` int64 (n,), exactly as evaluated and in that order."""
+        points = max(cell.n for cell in self.record.cells)
+        return self.data.test.x[:points], self.data.test.y[:points]
+
+    @property
+    def dataset(self) -> str:
+        """The name that the data set is loaded by; of a folder, from where ``data_dir`` says."""
+        name: str = self.record.config["dataset"]
+        return f"{FOLDER}{self.data_dir}" if self.data_dir and name.startswith(FOLDER) else name
+
+    @cached_property
+    @ordinary_mode()
+    def data(self) -> DataSet:
+        """The data set of the run.
+
+        Raises:
+            InputError: it is not here, or its fingerprint is another.
+        """
+        data = load_dataset(self.dataset, self.data_dir or self.record.config.get("data_dir"))
+        recorded = self.record.environment["data"]["fingerprint"]
+        if data.fingerprint != recorded:
+            raise InputError(
+                f"data set {data.name!r} is not the one of run {self.record.id}: its fingerprint is "
+                f"{data.fingerprint}, recorded is {recorded}"
+            )
+        return data
+
+    @ordinary_mode()
+    def stage(self, index: int) -> Defense:
+        """The defense as it was after a stage; 0 is the plain pretrained classifier.
+
+        Raises:
+            InputError: no such stage, missing or damaged weights, a model that needs ``trust=True`` or is far
+                larger than its weights.
+        """
+        found = [stage for stage in self.record.stages if stage.index == index]
+        if not found:
+            raise InputError(f"run {self.record.id} has no stage {index}")
+        self.check_trust()
+        weights = self.path / found[0].weights
+        with bounded_by(weights, f"the model of run {self.record.id}, stage {index},"):
+            try:
+                defense = rebuild(self.config, self.record.environment["data"], found[0].spec)
+            except InputError:
+                raise
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                # A record comes from anybody: its spec may lack what every defense writes there.
+                raise InputError(
+                    f"run {self.record.id}: the model of stage {index} cannot be built from its spec: "
+                    f"{one_line(error)}"
+                ) from error
+        load_weights(defense, weights)
+        return defense
+
+    def check_trust(self) -> None:
+        """Refuse a run whose model is code that nobody trusted.
+
+        Raises:
+            InputError: it is.
+        """
+        model = self.config.model
+        if model not in MODELS and not self.trust:
+            raise InputError(
+                f"run {self.record.id} was made with the model {model!r}, and loading it imports that code: "
+                "pass trust=True if you trust it"
+            )
+
+
+def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = None) -> Run:
+    """Read a run: ``.record``, ``.model`` (the trained defense) and ``.test_data`` (``x, y`` as evaluated).
+
+    Model and data are read when they are first asked for.
+
+    Args:
+        path: the run directory or its ``record.json``.
+        trust: allow importing a ``package.module:factory`` that the record names.
+        data_dir: where the data set is, if not where the record says.
+
+    Raises:
+        RecordError: no record there, or one that cannot be read.
+        InputError: see :class:`Run`.
+    """
+    record = read_record(Path(path))
+    directory = Path(path) if Path(path).is_dir() else Path(path).parent
+    run = Run(directory, record, trust, data_dir)
+    run.check_trust()
+    return run
+
+
+def new_classifier(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The untrained classifier of a run: ``shape`` (C, H, W); its weights depend on the run's seed alone."""
+    channels, height, width = shape
+    return build_model(
+        config.model,
+        num_classes=classes,
+        in_channels=channels,
+        image_size=(height, width),
+        seed=key_seed("model", config.seed),
+    )
+
+
+def rebuild(config: RunConfig, data: dict[str, Any], spec: dict[str, Any]) -> Defense:
+    """A defense of the structure that ``spec`` describes, in eval mode, before its weights are loaded."""
+    channels, height, width = data["shape"]
+    classifier = new_classifier(config, (channels, height, width), data["classes"])
+    defense = registry.build(
+        spec["defense"], classifier, seed=config.seed, parameters=spec.get("parameters", {})
+    )
+    defense.load_spec(spec)
+    return defense.eval()
+
+
+def load_weights(defense: Defense, path: Path) -> None:
+    """Load safetensors weights into ``defense``.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds other weights.
+    """
+    try:
+        if fault := weights_fault(path):
+            raise InputError(f"weights {path} cannot be read: {fault}")
+        state = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"weights {path} are missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        defense.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"weights {path} do not fit the model: {' '.join(str(error).split())}") from None
+
+
+def weights_of(defense: Defense) -> bytes:
+    """The parameters and buffers as safetensors; tied tensors are stored once each."""
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in defense.state_dict().items()}
+    return save(state)

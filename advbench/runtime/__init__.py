@@ -1,0 +1,1 @@
+"""The process around a run: devices, events, interrupts, time limits, failures, hashes."""

@@ -1,0 +1,74 @@
+"""How a run that fails in the middle says so: one line, the finished work kept."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from advbench.runtime.interrupts import Interrupted
+from advbench.runtime.timeouts import AttackTimeoutError
+from attacks_pool.errors import InputError
+from defenses import TrainingDivergedError
+from leaderboards import RecordError
+from leaderboards.records.layout import RECORD
+
+ERROR_LOG = "error.log"
+
+
+class RunFailedError(RuntimeError):
+    """A run stopped in the middle; one line says where, why, and how to go on.
+
+    Attributes:
+        what: the line without what is kept and how to go on.
+    """
+
+    def __init__(self, what: str, kept: str = "") -> None:
+        super().__init__(f"{what}{kept}")
+        self.what = what
+
+
+@contextmanager
+def failing(directory: Path, place: Callable[[], str], how: str) -> Iterator[None]:
+    """Turn what is raised inside into one line; a traceback goes to ``error.log``.
+
+    Args:
+        directory: the run's directory.
+        place: where the run stands.
+        how: how to go on, in words.
+
+    Raises:
+        Interrupted: as it came, but it says how to go on.
+        RunFailedError: whatever went wrong, but for what the user gave.
+        TrainingDivergedError: the loss is no longer a number.
+    """
+    try:
+        yield
+    except (InputError, RunFailedError):
+        raise
+    except Interrupted as stop:
+        # The record is the last that is written: with it the run is complete, whatever was still to be said.
+        stop.how = f"run {directory.name} is complete" if (directory / RECORD).exists() else how
+        raise
+    except TrainingDivergedError as error:
+        raise TrainingDivergedError(f"{error}; the last good state is kept in {directory}") from error
+    except (AttackTimeoutError, RecordError, OSError) as error:
+        raise RunFailedError(f"{place()}: {_line(error)}", f"; finished work is kept, {how}") from error
+    except Exception as error:
+        raised = f"{place()}: {type(error).__name__}: {_line(error)}"
+        with contextlib.suppress(OSError):
+            (directory / ERROR_LOG).write_text(traceback.format_exc(), encoding="utf-8")
+        kept = f" (its traceback is in {directory / ERROR_LOG}); finished work is kept, {how}"
+        raise RunFailedError(raised, kept) from error
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def resume_command(directory: Path) -> str:
+    """How to go on with a run."""
+    return f"go on with: advbench run --resume {directory}"

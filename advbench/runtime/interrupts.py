@@ -1,0 +1,72 @@
+"""SIGINT and SIGTERM: the first stops a run where it can go on later, the second at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from advbench.runtime.events import Event
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to stop.
+
+    Attributes:
+        code: the exit code that shells give: 130 after SIGINT, 143 after SIGTERM.
+        how: the words that say how to go on with the run that was under way, if one was.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(code - 128).name}")
+        self.code = code
+        self.how = ""
+
+
+class Interrupts:
+    """A listener that raises `Interrupted` where a run can be stopped.
+
+    While a stage trains that is after a batch, anywhere else at once.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self._patient = False
+
+    def __call__(self, event: Event) -> None:
+        """Hear where the run stands."""
+        self._patient = event.kind in ("batch", "epoch") or (event.kind == "phase" and event.text == "train")
+        # At its end a run is complete: there is nothing to stop.
+        if self.code is not None and event.kind != "end":
+            raise Interrupted(self.code)
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """What the system calls with a signal."""
+        if self.code is not None:
+            # Nothing is lost: files are written beside their places, and the system unlocks the run.
+            os._exit(128 + number)
+        self.code = 128 + number
+        if not self._patient:
+            raise Interrupted(self.code)
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """Listen to signals inside, if this is the main thread; afterwards as before."""
+    found = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield found
+        return
+    before = {number: signal.signal(number, found.receive) for number in SIGNALS}
+    try:
+        yield found
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,62 @@
+"""Joining or starting a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from advbench.runtime.reasons import reason
+from attacks_pool import InputError
+
+REACHED = 5.0
+"""Seconds that a cluster has to answer at its address."""
+
+
+def load_ray() -> Any:
+    """The package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    # Before the import: Ray reads it then. Nothing is to be sent anywhere but to the cluster.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError:
+        raise InputError("ray is not installed: pip install 'advbench[ray]'") from None
+    return ray
+
+
+def check_address(address: str) -> None:
+    """Whether it can be one: ``auto``, ``local`` or ``host:port``.
+
+    Raises:
+        InputError: it is none.
+    """
+    host, colon, port = address.rpartition(":")
+    named = bool(host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 65536)
+    if address not in ("auto", "local") and (not named or "/" in host):
+        raise InputError(f"--ray {address!r} is no address: write auto, local or host:port")
+
+
+def connect(ray: Any, address: str) -> None:
+    """Join or start a cluster.
+
+    Raises:
+        InputError: nothing answers there.
+    """
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=REACHED).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"--ray {address}: nothing answers there: {error}") from None
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise InputError(f"--ray {address}: no cluster there: {reason(error)}") from None

@@ -1,0 +1,15 @@
+"""An error in one line."""
+
+from __future__ import annotations
+
+EXPECTED = ("InputError", "RecordError", "RunBusyError", "TrainingDivergedError", "RunFailedError")
+"""Errors that say by themselves what is wrong."""
+
+
+def reason(error: BaseException) -> str:
+    """One line that says why a cell failed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if type(error).__name__ in EXPECTED:
+        return " ".join(lines)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,238 @@
+"""The cells of a sweep as tasks of a Ray cluster, whose nodes need not share a file system."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advbench.runtime.ray_client import connect, load_ray
+from advbench.runtime.reasons import reason
+from advbench.sweep.one_run import Job, perform
+from advbench.sweep.outcome import Outcome, Stop, Tell, Told
+from advbench.sweep.plan import Cell
+from advbench.sweep.transfer import adopt, arrival, clear_arrivals, pieces, receive
+from leaderboards import RecordError
+from leaderboards.records.lock import hold
+
+PATIENCE = 0.5
+"""Seconds to wait for news before looking whether to stop."""
+AHEAD = 3
+"""Pieces that may wait to be fetched from a task."""
+ELSEWHERE = re.compile(r" \(its traceback is in .*|; (finished work|the last good state) is kept.*")
+"""Of what a failed run says: files of a temporary directory on a node."""
+WAITING = 16
+"""Tasks that are handed over beyond those that run, so that a growing cluster has something to do."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cell takes on a node: CPUs, GPUs and bytes of memory (None: not asked for)."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int | None = None
+
+    def as_options(self) -> dict[str, Any]:
+        """As Ray's tasks take them."""
+        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        return options if self.memory is None else {**options, "memory": self.memory}
+
+
+def run_on_ray(
+    cells: Sequence[Cell],
+    runs_dir: Path,
+    *,
+    address: str,
+    resources: Resources,
+    attack_timeout: float | None = None,
+    tell: Tell = lambda _: None,
+) -> Outcome:
+    """Run cells as tasks on a cluster; every finished run's files come back and are stored here.
+
+    Each node needs this version of advbench, and the data at the place that the grid says. SIGINT and
+    SIGTERM end the tasks under way; what has arrived is kept.
+
+    Args:
+        cells: what is left to do, in order.
+        runs_dir: the store, on this machine.
+        address: ``auto``, ``local`` (a cluster of this machine alone, for this sweep) or ``host:port``.
+        resources: what each cell takes.
+        attack_timeout: seconds after which an attack counts as hanging.
+        tell: called with what happens.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at the address.
+    """
+    ray = load_ray()
+    connect(ray, address)
+    try:
+        with Stop() as stop:
+            clear_arrivals(runs_dir)
+            driver = _Driver(ray, cells, runs_dir, resources, attack_timeout, tell, stop)
+            driver.run()
+            driver.outcome.signal = stop.signal
+            return driver.outcome
+    finally:
+        ray.shutdown()
+
+
+def _task(job: Job, gpus: float) -> Iterator[tuple[Any, ...]]:
+    """A cell on a node: ``("begin", host)``, then its files in pieces, or ``("failed", reason)``."""
+    if not gpus:
+        # Whatever Ray leaves visible: a cell that asked for none was planned for the CPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    yield "begin", socket.gethostname()
+    with _workplace(job.identity) as folder:
+        try:
+            path = perform(job, folder)
+        except (Exception, SystemExit) as error:
+            yield "failed", reason(error)
+            return
+        for name, piece in pieces(path):
+            yield "piece", name, piece
+        shutil.rmtree(folder, ignore_errors=True)
+    yield ("whole",)
+
+
+@contextlib.contextmanager
+def _workplace(identity: str) -> Iterator[Path]:
+    """Where a node runs a cell: always the same place, so that what a lost task has finished is gone on with.
+
+    Where another task is at the same cell, or the place is not ours, it is a temporary directory.
+    """
+    owner = os.getuid() if os.name == "posix" else 0
+    place = Path(tempfile.gettempdir()) / f"advbench-{owner}" / identity
+    with contextlib.ExitStack() as stack:
+        try:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            if place.parent.is_symlink() or place.parent.stat().st_uid != owner:
+                raise PermissionError(f"{place.parent} is somebody else's")
+            place.mkdir(mode=0o700, exist_ok=True)
+            stack.enter_context(hold(place))
+        except (OSError, RecordError):
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advbench-")))
+        yield place
+
+
+class _Driver:
+    """Hands out tasks and takes in what they send."""
+
+    def __init__(
+        self,
+        ray: Any,
+        cells: Sequence[Cell],
+        runs_dir: Path,
+        resources: Resources,
+        attack_timeout: float | None,
+        tell: Tell,
+        stop: Stop,
+    ) -> None:
+        self.ray, self.runs_dir, self.stop, self.tell = ray, runs_dir, stop, tell
+        self.attack_timeout, self.gpus = attack_timeout, resources.gpus
+        self.queue = deque(cells)
+        options = {**resources.as_options(), "max_retries": 0, "num_returns": "streaming"}
+        options["_generator_backpressure_num_objects"] = AHEAD
+        self.remote = ray.remote(**options)(_task)
+        self.under_way: dict[Any, _Receiving] = {}
+        self.outcome = Outcome()
+
+    def run(self) -> None:
+        """Until nothing is left to do, or a signal says stop."""
+        try:
+            while (self.queue or self.under_way) and not self.stop.count:
+                begun = sum(one.begun for one in self.under_way.values())
+                while self.queue and len(self.under_way) < begun + WAITING:
+                    self._submit(self.queue.popleft())
+                ready, _ = self.ray.wait(
+                    list(self.under_way), num_returns=1, timeout=PATIENCE, fetch_local=False
+                )
+                for stream in ready:
+                    self._hear(stream)
+        finally:
+            for stream, receiving in list(self.under_way.items()):
+                with contextlib.suppress(Exception):  # whatever Ray says of a task that is not wanted
+                    self.ray.cancel(stream, force=True)
+                receiving.close()
+
+    def _submit(self, cell: Cell) -> None:
+        job = Job(cell.number, cell.options, cell.sample_seed, cell.identity, self.attack_timeout)
+        self.under_way[self.remote.remote(job, self.gpus)] = _Receiving(cell, self.runs_dir)
+
+    def _hear(self, stream: Any) -> None:
+        receiving = self.under_way[stream]
+        try:
+            message = self.ray.get(next(stream))
+        except StopIteration:
+            self._end(stream, "failed", "its task ended and sent nothing")
+            return
+        except self.ray.exceptions.RayError as error:
+            self._end(stream, "failed", _explain(error))
+            return
+        try:
+            if message[0] == "begin":
+                receiving.begin()
+                self.tell(Told("begin", receiving.cell, 0, text=message[1]))
+            elif message[0] == "piece":
+                receiving.take(message[1], message[2])
+            elif message[0] == "whole":
+                self._end(stream, "done", str(receiving.adopt()))
+            else:
+                self._end(stream, "failed", ELSEWHERE.sub("", message[1]))
+        except (RecordError, OSError) as error:
+            self._end(stream, "failed", reason(error))
+
+    def _end(self, stream: Any, kind: Any, text: str) -> None:
+        receiving = self.under_way.pop(stream)
+        receiving.close()
+        number = receiving.cell.number
+        if kind == "done":
+            self.outcome.done[number] = Path(text)
+        else:
+            self.outcome.failed[number] = text
+        self.tell(Told(kind, receiving.cell, 0, text=text))
+
+
+class _Receiving:
+    """A run that is on its way; its temporary directory is made when the first file comes."""
+
+    def __init__(self, cell: Cell, runs_dir: Path) -> None:
+        self.cell, self.runs_dir = cell, runs_dir
+        self.begun = False
+        self._open = contextlib.ExitStack()
+        self._folder: Path | None = None
+
+    def begin(self) -> None:
+        """The task runs."""
+        self.begun = True
+
+    def take(self, name: str, piece: bytes) -> None:
+        """A piece of a file has come."""
+        if self._folder is None:
+            self._folder = self._open.enter_context(arrival(self.runs_dir))
+        receive(self._folder, name, piece)
+
+    def adopt(self) -> Path:
+        """All is here: into the store with it."""
+        if self._folder is None:
+            raise RecordError("the run sent no files")
+        return adopt(self._folder, self.runs_dir)
+
+    def close(self) -> None:
+        """Remove what is left of it."""
+        self._open.close()
+
+
+def _explain(error: Exception) -> str:
+    """What happened to a task, without Ray's page of advice."""
+    cause = getattr(error, "cause", None)
+    text = reason(cause if isinstance(cause, BaseException) else error)
+    return f"its task was lost: {text}"

@@ -1,0 +1,237 @@
+"""The cells of a sweep in worker processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from advbench.sweep.local_worker import work
+from advbench.sweep.one_run import Job
+from advbench.sweep.outcome import Outcome, Stop, Tell, Told
+from advbench.sweep.plan import Cell
+
+PATIENCE = 0.5
+"""Seconds to wait for news before looking whether to stop."""
+STARTS = 3
+"""How often in a row a worker may die before it is ready."""
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_workers(cells: Sequence[Cell], gpus: int) -> int:
+    """One for each GPU that the cells use, else one for as many cores as a cell has threads."""
+    if gpus:
+        return gpus
+    threads = max((cell.config.threads or 1 for cell in cells), default=1)
+    return max(usable_cores() // threads, 1)
+
+
+def run_here(
+    cells: Sequence[Cell],
+    runs_dir: Path,
+    *,
+    workers: int,
+    gpus: int = 0,
+    attack_timeout: float | None = None,
+    tell: Tell = lambda _: None,
+) -> Outcome:
+    """Run cells in ``workers`` processes; one that fails, or whose process dies, leaves the others alone.
+
+    SIGINT and SIGTERM let every worker finish its batch and save; a second one ends them at once.
+
+    Args:
+        cells: what is left to do, in order.
+        runs_dir: the store.
+        workers: how many processes.
+        gpus: of this machine, to share out between the workers; 0 leaves the choice to the cells.
+        attack_timeout: seconds after which an attack counts as hanging.
+        tell: called with everything that happens.
+    """
+    with tempfile.TemporaryDirectory(prefix="advbench-sweep-") as logs, Stop() as stop:
+        pool = _Pool(cells, runs_dir, Path(logs), gpus, attack_timeout, tell, stop)
+        try:
+            pool.run(min(workers, len(cells)))
+        finally:
+            pool.kill()
+        pool.outcome.signal = stop.signal
+        return pool.outcome
+
+
+class _Worker:
+    """A worker process as its parent sees it."""
+
+    def __init__(self, number: int, log: Path, runs_dir: Path, gpu: int | None) -> None:
+        self.number, self.log = number, log
+        self.ready = False
+        self.cell: Cell | None = None
+        context = multiprocessing.get_context("spawn")
+        self.connection: Connection[Any, Any]
+        self.connection, theirs = context.Pipe()
+        arguments = (theirs, log, runs_dir, gpu)
+        self.process: SpawnProcess = context.Process(target=work, args=arguments)
+        with _one_thread():
+            self.process.start()
+        theirs.close()
+
+    def end(self) -> str:
+        """Wait for the process; says in a line how it went."""
+        self.connection.close()
+        self.process.join()
+        code = self.process.exitcode or 0
+        if code < 0:
+            more = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"its process was ended by {_signal_name(-code)}{more}; the same command goes on with it"
+        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"its process ended with code {code}: {last}"
+
+
+class _Pool:
+    """Workers, and the cells that wait for them."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        runs_dir: Path,
+        logs: Path,
+        gpus: int,
+        attack_timeout: float | None,
+        tell: Tell,
+        stop: Stop,
+    ) -> None:
+        self.queue = deque(cells)
+        self.runs_dir, self.logs, self.gpus = runs_dir, logs, gpus
+        self.attack_timeout, self.tell, self.stop = attack_timeout, tell, stop
+        self.workers: dict[int, _Worker] = {}
+        self.outcome = Outcome()
+        self.stillborn = 0
+        self.started = 0
+
+    def run(self, count: int) -> None:
+        """Until nothing is left to do, or a signal says stop. Idle workers need no time to end."""
+        for number in range(1, count + 1):
+            self._start(number)
+        stopping = 0
+        while self.workers and (self.queue or any(one.cell for one in self.workers.values())):
+            if self.stop.count > stopping:
+                stopping = self.stop.count
+                self._end_all(at_once=stopping > 1)
+            waiting = {worker.connection: worker for worker in self.workers.values()}
+            for connection in wait(list(waiting), PATIENCE):
+                self._hear(waiting[connection])  # type: ignore[index]
+
+    def kill(self) -> None:
+        """End what is still there."""
+        for worker in self.workers.values():
+            worker.process.kill()
+            worker.process.join()
+        self.workers.clear()
+
+    def _start(self, number: int) -> None:
+        self.started += 1
+        gpu = (number - 1) % self.gpus if self.gpus else None
+        log = self.logs / f"{self.started}.log"
+        self.workers[number] = _Worker(number, log, self.runs_dir, gpu)
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return
+        kind, cell = message[0], worker.cell
+        if kind == "ready":
+            worker.ready, self.stillborn = True, 0
+        elif cell is None:
+            return
+        elif kind == "event":
+            self.tell(Told("event", cell, worker.number, event=message[1]))
+            return
+        else:
+            worker.cell = None
+            self._note(kind, cell, worker.number, message[1] if len(message) > 1 else "")
+            if kind == "cut":
+                return  # it ends by itself
+        self._feed(worker)
+
+    def _note(self, kind: Any, cell: Cell, worker: int, what: Any) -> None:
+        if kind == "cut" and not self.stop.count:
+            kind, what = "failed", "its process was told to stop; the same command goes on with it"
+        if kind == "done":
+            self.outcome.done[cell.number] = Path(what)
+        elif kind == "failed":
+            self.outcome.failed[cell.number] = str(what)
+        self.tell(Told(kind, cell, worker, text=str(what)))
+
+    def _feed(self, worker: _Worker) -> None:
+        """Give a free worker its next cell, or let it go."""
+        cell = self.queue.popleft() if self.queue and not self.stop.count else None
+        job = None
+        if cell is not None:
+            job = Job(cell.number, cell.options, cell.sample_seed, cell.identity, self.attack_timeout)
+        try:
+            worker.connection.send(job)
+        except OSError:
+            # It died just now; its pipe says so in the next round.
+            if cell is not None:
+                self.queue.appendleft(cell)
+            return
+        if cell is not None:
+            worker.cell = cell
+            self.tell(Told("begin", cell, worker.number))
+
+    def _bury(self, worker: _Worker) -> None:
+        """A worker is gone: the cell that it had has failed, and another takes its place."""
+        how = worker.end()
+        del self.workers[worker.number]
+        if worker.cell is not None:
+            self._note("cut" if self.stop.count else "failed", worker.cell, worker.number, how)
+        elif not worker.ready and not self.stop.count:
+            self.stillborn += 1
+            if self.stillborn >= STARTS:
+                while self.queue:
+                    self._note("failed", self.queue.popleft(), worker.number, f"no worker starts: {how}")
+        if self.queue and not self.stop.count:
+            self._start(worker.number)
+
+    def _end_all(self, *, at_once: bool) -> None:
+        for worker in self.workers.values():
+            if at_once:
+                worker.process.kill()
+            elif worker.process.is_alive():
+                worker.process.terminate()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A process that is started inside sets up its thread pools for one thread, until a run asks for more."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

@@ -1,0 +1,147 @@
+"""Building a reference table: the defenses known best against each attack alone, trained and evaluated.
+
+The runs are those of an ordinary sweep; what is finished is not run again. The table is the best that any
+finished run of the store reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advbench.config.resolve import points_of
+from advbench.data import load_dataset
+from advbench.sweep.grid import GridCell
+from advbench.sweep.plan import Plan, make_plan
+from attacks_pool import Attack, InputError, pool
+from attacks_pool.sequences import parse_attacks
+from leaderboards import Record
+from leaderboards.peers.best_known import best_known, make_reference
+from leaderboards.peers.reference import Reference
+
+DEFENSES = "at,trades"
+"""Adversarial training and TRADES: what training against one lp attack alone is mostly done with."""
+
+
+@dataclass(frozen=True)
+class ReferencePlan:
+    """What there is to run for a reference table, and what the table will be over.
+
+    Attributes:
+        sweep: the runs.
+        wanted: name, eps, canonical text and test points of each attack.
+        dataset: the name of the data.
+        fingerprint: of the data.
+        model: the architecture.
+    """
+
+    sweep: Plan
+    wanted: list[tuple[str, float, str, int]]
+    dataset: str
+    fingerprint: str
+    model: str
+
+
+def plan_reference(
+    attacks: str, defenses: str, seeds: Sequence[int], runs_dir: Path, options: Mapping[str, Any]
+) -> ReferencePlan:
+    """A run for each attack, defense and seed: trained against exactly that attack, measured on it.
+
+    Args:
+        attacks: texts such as ``pgd:eps=0.1,pgd:eps=0.2``; one attack at two budgets is two.
+        defenses: names, parted by commas.
+        seeds: of the runs.
+        runs_dir: the store; it need not exist.
+        options: the other options of a run, as ``advbench run`` takes them.
+
+    Raises:
+        InputError: anything that cannot be run, an attack without eps, or the same attack and eps twice.
+        RecordError: the store cannot be read.
+    """
+    data = load_dataset(options.get("dataset", "digits"), options.get("data_dir"))
+    found = pool.sequence(attacks, budget=data.budget)
+    check_attacks(found)
+    names = [name.strip() for name in defenses.split(",")]
+    if not all(names) or len(set(names)) != len(names):
+        raise InputError(f"--defenses {defenses!r} cannot be read: write different names, such as {DEFENSES}")
+    knobs = _own_knobs(options.get("train_set") or {}, {attack.name for attack in found})
+    grid = [
+        GridCell(
+            {
+                **options,
+                "unseen": "none",
+                "eval": "none",
+                "train_set": knobs.get(attack.name, {}),
+                "defense": name,
+                "sequence": text,
+                "seed": seed,
+            },
+            sample_seed=seed,
+        )
+        for attack, text in zip(found, _written(attacks, found), strict=True)
+        for name in names
+        for seed in seeds
+    ]
+    sweep = make_plan(grid, runs_dir)
+    config = sweep.cells[0].config
+    wanted = [
+        (attack.name, attack.eps, attack.text, points_of(config, attack, len(data.test))) for attack in found
+    ]
+    return ReferencePlan(sweep, wanted, data.name, data.fingerprint, config.model)
+
+
+def check_attacks(attacks: Iterable[Attack]) -> None:
+    """Whether each attack has a strength, and none is there twice at the same one.
+
+    Raises:
+        InputError: an eps of 0, or two that are the same attack at the same eps.
+    """
+    seen: set[tuple[str, float]] = set()
+    for attack in attacks:
+        if not attack.eps > 0:
+            raise InputError(f"--attacks: {attack.text} changes nothing: give it an eps above 0")
+        if (attack.name, attack.eps) in seen:
+            raise InputError(f"--attacks: {attack.name} at eps {attack.eps:g} stands there twice")
+        seen.add((attack.name, attack.eps))
+
+
+def build_reference(
+    plan: ReferencePlan, records: Iterable[Record]
+) -> tuple[Reference | None, list[tuple[str, float]]]:
+    """The table, and the attacks at whose eps no run counts; None where that is all of them.
+
+    Args:
+        plan: what the table is over.
+        records: all finished runs of the store.
+    """
+    terms, missing = best_known(records, plan.wanted, fingerprint=plan.fingerprint, model=plan.model)
+    if not terms:
+        return None, missing
+    table = make_reference(terms, dataset=plan.dataset, fingerprint=plan.fingerprint, model=plan.model)
+    return table, missing
+
+
+def _written(attacks: str, found: Sequence[Attack]) -> list[str]:
+    """Each attack as the user wrote it, which is short to read; in full where one piece means several."""
+    pieces = [
+        (name, ",".join(f"{key}={value}" for key, value in own.items()))
+        for name, own in parse_attacks(attacks)
+    ]
+    if [name for name, _ in pieces] != [attack.name for attack in found]:
+        return [attack.text for attack in found]
+    return [f"{name}:{knobs}" if knobs else name for name, knobs in pieces]
+
+
+def _own_knobs(train_set: Mapping[str, Any], names: Set[str]) -> dict[str, dict[str, Any]]:
+    """The training knobs ``attack.knob`` by attack, so that each run is given those of its own only."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in train_set.items():
+        name = key.rpartition(".")[0]
+        if name not in names:
+            raise InputError(
+                f"--train-set {key}={value}: write attack.knob=value of {', '.join(sorted(names))}"
+            )
+        found.setdefault(name, {})[key] = value
+    return found

@@ -1,0 +1,256 @@
+"""``advbench verify``: the saved stages, attacked again on a sample of points and compared point by point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from advbench.config.options import MOST_THREADS
+from advbench.evaluation.evaluate import measure_some
+from advbench.runs.saved import Run
+from advbench.runtime.device import choose_device, reproducible, undisturbed
+from advbench.runtime.timeouts import limited_verification
+from advbench.verify.audit_again import check_regenerated, check_size, check_surrogate, repeat_audit
+from advbench.verify.claims import (
+    OF_THE_MODEL,
+    ROUTED,
+    check_claims,
+    check_labels,
+    leave_metrics,
+    without_weights,
+)
+from advbench.verify.memorised import check_memorised
+from advbench.verify.report import Comparison, Report, differences, judge, machine_of
+from advbench.verify.sample import Asked, Sample, choose
+from advbench.verify.siblings import check_siblings
+from advbench.verify.subject import Looked, Subject, subject_of
+from attacks_pool import InputError
+from leaderboards import CLEAN, read_outcomes
+from leaderboards.records.layout import OUTCOMES
+
+COUNTED = ("forwards", "backwards", "invalid")
+"""What is counted beside outcomes, block by block."""
+Told = Callable[[str], None]
+"""Is told of each attack on each stage as it was compared."""
+
+
+@undisturbed()
+def verify_run(
+    run: Run,
+    asked: Asked | None = None,
+    *,
+    surrogate: Run | None = None,
+    weights: Path | None = None,
+    told: Told | None = None,
+    timeout: float | None = None,
+) -> Report:
+    """Confirm or refute a run: what is stored against itself, then its models on a sample of points.
+
+    Nothing is written. A run whose stored parts contradict one another is refuted before any model is run.
+
+    Args:
+        run: a finished run or evaluation, with its weights.
+        asked: what to look at; every stage and attack, and 500 points of each, by default.
+        surrogate: the run that the audit's transferred points were crafted on, where it was one.
+        weights: of an evaluated model: the file that the run has no copy of.
+        told: is told how far it is.
+        timeout: seconds that all of it may take.
+
+    Raises:
+        InputError: it cannot be verified here, or not in time: weights, data or code that are not there, or
+            a sample that the run does not have.
+        RecordError: the record cannot be read.
+    """
+    began = time.perf_counter()
+    report = Report(run.record.id, run.path, "re-evaluated")
+    with limited_verification(timeout, f"verifying run {run.record.id}"):
+        _verify(run, asked or Asked(), report, surrogate, weights, told or (lambda _: None))
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _verify(
+    run: Run, asked: Asked, report: Report, surrogate: Run | None, weights: Path | None, told: Told
+) -> None:
+    check_surrogate(run.record, None if surrogate is None else surrogate.record)
+    subject = subject_of(run, weights=weights)
+    check_claims(subject, report)
+    if report.confirmed:
+        if without_weights(subject):
+            raise InputError(
+                f"run {run.record.id} is kept without its weights, so there is nothing to attack again: "
+                "advbench verify --retrain trains it again"
+            )
+        check_labels(subject, report)
+        report.faults += check_siblings(subject)
+    if report.confirmed:
+        device = device_of(run, asked.device, report)
+        with reproducible(threads_of(run, asked.threads)):
+            report.machine = machine_of(device, run.data)
+            _remeasure(subject, asked, device, report, surrogate, told)
+    else:
+        report.not_looked_at.append("every model: what is stored contradicts itself already")
+
+
+def device_of(run: Run, asked: str | None, report: Report) -> torch.device:
+    """The device asked for, or the record's kind, or the CPU where there is none of that."""
+    if asked is not None:
+        return choose_device(asked)
+    kind = str(run.record.environment["device"]).partition(" ")[0]
+    try:
+        return choose_device(kind)
+    except InputError:
+        report.notes.append(f"the record was made on {kind!r}, which is not here: this is the CPU")
+        return torch.device("cpu")
+
+
+def threads_of(run: Run, asked: int | None) -> int:
+    """The CPU threads asked for, or the record's.
+
+    Raises:
+        InputError: the record's are no number of threads.
+    """
+    found: Any = run.record.environment["threads"] if asked is None else asked
+    if type(found) is not int or not 1 <= found <= MOST_THREADS:
+        raise InputError(f"run {run.record.id}: threads {found!r} is no number of threads: give --threads")
+    return found
+
+
+def _remeasure(
+    subject: Subject,
+    asked: Asked,
+    device: torch.device,
+    report: Report,
+    surrogate: Run | None,
+    told: Told,
+) -> None:
+    sample = choose(subject, asked)
+    report.sample = sample.tree()
+    last = subject.record.stages[-1].index
+    other = differences(subject.record, report.machine)
+    flags: set[str] = set()
+    for stage in sample.stages:
+        looked = subject.look(stage, device)
+        flags |= _compare_stage(subject, looked, stage, sample, device, report, told, exact=not other)
+        if stage == last:
+            check_memorised(subject, looked, device, report, sample.seed)
+            report.faults += check_size(subject, looked, device)
+            report.faults += check_regenerated(subject, looked, device)
+            repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags, exact=not other)
+    # Regenerated images belong to the last stage, and are looked at with it.
+    leave_metrics(subject, report, ROUTED if last in sample.stages else OF_THE_MODEL)
+    if last not in sample.stages:
+        report.not_looked_at.append(
+            "the audit, parameters, multiply-adds and whether test points were learnt: of the last stage"
+        )
+    report.faults += judge(report.comparisons, same_machine=not other)
+    _say_what_was_not(subject, sample, report, other)
+
+
+def _compare_stage(
+    subject: Subject,
+    looked: Looked,
+    stage: int,
+    sample: Sample,
+    device: torch.device,
+    report: Report,
+    told: Told,
+    *,
+    exact: bool,
+) -> set[str]:
+    """Attack one stage again; the codes of flags that it earned on the way.
+
+    Passes follow from every bit: with ``exact`` those of each cell that was looked at whole are compared.
+    """
+    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
+    row = [entry.index for entry in subject.record.stages].index(stage)
+    texts = [CLEAN, *(attack.text for attack in subject.every)]
+    recorded = dict(zip(texts, (clean[row], *robust[row]), strict=True))
+    limits = {CLEAN: len(subject.test), **{attack.text: limit for attack, limit in subject.measured}}
+    here = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
+    looked_at = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
+    counts = {text: np.zeros(len(COUNTED), dtype=np.int64) for text in limits}
+    flags: set[str] = set()
+    # The points that the record has as right clean, so that one that differs here moves no draw of others.
+    pieces = measure_some(
+        looked.view,
+        subject.test,
+        subject.measured,
+        clean[row],
+        lambda shard: sample.wants(stage, shard),
+        stage=stage,
+        seed=subject.seed,
+        stochastic=looked.stochastic,
+        device=device,
+    )
+    before = CLEAN
+    for shard, piece in pieces:
+        if shard.text != before:
+            told(_line(stage, before, recorded, here, looked_at))
+            before = shard.text
+        here[shard.text][shard.block] = piece.right
+        looked_at[shard.text][shard.block] = True
+        counts[shard.text] += [getattr(piece, name) for name in COUNTED]
+        earned = {"nan-logits": piece.not_a_number, "invalid-examples": piece.invalid}
+        flags |= {code for code, count in earned.items() if count}
+        flags |= {"changed-model"} if piece.changed else set()
+    told(_line(stage, before, recorded, here, looked_at))
+    for text, seen in looked_at.items():
+        if seen.any():
+            report.comparisons.append(
+                Comparison.of(stage, text, recorded[text][: len(seen)], here[text], seen)
+            )
+    if exact:
+        whole = {text: counts[text].tolist() for text, seen in looked_at.items() if seen.all()}
+        report.faults += _other_counts(subject, stage, whole)
+    return flags
+
+
+def _other_counts(subject: Subject, stage: int, found: Mapping[str, list[int]]) -> Iterator[str]:
+    """Cells of a stage that took other passes, or have another number of invalid examples."""
+    for cell in subject.record.cells:
+        if cell.stage == stage and cell.attack in found:
+            for name, count in zip(COUNTED, found[cell.attack], strict=True):
+                if (said := getattr(cell, name)) != count:
+                    yield f"stage {stage}, {cell.attack}: {name} is {said} in the record, {count} here"
+
+
+def _line(
+    stage: int,
+    text: str,
+    recorded: dict[str, Any],
+    here: dict[str, Any],
+    looked_at: dict[str, Any],
+) -> str:
+    seen = looked_at[text]
+    return Comparison.of(stage, text, recorded[text][: len(seen)], here[text], seen).line()
+
+
+def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: list[str]) -> None:
+    """What the verdict leaves open, and whether it was made where bits should be the same."""
+    left_out = sample.left_out(subject)
+    report.complete = not left_out
+    report.not_looked_at += left_out
+    measured = [one for one in report.comparisons if not one.probe]
+    parts = [one for one in measured if one.compared < one.points]
+    if parts:
+        looked, total = sum(one.compared for one in parts), sum(one.points for one in parts)
+        report.not_looked_at.append(f"{total - looked} of {total} outcomes of the stages and attacks sampled")
+    if not subject.evaluated:
+        report.not_looked_at.append("how the weights were trained: advbench verify --retrain trains again")
+    if other:
+        report.not_looked_at.append("passes, which follow from every bit, but for what attacks can take")
+    elif parts:
+        report.not_looked_at.append("passes of cells that were looked at in part")
+    report.not_looked_at.append("how long everything took")
+    if other:
+        report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
+    else:
+        report.notes.append("this is the record's environment: every outcome should be the same")
+    if not subject.evaluated:
+        report.notes.append("passes of training were not looked at: only training again counts them")

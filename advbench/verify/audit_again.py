@@ -1,0 +1,208 @@
+"""What belongs to a run's final model beside its attacks, measured again: its audit, size and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from advbench.audit import Probes, audit, held_out, probe
+from advbench.audit.probes import POINTS
+from advbench.audit.stored import RECORDED, stored_rows, surrogate_model
+from advbench.audit.surrogates import plain_surrogate
+from advbench.audit.verdict import BY_TRANSFER, FROM_OUTCOMES, older
+from advbench.evaluation.extras import Regenerates, regenerate
+from advbench.external.run_record import counted
+from advbench.models.cost import multiply_adds
+from advbench.runs.saved import Run
+from advbench.verify.report import Comparison, Report
+from advbench.verify.subject import Looked, Subject
+from attacks_pool import InputError
+from leaderboards import Cell, Record
+from leaderboards.records.layout import OUTCOMES
+from leaderboards.records.store import read_probe_outcomes
+
+ROW_0, OF_RUN, PLAIN = "row 0", "run ", "plain "
+"""How records call the model that transferred points were crafted on."""
+FAR = 0.01
+"""Relative difference up to which a regenerated image's quality is the same."""
+
+
+def repeat_audit(
+    subject: Subject,
+    looked: Looked,
+    device: torch.device,
+    report: Report,
+    *,
+    surrogate: Run | None = None,
+    seen: set[str],
+    exact: bool,
+) -> None:
+    """Probe the final model again and compare: probes point by point, then what the audit says of them.
+
+    Args:
+        subject: what is verified.
+        looked: its final model.
+        device: where that is.
+        report: gets what was found.
+        surrogate: the run that transferred points were crafted on, where it was one.
+        seen: codes of flags that the re-evaluation of the stages has earned.
+        exact: whether every bit should be the same, and so the passes of probes.
+    """
+    probes = _probe(subject, looked, device, report, surrogate)
+    recorded = subject.record.audit
+    battery = _compare(subject, probes, report, exact=exact)
+    rows = list(stored_rows(subject.run, subject.measured))
+    found = audit(rows, subject.measured, stochastic=looked.declared, probes=probes)
+    here = {flag.code for flag in found.flags} | seen
+    there = {flag.code for flag in recorded.flags}
+    # Flags that follow from outcomes are recomputed from the stored ones; where all probes are there, a
+    # point here or there that differs must not decide.
+    settled = set(FROM_OUTCOMES) if battery else set()
+    if not probes.transferred:
+        settled |= {*BY_TRANSFER, "weak-suite"}
+    if older(recorded):
+        # An older audit made fewer probes, and took every flat loss for a mask.
+        settled |= {*FROM_OUTCOMES, "zero-gradient"}
+        report.notes.append(
+            "the record's audit is older and made fewer checks: those it lacks were made here"
+        )
+    for code in sorted(here - there - settled):
+        report.faults.append(f"audit: {code} is found here, and not in the record")
+    for code in sorted(there - here - settled - set(RECORDED)):
+        report.faults.append(f"audit: {code} is in the record, and not found here")
+    report.checked.append("the audit, repeated")
+
+
+def check_surrogate(record: Record, given: Record | None) -> None:
+    """Whether the run that was given is the one that the record's transferred points were crafted on.
+
+    Args:
+        record: of the run to verify.
+        given: of the run given with ``--surrogate``; None where there is none.
+
+    Raises:
+        InputError: it is another, or the record names no run.
+    """
+    if given is None or (name := record.audit.surrogate) == f"{OF_RUN}{given.id}":
+        return
+    said = f"crafted its transferred points on {name!r}" if name else "has no transferred points"
+    more = "" if name and name.startswith(OF_RUN) else "; leave --surrogate away"
+    raise InputError(f"the audit of run {record.id} {said}, not on {OF_RUN + given.id!r}{more}")
+
+
+def _probe(
+    subject: Subject, looked: Looked, device: torch.device, report: Report, given: Run | None
+) -> Probes:
+    recorded = subject.record.audit
+    name, model = _surrogate(subject, device, given)
+    if model is None and any(cell.threat.access == "transfer" for cell in recorded.probes):
+        how = " (give --surrogate)" if str(recorded.surrogate).startswith(OF_RUN) else ""
+        report.not_looked_at.append(f"points transferred from {recorded.surrogate}{how}")
+    # Some probes take fewer points than the others, and transferred ones may take more.
+    count = max((cell.n for cell in recorded.probes if cell.threat.access != "transfer"), default=0)
+    # Chance makes answers dear: the audit then takes a quarter of the points that it is asked for.
+    points = (count * 4 if looked.stochastic else count) or POINTS
+    return probe(
+        looked.view,
+        subject.test,
+        attacks=subject.every,
+        surrogate=None if model is None else model.to(device),
+        surrogate_name=name,
+        seed=subject.seed,
+        stage=subject.record.stages[-1].index,
+        points=points,
+        stochastic=looked.stochastic,
+        device=device,
+        transferred=subject.measured if looked.transfer else (),
+        held_out=held_out(subject.run.data),
+    )
+
+
+def _surrogate(
+    subject: Subject, device: torch.device, given: Run | None
+) -> tuple[str | None, nn.Module | None]:
+    """The model that transferred points were crafted on, where it can be had again."""
+    name = subject.record.audit.surrogate
+    if given is not None:
+        return surrogate_model(subject.run, given)
+    if name == ROW_0 and not subject.evaluated:
+        return surrogate_model(subject.run, None)
+    if name is not None and name.startswith(PLAIN) and subject.evaluated:
+        again = plain_surrogate(subject.run.data, subject.seed, device)
+        if again[0] == name:
+            return again
+    return name, None
+
+
+def _compare(subject: Subject, probes: Probes, report: Report, *, exact: bool) -> bool:
+    """Compare the probes with the stored ones; whether the record has all that are made here."""
+    stored = read_probe_outcomes(subject.run.path / OUTCOMES)
+    cells = subject.record.audit.probes
+    places = {_place(cell): number for number, cell in enumerate(cells)}
+    whole = bool(len(stored))
+    for cell, outcome in zip(probes.cells, probes.robust, strict=True):
+        number = places.get(_place(cell))
+        if number is None or not len(stored):
+            whole = False
+            continue
+        count = min(cell.n, cells[number].n)
+        comparison = Comparison.of(
+            cell.stage,
+            cell.attack,
+            stored[number][:count],
+            outcome[:count],
+            np.ones(count, dtype=bool),
+            probe=True,
+            transferred=cell.threat.access == "transfer",
+        )
+        report.comparisons.append(comparison)
+        for name in ("forwards", "backwards", "invalid") if exact and cell.n == cells[number].n else ():
+            if (said := getattr(cells[number], name)) != (count := getattr(cell, name)):
+                report.faults.append(f"{comparison.label}: {name} is {said} in the record, {count} here")
+    return whole
+
+
+def _place(cell: Cell) -> tuple[str, str, str | None]:
+    """What no two probes share."""
+    return cell.attack, cell.threat.access, cell.network
+
+
+def check_size(subject: Subject, looked: Looked, device: torch.device) -> Iterator[str]:
+    """Parameters and multiply-adds of the final model, by which tables compare costs."""
+    image = subject.run.data.test.x[:1]
+    parameters = sum(parameter.numel() for parameter in looked.module.parameters())
+    adds = (
+        counted(looked.module, image) if subject.evaluated else multiply_adds(looked.module, image.to(device))
+    )
+    cost = subject.record.cost
+    if (parameters, adds) != (cost.parameters, cost.multiply_adds):
+        yield (
+            f"cost: {cost.parameters} parameters and {cost.multiply_adds} multiply-adds, "
+            f"the model has {parameters} and {adds}"
+        )
+
+
+def check_regenerated(subject: Subject, looked: Looked, device: torch.device) -> Iterator[str]:
+    """The quality of regenerated images, where the defense draws any."""
+    found: dict[str, float | None] = {}
+    if isinstance(looked.module, Regenerates):
+        found = regenerate(
+            looked.module,  # type: ignore[arg-type]
+            subject.test,
+            subject.attacks["seen"],
+            seed=subject.seed,
+            device=device,
+        ).metrics
+    claimed = {
+        key: value
+        for key, value in subject.record.metrics.items()
+        if key.startswith(("regenerated_", "adversarial_"))
+    }
+    for key in sorted({*found, *claimed}):
+        one, other = claimed.get(key), found.get(key)
+        same = one is other if one is None or other is None else abs(one - other) <= FAR * abs(other)
+        if not same:
+            yield f"metrics: {key} is {one}, the images regenerated here give {other}"

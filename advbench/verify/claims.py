@@ -1,0 +1,286 @@
+"""What a record claims, recomputed from what else is stored; no model is run and no weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from safetensors.torch import load_file
+
+from advbench.config.identity import code_modules, identity_from
+from advbench.config.options import protocol_of
+from advbench.evaluation.stochastic import JUDGED_BY
+from advbench.external.run_record import eval_metrics
+from advbench.models.factory import one_line
+from advbench.runs.record import attack_entry, metrics_of, per_class_counts, transfer_metric
+from advbench.runs.saved import WEIGHTS
+from advbench.runtime.hashing import PACKAGES, digest, weights_digest
+from advbench.verify.bounds import beyond_the_data
+from advbench.verify.flags import check_audit, equal
+from advbench.verify.report import Report
+from advbench.verify.subject import Subject
+from attacks_pool import InputError
+from defenses import registry
+from leaderboards import CLEAN, PerClass, RecordError, check_run, read_manifest, read_outcomes
+from leaderboards.records.checksums import digest_of
+from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
+from leaderboards.records.record import Role
+
+
+def check_identity(subject: Subject) -> Iterator[str]:
+    """``run.json`` asks for this very run, and its identity is the hash of what it says."""
+    run, record = subject.run, subject.record
+    if not (run.path / MANIFEST).exists():
+        return
+    manifest = read_manifest(run.path)
+    if manifest.config != record.config:
+        keys = [
+            key
+            for key in {**manifest.config, **record.config}
+            if _differs(manifest.config, record.config, key)
+        ]
+        yield f"{MANIFEST}: asked for another {' and '.join(sorted(keys))} than the record's"
+    if manifest.kind != ("eval" if subject.evaluated else "run"):
+        yield f"{MANIFEST}: of another kind of run, {manifest.kind!r}"
+    facts = manifest.more.get("facts")
+    if subject.evaluated or not isinstance(facts, dict):
+        return
+    environment = record.environment
+    claimed = {
+        "data": environment["data"]["fingerprint"],
+        "threads": environment["threads"],
+        "device": str(environment["device"]).partition(" ")[0],
+    }
+    for key, value in claimed.items():
+        if facts.get(key) != value:
+            yield f"{MANIFEST}: {key} is {facts.get(key)!r}, in the record {value!r}"
+    if any(name.partition(".")[0] not in PACKAGES for name in code_modules(run.config)):
+        # The manifest has the hash of this suite alone; other code went into the identity.
+        return
+    try:
+        identity = identity_from(run.config, environment["data"]["name"], facts)
+    except KeyError as error:
+        yield f"{MANIFEST}: its facts lack {error}"
+        return
+    if "surrogate" in facts:
+        identity = digest({"run": identity, "surrogate": facts["surrogate"]})
+    if identity != manifest.identity:
+        yield f"{MANIFEST}: its identity is not the hash of its configuration and its facts"
+
+
+def _differs(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    return key not in one or key not in other or bool(one[key] != other[key])
+
+
+ROUTED = ("router_nmi", "router_overhead")
+OF_THE_MODEL = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim", *ROUTED)
+"""Metrics that no outcomes give: only the model itself can."""
+Claim = Callable[[Subject], Iterator[str]]
+LEEWAY = 50
+"""Passes of a cell over those that its attack declares: 20 draws a gradient, and looks that none declares."""
+
+
+def check_claims(subject: Subject, report: Report) -> None:
+    """Everything that needs neither model nor data: files, counts, metrics, attacks, identity, audit.
+
+    What is wrong goes to ``report.faults``.
+
+    Raises:
+        InputError: the record names what is not here, such as a defense.
+    """
+    for what, claim in CLAIMS.items():
+        before = len(report.faults)
+        try:
+            report.faults += claim(subject)
+        except RecordError as error:
+            report.faults.append(str(error).replace(f"{subject.run.path}/", ""))
+        except InputError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            # A stranger's record may lack what every run of this suite writes.
+            report.faults.append(f"{what}: cannot be recomputed ({one_line(error)})")
+        if what == "files" and len(report.faults) > before:
+            # The rest reads what has just been found damaged.
+            return
+        report.checked.append(what)
+    if not (subject.run.path / MANIFEST).exists():
+        report.notes.append(f"no {MANIFEST}: the run's identity was not checked")
+
+
+def leave_metrics(subject: Subject, report: Report, names: Sequence[str]) -> None:
+    """Say which of these metrics the record has: no outcomes give them, and nobody measured them again."""
+    if others := [name for name in names if name in subject.record.metrics]:
+        report.not_looked_at.append(f"metrics that no outcomes give: {', '.join(others)}")
+
+
+def check_labels(subject: Subject, report: Report) -> None:
+    """What needs the labels of the data set: counts by class, and how many points there are.
+
+    Raises:
+        InputError: the data set is not here.
+    """
+    found = subject.measured
+    cells = {cell.attack: cell.n for cell in subject.record.cells if cell.attack != CLEAN}
+    for attack, count in found:
+        if cells.get(attack.text) != count:
+            said = cells.get(attack.text)
+            report.faults.append(f"{attack.text}: on {said} points, the configuration says {count}")
+    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
+    texts = [attack.text for attack, _ in found]
+    if not report.faults and subject.record.per_class != per_class_counts(
+        subject.run.data, clean[-1], robust[-1], texts
+    ):
+        report.faults.append("per_class: the stored outcomes and the labels give other counts")
+    report.checked.append("counts by class")
+
+
+def without_weights(subject: Subject) -> bool:
+    """Whether the run's weights were left away, all of them: such a run can only be trained again."""
+    names = {stage.weights for stage in subject.record.stages} | {WEIGHTS}
+    return not subject.evaluated and not any((subject.run.path / name).exists() for name in names)
+
+
+def _files(subject: Subject) -> Iterator[str]:
+    directory = subject.run.path
+    if faults := list(beyond_the_data(subject)):
+        yield from faults
+        return
+    # Of a run that is kept without its weights, other files may have been left away too.
+    thin = without_weights(subject)
+    for problem in check_run(directory).problems:
+        if not (thin and problem.endswith(": missing") and problem[:-9] not in (RECORD, OUTCOMES)):
+            yield problem
+
+
+def _weights(subject: Subject) -> Iterator[str]:
+    """The final weights are those of the last stage, tensor by tensor; a copied file is the evaluated one."""
+    path, record = subject.run.path, subject.record
+    if subject.evaluated:
+        spec = record.stages[0].spec
+        if spec.get("copied") and digest_of(path / WEIGHTS) != spec.get("weights_sha256"):
+            yield f"{WEIGHTS}: not the weights that were evaluated: their SHA-256 is another"
+        return
+    for position, stage in enumerate(record.stages):
+        if stage.index != position or stage.weights != f"{STAGES}/{position}.safetensors":
+            yield f"stage {stage.index} stands at place {position}, with weights {stage.weights!r}"
+            return
+    last = path / record.stages[-1].weights
+    if last.is_file() and (path / WEIGHTS).is_file() and not _same_tensors(last, path / WEIGHTS):
+        yield f"{WEIGHTS}: not the weights of the last stage, {record.stages[-1].weights}"
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    return digest_of(one) == digest_of(other) or weights_digest(load_file(one)) == weights_digest(
+        load_file(other)
+    )
+
+
+def _configured(subject: Subject) -> Iterator[str]:
+    """Attacks, protocol and stages follow from the configuration."""
+    record, roles = subject.record, subject.attacks
+    seen = {attack.text: attack.training_text for attack in roles["seen"]}
+    expected = [
+        attack_entry(attack, role, seen.get(attack.text)) for role in get_args(Role) for attack in roles[role]
+    ]
+    if record.attacks != expected:
+        named, meant = [entry.text for entry in record.attacks], [entry.text for entry in expected]
+        other = [text for text in meant if text not in named]
+        what = f": {other[0]} is missing" if other else ""
+        yield f"attacks: not those that the configuration resolves to{what}"
+        return
+    texts = [attack.text for attack in subject.every]
+    if (protocol := protocol_of(texts, subject.points, record.config.get("abstain"))) != record.protocol:
+        yield f"protocol: {record.protocol!r}, its attacks and points give {protocol!r}"
+    infos = {attack.text: attack for attack in subject.every}
+    for cell in record.cells:
+        attack = infos.get(cell.attack)
+        threat = cell.threat.norm, cell.threat.eps, cell.threat.access
+        meant_threat = (attack.info.norm, attack.eps, attack.info.access) if attack else (None, None, "none")
+        if threat != meant_threat:
+            yield f"stage {cell.stage}, {cell.attack}: its threat {threat} is not the attack's {meant_threat}"
+    if not subject.evaluated:
+        yield from _trained(subject)
+
+
+def _trained(subject: Subject) -> Iterator[str]:
+    """Stages, and whether it is to be ranked apart."""
+    record, config = subject.record, subject.run.config
+    texts = [attack.text for attack in subject.attacks["seen"]]
+    met = [[text] for text in texts] if config.regime == "continual" else [texts]
+    if [stage.attacks for stage in record.stages] != [[], *met]:
+        yield "stages: not those that the sequence and the regime give"
+    if registry.resolve(config.defense)[0].info.target_aware != config.target_aware:
+        yield f"target_aware: {config.target_aware} is not so of {config.defense}"
+    for stage in record.stages[1:]:
+        if stage.spec.get("defense") != config.defense:
+            yield f"stage {stage.index} is of defense {stage.spec.get('defense')!r}, not {config.defense!r}"
+
+
+def _metrics(subject: Subject) -> Iterator[str]:
+    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
+    record = subject.record
+    counts = {cell.attack: cell.n for cell in record.cells}
+    points = [counts[attack.text] for attack in subject.every]
+    if subject.evaluated:
+        found = eval_metrics(clean[-1], robust[-1], points)
+    else:
+        seen, unseen = subject.attacks["seen"], subject.attacks["unseen"]
+        found = metrics_of(
+            clean, robust, regime=record.regime, seen=len(seen), unseen=len(unseen), points=points
+        )
+        found |= transfer_metric(record.audit.probes, [attack.text for attack in seen])
+    claimed = {key: value for key, value in record.metrics.items() if key not in OF_THE_MODEL}
+    for key in sorted({*found, *claimed}):
+        if key not in claimed or key not in found or not equal(claimed[key], found[key]):
+            said, meant = claimed.get(key, "not there"), found.get(key, "nothing of this name")
+            yield f"metrics: {key} is {said}, the stored outcomes give {meant}"
+
+
+def _passes(subject: Subject) -> Iterator[str]:
+    """No more passes than the attacks can have taken; `implausible` looks at what nothing else bounds."""
+    infos = {attack.text: attack for attack in subject.every}
+    classes = int(subject.record.environment["data"]["classes"])
+    for cell in subject.record.cells:
+        attack = infos.get(cell.attack)
+        if attack is None:
+            most: tuple[int, int] | None = (JUDGED_BY * cell.n, 0)
+        else:
+            declared = attack.info.passes(attack.knobs, classes)
+            most = declared and (
+                LEEWAY * (declared[0] + 1) * cell.n,
+                LEEWAY * (declared[1] + 1) * cell.n,
+            )
+        if most and (cell.forwards > most[0] or cell.backwards > most[1]):
+            yield (
+                f"stage {cell.stage}, {cell.attack}: {cell.forwards} forward and {cell.backwards} backward "
+                f"passes, no more than {most[0]} and {most[1]} are possible on {cell.n} points"
+            )
+
+
+def _classes(subject: Subject) -> Iterator[str]:
+    """Counts by class add up; which point is of which class only the labels tell."""
+    rows: list[PerClass] = subject.record.per_class
+    last = {
+        cell.attack: cell for cell in subject.record.cells if cell.stage == subject.record.stages[-1].index
+    }
+    if not rows:
+        yield "per_class: empty"
+        return
+    totals = {CLEAN: sum(row.clean_correct for row in rows)}
+    totals |= {attack.text: sum(row.robust.get(attack.text, 0) for row in rows) for attack in subject.every}
+    for attack, total in totals.items():
+        if total != last[attack].robust:
+            yield f"per_class: {attack} adds up to {total}, the last stage has {last[attack].robust}"
+
+
+CLAIMS: Mapping[str, Claim] = {
+    "files": _files,
+    "weights": _weights,
+    "attacks and protocol": _configured,
+    "passes": _passes,
+    "metrics": _metrics,
+    "sums by class": _classes,
+    "identity": check_identity,
+    "audit": check_audit,
+}

@@ -1,0 +1,199 @@
+"""Whether a model knows the test points: its accuracy on them, and on points that the numbers are not of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from scipy.stats import fisher_exact
+
+from advbench.audit.comparisons import LARGEST_P, LEAST_DIFFERENCE
+from advbench.audit.memorisation import CODE
+from advbench.data import Split
+from advbench.data.registry import FOLDER
+from advbench.evaluation.evaluate import evaluate
+from advbench.verify.report import Report
+from advbench.verify.subject import Looked, Subject
+from attacks_pool import Attack
+from attacks_pool.calling.randomness import keyed_generator
+from leaderboards import CLEAN
+
+MOST_POINTS, MOST_ATTACKED = 2000, 500
+"""Points of each group, drawn anew by each verification: clean, and under an attack."""
+LEAST_NEAR_ALL = 0.02
+FEWER_ERRORS = 4
+CHEAP = 100
+"""Forward passes a point up to which an attack of the record is repeated on other points."""
+MEASURED, TRAINING, VALIDATION, UNMEASURED = (
+    "measured test points",
+    "training points",
+    "validation points",
+    "unmeasured test points",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that are looked at together; ``numbers`` are their places in ``split``."""
+
+    name: str
+    split: Split
+    numbers: range
+
+    def drawn(self, seed: int) -> Split:
+        """At most ``MOST_POINTS`` of them, in a random order that ``seed`` gives."""
+        generator = keyed_generator("memorised", seed, self.name, self.numbers.start)
+        chosen = torch.randperm(len(self.numbers), generator=generator)[:MOST_POINTS] + self.numbers.start
+        return Split(self.split.x[chosen], self.split.y[chosen])
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of ``points`` points of a group, ``right`` are right under ``attack`` (or ``clean``)."""
+
+    group: str
+    attack: str
+    points: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """right / points."""
+        return self.right / self.points
+
+
+def check_memorised(
+    subject: Subject, looked: Looked, device: torch.device, report: Report, seed: int
+) -> None:
+    """Compare the final model's accuracy on measured test points with that on other points.
+
+    The others are test points that no attack of the record met, where there are any, the validation points
+    (a tenth of the training images, on which no defense trains) and training points. An honest model does
+    not know one test point better than another, and is no better on test points than on those that it was
+    fitted to. Both are asked clean and under the cheapest attack of the record.
+
+    The report gets all accuracies, and a fault where the measured points lead by 5 points, or by 2 with a
+    quarter of the errors, and p is below 0.01 over the number of comparisons (Fisher's exact test,
+    one-sided). A folder of images may hold test images that are easier than its training images: there only
+    unmeasured test points refute.
+
+    What this cannot see: a model that learnt a few test points only, a slight gain from learning test points
+    beside all training points, and a model that learnt the validation points too. Only training again shows
+    how a model was trained.
+    """
+    attack = _cheapest(subject)
+    measured, others = _groups(subject)
+    splits = {group.name: group.drawn(seed) for group in (*measured, *others)}
+    found = {
+        name: list(_accuracies(subject, looked, device, name, split, attack))
+        for name, split in splits.items()
+        if len(split)
+    }
+    report.accuracies = [{**vars(one), "accuracy": one.accuracy} for some in found.values() for one in some]
+    pairs = [
+        (one.name, other.name)
+        for place, one in enumerate(measured)
+        for other in (*measured[place + 1 :], *others)
+    ]
+    compared = [
+        (one, other)
+        for name, rival in pairs
+        if name in found and rival in found
+        for one, other in zip(found[name], found[rival], strict=True)
+    ]
+    folder = subject.run.dataset.startswith(FOLDER)
+    for line, rival in better(compared):
+        harder = folder and rival in (TRAINING, VALIDATION)
+        (report.notes if harder else report.faults).append(f"{CODE}: {line}")
+    report.checked.append("accuracy on test points beside others")
+
+
+def better(pairs: Sequence[tuple[Found, Found]]) -> Iterator[tuple[str, str]]:
+    """Lines for the pairs whose first accuracy is significantly above the second; each with the rival group.
+
+    Args:
+        pairs: all that are compared; the first of each are measured test points.
+    """
+    for one, other in pairs:
+        if not _far(one, other):
+            continue
+        table = [[one.right, one.points - one.right], [other.right, other.points - other.right]]
+        p = float(fisher_exact(table, alternative="greater").pvalue)
+        if p < LARGEST_P / len(pairs):
+            yield (
+                (
+                    f"{one.attack}: {100 * one.accuracy:.1f} % of {one.points} {one.group}, "
+                    f"{100 * other.accuracy:.1f} % of {other.points} {other.group} (p {p:.2g})"
+                ),
+                other.group,
+            )
+
+
+def _far(one: Found, other: Found) -> bool:
+    """Whether the lead is more than one between two fair samples of images, however many points show it.
+
+    That is 5 points or, where accuracies are close to 100 %, 2 points and a quarter of the errors.
+    """
+    lead = one.accuracy - other.accuracy
+    fewer = (1 - other.accuracy) >= FEWER_ERRORS * (1 - one.accuracy)
+    return lead >= LEAST_DIFFERENCE or (lead >= LEAST_NEAR_ALL and fewer)
+
+
+def shown(accuracies: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line for each attack: its accuracy on every group of points."""
+    for attack in dict.fromkeys(one["attack"] for one in accuracies):
+        parts = [
+            f"{100 * one['accuracy']:.1f} % of {one['points']} {one['group']}"
+            for one in accuracies
+            if one["attack"] == attack
+        ]
+        yield f"{attack}: {', '.join(parts)}"
+
+
+def _cheapest(subject: Subject) -> Attack | None:
+    """The attack of the record that takes fewest passes; None where all are dear or do not say."""
+    costs = [(cost[0], attack) for attack in subject.every if (cost := attack.info.passes(attack.knobs))]
+    cheap = [pair for pair in costs if pair[0] <= CHEAP]
+    return min(cheap, key=lambda pair: pair[0])[1] if cheap else None
+
+
+def _groups(subject: Subject) -> tuple[list[Group], list[Group]]:
+    """Measured test points, in parts that the same attacks met, and what they are compared with."""
+    data = subject.run.data
+    ends = sorted({0, *(count for _, count in subject.measured)})
+    parts = list(pairwise(ends))
+    measured = [
+        Group(
+            MEASURED if len(parts) == 1 else f"{MEASURED} {start} to {stop - 1}",
+            data.test,
+            range(start, stop),
+        )
+        for start, stop in parts
+    ]
+    others = [
+        Group(UNMEASURED, data.test, range(ends[-1], len(data.test))),
+        Group(VALIDATION, data.validation, range(len(data.validation))),
+        Group(TRAINING, data.train, range(len(data.train))),
+    ]
+    return measured, [group for group in others if len(group.numbers)]
+
+
+def _accuracies(
+    subject: Subject, looked: Looked, device: torch.device, name: str, split: Split, attack: Attack | None
+) -> Iterator[Found]:
+    attacked = min(len(split), MOST_ATTACKED)
+    row = evaluate(
+        looked.view,
+        split,
+        [] if attack is None else [(attack, attacked)],
+        stage=subject.record.stages[-1].index,
+        seed=subject.seed,
+        stochastic=looked.stochastic,
+        device=device,
+    )
+    yield Found(name, CLEAN, len(split), int(row.clean.sum()))
+    if attack is not None:
+        yield Found(name, attack.text, attacked, int(row.robust[0].sum()))

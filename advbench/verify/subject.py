@@ -1,0 +1,193 @@
+"""What is verified: a run with its attacks, its points and, stage by stage, its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advbench.config.resolve import parsed
+from advbench.data import Split
+from advbench.evaluation.abstaining import check_abstain
+from advbench.evaluation.evaluate import LOOKED_AT, View
+from advbench.evaluation.stochastic import is_stochastic
+from advbench.external import Foreign, Source, load_foreign
+from advbench.external.files import EXPORTED, SCRIPTS
+from advbench.external.load import ROBUSTBENCH, TORCHVISION
+from advbench.external.run_record import NOT_KEPT
+from advbench.models import MODELS
+from advbench.runs.saved import EVALUATED, WEIGHTS, Run
+from attacks_pool import Attack, InputError, pool
+from attacks_pool.metadata import parse_number, whole_number
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The model of one stage: what evaluation asks for views, the module itself, whether chance is in it."""
+
+    view: View
+    module: nn.Module
+    stochastic: bool
+    declared: bool
+    transfer: bool
+
+
+class Subject:
+    """A run to verify.
+
+    Args:
+        run: the run, trusted or not.
+        attacks: by role, bound as its configuration says.
+        weights: of an evaluated model: the file that the record names and the run has no copy of.
+    """
+
+    def __init__(self, run: Run, attacks: dict[str, list[Attack]], *, weights: Path | None = None) -> None:
+        self.run, self.record, self.attacks = run, run.record, attacks
+        self.weights = weights
+        self.evaluated = run.record.regime == EVALUATED
+        self.seed: int = run.record.config["seed"]
+
+    @property
+    def every(self) -> list[Attack]:
+        """The attacks in the record's order."""
+        return [attack for role in ("seen", "unseen", "eval") for attack in self.attacks[role]]
+
+    @property
+    def points(self) -> dict[str, int]:
+        """How many points, from the first on, attacks are measured on, as the configuration says."""
+        found: dict[str, int] = self.record.config["points"]
+        return found
+
+    def limits(self, available: int) -> list[int]:
+        """The same for each attack, of so many test points."""
+        default = self.points.get("default", available)
+        return [min(self.points.get(attack.name, default), available) for attack in self.every]
+
+    @cached_property
+    def measured(self) -> list[tuple[Attack, int]]:
+        """Each attack with its number of points."""
+        return list(zip(self.every, self.limits(len(self.run.data.test)), strict=True))
+
+    @cached_property
+    def test(self) -> Split:
+        """The test points, on the CPU, as they were evaluated."""
+        size = max(count for _, count in self.measured)
+        test = self.run.data.test
+        return Split(test.x[:size], test.y[:size])
+
+    def missing(self) -> list[str]:
+        """Weights that the record names and that are not there."""
+        names = [stage.weights for stage in self.record.stages if stage.weights != NOT_KEPT]
+        return [name for name in names if not (self.run.path / name).is_file()]
+
+    def look(self, stage: int, device: torch.device) -> Looked:
+        """The model of a stage, on ``device`` and in eval mode.
+
+        Raises:
+            InputError: weights that are missing, damaged or not those of the record, or code without trust.
+        """
+        if self.evaluated:
+            model: nn.Module = self.foreign.model.to(device).eval()
+            return self._looked(lambda _: model, model, device, declared=False, transfer=False)
+        defense = self.run.stage(stage).to(device)
+        info = defense.info
+        return self._looked(defense.view, defense, device, declared=info.stochastic, transfer=info.transfer)
+
+    def _looked(
+        self, view: View, module: nn.Module, device: torch.device, *, declared: bool, transfer: bool
+    ) -> Looked:
+        # As the evaluator does it: with the same draws.
+        chance = declared or is_stochastic(view(None), self.test.x[:LOOKED_AT].to(device), self.seed)
+        return Looked(view, module, chance, declared, transfer)
+
+    @cached_property
+    def foreign(self) -> Foreign:
+        """The evaluated model, loaded again from what the record says of it.
+
+        Raises:
+            InputError: nothing says how, its weights are not here or not those that were evaluated, or it is
+                code without trust.
+        """
+        config = self.record.config
+        found = load_foreign(
+            self._source(),
+            self.run.data,
+            seed=self.seed,
+            name=config["defense"],
+            abstain=check_abstain(config.get("abstain")),
+        )
+        known = self.record.stages[0].spec
+        # A script has no weights that can be told apart from its program: its file is compared.
+        keys = [key for key in ("state_sha256", "weights_sha256") if known.get(key) and found.origin.get(key)]
+        if not keys or found.origin[keys[0]] != known[keys[0]]:
+            raise InputError(
+                f"run {self.record.id}: the model found as {found.origin['model']!r} is not the one that was "
+                "evaluated: its weights have another SHA-256"
+            )
+        return found
+
+    def _source(self) -> Source:
+        spec: dict[str, Any] = self.record.stages[0].spec
+        text, name = str(spec.get("model")), spec.get("weights")
+        start = f"run {self.record.id} evaluated {text!r}"
+        script = Path(text).suffix in (*SCRIPTS, EXPORTED)
+        if not (script or ":" in text or text in MODELS):
+            raise InputError(f"{start}, a module given to Python: nothing here says how to build it again")
+        zoo = text.startswith((TORCHVISION, ROBUSTBENCH)) or text in MODELS
+        if not (script or zoo or self.run.trust):
+            raise InputError(f"{start}, and loading it imports that code: add --trust if you trust it")
+        file = self.weights
+        if file is None and spec.get("copied"):
+            file = self.run.path / WEIGHTS
+        if file is None and (script or name is not None):
+            raise InputError(
+                f"{start} with weights {name!r}, which the run has no copy of: give --weights FILE"
+            )
+        return Source(
+            model=str(file) if script else text,
+            weights=None if script else file,
+            threat=spec.get("threat"),
+            mean=self._channels(spec, "mean"),
+            std=self._channels(spec, "std"),
+            trust=self.run.trust,
+        )
+
+    def _channels(self, spec: dict[str, Any], key: str) -> tuple[float, ...] | None:
+        """One number a channel, where the record has them."""
+        found = spec.get(key)
+        if found is None:
+            return None
+        if not isinstance(found, list) or any(type(value) not in (int, float) for value in found):
+            raise InputError(f"run {self.record.id}: its stage has {key}={found!r}, not a list of numbers")
+        return tuple(parse_number(key, value) for value in found)
+
+
+def subject_of(run: Run, *, weights: Path | None = None) -> Subject:
+    """What a run says that it is, ready to be verified; no model is built yet.
+
+    Raises:
+        InputError: a configuration that is not one of this program's, or attacks that are not here.
+    """
+    if run.record.regime != EVALUATED:
+        run.check_trust()
+        if weights is not None:
+            raise InputError("--weights goes with records of advbench eval; a run has its own")
+        from advbench.config.resolve import bound_attacks
+
+        return Subject(run, bound_attacks(run.config))
+    config = run.record.config
+    texts, points = config.get("eval"), config.get("points")
+    if not isinstance(texts, list) or not isinstance(points, dict):
+        raise InputError(
+            f"run {run.record.id}: its config has no eval and points, as advbench eval writes them"
+        )
+    if any(not isinstance(text, str) for text in texts):
+        raise InputError(f"run {run.record.id}: its config has an attack in eval that is no text")
+    for key, value in points.items():
+        whole_number(f"run {run.record.id}: points of {key!r}", value)
+    bound = [pool.bind(name, knobs) for name, knobs in parsed(texts)]
+    return Subject(run, {"seen": [], "unseen": [], "eval": bound}, weights=weights)

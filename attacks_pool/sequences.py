@@ -1,0 +1,276 @@
+"""One attack at growing strength, as a sequence: ``curriculum:pgd:eps=0.05..0.2,stages=3``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attacks_pool.errors import InputError
+from attacks_pool.metadata import Value, parse_number
+
+if TYPE_CHECKING:
+    from attacks_pool.attack import Attack
+    from attacks_pool.registry import Pool
+import random
+from collections.abc import Iterable
+from typing import TypeVar, get_args
+
+from attacks_pool.errors import unknown
+from attacks_pool.metadata import FAMILIES, AttackInfo, Norm
+
+
+def parse_attacks(text: str) -> list[tuple[str, dict[str, Value]]]:
+    """Names and knobs, in order; knob values stay text.
+
+    A piece with ``=`` and no name continues the attack before it, so commas may part both.
+
+    >>> parse_attacks("fgsm,pgd:eps=4/255,steps=50,cw")
+    [('fgsm', {}), ('pgd', {'eps': '4/255', 'steps': '50'}), ('cw', {})]
+
+    Raises:
+        InputError: empty text, an empty piece, a knob without an attack or given twice.
+    """
+    if not text.strip():
+        raise InputError("the list of attacks is empty: write for example fgsm,pgd,cw")
+    attacks: list[tuple[str, dict[str, Value]]] = []
+    for piece in (part.strip() for part in text.split(",")):
+        head, equals, value = piece.partition("=")
+        name, colon, knob = head.rpartition(":") if equals else (piece, "", "")
+        if not equals or colon:
+            if not name.strip():
+                raise InputError(f"{text!r} has an attack without a name")
+            attacks.append((name.strip().lower() if ":" not in name else name.strip(), {}))
+        else:
+            knob = head
+        if not equals:
+            continue
+        if not attacks:
+            raise InputError(f"{piece!r} stands before any attack: write NAME:{piece}")
+        if not knob.strip() or not value.strip():
+            raise InputError(f"{piece!r} cannot be read: write knob=value")
+        if knob.strip() in attacks[-1][1]:
+            raise InputError(f"{attacks[-1][0]}: knob {knob.strip()!r} is given twice")
+        attacks[-1][1][knob.strip()] = value.strip()
+    return attacks
+
+
+def attack_name(text: str) -> str:
+    """The name in the text of one attack; names of other libraries have a colon of their own.
+
+    >>> attack_name("pgd:eps=0.1"), attack_name("ta:PGD:eps=0.1"), attack_name("ta:PGD")
+    ('pgd', 'ta:PGD', 'ta:PGD')
+    """
+    head, equals, _ = text.partition("=")
+    return head.rpartition(":")[0] if equals else head
+
+
+NEVER_DRAWN = ("ensemble",)
+"""Families that measure and do not train: what they are made of is in the pool by itself."""
+Task = TypeVar("Task")
+
+
+def sample(
+    infos: Sequence[AttackInfo],
+    k: int,
+    seed: int,
+    families: Iterable[str] | None = None,
+    norms: Iterable[str] | None = None,
+    images: tuple[int, int, int] | None = None,
+) -> list[str]:
+    """Names of ``k`` different attacks: a family is drawn again only when all others are used as often.
+
+    Args:
+        infos: what can be drawn; ensembles never are.
+        k: how many.
+        seed: decides which.
+        families, norms: restrict what is drawn.
+        images: (C, H, W) of the images that the attacks must be able to treat.
+
+    Raises:
+        InputError: ``k`` below 1 or more than there are, unknown family or norm.
+    """
+    groups = _grouped(infos, families, norms, images)
+    available = sum(map(len, groups.values()))
+    if not 1 <= k <= available:
+        raise InputError(f"cannot sample {k} attacks: between 1 and {available} are to be had")
+    draw = random.Random(seed)
+    for names in groups.values():
+        draw.shuffle(names)
+    chosen: list[str] = []
+    while len(chosen) < k:
+        order = sorted(family for family, names in groups.items() if names)
+        draw.shuffle(order)
+        chosen += [groups[family].pop() for family in order][: k - len(chosen)]
+    return chosen
+
+
+def split_families(
+    infos: Sequence[AttackInfo],
+    seed: int,
+    unseen: int = 1,
+    families: Iterable[str] | None = None,
+    norms: Iterable[str] | None = None,
+    images: tuple[int, int, int] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Seen and unseen families, sorted: no attack of an unseen family is ever trained against.
+
+    Args:
+        infos, families, norms, images: as for :func:`sample`.
+        seed: decides which.
+        unseen: how many families are held out; at least one stays seen.
+
+    Raises:
+        InputError: as many families as that are not there.
+    """
+    known = sorted(_grouped(infos, families, norms, images))
+    if not 1 <= unseen < len(known):
+        raise InputError(
+            f"cannot hold {unseen} families out: there are {len(known)} ({', '.join(known) or 'none'}), and "
+            "one must stay"
+        )
+    held = random.Random(f"families {seed}").sample(known, unseen)
+    return [family for family in known if family not in held], sorted(held)
+
+
+def meta_tasks(attacks: Sequence[Task], n: int, seed: int) -> list[tuple[list[Task], Task]]:
+    """``n`` tasks of meta-learning: the attacks to meta-train with, and a different one to meta-test with.
+
+    Every attack is the meta-test one equally often, as far as ``n`` allows, in an order drawn with ``seed``
+    (arXiv:2404.03340 holds one known attack out at each step).
+
+    Raises:
+        InputError: fewer than two attacks, or ``n`` below 1.
+    """
+    if len(attacks) < 2:
+        raise InputError(f"meta-tasks need two attacks or more, not {len(attacks)}")
+    if n < 1:
+        raise InputError(f"cannot draw {n} meta-tasks: draw at least 1")
+    draw = random.Random(f"tasks {seed}")
+    order: list[int] = []
+    while len(order) < n:
+        order += draw.sample(range(len(attacks)), len(attacks))
+    return [
+        ([attack for index, attack in enumerate(attacks) if index != held], attacks[held])
+        for held in order[:n]
+    ]
+
+
+def _grouped(
+    infos: Iterable[AttackInfo],
+    families: Iterable[str] | None,
+    norms: Iterable[str] | None,
+    images: tuple[int, int, int] | None,
+) -> dict[str, list[str]]:
+    """Names by family, of the attacks that may be drawn."""
+    wanted_families = _checked("family", families, [name for name in FAMILIES if name not in NEVER_DRAWN])
+    wanted_norms = _checked("norm", norms, get_args(Norm))
+    groups: dict[str, list[str]] = {}
+    for info in sorted(infos, key=lambda info: info.name):
+        if (
+            info.family not in NEVER_DRAWN
+            and (wanted_families is None or info.family in wanted_families)
+            and (wanted_norms is None or info.norm in wanted_norms)
+            and _treats(info, images)
+        ):
+            groups.setdefault(info.family, []).append(info.name)
+    return groups
+
+
+def _treats(info: AttackInfo, images: tuple[int, int, int] | None) -> bool:
+    if images is None:
+        return True
+    channels, height, width = images
+    return (info.channels is None or channels in info.channels) and min(height, width) >= info.min_side
+
+
+def _checked(kind: str, given: Iterable[str] | None, allowed: Iterable[str]) -> set[str] | None:
+    if given is None:
+        return None
+    allowed = list(allowed)
+    wanted = {given} if isinstance(given, str) else set(given)
+    for name in sorted(wanted):
+        if name not in allowed:
+            raise unknown(kind, name, allowed)
+    return wanted
+
+
+RANGE = ".."
+"""Stands between the ends of a knob that a curriculum moves."""
+MOST_STAGES = 1000
+
+
+def from_lists(
+    pool: Pool,
+    name: str,
+    knobs: Mapping[str, Value | Sequence[Value]],
+    budget: str | None,
+    training: Mapping[str, Value] | None,
+) -> list[Attack]:
+    """The attack with the first values of all lists among ``knobs``, with the second ones, and so on.
+
+    Raises:
+        InputError: no list, lists of several lengths, or a strength that stands twice.
+    """
+    moving = {knob: list(values) for knob, values in knobs.items() if isinstance(values, list | tuple)}
+    lengths = {len(values) for values in moving.values()}
+    if len(lengths) != 1 or lengths == {0}:
+        raise InputError(f"a curriculum of {name!r} needs lists of one length: eps=[0.05, 0.1, 0.2]")
+    stages = [dict(zip(moving, values, strict=True)) for values in zip(*moving.values(), strict=True)]
+    attacks = [_stage(pool, name, {**knobs, **moved}, moved, budget, training) for moved in stages]
+    if len({attack.text for attack in attacks}) < len(attacks):
+        raise InputError(f"a curriculum of {name!r} has the same strength twice")
+    return attacks
+
+
+def from_text(
+    pool: Pool,
+    name: str,
+    knobs: Mapping[str, Value],
+    budget: str | None,
+    training: Mapping[str, Value] | None,
+) -> list[Attack]:
+    """The attack at ``stages`` strengths: knobs written ``FROM..TO`` go from the one to the other.
+
+    An end may be a fraction (``2/255..8/255``). Ends are exact, what lies between is rounded to ten digits,
+    in knobs that are whole numbers to those.
+
+    Raises:
+        InputError: no knob moves, ``stages`` is missing or out of range, or an end is no number.
+    """
+    moving = {knob: str(value) for knob, value in knobs.items() if RANGE in str(value)}
+    if not name or not moving or "stages" not in knobs or "stages" in moving:
+        shown = name or "pgd"
+        raise InputError(f"this curriculum cannot be read: write curriculum:{shown}:eps=0.05..0.2,stages=3")
+    count = parse_number("stages", knobs["stages"])
+    if count != int(count) or not 2 <= count <= MOST_STAGES:
+        raise InputError(f"stages={knobs['stages']} must be a whole number from 2 to {MOST_STAGES}")
+    declared = pool.info(name).all_knobs()
+    whole = {knob for knob, spec in declared.items() if spec.value_type is int}
+    paths: dict[str, list[Value]] = {}
+    for knob, text in moving.items():
+        path = _path(f"{name}.{knob}", text, int(count))
+        paths[knob] = [round(value) for value in path] if knob in whole else list(path)
+    fixed = {knob: value for knob, value in knobs.items() if knob not in {"stages", *moving}}
+    return from_lists(pool, name, {**fixed, **paths}, budget, training)
+
+
+def _path(label: str, text: str, count: int) -> list[float]:
+    ends = [parse_number(label, end.strip()) for end in text.split(RANGE)]
+    if len(ends) != 2:
+        raise InputError(f"{label}={text} cannot be read: write FROM..TO")
+    low, high = ends
+    inner = [low + (high - low) * stage / (count - 1) for stage in range(1, count - 1)]
+    return [low, *(float(f"{value:.10g}") for value in inner), high]
+
+
+def _stage(
+    pool: Pool,
+    name: str,
+    knobs: Mapping[str, Any],
+    moved: Mapping[str, Value],
+    budget: str | None,
+    training: Mapping[str, Value] | None,
+) -> Attack:
+    """One strength, which training has too unless ``training`` says otherwise."""
+    own = {knob: value for knob, value in moved.items() if knob != "eps"}
+    return pool.bind(name, knobs, budget=budget, training={**own, **(training or {})})

@@ -1,0 +1,1 @@
+"""The defenses, one file each; a new file here is found without any list."""

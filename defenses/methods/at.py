@@ -1,0 +1,46 @@
+"""Adversarial training, in sequence or jointly."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defenses.base import Defense, Stage
+from defenses.metadata import DefenseInfo
+from defenses.parts.mixing import Mix, craft_batch
+from defenses.registry import register
+
+
+@register
+class AT(Defense):
+    """Adversarial training: L = CE(f(x̃), y), x̃ crafted on the current f (Madry et al., arXiv:1706.06083).
+
+    In the continual regime this is sequential adversarial training, the lower bound of continual defense;
+    in the joint regime (alias ``joint``) one stage meets all attacks, its upper bound.
+
+    Args:
+        model: the classifier.
+        mix: how a joint batch meets the attacks; ``split`` (default) costs as much as one attack.
+        seed: determines every draw.
+    """
+
+    info = DefenseInfo(
+        name="at", paper="1706.06083", regimes=("continual", "joint"), aliases={"joint": "joint"}
+    )
+
+    def __init__(self, model: nn.Module, *, mix: Mix = "split", seed: int = 0) -> None:
+        super().__init__(model, seed=seed)
+        self.mix = mix
+
+    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
+        """CE(f(x̃), y)."""
+        x_adv, y_adv = craft_batch(
+            self.craft,
+            stage.attacks,
+            x,
+            y,
+            mix=self.mix,
+            generator=self.generator,
+            predict=self,
+        )
+        return F.cross_entropy(self(x_adv), y_adv)

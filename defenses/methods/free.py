@@ -1,0 +1,149 @@
+"""Free adversarial training: one backward pass for the weights and the perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attacks_pool.attack import Attack
+from attacks_pool.norms import steepest
+from attacks_pool.search.slopes import usable
+from defenses.base import Defense, Stage
+from defenses.metadata import DefenseInfo
+from defenses.parts.ball import Ball, check_norms
+from defenses.parts.checks import at_least_one
+from defenses.registry import register
+
+Batch = tuple[Tensor, Tensor]
+
+
+@register
+class Free(Defense):
+    """Adversarial training for free (Shafahi et al., arXiv:1904.12843); it replays each batch m times.
+
+        z = clip(x + δ),    g_θ, g_z = ∇_{θ, z} CE(f(z), y)   in one backward pass,
+        θ ← the optimizer's step with g_θ,    δ ← Π(δ + eps · sign g_z),
+
+    Π onto the ball of the stage's attack (of which norm, linf or l2, and eps are taken; l2 steps along
+    g/‖g‖). δ starts at 0 and goes on from batch to batch, as in the paper, and here from stage to stage. The
+    paper does not clip to the image range; its code does, and takes the gradient through the clip, which
+    leaves a clipped pixel's δ where it is for ever. Images with black grounds suffer from that, so g_z is the
+    gradient at the clipped image here.
+
+    Budget: one replay is one training step. With ``epochs`` epochs of B batches it therefore makes as many
+    optimizer steps as any other defense, epochs · B, and sees only one batch of every m: that is the paper's
+    division of the epochs by m, without a need for whole numbers. Of the m batches that come while one is
+    replayed, each is as likely to be the next. A step costs one forward and one backward pass, no more than
+    plain training. A joint batch is split over the attacks, by stride.
+
+    Args:
+        model: the classifier.
+        replays: m; the paper has 8 for CIFAR-10 and 4 for ImageNet.
+        seed: determines every draw.
+
+    Raises:
+        InputError: m below 1.
+    """
+
+    info = DefenseInfo(name="free", paper="1904.12843", regimes=("continual", "joint"))
+
+    def __init__(self, model: nn.Module, *, replays: int = 4, seed: int = 0) -> None:
+        super().__init__(model, seed=seed)
+        at_least_one(replays=replays)
+        self.replays = replays
+        self._delta: Tensor | None = None
+        self._points: Tensor | None = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._held: Batch | None = None
+        self._next: Batch | None = None
+        self._replayed = 0
+
+    def check_attacks(self, attacks: Sequence[Attack]) -> None:
+        """Norms linf and l2.
+
+        Raises:
+            InputError: no attack, or one of another norm.
+        """
+        super().check_attacks(attacks)
+        check_norms(self.info.name, attacks)
+
+    def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
+        """Let the batches go; δ stays."""
+        self._let_go()
+
+    def step(
+        self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
+    ) -> dict[str, float]:
+        """One replay: θ and δ both move by the gradients of one backward pass."""
+        losses = super().step(*self._batch(x, y), stage, optimizer)
+        points, self._points = self._points, None
+        if points is not None and points.grad is not None and self._delta is not None:
+            ahead = torch.zeros_like(self._delta)
+            for share, ball in _shares(stage.attacks):
+                slope = usable(points.grad[share], points.detach()[share])
+                ahead[: len(points)][share] = ball.eps * steepest(slope, ball.norm)
+            self._delta = _project(self._delta + ahead, stage.attacks)
+        return losses
+
+    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
+        """CE(f(clip(x + δ)), y)."""
+        # Projected before it is used too: the ball may be another than a step ago.
+        self._delta = _project(_grown(self._delta, x), stage.attacks)
+        self._points = (x + self._delta[: len(x)]).clamp(0, 1).requires_grad_()
+        return F.cross_entropy(self(self._points), y)
+
+    def training_state(self) -> dict[str, Any]:
+        """Adds the batch that is held, the one that may be next, how often it was replayed, and δ."""
+        more = {"held": self._held, "next": self._next, "delta": self._delta, "replayed": self._replayed}
+        return {**super().training_state(), **more}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Puts them back, on the defense's device."""
+        super().load_training_state(state)
+        self._held, self._next = _moved(state["held"], self.device), _moved(state["next"], self.device)
+        delta: Tensor | None = state["delta"]
+        self._delta = None if delta is None else delta.to(self.device)
+        self._replayed = int(state["replayed"])
+
+    def _batch(self, x: Tensor, y: Tensor) -> Batch:
+        """The batch to replay, now that another has come."""
+        if int(torch.randint(max(self._replayed, 1), (1,), generator=self.generator)) == 0:
+            self._next = (x, y)
+        if self._held is None or self._replayed == self.replays:
+            self._held, self._next, self._replayed = self._next, None, 0
+        assert self._held is not None
+        self._replayed += 1
+        return self._held
+
+
+def _shares(attacks: Sequence[Attack]) -> Iterator[tuple[slice, Ball]]:
+    """Rows of a batch, by stride, and the ball that they are in."""
+    for number, attack in enumerate(attacks):
+        yield slice(number, None, len(attacks)), Ball.of(attack)
+
+
+def _project(delta: Tensor, attacks: Sequence[Attack]) -> Tensor:
+    """Π(δ)."""
+    moved = delta.clone()
+    for share, ball in _shares(attacks):
+        moved[share] = ball.shrink(delta[share])
+    return moved
+
+
+def _grown(delta: Tensor | None, x: Tensor) -> Tensor:
+    """δ with a row for each image of ``x``; new ones are 0."""
+    if delta is None:
+        return torch.zeros_like(x)
+    if len(delta) >= len(x):
+        return delta
+    return torch.cat([delta, torch.zeros_like(x[len(delta) :])])
+
+
+def _moved(batch: Sequence[Tensor] | None, device: torch.device) -> Batch | None:
+    return None if batch is None else (batch[0].to(device), batch[1].to(device))

@@ -1,0 +1,266 @@
+"""LoRKD: a jointly robust teacher decomposed into a shared backbone and one low-rank expert a family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attacks_pool.attack import Attack
+from attacks_pool.calling.randomness import key_seed
+from attacks_pool.errors import InputError, unknown
+from attacks_pool.losses import log_probabilities
+from defenses.base import Stage
+from defenses.metadata import DefenseInfo
+from defenses.parts.checks import needs_float32
+from defenses.parts.lowrank import (
+    CLEAN,
+    AdaptedConv2d,
+    AdaptedDefense,
+    ConvRouter,
+    Route,
+    Task,
+    TaskBatchNorm,
+    adapted,
+)
+from defenses.parts.lowrank.tasks import nearest
+from defenses.registry import register
+
+Choose = Literal["oracle", "router"]
+
+
+@register
+class LoRKD(AdaptedDefense):
+    """Low-rank knowledge decomposition (Zhou et al., arXiv:2404.17184), of robustness by attack family.
+
+    First the classifier f becomes a jointly robust teacher: L = CE(f(x̃), y) on batches that are shared out
+    in equal parts among the attacks and clean images. Then a frozen copy of it teaches its decomposition into
+    a shared backbone W, which starts as the teacher, and low-rank experts, W_e = W + s·B_e A_e, one for each
+    family of the attacks and one for clean images:
+
+        L = CE(f_e(x̃), y) + λ·T²·KL(p_T(teacher(x̃)) ‖ p_T(f_e(x̃))),   p_T a softmax at temperature T.
+
+    All samples of a mixed batch take one forward pass, each through the expert of its own family, and batch
+    norm has statistics for each expert: gradients are separated exactly. An expert merges into a plain
+    network (:meth:`expert`) whose state dict loads into the classifier's own architecture.
+
+    Who chooses the expert: ``oracle``, the attack (a family that was not met gets the clean expert); or
+    ``router``, a small network trained beside the experts to name the family of x̃, whose softmax weights mix
+    the experts, so that attacks differentiate through it.
+
+    Departures: the paper decomposes a medical foundation model by anatomical region into experts that are
+    smaller than it; here teacher and experts have one architecture, and families of attacks are the tasks.
+    Clean images get an expert of their own, since whatever is evaluated sees them too. The teacher takes the
+    share ``teacher_share`` of the stage's epochs, so that the whole costs as many optimizer steps as any
+    other defense; each of the two parts has a whole learning-rate schedule. Adapters are thin convolutions,
+    as in MoLA-Grad. The authors' T is 10, on features. A further stage decomposes anew. Of the ranks, scales
+    and λ tried on the digits' validation split these were the best (``docs/tuning.md``).
+
+    Args:
+        model: the classifier, with a convolution.
+        rank: r, the rank of an expert.
+        scale: s.
+        lambda_kl: λ, weight of the transfer.
+        temperature: T.
+        teacher_share: the share of a stage's epochs that trains the teacher.
+        choose: ``oracle`` or ``router``.
+        router_width: channels of the router's first convolution.
+        router_depth: its convolutions of stride 2, each twice as wide as the one before.
+        channels: of the images; by default what the classifier's first convolution takes.
+        seed: determines every draw.
+
+    Raises:
+        InputError: a parameter out of range, or a network without a convolution; in ``fit``, attacks of fewer
+            than two families.
+    """
+
+    info = DefenseInfo(name="lorkd", paper="2404.17184", regimes=("joint",), target_aware=True)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rank: int = 8,
+        scale: float = 4.0,
+        lambda_kl: float = 1.0,
+        temperature: float = 1.0,
+        teacher_share: float = 0.5,
+        choose: Choose = "oracle",
+        router_width: int = 16,
+        router_depth: int = 1,
+        channels: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not (math.isfinite(lambda_kl) and lambda_kl >= 0):
+            raise InputError(f"lambda_kl={lambda_kl} must be at least 0 and finite")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise InputError(f"temperature={temperature} must be above 0 and finite")
+        if not 0 < teacher_share < 1:
+            raise InputError(f"teacher_share={teacher_share} must be above 0 and below 1")
+        if choose not in get_args(Choose):
+            raise unknown("choose", choose, get_args(Choose))
+        super().__init__(model, rank=rank, scale=scale, seed=seed)
+        self.lambda_kl, self.temperature, self.teacher_share = lambda_kl, temperature, teacher_share
+        if choose == "router":
+            needs_float32("lorkd with choose=router", model)
+        self.choose, self.router_width, self.router_depth = choose, router_width, router_depth
+        self.channels = channels
+        self.router: ConvRouter | None = None
+        self.decomposed = False
+        # In a tuple, so that it is neither a submodule nor among the weights.
+        self._teacher: tuple[nn.Module, ...] = ()
+
+    def begin(self, stage: Stage) -> None:
+        """Experts that change nothing yet, for clean images and each family; the teacher comes first."""
+        for module in adapted(self.model):
+            module.remove_tasks()
+        self.tasks, self.router, self.decomposed = [], None, False
+        families = dict.fromkeys(attack.info.family for attack in stage.attacks)
+        self._add_experts([CLEAN, *map(Task.of_family, families)])
+
+    def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
+        """Let the teacher go; after a single step there was no time for more than it."""
+        if not self.decomposed:
+            self._decompose()
+        self._teacher = ()
+
+    def step(
+        self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
+    ) -> dict[str, float]:
+        """One batch for the teacher or, after its share of the stage, for the experts."""
+        if stage.done >= self.teacher_share and not self.decomposed:
+            self._decompose()
+        done, share = stage.done, self.teacher_share
+        part = (done - share) / (1 - share) if self.decomposed else done / share
+        for group in optimizer.param_groups if optimizer is not None else ():
+            group["lr"] = stage.plan.learning_rate(part)
+        return super().step(x, y, stage, optimizer)
+
+    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
+        """CE for the teacher; CE + λ·T²·KL(teacher ‖ expert) for experts, and the router's own loss."""
+        x_adv, labels, tasks = self.task_batch(x, y, stage)
+        if not self.decomposed:
+            return {"loss": F.cross_entropy(self(x_adv), labels)}
+        logits = self.by_task(x_adv, tasks)
+        ce, kl = F.cross_entropy(logits, labels), self._divergence_from_teacher(x_adv, logits)
+        terms = {"loss": ce + self.lambda_kl * kl, "ce": ce, "kl": kl}
+        if self.router is not None:
+            terms["router"] = F.cross_entropy(self.router(x_adv), tasks)
+            terms["loss"] = terms["loss"] + terms["router"]
+        return terms
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of the teacher to be, then of the clean expert or of the router's mixture."""
+        if self.router is None or not self.decomposed or self.routing.route.chosen:
+            return super().forward(x)
+        with self.routing.along(Route(weights=self.router_weights(x))):
+            return super().forward(x)
+
+    def router_weights(self, x: Tensor) -> Tensor:
+        """(N, E) weights of the experts, clean images first, which sum to 1; E is 0 without a router."""
+        if self.router is None:
+            return x.new_zeros(len(x), 0)
+        weights: Tensor = self.router(x).to(x.dtype).softmax(1)
+        return weights
+
+    def route_for(self, attack: Attack | None) -> Route:
+        """The teacher is crafted on itself, an expert on the expert, the router's mixture on the mixture."""
+        if not self.decomposed or self.router is not None:
+            return Route()
+        return Route(task=nearest(self.tasks, attack))
+
+    def view(self, attack: Attack | None) -> nn.Module:
+        """The oracle's plain expert for the attack's family; with a router the defense itself."""
+        if self.choose == "router":
+            return self
+        return self.merged(nearest(self.tasks, attack) if self.decomposed else None)
+
+    def expert(self, family: str) -> nn.Module:
+        """The plain network of a family, or of ``clean``, in eval mode.
+
+        Raises:
+            InputError: no such expert.
+        """
+        names = [task.family for task in self.tasks]
+        if family not in names:
+            raise unknown("expert", family, names)
+        return self.merged(names.index(family))
+
+    def spec(self) -> dict[str, Any]:
+        """Adds whether experts, or the teacher to be, are in use."""
+        return {**super().spec(), "decomposed": self.decomposed}
+
+    def load_spec(self, spec: dict[str, Any]) -> None:
+        """Experts for the tasks of ``spec``."""
+        self._add_experts([Task(**task) for task in spec["tasks"][len(self.tasks) :]])
+        self.decomposed = bool(spec["decomposed"])
+        self._set_route()
+
+    def training_state(self) -> dict[str, Any]:
+        """Adds the teacher, which exists while the experts train."""
+        teacher = [module.state_dict() for module in self._teacher]
+        return {**super().training_state(), "teacher": teacher[0] if teacher else None}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Rebuilds the teacher, a plain network of the classifier's architecture."""
+        super().load_training_state(state)
+        self._teacher = ()
+        if state["teacher"] is not None:
+            teacher = self.merged(None).requires_grad_(False)
+            teacher.load_state_dict(state["teacher"])
+            self._teacher = (teacher,)
+
+    def _decompose(self) -> None:
+        """The backbone as it is becomes the teacher; the experts start from it."""
+        self._teacher = (self.merged(None).requires_grad_(False),)
+        for module in adapted(self.model):
+            if isinstance(module, TaskBatchNorm):
+                module.restart()
+        self.decomposed = True
+        self._set_route()
+
+    def _set_route(self) -> None:
+        """Without being told, the oracle's defense takes the clean expert."""
+        oracle = self.decomposed and self.choose == "oracle"
+        self.routing.route = Route(task=0) if oracle else Route()
+
+    def _add_experts(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self.add_task(task)
+        if self.choose == "router" and self.router is None and tasks:
+            first = next(module for module in adapted(self.model) if isinstance(module, AdaptedConv2d))
+            self.router = ConvRouter(
+                self.channels or first.in_channels,
+                len(self.tasks),
+                width=self.router_width,
+                depth=self.router_depth,
+                seed=key_seed("router", self.seed),
+            ).to(first.weight)
+        self._set_route()
+
+    def _divergence_from_teacher(self, x: Tensor, logits: Tensor) -> Tensor:
+        """T²·KL(teacher ‖ expert), mean over the batch."""
+        with torch.no_grad():
+            taught = self._teacher[0](x).to(logits.dtype)
+        self.passes.forwards += len(x)
+        student, teacher = (log_probabilities(value / self.temperature) for value in (logits, taught))
+        kl = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+        return self.temperature**2 * kl
+
+    def check_attacks(self, attacks: Sequence[Attack]) -> None:
+        """Whether these attacks are of two families or more.
+
+        Raises:
+            InputError: they are not.
+        """
+        families = {attack.info.family for attack in attacks}
+        if len(families) < 2:
+            given = f"all of {next(iter(families))}" if families else "none"
+            raise InputError(
+                f"lorkd needs attacks of two families or more, an expert each: these are {given}"
+            )
+        super().check_attacks(attacks)

@@ -1,0 +1,93 @@
+"""N-FGSM: single-step adversarial training around strong noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attacks_pool.attack import Attack
+from attacks_pool.calling.guard import buffers_kept, untouched
+from attacks_pool.calling.randomness import normal, uniform
+from attacks_pool.losses import cross_entropy
+from attacks_pool.norms import l2_norm, steepest
+from attacks_pool.search.ascent import input_gradient
+from defenses.base import Defense, Stage
+from defenses.metadata import DefenseInfo
+from defenses.parts.ball import Ball, check_norms
+from defenses.parts.checks import above_zero, not_negative
+from defenses.parts.mixing import craft_batch
+from defenses.registry import register
+
+
+@register
+class NFGSM(Defense):
+    """Noise and one signed step (de Jorge et al., arXiv:2202.01181), not projected: L = CE(f(x̃), y).
+
+        x_η = x + η,  η ~ U(−k·eps, k·eps),    x̃ = x_η + α·eps · sign ∇ CE(f(x_η), y).
+
+    Neither the noise nor x̃ is brought back into the ball: that x̃ may lie (k + α)·eps away is the method. Both
+    stay in the image range [0, 1], as in the authors' code. The gradient is taken in eval mode, like every
+    crafting here; theirs in train mode. Of the stage's attack norm and eps are taken. The paper treats linf;
+    for l2 the noise has a uniform direction and a length from U(0, k·eps), and the step follows g/‖g‖. A
+    joint batch is split over the attacks.
+
+    Args:
+        model: the classifier.
+        k: size of the noise in eps; 2 in the paper.
+        alpha: α, length of the step in eps; 1 in the paper.
+        seed: determines every draw.
+
+    Raises:
+        InputError: k negative, α not above 0, or one that is not finite.
+    """
+
+    info = DefenseInfo(name="n-fgsm", paper="2202.01181", regimes=("continual", "joint"))
+
+    def __init__(self, model: nn.Module, *, k: float = 2.0, alpha: float = 1.0, seed: int = 0) -> None:
+        super().__init__(model, seed=seed)
+        not_negative(k=k)
+        above_zero(alpha=alpha)
+        self.k, self.alpha = k, alpha
+
+    def check_attacks(self, attacks: Sequence[Attack]) -> None:
+        """Norms linf and l2.
+
+        Raises:
+            InputError: no attack, or one of another norm.
+        """
+        super().check_attacks(attacks)
+        check_norms(self.info.name, attacks)
+
+    def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
+        """CE(f(x̃), y)."""
+        x_adv, _ = craft_batch(
+            self.noisy_step,
+            stage.attacks,
+            x,
+            y,
+            mix="split",
+            generator=self.generator,
+            predict=self,
+        )
+        return F.cross_entropy(self(x_adv), y)
+
+    def noise(self, ball: Ball, x: Tensor) -> Tensor:
+        """η like ``x``."""
+        size = self.k * ball.eps
+        if ball.norm == "linf":
+            return uniform(x, self.generator, -size, size)
+        direction = normal(x, self.generator)
+        length = uniform(x[:, :1, :1, :1], self.generator, 0.0, size)
+        return direction / l2_norm(direction).clamp_min(1e-12) * length
+
+    def noisy_step(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+        """x̃ (N, C, H, W)."""
+        if not len(x):
+            return x.clone()
+        ball = Ball.of(attack)
+        x_noisy = (x + self.noise(ball, x)).clamp(0, 1)
+        with attack.within(), buffers_kept(self), untouched(self), self.searched(x) as model:
+            gradient, _, _ = input_gradient(model, x_noisy, y, cross_entropy)
+        return (x_noisy + self.alpha * ball.eps * steepest(gradient, ball.norm)).clamp(0, 1)

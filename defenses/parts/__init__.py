@@ -1,0 +1,1 @@
+"""Parts that several defenses are made of."""

@@ -1,0 +1,133 @@
+"""A classifier seen as an encoder and its last linear layer, and a small decoder from features to images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from attacks_pool.calling.guard import buffers_kept, evaluation_mode
+from attacks_pool.errors import InputError
+
+WIDTH = 32
+"""Channels of the decoder's hidden layers."""
+SMALLEST = 4
+"""Pixels a side, at most, from which the decoder doubles."""
+
+
+def linear_layers(model: nn.Module, user: str) -> dict[str, nn.Linear]:
+    """The linear layers of ``model`` by name; ``user`` is who needs one.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if not found:
+        kind = type(model).__name__
+        raise InputError(f"{user} splits a classifier at its last nn.Linear, and this {kind} has none")
+    return found
+
+
+def find_head(model: nn.Module, x: Tensor, user: str) -> str:
+    """The name of the linear layer that gives the logits, found by one pass of images ``x`` (N, C, H, W).
+
+    What comes before it is the encoder. The model is left as it is.
+
+    Raises:
+        InputError: no linear layer gives the logits, or nothing before it has parameters to train.
+    """
+    layers = linear_layers(model, user)
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        def hook(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
+            outputs.pop(name, None)
+            # A copy: what follows may write into it.
+            outputs[name] = output.clone()
+
+        return layers[name].register_forward_hook(hook)
+
+    handles = [keep(name) for name in layers]
+    try:
+        with torch.no_grad(), evaluation_mode(model), buffers_kept(model):
+            logits = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()  # type: ignore[attr-defined]
+    for name in reversed(outputs):
+        if torch.equal(outputs[name], logits):
+            if not encoder_parameters(model, name):
+                raise InputError(f"{user} trains what comes before the last nn.Linear: here that is nothing")
+            return name
+    kind = type(model).__name__
+    raise InputError(f"{user} needs an nn.Linear that gives the logits, and none of this {kind}'s does")
+
+
+def encoder_parameters(model: nn.Module, head: str) -> dict[str, nn.Parameter]:
+    """The parameters by name that ask for gradients, without those of the layer called ``head``."""
+    own = {id(parameter) for parameter in model.get_submodule(head).parameters()}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in own
+    }
+
+
+def encode(
+    model: nn.Module, head: str, x: Tensor, tensors: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Flattened features (N, F), which are the input of the layer called ``head``, and logits (N, K).
+
+    ``tensors`` stand for the model's own parameters and buffers of those names. Both results are float32 at
+    least, whatever autocast makes of them.
+    """
+    found: list[Tensor] = []
+
+    def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0])
+
+    handle = model.get_submodule(head).register_forward_pre_hook(keep)
+    try:
+        logits = model(x) if tensors is None else functional_call(model, dict(tensors), (x,))
+    finally:
+        handle.remove()
+    return at_least_float32(found[-1].flatten(1)), at_least_float32(logits)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor, out of 16 bits: too coarse for a softmax."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+class Decoder(nn.Module):
+    """Features (N, F) to images (N, C, H, W) in [0, 1].
+
+    A linear map to 4×4 pixels or fewer, then doublings with a 3×3 convolution each, smooth throughout and
+    without batch norm, so that it decodes alike in train and eval mode.
+
+    Args:
+        features: F.
+        image: (C, H, W).
+    """
+
+    def __init__(self, features: int, image: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, *size = image
+        sizes = [(size[0], size[1])]
+        while max(sizes[0]) > SMALLEST:
+            sizes.insert(0, ((sizes[0][0] + 1) // 2, (sizes[0][1] + 1) // 2))
+        self.sizes = sizes[1:]
+        # From one pixel this is a linear map, but no nn.Linear: the classifier's last one stays the last.
+        self.first = nn.ConvTranspose2d(features, WIDTH, sizes[0])
+        self.layers = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in self.sizes)
+        self.last = nn.Conv2d(WIDTH, channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Images (N, C, H, W)."""
+        hidden = F.silu(self.first(features[:, :, None, None]))
+        for size, layer in zip(self.sizes, self.layers, strict=True):
+            hidden = F.silu(layer(F.interpolate(hidden, size=size)))
+        return at_least_float32(torch.sigmoid(self.last(hidden)))

@@ -1,0 +1,26 @@
+"""Low-rank adapters on the convolutions of any network: one a task, all of them in one pass."""
+
+from defenses.parts.lowrank.batchnorm import TaskBatchNorm
+from defenses.parts.lowrank.contrast import nmi, task_contrast
+from defenses.parts.lowrank.convolution import AdaptedConv2d
+from defenses.parts.lowrank.defense import AdaptedDefense
+from defenses.parts.lowrank.network import adapted, inject, merged
+from defenses.parts.lowrank.router import ConvRouter
+from defenses.parts.lowrank.routing import Route, Routing
+from defenses.parts.lowrank.tasks import CLEAN, Task
+
+__all__ = [
+    "CLEAN",
+    "AdaptedConv2d",
+    "AdaptedDefense",
+    "ConvRouter",
+    "Route",
+    "Routing",
+    "Task",
+    "TaskBatchNorm",
+    "adapted",
+    "inject",
+    "merged",
+    "nmi",
+    "task_contrast",
+]

@@ -1,0 +1,240 @@
+"""One stage under way: epochs and batches, where it stands, and how it goes on from a snapshot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks_pool.calling.batches import check_batch
+from attacks_pool.calling.guard import Passes, count_passes
+from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator
+from attacks_pool.errors import InputError
+from defenses.training.augment import augment
+from defenses.training.packing import detached, map_tensors
+from defenses.training.plan import TrainPlan
+from defenses.training.selection import Best
+from defenses.training.snapshot import DefenseState, Snapshot
+from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
+
+if TYPE_CHECKING:
+    from defenses.base import Defense
+
+
+class Training:
+    """What ``Defense.fit`` runs between ``begin`` and ``end``.
+
+    Args:
+        defense: the defense, ready for the stage.
+        data: re-iterable clean batches.
+        stage: the stage.
+        progress: called after each batch; what it raises stops training, after a snapshot.
+        validation: held-out batches for ``select="val-robust"``.
+        checkpoint: called with a snapshot after each epoch.
+    """
+
+    def __init__(
+        self,
+        defense: Defense,
+        data: Batches,
+        stage: Stage,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        validation: Batches | None = None,
+        checkpoint: Callable[[Snapshot], None] | None = None,
+    ) -> None:
+        self.defense, self.data, self.stage = defense, data, stage
+        self.progress, self.checkpoint = progress, checkpoint
+        self.optimizer = defense.configure_optimizer(stage.plan)
+        chosen = stage.plan.select == "val-robust" and validation is not None
+        self.best = Best(defense, stage, validation) if chosen and validation is not None else None
+        self.history: list[dict[str, float]] = []
+        self.epoch = self.batch = 0
+        self.prepared = False
+        self.sums: dict[str, float] = {}
+        self.passes = Passes()
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Stand where ``snapshot`` was taken; its state is in the defense already.
+
+        Raises:
+            InputError: it is of another stage or another plan.
+        """
+        plan, index = self.stage.plan, self.stage.index
+        if snapshot.stage != index or snapshot.epoch > plan.epochs:
+            raise InputError(
+                f"this snapshot is of stage {snapshot.stage}, epoch {snapshot.epoch + 1}: "
+                f"not of stage {index} of {plan.epochs} epochs"
+            )
+        if (self.optimizer is None) != (snapshot.optimizer is None):
+            raise InputError("this snapshot was taken with another optimizer")
+        if self.optimizer is not None and snapshot.optimizer is not None:
+            _load_optimizer(self.optimizer, self.defense, snapshot.optimizer)
+        if self.best is not None and snapshot.best is not None:
+            self.best.accuracy = snapshot.best["accuracy"]
+            self.best.state = map_tensors(snapshot.best["weights"], detached)
+        self.history = [dict(losses) for losses in snapshot.history]
+        self.epoch, self.batch, self.sums = snapshot.epoch, snapshot.batch, dict(snapshot.sums)
+        self.passes = Passes(*snapshot.passes)
+
+    def run(self) -> list[dict[str, float]]:
+        """Train what is left; the mean losses of each epoch."""
+        with count_passes(self.defense) as passes:
+            passes.forwards, passes.backwards = self.passes.forwards, self.passes.backwards
+            self.passes = passes
+            try:
+                while self.epoch < self.stage.plan.epochs:
+                    self._epoch()
+            finally:
+                self.defense.unprepare()
+        self.defense.passes.forwards += passes.forwards
+        self.defense.passes.backwards += passes.backwards
+        if self.best is not None:
+            self.best.restore()
+        return self.history
+
+    def snapshot(self) -> Snapshot:
+        """Where training stands now; it holds copies."""
+        best, optimizer = self.best, self.optimizer
+        return Snapshot(
+            state=DefenseState.of(self.defense),
+            stage=self.stage.index,
+            epoch=self.epoch,
+            batch=self.batch,
+            optimizer=None if optimizer is None else _optimizer_state(optimizer, self.defense),
+            history=[dict(losses) for losses in self.history],
+            sums=dict(self.sums),
+            passes=(self.passes.forwards, self.passes.backwards),
+            best=None if best is None else {"accuracy": best.accuracy, "weights": dict(best.state)},
+        )
+
+    def _save(self) -> None:
+        # Weights that are no numbers any more are nothing to go on from: the snapshot before stays the last.
+        if self.checkpoint is not None and all(
+            bool(parameter.isfinite().all()) for parameter in self.defense.parameters()
+        ):
+            self.checkpoint(self.snapshot())
+
+    def _epoch(self) -> None:
+        """The rest of the present epoch."""
+        data, defense, index = self.data, self.defense, self.stage.index
+        if not self.batch:
+            # Keyed, not carried on: an epoch draws the same whether or not the ones before it ran just now.
+            defense.generator = keyed_generator("defense", defense.seed, index, self.epoch)
+        if hasattr(data, "set_epoch"):
+            data.set_epoch((index - 1) * 100_000 + self.epoch)
+        batches = len(data) if isinstance(data, Sized) else 0
+        for number, batch in enumerate(data):
+            if number >= self.batch:
+                self._batch(number, batches, *pair_of(batch))
+        if not self.batch:
+            raise InputError("data has no batches")
+        self.history.append({name: value / self.batch for name, value in self.sums.items()})
+        self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
+        if self.best is not None:
+            self.best.consider()
+        self._save()
+
+    def _batch(self, number: int, batches: int, images: Tensor, labels: Tensor) -> None:
+        defense, stage, plan, epoch = self.defense, self.stage, self.stage.plan, self.epoch
+        device = defense.device
+        x, y = check_batch(images.to(device), labels.to(device))
+        if not len(x):
+            raise InputError(f"batch {number + 1} of the data is empty")
+        if not self.prepared:
+            defense.prepare(x, plan)
+            self.prepared = True
+        share = number / batches if batches else 0.0
+        now = replace(stage, done=(epoch + share) / plan.epochs)
+        _set_rate(self.optimizer, plan.learning_rate(now.done))
+        warmth = plan.warmth(epoch + share)
+        if warmth < 1:
+            now = replace(now, attacks=tuple(attack.scaled(warmth) for attack in stage.attacks))
+        if plan.augmentation:
+            x = augment(x, plan.augmentation, defense.generator)
+        defense.train()
+        # Dropout and the like draw from the global state, which is the caller's.
+        with isolated_randomness(key_seed("step", defense.seed, stage.index, epoch, number), device):
+            losses = defense.step(x, y, now, self.optimizer)
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise TrainingDivergedError(
+                f"{defense.info.name}: the loss is not a number at stage {stage.index}, epoch {epoch + 1}, "
+                f"step {number + 1}: {losses}"
+            )
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.batch = number + 1
+        if self.progress is not None:
+            try:
+                self.progress(Progress(stage.index, epoch + 1, plan.epochs, self.batch, batches, losses))
+            except BaseException:
+                # Whoever listens stops training here, between two steps.
+                self._save()
+                raise
+
+
+def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch.
+
+    Raises:
+        InputError: it is no pair of tensors.
+    """
+    if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch):
+        return batch[0], batch[1]
+    found = ", ".join(type(one).__name__ for one in batch) if isinstance(batch, Sequence) else ""
+    given = f"{type(batch).__name__} ({found})" if found else type(batch).__name__
+    raise InputError(f"a batch must be two tensors, images and labels, not {given}")
+
+
+def check_data(data: Batches, plan: TrainPlan, validation: Batches | None) -> None:
+    """Refuse what a stage cannot be trained on.
+
+    Raises:
+        InputError: batches that are empty or cannot be read twice, or validation missing.
+    """
+    if plan.select == "val-robust" and validation is None:
+        raise InputError("select='val-robust' needs validation batches: fit(..., validation=...)")
+    for name, batches in (("data", data), ("validation", validation)):
+        # Not iter(batches): that would draw a seed for a DataLoader, or start its workers.
+        if isinstance(batches, Iterator):
+            raise InputError(
+                f"{name} is an iterator, used up after one epoch: give a DataLoader or a list of batches"
+            )
+        if isinstance(batches, Sized) and len(batches) == 0:
+            raise InputError(f"{name} has no batches")
+
+
+def _set_rate(optimizer: torch.optim.Optimizer | None, rate: float) -> None:
+    for group in optimizer.param_groups if optimizer is not None else ():
+        group["lr"] = rate
+
+
+def _names(optimizer: torch.optim.Optimizer, defense: nn.Module) -> list[str]:
+    """The parameters in the optimizer's order; one that the defense does not name has its place instead."""
+    known = {id(parameter): name for name, parameter in defense.named_parameters()}
+    every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [known.get(id(parameter), f"#{place}") for place, parameter in enumerate(every)]
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, defense: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = map_tensors(optimizer.state_dict(), detached)
+    return {**state, "names": _names(optimizer, defense)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, defense: nn.Module, saved: dict[str, Any]) -> None:
+    """Momentum and the like, to each parameter by its name: a rebuilt structure may order them otherwise."""
+    now, before = _names(optimizer, defense), saved["names"]
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    if sorted(now) != sorted(before) or groups != [len(group["params"]) for group in saved["param_groups"]]:
+        raise InputError("this snapshot's optimizer has other parameters than the defense")
+    places = {before.index(name): place for place, name in enumerate(now)}
+    state = {places[place]: values for place, values in saved["state"].items()}
+    numbers = iter(range(len(now)))
+    saved_groups = [
+        {**group, "params": [next(numbers) for _ in group["params"]]} for group in saved["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": map_tensors(state, detached), "param_groups": saved_groups})

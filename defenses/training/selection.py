@@ -1,0 +1,51 @@
+"""Which epoch of a stage is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attacks_pool.calling.randomness import keyed_generator
+from attacks_pool.search.ascent import wrong
+from defenses.training.stage import Batches, Stage
+
+if TYPE_CHECKING:
+    from defenses.base import Defense
+
+
+class Best:
+    """Remembers the epoch that stands up best to the stage's attacks on validation data."""
+
+    def __init__(self, defense: Defense, stage: Stage, validation: Batches) -> None:
+        self.defense, self.stage, self.validation = defense, stage, validation
+        self.accuracy = -1.0
+        self.state: dict[str, Tensor] = {}
+
+    def consider(self) -> None:
+        """Measure the present epoch, and remember it where it is better than all before."""
+        accuracy = self._robust_accuracy()
+        if accuracy > self.accuracy:
+            self.accuracy = accuracy
+            self.state = {name: value.detach().clone() for name, value in self.defense.state_dict().items()}
+
+    def restore(self) -> None:
+        """Put the best epoch's weights back."""
+        self.defense.load_state_dict(self.state)
+
+    def _robust_accuracy(self) -> float:
+        right = total = 0
+        self.defense.eval()
+        for batch, (images, labels) in enumerate(self.validation):
+            x, y = images.to(self.defense.device), labels.to(self.defense.device)
+            survived = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            with torch.no_grad():
+                survived &= ~wrong(self.defense(x), y)
+            for number, attack in enumerate(self.stage.attacks):
+                draws = keyed_generator("validation", self.defense.seed, self.stage.index, batch, number)
+                x_adv = attack(self.defense, x, y, generator=draws)
+                with torch.no_grad():
+                    survived &= ~wrong(self.defense(x_adv), y)
+            right, total = right + int(survived.sum()), total + len(x)
+        return right / max(total, 1)
