@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 __all__ = ["Run", "RunConfig", "TakeOutput", "__version__", "evaluate_model", "load_run", "run"]
 
 _HOMES = {
-    "run": "advbench.benchmark",
+    "run": "advbench.benchmark.run",
     "evaluate_model": "advbench.external.evaluate_model",
-    "RunConfig": "advbench.config",
+    "RunConfig": "advbench.config.options",
     "Run": "advbench.runs.saved",
     "load_run": "advbench.runs.saved",
     "TakeOutput": "attacks_pool.calling.logits",
