@@ -5,6 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from advbench.runtime.version import __version__
+
 if TYPE_CHECKING:
     from advbench.benchmark.run import run
     from advbench.config.options import RunConfig
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
     from advbench.runs.saved import Run, load_run
     from attacks_pool.calling.logits import TakeOutput
 
-__version__ = "0.1.0"
 __all__ = ["Run", "RunConfig", "TakeOutput", "__version__", "evaluate_model", "load_run", "run"]
 
 _HOMES = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,6 @@ class Attack:
     def __deepcopy__(self, _memo: object) -> Attack:
         # Nothing in it changes.
         return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By name, as functions are pickled: metadata hold functions that have none.
-        return _from_pool, (self.name, dict(self.knobs), dict(self.training_knobs), self.training)
 
     @property
     def name(self) -> str:
@@ -139,16 +135,6 @@ class Attack:
         if self.training and self.info.kind == "minimal-norm" and self.info.norm is not None:
             x_adv = project(x_adv, x, self.eps, self.info.norm)
         return x_adv
-
-
-def _from_pool(
-    name: str, knobs: Mapping[str, Value], training_knobs: Mapping[str, Value], training: bool
-) -> Attack:
-    """A pickled attack again; its limits, which were the process's, stay behind."""
-    from attacks_pool.registry import pool
-
-    entry = pool.entry(name)
-    return Attack(entry.info, entry.function, knobs, training_knobs, training)
 
 
 def canonical(name: str, knobs: Mapping[str, Value]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import inspect
 import pkgutil
@@ -11,11 +12,10 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from attacks_pool import adapters
-from attacks_pool import sequences as curriculum
 from attacks_pool.attack import Attack, AttackFunction
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import AttackInfo, Value, default_eps
-from attacks_pool.sequences import parse_attacks, sample, split_families
+from attacks_pool.sequences import from_lists, from_text, parse_attacks, sample, split_families
 
 ENTRY_POINTS = "advbench.attacks"
 SAMPLE, CURRICULUM = "sample", "curriculum"
@@ -160,7 +160,7 @@ class Pool:
                 attacks += self._sampled(name, knobs, budget, seed, overrides, images)
             elif name == CURRICULUM or name.startswith(CURRICULUM + ":"):
                 moved = name.partition(":")[2].lower()
-                attacks += curriculum.from_text(self, moved, knobs, budget, overrides.get(moved))
+                attacks += from_text(self, moved, knobs, budget, overrides.get(moved))
             else:
                 attacks.append(self.bind(name, knobs, budget=budget, training=overrides.get(name)))
         _refuse_repeats(attacks)
@@ -221,7 +221,7 @@ class Pool:
             InputError: no list, lists of several lengths, a strength that stands twice, or what
                 :meth:`get` refuses.
         """
-        return curriculum.from_lists(self, name, knobs, budget, training)
+        return from_lists(self, name, knobs, budget, training)
 
     def _infos(self) -> list[AttackInfo]:
         self._load()
@@ -304,3 +304,19 @@ pool = Pool()
 register = pool.register
 
 sample_sequence = pool.sample_sequence
+
+
+def _from_pool(
+    name: str, knobs: Mapping[str, Value], training_knobs: Mapping[str, Value], training: bool
+) -> Attack:
+    """A pickled attack again; its limits, which were the process's, stay behind."""
+    entry = pool.entry(name)
+    return Attack(entry.info, entry.function, knobs, training_knobs, training)
+
+
+def _reduced(attack: Attack) -> tuple[Any, ...]:
+    """An attack by its name, as functions are pickled: metadata hold functions that have none."""
+    return _from_pool, (attack.name, dict(attack.knobs), dict(attack.training_knobs), attack.training)
+
+
+copyreg.pickle(Attack, _reduced)

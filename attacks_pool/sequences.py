@@ -1,22 +1,21 @@
-"""One attack at growing strength, as a sequence: ``curriculum:pgd:eps=0.05..0.2,stages=3``."""
+"""Sequences of attacks: read from text, grown in strength by a curriculum, or drawn from the pool.
+
+The text form is ``pgd``, ``pgd:eps=4/255,steps=50``, or several attacks separated by commas. A curriculum is
+one attack at growing strength: ``curriculum:pgd:eps=0.05..0.2,stages=3``. The same seed draws the same
+sequence on every machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args
 
-from attacks_pool.errors import InputError
-from attacks_pool.metadata import Value, parse_number
+from attacks_pool.errors import InputError, unknown
+from attacks_pool.metadata import FAMILIES, AttackInfo, Norm, Value, parse_number
 
 if TYPE_CHECKING:
     from attacks_pool.attack import Attack
-    from attacks_pool.registry import Pool
-import random
-from collections.abc import Iterable
-from typing import TypeVar, get_args
-
-from attacks_pool.errors import unknown
-from attacks_pool.metadata import FAMILIES, AttackInfo, Norm
 
 
 def parse_attacks(text: str) -> list[tuple[str, dict[str, Value]]]:
@@ -199,8 +198,27 @@ RANGE = ".."
 MOST_STAGES = 1000
 
 
+class Binder(Protocol):
+    """Attacks by name; :class:`attacks_pool.Pool` is one."""
+
+    def info(self, name: str) -> AttackInfo:
+        """The metadata of an attack."""
+        ...
+
+    def bind(
+        self,
+        name: str,
+        knobs: Mapping[str, Any],
+        *,
+        budget: str | None = None,
+        training: Mapping[str, Value] | None = None,
+    ) -> Attack:
+        """An attack with its knobs fixed."""
+        ...
+
+
 def from_lists(
-    pool: Pool,
+    pool: Binder,
     name: str,
     knobs: Mapping[str, Value | Sequence[Value]],
     budget: str | None,
@@ -223,7 +241,7 @@ def from_lists(
 
 
 def from_text(
-    pool: Pool,
+    pool: Binder,
     name: str,
     knobs: Mapping[str, Value],
     budget: str | None,
@@ -264,7 +282,7 @@ def _path(label: str, text: str, count: int) -> list[float]:
 
 
 def _stage(
-    pool: Pool,
+    pool: Binder,
     name: str,
     knobs: Mapping[str, Any],
     moved: Mapping[str, Value],

@@ -22,11 +22,12 @@ from defenses.training.fit import Training, check_data
 from defenses.training.plan import TrainPlan
 from defenses.training.snapshot import Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
+from defenses.training.trainable import Trainable
 
 __all__ = ["Batches", "Defense", "Progress", "Stage", "TrainingDivergedError"]
 
 
-class Defense(nn.Module):
+class Defense(Trainable):
     """A classifier with a way to train it; ``forward`` gives logits, so any attack can be pointed at it.
 
     Subclasses name themselves in ``info`` and usually write only :meth:`loss`. Constructor parameters are
@@ -214,11 +215,6 @@ class Defense(nn.Module):
         self.stages = int(state["stages"])
         self.generator.set_state(state["generator"])
         self.passes = Passes(int(state["forwards"]), int(state["backwards"]))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def precision(self, plan: TrainPlan) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 autocast where the plan asks for it, see ``TrainPlan.mixed_precision``."""

@@ -15,7 +15,7 @@ import pytest
 
 from advbench.cli import doctor
 from advbench.cli import main as cli
-from advbench.cli.doctor import Check, collision, examine, installed_packages, works, zoo_checks
+from advbench.cli.doctor import Finding, collision, examine, installed_packages, works, zoo_checks
 from attacks_pool import pool
 
 OLD, NEW = b"old = True\n", b"new = True\n"
@@ -40,7 +40,7 @@ ZOO = {"robustbench/__init__.py": NEW, "robustbench/utils.py": NEW, "robustbench
 ATTACKS = {"torchattacks/__init__.py": b"", "robustbench/__init__.py": OLD, "robustbench/data.py": NEW}
 
 
-def seen(site: Path) -> Check | None:
+def seen(site: Path) -> Finding | None:
     """What the doctor says of the colliding folder."""
     return collision(installed_packages([str(site)]))
 
@@ -73,7 +73,7 @@ def test_zoo_alone_and_neither(tmp_path: Path) -> None:
     """Without torchattacks there is nothing to warn of, without both nothing to say."""
     assert seen(tmp_path) is None
     install(tmp_path, "robustbench", "1.1.1", ZOO)
-    assert seen(tmp_path) == Check("robustbench files", "ok", "all 3 are as robustbench installed them")
+    assert seen(tmp_path) == Finding("robustbench files", "ok", "all 3 are as robustbench installed them")
 
 
 def test_attacks_alone_bring_a_false_zoo(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def loader(*missing: str, broken: str = "") -> Callable[[str], Any]:
     return load
 
 
-def named(checks: list[Check], name: str) -> Check:
+def named(checks: list[Finding], name: str) -> Finding:
     """The one check of this name."""
     (found,) = [check for check in checks if check.name == name]
     return found
@@ -164,7 +164,7 @@ def test_command_prints_and_tells_by_its_exit_code(
     status: Any, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As lines and as JSON."""
-    check = Check("thing", status, "so it is", "pip install thing")
+    check = Finding("thing", status, "so it is", "pip install thing")
     monkeypatch.setattr(doctor, "examine", lambda: [check])
     assert cli.invoke(["doctor"]) == code
     lines = capsys.readouterr().out.splitlines()

@@ -20,7 +20,7 @@ from torch import nn
 
 from advbench.data import DataSet
 from advbench.external import Foreign, ForeignModel, Source, load_foreign
-from advbench.external.files import _quiet, _tensors_only
+from advbench.external.model_files import _quiet, _tensors_only
 from advbench.external.weights import load_state, read_state
 from advbench.external.wrapper import probed_batch
 from advbench.external.zoos import _alias, _offline, from_torchvision

@@ -14,11 +14,11 @@ from advbench.evaluation.stochastic import AveragedDraws
 from attacks_pool import pool, verify
 from attacks_pool.adapters.containment import Contained
 from attacks_pool.calling.randomness import keyed_generator
+from attacks_pool.calling.slopes import INSIDE, STEEPEST, usable
 from attacks_pool.losses import cross_entropy
 from attacks_pool.norms import steepest
 from attacks_pool.search.ascent import input_gradient, wrong
 from attacks_pool.search.boundary import nearest_plane
-from attacks_pool.search.slopes import INSIDE, STEEPEST, usable
 from attacks_pool.verifier import no_number
 from defenses import TrainPlan, registry
 

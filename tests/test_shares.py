@@ -12,7 +12,7 @@ from advbench import evaluate_model
 from advbench.evaluation import evaluate as evaluating
 from advbench.evaluation.shards import compute, shards
 from advbench.external.evaluate_model import prepare_job
-from advbench.external.job import Job, state_of
+from advbench.external.job import Evaluation, state_of
 from advbench.external.workers import Share, measure, share
 from advbench.runs.pieces import Pieces
 from attacks_pool import InputError
@@ -48,7 +48,7 @@ ASKED: dict[str, Any] = {
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, str]:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Evaluation, str]:
     """An evaluation of a factory in the current directory, and its identity."""
     (tmp_path / "shared_models.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, str]:
     return found, identity
 
 
-def row_of(job: Job, kept: Pieces | None = None) -> Any:
+def row_of(job: Evaluation, kept: Pieces | None = None) -> Any:
     return evaluating.evaluate(
         lambda _: job.foreign.model, job.test, job.attacks, stage=0, seed=0, kept=kept, device=job.device
     )
@@ -65,7 +65,7 @@ def row_of(job: Job, kept: Pieces | None = None) -> Any:
 
 @pytest.mark.parametrize("of", [1, 2, 5])
 def test_shares_make_up_the_whole(
-    job: tuple[Job, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: int
+    job: tuple[Evaluation, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: int
 ) -> None:
     """More shares than shards too; nothing is measured twice, nothing is left to measure."""
     evaluation, identity = job
@@ -89,14 +89,14 @@ def test_shares_make_up_the_whole(
     assert counts[0] == counts[1]
 
 
-def test_workers_change_no_number(job: tuple[Job, str], tmp_path: Path) -> None:  # noqa: ARG001 - its place
+def test_workers_change_no_number(job: tuple[Evaluation, str], tmp_path: Path) -> None:  # noqa: ARG001 - its place
     given = {key: value for key, value in ASKED.items() if value is not None}
     alone = evaluate_model(**given, runs_dir=tmp_path / "alone")
     shared = evaluate_model(**given, runs_dir=tmp_path / "shared", workers=2)
     assert comparable(shared.record) == comparable(alone.record)
 
 
-def test_processes_measure_what_they_are_asked(job: tuple[Job, str], tmp_path: Path) -> None:
+def test_processes_measure_what_they_are_asked(job: tuple[Evaluation, str], tmp_path: Path) -> None:
     """And say so where they could not."""
     evaluation, identity = job
     assert share(ASKED, identity, tmp_path / "pieces", workers=2, ray=None) == []
@@ -106,7 +106,7 @@ def test_processes_measure_what_they_are_asked(job: tuple[Job, str], tmp_path: P
     assert not (tmp_path / "none").exists()
 
 
-def test_another_evaluation_is_not_measured(job: tuple[Job, str], tmp_path: Path) -> None:  # noqa: ARG001
+def test_another_evaluation_is_not_measured(job: tuple[Evaluation, str], tmp_path: Path) -> None:  # noqa: ARG001
     with pytest.raises(InputError, match="another evaluation"):
         measure(Share(ASKED, "another", tmp_path / "pieces", 0, 1))
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.options import RunPath
-
-
-class Format(StrEnum):
-    """How an audit is written."""
-
-    table = "table"
-    json = "json"
+from advbench.cli.options import Format, FormatOption, RunPath
 
 
 def audit(
@@ -30,7 +22,7 @@ def audit(
     trust: Annotated[
         bool, typer.Option("--trust", help="Import a model factory that a record names.")
     ] = False,
-    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,
+    format: FormatOption = Format.table,
 ) -> None:
     """Look for false robustness in a finished run again, on its saved weights; exit 1 unless it is ok."""
     from advbench.audit.stored import audit_run

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from advbench.cli import list as lists
 from advbench.cli.echo import echo
-from advbench.cli.list import Format, FormatOption
+from advbench.cli.options import Format, FormatOption
 
 if TYPE_CHECKING:
     from advbench.contract import Check

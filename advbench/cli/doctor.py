@@ -19,7 +19,7 @@ from typing import Any, Literal
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.list import Format, FormatOption
+from advbench.cli.options import Format, FormatOption
 
 Status = Literal["ok", "absent", "warning", "broken"]
 CORE = {
@@ -53,7 +53,7 @@ ALIAS = "autoattack"
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One thing looked at: ``ok``, ``absent`` (optional), ``warning`` or ``broken`` (advbench cannot run)."""
 
     name: str
@@ -68,7 +68,7 @@ class Check:
 
 def examine(
     paths: Sequence[str] | None = None, *, load: Callable[[str], Any] = importlib.import_module
-) -> list[Check]:
+) -> list[Finding]:
     """Every check.
 
     Args:
@@ -76,7 +76,7 @@ def examine(
         load: imports a module by name.
     """
     installed = installed_packages(paths)
-    found = [Check("python", "ok", platform.python_version())]
+    found = [Finding("python", "ok", platform.python_version())]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries deprecate says nothing about this environment
         found += [_core(package, module, installed, load) for package, module in CORE.items()]
@@ -87,7 +87,7 @@ def examine(
     return found
 
 
-def works(checks: Iterable[Check]) -> bool:
+def works(checks: Iterable[Finding]) -> bool:
     """Whether advbench itself can run."""
     return all(check.status != "broken" for check in checks)
 
@@ -102,15 +102,17 @@ def installed_packages(paths: Sequence[str] | None = None) -> dict[str, Distribu
     return found
 
 
-def _core(package: str, module: str, installed: dict[str, Distribution], load: Callable[[str], Any]) -> Check:
+def _core(
+    package: str, module: str, installed: dict[str, Distribution], load: Callable[[str], Any]
+) -> Finding:
     number = installed[package].version if package in installed else "no version found"
     try:
         loaded = load(module)
     except (Exception, SystemExit) as error:
         together = "torch torchvision" if package == "torchvision" else package
         again = "--force-reinstall " if package in installed else ""
-        return Check(package, "broken", _line(error), f"pip install {again}{together}")
-    return Check(package, "ok", f"{number}, {_devices(loaded)}" if package == "torch" else number)
+        return Finding(package, "broken", _line(error), f"pip install {again}{together}")
+    return Finding(package, "ok", f"{number}, {_devices(loaded)}" if package == "torch" else number)
 
 
 def _devices(torch: Any) -> str:
@@ -123,10 +125,10 @@ def _devices(torch: Any) -> str:
     return "no CUDA device: it computes on the CPU"
 
 
-def _optional(package: str, installed: dict[str, Distribution], load: Callable[[str], Any]) -> Check:
+def _optional(package: str, installed: dict[str, Distribution], load: Callable[[str], Any]) -> Finding:
     purpose, command = OPTIONAL[package]
     if package not in installed:
-        return Check(package, "absent", f"not installed; it is for {purpose}", command)
+        return Finding(package, "absent", f"not installed; it is for {purpose}", command)
     number = installed[package].version
     try:
         load(package)
@@ -136,14 +138,14 @@ def _optional(package: str, installed: dict[str, Distribution], load: Callable[[
             and isinstance(error, ModuleNotFoundError)
             and error.name in (ALIAS, RUNTIME_MODULE)
         ):
-            return Check(package, "ok", f"{number}, once the name {error.name} is there (see below)")
-        return Check(package, "warning", f"{number} does not load: {_line(error)}")
-    return Check(package, "ok", f"{number}, for {purpose}")
+            return Finding(package, "ok", f"{number}, once the name {error.name} is there (see below)")
+        return Finding(package, "warning", f"{number} does not load: {_line(error)}")
+    return Finding(package, "ok", f"{number}, for {purpose}")
 
 
 def zoo_checks(
     installed: dict[str, Distribution], load: Callable[[str], Any] = importlib.import_module
-) -> list[Check]:
+) -> list[Finding]:
     """What robustbench needs and its packages lack: its own files, ``pkg_resources``, ``autoattack``."""
     found = [collision(installed)]
     if ZOO not in installed:
@@ -154,16 +156,16 @@ def zoo_checks(
         setuptools = installed["setuptools"].version if "setuptools" in installed else "none"
         detail = f"robustbench imports it, and setuptools has it no more from 82 on (here: {setuptools})"
         detail = detail if isinstance(error, ModuleNotFoundError) else _line(error)
-        found.append(Check(RUNTIME_MODULE, "warning", detail, 'pip install "setuptools<82"'))
+        found.append(Finding(RUNTIME_MODULE, "warning", detail, 'pip install "setuptools<82"'))
     try:
         load(ALIAS)
     except Exception:
         detail = "robustbench imports this name, which no package index has; its own benchmark() cannot run"
-        found.append(Check(ALIAS, "warning", f"{detail}. The attacks aa:NAME and ours need it not"))
+        found.append(Finding(ALIAS, "warning", f"{detail}. The attacks aa:NAME and ours need it not"))
     return [check for check in found if check]
 
 
-def collision(installed: dict[str, Distribution]) -> Check | None:
+def collision(installed: dict[str, Distribution]) -> Finding | None:
     """Whether the folder ``robustbench`` holds robustbench's files, or those that torchattacks put there.
 
     Every file that robustbench's RECORD lists is hashed and compared; ``None`` where neither is installed.
@@ -174,7 +176,7 @@ def collision(installed: dict[str, Distribution]) -> Check | None:
         if not theirs:
             return None
         detail = f"the folder {ZOO} is an old copy that {INTRUDER} brings; it has no zoo"
-        return Check(name, "warning", detail, OPTIONAL[ZOO][1])
+        return Finding(name, "warning", detail, OPTIONAL[ZOO][1])
     own = dict(_recorded(zoo, ZOO))
     spoilt = sorted(path for path, expected in own.items() if _hash(zoo, path) != expected)
     if spoilt:
@@ -183,10 +185,10 @@ def collision(installed: dict[str, Distribution]) -> Check | None:
         if guilty:
             detail += f"; {guilty} are those of {INTRUDER}, which was installed later"
         command = f"pip install --force-reinstall --no-deps {ZOO}=={zoo.version}"
-        return Check(name, "warning", detail, command)
+        return Finding(name, "warning", detail, command)
     at_risk = sum(theirs[path] != own[path] for path in theirs if path in own)
     advice = f"; installing {INTRUDER} again would overwrite {at_risk} of them" if at_risk else ""
-    return Check(name, "ok", f"all {len(own)} are as {ZOO} installed them{advice}")
+    return Finding(name, "ok", f"all {len(own)} are as {ZOO} installed them{advice}")
 
 
 def _recorded(package: Distribution, folder: str) -> Iterator[tuple[str, str]]:
@@ -206,7 +208,7 @@ def _hash(package: Distribution, path: str) -> str:
     return f"sha256={digest.rstrip(b'=').decode()}"
 
 
-def _registries() -> Iterator[Check]:
+def _registries() -> Iterator[Finding]:
     """Our own attacks and defenses, those of plug-ins, and those of other libraries."""
     from attacks_pool import pool
     from defenses import registry
@@ -216,13 +218,13 @@ def _registries() -> Iterator[Check]:
         ("defenses", registry.names, registry.problems),
     ):
         try:
-            yield Check(kind, "ok", f"{len(names())} registered")
+            yield Finding(kind, "ok", f"{len(names())} registered")
         except Exception as error:
-            yield Check(kind, "broken", _line(error))
+            yield Finding(kind, "broken", _line(error))
             continue
         for plug_in, cause in sorted(problems.items()):
-            yield Check(f"plug-in {plug_in}", "warning", f"could not be loaded: {cause}")
-    yield Check("adapters", "ok", f"{len(pool.adapters())} attacks of other libraries by name")
+            yield Finding(f"plug-in {plug_in}", "warning", f"could not be loaded: {cause}")
+    yield Finding("adapters", "ok", f"{len(pool.adapters())} attacks of other libraries by name")
 
 
 def _line(error: BaseException) -> str:

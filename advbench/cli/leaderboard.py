@@ -78,7 +78,7 @@ def print_reference_tables(tables: Sequence[Table]) -> None:
         output().print(table)
 
 
-class Format(StrEnum):
+class BoardFormat(StrEnum):
     """How a leaderboard is written."""
 
     table = "table"
@@ -89,7 +89,7 @@ class Format(StrEnum):
     html = "html"
 
 
-DATA = (Format.csv, Format.json)
+DATA = (BoardFormat.csv, BoardFormat.json)
 FILTERS = "Which rows (each option may be given again: any of its values)"
 SHAPE = "Which columns"
 BESIDE = "What to compare with"
@@ -124,8 +124,8 @@ def leaderboard(
         ),
     ] = "average",
     format: Annotated[
-        Format, typer.Option(help="table, csv, json, markdown, latex (booktabs) or html (a site).")
-    ] = Format.table,
+        BoardFormat, typer.Option(help="table, csv, json, markdown, latex (booktabs) or html (a site).")
+    ] = BoardFormat.table,
     out: Annotated[
         Path | None,
         typer.Option(help="Write to this file rather than to the terminal; html: to this directory."),
@@ -184,10 +184,10 @@ def leaderboard(
     from leaderboards.boards.cache import find_all_results
     from leaderboards.statistics.metrics import METRICS
 
-    if format is Format.html and out is None:
+    if format is BoardFormat.html and out is None:
         raise RecordError("--format html needs --out DIR")
     view = View.of(columns, group_by, pivot)
-    published = published_tables(robustbench, dataset, tables=format is Format.table and out is None)
+    published = published_tables(robustbench, dataset, tables=format is BoardFormat.table and out is None)
     places = runs_dirs(runs_dir)
     results, problems = find_all_results(places)
     if problems and not results:
@@ -206,12 +206,14 @@ def leaderboard(
         where=where or (),
         rank_by=rank_by,
         # By default a table has the interval of the ranking key alone, data has all, and so does a site.
-        intervals=every if format is Format.html else view.intervals(every if format in DATA else [rank_by]),
+        intervals=every
+        if format is BoardFormat.html
+        else view.intervals(every if format in DATA else [rank_by]),
         under=view.under(),
     )
-    if format is Format.html and out is not None:
+    if format is BoardFormat.html and out is not None:
         _write_site(out, found)
-    elif format is Format.table and out is None:
+    elif format is BoardFormat.table and out is None:
         _print(found, view, places if not results else [])
         print_reference_tables(published)
     else:
@@ -231,17 +233,17 @@ def leaderboard(
             warn(f"warning: not ranked: {row.note}")
 
 
-def _text(found: Sequence[Row], format: Format, view: View) -> str:
+def _text(found: Sequence[Row], format: BoardFormat, view: View) -> str:
     """A board in a format, as text that ends with a line."""
     from leaderboards import to_csv, to_json, to_latex, to_markdown
 
-    if format is Format.json:
+    if format is BoardFormat.json:
         return to_json(found, view) + "\n"
-    if format is Format.csv:
+    if format is BoardFormat.csv:
         return to_csv(found, view)
-    if format is Format.markdown:
+    if format is BoardFormat.markdown:
         return to_markdown(found, view)
-    if format is Format.latex:
+    if format is BoardFormat.latex:
         return to_latex(found, view)
     from advbench.cli.console import PLAIN_WIDTH
     from leaderboards.boards.tables import to_text

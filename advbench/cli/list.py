@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from advbench.cli.echo import echo, warn
-
-
-class Format(StrEnum):
-    """How a list is written."""
-
-    table = "table"
-    json = "json"
-
+from advbench.cli.options import Format, FormatOption
 
 LEAST = 30
 """A column narrower than this is not worth showing."""
-FormatOption = Annotated[Format, typer.Option("--format", help="table or json.")]
 
 
 def attacks(

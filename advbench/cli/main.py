@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import typer
 from pydantic import ValidationError
 
-from advbench import __version__
 from advbench.cli import audit as auditing
 from advbench.cli import defenses, doctor, runs
 from advbench.cli import eval as evaluating
@@ -27,6 +26,7 @@ from advbench.cli import sweep as sweeping
 from advbench.cli import verify as verifying
 from advbench.cli.echo import echo, guard, warn
 from advbench.runtime.interrupts import Interrupted
+from advbench.runtime.version import __version__
 
 LONGEST = 900
 """Letters of an error's one line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,20 @@ import typer
 
 MOST_WORKERS = 1024
 
+
+class Format(StrEnum):
+    """How a result is written."""
+
+    table = "table"
+    json = "json"
+
+
 AttackTimeout = Annotated[float | None, typer.Option(help="Seconds after which an attack counts as hanging.")]
 DataDir = Annotated[str | None, typer.Option(help="Where the data sets' files are.")]
 Dataset = Annotated[
     str | None, typer.Option(help="Data set; advbench datasets lists them.  [default: digits]")
 ]
+FormatOption = Annotated[Format, typer.Option("--format", help="table or json.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.  [default: auto]")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "--plan", help="Say what there is to do, and leave it.")]
 Model = Annotated[

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.list import Format, FormatOption
-from advbench.cli.options import RunsDirs, runs_dirs
+from advbench.cli.options import Format, FormatOption, RunsDirs, runs_dirs
 
 if TYPE_CHECKING:
     from leaderboards import Garbage, RunEntry

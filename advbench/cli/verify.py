@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.options import RunsDir
+from advbench.cli.options import Format, FormatOption, RunsDir
 
 if TYPE_CHECKING:
     from advbench.runs.saved import Run
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
 
 REFUTED = 1
 """The exit code where a run is refuted."""
-
-
-class Format(StrEnum):
-    """How a verification is written."""
-
-    table = "table"
-    json = "json"
 
 
 StagesOption = Annotated[str, typer.Option(help="Stages to attack again: all, last or numbers such as 0,3.")]
@@ -58,7 +50,6 @@ TrustOption = Annotated[
 ]
 ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
 """Seconds by default."""
-FormatOption = Annotated[Format, typer.Option(help="table or json.")]
 
 
 def verify(

@@ -58,7 +58,7 @@ def prepare_job(
     attack_timeout: float | None,
     abstain: str | None = None,
     trust: bool = False,
-) -> tuple[Job, str | None]:
+) -> tuple[Evaluation, str | None]:
     """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
 
     Raises:
@@ -86,7 +86,7 @@ def prepare_job(
     where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}
     how = {"points": counts, "seed": seed, "device": device, "threads": threads}
     config = eval_config(foreign, chosen, {**where, **how})
-    job = Job(foreign, data, measured, config, place, other, attack_timeout)
+    job = Evaluation(foreign, data, measured, config, place, other, attack_timeout)
     code = _code(source)
     return job, None if code is None else identity_of(job, code)
 
@@ -118,7 +118,7 @@ def _device(model: object, text: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Job:
+class Evaluation:
     """One evaluation, with nothing left open: each attack with its number of points."""
 
     foreign: Foreign
@@ -137,7 +137,7 @@ class Job:
         return Split(self.data.test.x[:size], self.data.test.y[:size])
 
 
-def identity_of(job: Job, code: tuple[str, ...]) -> str:
+def identity_of(job: Evaluation, code: tuple[str, ...]) -> str:
     """64 hexadecimal digits over all that the numbers depend on; ``code``: modules that build the model."""
     environment = describe(job.device, job.data)
     config = {key: value for key, value in job.config.items() if key not in WHERE_NOT_WHAT}
@@ -163,7 +163,7 @@ def _transferred_from(surrogate: Surrogate | None) -> str:
 
 
 def evaluate_job(
-    job: Job,
+    job: Evaluation,
     runs_dir: Path,
     listeners: Sequence[Listener],
     *,
@@ -208,17 +208,19 @@ def evaluate_job(
     return Run(directory, record, data_dir=job.config["data_dir"])
 
 
-def _stem(job: Job) -> str:
+def _stem(job: Evaluation) -> str:
     when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     names = [plain_name(text, 60) for text in (job.foreign.name, job.data.name)]
     return f"{when}-{EVALUATED}-{names[0]}-{names[1]}-s{job.config['seed']}"
 
 
-def _say(job: Job, listeners: Sequence[Listener], kind: Kind, **values: Any) -> None:
+def _say(job: Evaluation, listeners: Sequence[Listener], kind: Kind, **values: Any) -> None:
     tell(listeners, Event(kind, elapsed=time.perf_counter() - job.began, **values))
 
 
-def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: Pieces | None) -> Record:
+def _measured(
+    job: Evaluation, directory: Path, listeners: Sequence[Listener], pieces: Pieces | None
+) -> Record:
     """Attack, audit and write; the record last."""
     model, seed = job.foreign.model, job.config["seed"]
     began = time.perf_counter()
@@ -264,6 +266,6 @@ def _measured(job: Job, directory: Path, listeners: Sequence[Listener], pieces: 
     return record
 
 
-def state_of(job: Job) -> str:
+def state_of(job: Evaluation) -> str:
     """What names the model's weights."""
     return digest({key: value for key, value in job.foreign.origin.items() if key.endswith("sha256")})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advbench.data import DataSet
 from advbench.evaluation.abstaining import LAST
-from advbench.external.files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
+from advbench.external.model_files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
 from advbench.external.weights import file_digest, load_state, read_state
 from advbench.external.wrapper import ForeignModel
 from advbench.external.zoos import THREAT, THREATS, from_robustbench, from_torchvision

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-import advbench
 from advbench.data import DataSet
+from advbench.runtime.version import __version__
 
 PACKAGES = ("advbench", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "pydantic", "safetensors")
 
@@ -60,7 +60,7 @@ def _versions() -> Iterator[tuple[str, str]]:
         try:
             yield package, version(package)
         except PackageNotFoundError:
-            yield package, advbench.__version__ if package == "advbench" else "unknown"
+            yield package, __version__ if package == "advbench" else "unknown"
 
 
 def _commit() -> str | None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import advbench
 from advbench.runs.directory import now, plain_name
 from advbench.runs.saved import Run
 from advbench.runtime.timeouts import limited_verification
+from advbench.runtime.version import __version__
 from advbench.verify.attack_again import Told, verify_run
 from advbench.verify.report import Report
 from advbench.verify.sample import Asked
@@ -73,7 +73,7 @@ def mark(report: Report) -> str:
                 "not_looked_at": report.not_looked_at,
             },
             machine=report.machine,
-            version=advbench.__version__,
+            version=__version__,
         ),
     )
     return f"marked as {report.how}"
@@ -89,7 +89,7 @@ def _refute(report: Report) -> str:
             when=now(),
             files=digests_of(report.path),
             faults=[_cut(fault) for fault in report.faults[:MOST_FAULTS]],
-            version=advbench.__version__,
+            version=__version__,
         ),
     )
     lost = before if before in ("retrained", "re-evaluated") else "verified"

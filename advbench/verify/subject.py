@@ -16,8 +16,8 @@ from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import LOOKED_AT, View
 from advbench.evaluation.stochastic import is_stochastic
 from advbench.external import Foreign, Source, load_foreign
-from advbench.external.files import EXPORTED, SCRIPTS
 from advbench.external.load import ROBUSTBENCH, TORCHVISION
+from advbench.external.model_files import EXPORTED, SCRIPTS
 from advbench.external.run_record import NOT_KEPT
 from advbench.models import MODELS
 from advbench.runs.saved import EVALUATED, WEIGHTS, Run

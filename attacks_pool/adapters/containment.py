@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks_pool.calling.slopes import usable
 from attacks_pool.errors import InputError
 from attacks_pool.norms import per_sample, project
-from attacks_pool.search.slopes import usable
 
 ROUNDING = 1e-6
 """How far beyond a bound counts as rounding, which is brought back; anything more is left to be seen."""

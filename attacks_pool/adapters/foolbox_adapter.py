@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks_pool.adapters.peer import Cost, Job, Peer, refused
+from attacks_pool.adapters.peer import Cost, Peer, PeerCall, refused
 from attacks_pool.errors import InputError
 from attacks_pool.metadata import gradient_steps
 
@@ -46,7 +46,7 @@ def _arguments(name: str, budget: str | None) -> Mapping[str, Any]:
     return found
 
 
-def _make(name: str, fixed: Mapping[str, Any], job: Job) -> Any:
+def _make(name: str, fixed: Mapping[str, Any], job: PeerCall) -> Any:
     foolbox = import_module("foolbox")
     given = {**fixed, **job.arguments}
     given.pop("eps", None)
@@ -60,7 +60,7 @@ def _make(name: str, fixed: Mapping[str, Any], job: Job) -> Any:
         raise refused(f"fb:{name}", error) from None
 
 
-def _craft(name: str, fixed: Mapping[str, Any], job: Job) -> object:
+def _craft(name: str, fixed: Mapping[str, Any], job: PeerCall) -> object:
     foolbox, attack = import_module("foolbox"), _make(name, fixed, job)
     network = foolbox.PyTorchModel(job.model, bounds=(0, 1), device=job.x.device)
 

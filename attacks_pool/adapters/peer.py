@@ -39,12 +39,12 @@ UNSEEN = {"self", "model", "device", "logger", "seed", "verbose", "n_classes", "
 TRAINING_STEPS = 10
 
 Cost = Callable[[Mapping[str, Any], int], tuple[int, int]]
-Make = Callable[["Job"], object]
-Craft = Callable[["Job"], object]
+Make = Callable[["PeerCall"], object]
+Craft = Callable[["PeerCall"], object]
 
 
 @dataclass(frozen=True)
-class Job:
+class PeerCall:
     """What a library is asked for: everything that it takes, under its own names."""
 
     model: Contained
@@ -162,14 +162,14 @@ class Peer:
 
     def _job(
         self, model: Contained, x: Tensor, y: Tensor, classes: int, seed: int, given: Mapping[str, Any]
-    ) -> Job:
+    ) -> PeerCall:
         eps = float(given["eps"])
         arguments: dict[str, Any] = {
             argument: given[OURS.get(argument, argument)] for argument in self._given
         }
         if self.budget is not None:
             arguments[self.budget] = eps
-        return Job(model, x, y, eps, arguments, classes, seed)
+        return PeerCall(model, x, y, eps, arguments, classes, seed)
 
     def run(
         self,

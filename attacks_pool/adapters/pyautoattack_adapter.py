@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks_pool.adapters.peer import Job, Peer, refused
+from attacks_pool.adapters.peer import Peer, PeerCall, refused
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 VERSIONS = ("standard", "plus", "rand")
@@ -58,7 +58,7 @@ def _arguments(part: str, norm: str) -> Mapping[str, Any]:
     return found
 
 
-def _make(part: str, norm: str, job: Job) -> Any:
+def _make(part: str, norm: str, job: PeerCall) -> Any:
     takes = inspect.signature(_class(part).__init__).parameters
     extra = {"use_largereps": norm == "l1", "logger": _quiet, "device": job.x.device, "seed": job.seed}
     given = {**job.arguments, **FIXED[part][1], "norm": NORMS[norm], "verbose": False}
@@ -71,11 +71,11 @@ def _make(part: str, norm: str, job: Job) -> Any:
         raise refused(f"aa:{part}", error) from None
 
 
-def _craft(part: str, norm: str, job: Job) -> object:
+def _craft(part: str, norm: str, job: PeerCall) -> object:
     return _make(part, norm, job).perturb(job.x, job.y)
 
 
-def _whole(version: str, norm: str, job: Job) -> Tensor:
+def _whole(version: str, norm: str, job: PeerCall) -> Tensor:
     """Every part in turn on the points that have survived so far."""
     from pyautoattack import AutoAttack
 

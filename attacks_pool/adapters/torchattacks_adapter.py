@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks_pool.adapters.peer import Cost, Job, Peer, refused
+from attacks_pool.adapters.peer import Cost, Peer, PeerCall, refused
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
@@ -50,7 +50,7 @@ def _arguments(name: str) -> Mapping[str, Any]:
     }
 
 
-def _make(name: str, norm: str | None, job: Job) -> Any:
+def _make(name: str, norm: str | None, job: PeerCall) -> Any:
     import torchattacks
 
     cls = getattr(torchattacks, name)
@@ -64,7 +64,7 @@ def _make(name: str, norm: str | None, job: Job) -> Any:
     return attack
 
 
-def _craft(name: str, norm: str | None, job: Job) -> Tensor:
+def _craft(name: str, norm: str | None, job: PeerCall) -> Tensor:
     attack = _make(name, norm, job)
     if name in TEN_CLASSES:
         attack.set_mode_targeted_by_function(lambda _images, labels: (labels + 1) % job.classes, quiet=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
+from attacks_pool.calling.slopes import usable
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
-from attacks_pool.search.slopes import usable
 
 MOMENTS = (0.9, 0.999)
 LARGEST_CONST = 1e10

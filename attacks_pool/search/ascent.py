@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.calling.randomness import draw_seed, keyed_generator
+from attacks_pool.calling.slopes import usable
 from attacks_pool.fast.copy import SearchModel
 from attacks_pool.losses import LOSSES, Loss
 from attacks_pool.norms import project, random_point, steepest
-from attacks_pool.search.slopes import usable
 
 
 def broken(logits: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def input_gradient(
     Samples do not meet in a sum of per-sample losses, so none touches another's gradient. A model that
     passes no gradient back, or one that is not a number, counts as flat. An infinite slope is measured a
     little further inside the box, which costs the batch a second pass; for ``boxed`` see
-    :func:`attacks_pool.search.slopes.usable`.
+    :func:`attacks_pool.calling.slopes.usable`.
     """
     gradient, logits, values = _gradient(model, x, y, loss)
     gradient = usable(gradient, x.detach(), lambda near: _gradient(model, near, y, loss)[0], boxed=boxed)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks_pool.calling.slopes import measured
 from attacks_pool.losses import Loss, margin
 from attacks_pool.norms import per_sample
 from attacks_pool.search.ascent import fooled, input_gradient, wrong
-from attacks_pool.search.slopes import measured
 
 
 @dataclass
@@ -139,7 +139,7 @@ def nearest_plane(
     Returns:
         The gap z_k − z_y (M,), its gradient like ``x`` and the logits (M, K). A model that passes no gradient
         back, or gaps that are all infinite or no numbers, give zeros. An infinite slope is measured a little
-        further inside the box (:func:`attacks_pool.search.slopes.measured`).
+        further inside the box (:func:`attacks_pool.calling.slopes.measured`).
     """
     x = x.detach().requires_grad_()
     logits = model(x)

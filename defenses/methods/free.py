@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
+from attacks_pool.calling.slopes import usable
 from attacks_pool.norms import steepest
-from attacks_pool.search.slopes import usable
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.ball import Ball, check_norms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,7 @@ from defenses.training.plan import TrainPlan
 from defenses.training.selection import Best
 from defenses.training.snapshot import DefenseState, Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
-
-if TYPE_CHECKING:
-    from defenses.base import Defense
+from defenses.training.trainable import Trainable
 
 
 class Training:
@@ -39,7 +37,7 @@ class Training:
 
     def __init__(
         self,
-        defense: Defense,
+        defense: Trainable,
         data: Batches,
         stage: Stage,
         *,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.search.ascent import wrong
 from defenses.training.stage import Batches, Stage
-
-if TYPE_CHECKING:
-    from defenses.base import Defense
+from defenses.training.trainable import Trainable
 
 
 class Best:
     """Remembers the epoch that stands up best to the stage's attacks on validation data."""
 
-    def __init__(self, defense: Defense, stage: Stage, validation: Batches) -> None:
+    def __init__(self, defense: Trainable, stage: Stage, validation: Batches) -> None:
         self.defense, self.stage, self.validation = defense, stage, validation
         self.accuracy = -1.0
         self.state: dict[str, Tensor] = {}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from attacks_pool.errors import InputError
 from defenses.training.packing import PackingError, detached, map_tensors, pack, unpack
-
-if TYPE_CHECKING:
-    from defenses.base import Defense
+from defenses.training.trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class DefenseState:
     training: dict[str, Any]
 
     @classmethod
-    def of(cls, defense: Defense) -> Self:
+    def of(cls, defense: Trainable) -> Self:
         """A copy of the present state; further training does not move it."""
         return cls(
             spec=defense.spec(),
@@ -41,7 +39,7 @@ class DefenseState:
             training=map_tensors(defense.training_state(), detached),
         )
 
-    def restore(self, defense: Defense) -> None:
+    def restore(self, defense: Trainable) -> None:
         """Put it into ``defense``, newly built with the same parameters around a classifier of its kind.
 
         Raises:

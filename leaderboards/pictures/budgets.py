@@ -23,7 +23,7 @@ Kind = tuple[str, str, tuple[tuple[str, str], ...], bool]
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class BudgetCurve:
     """One attack of one series, after the last stage: robust accuracy at each eps, 0 being clean accuracy."""
 
     series: Series
@@ -40,7 +40,7 @@ class Curve:
         return f"{self.name} (audit)" if self.probe else self.name
 
 
-def curves(found: Sequence[Series]) -> list[Curve]:
+def curves(found: Sequence[Series]) -> list[BudgetCurve]:
     """All attacks at two budgets or more, the audit's at three, with equal points and other knobs."""
     return [one for series in found for one in _of(series)]
 
@@ -103,12 +103,12 @@ def _marks(place: int) -> dict[str, Any]:
     return {"marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place % len(DASHES)]}
 
 
-def _probed(lines: Sequence[Curve]) -> str:
+def _probed(lines: Sequence[BudgetCurve]) -> str:
     counts = sorted({one.points for one in lines if one.probe})
     return f"the audit's probes attack {' or '.join(map(str, counts))} points" if counts else ""
 
 
-def _of(series: Series) -> Iterator[Curve]:
+def _of(series: Series) -> Iterator[BudgetCurve]:
     tables = [_budgets(record) for record in series.records]
     for kind, cells in tables[0].items():
         norm, name, knobs, probe = kind
@@ -132,7 +132,7 @@ def _of(series: Series) -> Iterator[Curve]:
             if any((knob, value) not in other[2] for other in siblings)
         ]
         points = cells[shared[0]].n
-        yield Curve(
+        yield BudgetCurve(
             series,
             norm,
             " ".join([name, *telling]),
@@ -166,7 +166,7 @@ def _budgets(record: Record) -> dict[Kind, dict[float, Cell]]:
 def _panel(
     axes: Axes,
     norm: str,
-    lines: Sequence[Curve],
+    lines: Sequence[BudgetCurve],
     found: Sequence[Series],
     attacks: Sequence[str],
     theme: Theme,
@@ -189,6 +189,6 @@ def _panel(
     axes.set_xlim(left=0)
 
 
-def _words(one: Curve) -> str:
+def _words(one: BudgetCurve) -> str:
     pairs = [f"{one.values.said(at)} at eps {eps:g}" for at, eps in enumerate(one.eps)]
     return f"{one.series.label}, {one.attack}, {one.norm}: {', '.join(pairs)}"

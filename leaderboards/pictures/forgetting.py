@@ -23,7 +23,7 @@ CLEAN = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class StageCurve:
     """One attack over the stages: (T+1,) values at ``stages``."""
 
     name: str
@@ -58,10 +58,10 @@ def forgetting_curves(
         return _one(found[0], theme, title) if len(found) == 1 else _several(found, theme, title)
 
 
-def curve(series: Series, column: int, name: str) -> Curve:
+def curve(series: Series, column: int, name: str) -> StageCurve:
     """An attack by its column, or clean accuracy."""
     values = series.clean if column == CLEAN else series.matrix.column(column)
-    return Curve(name, np.arange(len(values.mean), dtype=np.float64), values)
+    return StageCurve(name, np.arange(len(values.mean), dtype=np.float64), values)
 
 
 def _one(series: Series, theme: Theme, title: str | None) -> Picture:
@@ -75,7 +75,7 @@ def _one(series: Series, theme: Theme, title: str | None) -> Picture:
     heading = f"{series.label}: what is learnt and what is forgotten"
     width = WIDTH if len(panels) > 1 else 0.62 * WIDTH
     figure = picture(theme, heading, width, 3.3, title=title, about=series.about)
-    drawn: list[Curve] = []
+    drawn: list[StageCurve] = []
     for number, (axes, (said, columns)) in enumerate(
         zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True)
     ):
@@ -171,7 +171,7 @@ def _compare(
         one = curve(series, column, label)
         if _is_level(series):
             ends = np.array([0.0, len(series.row.sequence)])
-            one = Curve(label, ends, one.values.rows([-1, -1]))
+            one = StageCurve(label, ends, one.values.rows([-1, -1]))
             words.append(f"{label} {one.values.said(-1)} after its only stage")
         else:
             words.append(one.words)
@@ -182,14 +182,14 @@ def _compare(
     return f"Robust accuracy in percent on {about}: {'; '.join(words)}."
 
 
-def _draw(axes: Axes, one: Curve, style: dict[str, Any]) -> None:
+def _draw(axes: Axes, one: StageCurve, style: dict[str, Any]) -> None:
     axes.plot(one.stages, one.values.mean, label=one.name, clip_on=False, zorder=3, **style)
     if one.values.std is not None:
         low, high = one.values.mean - one.values.std, one.values.mean + one.values.std
         axes.fill_between(one.stages, low.clip(0), high.clip(max=100), color=style["color"], alpha=0.2, lw=0)
 
 
-def _name_ends(axes: Axes, curves: Sequence[Curve]) -> None:
+def _name_ends(axes: Axes, curves: Sequence[StageCurve]) -> None:
     """Each line's name at its end, moved where names would meet, and tied to the line then."""
     known = [one for one in curves if not np.isnan(one.values.mean[-1])]
     ends = [float(one.values.mean[-1]) for one in known]

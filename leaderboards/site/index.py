@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from leaderboards.boards.row import Row
 from leaderboards.site.fields import interval_of, metric_names, ranked_by
-from leaderboards.site.lines import Column, Line, best_of, columns_of, line_of, rank_texts
+from leaderboards.site.lines import Line, SiteColumn, best_of, columns_of, line_of, rank_texts
 from leaderboards.site.names import attack_labels
 from leaderboards.site.plot import Plot, Point, trade_off
 from leaderboards.site.settings import differing_settings
@@ -31,7 +31,7 @@ class Group:
     sequence: tuple[str, ...]
     fingerprint: str
     protocol: str
-    columns: list[Column]
+    columns: list[SiteColumn]
     lines: list[Line]
     plot: Plot | None
     interval: bool

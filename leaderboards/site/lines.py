@@ -16,7 +16,7 @@ _NO_BEST: Final = frozenset({"unseen_gap"})
 
 
 @dataclass(frozen=True)
-class Column:
+class SiteColumn:
     """A column; ``up`` says that a first click sorts from the smallest."""
 
     key: str
@@ -27,7 +27,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class SiteCell:
     """What stands in a cell: the main text, smaller lines below, and what it is sorted by."""
 
     main: str
@@ -41,7 +41,7 @@ class Line:
     """One row of a table; ``runs`` are its seeds and the directories of their pages."""
 
     section: int
-    cells: list[Cell]
+    cells: list[SiteCell]
     runs: list[tuple[int, str]]
     facets: tuple[str, ...]
 
@@ -51,21 +51,21 @@ class Line:
         return [self.section, cells, self.runs, self.facets]
 
 
-def columns_of(standard: Sequence[str], others: Sequence[str]) -> list[Column]:
+def columns_of(standard: Sequence[str], others: Sequence[str]) -> list[SiteColumn]:
     """The columns of a table with these metrics; those of single methods stand last."""
 
-    def metric(name: str) -> Column:
-        return Column(name, heading(name), _unit(name), True, sign_of(name) < 0)
+    def metric(name: str) -> SiteColumn:
+        return SiteColumn(name, heading(name), _unit(name), True, sign_of(name) < 0)
 
     return [
-        Column("rank", "rank", "", True, True),
-        Column("defense", "defense", "", False, True),
-        Column("regime", "regime", "", False, True),
+        SiteColumn("rank", "rank", "", True, True),
+        SiteColumn("defense", "defense", "", False, True),
+        SiteColumn("regime", "regime", "", False, True),
         *map(metric, standard),
-        Column("verdict", "audit", "", False, True),
-        Column("trust", "trust", "", False, True),
-        Column("seeds", "seeds", "", False, False),
-        Column("training_seconds", "training", "s", True, True),
+        SiteColumn("verdict", "audit", "", False, True),
+        SiteColumn("trust", "trust", "", False, True),
+        SiteColumn("seeds", "seeds", "", False, False),
+        SiteColumn("training_seconds", "training", "s", True, True),
         *map(metric, others),
     ]
 
@@ -100,33 +100,33 @@ def line_of(
 ) -> Line:
     """The line of a row; ``best`` holds what is to be bold, ``pages`` are the directories of its runs."""
 
-    def metric(name: str) -> Cell:
+    def metric(name: str) -> SiteCell:
         return _metric(name, row.metrics.get(name), best[name], row)
 
     seconds = row.cost.get("training_seconds")
     cells = [
-        Cell(rank, "not ranked" if row.refused else "", row.rank),
-        Cell(row.defense, settings, row.defense.lower()),
-        Cell(row.regime, key=row.regime),
+        SiteCell(rank, "not ranked" if row.refused else "", row.rank),
+        SiteCell(row.defense, settings, row.defense.lower()),
+        SiteCell(row.regime, key=row.regime),
         *map(metric, standard),
-        Cell(row.verdict, ", ".join(row.flags), ("ok", "suspect", "invalid").index(row.verdict)),
-        Cell(row.trust, row.note if row.refused else "", LEVELS.index(row.trust)),
-        Cell(str(len(row.seeds)), key=len(row.seeds)),
-        Cell("–") if seconds is None else Cell(f"{seconds.mean:,.0f}", key=seconds.mean),
+        SiteCell(row.verdict, ", ".join(row.flags), ("ok", "suspect", "invalid").index(row.verdict)),
+        SiteCell(row.trust, row.note if row.refused else "", LEVELS.index(row.trust)),
+        SiteCell(str(len(row.seeds)), key=len(row.seeds)),
+        SiteCell("–") if seconds is None else SiteCell(f"{seconds.mean:,.0f}", key=seconds.mean),
         *map(metric, others),
     ]
     facets = (row.dataset, row.defense, row.regime, row.verdict, row.trust)
     return Line(section_of(row), cells, list(zip(row.seeds, pages, strict=True)), facets)
 
 
-def _metric(name: str, summary: Summary | None, best: float | None, row: Row) -> Cell:
+def _metric(name: str, summary: Summary | None, best: float | None, row: Row) -> SiteCell:
     if summary is None:
-        return Cell("–")
+        return SiteCell("–")
     parts = [] if summary.std is None else [f"± {shown(summary.std, name)}"]
     if (interval := interval_of(summary)) is not None:
         parts.append(f"[{shown(interval[0], name)}, {shown(interval[1], name)}]")
     wins = section_of(row) == OK and best is not None and shown(summary.mean, name) == shown(best, name)
-    return Cell(shown(summary.mean, name), "\n".join(parts), summary.mean, wins)
+    return SiteCell(shown(summary.mean, name), "\n".join(parts), summary.mean, wins)
 
 
 def best_of(name: str, rows: Sequence[Row]) -> float | None:
