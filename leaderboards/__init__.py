@@ -6,7 +6,7 @@ other.
 """
 
 from leaderboards.boards.cache import find_results
-from leaderboards.boards.comparing import Comparison, compare, compare_over
+from leaderboards.boards.comparing import RowComparison, compare, compare_over
 from leaderboards.boards.latex import to_latex
 from leaderboards.boards.sheets import View
 from leaderboards.boards.tables import Row, load, rows, to_csv, to_json, to_markdown, to_table
@@ -29,7 +29,7 @@ from leaderboards.records.record import (
     Flag,
     PerClass,
     Record,
-    Stage,
+    RecordedStage,
     Threat,
     comparable,
     parse_record,
@@ -58,6 +58,10 @@ from leaderboards.records.trust import (
 from leaderboards.statistics.metrics import summarise
 from leaderboards.statistics.results import Result, result_of
 
+# As these were called before version 0.2.
+Comparison = RowComparison
+Stage = RecordedStage
+
 __all__ = [
     "CLEAN",
     "MANIFEST",
@@ -74,9 +78,11 @@ __all__ = [
     "PerClass",
     "Record",
     "RecordError",
+    "RecordedStage",
     "Refuted",
     "Result",
     "Row",
+    "RowComparison",
     "RunBusyError",
     "RunEntry",
     "Stage",

@@ -62,7 +62,8 @@ def python_files(package: str) -> list[Path]:
 
 def method_files() -> list[Path]:
     """Files that register an attack or a defense."""
-    candidates = [*(ROOT / "attacks_pool" / "attacks").glob("*.py"), *(ROOT / "defenses").glob("*.py")]
+    folders = (ROOT / "attacks_pool" / "attacks", ROOT / "defenses" / "methods")
+    candidates = [path for folder in folders for path in folder.glob("*.py")]
     return sorted(
         path for path in candidates if re.search(r"^@register\b", path.read_text("utf-8"), re.MULTILINE)
     )
@@ -89,6 +90,134 @@ def test_the_arrows_that_there_are() -> None:
         assert {(package, other) for other in allowed} <= made
 
 
+FLOORS = {
+    "advbench": [
+        {"runtime", "models", "data"},
+        {"config", "evaluation"},
+        {"runs"},
+        {"audit", "contract"},
+        {"benchmark", "external"},
+        {"verify", "sweep", "__init__"},
+        {"cli"},
+        {"__main__"},
+    ],
+    "attacks_pool": [
+        {"errors", "losses", "verifier"},
+        {"calling", "metadata"},
+        {"norms", "fast"},
+        {"attack", "adapters"},
+        {"sequences"},
+        {"registry"},
+        {"__init__", "search"},
+        {"rendering"},
+        {"attacks"},
+    ],
+    "defenses": [
+        {"metadata"},
+        {"training"},
+        {"base"},
+        {"registry", "parts"},
+        {"__init__", "methods"},
+    ],
+    "leaderboards": [
+        {"colours", "errors", "printable"},
+        {"records"},
+        {"statistics"},
+        {"boards", "peers"},
+        {"__init__", "pictures", "site"},
+    ],
+}
+"""The rooms of each package, from the ground floor up: a room imports from floors below its own."""
+MOST_ENTRIES = 16
+
+
+def room_of(path: Path) -> str:
+    """The folder, or the loose file, right below the package that a file belongs to."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1]
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms of a file's own package that it imports from; ``__init__`` is the package itself."""
+    package = path.relative_to(ROOT).parts[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [name.name.split(".") for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [[*node.module.split("."), name.name] for name in node.names]
+        else:
+            continue
+        for parts in names:
+            if parts[0] == package:
+                room = parts[1] if len(parts) > 1 else "__init__"
+                known = (ROOT / package / room).is_dir() or (ROOT / package / f"{room}.py").exists()
+                found.add(room if known else "__init__")
+    return found - {room_of(path)}
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_a_room_imports_from_floors_below(package: str) -> None:
+    """Hence there is no circle, not even for types."""
+    floor = {room: number for number, rooms in enumerate(FLOORS[package]) for room in rooms}
+    assert {room_of(path) for path in python_files(package)} == set(floor)
+    for path in python_files(package):
+        for room in rooms_imported(path):
+            assert floor[room] < floor[room_of(path)], f"{path.relative_to(ROOT)} imports from {room}"
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_no_circle_of_files(package: str) -> None:
+    """Files of one folder import each other in one direction too."""
+    graph: dict[str, set[str]] = {}
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in python_files(package)
+    }
+    for name, path in files.items():
+        named = set(imports(path)) & set(files)
+        # A package is only passed through on the way to one of its files.
+        through = {other for other in named if any(one.startswith(f"{other}.") for one in named)}
+        graph[name] = named - through - {name}
+    known: set[str] = set()
+    while left := set(graph) - known:
+        free = {name for name in left if graph[name] <= known}
+        assert free, {name: sorted(graph[name] - known) for name in left}
+        known |= free
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_a_name_means_one_thing(package: str) -> None:
+    """No two modules of a package share a stem; files named after a command or an attack are apart."""
+    stems: dict[str, Path] = {}
+    for path in python_files(package):
+        named_for_users = {"cli", "attacks"} & set(path.relative_to(ROOT).parts)
+        if path.stem not in ("__init__", "__main__") and not named_for_users:
+            assert path.stem not in stems, f"{path} and {stems[path.stem]}"
+            stems[path.stem] = path
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """Over all packages, private ones apart."""
+    classes: dict[str, Path] = {}
+    for package in sorted(OURS):
+        for path in python_files(package):
+            for node in ast.parse(path.read_text("utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    assert node.name not in classes, f"{node.name}: {path} and {classes[node.name]}"
+                    classes[node.name] = path
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_a_package_is_seen_at_a_glance(package: str) -> None:
+    """Its folder has few entries, and advbench no loose files."""
+    entries = {path.name for path in (ROOT / package).iterdir() if path.name != "__pycache__"}
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+    if package == "advbench":
+        loose = {name for name in entries if name.endswith(".py")}
+        assert loose == {"__init__.py", "__main__.py"}
+
+
 def test_leaderboards_run_no_model() -> None:
     """Nothing there can."""
     for path in python_files("leaderboards"):
@@ -105,15 +234,15 @@ def test_no_list_names_the_methods() -> None:
                 assert not methods & set(imports(path)), path
 
 
-def test_every_attack_file_registers_under_its_own_name() -> None:
-    """A reader finds an attack by its name."""
+def test_a_method_is_found_by_its_name() -> None:
+    """An attack's file is named after it or its family of norms: pgd-l2 is in pgd.py."""
     from attacks_pool import pool
 
-    sources = {pool.entry(name).source.partition(":")[0]: name for name in pool.names()}
-    for path in (ROOT / "attacks_pool" / "attacks").glob("*.py"):
-        if path.stem != "__init__":
-            assert f"attacks_pool.attacks.{path.stem}" in sources
-    assert sources["attacks_pool.attacks.pgd"] == "pgd-l2"
+    for name in pool.names():
+        module, _, _ = pool.entry(name).source.partition(":")
+        stem = module.rpartition(".")[2].replace("_", "-")
+        info = pool.info(name)
+        assert name == stem or name.startswith(f"{stem}-") or stem in (info.family, f"{info.family}s"), name
 
 
 def test_one_new_file_is_enough(tmp_path: Path) -> None:
@@ -123,9 +252,9 @@ def test_one_new_file_is_enough(tmp_path: Path) -> None:
     attack = (ROOT / "attacks_pool" / "attacks" / "fgsm.py").read_text("utf-8")
     text = re.sub(r'name="fgsm"', 'name="brand-new"', attack).replace("def fgsm(", "def brand_new(")
     (tmp_path / "attacks_pool" / "attacks" / "brand_new.py").write_text(text)
-    defense = (ROOT / "defenses" / "standard.py").read_text("utf-8")
+    defense = (ROOT / "defenses" / "methods" / "standard.py").read_text("utf-8")
     text = defense.replace('name="standard"', 'name="novel"').replace("class Standard", "class Novel")
-    (tmp_path / "defenses" / "novel.py").write_text(text)
+    (tmp_path / "defenses" / "methods" / "novel.py").write_text(text)
     code = (
         "from attacks_pool import pool; from defenses import Novel, registry;"
         "print(pool.get('brand-new', eps=0.1).text, registry.resolve('novel')[0] is Novel)"

@@ -10,7 +10,7 @@ import pytest
 from advbench.audit import CHECKS, Probed, audit
 from advbench.audit.comparisons import rises_with_eps, weak_beats_strong, weak_suite
 from advbench.audit.verdict import IN_A_RUN, verdict_of
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from attacks_pool import Attack, pool
 from leaderboards import Audit, Cell, Threat
 
@@ -40,7 +40,7 @@ def survivors(count: int, *, total: int = COUNT, first: int = 0) -> Any:
     return outcome
 
 
-def row(robust: dict[str, Any], *, stage: int = 2, invalid: int = 0, **more: Any) -> Row:
+def row(robust: dict[str, Any], *, stage: int = 2, invalid: int = 0, **more: Any) -> MatrixRow:
     """A row of these outcomes, all points right clean."""
     outcomes = np.stack(list(robust.values()))
     cells = [
@@ -58,7 +58,7 @@ def row(robust: dict[str, Any], *, stage: int = 2, invalid: int = 0, **more: Any
         )
         for name, outcome in robust.items()
     ]
-    return Row(stage, np.ones(outcomes.shape[1], dtype=bool), outcomes, cells, **more)
+    return MatrixRow(stage, np.ones(outcomes.shape[1], dtype=bool), outcomes, cells, **more)
 
 
 def judge(
@@ -66,7 +66,7 @@ def judge(
     *,
     points: dict[str, int] | None = None,
     stochastic: bool = False,
-    earlier: tuple[Row, ...] = (),
+    earlier: tuple[MatrixRow, ...] = (),
     **more: Any,
 ) -> Audit:
     """The audit of a run whose last row has these outcomes."""

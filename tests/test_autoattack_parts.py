@@ -19,7 +19,7 @@ from attacks_pool.calling.randomness import isolated_randomness, keyed_generator
 from attacks_pool.fast.copy import SearchModel
 from attacks_pool.losses import dlr, margin, targeted_dlr
 from attacks_pool.search.auto_pgd import likeliest_others
-from attacks_pool.search.auto_pgd_run import Plan
+from attacks_pool.search.auto_pgd_run import AscentPlan
 from attacks_pool.verifier import distance
 from defenses.methods.at import AT
 from defenses.training.plan import TrainPlan
@@ -185,7 +185,7 @@ def test_gradients_of_a_stochastic_model_are_averaged() -> None:
 
 def test_l1_search_is_in_three_balls() -> None:
     def phases(steps: int) -> list[tuple[float, int]]:
-        plan = Plan("l1", 2.0, steps, 0.75, targeted_dlr, early_stop=True)
+        plan = AscentPlan("l1", 2.0, steps, 0.75, targeted_dlr, early_stop=True)
         return [(phase.eps, phase.steps) for phase in plan.phases()]
 
     assert phases(100) == [(6.0, 30), (4.0, 30), (2.0, 40)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from advbench import load_run
 from advbench.data import Split
 from advbench.evaluation.evaluate import blocks, evaluate
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.runs.saved import Run
 from attacks_pool import Attack, AttackInfo, pool
 from attacks_pool.metadata import Knob
@@ -70,7 +70,9 @@ def grey(*levels: float, labels: tuple[int, ...]) -> Split:
     return Split(x, torch.tensor(labels))
 
 
-def measure(model: nn.Module, data: Split, *attacks: Any, seed: int = 0, stage: int = 1, **more: Any) -> Row:
+def measure(
+    model: nn.Module, data: Split, *attacks: Any, seed: int = 0, stage: int = 1, **more: Any
+) -> MatrixRow:
     """One row; an attack may come with its number of points."""
     pairs = [attack if isinstance(attack, tuple) else (attack, len(data)) for attack in attacks]
     return evaluate(lambda _attack: model, data, pairs, stage=stage, seed=seed, **more)

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from leaderboards import Cell, Flag, PerClass, Record, RecordError, Stage, Threat, comparable, parse_record
+from leaderboards import (
+    Cell,
+    Flag,
+    PerClass,
+    Record,
+    RecordedStage,
+    RecordError,
+    Threat,
+    comparable,
+    parse_record,
+)
 
 PGD, FGSM, CW = "pgd:eps=0.2,steps=40", "fgsm:eps=0.2", "cw:eps=1.0,steps=100"
 
@@ -274,9 +284,9 @@ def test_per_class_counts_nest(robust: dict[str, int], worst: int) -> None:
 @pytest.mark.parametrize("weights", ["/etc/x", "../x", "stages/../../x", "C:\\x", "\\\\host\\x", ""])
 def test_weights_stay_inside_the_run(weights: str) -> None:
     """Weights stay inside the run."""
-    assert Stage(index=1, attacks=[], weights="stages/1.safetensors", spec={}).index == 1
+    assert RecordedStage(index=1, attacks=[], weights="stages/1.safetensors", spec={}).index == 1
     with pytest.raises(ValidationError, match="inside the run directory"):
-        Stage(index=1, attacks=[], weights=weights, spec={})
+        RecordedStage(index=1, attacks=[], weights=weights, spec={})
 
 
 @pytest.mark.parametrize("value", [float("nan"), np.int64(3), {1, 2}])

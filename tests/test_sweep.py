@@ -24,7 +24,7 @@ from advbench.config.resolve import bound_attacks
 from advbench.sweep.estimate import Sizes, cost_of, makespan, recorded_speed, work_of
 from advbench.sweep.grid import GridCell, parse_grid, parse_seeds, read_grid
 from advbench.sweep.one_run import Job, perform
-from advbench.sweep.plan import Plan, make_plan
+from advbench.sweep.plan import SweepPlan, make_plan
 from advbench.sweep.transfer import FOLDER, adopt, arrival, clear_arrivals, pieces, receive
 from attacks_pool import InputError, Passes, pool
 from leaderboards import RecordError, comparable, find_records, read_record
@@ -406,7 +406,7 @@ def test_workers_share_the_time() -> None:
     assert makespan([3, 1, 1, 1], 1) == 6
     assert makespan([3, 1, 1, 1], 2) == 3
     assert makespan([], 2) == 0
-    assert Plan([], []).seconds(2) == 0
+    assert SweepPlan([], []).seconds(2) == 0
 
 
 # --- what it makes ---

@@ -24,7 +24,7 @@ from advbench.runtime.interrupts import Interrupted
 from advbench.verify import Asked, Comparison, Report, retrain_run, rounding, verify_run
 from advbench.verify.audit_again import check_surrogate
 from advbench.verify.report import judge
-from advbench.verify.rounding import Spread, far_off
+from advbench.verify.rounding import RoundingSpread, far_off
 from advbench.verify.subject import subject_of
 from attacks_pool import InputError, pool
 from defenses import TrainingDivergedError
@@ -482,15 +482,15 @@ def test_what_rounding_explains() -> None:
     one = Comparison(1, "pgd", 400, 400, list(range(40)), [])
     found = (0.45, 0.48, 0.44, 0.47, 0.46)
     # t = 0.09 / (0.0158 √1.2) = 5.2 with 4 degrees of freedom.
-    assert Spread(one, 0.55, found).p == pytest.approx(0.0065, abs=2e-4)
-    assert Spread(one, 0.55, found).refutes
-    assert not Spread(one, 0.55, (0.45, 0.58, 0.44, 0.51, 0.40)).refutes
-    assert not Spread(one, 0.50, (0.46,) * 5).refutes
-    assert Spread(one, 0.52, (0.46,) * 5).refutes
+    assert RoundingSpread(one, 0.55, found).p == pytest.approx(0.0065, abs=2e-4)
+    assert RoundingSpread(one, 0.55, found).refutes
+    assert not RoundingSpread(one, 0.55, (0.45, 0.58, 0.44, 0.51, 0.40)).refutes
+    assert not RoundingSpread(one, 0.50, (0.46,) * 5).refutes
+    assert RoundingSpread(one, 0.52, (0.46,) * 5).refutes
     # The most striking of many comparisons asks for more.
-    assert Spread(one, 0.55, found, tests=27).doubtful
-    assert not Spread(one, 0.55, found, tests=27).refutes
-    assert Spread(one, 0.55, found, tests=27).line() == (
+    assert RoundingSpread(one, 0.55, found, tests=27).doubtful
+    assert not RoundingSpread(one, 0.55, found, tests=27).refutes
+    assert RoundingSpread(one, 0.55, found, tests=27).line() == (
         "stage 1, pgd: 55.0 % in the record, 46.0 ± 1.6 % in 5 trainings that differ in rounding "
         "(p 0.0065, less than 0.00037 refutes)"
     )

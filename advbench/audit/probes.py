@@ -22,7 +22,7 @@ from advbench.audit.memorisation import memorisation_flags, unseen_flags
 from advbench.audit.networks import Network, found_on, networks
 from advbench.data import Split
 from advbench.evaluation.evaluate import LOOKED_AT, Kept, View, evaluate
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.stochastic import is_stochastic
 from advbench.runtime.hashing import weights_digest
 from attacks_pool import Attack
@@ -46,7 +46,7 @@ class Probes:
     """
 
     points: int
-    rows: list[Row]
+    rows: list[MatrixRow]
     attacks: list[list[Attack]]
     gradients: dict[str | None, Gradients]
     networks: dict[str, str | None]
@@ -208,7 +208,7 @@ class _Measure:
         *,
         moved: bool = False,
         name: str = "",
-    ) -> Row:
+    ) -> MatrixRow:
         """A row of attacks, crafted on the surrogate where ``moved``; ``name`` tells kept pieces apart."""
         other = self.surrogate if moved else None
         return evaluate(
@@ -228,7 +228,7 @@ class _Measure:
 
 def _searches(
     measure: _Measure, met: Sequence[Network], few: Split, attacks: Sequence[Attack], own: Sequence[Attack]
-) -> tuple[list[Row], list[list[Attack]]]:
+) -> tuple[list[MatrixRow], list[list[Attack]]]:
     """The rows of the battery and of transferred points, network by network, and the attacks of each."""
     searches = [(False, battery(attacks, brief=measure.random))]
     if measure.surrogate is not None:
@@ -247,7 +247,7 @@ def _searches(
 
 
 def _memorised(
-    measure: _Measure, network: Network, row: Row, made: Sequence[Attack], others: Split, attack: Attack
+    measure: _Measure, network: Network, row: MatrixRow, made: Sequence[Attack], others: Split, attack: Attack
 ) -> Iterator[Flag]:
     """``better-on-measured-points``, from a row that has ``attack`` and the same on points held out."""
     there = measure.row(network.view, others, [(attack, len(others))], name="held out ")
@@ -255,7 +255,7 @@ def _memorised(
     return memorisation_flags(row.clean, here, there.clean, there.robust[0], attack)
 
 
-def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:
+def _labelled(row: MatrixRow, network: str | Mapping[str, str | None] | None) -> MatrixRow:
     """The row, its cells saying which network they were measured on: one for all, or each attack's own."""
 
     def label(cell: Cell) -> str | None:

@@ -12,7 +12,7 @@ from advbench.audit.probes import POINTS
 from advbench.audit.verdict import verdict_of
 from advbench.config.resolve import bound_attacks, points_of
 from advbench.data import Split
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.runs.saved import Run
 from advbench.runtime.device import undisturbed
 from attacks_pool import Attack
@@ -84,7 +84,7 @@ def _attacks(run: Run) -> list[tuple[Attack, int]]:
     return [(attack, points_of(run.config, attack, available)) for attack in every]
 
 
-def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[Row]:
+def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[MatrixRow]:
     """The rows of R as stored; ``attacks`` are the record's, each with its number of points.
 
     Raises:
@@ -97,4 +97,4 @@ def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[Row
         raise RecordError(f"outcomes of run {run.record.id} have shape {robust.shape}, the record {expected}")
     for index, stage in enumerate(stages):
         cells = [cell for cell in run.record.cells if cell.stage == stage]
-        yield Row(stage, np.asarray(clean[index]), np.asarray(robust[index]), cells)
+        yield MatrixRow(stage, np.asarray(clean[index]), np.asarray(robust[index]), cells)

@@ -26,7 +26,7 @@ from advbench.audit.networks import found_on
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
 from advbench.evaluation.evaluate import View
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.stochastic import CRAFTED_BY
 from attacks_pool import Attack
 from leaderboards import Audit, Flag
@@ -71,7 +71,7 @@ UNBOUNDED_LEFT = 0.05
 
 
 def audit(
-    rows: Sequence[Row],
+    rows: Sequence[MatrixRow],
     attacks: Sequence[tuple[Attack, int]],
     *,
     stochastic: bool = False,
@@ -140,7 +140,7 @@ def audit_model(
     data: Split,
     attacks: Sequence[tuple[Attack, int]] = (),
     *,
-    rows: Sequence[Row] = (),
+    rows: Sequence[MatrixRow] = (),
     surrogate: nn.Module | None = None,
     surrogate_name: str | None = None,
     seed: int = 0,
@@ -164,7 +164,7 @@ def audit_model(
     return audit(rows, attacks, stochastic=bool(stochastic), probes=found)
 
 
-def _faults(rows: Sequence[Row]) -> Iterator[Flag]:
+def _faults(rows: Sequence[MatrixRow]) -> Iterator[Flag]:
     for row in rows:
         if row.not_a_number:
             message = f"{row.not_a_number} predictions after stage {row.stage} are not numbers"
@@ -200,7 +200,7 @@ def _faults_of_probes(probes: Probes) -> Iterator[Flag]:
         yield Flag(code="changed-model", message=message, evidence=evidence)
 
 
-def _chance(rows: Sequence[Row], probes: Probes | None, stochastic: bool) -> Iterator[Flag]:
+def _chance(rows: Sequence[MatrixRow], probes: Probes | None, stochastic: bool) -> Iterator[Flag]:
     """``stochastic``, with what a single draw would have said of the last row."""
     found = probes.stochastic if probes is not None else any(row.draws > 1 for row in rows)
     if not (stochastic or found):

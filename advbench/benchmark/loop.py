@@ -16,7 +16,7 @@ from advbench.config.resolve import bound_attacks, points_of
 from advbench.data import Split
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.extras import PICTURE, Regenerates, Routes, regenerate, routing
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.models.cost import multiply_adds
 from advbench.runs.checkpoint import Checkpoint, MeasuredRow, Trained, UnderWay
 from advbench.runs.directory import Place, finish
@@ -27,7 +27,7 @@ from advbench.runtime.events import Clock, Event, Kind, Listener, tell
 from advbench.runtime.hashing import weights_digest
 from attacks_pool import Attack, Passes
 from defenses import Defense, registry
-from leaderboards import Cell, Stage, write_bytes, write_outcomes
+from leaderboards import Cell, RecordedStage, write_bytes, write_outcomes
 from leaderboards.records.layout import OUTCOMES, STAGES
 
 
@@ -57,8 +57,8 @@ class Benchmark:
         self.measured = [(attack, points_of(self.config, attack, len(self.data.test))) for attack in every]
         points = max(count for _, count in self.measured)
         self.test = Split(self.data.test.x[:points], self.data.test.y[:points])
-        self.rows: list[Row] = []
-        self.stages: list[Stage] = []
+        self.rows: list[MatrixRow] = []
+        self.stages: list[RecordedStage] = []
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         epochs = self.config.pretrain.epochs + self.config.stages * self.config.stage_plan.epochs
         self.clock = Clock(epochs, self.config.stages + 1)
@@ -183,7 +183,7 @@ class Benchmark:
         (self.directory / STAGES).mkdir(exist_ok=True)
         write_bytes(self.directory / name, weights_of(defense))
         texts = [attack.text for attack in met]
-        entry = Stage(index=stage, attacks=texts, weights=name, spec=defense.spec())
+        entry = RecordedStage(index=stage, attacks=texts, weights=name, spec=defense.spec())
         self.seconds["evaluation"] += time.perf_counter() - began
         self.checkpoint.keep_row(MeasuredRow(row, entry, weights, self.seconds))
         self.rows.append(row)

@@ -10,8 +10,8 @@ import typer
 from advbench.cli.options import AttackTimeout, DryRun, RunsDir, Workers
 
 if TYPE_CHECKING:
-    from advbench.sweep.outcome import Outcome
-    from advbench.sweep.plan import Plan
+    from advbench.sweep.outcome import SweepOutcome
+    from advbench.sweep.plan import SweepPlan
 
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
 
@@ -81,7 +81,7 @@ def sweep(
     finish(plan, outcome, runs_dir)
 
 
-def finish(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
+def finish(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
     """Say what became of the cells, and leave with the exit code for it."""
     from advbench.cli import tables_sweep as sweepshow
     from advbench.runtime.interrupts import Interrupted

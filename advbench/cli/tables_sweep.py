@@ -18,15 +18,15 @@ from advbench.cli.echo import warn
 from advbench.cli.progress import describe, duration
 from advbench.cli.tables import labels, output
 from advbench.runtime.events import Event
-from advbench.sweep.outcome import Outcome, Tell, Told
-from advbench.sweep.plan import Cell, Plan
+from advbench.sweep.outcome import SweepOutcome, Tell, Told
+from advbench.sweep.plan import SweepCell, SweepPlan
 from leaderboards.printable import in_line
 
 SHOWN = ("batch", "epoch", "cell", "end")
 """Events that say where a run stands."""
 
 
-def print_plan(plan: Plan, runs_dir: Path, *, workers: int | None, ray: str | None) -> None:
+def print_plan(plan: SweepPlan, runs_dir: Path, *, workers: int | None, ray: str | None) -> None:
     """The cells by data set, model, sequence and defense, how many are finished, and how long the rest takes.
 
     Args:
@@ -67,7 +67,7 @@ def print_plan(plan: Plan, runs_dir: Path, *, workers: int | None, ray: str | No
         console.print(f"           {rate} images/s forward and backward, {speed.source}", soft_wrap=True)
 
 
-def print_outcome(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
+def print_outcome(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
     """How many cells are complete, and why the others are not."""
     cells = {cell.number: cell for cell in plan.cells}
     for number, why in sorted(outcome.failed.items()):
@@ -86,7 +86,7 @@ def print_outcome(plan: Plan, outcome: Outcome, runs_dir: Path) -> None:
 
 
 @contextmanager
-def reporter(plan: Plan, workers: int) -> Iterator[Tell]:
+def reporter(plan: SweepPlan, workers: int) -> Iterator[Tell]:
     """A listener that reports to stderr while the context is open; ``workers`` is 0 on a cluster."""
     board = _Board(plan, workers)
     console = errors()
@@ -111,13 +111,13 @@ def reporter(plan: Plan, workers: int) -> Iterator[Tell]:
 class _Board:
     """Who is at what, and how much is left."""
 
-    def __init__(self, plan: Plan, workers: int) -> None:
+    def __init__(self, plan: SweepPlan, workers: int) -> None:
         self.began = time.monotonic()
         self.workers = workers
         self.total = len(plan.cells)
         self.finished = plan.count("complete")
         self.waiting = {cell.number: cell for cell in plan.to_do}
-        self.active: dict[int, tuple[Cell, float, int, Event | None]] = {}
+        self.active: dict[int, tuple[SweepCell, float, int, Event | None]] = {}
         self.estimated = self.taken = 0.0
 
     def hear(self, told: Told) -> str | None:
@@ -173,15 +173,15 @@ class _Board:
         return sum(each) / max(self.workers or len(self.active), 1)
 
 
-def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+def _groups(cells: Sequence[SweepCell]) -> list[list[SweepCell]]:
     """Cells that differ in the seed alone, together."""
-    found: dict[str, list[Cell]] = {}
+    found: dict[str, list[SweepCell]] = {}
     for cell in cells:
         found.setdefault(cell.group_key, []).append(cell)
     return list(found.values())
 
 
-def _row(cells: list[Cell], every: Sequence[Cell]) -> list[str]:
+def _row(cells: list[SweepCell], every: Sequence[SweepCell]) -> list[str]:
     config, options = cells[0].config, cells[0].options
     alike = [other for other in every if other.group == cells[0].group]
     keys = [

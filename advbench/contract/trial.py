@@ -99,7 +99,7 @@ SEED, OTHER_SEED = 5, 6
 
 
 @dataclass
-class Reference:
+class TrialReference:
     """An uninterrupted training, which other ways to the same weights are compared with.
 
     Attributes:
@@ -129,7 +129,7 @@ class Trial:
     ) -> None:
         self.kind, self.network = kind, network
         self.parameters = parse_parameters(kind, kind.info.name, parameters)
-        self._references: dict[tuple[Mode, int, int], Reference] = {}
+        self._references: dict[tuple[Mode, int, int], TrialReference] = {}
 
     @property
     def info(self) -> DefenseInfo:
@@ -178,7 +178,7 @@ class Trial:
         """What evaluation would attack: the defense without an attack in mind, and for each of two."""
         return [defense.view(attack) for attack in (None, *self.attacks[:2])]
 
-    def reference(self, mode: Mode, *, stages: int = 4, seed: int = SEED, noise: int = 0) -> Reference:
+    def reference(self, mode: Mode, *, stages: int = 4, seed: int = SEED, noise: int = 0) -> TrialReference:
         """Training without a break; the same trainings are done once.
 
         Args:
@@ -192,10 +192,10 @@ class Trial:
             self._references[key] = self._train(mode, stages, seed, noise)
         return self._references[key]
 
-    def _train(self, mode: Mode, stages: int, seed: int, noise: int) -> Reference:
+    def _train(self, mode: Mode, stages: int, seed: int, noise: int) -> TrialReference:
         with isolated_randomness(key_seed("contract", "noise", noise), torch.device("cpu")):
             state = global_state()
-            found = Reference(self.build(seed=seed))
+            found = TrialReference(self.build(seed=seed))
             for attacks in self.stages(mode)[:stages]:
                 found.losses.append(self.fit(found.defense, attacks))
                 found.weights.append(copied(found.defense))

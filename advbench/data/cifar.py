@@ -13,7 +13,7 @@ import numpy as np
 
 from advbench.data.layout import locate
 from advbench.data.sets import DataSet, Defaults
-from advbench.data.splits import Pool, assemble
+from advbench.data.splits import SplitPool, assemble
 from attacks_pool.errors import InputError
 
 LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
@@ -38,7 +38,7 @@ def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
     train = [read(filename, md5) for filename, md5 in official.train_list]
     test = [read(filename, md5) for filename, md5 in official.test_list]
     classes = tuple(str(label) for label in read(meta["filename"], meta["md5"])[meta["key"]])
-    pool = Pool(
+    pool = SplitPool(
         pixels=np.concatenate([batch["data"] for batch in train + test]).reshape(-1, 3, 32, 32),
         labels=np.concatenate([np.asarray(batch[LABELS[name]], dtype=np.int64) for batch in train + test]),
         classes=classes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from advbench.data.sets import DataSet, Defaults
-from advbench.data.splits import TEST_SEED, Pool, assemble, stratified_holdout
+from advbench.data.splits import TEST_SEED, SplitPool, assemble, stratified_holdout
 
 TEST_SIZE = 360
 
@@ -15,7 +15,7 @@ def load(defaults: Defaults) -> DataSet:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pool = Pool(
+    pool = SplitPool(
         pixels=bunch.images.astype(np.uint8)[:, None],
         labels=bunch.target.astype(np.int64),
         classes=tuple(str(digit) for digit in range(10)),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from advbench.data.images import IMAGE_SUFFIXES, decode
 from advbench.data.sets import DataSet, defaults_for
-from advbench.data.splits import TEST_SEED, Pool, assemble, permutation
+from advbench.data.splits import TEST_SEED, SplitPool, assemble, permutation
 from attacks_pool.errors import InputError, unknown
 
 CHUNK = 1024
@@ -43,7 +43,7 @@ def _load(root: Path) -> DataSet:
     files = [[_images(folders[name]) for name in classes] for folders in (train, test)]
     per_class = [len(group) for part in files for group in part]
     pixels = _read([file for part in files for group in part for file in group])
-    pool = Pool(pixels, np.repeat(np.tile(np.arange(len(classes)), 2), per_class), classes)
+    pool = SplitPool(pixels, np.repeat(np.tile(np.arange(len(classes)), 2), per_class), classes)
     count = sum(per_class[: len(classes)])
     # Files come class by class: without a shuffle the first n test points would be of the first classes only.
     order = count + permutation(len(pixels) - count, TEST_SEED)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from advbench.data.layout import locate
 from advbench.data.sets import DataSet, Defaults
-from advbench.data.splits import TEST_SEED, Pool, assemble, permutation
+from advbench.data.splits import TEST_SEED, SplitPool, assemble, permutation
 from attacks_pool.errors import InputError
 
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
@@ -53,7 +53,7 @@ def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
             raise InputError(f"data set {name!r}: {part} holds no images")
         images.append(x)
         labels.append(y)
-    pool = Pool(np.concatenate(images)[:, None], np.concatenate(labels).astype(np.int64), CLASSES[name])
+    pool = SplitPool(np.concatenate(images)[:, None], np.concatenate(labels).astype(np.int64), CLASSES[name])
     count = len(images[0])
     # Plain classifiers err twice as often on the first half of MNIST's test file as on the second (measured),
     # so its first n points are no fair sample in the official order.

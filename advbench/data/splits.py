@@ -18,7 +18,7 @@ VALIDATION_SEED = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class SplitPool:
     """Raw images: ``pixels`` uint8 (N, C, H, W) in [0, ``scale``], ``labels`` int64 (N,)."""
 
     pixels: NDArray[np.uint8]
@@ -69,7 +69,7 @@ def stratified_holdout(
     return np.flatnonzero(~held).astype(np.int64), order[held[order]]
 
 
-def fingerprint(pool: Pool, parts: Sequence[NDArray[np.int64]]) -> str:
+def fingerprint(pool: SplitPool, parts: Sequence[NDArray[np.int64]]) -> str:
     """16 hexadecimal digits of the SHA-256 over raw pixels, labels, class names and split indices."""
     digest = hashlib.sha256(f"{pool.pixels.shape} {pool.scale} {pool.classes!r}".encode())
     digest.update(np.ascontiguousarray(pool.pixels).data)
@@ -80,7 +80,7 @@ def fingerprint(pool: Pool, parts: Sequence[NDArray[np.int64]]) -> str:
 
 
 def assemble(
-    name: str, pool: Pool, train: NDArray[np.int64], test: NDArray[np.int64], defaults: Defaults
+    name: str, pool: SplitPool, train: NDArray[np.int64], test: NDArray[np.int64], defaults: Defaults
 ) -> DataSet:
     """The data set that trains on ``pool[train]`` and tests on ``pool[test]``, in the order given.
 
@@ -107,6 +107,6 @@ def assemble(
     )
 
 
-def _split(pool: Pool, indices: NDArray[np.int64]) -> Split:
+def _split(pool: SplitPool, indices: NDArray[np.int64]) -> Split:
     x = torch.from_numpy(pool.pixels[indices]).to(torch.float32).div_(pool.scale)
     return Split(x=x, y=torch.from_numpy(pool.labels[indices]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from advbench.data import Split
-from advbench.evaluation.row import Row, _add_cell, _empty
+from advbench.evaluation.row import MatrixRow, _add_cell, _empty
 from advbench.evaluation.shards import Piece, Setting, Shard, View, blocks, compute, shards
 from advbench.evaluation.stochastic import JUDGED_BY, is_stochastic
 from advbench.runtime.timeouts import limited
@@ -22,7 +22,7 @@ from leaderboards import Cell
 __all__ = [
     "LOOKED_AT",
     "Kept",
-    "Row",
+    "MatrixRow",
     "View",
     "assemble",
     "blocks",
@@ -61,7 +61,7 @@ def evaluate(
     device: torch.device | None = None,
     kept: Kept | None = None,
     attack_timeout: float | None = None,
-) -> Row:
+) -> MatrixRow:
     """Measure one row of R.
 
     An attack gets only points that are right clean; every crafted point is verified and predicted again in
@@ -203,7 +203,7 @@ def assemble(
     attacks: Sequence[tuple[Attack, int]],
     setting: Setting,
     pieces: Mapping[tuple[str, int], Piece],
-) -> Row:
+) -> MatrixRow:
     """The row of pieces that were computed anywhere, by attack text (``clean`` too) and block.
 
     Raises:

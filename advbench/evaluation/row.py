@@ -13,7 +13,7 @@ from leaderboards import Cell, Threat
 
 
 @dataclass
-class Row:
+class MatrixRow:
     """One row of R: clean predictions (n,), what survives each attack (A, n), cells, and what went wrong.
 
     ``draws`` is how many draws of the defense judged each point: 1 unless it is stochastic; ``single`` then
@@ -30,12 +30,12 @@ class Row:
     single: dict[str, int] = field(default_factory=dict)
 
 
-def _empty(points: int, attacks: int, setting: Setting) -> Row:
+def _empty(points: int, attacks: int, setting: Setting) -> MatrixRow:
     clean, robust = np.zeros(points, dtype=bool), np.zeros((attacks, points), dtype=bool)
-    return Row(setting.stage, clean, robust, draws=setting.draws)
+    return MatrixRow(setting.stage, clean, robust, draws=setting.draws)
 
 
-def _add_cell(row: Row, setting: Setting, found: Sequence[tuple[Shard, Piece]]) -> None:
+def _add_cell(row: MatrixRow, setting: Setting, found: Sequence[tuple[Shard, Piece]]) -> None:
     """Put the pieces of one attack, in the order of their blocks, into the row."""
     first, limit = found[0][0], found[-1][0].stop
     attack, text = first.attack, first.text

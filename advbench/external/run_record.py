@@ -13,7 +13,7 @@ from torch import nn
 from advbench.config.options import protocol_of
 from advbench.data import DataSet
 from advbench.evaluation.abstaining import LAST
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.external import Foreign
 from advbench.models.cost import multiply_adds
 from advbench.runs.record import Bools, Measured, attack_entry, per_class_counts
@@ -21,7 +21,7 @@ from advbench.runs.saved import EVALUATED, WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.randomness import isolated_randomness
-from leaderboards import SCHEMA, Audit, Cost, Record, Stage
+from leaderboards import SCHEMA, Audit, Cost, Record, RecordedStage
 from leaderboards.statistics.metrics import METRICS, worst_case_accuracy
 
 GROUP = "evaluated models"
@@ -60,7 +60,7 @@ def eval_record(
     foreign: Foreign,
     data: DataSet,
     *,
-    row: Row,
+    row: MatrixRow,
     attacks: Sequence[tuple[Attack, int]],
     audit: Audit,
     seconds: float,
@@ -74,7 +74,9 @@ def eval_record(
         attacks={"seen": [], "unseen": [], "eval": [attack for attack, _ in attacks]},
         points=counts,
         rows=[row],
-        stages=[Stage(index=0, attacks=[], weights=WEIGHTS if kept(foreign) else NOT_KEPT, spec=spec)],
+        stages=[
+            RecordedStage(index=0, attacks=[], weights=WEIGHTS if kept(foreign) else NOT_KEPT, spec=spec)
+        ],
         passes=Passes(),
         training_seconds=0.0,
         evaluation_seconds=seconds,

@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.runs.pieces import Pieces, row_of, row_tree, seal, unseal
 from advbench.runtime.hashing import weights_digest
 from defenses import DefenseState, Snapshot
 from defenses.training.packing import PackingError, pack, unpack
 from defenses.training.snapshot import snapshot_of, to_tree
-from leaderboards import Stage, write_bytes
+from leaderboards import RecordedStage, write_bytes
 from leaderboards.records.layout import CHECKPOINT
 
 KEPT = 2
@@ -32,8 +32,8 @@ Seconds = dict[str, float]
 class MeasuredRow:
     """A finished row: what was measured, on which weights, and the seconds that the run took until then."""
 
-    row: Row
-    stage: Stage
+    row: MatrixRow
+    stage: RecordedStage
     weights: str
     seconds: Seconds
 
@@ -135,7 +135,7 @@ class Checkpoint:
                 break
             measured = MeasuredRow(
                 row_of(tree["row"]),
-                Stage.model_validate(tree["stage"]),
+                RecordedStage.model_validate(tree["stage"]),
                 tree["weights"],
                 tree["seconds"],
             )
@@ -158,7 +158,7 @@ class Checkpoint:
     def _row(self, stage: int) -> Path:
         return self.directory / f"row-{stage:05d}.json"
 
-    def _weights(self, stage: Stage) -> str:
+    def _weights(self, stage: RecordedStage) -> str:
         try:
             return weights_digest(load_file(self.run_dir / stage.weights))
         except (OSError, SafetensorError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.shards import Piece, Setting, Shard
 from advbench.runtime.hashing import digest
 from leaderboards import CLEAN, Cell, write_bytes
@@ -86,7 +86,7 @@ def unseal(data: bytes) -> dict[str, Any] | None:
         return None
 
 
-def row_tree(row: Row) -> dict[str, Any]:
+def row_tree(row: MatrixRow) -> dict[str, Any]:
     """A row as JSON values."""
     return {
         **vars(row),
@@ -96,12 +96,12 @@ def row_tree(row: Row) -> dict[str, Any]:
     }
 
 
-def row_of(tree: dict[str, Any]) -> Row:
+def row_of(tree: dict[str, Any]) -> MatrixRow:
     """The row that `row_tree` was given."""
     clean = bools(tree["clean"])
     robust = np.array([bools(outcome) for outcome in tree["robust"]], dtype=bool).reshape(-1, len(clean))
     cells = [Cell.model_validate(cell) for cell in tree["cells"]]
-    return Row(**{**tree, "clean": clean, "robust": robust, "cells": cells})
+    return MatrixRow(**{**tree, "clean": clean, "robust": robust, "cells": cells})
 
 
 def bits(outcome: Iterable[Any]) -> str:

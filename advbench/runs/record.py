@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from advbench.config.options import RunConfig
 from advbench.data import DataSet
-from advbench.evaluation.row import Row
+from advbench.evaluation.row import MatrixRow
 from attacks_pool import Attack, Passes
-from leaderboards import SCHEMA, AttackEntry, Audit, Cell, Cost, PerClass, Record, Stage, summarise
+from leaderboards import SCHEMA, AttackEntry, Audit, Cell, Cost, PerClass, Record, RecordedStage, summarise
 from leaderboards.records.entries import Role
 
 Bools = NDArray[np.bool_]
@@ -29,8 +29,8 @@ class Measured:
 
     attacks: dict[str, list[Attack]]
     points: list[int]
-    rows: list[Row]
-    stages: list[Stage]
+    rows: list[MatrixRow]
+    stages: list[RecordedStage]
     passes: Passes
     training_seconds: float
     evaluation_seconds: float

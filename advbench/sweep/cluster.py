@@ -17,8 +17,8 @@ from typing import Any
 from advbench.runtime.ray_client import connect, load_ray
 from advbench.runtime.reasons import reason
 from advbench.sweep.one_run import Job, perform
-from advbench.sweep.outcome import Outcome, Stop, Tell, Told
-from advbench.sweep.plan import Cell
+from advbench.sweep.outcome import Stop, SweepOutcome, Tell, Told
+from advbench.sweep.plan import SweepCell
 from advbench.sweep.transfer import adopt, arrival, clear_arrivals, pieces, receive
 from leaderboards import RecordError
 from leaderboards.records.lock import hold
@@ -48,14 +48,14 @@ class Resources:
 
 
 def run_on_ray(
-    cells: Sequence[Cell],
+    cells: Sequence[SweepCell],
     runs_dir: Path,
     *,
     address: str,
     resources: Resources,
     attack_timeout: float | None = None,
     tell: Tell = lambda _: None,
-) -> Outcome:
+) -> SweepOutcome:
     """Run cells as tasks on a cluster; every finished run's files come back and are stored here.
 
     Each node needs this version of advbench, and the data at the place that the grid says. SIGINT and
@@ -129,7 +129,7 @@ class _Driver:
     def __init__(
         self,
         ray: Any,
-        cells: Sequence[Cell],
+        cells: Sequence[SweepCell],
         runs_dir: Path,
         resources: Resources,
         attack_timeout: float | None,
@@ -143,7 +143,7 @@ class _Driver:
         options["_generator_backpressure_num_objects"] = AHEAD
         self.remote = ray.remote(**options)(_task)
         self.under_way: dict[Any, _Receiving] = {}
-        self.outcome = Outcome()
+        self.outcome = SweepOutcome()
 
     def run(self) -> None:
         """Until nothing is left to do, or a signal says stop."""
@@ -163,7 +163,7 @@ class _Driver:
                     self.ray.cancel(stream, force=True)
                 receiving.close()
 
-    def _submit(self, cell: Cell) -> None:
+    def _submit(self, cell: SweepCell) -> None:
         job = Job(cell.number, cell.options, cell.sample_seed, cell.identity, self.attack_timeout)
         self.under_way[self.remote.remote(job, self.gpus)] = _Receiving(cell, self.runs_dir)
 
@@ -204,7 +204,7 @@ class _Driver:
 class _Receiving:
     """A run that is on its way; its temporary directory is made when the first file comes."""
 
-    def __init__(self, cell: Cell, runs_dir: Path) -> None:
+    def __init__(self, cell: SweepCell, runs_dir: Path) -> None:
         self.cell, self.runs_dir = cell, runs_dir
         self.begun = False
         self._open = contextlib.ExitStack()

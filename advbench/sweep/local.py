@@ -16,8 +16,8 @@ from typing import Any
 
 from advbench.sweep.local_worker import work
 from advbench.sweep.one_run import Job
-from advbench.sweep.outcome import Outcome, Stop, Tell, Told
-from advbench.sweep.plan import Cell
+from advbench.sweep.outcome import Stop, SweepOutcome, Tell, Told
+from advbench.sweep.plan import SweepCell
 
 PATIENCE = 0.5
 """Seconds to wait for news before looking whether to stop."""
@@ -32,7 +32,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def default_workers(cells: Sequence[Cell], gpus: int) -> int:
+def default_workers(cells: Sequence[SweepCell], gpus: int) -> int:
     """One for each GPU that the cells use, else one for as many cores as a cell has threads."""
     if gpus:
         return gpus
@@ -41,14 +41,14 @@ def default_workers(cells: Sequence[Cell], gpus: int) -> int:
 
 
 def run_here(
-    cells: Sequence[Cell],
+    cells: Sequence[SweepCell],
     runs_dir: Path,
     *,
     workers: int,
     gpus: int = 0,
     attack_timeout: float | None = None,
     tell: Tell = lambda _: None,
-) -> Outcome:
+) -> SweepOutcome:
     """Run cells in ``workers`` processes; one that fails, or whose process dies, leaves the others alone.
 
     SIGINT and SIGTERM let every worker finish its batch and save; a second one ends them at once.
@@ -77,7 +77,7 @@ class _Worker:
     def __init__(self, number: int, log: Path, runs_dir: Path, gpu: int | None) -> None:
         self.number, self.log = number, log
         self.ready = False
-        self.cell: Cell | None = None
+        self.cell: SweepCell | None = None
         context = multiprocessing.get_context("spawn")
         self.connection: Connection[Any, Any]
         self.connection, theirs = context.Pipe()
@@ -105,7 +105,7 @@ class _Pool:
 
     def __init__(
         self,
-        cells: Sequence[Cell],
+        cells: Sequence[SweepCell],
         runs_dir: Path,
         logs: Path,
         gpus: int,
@@ -117,7 +117,7 @@ class _Pool:
         self.runs_dir, self.logs, self.gpus = runs_dir, logs, gpus
         self.attack_timeout, self.tell, self.stop = attack_timeout, tell, stop
         self.workers: dict[int, _Worker] = {}
-        self.outcome = Outcome()
+        self.outcome = SweepOutcome()
         self.stillborn = 0
         self.started = 0
 
@@ -168,7 +168,7 @@ class _Pool:
                 return  # it ends by itself
         self._feed(worker)
 
-    def _note(self, kind: Any, cell: Cell, worker: int, what: Any) -> None:
+    def _note(self, kind: Any, cell: SweepCell, worker: int, what: Any) -> None:
         if kind == "cut" and not self.stop.count:
             kind, what = "failed", "its process was told to stop; the same command goes on with it"
         if kind == "done":

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Literal, Self
 
 from advbench.runtime.events import Event
-from advbench.sweep.plan import Cell
+from advbench.sweep.plan import SweepCell
 
 
 class Stop:
@@ -51,7 +51,7 @@ class Told:
     """One moment of a sweep: a cell begins on a worker, gets on, is done, has failed or was cut off."""
 
     kind: Kind
-    cell: Cell
+    cell: SweepCell
     worker: int
     event: Event | None = None
     text: str = ""
@@ -61,7 +61,7 @@ Tell = Callable[[Told], None]
 
 
 @dataclass
-class Outcome:
+class SweepOutcome:
     """The cells of a sweep by what became of them; ``signal`` is what stopped it, if something did."""
 
     done: dict[int, Path] = field(default_factory=dict)

@@ -26,7 +26,7 @@ ORDER: tuple[State, ...] = ("complete", "running", "unfinished", "new")
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One run of a sweep.
 
     Attributes:
@@ -69,10 +69,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The cells of a sweep, and where their times are known from."""
 
-    cells: list[Cell]
+    cells: list[SweepCell]
     speeds: list[Speed]
     gpus: int = 0
     """CUDA devices to share out between local workers; 0 where no cell takes one."""
@@ -82,7 +82,7 @@ class Plan:
         return Counter(cell.state for cell in self.cells)[state]
 
     @property
-    def to_do(self) -> list[Cell]:
+    def to_do(self) -> list[SweepCell]:
         """The cells that are not complete; those that another process is at come last."""
         found = [cell for cell in self.cells if cell.state != "complete"]
         return sorted(found, key=lambda cell: cell.state == "running")
@@ -92,7 +92,9 @@ class Plan:
         return makespan([cell.seconds for cell in self.to_do], workers)
 
 
-def make_plan(grid: Sequence[GridCell], runs_dir: Path, *, elsewhere: bool = False, gpus: float = 0) -> Plan:
+def make_plan(
+    grid: Sequence[GridCell], runs_dir: Path, *, elsewhere: bool = False, gpus: float = 0
+) -> SweepPlan:
     """Resolve and check every cell, look for it in ``runs_dir`` and estimate what is left.
 
     Args:
@@ -109,7 +111,7 @@ def make_plan(grid: Sequence[GridCell], runs_dir: Path, *, elsewhere: bool = Fal
         raise InputError(f"runs directory {runs_dir} is a file: name another")
     planner = _Planner(runs_dir, elsewhere, gpus)
     cells = [planner.cell(number, entry) for number, entry in enumerate(grid, 1)]
-    seen: dict[str, Cell] = {}
+    seen: dict[str, SweepCell] = {}
     for cell in cells:
         twin = seen.setdefault(cell.identity, cell)
         if twin is not cell:
@@ -127,7 +129,7 @@ class _Planner:
         self.states = _states(self.entries)
         self.models: dict[tuple[Any, ...], torch.device] = {}
 
-    def cell(self, number: int, entry: GridCell) -> Cell:
+    def cell(self, number: int, entry: GridCell) -> SweepCell:
         """One cell, resolved."""
         given = {"threads": 1, **entry.options}
         try:
@@ -137,7 +139,7 @@ class _Planner:
         except (InputError, RecordError) as error:
             written = " ".join(f"{key}={value}" for key, value in entry.options.items())
             raise InputError(f"cell {number} ({written}): {error}") from None
-        return Cell(
+        return SweepCell(
             number=number,
             options=given,
             sample_seed=entry.sample_seed,
@@ -161,7 +163,7 @@ class _Planner:
         device = torch.device("cuda" if self.gpus and wanted != "cpu" else "cpu")
         return config, identity_of(config, data, device=device, threads=there.threads)
 
-    def timed(self, cells: list[Cell]) -> Plan:
+    def timed(self, cells: list[SweepCell]) -> SweepPlan:
         """The cells with their estimates; nothing is timed where nothing is left to do."""
         speeds: dict[tuple[Any, ...], Speed] = {}
         records = self._records() if any(cell.state != "complete" for cell in cells) else []
@@ -173,8 +175,8 @@ class _Planner:
             key = (cell.config.defense, *_model_key(cell.config))
             if key not in speeds:
                 speeds[key] = self._speed(cell.config, records, speeds)
-            found.append(Cell(**{**vars(cell), "seconds": speeds[key].seconds(cell.work)}))
-        return Plan(found, list(dict.fromkeys(speeds.values())), self._gpus())
+            found.append(SweepCell(**{**vars(cell), "seconds": speeds[key].seconds(cell.work)}))
+        return SweepPlan(found, list(dict.fromkeys(speeds.values())), self._gpus())
 
     def _gpus(self) -> int:
         """Only where cells leave the choice of the device open can it be made for them."""

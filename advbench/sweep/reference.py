@@ -14,7 +14,7 @@ from typing import Any
 from advbench.config.resolve import points_of
 from advbench.data import load_dataset
 from advbench.sweep.grid import GridCell
-from advbench.sweep.plan import Plan, make_plan
+from advbench.sweep.plan import SweepPlan, make_plan
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.sequences import parse_attacks
 from leaderboards import Record
@@ -37,7 +37,7 @@ class ReferencePlan:
         model: the architecture.
     """
 
-    sweep: Plan
+    sweep: SweepPlan
     wanted: list[tuple[str, float, str, int]]
     dataset: str
     fingerprint: str

@@ -36,7 +36,7 @@ MEASURED, TRAINING, VALIDATION, UNMEASURED = (
 
 
 @dataclass(frozen=True)
-class Group:
+class PointGroup:
     """Points that are looked at together; ``numbers`` are their places in ``split``."""
 
     name: str
@@ -160,13 +160,13 @@ def _cheapest(subject: Subject) -> Attack | None:
     return min(cheap, key=lambda pair: pair[0])[1] if cheap else None
 
 
-def _groups(subject: Subject) -> tuple[list[Group], list[Group]]:
+def _groups(subject: Subject) -> tuple[list[PointGroup], list[PointGroup]]:
     """Measured test points, in parts that the same attacks met, and what they are compared with."""
     data = subject.run.data
     ends = sorted({0, *(count for _, count in subject.measured)})
     parts = list(pairwise(ends))
     measured = [
-        Group(
+        PointGroup(
             MEASURED if len(parts) == 1 else f"{MEASURED} {start} to {stop - 1}",
             data.test,
             range(start, stop),
@@ -174,9 +174,9 @@ def _groups(subject: Subject) -> tuple[list[Group], list[Group]]:
         for start, stop in parts
     ]
     others = [
-        Group(UNMEASURED, data.test, range(ends[-1], len(data.test))),
-        Group(VALIDATION, data.validation, range(len(data.validation))),
-        Group(TRAINING, data.train, range(len(data.train))),
+        PointGroup(UNMEASURED, data.test, range(ends[-1], len(data.test))),
+        PointGroup(VALIDATION, data.validation, range(len(data.validation))),
+        PointGroup(TRAINING, data.train, range(len(data.train))),
     ]
     return measured, [group for group in others if len(group.numbers)]
 

@@ -27,7 +27,7 @@ NUDGE = 1e-6
 
 
 @dataclass(frozen=True)
-class Spread:
+class RoundingSpread:
     """What trainings that differ in rounding alone make of one attack on one stage.
 
     Attributes:
@@ -87,7 +87,7 @@ def spreads(
     listeners: Sequence[Listener],
     *,
     tests: int,
-) -> list[Spread]:
+) -> list[RoundingSpread]:
     """Train ``AGAIN`` times more and see how far rounding leads each of ``suspects``.
 
     The paired test over points takes two models as they are. Training amplifies rounding, so that models of
@@ -105,9 +105,9 @@ def spreads(
     """
     accuracies = {one.label: [accuracy(made, one)] for one in suspects}
 
-    def found() -> list[Spread]:
+    def found() -> list[RoundingSpread]:
         return [
-            Spread(one, accuracy(made, one) + _lead(one), tuple(accuracies[one.label]), tests)
+            RoundingSpread(one, accuracy(made, one) + _lead(one), tuple(accuracies[one.label]), tests)
             for one in suspects
         ]
 

@@ -22,7 +22,7 @@ from attacks_pool.calling.randomness import (
 from attacks_pool.losses import LOSSES, Loss, targeted_dlr
 from attacks_pool.metadata import Knob
 from attacks_pool.norms import l2_norm, project, random_point
-from attacks_pool.search.auto_pgd_run import Outcome, Plan, ascend, checkpoints
+from attacks_pool.search.auto_pgd_run import AscentOutcome, AscentPlan, ascend, checkpoints
 
 __all__ = [
     "KNOBS",
@@ -97,8 +97,8 @@ def adaptive_ascent(
         softmax over ``eot_steps`` draws is wrong.
     """
     objective = LOSSES[loss] if isinstance(loss, str) else loss
-    base, best = draw_seed(generator), Outcome.begin(x)
-    plan = Plan(
+    base, best = draw_seed(generator), AscentOutcome.begin(x)
+    plan = AscentPlan(
         norm, eps, steps, rho, lambda logits, y, _target: objective(logits, y), early_stop, first, eot_steps
     )
     active = torch.arange(len(x), device=x.device)
@@ -133,8 +133,8 @@ def targeted_ascent(
     likeliest goes before the others, and the first that fools the model ends the rest. Otherwise as
     :func:`adaptive_ascent`.
     """
-    base, best = draw_seed(generator), Outcome.begin(x)
-    plan = Plan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
+    base, best = draw_seed(generator), AscentOutcome.begin(x)
+    plan = AscentPlan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
     with torch.no_grad():
         classes = likeliest_others(model(x), y, targets)
     ranks = list(range(classes.shape[1]))
@@ -192,14 +192,14 @@ def ranked_ascent(
     of highest loss is then searched for ``steps`` from each of ``restarts`` random starts. Otherwise as
     :func:`adaptive_ascent`.
     """
-    base, best = draw_seed(generator), Outcome.begin(x)
-    plan = Plan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
+    base, best = draw_seed(generator), AscentOutcome.begin(x)
+    plan = AscentPlan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
     scout = replace(plan, steps=scout_steps)
     with torch.no_grad():
         classes = likeliest_others(model(x), y, targets)
     nearness = torch.full(classes.shape, -torch.inf, device=x.device)
 
-    def search(plan: Plan, aims: Tensor, *key: object) -> tuple[Tensor, Tensor]:
+    def search(plan: AscentPlan, aims: Tensor, *key: object) -> tuple[Tensor, Tensor]:
         points = (~(best.fooled & early_stop)).nonzero().flatten()
         if not len(points):
             return points, nearness[:0, 0]
@@ -223,7 +223,7 @@ def likeliest_others(logits: Tensor, y: Tensor, count: int) -> Tensor:
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
-def _start(x: Tensor, plan: Plan, generator: torch.Generator) -> Tensor:
+def _start(x: Tensor, plan: AscentPlan, generator: torch.Generator) -> Tensor:
     """A first iterate: uniform in the linf ball, on the l2 sphere, x + N(0, I) brought to the l1 ball."""
     eps = plan.phases()[0].eps
     if plan.norm == "l2":
@@ -233,7 +233,7 @@ def _start(x: Tensor, plan: Plan, generator: torch.Generator) -> Tensor:
 
 
 def _starts(
-    x: Tensor, plan: Plan, places: Tensor, total: int, drawn: int, key: tuple[int, int, int]
+    x: Tensor, plan: AscentPlan, places: Tensor, total: int, drawn: int, key: tuple[int, int, int]
 ) -> Tensor:
     """First iterates of the points ``x`` at ``places`` in a batch of ``total``, drawn for ``drawn`` at once.
 
@@ -250,5 +250,5 @@ def _starts(
     return torch.cat(found)
 
 
-def _plan_of(norm: str, steps: int) -> Plan:
-    return Plan(norm, 1.0, steps, 0.75, targeted_dlr, early_stop=False)
+def _plan_of(norm: str, steps: int) -> AscentPlan:
+    return AscentPlan(norm, 1.0, steps, 0.75, targeted_dlr, early_stop=False)

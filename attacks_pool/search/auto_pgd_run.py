@@ -25,7 +25,7 @@ RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
+class AscentPlan:
     """How a run searches; ``first`` keeps the first iterate that fools, else the worst of them is kept."""
 
     norm: str
@@ -38,7 +38,7 @@ class Plan:
     eot_steps: int = 1
     judged: bool = True
 
-    def phases(self) -> list[Plan]:
+    def phases(self) -> list[AscentPlan]:
         """The searches made in turn: l1 has three, in balls of 3, 2 and 1 eps (arXiv:2103.01208)."""
         widened = -(-3 * self.steps // 10)
         last = self.steps - 2 * widened
@@ -98,7 +98,7 @@ class Rows:
 
 
 @dataclass
-class Outcome:
+class AscentOutcome:
     """What a search made of each point: the perturbed point, whether it fools, and its loss."""
 
     x_adv: Tensor
@@ -106,7 +106,7 @@ class Outcome:
     value: Tensor
 
     @classmethod
-    def begin(cls, x: Tensor) -> Outcome:
+    def begin(cls, x: Tensor) -> AscentOutcome:
         """Nothing found yet."""
         return cls(
             x.clone(),
@@ -114,7 +114,7 @@ class Outcome:
             torch.full((len(x),), -torch.inf, device=x.device),
         )
 
-    def take(self, points: Tensor, other: Outcome) -> None:
+    def take(self, points: Tensor, other: AscentOutcome) -> None:
         """Keep, at ``points``, what is worse for the model: fooling before not, then the higher loss."""
         held, value = self.fooled[points], self.value[points]
         better = (other.fooled & ~held) | ((other.fooled == held) & (other.value > value))
@@ -123,7 +123,9 @@ class Outcome:
         self.value[points] = torch.where(better, other.value, value)
 
 
-def ascend(model: nn.Module, plan: Plan, x: Tensor, y: Tensor, start: Tensor, target: Tensor) -> Outcome:
+def ascend(
+    model: nn.Module, plan: AscentPlan, x: Tensor, y: Tensor, start: Tensor, target: Tensor
+) -> AscentOutcome:
     """All phases of one search.
 
     Args:
@@ -137,27 +139,27 @@ def ascend(model: nn.Module, plan: Plan, x: Tensor, y: Tensor, start: Tensor, ta
         x, y = x.repeat_interleave(attempts, 0), y.repeat_interleave(attempts, 0)
     phases = plan.phases()
     for phase, following in pairwise(phases):
-        run = Run(model, phase, attempts)
+        run = AscentRun(model, phase, attempts)
         run.climb(x, y, project(start, x, phase.eps, plan.norm), target, warm=True)
         start = project(run.rows.best, x, following.eps, plan.norm)
-    run = Run(model, phases[-1], attempts)
+    run = AscentRun(model, phases[-1], attempts)
     return run.climb(x, y, start, target, warm=len(phases) > 1)
 
 
-class Run:
+class AscentRun:
     """One phase; ``attempts`` rows belong to each point, and with early stop they are dropped together."""
 
     rows: Rows
 
-    def __init__(self, model: nn.Module, plan: Plan, attempts: int) -> None:
+    def __init__(self, model: nn.Module, plan: AscentPlan, attempts: int) -> None:
         self.model, self.plan, self.attempts = model, plan, attempts
         self.index = torch.empty(0)
         self.pixels = 1
 
-    def climb(self, x: Tensor, y: Tensor, start: Tensor, target: Tensor, *, warm: bool) -> Outcome:
+    def climb(self, x: Tensor, y: Tensor, start: Tensor, target: Tensor, *, warm: bool) -> AscentOutcome:
         """All steps from ``start``, which another phase found where ``warm``."""
         plan, self.pixels = self.plan, x[0].numel()
-        outcome = Outcome.begin(x[:: self.attempts])
+        outcome = AscentOutcome.begin(x[:: self.attempts])
         self.index = torch.arange(len(outcome.value), device=x.device)
         self._begin(x, y, start, target, warm, outcome)
         sparse, since = plan.norm == "l1", 0
@@ -182,7 +184,7 @@ class Run:
         return outcome
 
     def _begin(
-        self, x: Tensor, y: Tensor, start: Tensor, target: Tensor, warm: bool, outcome: Outcome
+        self, x: Tensor, y: Tensor, start: Tensor, target: Tensor, warm: bool, outcome: AscentOutcome
     ) -> None:
         gradient, logits, values = self._slope(start, y, target)
         zeros = torch.zeros_like(values)
@@ -247,7 +249,7 @@ class Run:
         ahead = rows.x_adv + per_sample(rows.step) * signs / moved
         rows.x_adv = project(ahead, rows.x, self.plan.eps, "l1")
 
-    def _look(self, outcome: Outcome) -> None:
+    def _look(self, outcome: AscentOutcome) -> None:
         """Loss and gradient at the new iterate; keeps the best point and what fools."""
         rows = self.rows
         rows.gradient, logits, values = self._slope(rows.x_adv, rows.y, rows.target)
@@ -260,7 +262,7 @@ class Run:
         rows.best_loss = torch.where(better, values, rows.best_loss)
         self._judge(logits, outcome)
 
-    def _judge(self, logits: Tensor, outcome: Outcome) -> None:
+    def _judge(self, logits: Tensor, outcome: AscentOutcome) -> None:
         """Which rows fool the model; with early stop their points are settled and leave the search."""
         rows = self.rows
         if not self.plan.judged:
@@ -306,7 +308,7 @@ class Run:
         rows.x_adv = torch.where(wide, rows.best, rows.x_adv)
         rows.gradient = torch.where(wide, rows.best_gradient, rows.gradient)
 
-    def _conclude(self, outcome: Outcome) -> None:
+    def _conclude(self, outcome: AscentOutcome) -> None:
         """Of the attempts at each point left: one that fools before one that does not, then by loss."""
         rows = self.rows
         if not len(self.index):

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 
 from leaderboards import (
-    Comparison,
     Record,
     RecordError,
     Row,
+    RowComparison,
     View,
     compare,
     compare_over,
@@ -148,12 +148,12 @@ def beyond(board: Sequence[Row]) -> str:
     return " ".join(said)
 
 
-def line(title: str, make: Callable[[str], Comparison]) -> str:
+def line(title: str, make: Callable[[str], RowComparison]) -> str:
     """A row of a table: a comparison in each metric."""
     return " | ".join([f"| {title}", *(cell(make, metric) for metric in COMPARED)]) + " |"
 
 
-def cell(make: Callable[[str], Comparison], metric: str) -> str:
+def cell(make: Callable[[str], RowComparison], metric: str) -> str:
     """A comparison in points, with its interval and p-value; bold where one is better."""
     try:
         found = make(metric)

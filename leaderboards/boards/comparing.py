@@ -24,7 +24,7 @@ Test = Literal["mcnemar-exact", "mcnemar-clustered", "bootstrap"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """How two rows differ in one metric.
 
     ``difference`` is the first row's mean minus the second's, ``low`` to ``high`` its 95 % interval over
@@ -51,7 +51,7 @@ class Comparison:
         return "first" if self.difference * sign_of(self.metric) > 0 else "second"
 
 
-def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
+def compare(row_a: Row, row_b: Row, metric: str | None = None) -> RowComparison:
     """Compare two rows of one board in one metric, point by point.
 
     A share of test points (average, clean, worst-case, unseen) is tested with McNemar's test: exact where
@@ -71,16 +71,16 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> Comparison:
     difference = _difference((row_a, row_b), standings, name)
     found = tests(standings, name)
     if np.isnan(found.p[0, 1]):
-        return Comparison(name, difference, note=_why(standings))
+        return RowComparison(name, difference, note=_why(standings))
     low, high = contrast(_parts(standings, name)).interval()
     seeds = None if found.exact[0, 1] else float(found.bootstrap[0, 1])
     p, test = float(found.points[0, 1]), "mcnemar-exact" if found.exact[0, 1] else "mcnemar-clustered"
     if not per_point(name):
         p, test = float(found.bootstrap[0, 1]), "bootstrap"
-    return Comparison(name, difference, float(low), float(high), p, seeds, cast(Test, test))
+    return RowComparison(name, difference, float(low), float(high), p, seeds, cast(Test, test))
 
 
-def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) -> Comparison:
+def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) -> RowComparison:
     """Compare two defenses over several boards: the mean over boards of the first's minus the second's.
 
     The boards have the same test points, so that each point counts once: McNemar's test with points as
@@ -113,7 +113,7 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
     shares = []
     for standings in boards:
         if np.isnan(tests(standings, name).p[0, 1]):
-            return Comparison(name, difference, note=_why(standings))
+            return RowComparison(name, difference, note=_why(standings))
         parts += _parts(standings, name)
         shares.append([one[:, 0, 0].mean(axis=0) for one in _terms(standings, name)])
     if len(points) > 1:
@@ -122,11 +122,11 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
     low, high = mean.interval()
     over_seeds = mean.p(difference)
     if not per_point(name):
-        return Comparison(name, difference, low, high, over_seeds, over_seeds, "bootstrap")
+        return RowComparison(name, difference, low, high, over_seeds, over_seeds, "bootstrap")
     found = all_pairs(np.mean(shares, axis=0), np.zeros(2, dtype=np.bool_))
     seeds = None if all(len(row.runs) == 1 for pair in pairs for row in pair) else over_seeds
     p = float(found.p[0, 1])
-    return Comparison(name, difference, float(low), float(high), p, seeds, "mcnemar-clustered")
+    return RowComparison(name, difference, float(low), float(high), p, seeds, "mcnemar-clustered")
 
 
 def _standings(row_a: Row, row_b: Row) -> list[Standing]:

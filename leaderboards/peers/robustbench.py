@@ -41,7 +41,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """One model.
 
     Attributes:
@@ -97,7 +97,7 @@ class Entry:
         return self.get("unreliable") is True
 
 
-def read_entry(path: Path) -> Entry:
+def read_entry(path: Path) -> ZooEntry:
     """Read one file; its folder says the threat, and the folder above that the data set.
 
     Raises:
@@ -115,7 +115,7 @@ def read_entry(path: Path) -> Entry:
     return replace(entry, dataset=str(entry.get("dataset")), threat=UNSORTED)
 
 
-def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat: str) -> Entry:
+def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat: str) -> ZooEntry:
     """An entry from JSON text; ``source`` names the file in errors.
 
     Raises:
@@ -135,7 +135,7 @@ def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat
         raise RecordError(f"{where}: not JSON: {' '.join(str(error).split())}") from error
     if not isinstance(pairs, tuple):
         raise RecordError(f"{where}: a row is a JSON object")
-    entry = Entry(id, dataset, threat, pairs)
+    entry = ZooEntry(id, dataset, threat, pairs)
     keys = {key for key, _ in pairs}
     if missing := [key for key in _NEEDED if key not in keys]:
         raise RecordError(f"{where}: missing {', '.join(missing)}: this is no row of RobustBench's")
@@ -146,7 +146,7 @@ def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat
     return entry
 
 
-def find_entries(folder: Path, datasets: Collection[str] | None = None) -> list[Entry]:
+def find_entries(folder: Path, datasets: Collection[str] | None = None) -> list[ZooEntry]:
     """The entries of a ``model_info`` folder, of one of its data sets or of one threat, by path.
 
     Args:
@@ -166,13 +166,13 @@ def find_entries(folder: Path, datasets: Collection[str] | None = None) -> list[
     return [entry for entry in entries if datasets is None or entry.dataset in datasets]
 
 
-def to_text(entry: Entry) -> str:
+def to_text(entry: ZooEntry) -> str:
     """The entry as JSON, a key a line: nothing is added, left out, reordered or rounded."""
     lines = [f"  {json.dumps(key)}: {_text(value)}" for key, value in entry.pairs]
     return "{\n" + ",\n".join(lines) + "\n}\n" if lines else "{}\n"
 
 
-def write_entry(path: Path, entry: Entry) -> None:
+def write_entry(path: Path, entry: ZooEntry) -> None:
     """Write an entry, atomically.
 
     Raises:
@@ -209,7 +209,7 @@ def _number(value: Any) -> float | None:
     return number
 
 
-def _check(entry: Entry, key: str, where: str) -> None:
+def _check(entry: ZooEntry, key: str, where: str) -> None:
     value = entry.get(key)
     try:
         number = _number(value)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from leaderboards.errors import RecordError
 from leaderboards.peers.competitiveness import last_cells
-from leaderboards.peers.robustbench import THREATS, Entry, Number
+from leaderboards.peers.robustbench import THREATS, Number, ZooEntry
 from leaderboards.records.entries import CLEAN, AttackEntry, Cell
 from leaderboards.records.inventory import EVALUATED
 from leaderboards.records.record import Record
@@ -34,7 +34,7 @@ def entry_of(
     authors: str = "",
     venue: str = "",
     additional_data: bool = False,
-) -> Entry:
+) -> ZooEntry:
     """A run after its last stage as RobustBench's row for one norm.
 
     ``autoattack_acc`` stands there only where AutoAttack was run in its published version ``standard`` on all
@@ -80,7 +80,7 @@ def entry_of(
         *(["Its last output abstains, which counts as right on attacked points."] if abstains else []),
     ]
     pairs += [("footnote", " ".join(notes)), ("unreliable", record.audit.verdict != "ok")]
-    return Entry(record.id, found.dataset, THREATS[found.norm], tuple(pairs))
+    return ZooEntry(record.id, found.dataset, THREATS[found.norm], tuple(pairs))
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,21 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.peers.robustbench import ABSENT, Entry, Number
+from leaderboards.peers.robustbench import ABSENT, Number, ZooEntry
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def to_reference_tables(entries: Iterable[Entry]) -> "list[Table]":
+def to_reference_tables(entries: Iterable[ZooEntry]) -> "list[Table]":
     """One table for each data set and threat, sorted by robust accuracy: reference rows, without ranks."""
-    groups: dict[tuple[str, str], list[Entry]] = {}
+    groups: dict[tuple[str, str], list[ZooEntry]] = {}
     for entry in entries:
         groups.setdefault((entry.dataset, entry.threat), []).append(entry)
     return [_table(key, group) for key, group in sorted(groups.items())]
 
 
-def _table(key: tuple[str, str], entries: Sequence[Entry]) -> "Table":
+def _table(key: tuple[str, str], entries: Sequence[ZooEntry]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 

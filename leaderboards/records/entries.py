@@ -157,7 +157,7 @@ class AttackEntry(Frozen):
     training: str | None
 
 
-class Stage(Frozen):
+class RecordedStage(Frozen):
     """A trained stage: its attacks, its weights (a file inside the run directory), its structure."""
 
     index: int = Field(ge=0, le=MOST_STAGE)

@@ -24,8 +24,8 @@ from leaderboards.records.entries import (
     JsonDict,
     Norm,
     PerClass,
+    RecordedStage,
     Role,
-    Stage,
     Threat,
     Verdict,
 )
@@ -43,8 +43,8 @@ __all__ = [
     "Norm",
     "PerClass",
     "Record",
+    "RecordedStage",
     "Role",
-    "Stage",
     "Threat",
     "Verdict",
     "comparable",
@@ -87,7 +87,7 @@ class Record(Frozen):
     protocol: str
     regime: str
     attacks: list[AttackEntry] = Entries
-    stages: list[Stage] = Entries
+    stages: list[RecordedStage] = Entries
     environment: JsonDict
     cells: list[Cell] = Entries
     metrics: dict[str, float | None]

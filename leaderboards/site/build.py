@@ -17,7 +17,7 @@ from leaderboards.records.record import Record
 from leaderboards.site.index import make_index, title_of
 from leaderboards.site.names import slugs
 from leaderboards.site.runpage import make_page
-from leaderboards.site.sources import Source, Sources
+from leaderboards.site.sources import SiteSource, Sources
 from leaderboards.site.swap import replacing
 
 ASSETS: Final = ("site.css", "board.js", "run.js")
@@ -100,7 +100,7 @@ def _embedded(data: Mapping[str, Any]) -> Markup:
 
 def _run_pages(
     template: Template, row: Row, names: Sequence[str], sources: Sources
-) -> Iterator[tuple[Source, str, str]]:
+) -> Iterator[tuple[SiteSource, str, str]]:
     """Of each seed its source, the name of its directory and its page."""
     values = {"row": row, "group": title_of(row), "siblings": list(zip(row.seeds, names, strict=True))}
     for place, name in enumerate(names):
@@ -109,7 +109,7 @@ def _run_pages(
         yield source, name, template.render(page=page, here=name, **values)
 
 
-def _write_run(place: Path, text: str, source: Source) -> None:
+def _write_run(place: Path, text: str, source: SiteSource) -> None:
     place.mkdir()
     (place / "index.html").write_text(text, "utf-8")
     (place / RECORD).write_bytes(source.data)

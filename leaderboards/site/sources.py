@@ -18,7 +18,7 @@ from leaderboards.statistics.results import stated
 
 
 @dataclass(frozen=True)
-class Source:
+class SiteSource:
     """A run: record, the bytes of ``record.json``, outcomes (T+1, A, n) if they are at hand, trust.
 
     ``outcomes`` are the bytes of ``outcomes.npz``, where ``robust`` was read from one.
@@ -40,7 +40,7 @@ class Sources:
         for record in records:
             self._by_id.setdefault(record.id, []).append(record)
 
-    def of(self, row: Row, place: int) -> Source:
+    def of(self, row: Row, place: int) -> SiteSource:
         """The run of the row's seed number ``place``.
 
         Raises:
@@ -54,7 +54,7 @@ class Sources:
             if _is_of(record, row, seed):
                 directory = self._place(name)
                 robust, stored = (None, None) if directory is None else _outcomes(directory)
-                return Source(record, json_bytes(record.dump()), robust, trust_of_run(directory), stored)
+                return SiteSource(record, json_bytes(record.dump()), robust, trust_of_run(directory), stored)
         raise RecordError(f"run {name}: a row names it, but its record is not at hand")
 
     def _place(self, name: str) -> Path | None:
@@ -63,14 +63,14 @@ class Sources:
         return self._runs_dir / name if self._runs_dir is not None and plain else None
 
 
-def _stored(directory: Path) -> Source:
+def _stored(directory: Path) -> SiteSource:
     path = directory / RECORD
     try:
         data = read_bounded(path)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
     robust, stored = _outcomes(directory)
-    return Source(parse_record(data, str(path)), data, robust, trust_of_run(directory), stored)
+    return SiteSource(parse_record(data, str(path)), data, robust, trust_of_run(directory), stored)
 
 
 def _outcomes(directory: Path) -> tuple[NDArray[np.bool_] | None, bytes | None]:
