@@ -11,13 +11,24 @@ if TYPE_CHECKING:
     from advbench.benchmark.run import run
     from advbench.config.options import RunConfig
     from advbench.external.evaluate_model import evaluate_model
+    from advbench.external.request import EvalRequest
     from advbench.runs.saved import Run, load_run
     from attacks_pool.calling.logits import TakeOutput
 
-__all__ = ["Run", "RunConfig", "TakeOutput", "__version__", "evaluate_model", "load_run", "run"]
+__all__ = [
+    "EvalRequest",
+    "Run",
+    "RunConfig",
+    "TakeOutput",
+    "__version__",
+    "evaluate_model",
+    "load_run",
+    "run",
+]
 
 _HOMES = {
     "run": "advbench.benchmark.run",
+    "EvalRequest": "advbench.external.request",
     "evaluate_model": "advbench.external.evaluate_model",
     "RunConfig": "advbench.config.options",
     "Run": "advbench.runs.saved",

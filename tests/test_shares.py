@@ -11,8 +11,8 @@ from torch import nn
 from advbench import evaluate_model
 from advbench.evaluation import evaluate as evaluating
 from advbench.evaluation.shards import compute, shards
-from advbench.external.evaluate_model import prepare_job
-from advbench.external.job import Evaluation, state_of
+from advbench.external.job import Evaluation, prepare_job, state_of
+from advbench.external.request import EvalRequest
 from advbench.external.workers import Share, measure, share
 from advbench.runs.pieces import Pieces
 from attacks_pool import InputError
@@ -45,6 +45,7 @@ ASKED: dict[str, Any] = {
     "data_dir": None,
     "attack_timeout": None,
 }
+REQUEST = EvalRequest.of(ASKED)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Evaluation, st
     """An evaluation of a factory in the current directory, and its identity."""
     (tmp_path / "shared_models.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
-    found, identity = prepare_job(**ASKED)
+    found, identity = prepare_job(REQUEST)
     assert identity is not None
     return found, identity
 
@@ -78,7 +79,7 @@ def test_shares_make_up_the_whole(
 
     monkeypatch.setattr(evaluating, "compute", counted)
     for number in range(of):
-        measure(Share(ASKED, identity, tmp_path / "pieces", number, of))
+        measure(Share(REQUEST, identity, tmp_path / "pieces", number, of))
     every = list(shards(evaluation.test, evaluation.attacks))
     assert sorted(measured) == sorted(shard.text for shard in every)
     together = row_of(evaluation, Pieces(tmp_path / "pieces", identity, state_of(evaluation)))
@@ -99,16 +100,16 @@ def test_workers_change_no_number(job: tuple[Evaluation, str], tmp_path: Path) -
 def test_processes_measure_what_they_are_asked(job: tuple[Evaluation, str], tmp_path: Path) -> None:
     """And say so where they could not."""
     evaluation, identity = job
-    assert share(ASKED, identity, tmp_path / "pieces", workers=2, ray=None) == []
+    assert share(REQUEST, identity, tmp_path / "pieces", workers=2, ray=None) == []
     kept = Pieces(tmp_path / "pieces", identity, state_of(evaluation))
     assert len(list(kept.directory.glob("*.json"))) == len(list(shards(evaluation.test, evaluation.attacks)))
-    assert share(ASKED, "another", tmp_path / "none", workers=1, ray=None) == ["worker 1 ended with code 1"]
+    assert share(REQUEST, "another", tmp_path / "none", workers=1, ray=None) == ["worker 1 ended with code 1"]
     assert not (tmp_path / "none").exists()
 
 
 def test_another_evaluation_is_not_measured(job: tuple[Evaluation, str], tmp_path: Path) -> None:  # noqa: ARG001
     with pytest.raises(InputError, match="another evaluation"):
-        measure(Share(ASKED, "another", tmp_path / "pieces", 0, 1))
+        measure(Share(REQUEST, "another", tmp_path / "pieces", 0, 1))
 
 
 @pytest.mark.parametrize(

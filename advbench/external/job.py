@@ -22,6 +22,7 @@ from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import evaluate
 from advbench.external import Foreign, Source, load_foreign
 from advbench.external.presets import suite
+from advbench.external.request import EvalRequest
 from advbench.external.run_record import eval_config, eval_record, kept
 from advbench.runs.directory import finish, now, place, plain_name
 from advbench.runs.machine import describe
@@ -31,62 +32,34 @@ from advbench.runtime.device import choose_device
 from advbench.runtime.events import Event, JsonLog, Kind, Listener, tell
 from advbench.runtime.failures import failing
 from advbench.runtime.hashing import code_version, digest, weights_digest
-from attacks_pool import Attack, InputError
+from attacks_pool import Attack
 from attacks_pool.attack import check_task
 from leaderboards import Cell, Manifest, Record, write_bytes, write_outcomes
 from leaderboards.records.layout import CHECKPOINT, LOG, OUTCOMES
 
 
-def prepare_job(
-    model: str | Callable[[Tensor], Any],
-    dataset: str,
-    *,
-    attacks: str | Sequence[str] | None,
-    preset: str | None,
-    name: str | None,
-    points: int | str | dict[str, int] | None,
-    seed: int,
-    device: str,
-    threads: int | None,
-    weights: str | Path | None,
-    model_dir: str | Path | None,
-    threat: str | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    surrogate: str | Path | None,
-    data_dir: str | Path | None,
-    attack_timeout: float | None,
-    abstain: str | None = None,
-    trust: bool = False,
-) -> tuple[Evaluation, str | None]:
-    """What :func:`evaluate_model` was asked for, checked and loaded, and its identity, if it has one.
+def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
+    """What was asked for, checked and loaded, and its identity, if it has one.
 
     Raises:
         InputError, RecordError: anything that cannot be run.
     """
-    gives_up = check_abstain(abstain)
-    place = _device(model, device)
-    data = load_dataset(dataset, data_dir)
-    chosen = suite(attacks, preset, data)
-    counts = parse_points(points, data, chosen)
+    gives_up = check_abstain(request.abstain)
+    place = _device(request.model, request.device)
+    data = load_dataset(request.dataset, request.data_dir)
+    chosen = suite(request.attacks, request.preset, data)
+    counts = parse_points(request.points, data, chosen)
     check_task(chosen, data.image_shape, data.num_classes)
-    other = given_surrogate(surrogate, data)
-    source: Source | Callable[[Tensor], Any]
-    if isinstance(model, str):
-        source = Source(model, _path(weights), _path(model_dir), threat, _tuple(mean), _tuple(std), trust)
-    elif any(given is not None for given in (weights, model_dir, threat, mean, std)):
-        raise InputError(
-            "weights, model_dir, threat, mean and std go with a model's text; a module has its own"
-        )
-    else:
-        source = model
-    foreign = load_foreign(source, data, seed=seed, name=name, abstain=gives_up)
+    other = given_surrogate(request.surrogate, data)
+    source = request.source
+    foreign = load_foreign(source, data, seed=request.seed, name=request.name, abstain=gives_up)
     foreign.model.to(place)
     measured = [(attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen]
-    where = {"dataset": dataset, "data_dir": None if data_dir is None else str(data_dir)}
-    how = {"points": counts, "seed": seed, "device": device, "threads": threads}
+    data_dir = None if request.data_dir is None else str(request.data_dir)
+    where = {"dataset": request.dataset, "data_dir": data_dir}
+    how = {"points": counts, "seed": request.seed, "device": request.device, "threads": request.threads}
     config = eval_config(foreign, chosen, {**where, **how})
-    job = Evaluation(foreign, data, measured, config, place, other, attack_timeout)
+    job = Evaluation(foreign, data, measured, config, place, other, request.attack_timeout)
     code = _code(source)
     return job, None if code is None else identity_of(job, code)
 
@@ -97,14 +70,6 @@ def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:
         return None
     module, colon, _ = source.model.partition(":")
     return (module,) if colon and module not in ("torchvision", "robustbench") else ()
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given).expanduser()
-
-
-def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
 
 
 def _device(model: object, text: str) -> torch.device:

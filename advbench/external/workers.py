@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from advbench.external.request import EvalRequest
 from attacks_pool import Attack
 from attacks_pool.errors import InputError
 from leaderboards import write_bytes
@@ -24,11 +24,11 @@ MOST_WORKERS = 1024
 class Share:
     """The ``number``-th of ``of`` parts of an evaluation; plain values, so that it can be sent anywhere.
 
-    ``asked`` are the arguments of :func:`advbench.external.job.prepare_job`, ``identity`` is that of the
-    evaluation, ``directory`` where pieces are kept.
+    ``request`` is what was asked for, ``identity`` that of the evaluation, ``directory`` where pieces are
+    kept.
     """
 
-    asked: dict[str, Any]
+    request: EvalRequest
     identity: str
     directory: Path
     number: int
@@ -36,7 +36,7 @@ class Share:
 
 
 def share(
-    asked: Mapping[str, Any], identity: str, directory: Path, *, workers: int | None, ray: str | None
+    request: EvalRequest, identity: str, directory: Path, *, workers: int | None, ray: str | None
 ) -> list[str]:
     """Have ``workers`` processes, or tasks on the cluster ``ray``, put pieces into ``directory``.
 
@@ -51,10 +51,10 @@ def share(
         InputError: no cluster there.
     """
     if ray is not None:
-        return _share_on_ray(dict(asked), identity, directory, workers, ray)
+        return _share_on_ray(request, identity, directory, workers, ray)
     context = multiprocessing.get_context("spawn")
     count = workers or 1
-    parts = [Share(dict(asked), identity, directory, number, count) for number in range(count)]
+    parts = [Share(request, identity, directory, number, count) for number in range(count)]
     processes = [context.Process(target=_work, args=(part,), daemon=True) for part in parts]
     try:
         for process in processes:
@@ -81,8 +81,8 @@ def measure(part: Share) -> None:
     from advbench.runs.pieces import Pieces
     from advbench.runtime.device import reproducible
 
-    with reproducible(part.asked["threads"]):
-        job, identity = prepare_job(**part.asked)
+    with reproducible(part.request.threads):
+        job, identity = prepare_job(part.request)
         if identity != part.identity:
             raise InputError("this would be another evaluation: code, versions, device or files differ here")
 
@@ -123,12 +123,12 @@ def _on_node(part: Share) -> dict[str, bytes]:
     """A task: the files of its pieces by name."""
     with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
         directory = Path(folder)
-        measure(Share(part.asked, part.identity, directory, part.number, part.of))
+        measure(Share(part.request, part.identity, directory, part.number, part.of))
         return {path.name: path.read_bytes() for path in directory.glob("*.json")}
 
 
 def _share_on_ray(
-    asked: dict[str, Any], identity: str, directory: Path, workers: int | None, address: str
+    request: EvalRequest, identity: str, directory: Path, workers: int | None, address: str
 ) -> list[str]:
     from advbench.runtime.ray_client import connect, load_ray
     from advbench.runtime.reasons import reason
@@ -137,8 +137,8 @@ def _share_on_ray(
     connect(ray, address)
     try:
         count = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        task = ray.remote(num_cpus=asked["threads"] or 1, max_retries=0)(_on_node)
-        waiting = [task.remote(Share(asked, identity, directory, number, count)) for number in range(count)]
+        task = ray.remote(num_cpus=request.threads or 1, max_retries=0)(_on_node)
+        waiting = [task.remote(Share(request, identity, directory, number, count)) for number in range(count)]
         directory.mkdir(parents=True, exist_ok=True)
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1)

@@ -1,0 +1,115 @@
+"""What to measure of a model that was trained elsewhere, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from advbench.config.options import MOST_THREADS, attack_texts
+from advbench.external import Source
+from advbench.runtime.timeouts import check_timeout
+from attacks_pool import InputError
+from attacks_pool.errors import unknown
+from attacks_pool.metadata import whole_number
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """An evaluation as :func:`advbench.evaluate_model` is asked for it, checked as far as it can be alone.
+
+    Attributes:
+        model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file that is
+            trusted, ``torchvision:NAME``, ``robustbench:NAME``; or a module, or a function, from images
+            (N, C, H, W) in [0, 1] to logits (N, K).
+        dataset: a name that ``advbench datasets`` lists.
+        attacks: ``fgsm,pgd:steps=50`` or a list of such texts.
+        preset: the name of a list of attacks; ``standard`` when neither it nor ``attacks`` is given.
+        name: how tables call the model.
+        points: test points: ``1000``, ``"cw=1000"``, all by default.
+        seed: determines every draw.
+        device: ``auto`` leaves a module where it is; a module is moved to any other.
+        threads: CPU threads.
+        weights: safetensors, or a state dict without other pickles, for a model built from code.
+        model_dir: where RobustBench's checkpoints are.
+        threat: of RobustBench's models: ``linf`` (the default), ``l2`` or ``corruptions``.
+        mean, std: normalisation to put before the model, one value a channel.
+        surrogate: a run whose model the audit crafts transferred points on, or ``none``; by default a small
+            plain model is trained for it on the data set's training images.
+        data_dir: where the data sets' files are.
+        attack_timeout: seconds that an attack may take for a block of points.
+        abstain: ``last`` for a model that has one output more than there are classes, by which it abstains:
+            right on attacked points, wrong on clean ones. Attacks search against exactly that.
+        trust: load a TorchScript or exported file: such a program can run any code.
+    """
+
+    model: str | Callable[[Tensor], Any]
+    dataset: str = "digits"
+    attacks: str | Sequence[str] | None = None
+    preset: str | None = None
+    name: str | None = None
+    points: int | str | Mapping[str, int] | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    weights: str | Path | None = None
+    model_dir: str | Path | None = None
+    threat: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    surrogate: str | Path | None = None
+    data_dir: str | Path | None = None
+    attack_timeout: float | None = None
+    abstain: str | None = None
+    trust: bool = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> EvalRequest:
+        """The request that these options make, with NumPy's numbers as plain ones.
+
+        Raises:
+            InputError: an unknown option, or a value that no evaluation can have.
+        """
+        known = [field.name for field in fields(cls)]
+        for option in options:
+            if option not in known:
+                raise unknown("option", option, known)
+        asked = cls(**options)
+        check_timeout(asked.attack_timeout)
+        seed = whole_number("seed", asked.seed)
+        if not 0 <= seed < 2**63:
+            raise InputError(f"seed={seed} is out of range: a seed is at least 0 and below 2**63")
+        threads = None if asked.threads is None else whole_number("threads", asked.threads)
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads={threads} is out of range: it must be from 1 to {MOST_THREADS}")
+        return replace(asked, seed=seed, threads=threads, attacks=attack_texts("attacks", asked.attacks))
+
+    @property
+    def source(self) -> Source | Callable[[Tensor], Any]:
+        """Where the model comes from.
+
+        Raises:
+            InputError: files or normalisation for a module, which has its own.
+        """
+        if isinstance(self.model, str):
+            mean, std = (None if given is None else _floats(given) for given in (self.mean, self.std))
+            files = (_path(self.weights), _path(self.model_dir))
+            return Source(self.model, *files, self.threat, mean, std, self.trust)
+        if any(
+            given is not None for given in (self.weights, self.model_dir, self.threat, self.mean, self.std)
+        ):
+            raise InputError(
+                "weights, model_dir, threat, mean and std go with a model's text; a module has its own"
+            )
+        return self.model
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given).expanduser()
+
+
+def _floats(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
