@@ -12,14 +12,15 @@ from rich.table import Table
 from advbench.cli.console import COMPACT
 from advbench.cli.console import output as output
 from advbench.cli.shading import has_shades, shaded
-from advbench.runs.saved import EVALUATED, Run
-from attacks_pool.sequences import attack_name
+from advbench.runs.saved import Run
 from leaderboards import Audit, Record, result_of, rows, to_table, trust_of
 from leaderboards.boards.row import WORST_CASE
 from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
+from leaderboards.records.layout import EVALUATED
 from leaderboards.records.store import read_outcomes
 from leaderboards.records.trust import Trust
+from leaderboards.statistics.naming import attack_name, short_names
 from leaderboards.statistics.threats import worst_cases
 
 OUTCOMES = "outcomes.npz"
@@ -128,17 +129,7 @@ def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
 
 def labels(texts: Sequence[str]) -> list[str]:
     """Short column names: the attack's name, with the knobs that tell it from another of that name."""
-
-    def knobs_of(text: str) -> list[str]:
-        return text.removeprefix(attack_name(text)).removeprefix(":").split(",")
-
-    found = []
-    for text in texts:
-        name = attack_name(text)
-        twins = [knobs_of(other) for other in texts if attack_name(other) == name]
-        own = [knob for knob in knobs_of(text) if not all(knob in twin for twin in twins)]
-        found.append(in_line(f"{name}:{','.join(own)}" if len(twins) > 1 else name))
-    return found
+    return [in_line(name) for name in short_names(texts)]
 
 
 def matrix_table(record: Record) -> Table:

@@ -17,11 +17,12 @@ from advbench.evaluation.row import MatrixRow
 from advbench.external import Foreign
 from advbench.models.cost import multiply_adds
 from advbench.runs.record import Bools, Measured, attack_entry, per_class_counts
-from advbench.runs.saved import EVALUATED, WEIGHTS
+from advbench.runs.saved import WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.randomness import isolated_randomness
 from leaderboards import SCHEMA, Audit, Cost, Record, RecordedStage
+from leaderboards.records.layout import EVALUATED
 from leaderboards.statistics.metrics import METRICS, worst_case_accuracy
 
 GROUP = "evaluated models"

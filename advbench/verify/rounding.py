@@ -16,8 +16,8 @@ from advbench.benchmark.run import run as run_benchmark
 from advbench.runs.saved import Run
 from advbench.runtime.events import Listener
 from advbench.verify.report import Comparison
-from attacks_pool.sequences import attack_name
 from leaderboards import CLEAN
+from leaderboards.statistics.naming import attack_name
 
 AGAIN = 4
 """Trainings beside the first one, each with a learning rate that is another millionth larger."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from advbench.audit.verdict import older
 from advbench.benchmark.run import run as run_benchmark
 from advbench.config.options import RunConfig
-from advbench.runs.saved import EVALUATED, Run
+from advbench.runs.saved import Run
 from advbench.runtime.device import undisturbed
 from advbench.runtime.events import Listener
 from advbench.runtime.failures import RunFailedError
@@ -37,7 +37,7 @@ from attacks_pool import InputError
 from defenses import TrainingDivergedError
 from leaderboards import CLEAN, Cell, Record, RecordError, read_outcomes, read_record
 from leaderboards.records.checksums import digest_of, listed_files
-from leaderboards.records.layout import OUTCOMES
+from leaderboards.records.layout import EVALUATED, OUTCOMES
 
 SIZES = ("parameters", "multiply_adds")
 PASSES = ("training_forwards", "training_backwards")

@@ -9,10 +9,10 @@ import numpy as np
 from leaderboards.errors import RecordError
 from leaderboards.records.checksums import verify_checksums
 from leaderboards.records.entries import CLEAN
-from leaderboards.records.inventory import EVALUATED
 from leaderboards.records.layout import (
     CHECKPOINT,
     CHECKSUMS,
+    EVALUATED,
     MANIFEST,
     OUTCOMES,
     RECORD,
