@@ -30,6 +30,7 @@ from advbench.cli import (
     verifying,
 )
 from advbench.cli.echoing import echo, guard, warn
+from advbench.cli.once import Command, Group
 from advbench.interrupts import Interrupted
 
 LONGEST = 900
@@ -39,6 +40,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="advbench",
+    cls=Group,
     help="A robustness benchmark for adversarial defenses.",
     no_args_is_help=True,
     add_completion=False,
@@ -60,8 +62,10 @@ app.command("accept")(verifying.accept)
 app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
-app.add_typer(defenses.app, name="defenses")
-app.add_typer(runs.app, name="runs")
+app.add_typer(defenses.app, name="defenses", cls=Group)
+app.add_typer(runs.app, name="runs", cls=Group)
+for _command in (*app.registered_commands, *defenses.app.registered_commands, *runs.app.registered_commands):
+    _command.cls = Command
 
 
 def _version(wanted: bool) -> None:
