@@ -260,8 +260,8 @@ def test_files_that_are_too_long_to_be_read(
 
 
 BLOWN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "name": (lambda tree: tree.update(id="x" * 10**6), "at most 65536 characters"),
-    "attack": (lambda tree: tree["cells"][0].update(attack="x" * 10**6), "at most 65536 characters"),
+    "name": (lambda tree: tree.update(id="x" * 10**6), "at most 300 characters"),
+    "attack": (lambda tree: tree["cells"][0].update(attack="x" * 10**6), "at most 1000 characters"),
     "stage": (lambda tree: tree["cells"][0].update(stage=10**9), "less than or equal to 9999"),
     "passes": (lambda tree: tree["cells"][0].update(forwards=10**30), "less than or equal to"),
     "matrix": (
@@ -274,6 +274,27 @@ BLOWN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "faults": (lambda tree: tree.update(cells=[0] * 150_000), "at most 100000 items"),
     "key": (lambda tree: tree.update({"y" * 10**5: 0}), "unknown key"),
     "seed": (lambda tree: tree["config"].update(seed="z" * 10**6), "seed must be int"),
+    "defense": (
+        lambda tree: tree["config"].update(defense="d" * 60_000),
+        "defense has a text of 60000 characters, 300 are allowed",
+    ),
+    "data": (lambda tree: tree["config"].update(dataset="d" * 60_000), "dataset has a text of 60000"),
+    "fingerprint": (
+        lambda tree: tree["environment"]["data"].update(name="d" * 60_000),
+        "data has a text of 60000",
+    ),
+    "sequence": (lambda tree: tree["config"].update(sequence=["d" * 60_000]), "sequence has a text of 60000"),
+    "parameter": (
+        lambda tree: tree["config"].update(params={"deep": [{"p" * 60_000: 1}]}),
+        "params has a text of 60000",
+    ),
+    "attack's name": (lambda tree: tree["attacks"][0].update(name="a" * 60_000), "at most 300 characters"),
+    "class": (lambda tree: tree["per_class"][0].update({"class": "c" * 60_000}), "at most 300 characters"),
+    "metric": (lambda tree: tree["metrics"].update({"m" * 60_000: 1.0}), "at most 300 characters"),
+    "flag": (
+        lambda tree: tree["audit"]["flags"].append({"code": "f" * 60_000, "message": "", "evidence": {}}),
+        "at most 300 characters",
+    ),
 }
 
 
@@ -288,6 +309,22 @@ def test_records_that_are_blown_up(case: str, small_run: Run) -> None:
         parse_record(text, "record.json")
     assert said in str(raised.value)
     assert len(str(raised.value)) < 2000
+
+
+def test_names_that_honest_records_have(small_run: Run) -> None:
+    """As long as a file's name may be, and every knob of a long attack."""
+    tree = small_run.record.dump()
+    text = "attack:" + ",".join(f"knob_{number}=0.004166666666666667" for number in range(30))
+    tree["config"].update(dataset="folder:" + "d" * 255, unseen=[text], data_dir="/" + "d" * 4000)
+    tree["per_class"][0]["class"] = "c" * 255
+    assert parse_record(json.dumps(tree).encode(), "record.json").config["unseen"] == [text]
+
+
+def test_the_name_of_an_evaluated_model(small_run: Run, tmp_path: Path) -> None:
+    """It is refused before anything is measured."""
+    with pytest.raises(InputError, match="model's name has 301 characters, 300 are allowed: --name"):
+        evaluate_model(small_run.model, "digits", name="n" * 301, runs_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_that_nest_too_deep(small_run: Run) -> None:

@@ -17,8 +17,10 @@ from pydantic import (
 )
 
 from leaderboards.records.limits import (
+    MOST_ATTACK,
     MOST_COUNT,
     MOST_ENTRIES,
+    MOST_NAME,
     MOST_POINTS,
     MOST_STAGE,
     MOST_STRING,
@@ -46,6 +48,9 @@ def _as_json(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
 
 JsonDict = Annotated[dict[str, Any], AfterValidator(_as_json)]
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Name = Annotated[str, Field(max_length=MOST_NAME)]
+AttackText = Annotated[str, Field(max_length=MOST_ATTACK)]
+"""An attack's name with its knobs, or ``clean``."""
 Entries = Field(max_length=MOST_ENTRIES)
 """Of lists: a record of nothing but faults must not take gigabytes to complain about."""
 
@@ -78,7 +83,7 @@ class Cell(Frozen):
     """
 
     stage: int = Field(ge=0, le=MOST_STAGE)
-    attack: str
+    attack: AttackText
     threat: Threat
     n: int = Field(ge=1, le=MOST_POINTS)
     clean_correct: int
@@ -88,7 +93,7 @@ class Cell(Frozen):
     forwards: Count
     backwards: Count
     bound: Literal["norm", "box-only", "none"] = "norm"
-    network: str | None = None
+    network: AttackText | None = None
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -114,7 +119,7 @@ class Cell(Frozen):
 class Flag(Frozen):
     """One finding of the audit, with its evidence."""
 
-    code: str
+    code: Name
     message: str
     evidence: JsonDict
 
@@ -130,10 +135,10 @@ class Audit(Frozen):
 
     verdict: Verdict
     flags: list[Flag] = Entries
-    checks: list[str] = Entries
+    checks: list[Name] = Entries
     probes: list[Cell] = Field(default_factory=list, max_length=MOST_ENTRIES)
     surrogate: str | None = None
-    networks: dict[str, str | None] = Field(default_factory=dict)
+    networks: dict[AttackText, AttackText | None] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -146,22 +151,22 @@ class Audit(Frozen):
 class AttackEntry(Frozen):
     """A resolved attack: canonical evaluation text, metadata, role, canonical training text."""
 
-    text: str
-    name: str
-    family: str
+    text: AttackText
+    name: Name
+    family: Name
     norm: Norm | None
     eps: float | None = Field(ge=0)
     access: Access
-    kind: str
+    kind: Name
     role: Role
-    training: str | None
+    training: AttackText | None
 
 
 class Stage(Frozen):
     """A trained stage: its attacks, its weights (a file inside the run directory), its structure."""
 
     index: int = Field(ge=0, le=MOST_STAGE)
-    attacks: list[str] = Entries
+    attacks: list[AttackText] = Entries
     weights: str
     spec: JsonDict
 
@@ -181,10 +186,10 @@ class PerClass(Frozen):
     In JSON the label's key is ``class``, which Python reserves: build one with `PerClass.of`.
     """
 
-    label: str = Field(alias="class")
+    label: Name = Field(alias="class")
     n: int = Field(ge=0, le=MOST_POINTS)
     clean_correct: int
-    robust: dict[str, int]
+    robust: dict[AttackText, int]
     worst_case: int
 
     @classmethod
