@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,13 +15,13 @@ from advbench.cost import multiply_adds
 from advbench.data import DataSet
 from advbench.evaluate import Row
 from advbench.foreign import Foreign
-from advbench.recording import Bools, Measured, attack_entry, per_class_counts
+from advbench.recording import Measured, attack_entry, per_class_counts
 from advbench.saved import EVALUATED, WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.guard import evaluation_mode
 from attacks_pool.randomness import isolated_randomness
 from leaderboards import SCHEMA, Audit, Cost, Record, Stage
-from leaderboards.statistics.metrics import METRICS, worst_case_accuracy
+from leaderboards.statistics.measured import eval_metrics
 
 GROUP = "evaluated models"
 """What they have in place of a model, so that they are ranked with one another and nothing else."""
@@ -107,18 +106,6 @@ def eval_record(
         ),
         audit=audit,
     )
-
-
-def eval_metrics(clean: Bools, robust: Bools, counts: Sequence[int]) -> dict[str, float | None]:
-    """Those that need no sequence, of clean (n,) and robust (A, n) outcomes; the average is over all attacks.
-
-    ``counts`` are the points that each attack was measured on.
-    """
-    measured: dict[str, float | None] = dict.fromkeys(METRICS)
-    measured["average_robust_accuracy"] = float((robust.sum(1) / np.array(counts)).mean())
-    measured["clean_accuracy"] = float(clean.mean())
-    measured["worst_case_accuracy"] = worst_case_accuracy(robust, counts)
-    return measured
 
 
 def counted(model: nn.Module, x: torch.Tensor) -> int:

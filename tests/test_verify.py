@@ -19,7 +19,7 @@ from advbench.events import Event
 from advbench.failures import RunFailedError
 from advbench.identity import weights_digest
 from advbench.interrupts import Interrupted
-from advbench.recording import metrics_of, per_class_counts, transfer_metric
+from advbench.recording import per_class_counts
 from advbench.saved import Run, load_run
 from advbench.verifying import Asked, Comparison, Report, retrain_run, rounding, verify_run
 from advbench.verifying.again import check_surrogate
@@ -44,6 +44,7 @@ from leaderboards import (
     write_outcomes,
 )
 from leaderboards.records.store import read_probe_outcomes
+from leaderboards.statistics.measured import metrics_of, transfer_metric
 
 Captured = pytest.CaptureFixture[str]
 MIDDLE = Asked(stages="1")

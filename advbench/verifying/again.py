@@ -10,7 +10,7 @@ from torch import nn
 
 from advbench.audit import Probes, audit, held_out, probe
 from advbench.audit.probes import POINTS
-from advbench.audit.verdict import BY_TRANSFER, FROM_OUTCOMES, older
+from advbench.audit.verdict import BY_TRANSFER
 from advbench.auditing import RECORDED, stored_rows, surrogate_model
 from advbench.cost import multiply_adds
 from advbench.evalrecord import counted
@@ -21,6 +21,7 @@ from advbench.verifying.report import Comparison, Report
 from advbench.verifying.subject import Looked, Subject
 from attacks_pool import InputError
 from leaderboards import Cell, Record
+from leaderboards.audits.following import FROM_OUTCOMES, older
 from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.store import read_probe_outcomes
 

@@ -9,23 +9,24 @@ from typing import get_args
 from safetensors.torch import load_file
 
 from advbench.config import protocol_of
-from advbench.evalrecord import eval_metrics
 from advbench.identity import weights_digest
 from advbench.models.factory import one_line
-from advbench.recording import attack_entry, metrics_of, per_class_counts, transfer_metric
+from advbench.recording import attack_entry, per_class_counts
 from advbench.saved import WEIGHTS
 from advbench.stochastic import JUDGED_BY
 from advbench.verifying.bounds import beyond_the_data
-from advbench.verifying.flags import check_audit, equal
+from advbench.verifying.flags import check_audit
 from advbench.verifying.provenance import check_identity
 from advbench.verifying.report import Report
 from advbench.verifying.subject import Subject
 from attacks_pool import InputError
 from defenses import registry
 from leaderboards import CLEAN, PerClass, RecordError, check_run, read_outcomes
+from leaderboards.audits.contradictions import equal
 from leaderboards.records.checksums import digest_of
 from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
 from leaderboards.records.record import Role
+from leaderboards.statistics.measured import eval_metrics, metrics_of, transfer_metric
 
 ROUTED = ("router_nmi", "router_overhead")
 OF_THE_MODEL = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim", *ROUTED)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from advbench.audit.verdict import older
 from advbench.benchmark import run as run_benchmark
 from advbench.config import RunConfig
 from advbench.environment import undisturbed
@@ -28,7 +27,6 @@ from advbench.saved import EVALUATED, Run
 from advbench.timeouts import limited_verification
 from advbench.verifying.again import check_surrogate
 from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
-from advbench.verifying.flags import equal
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
 from advbench.verifying.rounding import far_off, spreads
 from advbench.verifying.subject import Subject, subject_of
@@ -36,6 +34,8 @@ from advbench.verifying.verifier import threads_of
 from attacks_pool import InputError
 from defenses import TrainingDivergedError
 from leaderboards import CLEAN, Cell, Record, RecordError, read_outcomes, read_record
+from leaderboards.audits.contradictions import equal
+from leaderboards.audits.following import older
 from leaderboards.records.checksums import digest_of, listed_files
 from leaderboards.records.layout import OUTCOMES
 

@@ -11,13 +11,13 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from advbench.audit.comparisons import LARGEST_P, LEAST_DIFFERENCE
 from advbench.benchmark import run as run_benchmark
 from advbench.events import Listener
 from advbench.saved import Run
 from advbench.verifying.report import Comparison
 from attacks_pool.text import attack_name
 from leaderboards import CLEAN
+from leaderboards.audits.comparisons import LARGEST_P, LEAST_DIFFERENCE
 
 AGAIN = 4
 """Trainings beside the first one, each with a learning rate that is another millionth larger."""
