@@ -79,7 +79,9 @@ class Cell(Frozen):
     the attack; ``invalid`` crafted examples broke a bound. ``attack`` is canonical text, or ``clean``
     (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes. A probe of a
     target-aware defense says in ``network`` by which attack of the run the network is known that it looked
-    at; None is the one that sees clean images.
+    at; None is the one that sees clean images. Of a model that may abstain ``abstained`` counts the points on
+    which it does: wrong ones where ``attack`` is ``clean``, else some of those in ``robust``. None is for
+    models that may not, and for records from before it was counted.
     """
 
     stage: int = Field(ge=0, le=MOST_STAGE)
@@ -94,12 +96,14 @@ class Cell(Frozen):
     backwards: Count
     bound: Literal["norm", "box-only", "none"] = "norm"
     network: AttackText | None = None
+    abstained: int | None = None
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # As a cell was written before there was a network to name.
+        # As a cell was written before there was a network to name, or abstaining to count.
         values: dict[str, Any] = write(self)
-        return {key: value for key, value in values.items() if value is not None or key != "network"}
+        later = ("network", "abstained")
+        return {key: value for key, value in values.items() if value is not None or key not in later}
 
     @model_validator(mode="after")
     def _counts_nest(self) -> Self:
@@ -108,6 +112,9 @@ class Cell(Frozen):
             raise ValueError(f"counts must satisfy 0 <= robust <= clean_correct <= n, not {counts}")
         if self.attack == CLEAN and self.robust != self.clean_correct:
             raise ValueError(f"a clean cell has robust equal to clean_correct, not {counts}")
+        most = self.n - self.clean_correct if self.attack == CLEAN else self.robust
+        if self.abstained is not None and not 0 <= self.abstained <= most:
+            raise ValueError(f"abstained must be between 0 and {most}, not {self.abstained}")
         return self
 
     @property
