@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from advbench import evaluate_model, load_run
 from advbench.cli.main import invoke
@@ -26,7 +27,11 @@ from advbench.config import protocol_of
 from advbench.saved import Run
 from advbench.verifying import accepting, verifier
 from advbench.verifying.accepting import accept
+from advbench.verifying.bounds import check_allocations
+from advbench.verifying.subject import subject_of
 from attacks_pool import InputError
+from defenses import registry
+from defenses.parameters import parse_parameters
 from leaderboards import (
     RecordError,
     check_run,
@@ -443,6 +448,54 @@ def test_two_thousand_million_steps(
         assert not any("Traceback" in line for line in lines)
     assert not (tmp_path / "theirs").exists()
     assert not (made.path / "verified.json").exists()
+
+
+KEEPING = ("air", "ewc", "replay", "si", "lwf", "mola-grad", "mola-router", "lorkd", "mid")
+HUGE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "width": ("mola-router", {"router_width": 10**8}, "router_width=100000000, "),
+    "depth": ("mola-router", {"router_depth": 200}, "router_depth=200 takes more than"),
+    "channels": ("lorkd", {"choose": "router", "channels": 10**9}, "channels=1000000000 takes more than"),
+    "no size at all": ("mola-router", {"router_width": 10**30}, "cannot be built: "),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_defenses_far_larger_than_their_classifier(
+    case: str, small_run: Run, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before anything of that size is made, and before training begins."""
+    from advbench.verifying import retraining
+
+    name, given, said = HUGE[case]
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    tree = small_run.record.dump()
+    regime = "joint" if name == "lorkd" else "continual"
+    params = parse_parameters(registry.resolve(name)[0], name, given)
+    tree["config"].update(defense=name, params=params, regime=regime)
+    tree.update(regime=regime)
+    (copy / "record.json").write_bytes(json_bytes(tree))
+    # Whoever writes such a record makes everything else in it fit.
+    monkeypatch.setattr(retraining, "check_claims", lambda *_: None)
+    monkeypatch.setattr(retraining, "check_labels", lambda *_: None)
+    with little_memory(400 * MEGABYTE):
+        assert invoke(["verify", str(copy), "--retrain"]) == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_honest_defenses_are_within_bounds(name: str, small_run: Run) -> None:
+    """Every stage of those that keep or add something; a rank is cut to what a convolution can have."""
+    defense = registry.resolve(name)[0]
+    regime = defense.info.regimes[-1]
+    config = small_run.record.config | {"defense": name, "regime": regime}
+    config["params"] = parse_parameters(defense, name, {"rank": 10**9} if name == "mola-grad" else {})
+    record = small_run.record.model_copy(update={"config": config, "regime": regime})
+    before = torch.get_rng_state()
+    check_allocations(subject_of(Run(small_run.path, record)))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_training_again_ends_in_time(

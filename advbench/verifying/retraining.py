@@ -26,6 +26,7 @@ from advbench.interrupts import Interrupted
 from advbench.saved import EVALUATED, Run
 from advbench.timeouts import limited_verification
 from advbench.verifying.again import check_surrogate
+from advbench.verifying.bounds import check_allocations
 from advbench.verifying.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
 from advbench.verifying.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
 from advbench.verifying.rounding import far_off, spreads
@@ -74,7 +75,7 @@ def retrain_run(
         timeout: seconds that all of it may take.
 
     Raises:
-        InputError: it cannot be repeated here, or not in time, or ``keep`` has the run itself.
+        InputError: it cannot be repeated here, or not in time or memory, or ``keep`` has the run itself.
     """
     began = time.perf_counter()
     if run.record.regime == EVALUATED:
@@ -97,6 +98,7 @@ def retrain_run(
                 check_labels(subject, report)
             if report.confirmed:
                 options = _options(run, device, threads, surrogate)
+                check_allocations(subject)
                 _repeat(subject, report, place, options, listeners)
             else:
                 report.not_looked_at.append("training: what is stored contradicts itself already")
