@@ -14,32 +14,37 @@ from typer.core import TyperCommand, TyperGroup
 from attacks_pool.errors import InputError
 
 
-class _Checked:
-    """Looks at what was typed before Typer keeps the last value of each option alone."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Typer does.
-
-        Raises:
-            InputError: an option that takes one value is given twice, or a path is empty.
-        """
-        for param, values in _given(self, ctx, list(args)):
-            name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
-            if len(values) > 1 and not _repeats(param):
-                said = "" if param.is_flag else f" ({' and '.join(map(reprlib.repr, values[:2]))})"
-                raise InputError(f"{name} is given twice{said}: it takes one value")
-            if "" in values and param.name in _paths(self):
-                raise InputError(f"{name} is empty: name a file or folder, . for the current folder")
-        parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
-        return parsed
-
-
-class Command(_Checked, TyperCommand):
+class Command(TyperCommand):
     """A command whose options are checked."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Typer does, after `_check`."""
+        _check(self, ctx, list(args))
+        return super().parse_args(ctx, args)
 
-class Group(_Checked, TyperGroup):
+
+class Group(TyperGroup):
     """A group of commands whose own options are checked."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Typer does, after `_check`."""
+        _check(self, ctx, list(args))
+        return super().parse_args(ctx, args)
+
+
+def _check(command: Any, ctx: Any, args: list[str]) -> None:
+    """Look at what was typed before Typer keeps the last value of each option alone.
+
+    Raises:
+        InputError: an option that takes one value is given twice, or a path is empty.
+    """
+    for param, values in _given(command, ctx, args):
+        name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
+        if len(values) > 1 and not _repeats(param):
+            said = "" if param.is_flag else f" ({' and '.join(map(reprlib.repr, values[:2]))})"
+            raise InputError(f"{name} is given twice{said}: it takes one value")
+        if "" in values and param.name in _paths(command):
+            raise InputError(f"{name} is empty: name a file or folder, . for the current folder")
 
 
 def _given(command: Any, ctx: Any, args: list[str]) -> Iterator[tuple[Any, list[Any]]]:
@@ -59,7 +64,7 @@ def _given(command: Any, ctx: Any, args: list[str]) -> Iterator[tuple[Any, list[
 
 
 def _repeats(param: Any) -> bool:
-    return param.param_type_name == "argument" or param.multiple or param.is_eager
+    return bool(param.param_type_name == "argument" or param.multiple or param.is_eager)
 
 
 def _paths(command: Any) -> set[str]:

@@ -296,7 +296,7 @@ def _p_value(fooled: int, total: int) -> float:
     """P(X >= fooled) for X ~ Bin(total, 1/2)."""
     if total <= FEW:
         # Importing scipy takes longer than judging a hundred records.
-        return sum(math.comb(total, count) for count in range(fooled, total + 1)) / 2**total
+        return float(sum(math.comb(total, count) for count in range(fooled, total + 1)) / 2**total)
     from scipy.special import bdtrc
 
     return float(bdtrc(fooled - 1, total, 0.5))
