@@ -141,7 +141,7 @@ class Record(Frozen):
         data = value["data"] if isinstance(value["data"], dict) else {}
         if not (isinstance(data.get("name"), str) and isinstance(data.get("fingerprint"), str)):
             raise ValueError("data must hold a name and a fingerprint, both text")
-        _check_lengths("data", [data["name"], data["fingerprint"]], MOST_NAME)
+        _check_lengths("data", data["name"], MOST_NAME)
         return value
 
     @model_validator(mode="after")
