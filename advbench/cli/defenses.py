@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from advbench.cli import lists
 from advbench.cli.echoing import echo
 from advbench.cli.lists import Format, FormatOption
+from advbench.cli.once import Group
 
 if TYPE_CHECKING:
     from advbench.plugins import Check
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT = "list"
 
 
-class _ListsByDefault(TyperGroup):
+class _ListsByDefault(Group):
     """Words that are no command are the arguments of ``list``: ``advbench defenses air --format json``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -62,7 +62,7 @@ app.command("accept")(verifying.accept)
 app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
-app.add_typer(defenses.app, name="defenses", cls=Group)
+app.add_typer(defenses.app, name="defenses")
 app.add_typer(runs.app, name="runs", cls=Group)
 for _command in (*app.registered_commands, *defenses.app.registered_commands, *runs.app.registered_commands):
     _command.cls = Command
