@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attacks_pool import Attack, pool
+from leaderboards.audits.following import BRIEF_STEPS, PGD, STEPS
 
-STEPS, BRIEF_STEPS = 40, 15
-"""Steps of a gradient probe; the fewer ones where each step takes many draws."""
 QUERIES, BRIEF_QUERIES = 300, 60
 LABELS = 150
 """Queries of the probe that sees predicted labels alone."""
 DRAWS = 20
 """Draws of the noise probe."""
-PGD = {"linf": "pgd", "l2": "pgd-l2"}
 WITHOUT_ATTACKS = 0.1
 """The linf eps of probes where the run has no linf attack to take one from."""
 DEAREST = 200

@@ -15,11 +15,10 @@ from torch import nn
 from advbench.audit.asking import Asking
 from advbench.audit.battery import FEW, battery, budget, fewer, reference, searched, transfers
 from advbench.audit.behaviour import Gradients, gradients, logit_flags
-from advbench.audit.comparisons import Probed
 from advbench.audit.competence import competence_flags
 from advbench.audit.fresh import Fresh
 from advbench.audit.memorisation import memorisation_flags, unseen_flags
-from advbench.audit.networks import Network, found_on, networks
+from advbench.audit.networks import Network, networks
 from advbench.data import Split
 from advbench.evaluation.evaluate import LOOKED_AT, Kept, View, evaluate
 from advbench.evaluation.row import MatrixRow
@@ -28,6 +27,8 @@ from advbench.runtime.hashing import weights_digest
 from attacks_pool import Attack
 from attacks_pool.calling.randomness import key_seed
 from leaderboards import Cell, Flag
+from leaderboards.audits.comparisons import Probed
+from leaderboards.audits.following import found_on
 
 POINTS = 200
 """Test points that probes are measured on; a quarter of them where each answer takes many draws."""

@@ -13,7 +13,7 @@ from advbench.cli.console import COMPACT
 from advbench.cli.console import output as output
 from advbench.cli.shading import has_shades, shaded
 from advbench.runs.saved import Run
-from leaderboards import Audit, Record, result_of, rows, to_table, trust_of
+from leaderboards import CLEAN, Audit, Record, result_of, rows, to_table, trust_of
 from leaderboards.boards.row import WORST_CASE
 from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
@@ -112,6 +112,8 @@ def print_run(run: Run) -> None:
     console.print(audit_text(record))
     if record.config.get("abstain"):
         console.print("abstains   by its last output: right on attacked points, wrong on clean ones")
+        if shares := abstained_text(record):
+            console.print(f"abstained  {shares}", soft_wrap=True)
     console.print(f"trust      {TRUST[trust_of(run.path)]}", soft_wrap=True)
     console.print(in_line(f"run        {run.path}"), soft_wrap=True)
     console.print(in_line(f"show again advbench show {shlex.quote(str(run.path))}"), soft_wrap=True)
@@ -175,6 +177,14 @@ def metrics_text(record: Record) -> str:
         + size
     )
     return "\n".join(lines)
+
+
+def abstained_text(record: Record) -> str:
+    """The share of points on which the model abstains, clean and by attack; empty where none was counted."""
+    cells = [cell for cell in record.cells if cell.abstained is not None]
+    names = [CLEAN, *labels([entry.text for entry in record.attacks])]
+    shown = dict(zip([CLEAN, *(entry.text for entry in record.attacks)], names, strict=True))
+    return ", ".join(f"{shown[cell.attack]} {100 * (cell.abstained or 0) / cell.n:.1f} %" for cell in cells)
 
 
 def _with_unit(name: str, value: float) -> str:

@@ -12,7 +12,7 @@ from advbench.audit import Probes, audit, held_out, probe
 from advbench.audit.probes import POINTS
 from advbench.audit.stored import RECORDED, stored_rows, surrogate_model
 from advbench.audit.surrogates import plain_surrogate
-from advbench.audit.verdict import BY_TRANSFER, FROM_OUTCOMES, older
+from advbench.audit.verdict import BY_TRANSFER
 from advbench.evaluation.extras import Regenerates, regenerate
 from advbench.external.run_record import counted
 from advbench.models.cost import multiply_adds
@@ -21,6 +21,7 @@ from advbench.verify.report import Comparison, Report
 from advbench.verify.subject import Looked, Subject
 from attacks_pool import InputError
 from leaderboards import Cell, Record
+from leaderboards.audits.following import FROM_OUTCOMES, older
 from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.store import read_probe_outcomes
 
