@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,7 +49,9 @@ def _gradient(
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Where the prediction is not ``y``; logits that are not numbers count as wrong."""
-    return (logits.argmax(1) != y) | broken(logits)
+    mistaken = logits.argmax(1) != y
+    # A sum is finite only if all of its terms are.
+    return mistaken if math.isfinite(float(logits.sum())) else mistaken | broken(logits)
 
 
 def fooled(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:

@@ -69,17 +69,14 @@ def fewer(attack: Attack, attacks: Sequence[Attack]) -> bool:
     """Whether `FEW` points are enough for a probe: it looks for large differences alone."""
     if attack.text in {one.text for one in again(attacks)} and attack.knobs.get("steps") != STEPS:
         return True
-    edges = {
-        _near(budget(attacks, norm), share)
-        for norm in PGD
-        if any(one.info.norm == norm for one in attacks) or norm == "linf"
-        for share in (-NEAR, NEAR)
-    }
-    return attack.name in PGD.values() and attack.eps in edges
+    if attack.name not in PGD.values():
+        return attack.name == "rays"
+    eps = budget(attacks, str(attack.info.norm))
+    return attack.eps in (eps / 2, _near(eps, -NEAR), _near(eps, NEAR))
 
 
 def transfers(attacks: Sequence[Attack]) -> list[Attack]:
-    """The probes that are crafted on a surrogate."""
+    """The probes that are crafted on a surrogate, each on `FEW` points."""
     eps = budget(attacks, "linf")
     found = [_pgd("linf", eps, "ce", STEPS), pool.get("mim", eps=eps)]
     if other := budget(attacks, "l2"):
