@@ -76,7 +76,7 @@ def fewer(attack: Attack, attacks: Sequence[Attack]) -> bool:
 
 
 def transfers(attacks: Sequence[Attack]) -> list[Attack]:
-    """The probes that are crafted on a surrogate, each on `FEW` points."""
+    """The probes that are crafted on a surrogate."""
     eps = budget(attacks, "linf")
     found = [_pgd("linf", eps, "ce", STEPS), pool.get("mim", eps=eps)]
     if other := budget(attacks, "l2"):

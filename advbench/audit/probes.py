@@ -238,7 +238,7 @@ def _searches(
         if given:
             name = "" if network.label is None else f"on {network.label} "
             few_are_enough = min(FEW, len(few))
-            pairs = [(one, few_are_enough if moved or fewer(one, attacks) else len(few)) for one in given]
+            pairs = [(one, few_are_enough if fewer(one, attacks) else len(few)) for one in given]
             row = measure.row(network.view, few, pairs, moved=moved, name=name)
             rows.append(_labelled(row, network.label))
             made.append(given)
