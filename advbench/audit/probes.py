@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from advbench.audit.asking import Asking
-from advbench.audit.battery import FEW, battery, budget, fewer, reference, searched, transfers
+from advbench.audit.battery import battery, budget, enough, reference, searched, transfers
 from advbench.audit.behaviour import Gradients, gradients, logit_flags
 from advbench.audit.competence import competence_flags
 from advbench.audit.fresh import Fresh
-from advbench.audit.memorisation import memorisation_flags, unseen_flags
+from advbench.audit.memorisation import CRAFTED, memorisation_flags, unseen_flags
 from advbench.audit.networks import Network, networks
 from advbench.data import Split
 from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
@@ -158,7 +158,7 @@ def probe(
             flags[network.label] += asking.gradients(network, own, right)
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
-        others = Split(held_out.x[:FEW].to(place), held_out.y[:FEW].to(place))
+        others = Split(held_out.x[:CRAFTED].to(place), held_out.y[:CRAFTED].to(place))
         # First of all: nothing near these points has been asked before.
         memorised, short = [], searched(attacks)
         if surrogate is not None:
@@ -238,8 +238,7 @@ def _searches(
     for network, (moved, given) in itertools.product(met, searches):
         if given:
             name = "" if network.label is None else f"on {network.label} "
-            few_are_enough = min(FEW, len(few))
-            pairs = [(one, few_are_enough if fewer(one, attacks) else len(few)) for one in given]
+            pairs = [(one, enough(one, attacks, len(few))) for one in given]
             row = measure.row(network.view, few, pairs, moved=moved, name=name)
             rows.append(_labelled(row, network.label))
             made.append(given)
