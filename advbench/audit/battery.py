@@ -98,6 +98,13 @@ def reference(attacks: Sequence[Attack]) -> Attack:
     return _pgd(norm, budget(attacks, norm), "margin", STEPS)
 
 
+def brief(attacks: Sequence[Attack]) -> list[Attack]:
+    """`reference` with fewer steps, then a step along the gradient of the other loss."""
+    full = reference(attacks)
+    short = _pgd(str(full.info.norm), full.eps, "margin", BRIEF_STEPS)
+    return [short, pool.get("fgsm", eps=budget(attacks, "linf"))]
+
+
 def ladder(eps: float) -> list[float]:
     """Half of eps, eps and 5 % to either side of it, and the whole box."""
     rungs = (eps / 2, _near(eps, -NEAR), eps, _near(eps, NEAR))

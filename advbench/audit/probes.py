@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from advbench.audit.asking import Asking
-from advbench.audit.battery import FEW, battery, budget, fewer, reference, searched, transfers
+from advbench.audit.battery import FEW, battery, brief, budget, fewer, reference, searched, transfers
 from advbench.audit.behaviour import Gradients, gradients, logit_flags
+from advbench.audit.between import composed, composed_flags, withstands
 from advbench.audit.comparisons import Probed
 from advbench.audit.competence import competence_flags
 from advbench.audit.fresh import Fresh
 from advbench.audit.memorisation import memorisation_flags, unseen_flags
 from advbench.audit.networks import Network, found_on, networks
+from advbench.audit.watching import Watched, watched_flags
 from advbench.data import Split
 from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
 from advbench.identity import weights_digest
@@ -138,7 +140,11 @@ def probe(
         every, labels = networks(view, attacks, asked, key)
         asking = Asking(few, attacks, surrogate, key, random)
         # Before the probe attacks: a model that remembers has seen the run's points, and no others yet.
-        flags = {network.label: list(asking.consistency(network, fresh)) for network in every}
+        watched = {network.label: Watched(network.module, key, place) for network in every}
+        flags: dict[str | None, list[Flag]] = {}
+        for network in every:
+            with watched[network.label].listening():
+                flags[network.label] = list(asking.consistency(network, fresh))
     whose = weights_digest(surrogate.state_dict()) if kept is not None and surrogate is not None else ""
     measure = _Measure(stage, key, random, place, kept, attack_timeout, surrogate, whose)
     met = [network for network in every if network.label in labels.values()] or every
@@ -155,6 +161,11 @@ def probe(
         if not untaught:
             own = [attack for attack in attacks if labels[attack.text] == network.label]
             flags[network.label] += asking.gradients(network, own, right)
+    if not random and not untaught:
+        with watched[met[0].label].listening():
+            flags[met[0].label] += _composed(measure, met[0], rows[0], made[0], few, attacks)
+        for network in every:
+            flags[network.label] += watched_flags(watched[network.label])
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
         others = Split(held_out.x[:FEW].to(place), held_out.y[:FEW].to(place))
@@ -252,6 +263,31 @@ def _memorised(
     there = measure.row(network.view, others, [(attack, len(others))], name="held out ")
     here = row.robust[[one.text for one in made].index(attack.text)]
     return memorisation_flags(row.clean, here, there.clean, there.robust[0], attack)
+
+
+def _composed(
+    measure: _Measure,
+    network: Network,
+    row: Row,
+    made: Sequence[Attack],
+    few: Split,
+    attacks: Sequence[Attack],
+) -> Iterator[Flag]:
+    """``worse-on-new-images``: new images under a quick search, ``few`` in the row under a longer one."""
+    new, places = composed(few, measure.key)
+    if not len(new):
+        return
+    quick, long = brief(attacks), reference(attacks)
+    # Nothing of these searches is kept: a resumed audit watches them like any other.
+    there = replace(measure, kept=None).row(network.view, new, [(attack, len(new)) for attack in quick])
+    here = row.robust[[one.text for one in made].index(long.text)]
+    known = Split(few.x[places], few.y[places])
+    robust, robust_new = (
+        outcome & withstands(network.module, points, few, str(long.info.norm), long.eps, measure.key)
+        for outcome, points in ((here[places.cpu().numpy()], known), (there.robust[0], new))
+    )
+    clean = row.clean[places.cpu().numpy()]
+    yield from composed_flags(clean, robust, there.clean, robust_new, quick[0].text)
 
 
 def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:

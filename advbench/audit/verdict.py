@@ -9,6 +9,7 @@ from torch import nn
 
 from advbench.audit.battery import BRIEF_STEPS, PGD, STEPS
 from advbench.audit.behaviour import LEAST_SHARE, Gradients
+from advbench.audit.between import CODE as WORSE
 from advbench.audit.comparisons import (
     OVERCLAIMED,
     WEAK,
@@ -48,6 +49,7 @@ BY_PROBES = (
     "cliff",
     "false-gradient",
     "planted-not-found",
+    WORSE,
     *UNTAUGHT,
 )
 BY_TRANSFER = ("transfer-beats-white-box",)
