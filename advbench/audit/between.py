@@ -17,9 +17,9 @@ from attacks_pool.randomness import keyed_generator, uniform
 from leaderboards import Flag
 
 CODE = "worse-on-new-images"
-POINTS, LEAST_POINTS = 64, 30
+POINTS, LEAST_POINTS = 50, 30
 """New images that are made, and the fewest that are compared."""
-TARGETS = 3
+TARGETS = 2
 """Images of other classes that each point moves towards."""
 LEAST_DIFFERENCE, LEAST_CLEAN, LARGEST_P = 0.25, 0.4, 0.001
 """How much worse new images must be under attack, and clean.

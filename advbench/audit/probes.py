@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,10 +24,10 @@ from advbench.audit.memorisation import memorisation_flags, unseen_flags
 from advbench.audit.networks import Network, found_on, networks
 from advbench.audit.watching import Watched, watched_flags
 from advbench.data import Split
-from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate
+from advbench.evaluate import LOOKED_AT, Kept, Row, View, evaluate, measure_some
 from advbench.identity import weights_digest
 from advbench.stochastic import is_stochastic
-from attacks_pool import Attack
+from attacks_pool import Attack, pool
 from attacks_pool.randomness import key_seed
 from leaderboards import Cell, Flag
 
@@ -162,9 +163,13 @@ def probe(
             own = [attack for attack in attacks if labels[attack.text] == network.label]
             flags[network.label] += asking.gradients(network, own, right)
     if not random and not untaught:
+        step = pool.get("fgsm", eps=budget(attacks, "linf"))
         with watched[met[0].label].listening():
             flags[met[0].label] += _composed(measure, met[0], rows[0], made[0], few, attacks)
         for network in every:
+            with watched[network.label].listening():
+                # By the other loss, and with as many points at once as the probes.
+                measure.again(network.view, few, step, rows[0].clean)
             flags[network.label] += watched_flags(watched[network.label])
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
@@ -235,6 +240,21 @@ class _Measure:
             attack_timeout=self.attack_timeout,
         )
 
+    def again(self, view: View, data: Split, attack: Attack, clean: NDArray[np.bool_]) -> None:
+        """Make an attack on points that are right clean, as a row makes it; what it finds does not matter."""
+        made = measure_some(
+            view,
+            data,
+            [(attack, len(data))],
+            clean,
+            lambda shard: shard.attack is not None,
+            stage=self.stage,
+            seed=self.key,
+            stochastic=self.random,
+            device=self.place,
+        )
+        deque(made, maxlen=0)
+
 
 def _searches(
     measure: _Measure, met: Sequence[Network], few: Split, attacks: Sequence[Attack], own: Sequence[Attack]
@@ -278,8 +298,8 @@ def _composed(
     if not len(new):
         return
     quick, long = brief(attacks), reference(attacks)
-    # Nothing of these searches is kept: a resumed audit watches them like any other.
-    there = replace(measure, kept=None).row(network.view, new, [(attack, len(new)) for attack in quick])
+    # Nothing of this search is kept: a resumed audit watches it like any other.
+    there = replace(measure, kept=None).row(network.view, new, [(quick, len(new))])
     here = row.robust[[one.text for one in made].index(long.text)]
     known = Split(few.x[places], few.y[places])
     robust, robust_new = (
@@ -287,7 +307,7 @@ def _composed(
         for outcome, points in ((here[places.cpu().numpy()], known), (there.robust[0], new))
     )
     clean = row.clean[places.cpu().numpy()]
-    yield from composed_flags(clean, robust, there.clean, robust_new, quick[0].text)
+    yield from composed_flags(clean, robust, there.clean, robust_new, quick.text)
 
 
 def _labelled(row: Row, network: str | Mapping[str, str | None] | None) -> Row:

@@ -21,7 +21,7 @@ from attacks_pool.randomness import keyed_generator, uniform
 from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 
-KEPT = 16
+KEPT = 12
 """Points of each call of the model that are kept, drawn anew for each call."""
 RISES = (1e-2, 1e-1, 1e-3)
 """Rises to look for, relative to the size of the logits; a later one only where the earlier disagree."""
@@ -30,7 +30,7 @@ BLIND, CLEAR = 0.1, 50
 times rounding a change must be to show that there is a slope."""
 LEAST_UPON = 1e-6
 """The loss's largest gradient with respect to a logit, below which images may get none in float32."""
-LEAST_AGREEMENT, LEAST_JUDGED = 0.5, 8
+LEAST_AGREEMENT, LEAST_JUDGED = 0.5, 6
 """Share of a call's points whose slopes must agree, and the fewest points that are judged."""
 
 
