@@ -199,11 +199,12 @@ def outcomes(right: int) -> np.ndarray:
         ((50, 40, 50, 36), False),
         ((50, 40, 50, 20), True),
         ((50, 20, 50, 40), False),
-        ((48, 40, 38, 34), False),
+        ((34, 30, 26, 24), False),
+        ((50, 40, 50, 28), False),
         ((50, 40, 20, 16), True),
         ((20, 20, 20, 0), False),
     ],
-    ids=["alike", "robust", "better", "harder", "clean", "few"],
+    ids=["alike", "robust", "better", "harder", "near", "clean", "few"],
 )
 def test_worse_on_new_images(counts: tuple[int, int, int, int], flagged: bool) -> None:
     """Clean or attacked, by far and on enough points; being better on them says nothing."""

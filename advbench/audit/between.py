@@ -21,10 +21,11 @@ POINTS, LEAST_POINTS = 50, 30
 """New images that are made, and the fewest that are compared."""
 TARGETS = 2
 """Images of other classes that each point moves towards."""
-LEAST_DIFFERENCE, LEAST_CLEAN, LARGEST_P = 0.25, 0.4, 0.001
+LEAST_DIFFERENCE, LEAST_CLEAN, LARGEST_P = 0.3, 0.4, 1e-4
 """How much worse new images must be under attack, and clean.
 
-On digits, MNIST and CIFAR-10 honest networks are at most 8 points worse under attack, and 8 clean.
+On digits, MNIST and CIFAR-10 honest networks were at most 8 points worse under attack on 200 images (15 on
+50), and at most 16 clean.
 """
 Bools = NDArray[np.bool_]
 
@@ -80,7 +81,7 @@ def composed_flags(
     """
     both = clean & clean_new
     sides = (
-        ("clean", clean[clean], clean_new[clean], LEAST_CLEAN),
+        ("clean", clean, clean_new, LEAST_CLEAN),
         ("under attack", robust[both], robust_new[both], LEAST_DIFFERENCE),
     )
     for words, known, new, least in sides:
