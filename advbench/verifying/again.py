@@ -10,7 +10,7 @@ from torch import nn
 
 from advbench.audit import Probes, audit, held_out, probe
 from advbench.audit.probes import POINTS
-from advbench.audit.verdict import BY_TRANSFER
+from advbench.audit.verdict import BY_PROBES, BY_TRANSFER
 from advbench.auditing import RECORDED, stored_rows, surrogate_model
 from advbench.cost import multiply_adds
 from advbench.evalrecord import counted
@@ -67,6 +67,7 @@ def repeat_audit(
     if older(recorded):
         # An older audit made fewer probes, and took every flat loss for a mask.
         settled |= {*FROM_OUTCOMES, "zero-gradient"}
+    if recorded.probes and not set(BY_PROBES) <= set(recorded.checks):
         report.notes.append(
             "the record's audit is older and made fewer checks: those it lacks were made here"
         )
