@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from advbench.audit.behaviour import LEAST_SHARE, Gradients
+from advbench.audit.between import CODE as WORSE
 from advbench.audit.memorisation import CODE as MEMORISED
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
@@ -43,6 +44,7 @@ BY_PROBES = (
     "cliff",
     "false-gradient",
     "planted-not-found",
+    WORSE,
     *UNTAUGHT,
 )
 BY_TRANSFER = ("transfer-beats-white-box",)
