@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from advbench.cli.main import app, invoke
-from advbench.cli.once import Command, Group, _paths, _repeats
+from advbench.cli.once import CheckedCommand, CheckedGroup, _paths, _repeats
 
 WRITERS = ("run", "eval", "sweep grid.yaml", "reference", "accept submission.zip")
 
@@ -87,7 +87,7 @@ def test_every_command_is_checked() -> None:
     seen = 0
     while commands:
         name, command = commands.pop()
-        assert isinstance(command, Command | Group), name
+        assert isinstance(command, CheckedCommand | CheckedGroup), name
         commands += [(f"{name} {key}", one) for key, one in getattr(command, "commands", {}).items()]
         single = [one for one in command.params if not _repeats(one)]
         seen += len(single)

@@ -11,7 +11,7 @@ import typer
 
 from advbench.cli import list as lists
 from advbench.cli.echo import echo
-from advbench.cli.once import Group
+from advbench.cli.once import CheckedGroup
 from advbench.cli.options import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT = "list"
 
 
-class _ListsByDefault(Group):
+class _ListsByDefault(CheckedGroup):
     """Words that are no command are the arguments of ``list``: ``advbench defenses air --format json``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from attacks_pool.errors import InputError
 
 
-class Command(TyperCommand):
+class CheckedCommand(TyperCommand):
     """A command whose options are checked."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -23,7 +23,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class Group(TyperGroup):
+class CheckedGroup(TyperGroup):
     """A group of commands whose own options are checked."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -40,7 +40,7 @@ class Info(Protocol):
         """white-box, black-box or transfer."""
 
 
-class Attack(Protocol):
+class ProbedAttack(Protocol):
     """An attack of the pool, or what a record says of one."""
 
     @property
@@ -71,7 +71,7 @@ class Probed:
     ``network`` says on which network of a target-aware defense: only attacks on one network are compared.
     """
 
-    attack: Attack
+    attack: ProbedAttack
     robust: NDArray[np.bool_]
     points: int
     access: str

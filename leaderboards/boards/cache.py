@@ -22,11 +22,11 @@ from typing import Any, Final
 import numpy as np
 import pydantic_core
 
-from leaderboards.audits import comparisons, contradictions, following
+from leaderboards.audits import comparisons, contradictions, finished, following
 from leaderboards.audits.contradictions import first_contradiction
+from leaderboards.audits.finished import read_finished
 from leaderboards.errors import RecordError
-from leaderboards.records import checking, checksums, entries, finished, limits, plausible, record, store
-from leaderboards.records.finished import read_finished
+from leaderboards.records import checking, checksums, entries, limits, plausible, record, store
 from leaderboards.records.layout import OUTCOMES, RECORD
 from leaderboards.records.record import Record
 from leaderboards.records.store import (
