@@ -188,7 +188,6 @@ class AttackInfo(BaseModel):
     norm: Norm | None
     access: Access
     kind: Kind = "budgeted"
-    targeted: bool = False
     paper: str | None
     knobs: dict[str, Knob] = Field(default_factory=dict)
     channels: tuple[int, ...] | None = None

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from advbench.audit import audit_model
+from advbench.audit import audit, probe
 from advbench.audit.battery import FEW, FEWEST, again, battery, enough, transfers
 from advbench.data import DataSet, Split
-from attacks_pool import count_passes, pool, search
+from attacks_pool import count_passes, pool
 from attacks_pool.calling.slopes import usable
+from attacks_pool.fast import copy as search
 from attacks_pool.search.ascent import broken, wrong
 
 ATTACKS = pool.sequence("fgsm,pgd:steps=10,pgd-l2:steps=10", budget="digits")
@@ -44,7 +45,8 @@ def test_an_audit_takes_a_bounded_number_of_passes(digits: DataSet) -> None:
     attacks = [(attack, points) for attack in pool.sequence(SMALL)]
     data = Split(digits.test.x[:points], digits.test.y[:points])
     with count_passes(model) as passes:
-        found = audit_model(lambda _: model, data, attacks, points=points)
+        own = [attack for attack, _ in attacks]
+        found = audit([], attacks, probes=probe(lambda _: model, data, attacks=own, points=points))
     assert found.verdict == "ok"
     assert passes.forwards + 2 * passes.backwards <= MOST_PASSES * points
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench import evaluate_model
-from advbench.audit import audit_model, probe
+from advbench.audit import audit, probe
 from advbench.audit.probes import Probes
 from advbench.audit.stored import audit_run
 from advbench.audit.surrogates import Surrogate
@@ -91,7 +91,10 @@ def judge(model: nn.Module, data: DataSet, surrogate: nn.Module, *, points: int 
     """The audit of a model that was never run, under a surrogate."""
     test = Split(data.test.x, data.test.y)
     pairs = [(attack, points) for attack in ATTACKS]
-    return audit_model(lambda _: model.eval(), test, pairs, surrogate=surrogate, points=points)
+    found = probe(
+        lambda _: model.eval(), test, attacks=ATTACKS, surrogate=surrogate, seed=0, stage=0, points=points
+    )
+    return audit([], pairs, probes=found)
 
 
 def evaluated(model: nn.Module, runs_dir: Path, *, points: int = 200) -> Audit:

@@ -238,7 +238,7 @@ MINIMAL = [
     for name in pool.names()
     if pool.info(name).kind == "minimal-norm"
     and pool.info(name).norm in DUALS
-    and not pool.info(name).targeted
+    and not name.startswith("fab-t")
 ]
 
 

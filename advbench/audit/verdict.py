@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import nn
-
 from advbench.audit.behaviour import LEAST_SHARE, Gradients
 from advbench.audit.between import CODE as WORSE
 from advbench.audit.memorisation import CODE as MEMORISED
-from advbench.audit.probes import POINTS, Probes, probe
-from advbench.data import Split
-from advbench.evaluation.evaluate import View
+from advbench.audit.probes import Probes
 from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.stochastic import CRAFTED_BY
 from attacks_pool import Attack
@@ -104,35 +100,6 @@ def audit(
             "networks": labels if any(labels.values()) else {},
         }
     )
-
-
-def audit_model(
-    view: View,
-    data: Split,
-    attacks: Sequence[tuple[Attack, int]] = (),
-    *,
-    rows: Sequence[MatrixRow] = (),
-    surrogate: nn.Module | None = None,
-    surrogate_name: str | None = None,
-    seed: int = 0,
-    points: int = POINTS,
-    stochastic: bool | None = None,
-    held_out: Split | None = None,
-) -> Audit:
-    """Probe a model and judge it, with the rows measured on it if there are any; see `probe` and `audit`."""
-    found = probe(
-        view,
-        data,
-        attacks=[attack for attack, _ in attacks],
-        surrogate=surrogate,
-        surrogate_name=surrogate_name,
-        seed=seed,
-        stage=rows[-1].stage if rows else 0,
-        points=points,
-        stochastic=stochastic,
-        held_out=held_out,
-    )
-    return audit(rows, attacks, stochastic=bool(stochastic), probes=found)
 
 
 def _faults(rows: Sequence[MatrixRow]) -> Iterator[Flag]:

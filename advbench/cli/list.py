@@ -134,7 +134,7 @@ def _attack(name: str) -> dict[str, Any]:
         for knob, spec in info.all_knobs().items()
     }
     passes = info.passes(pool.get(name, budget="digits").knobs)
-    keep = ("name", "family", "norm", "access", "kind", "targeted", "paper")
+    keep = ("name", "family", "norm", "access", "kind", "paper")
     return {
         **{key: getattr(info, key) for key in keep},
         "cost": None if passes is None else dict(zip(("forwards", "backwards"), passes, strict=True)),

@@ -24,7 +24,6 @@ __all__ = [
     "Kept",
     "MatrixRow",
     "View",
-    "assemble",
     "blocks",
     "evaluate",
     "measure_share",

@@ -27,7 +27,6 @@ def _info(name: str, norm: Norm, *, with_targets: bool) -> AttackInfo:
         norm=norm,
         access="white-box",
         kind="minimal-norm",
-        targeted=with_targets,
         paper="1907.02044",
         knobs=knobs,
         cost=passes,
