@@ -26,6 +26,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "py:obj"
+# Dashes, but no curled quotes: formulas have primes.
+smartquotes_action = "D"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_dmath_allow_space = False

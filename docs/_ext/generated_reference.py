@@ -13,6 +13,10 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
+CITED = re.compile(r" \([^()]*(?:arXiv|OpenReview)[^()]*\)")
+TABLE = re.compile(r"^\|.*\n(?:\|.*(?:\n|\Z))+", re.MULTILINE)
+WIDE = "::::{div} wide\n\\g<0>\n::::\n"
+"""A table that keeps its width on a phone, and scrolls."""
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 
 
@@ -48,7 +52,7 @@ def attacks() -> Iterator[str]:
             norm = info.norm or "none"
             summary = prose(pool.entry(info.name).summary)
             yield f"| `{info.name}` | {norm} | {info.access} | {summary} | {paper(info.paper)} |"
-        yield "\n:::{dropdown} Knobs and their defaults"
+        yield "\n:::::{dropdown} Knobs and their defaults"
         yield "| attack | knob | evaluation | training | meaning |\n|---|---|---|---|---|"
         for info in members:
             for name, knob in info.all_knobs().items():
@@ -56,7 +60,7 @@ def attacks() -> Iterator[str]:
                     continue
                 defaults = f"{value(knob.default)} | {value(knob.training)}"
                 yield f"| `{info.name}` | `{name}` | {defaults} | {text(knob.help)} |"
-        yield ":::"
+        yield ":::::"
 
 
 def value(default: object) -> str:
@@ -76,7 +80,7 @@ def defenses() -> Iterator[str]:
     for name in registry.names():
         found, _ = registry.resolve(name)
         info = found.info
-        summary = prose((inspect.getdoc(found) or "").partition("\n\n")[0])
+        summary = prose(CITED.sub("", (inspect.getdoc(found) or "").partition("\n\n")[0]))
         aliases = "".join(f" (alias `{alias}`)" for alias in info.aliases)
         told = " Target-aware." if info.target_aware else ""
         stores = f"{info.memory} images" if info.memory else "–"
@@ -111,7 +115,6 @@ def datasets() -> Iterator[str]:
 def budgets() -> Iterator[str]:
     """The table of default budgets."""
     from attacks_pool import BUDGETS
-    from attacks_pool.metadata import format_value
 
     norms = list(next(iter(BUDGETS.values())))
     yield f"| data set | {' | '.join(norms)} |\n|---|{'---|' * len(norms)}"
@@ -176,7 +179,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
 
 def fill(_app: Sphinx, _page: str, source: list[str]) -> None:
     """Put every marked part into a page that is read."""
-    source[0] = MARK.sub(lambda mark: "\n".join(PARTS[mark[1]]()), source[0])
+    source[0] = MARK.sub(lambda mark: TABLE.sub(WIDE, "\n".join(PARTS[mark[1]]())), source[0])
 
 
 def generated_pages(_app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
