@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "docstring_formulas",
     "generated_reference",
     "mathml",
     "repository_links",

@@ -34,6 +34,13 @@ TOUR = ROOT / "docs" / "tour.ipynb"
 FENCE = re.compile(r"^(`{3,}|:{3,})(\S*)([^\n]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"`([\w-]+\.(?:py|toml|yaml))`[^\n`]*:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMENTED = re.compile(r"^```\w+\n(# ([\w-]+\.(?:py|toml|yaml))\n.*?)^```", re.MULTILINE | re.DOTALL)
+OWN = {
+    name
+    for text in PAGES.values()
+    for name in re.findall(r'(?m)(?:^ *|Info\()name="([\w-]+)"', text)
+    + re.findall(r"(?m)^advbench \w+ new ([\w-]+)", text)
+}
+"""Attacks and defenses that the pages define."""
 LISTS_OF_ATTACKS = ("sequence", "unseen", "eval", "attacks")
 WORDS = {"all", "auto", "none"}
 
@@ -83,6 +90,12 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     return dict(context.params)
 
 
+def given_texts(given: dict[str, Any], *options: str) -> list[str]:
+    """The texts of options, some of which may be given several times."""
+    values = [given.get(option) for option in options]
+    return [text for value in values if value for text in ([value] if isinstance(value, str) else value)]
+
+
 def test_the_reader_of_commands_sees_what_is_wrong() -> None:
     block = 'OMP_NUM_THREADS=1 advbench run --epochs 1 \\\n  --set "lr=0.1"  # why\n'
     block += "cd x && advbench show r | tail -1\n"
@@ -97,19 +110,16 @@ def test_the_reader_of_commands_sees_what_is_wrong() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if shell_blocks(page)])
 def test_commands_parse(page: str) -> None:
     """With the parser of the command line, and their attacks and defenses with the registries."""
-    own = set(re.findall(r'name\s*=\s*"([\w-]+)"', PAGES[page]))
-    own |= set(re.findall(r"^advbench \w+ new ([\w-]+)", PAGES[page], re.MULTILINE))
     for block in shell_blocks(page):
         for arguments in commands(block):
             try:
                 given = parse(arguments)
-                for key in LISTS_OF_ATTACKS:
-                    text = given.get(key)
-                    if text and text not in WORDS and not any(name in text for name in own):
+                for text in given_texts(given, *LISTS_OF_ATTACKS):
+                    if text not in WORDS and not any(name in text for name in OWN):
                         pool.sequence(text, budget="digits")
-                named = given.get("defense")
-                if isinstance(named, str) and named not in own and ":" not in named:
-                    registry.resolve(named)
+                for name in given_texts(given, "defense"):
+                    if name not in OWN and ":" not in name:
+                        registry.resolve(name)
             except (typer.Exit, SystemExit):
                 pass  # --help and --version
             except Exception as error:
