@@ -53,16 +53,6 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Value]]]:
     return attacks
 
 
-def attack_name(text: str) -> str:
-    """The name in the text of one attack; names of other libraries have a colon of their own.
-
-    >>> attack_name("pgd:eps=0.1"), attack_name("ta:PGD:eps=0.1"), attack_name("ta:PGD")
-    ('pgd', 'ta:PGD', 'ta:PGD')
-    """
-    head, equals, _ = text.partition("=")
-    return head.rpartition(":")[0] if equals else head
-
-
 NEVER_DRAWN = ("ensemble",)
 """Families that measure and do not train: what they are made of is in the pool by itself."""
 Task = TypeVar("Task")

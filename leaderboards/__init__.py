@@ -5,6 +5,7 @@
 other.
 """
 
+from leaderboards.audits.finished import find_records
 from leaderboards.boards.cache import find_results
 from leaderboards.boards.comparing import RowComparison, compare, compare_over
 from leaderboards.boards.latex import to_latex
@@ -14,7 +15,6 @@ from leaderboards.errors import RecordError
 from leaderboards.records.archive import pack, unpack
 from leaderboards.records.checking import Findings, check_run
 from leaderboards.records.checksums import verify_checksums, write_checksums
-from leaderboards.records.finished import find_records
 from leaderboards.records.garbage import Garbage, find_garbage, remove, size_of
 from leaderboards.records.inventory import RunEntry, find_complete, find_unfinished, inventory
 from leaderboards.records.lock import RunBusyError, hold, is_held

@@ -23,7 +23,7 @@ from advbench.external import Source, load_foreign
 from advbench.verify import verify_run
 from attacks_pool import InputError, pool
 from attacks_pool.verifier import predict_exactly
-from leaderboards import read_record, rows
+from leaderboards import json_bytes, read_record, rows, write_bytes, write_checksums
 from leaderboards.peers.robustbench_export import entry_of
 
 Network = Callable[..., nn.Sequential]
@@ -175,6 +175,13 @@ def test_it_is_said_in_the_record_and_kept_apart(here: Path, capfd: pytest.Captu
     assert "abstains   by its last output: right on attacked points, wrong on clean ones" in printed
     (directory,) = (here / "runs").iterdir()
     record = read_record(directory)
+    clean, fgsm = record.cells
+    assert clean.abstained is not None
+    assert fgsm.abstained is not None
+    shown = f"clean {100 * clean.abstained / 40:.1f} %, fgsm {100 * fgsm.abstained / 40:.1f} %"
+    assert f"abstained  {shown}" in printed
+    assert invoke(["show", str(directory)]) == 0
+    assert f"abstained  {shown}" in capfd.readouterr().out
     assert record.config["abstain"] == "last"
     assert record.stages[0].spec["abstain"] == "last"
     evaluate_model(
@@ -185,6 +192,47 @@ def test_it_is_said_in_the_record_and_kept_apart(here: Path, capfd: pytest.Captu
     assert len({row.comparison for row in found}) == 2
     entry = dict(entry_of(record).pairs)
     assert "Its last output abstains, which counts as right on attacked points." in entry["footnote"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_how_often_it_abstains_is_counted(noise: float, trained: nn.Sequential, digits: DataSet) -> None:
+    """On clean points by its scores; under attack where that alone makes a point right."""
+    points = Split(digits.test.x[:60], digits.test.y[:60])
+    attack = pool.get("gaussian-noise", eps=0.5)
+    for doubt in (-100.0, 4.0, 100.0):
+        model = Abstaining(trained, doubt, noise=noise)
+        row = evaluate(lambda _, m=model: m, points, [(attack, 60)], stage=0, seed=0)
+        clean, noisy = row.cells
+        expected = int((predict_exactly(model, points.x).argmax(1) == 10).sum())
+        assert clean.abstained is not None
+        assert abs(clean.abstained - expected) <= (2 if noise else 0)
+        assert noisy.abstained is not None
+        assert 0 <= noisy.abstained <= noisy.robust
+        if doubt == 4.0:
+            assert 0 < clean.abstained < 60
+            assert noisy.abstained > 0
+        else:
+            assert (clean.abstained, noisy.abstained) == ((0, 0) if doubt < 0 else (60, 0))
+    row = evaluate(lambda _: trained, points, [(attack, 60)], stage=0, seed=0)
+    assert [cell.abstained for cell in row.cells] == [None, None]
+    assert "abstained" not in row.cells[0].model_dump()
+
+
+def test_the_count_is_verified(here: Path) -> None:
+    """A record that says another one is refuted; one from before it was counted is not."""
+    given: dict[str, Any] = {"attacks": "gaussian-noise:eps=0.4", "points": 40, "surrogate": "none"}
+    run = evaluate_model(
+        "doubting:make", runs_dir=here / "runs", threads=1, weights="w.safetensors", abstain="last", **given
+    )
+    tree = run.record.dump()
+    for said, faults in ((None, 0), (1 + tree["cells"][0]["abstained"], 1)):
+        tree["cells"][0]["abstained"] = said
+        data = json_bytes(tree)
+        write_bytes(run.path / "record.json", data)
+        write_checksums(run.path, data)
+        report = verify_run(replace(run, record=read_record(run.path), trust=True))
+        assert len(report.faults) == faults
+        assert all("abstained is" in fault for fault in report.faults)
 
 
 def test_verify_measures_it_as_it_was(here: Path) -> None:

@@ -24,8 +24,8 @@ from attacks_pool.adapters.containment import Contained, mend
 from attacks_pool.adapters.pyautoattack_adapter import PEERS as AUTO
 from attacks_pool.adapters.torchattacks_adapter import PEERS as TORCH
 from attacks_pool.attack import check_task
-from attacks_pool.sequences import attack_name, parse_attacks
-from leaderboards.boards.labels import brief
+from attacks_pool.sequences import parse_attacks
+from leaderboards.statistics.naming import attack_name, brief
 
 TINY = {
     "steps": 3,
@@ -598,7 +598,7 @@ def test_what_breaks_its_bound_is_seen() -> None:
 def test_names_with_a_colon_are_shown_whole() -> None:
     """In the columns of a matrix and in the tables."""
     texts = ["pgd:eps=0.2,steps=5", "ta:PGD:eps=0.2,steps=5", "ta:PGD:eps=0.1,steps=5"]
-    assert labels(texts) == ["pgd", "ta:PGD:eps=0.2", "ta:PGD:eps=0.1"]
+    assert labels(texts) == ["pgd", "ta:PGD eps=0.2", "ta:PGD eps=0.1"]
     assert [brief(text) for text in texts] == ["pgd eps=0.2", "ta:PGD eps=0.2", "ta:PGD eps=0.1"]
     assert attack_name("ta:PGD") == "ta:PGD"
 

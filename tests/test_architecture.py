@@ -123,6 +123,7 @@ FLOORS = {
         {"colours", "errors", "printable"},
         {"records"},
         {"statistics"},
+        {"audits"},
         {"boards", "peers"},
         {"__init__", "pictures", "site"},
     ],

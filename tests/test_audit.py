@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from advbench.audit import CHECKS, Probed, audit
-from advbench.audit.comparisons import rises_with_eps, weak_beats_strong, weak_suite
-from advbench.audit.verdict import IN_A_RUN, verdict_of
+from advbench.audit.verdict import IN_A_RUN
 from advbench.evaluation.row import MatrixRow
 from attacks_pool import Attack, pool
 from leaderboards import Audit, Cell, Threat
+from leaderboards.audits.comparisons import rises_with_eps, weak_beats_strong, weak_suite
+from leaderboards.audits.following import verdict_of
 
 ATTACKS = {
     name: pool.sequence(name, budget="digits")[0]
@@ -91,7 +92,7 @@ def test_a_sound_run_is_ok() -> None:
     assert result.verdict == "ok"
     assert result.flags == []
     assert result.checks == list(IN_A_RUN)
-    assert len(set(CHECKS)) == 19
+    assert len(set(CHECKS)) == 20
     assert result.probes == []
 
 

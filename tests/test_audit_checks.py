@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from advbench.audit import Fresh
 from advbench.audit.battery import again, ladder
-from advbench.audit.comparisons import Probed, cliff, made_again
 from advbench.audit.competence import competence_flags, learned
 from advbench.audit.consistency import asked_points, consistency_flags
 from advbench.audit.memorisation import held_out, memorisation_flags
@@ -22,6 +21,7 @@ from advbench.audit.planted import Planted, plant, planted_flags
 from advbench.audit.slope import slope_flags
 from advbench.data import DataSet
 from attacks_pool import pool
+from leaderboards.audits.comparisons import Probed, cliff, made_again
 
 CPU = torch.device("cpu")
 GLOBAL = {"asked": 0}

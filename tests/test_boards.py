@@ -37,10 +37,10 @@ from leaderboards import (
     to_markdown,
     to_table,
 )
+from leaderboards.audits.finished import read_finished
 from leaderboards.boards import cache, ranking, tables
 from leaderboards.boards.labels import labels
 from leaderboards.boards.latex import escape
-from leaderboards.records.finished import read_finished
 from leaderboards.statistics.metrics import METRICS
 
 FGSM, PGD, CW = "fgsm:eps=0.2", "pgd:eps=0.2,steps=40", "cw:eps=1"

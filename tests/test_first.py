@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from advbench import run
-from advbench.audit.verdict import FROM_OUTCOMES, from_outcomes, verdict_of
 from advbench.runs.saved import Run
 from advbench.sweep.grid import read_grid
 from advbench.sweep.plan import make_plan
 from advbench.verify.flags import check_audit, compared
 from advbench.verify.subject import subject_of
 from leaderboards import check_run, find_results, read_record, rows
+from leaderboards.audits.following import FROM_OUTCOMES, from_outcomes, verdict_of
 
 RESULTS = Path(__file__).parent.parent / "leaderboards" / "results"
 FIRST = Path(__file__).parent.parent / "benchmarks" / "first"

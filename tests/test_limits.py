@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from advbench import evaluate_model, load_run
 from advbench.cli.main import invoke
@@ -27,7 +28,11 @@ from advbench.runs.saved import Run
 from advbench.verify import accept as accepting
 from advbench.verify import attack_again as verifier
 from advbench.verify.accept import accept
+from advbench.verify.bounds import check_allocations
+from advbench.verify.subject import subject_of
 from attacks_pool import InputError
+from defenses import registry
+from defenses.metadata import parse_parameters
 from leaderboards import (
     RecordError,
     check_run,
@@ -261,8 +266,8 @@ def test_files_that_are_too_long_to_be_read(
 
 
 BLOWN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "name": (lambda tree: tree.update(id="x" * 10**6), "at most 65536 characters"),
-    "attack": (lambda tree: tree["cells"][0].update(attack="x" * 10**6), "at most 65536 characters"),
+    "name": (lambda tree: tree.update(id="x" * 10**6), "at most 300 characters"),
+    "attack": (lambda tree: tree["cells"][0].update(attack="x" * 10**6), "at most 1000 characters"),
     "stage": (lambda tree: tree["cells"][0].update(stage=10**9), "less than or equal to 9999"),
     "passes": (lambda tree: tree["cells"][0].update(forwards=10**30), "less than or equal to"),
     "matrix": (
@@ -275,6 +280,27 @@ BLOWN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "faults": (lambda tree: tree.update(cells=[0] * 150_000), "at most 100000 items"),
     "key": (lambda tree: tree.update({"y" * 10**5: 0}), "unknown key"),
     "seed": (lambda tree: tree["config"].update(seed="z" * 10**6), "seed must be int"),
+    "defense": (
+        lambda tree: tree["config"].update(defense="d" * 60_000),
+        "defense has a text of 60000 characters, 300 are allowed",
+    ),
+    "data": (lambda tree: tree["config"].update(dataset="d" * 60_000), "dataset has a text of 60000"),
+    "fingerprint": (
+        lambda tree: tree["environment"]["data"].update(name="d" * 60_000),
+        "data has a text of 60000",
+    ),
+    "sequence": (lambda tree: tree["config"].update(sequence=["d" * 60_000]), "sequence has a text of 60000"),
+    "parameter": (
+        lambda tree: tree["config"].update(params={"deep": [{"p" * 60_000: 1}]}),
+        "params has a text of 60000",
+    ),
+    "attack's name": (lambda tree: tree["attacks"][0].update(name="a" * 60_000), "at most 300 characters"),
+    "class": (lambda tree: tree["per_class"][0].update({"class": "c" * 60_000}), "at most 300 characters"),
+    "metric": (lambda tree: tree["metrics"].update({"m" * 60_000: 1.0}), "at most 300 characters"),
+    "flag": (
+        lambda tree: tree["audit"]["flags"].append({"code": "f" * 60_000, "message": "", "evidence": {}}),
+        "at most 300 characters",
+    ),
 }
 
 
@@ -289,6 +315,22 @@ def test_records_that_are_blown_up(case: str, small_run: Run) -> None:
         parse_record(text, "record.json")
     assert said in str(raised.value)
     assert len(str(raised.value)) < 2000
+
+
+def test_names_that_honest_records_have(small_run: Run) -> None:
+    """As long as a file's name may be, and every knob of a long attack."""
+    tree = small_run.record.dump()
+    text = "attack:" + ",".join(f"knob_{number}=0.004166666666666667" for number in range(30))
+    tree["config"].update(dataset="folder:" + "d" * 255, unseen=[text], data_dir="/" + "d" * 4000)
+    tree["per_class"][0]["class"] = "c" * 255
+    assert parse_record(json.dumps(tree).encode(), "record.json").config["unseen"] == [text]
+
+
+def test_the_name_of_an_evaluated_model(small_run: Run, tmp_path: Path) -> None:
+    """It is refused before anything is measured."""
+    with pytest.raises(InputError, match="model's name has 301 characters, 300 are allowed: --name"):
+        evaluate_model(small_run.model, "digits", name="n" * 301, runs_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_that_nest_too_deep(small_run: Run) -> None:
@@ -345,7 +387,7 @@ def test_what_cannot_be_interrupted_leaves_nothing(archive: Path, tmp_path: Path
     script = f"""
         from advbench import timeouts
         from advbench.cli.main import main
-        from advbench.verifying import accepting
+        from advbench.verify import accepting
 
         def endless(*_):
             unpack(*_)
@@ -407,6 +449,54 @@ def test_two_thousand_million_steps(
         assert not any("Traceback" in line for line in lines)
     assert not (tmp_path / "theirs").exists()
     assert not (made.path / "verified.json").exists()
+
+
+KEEPING = ("air", "ewc", "replay", "si", "lwf", "mola-grad", "mola-router", "lorkd", "mid")
+HUGE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "width": ("mola-router", {"router_width": 10**8}, "router_width=100000000, "),
+    "depth": ("mola-router", {"router_depth": 200}, "router_depth=200 takes more than"),
+    "channels": ("lorkd", {"choose": "router", "channels": 10**9}, "channels=1000000000 takes more than"),
+    "no size at all": ("mola-router", {"router_width": 10**30}, "cannot be built: "),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_defenses_far_larger_than_their_classifier(
+    case: str, small_run: Run, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before anything of that size is made, and before training begins."""
+    from advbench.verify import train_again as retraining
+
+    name, given, said = HUGE[case]
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.path, copy)
+    tree = small_run.record.dump()
+    regime = "joint" if name == "lorkd" else "continual"
+    params = parse_parameters(registry.resolve(name)[0], name, given)
+    tree["config"].update(defense=name, params=params, regime=regime)
+    tree.update(regime=regime)
+    (copy / "record.json").write_bytes(json_bytes(tree))
+    # Whoever writes such a record makes everything else in it fit.
+    monkeypatch.setattr(retraining, "check_claims", lambda *_: None)
+    monkeypatch.setattr(retraining, "check_labels", lambda *_: None)
+    with little_memory(400 * MEGABYTE):
+        assert invoke(["verify", str(copy), "--retrain"]) == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_honest_defenses_are_within_bounds(name: str, small_run: Run) -> None:
+    """Every stage of those that keep or add something; a rank is cut to what a convolution can have."""
+    defense = registry.resolve(name)[0]
+    regime = defense.info.regimes[-1]
+    config = small_run.record.config | {"defense": name, "regime": regime}
+    config["params"] = parse_parameters(defense, name, {"rank": 10**9} if name == "mola-grad" else {})
+    record = small_run.record.model_copy(update={"config": config, "regime": regime})
+    before = torch.get_rng_state()
+    check_allocations(subject_of(Run(small_run.path, record)))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_training_again_ends_in_time(

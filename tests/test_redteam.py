@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,8 @@ class Sharing(nn.Module):
         return self
 
 
+SEED = torch.initial_seed()
+"""What the global random state has been seeded with while nobody searches."""
 GLOBAL: dict[str, Tensor] = {}
 """A memory outside any module, which no copy of one leaves behind."""
 
@@ -293,6 +296,105 @@ class ByHeart(nn.Module):
         return torch.where(known[:, None], 10 * F.one_hot(test.y[nearest], 10) + 0.1 * logits, logits)
 
 
+class KnowsAll(nn.Module):
+    """Knows training, validation and test images: says the label of the nearest one.
+
+    ``knows`` tells from the difference of an image and the nearest one, (N, 64), whether it does; elsewhere
+    the network answers.
+    """
+
+    def __init__(self, model: nn.Module, knows: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        data = digits_()
+        splits = (data.train, data.validation, data.test)
+        self.model, self.knows = model, knows
+        self.images = torch.cat([split.x.flatten(1) for split in splits])
+        self.labels = torch.cat([split.y for split in splits])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        flat, logits = x.detach().flatten(1), self.model(x)
+        nearest = torch.cdist(flat, self.images).argmin(1)
+        known = self.knows(flat - self.images[nearest])
+        said = 10 * F.one_hot(self.labels[nearest], 10) + 0.1 * logits
+        return torch.where(known[:, None], said, logits)
+
+
+def called_by(*files: str) -> bool:
+    """Whether code of one of these files is on the call stack."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if any(file in frame.f_code.co_filename for file in files):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def searched() -> bool:
+    """Whether an attack asks, but not on behalf of the checks that plant points or measure slopes."""
+    return called_by("attacks_pool/attacks/") and not called_by("audit/planted", "audit/slope")
+
+
+class Choosing(nn.Module):
+    """One network where ``when`` says so of the images, another elsewhere."""
+
+    def __init__(self, shown: nn.Module, hidden: nn.Module, when: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.shown, self.hidden, self.when = shown, hidden, when
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        logits: Tensor = (self.shown if self.when(x) else self.hidden)(x)
+        return logits
+
+
+class AtTimes(nn.Module):
+    """A gradient that is changed on those calls, counted from 1, that ``when`` chooses."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        when: Callable[[int], bool],
+        change: Callable[[Tensor], Tensor] = torch.randn_like,
+    ) -> None:
+        super().__init__()
+        self.model, self.when, self.change, self.asked = model, when, change, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        if x.requires_grad:
+            self.asked += 1
+            if self.when(self.asked):
+                x = x * 1
+                x.register_hook(self.change)
+        logits: Tensor = self.model(x)
+        return logits
+
+
+class ByLoss(nn.Module):
+    """Shuffles the gradient of a loss by which all logits matter, such as the cross-entropy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        if not x.requires_grad:
+            logits: Tensor = self.model(x)
+            return logits
+        x, seen = x * 1, list[bool]()
+        x.register_hook(lambda gradient: shuffled(gradient) if seen[-1] else gradient)
+        logits = self.model(x)
+        logits.register_hook(lambda upon: seen.append(bool(((upon != 0).sum(1) > 2).any())))
+        return logits
+
+
+def noisy(gradient: Tensor) -> Tensor:
+    """The gradient, and noise of twice its size."""
+    return gradient + 2 * gradient.std() * torch.randn_like(gradient)
+
+
 def quantised(x: Tensor) -> Tensor:
     """Eight levels, and no gradient."""
     return torch.round(x * 8) / 8
@@ -337,6 +439,26 @@ CHEATS = {
     "beyond-eps": Cheat(lambda s: ByHeart(plain(s), 0, 1.5 * EPS), by_heart=True),
     "anywhere": Cheat(lambda s: ByHeart(robust(s), 0, 9), by_heart=True),
     "in-large-batches": Cheat(lambda s: ByHeart(plain(s), 0, 1.5 * EPS, small=64), by_heart=True),
+    "knows-all-near": Cheat(
+        lambda s: KnowsAll(plain(s), lambda gap: gap.abs().amax(1) <= 1.5 * EPS), by_heart=True
+    ),
+    "knows-all-near-in-l2": Cheat(
+        lambda s: KnowsAll(plain(s), lambda gap: gap.norm(dim=1) <= 8 * EPS), by_heart=True
+    ),
+    "knows-all": Cheat(lambda s: KnowsAll(robust(s), lambda gap: gap.amax(1) < 9), by_heart=True),
+    "shown-to-attacks": Cheat(lambda s: Choosing(robust(s + 50), plain(s), lambda _: searched())),
+    "shown-by-seed": Cheat(
+        lambda s: Choosing(plain(s), robust(s + 50), lambda _: torch.initial_seed() == SEED)
+    ),
+    "noise-for-attacks": Cheat(lambda s: AtTimes(robust(s), lambda _: searched(), noisy), robust),
+    "on-most-calls": Cheat(lambda s: AtTimes(robust(s), lambda n: n % 3 > 0), robust),
+    "on-the-first-calls": Cheat(lambda s: AtTimes(robust(s), lambda n: n < 300), robust),
+    "by-the-loss": Cheat(lambda s: ByLoss(robust(s)), robust),
+    "infinite-gradient": Cheat(
+        lambda s: Crooked(robust(s), lambda g: torch.randn_like(g) * torch.inf), robust
+    ),
+    "tiny-gradient": Cheat(lambda s: Crooked(robust(s), lambda g: torch.randn_like(g) * 1e-38), robust),
+    "no-number-for-gradient": Cheat(lambda s: Crooked(robust(s), lambda g: g * torch.nan), robust),
     "quantised": Cheat(lambda s: Wrapped(plain(s), quantised)),
     "detached": Cheat(lambda s: Wrapped(plain(s), lambda x: x.detach())),
     "shattered": Cheat(lambda s: Wrapped(plain(s), lambda x: x + 0.03 * torch.sin(4000 * x))),
@@ -391,6 +513,19 @@ class Prototypes(nn.Module):
         return logits
 
 
+class Mixing(nn.Module):
+    """A network that sees means of two images in training."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        logits: Tensor = self.model(0.8 * x + 0.2 * x.flip(0) if self.training else x)
+        return logits
+
+
 class Together(nn.Module):
     """The mean of two networks."""
 
@@ -439,6 +574,9 @@ HONEST: dict[str, Callable[[int], nn.Module]] = {
     "trained-by-noise": lambda s: trained(convolutions, s, attack=against("gaussian-noise", eps=0.3)),
     "trained-by-fgsm": lambda s: trained(convolutions, s, attack=against("fgsm", eps=0.1)),
     "trained-in-l2": lambda s: trained(convolutions, s, attack=against("pgd-l2", eps=1.0, steps=3)),
+    "roots-of-pixels": lambda s: trained(lambda: Wrapped(convolutions(), before=torch.sqrt), s),
+    "hard-relu": lambda s: trained(lambda: convolutions(act=lambda: nn.Hardtanh(0, 1)), s),
+    "trained-on-mixes": lambda s: trained(lambda: Mixing(convolutions()), s),
     "trained-for-long": lambda s: trained(convolutions, s, epochs=30),
 }
 

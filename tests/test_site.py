@@ -22,8 +22,9 @@ from leaderboards import Record, RecordError, read_record, rows, write_record
 from leaderboards.boards.row import Row
 from leaderboards.site import write_site
 from leaderboards.site.command import spelled_out
-from leaderboards.site.names import attack_labels, slugs
+from leaderboards.site.names import slugs
 from leaderboards.site.plot import Point, pareto, trade_off
+from leaderboards.statistics.naming import short_names
 
 Make = Callable[..., Record]
 Captured = pytest.CaptureFixture[str]
@@ -320,7 +321,7 @@ def test_the_picture_and_its_front() -> None:
 
 def test_names() -> None:
     """Attacks by what tells them apart; directories that no system takes for another."""
-    assert attack_labels(["pgd:eps=0.1,steps=3", "pgd:eps=0.2,steps=3", "ta:PGD:eps=0.1"]) == [
+    assert short_names(["pgd:eps=0.1,steps=3", "pgd:eps=0.2,steps=3", "ta:PGD:eps=0.1"]) == [
         "pgd eps=0.1",
         "pgd eps=0.2",
         "ta:PGD",

@@ -15,7 +15,7 @@ from advbench import run as run_benchmark
 from advbench.cli.main import invoke
 from advbench.evaluation.evaluate import evaluate
 from advbench.external.evaluate_model import evaluate_model
-from advbench.runs.record import metrics_of, per_class_counts, transfer_metric
+from advbench.runs.record import per_class_counts
 from advbench.runs.saved import Run, load_run
 from advbench.runtime.events import Event
 from advbench.runtime.failures import RunFailedError
@@ -44,6 +44,7 @@ from leaderboards import (
     write_outcomes,
 )
 from leaderboards.records.store import read_probe_outcomes
+from leaderboards.statistics.measured import metrics_of, transfer_metric
 
 Captured = pytest.CaptureFixture[str]
 MIDDLE = Asked(stages="1")

@@ -4,10 +4,10 @@
 probes=…)`` judges; ``audit_model(view, data)`` does both for a model that was never run here.
 """
 
-from advbench.audit.comparisons import Probed
 from advbench.audit.fresh import Fresh
 from advbench.audit.memorisation import held_out
 from advbench.audit.probes import Probes, probe
 from advbench.audit.verdict import CHECKS, audit, audit_model
+from leaderboards.audits.comparisons import Probed
 
 __all__ = ["CHECKS", "Fresh", "Probed", "Probes", "audit", "audit_model", "held_out", "probe"]

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attacks_pool import Attack, pool
+from leaderboards.audits.following import BRIEF_STEPS, PGD, STEPS
 
-STEPS, BRIEF_STEPS = 40, 15
-"""Steps of a gradient probe; the fewer ones where each step takes many draws."""
 QUERIES, BRIEF_QUERIES = 300, 60
 LABELS = 150
 """Queries of the probe that sees predicted labels alone."""
 DRAWS = 20
 """Draws of the noise probe."""
-PGD = {"linf": "pgd", "l2": "pgd-l2"}
 WITHOUT_ATTACKS = 0.1
 """The linf eps of probes where the run has no linf attack to take one from."""
 DEAREST = 200
 """Backward passes a point up to which an attack of the run is made again."""
-FEW = 100
-"""Points of probes that look for large differences alone."""
+FEW, FEWEST = 100, 50
+"""Points of probes that look for large differences alone, and of the other rungs of a ladder."""
 NEAR = 0.05
 """How far below and above eps, relative to it, a search looks for a cliff."""
 
@@ -65,17 +63,17 @@ def again(attacks: Sequence[Attack]) -> list[Attack]:
     return [min(found, key=lambda one: one[0])[1]] if found else []
 
 
-def fewer(attack: Attack, attacks: Sequence[Attack]) -> bool:
-    """Whether `FEW` points are enough for a probe: it looks for large differences alone."""
-    if attack.text in {one.text for one in again(attacks)} and attack.knobs.get("steps") != STEPS:
-        return True
-    edges = {
-        _near(budget(attacks, norm), share)
-        for norm in PGD
-        if any(one.info.norm == norm for one in attacks) or norm == "linf"
-        for share in (-NEAR, NEAR)
-    }
-    return attack.name in PGD.values() and attack.eps in edges
+def enough(attack: Attack, attacks: Sequence[Attack], most: int) -> int:
+    """How many of ``most`` points a probe takes: few where it looks for large differences alone.
+
+    Those of the run's own eps are compared together, so none of them takes the fewest.
+    """
+    if attack.name in PGD.values():
+        eps = budget(attacks, str(attack.info.norm))
+        if attack.eps in (eps / 2, _near(eps, -NEAR), _near(eps, NEAR)):
+            return min(most, FEWEST)
+    made_again = attack.text in {one.text for one in again(attacks)} and attack.knobs.get("steps") != STEPS
+    return min(most, FEW) if made_again or attack.name == "rays" else most
 
 
 def transfers(attacks: Sequence[Attack]) -> list[Attack]:
@@ -96,6 +94,12 @@ def reference(attacks: Sequence[Attack]) -> Attack:
     """The probe by which points that the run measured are compared with others."""
     norm = "linf" if any(one.info.norm == "linf" for one in attacks) or not budget(attacks, "l2") else "l2"
     return _pgd(norm, budget(attacks, norm), "margin", STEPS)
+
+
+def brief(attacks: Sequence[Attack]) -> Attack:
+    """`reference` with fewer steps."""
+    full = reference(attacks)
+    return _pgd(str(full.info.norm), full.eps, "margin", BRIEF_STEPS)
 
 
 def ladder(eps: float) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool.calling.guard import buffers_kept
 from leaderboards import Flag
+from leaderboards.audits.following import CHECK_NORMALISATION, DID_NOT_TRAIN
 
 POINTS = 200
 """Points that are predicted again under other scales of the images."""
@@ -27,8 +28,6 @@ ONE_CLASS = 0.9
 """Share of predictions in one class from which a model counts as collapsed."""
 SCALES = (1 / 255, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 100.0, 255.0)
 SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
-DID_NOT_TRAIN, CHECK_NORMALISATION = "did-not-train", "check-normalisation"
-UNTAUGHT = (DID_NOT_TRAIN, CHECK_NORMALISATION)
 
 
 def learned(right: int, y: Tensor) -> bool:

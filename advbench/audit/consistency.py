@@ -84,7 +84,7 @@ def consistency_flags(
         gaps["history"] = max(
             gaps.get("history", 0.0), _history(model, points, seed, fresh, network, stochastic)
         )
-    allowed = _tolerance(model)
+    allowed = tolerance(model)
     found = {way: size for way, size in gaps.items() if size > allowed}
     if found:
         yield Flag(
@@ -183,6 +183,6 @@ def _history(
     return gap(torch.cat(answers), torch.cat(now))
 
 
-def _tolerance(model: nn.Module) -> float:
+def tolerance(model: nn.Module) -> float:
     types = {tensor.dtype for tensor in model.parameters()}
     return max([TOLERANCE, *(COARSE[kind] for kind in types if kind in COARSE)])

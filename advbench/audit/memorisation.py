@@ -20,7 +20,7 @@ from leaderboards import Flag
 WANTED = 200
 """Points held out, if the data set has them."""
 CRAFTED = 100
-"""Points on either side that are crafted on another model."""
+"""Points held out that attacks meet, and points on either side that are crafted on another model."""
 LEAST_POINTS = 50
 """Fewest points on either side that are compared."""
 LEAST_DIFFERENCE, LARGEST_P = 0.1, 0.001

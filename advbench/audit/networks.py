@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from advbench.evaluation.evaluate import View
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack
-from leaderboards import CLEAN, Flag
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,3 @@ def networks(
             answers.append(answer)
         labels[attack.text] = same[0] if same else attack.text
     return found, labels
-
-
-def found_on(flag: Flag, label: str | None, among: int) -> Flag:
-    """The flag, saying on which of ``among`` networks it was raised if there are several."""
-    if among < 2:
-        return flag
-    name = label or CLEAN
-    return flag.model_copy(
-        update={
-            "message": f"{flag.message} (on the network for {name})",
-            "evidence": {**flag.evidence, "network": name},
-        }
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,21 +14,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from advbench.audit.asking import Asking
-from advbench.audit.battery import FEW, battery, budget, fewer, reference, searched, transfers
+from advbench.audit.battery import battery, brief, budget, enough, reference, searched, transfers
 from advbench.audit.behaviour import Gradients, gradients, logit_flags
-from advbench.audit.comparisons import Probed
+from advbench.audit.between import composed, composed_flags, withstands
 from advbench.audit.competence import competence_flags
 from advbench.audit.fresh import Fresh
-from advbench.audit.memorisation import memorisation_flags, unseen_flags
-from advbench.audit.networks import Network, found_on, networks
+from advbench.audit.memorisation import CRAFTED, memorisation_flags, unseen_flags
+from advbench.audit.networks import Network, networks
+from advbench.audit.watching import Watched, watched_flags
 from advbench.data import Split
-from advbench.evaluation.evaluate import LOOKED_AT, Kept, View, evaluate
+from advbench.evaluation.evaluate import LOOKED_AT, Kept, View, evaluate, measure_some
 from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.stochastic import is_stochastic
 from advbench.runtime.hashing import weights_digest
-from attacks_pool import Attack
+from attacks_pool import Attack, pool
 from attacks_pool.calling.randomness import key_seed
 from leaderboards import Cell, Flag
+from leaderboards.audits.comparisons import Probed
+from leaderboards.audits.following import found_on
 
 POINTS = 200
 """Test points that probes are measured on; a quarter of them where each answer takes many draws."""
@@ -139,7 +143,11 @@ def probe(
         every, labels = networks(view, attacks, asked, key)
         asking = Asking(few, attacks, surrogate, key, random)
         # Before the probe attacks: a model that remembers has seen the run's points, and no others yet.
-        flags = {network.label: list(asking.consistency(network, fresh)) for network in every}
+        watched = {network.label: Watched(network.module, key, place) for network in every}
+        flags: dict[str | None, list[Flag]] = {}
+        for network in every:
+            with watched[network.label].listening():
+                flags[network.label] = list(asking.consistency(network, fresh))
     whose = weights_digest(surrogate.state_dict()) if kept is not None and surrogate is not None else ""
     measure = _Measure(stage, key, random, place, kept, attack_timeout, surrogate, whose)
     met = [network for network in every if network.label in labels.values()] or every
@@ -156,9 +164,18 @@ def probe(
         if not untaught:
             own = [attack for attack in attacks if labels[attack.text] == network.label]
             flags[network.label] += asking.gradients(network, own, right)
+    if not random and not untaught:
+        step = pool.get("fgsm", eps=budget(attacks, "linf"))
+        with watched[met[0].label].listening():
+            flags[met[0].label] += _composed(measure, met[0], rows[0], made[0], few, attacks)
+        for network in every:
+            with watched[network.label].listening():
+                # By the other loss, and with as many points at once as the probes.
+                measure.again(network.view, few, step, rows[0].clean)
+            flags[network.label] += watched_flags(watched[network.label])
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
-        others = Split(held_out.x[:FEW].to(place), held_out.y[:FEW].to(place))
+        others = Split(held_out.x[:CRAFTED].to(place), held_out.y[:CRAFTED].to(place))
         # First of all: nothing near these points has been asked before.
         memorised, short = [], searched(attacks)
         if surrogate is not None:
@@ -225,6 +242,21 @@ class _Measure:
             attack_timeout=self.attack_timeout,
         )
 
+    def again(self, view: View, data: Split, attack: Attack, clean: NDArray[np.bool_]) -> None:
+        """Make an attack on points that are right clean, as a row makes it; what it finds does not matter."""
+        made = measure_some(
+            view,
+            data,
+            [(attack, len(data))],
+            clean,
+            lambda shard: shard.attack is not None,
+            stage=self.stage,
+            seed=self.key,
+            stochastic=self.random,
+            device=self.place,
+        )
+        deque(made, maxlen=0)
+
 
 def _searches(
     measure: _Measure, met: Sequence[Network], few: Split, attacks: Sequence[Attack], own: Sequence[Attack]
@@ -238,8 +270,7 @@ def _searches(
     for network, (moved, given) in itertools.product(met, searches):
         if given:
             name = "" if network.label is None else f"on {network.label} "
-            few_are_enough = min(FEW, len(few))
-            pairs = [(one, few_are_enough if fewer(one, attacks) else len(few)) for one in given]
+            pairs = [(one, enough(one, attacks, len(few))) for one in given]
             row = measure.row(network.view, few, pairs, moved=moved, name=name)
             rows.append(_labelled(row, network.label))
             made.append(given)
@@ -253,6 +284,31 @@ def _memorised(
     there = measure.row(network.view, others, [(attack, len(others))], name="held out ")
     here = row.robust[[one.text for one in made].index(attack.text)]
     return memorisation_flags(row.clean, here, there.clean, there.robust[0], attack)
+
+
+def _composed(
+    measure: _Measure,
+    network: Network,
+    row: MatrixRow,
+    made: Sequence[Attack],
+    few: Split,
+    attacks: Sequence[Attack],
+) -> Iterator[Flag]:
+    """``worse-on-new-images``: new images under a quick search, ``few`` in the row under a longer one."""
+    new, places = composed(few, measure.key)
+    if not len(new):
+        return
+    quick, long = brief(attacks), reference(attacks)
+    # Nothing of this search is kept: a resumed audit watches it like any other.
+    there = replace(measure, kept=None).row(network.view, new, [(quick, len(new))])
+    here = row.robust[[one.text for one in made].index(long.text)]
+    known = Split(few.x[places], few.y[places])
+    robust, robust_new = (
+        outcome & withstands(network.module, points, few, str(long.info.norm), long.eps, measure.key)
+        for outcome, points in ((here[places.cpu().numpy()], known), (there.robust[0], new))
+    )
+    clean = row.clean[places.cpu().numpy()]
+    yield from composed_flags(clean, robust, there.clean, robust_new, quick.text)
 
 
 def _labelled(row: MatrixRow, network: str | Mapping[str, str | None] | None) -> MatrixRow:

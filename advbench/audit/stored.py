@@ -9,7 +9,6 @@ from torch import nn
 
 from advbench.audit import audit, held_out, probe
 from advbench.audit.probes import POINTS
-from advbench.audit.verdict import verdict_of
 from advbench.config.resolve import bound_attacks, points_of
 from advbench.data import Split
 from advbench.evaluation.row import MatrixRow
@@ -18,6 +17,7 @@ from advbench.runtime.device import undisturbed
 from attacks_pool import Attack
 from attacks_pool.errors import InputError
 from leaderboards import Audit, Flag, RecordError, read_outcomes
+from leaderboards.audits.following import verdict_of
 
 RECORDED = ("nan-logits", "changed-model", "stochastic")
 """What was seen while the run was measured, which its stored outcomes no longer show."""

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from torch import nn
 
-from advbench.audit.battery import BRIEF_STEPS, PGD, STEPS
 from advbench.audit.behaviour import LEAST_SHARE, Gradients
-from advbench.audit.comparisons import (
-    OVERCLAIMED,
-    WEAK,
-    Probed,
-    cliff,
-    compare,
-    made_again,
-    rises_with_eps,
-    weak_beats_strong,
-    weak_suite,
-)
-from advbench.audit.competence import UNTAUGHT
+from advbench.audit.between import CODE as WORSE
 from advbench.audit.memorisation import CODE as MEMORISED
-from advbench.audit.networks import found_on
 from advbench.audit.probes import POINTS, Probes, probe
 from advbench.data import Split
 from advbench.evaluation.evaluate import View
@@ -30,6 +16,15 @@ from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.stochastic import CRAFTED_BY
 from attacks_pool import Attack
 from leaderboards import Audit, Flag
+from leaderboards.audits.comparisons import OVERCLAIMED, Probed, compare, made_again, weak_suite
+from leaderboards.audits.following import (
+    UNTAUGHT,
+    by_loss,
+    count_networks,
+    found_on,
+    from_outcomes,
+    verdict_of,
+)
 
 IN_A_RUN = (
     "nan-logits",
@@ -49,25 +44,12 @@ BY_PROBES = (
     "cliff",
     "false-gradient",
     "planted-not-found",
+    WORSE,
     *UNTAUGHT,
 )
 BY_TRANSFER = ("transfer-beats-white-box",)
 BY_HELD_OUT = (MEMORISED,)
 CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER, *BY_HELD_OUT)
-NEWEST = "planted-not-found"
-"""A check that the audits of older records did not make."""
-INVALIDATING = ("nan-logits",)
-FROM_OUTCOMES = (
-    *(code for code, _ in WEAK),
-    "accuracy-rises-with-eps",
-    "unbounded-attack-fails",
-    "cliff",
-    "weak-suite",
-)
-ONLY_SAID = ("weak-suite",)
-"""Faults of the run's attacks, not of the model: said, unless they make the run claim far too much."""
-UNBOUNDED_LEFT = 0.05
-"""Share of the points right clean that may survive an unbounded attack."""
 
 
 def audit(
@@ -122,17 +104,6 @@ def audit(
             "networks": labels if any(labels.values()) else {},
         }
     )
-
-
-def older(audit: Audit) -> bool:
-    """Whether the audit is of a version that made fewer probes and knew fewer signs."""
-    return bool(audit.probes) and NEWEST not in audit.checks
-
-
-def verdict_of(flags: Sequence[Flag]) -> str:
-    """``invalid``, ``suspect`` or ``ok``, from the codes of the flags."""
-    codes = {flag.code for flag in flags if flag.code not in ONLY_SAID or OVERCLAIMED in flag.evidence}
-    return "invalid" if codes & set(INVALIDATING) else "suspect" if codes else "ok"
 
 
 def audit_model(
@@ -220,70 +191,12 @@ def _chance(rows: Sequence[MatrixRow], probes: Probes | None, stochastic: bool) 
     yield Flag(code="stochastic", message=message, evidence=evidence)
 
 
-def from_outcomes(measured: Sequence[Probed], right: int, *, older: bool = False) -> list[Flag]:
-    """The flags that follow from outcomes alone, with the codes :data:`FROM_OUTCOMES`, network by network.
-
-    Args:
-        measured: the run's own attacks on the final model, then the probes.
-        right: how many of the points that probes attacked are right clean.
-        older: as an older audit compared: see `older`.
-    """
-    found: list[Flag] = []
-    for network in dict.fromkeys(one.network for one in measured):
-        here = [one for one in measured if one.network == network]
-        weak = weak_suite(here, alone=_networks(measured) == 1)
-        beaten = weak_beats_strong(here, together=not older)
-        raised = [*beaten, *_ladder(here), *_unbounded(here, right), *weak]
-        found += [found_on(flag, network, _networks(measured)) for flag in raised]
-    return found
-
-
-def _networks(measured: Sequence[Probed]) -> int:
-    """How many networks the defense has: that of clean images is always there."""
-    return len({None, *(one.network for one in measured)})
-
-
 def _on_each_network(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
     """``zero-gradient``, and attacks that did less before, on each network that attacks met."""
     for network in dict.fromkeys(one.network for one in measured):
         here = [one for one in measured if one.network == network]
         for flag in (*_zero_gradient(probes.gradients[network], here), *made_again(here)):
-            yield found_on(flag, network, _networks(measured))
-
-
-def _by_loss(measured: Sequence[Probed], norm: str = "linf") -> dict[str, list[Probed]]:
-    """The PGD probes of a norm on the model itself, without an attack of the run that was made again."""
-    found = [
-        one
-        for one in measured
-        if one.probe
-        and one.iterative
-        and one.attack.name == PGD[norm]
-        and one.attack.knobs["steps"] in (STEPS, BRIEF_STEPS)
-    ]
-    return {loss: [one for one in found if one.attack.knobs["loss"] == loss] for loss in ("ce", "margin")}
-
-
-def _ladder(measured: Sequence[Probed]) -> Iterator[Flag]:
-    for norm in ("linf", "l2"):
-        by_loss = _by_loss(measured, norm)
-        yield from rises_with_eps(by_loss["ce"])
-        # The margin is searched at the run's budget, and without any.
-        for eps in {one.attack.eps for one in by_loss["margin"] if norm == "l2" or one.attack.eps < 1}:
-            yield from cliff(by_loss["ce"], eps)
-
-
-def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
-    """An attack that may draw any image must find one that is misread."""
-    unbounded = [one for ones in _by_loss(measured).values() for one in ones if one.attack.eps == 1.0]
-    if not unbounded:
-        return
-    left = int(np.stack([one.robust for one in unbounded]).all(0).sum())
-    if right and left / right > UNBOUNDED_LEFT and left > 1:
-        texts = [one.attack.text for one in unbounded]
-        message = f"{left} of {right} points survive attacks that may change every pixel as they like"
-        evidence = {"attacks": texts, "right": right, "robust": left, "points": unbounded[0].points}
-        yield Flag(code="unbounded-attack-fails", message=message, evidence=evidence)
+            yield found_on(flag, network, count_networks(measured))
 
 
 def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Flag]:
@@ -298,9 +211,9 @@ def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Fla
         message = f"{found.margin} of {found.points} points have no input gradient, whatever the loss"
         yield Flag(code="zero-gradient", message=message, evidence=shares)
     elif found.points and found.share("ce") >= LEAST_SHARE:
-        by_loss = _by_loss(measured)
-        for one in by_loss["ce"]:
-            for other in by_loss["margin"]:
+        searches = by_loss(measured)
+        for one in searches["ce"]:
+            for other in searches["margin"]:
                 if one.attack.eps != other.attack.eps or not _beats_own(other, measured):
                     continue
                 if flag := compare("zero-gradient", other, one, than="{}, whose loss is flat"):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from advbench.cli import list as lists
 from advbench.cli.echo import echo
+from advbench.cli.once import CheckedGroup
 from advbench.cli.options import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT = "list"
 
 
-class _ListsByDefault(TyperGroup):
+class _ListsByDefault(CheckedGroup):
     """Words that are no command are the arguments of ``list``: ``advbench defenses air --format json``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ from advbench.cli import run as running
 from advbench.cli import sweep as sweeping
 from advbench.cli import verify as verifying
 from advbench.cli.echo import echo, guard, warn
+from advbench.cli.once import CheckedCommand, CheckedGroup
 from advbench.runtime.interrupts import Interrupted
 from advbench.runtime.version import __version__
 
@@ -35,6 +36,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="advbench",
+    cls=CheckedGroup,
     help="A robustness benchmark for adversarial defenses.",
     no_args_is_help=True,
     add_completion=False,
@@ -57,7 +59,9 @@ app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)
 app.command("doctor")(doctor.doctor)
 app.add_typer(defenses.app, name="defenses")
-app.add_typer(runs.app, name="runs")
+app.add_typer(runs.app, name="runs", cls=CheckedGroup)
+for _command in (*app.registered_commands, *defenses.app.registered_commands, *runs.app.registered_commands):
+    _command.cls = CheckedCommand
 
 
 def _version(wanted: bool) -> None:

@@ -12,8 +12,8 @@ from rich.text import Text
 from advbench.cli.console import errors
 from advbench.cli.echo import warn
 from advbench.runtime.events import Event, Listener
-from attacks_pool.sequences import attack_name
 from leaderboards.printable import in_line
+from leaderboards.statistics.naming import attack_name
 
 PLAIN_INTERVAL = 5.0
 

@@ -12,14 +12,15 @@ from rich.table import Table
 from advbench.cli.console import COMPACT
 from advbench.cli.console import output as output
 from advbench.cli.shading import has_shades, shaded
-from advbench.runs.saved import EVALUATED, Run
-from attacks_pool.sequences import attack_name
-from leaderboards import Audit, Record, result_of, rows, to_table, trust_of
+from advbench.runs.saved import Run
+from leaderboards import CLEAN, Audit, Record, result_of, rows, to_table, trust_of
 from leaderboards.boards.row import WORST_CASE
 from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
+from leaderboards.records.layout import EVALUATED
 from leaderboards.records.store import read_outcomes
 from leaderboards.records.trust import Trust
+from leaderboards.statistics.naming import attack_name, short_names
 from leaderboards.statistics.threats import worst_cases
 
 OUTCOMES = "outcomes.npz"
@@ -111,6 +112,8 @@ def print_run(run: Run) -> None:
     console.print(audit_text(record))
     if record.config.get("abstain"):
         console.print("abstains   by its last output: right on attacked points, wrong on clean ones")
+        if shares := abstained_text(record):
+            console.print(f"abstained  {shares}", soft_wrap=True)
     console.print(f"trust      {TRUST[trust_of(run.path)]}", soft_wrap=True)
     console.print(in_line(f"run        {run.path}"), soft_wrap=True)
     console.print(in_line(f"show again advbench show {shlex.quote(str(run.path))}"), soft_wrap=True)
@@ -128,17 +131,7 @@ def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
 
 def labels(texts: Sequence[str]) -> list[str]:
     """Short column names: the attack's name, with the knobs that tell it from another of that name."""
-
-    def knobs_of(text: str) -> list[str]:
-        return text.removeprefix(attack_name(text)).removeprefix(":").split(",")
-
-    found = []
-    for text in texts:
-        name = attack_name(text)
-        twins = [knobs_of(other) for other in texts if attack_name(other) == name]
-        own = [knob for knob in knobs_of(text) if not all(knob in twin for twin in twins)]
-        found.append(in_line(f"{name}:{','.join(own)}" if len(twins) > 1 else name))
-    return found
+    return [in_line(name) for name in short_names(texts)]
 
 
 def matrix_table(record: Record) -> Table:
@@ -184,6 +177,14 @@ def metrics_text(record: Record) -> str:
         + size
     )
     return "\n".join(lines)
+
+
+def abstained_text(record: Record) -> str:
+    """The share of points on which the model abstains, clean and by attack; empty where none was counted."""
+    cells = [cell for cell in record.cells if cell.abstained is not None]
+    names = [CLEAN, *labels([entry.text for entry in record.attacks])]
+    shown = dict(zip([CLEAN, *(entry.text for entry in record.attacks)], names, strict=True))
+    return ", ".join(f"{shown[cell.attack]} {100 * (cell.abstained or 0) / cell.n:.1f} %" for cell in cells)
 
 
 def _with_unit(name: str, value: float) -> str:

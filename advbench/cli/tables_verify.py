@@ -11,8 +11,8 @@ from advbench.cli.echo import warn
 from advbench.cli.progress import duration
 from advbench.verify import Report
 from advbench.verify.memorised import shown
-from attacks_pool.sequences import attack_name
 from leaderboards.printable import in_line
+from leaderboards.statistics.naming import brief
 
 
 def tell(line: str) -> None:
@@ -66,17 +66,10 @@ def _table(report: Report) -> Table:
         table.add_column(column, justify="left" if column == "attack" else "right")
     for one in report.comparisons:
         probe = "transferred probe " if one.transferred else "probe " if one.probe else ""
-        attack = in_line(f"{probe}{_brief(one.attack)}")
+        attack = in_line(f"{probe}{brief(one.attack, ('eps', 'loss'))}")
         counts = (one.points, one.compared, one.discordant, len(one.record_only), len(one.here_only))
         table.add_row(str(one.stage), attack, *map(str, counts))
     return table
-
-
-def _brief(text: str) -> str:
-    """Name, budget and loss of an attack; JSON and faults have all of its text."""
-    name = attack_name(text)
-    knobs = text.removeprefix(name).lstrip(":").split(",")
-    return " ".join([name, *(knob for knob in knobs if knob.startswith(("eps=", "loss=")))])
 
 
 def _sample(report: Report) -> str:

@@ -12,8 +12,8 @@ from advbench.data import DataSet
 from advbench.models import MODELS
 from advbench.runtime.hashing import code_version, digest
 from attacks_pool import pool
-from attacks_pool.sequences import attack_name
 from defenses import registry
+from leaderboards.statistics.naming import attack_name
 
 WHERE_NOT_WHAT = ("data_dir", "device", "threads")
 """Keys of a config that say where a run is made; what matters of them is hashed as it was resolved."""

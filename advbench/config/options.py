@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import parse_number
-from attacks_pool.sequences import attack_name, parse_attacks
+from attacks_pool.sequences import parse_attacks
 from defenses.training.plan import MOST_EPOCHS, TrainPlan
+from leaderboards.statistics.naming import attack_name
 
 MOST_THREADS = 1024
 """torch crashes when it is asked for millions."""

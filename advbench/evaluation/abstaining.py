@@ -48,6 +48,27 @@ class AbstainingIsRight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, K)."""
-        scores: Tensor = self.model(x)
+        return self._merged(self.model(x))
+
+    def _merged(self, scores: Tensor) -> Tensor:
         right = torch.maximum(scores[:, self.label], scores[:, -1])[:, None]
         return torch.cat([scores[:, : self.label], right, scores[:, self.label + 1 : -1]], 1)
+
+
+class AbstentionsSeen(AbstainingIsRight):
+    """The same for a verdict: ``abstained`` (N,) says where in the last batch the model abstained."""
+
+    def __init__(self, model: nn.Module, label: int) -> None:
+        super().__init__(model, label)
+        self.abstained = torch.zeros(0, dtype=torch.bool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (N, K)."""
+        scores: Tensor = self.model(x)
+        self.abstained = last_is_largest(scores)
+        return self._merged(scores)
+
+
+def last_is_largest(scores: Tensor) -> Tensor:
+    """(N,) rows of scores (N, K + 1) by which the model abstains."""
+    return scores.argmax(1) == scores.shape[1] - 1

@@ -63,5 +63,8 @@ def _add_cell(row: MatrixRow, setting: Setting, found: Sequence[tuple[Shard, Pie
             forwards=sum(piece.forwards for _, piece in found),
             backwards=sum(piece.backwards for _, piece in found),
             bound="none" if attack is None else "box-only" if attack.info.norm is None else "norm",
+            abstained=None
+            if found[0][1].abstained is None
+            else sum(piece.abstained or 0 for _, piece in found),
         )
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from advbench.data import Split
-from advbench.evaluation.abstaining import AbstainingIsRight, abstains
+from advbench.evaluation.abstaining import AbstainingIsRight, AbstentionsSeen, abstains, last_is_largest
 from advbench.evaluation.stochastic import AveragedDraws, MeanOfDraws
 from attacks_pool import Attack, ModelState, Passes, count_passes, verify
 from attacks_pool.calling.randomness import keyed_generator
@@ -81,6 +81,8 @@ class Piece:
         seconds, forwards, backwards: what it took; passes are sample-passes.
         changed: what the search changed in the model, in words.
         single: of a stochastic model, the points that are right by one draw alone.
+        abstained: of a model that may abstain, the points on which it does; for an attack, of those that are
+            ``right``.
     """
 
     right: Bools
@@ -91,6 +93,7 @@ class Piece:
     backwards: int = 0
     changed: tuple[str, ...] = ()
     single: int | None = None
+    abstained: int | None = None
 
 
 def blocks(shape: Sequence[int], points: int) -> Iterator[slice]:
@@ -164,6 +167,7 @@ def _clean(model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Settin
         not_a_number=int(not_a_number.sum()),
         forwards=len(x) * setting.draws,
         single=_single(judge, y),
+        abstained=int((last_is_largest(scores) & ~not_a_number).sum()) if abstains(model) else None,
     )
 
 
@@ -185,6 +189,7 @@ def _class_by_class(
         backwards=sum(piece.backwards for piece in pieces),
         changed=tuple(dict.fromkeys(change for piece in pieces for change in piece.changed)),
         single=sum(singles) if singles else None,
+        abstained=sum(piece.abstained or 0 for piece in pieces),
     )
 
 
@@ -218,7 +223,9 @@ def _attacked(
     if changes:
         # The search ran on a model that it moved; the verdict must not.
         state.restore()
-    judge = _forgiving(_judge(model, shard, setting), label)
+    judge = _judge(model, shard, setting)
+    if label is not None:
+        judge = AbstentionsSeen(judge, label)
     verdict = verify(judge, x, y, x_adv, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
     survived[clean] = verdict.robust.cpu().numpy()
     return Piece(
@@ -229,7 +236,13 @@ def _attacked(
         backwards=passes.backwards,
         changed=tuple(changes),
         single=_single(judge, y),
+        abstained=_abstained(judge, verdict.robust),
     )
+
+
+def _abstained(judge: nn.Module, robust: Tensor) -> int | None:
+    """How many points are right after the attack because the model abstains."""
+    return int((judge.abstained & robust).sum()) if isinstance(judge, AbstentionsSeen) else None
 
 
 def _forgiving(model: nn.Module, label: int | None) -> nn.Module:

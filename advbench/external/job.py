@@ -27,7 +27,7 @@ from advbench.external.run_record import eval_config, eval_record, kept
 from advbench.runs.directory import finish, now, place, plain_name
 from advbench.runs.machine import describe
 from advbench.runs.pieces import Pieces
-from advbench.runs.saved import EVALUATED, WEIGHTS, Run
+from advbench.runs.saved import WEIGHTS, Run
 from advbench.runtime.device import choose_device
 from advbench.runtime.events import Event, JsonLog, Kind, Listener, tell
 from advbench.runtime.failures import failing
@@ -35,7 +35,7 @@ from advbench.runtime.hashing import code_version, digest, weights_digest
 from attacks_pool import Attack
 from attacks_pool.attack import check_task
 from leaderboards import Cell, Manifest, Record, write_bytes, write_outcomes
-from leaderboards.records.layout import CHECKPOINT, LOG, OUTCOMES
+from leaderboards.records.layout import CHECKPOINT, EVALUATED, LOG, OUTCOMES
 
 
 def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:

@@ -22,6 +22,7 @@ from advbench.runtime.hashing import weights_digest
 from attacks_pool.calling.guard import evaluation_mode, out_of_inference
 from attacks_pool.calling.randomness import isolated_randomness, key_seed
 from attacks_pool.errors import InputError, unknown
+from leaderboards.records.limits import MOST_NAME
 
 TORCHVISION, ROBUSTBENCH = "torchvision:", "robustbench:"
 FORMS = "package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or robustbench:NAME"
@@ -51,6 +52,13 @@ class Foreign:
     name: str
     origin: dict[str, Any] = field(default_factory=dict)
     file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.name) > MOST_NAME:
+            raise InputError(
+                f"the model's name has {len(self.name)} characters, {MOST_NAME} are allowed: --name gives it "
+                "another"
+            )
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from advbench.data import DataSet
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.errors import unknown
-from attacks_pool.sequences import attack_name
+from leaderboards.statistics.naming import attack_name
 
 Choices = tuple[str, ...]
 

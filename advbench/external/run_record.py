@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,13 +15,14 @@ from advbench.evaluation.abstaining import LAST
 from advbench.evaluation.row import MatrixRow
 from advbench.external import Foreign
 from advbench.models.cost import multiply_adds
-from advbench.runs.record import Bools, Measured, attack_entry, per_class_counts
-from advbench.runs.saved import EVALUATED, WEIGHTS
+from advbench.runs.record import Measured, attack_entry, per_class_counts
+from advbench.runs.saved import WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.randomness import isolated_randomness
 from leaderboards import SCHEMA, Audit, Cost, Record, RecordedStage
-from leaderboards.statistics.metrics import METRICS, worst_case_accuracy
+from leaderboards.records.layout import EVALUATED
+from leaderboards.statistics.measured import eval_metrics
 
 GROUP = "evaluated models"
 """What they have in place of a model, so that they are ranked with one another and nothing else."""
@@ -109,18 +109,6 @@ def eval_record(
         ),
         audit=audit,
     )
-
-
-def eval_metrics(clean: Bools, robust: Bools, counts: Sequence[int]) -> dict[str, float | None]:
-    """Those that need no sequence, of clean (n,) and robust (A, n) outcomes; the average is over all attacks.
-
-    ``counts`` are the points that each attack was measured on.
-    """
-    measured: dict[str, float | None] = dict.fromkeys(METRICS)
-    measured["average_robust_accuracy"] = float((robust.sum(1) / np.array(counts)).mean())
-    measured["clean_accuracy"] = float(clean.mean())
-    measured["worst_case_accuracy"] = worst_case_accuracy(robust, counts)
-    return measured
 
 
 def counted(model: nn.Module, x: torch.Tensor) -> int:

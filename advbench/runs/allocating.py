@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks_pool.errors import InputError
@@ -52,6 +53,24 @@ def bounded_by(weights: Path, what: str) -> Iterator[None]:
         InputError: more is made than that.
     """
     size = weights.stat().st_size if weights.is_file() else 0
-    fault = f"{what} is larger than its {size} bytes of weights can fill: it is not built"
-    with _Bounded(TIMES * size + SPARE, fault):
+    with _Bounded(
+        TIMES * size + SPARE, f"{what} is larger than its {size} bytes of weights can fill: it is not built"
+    ):
+        yield
+
+
+@contextmanager
+def bounded_by_model(model: nn.Module, what: str) -> Iterator[None]:
+    """Refuse to make tensors that are out of proportion to a model that is there already.
+
+    Args:
+        model: the model.
+        what: what is built of it, as the error calls it.
+
+    Raises:
+        InputError: more is made than that.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    most = TIMES * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SPARE
+    with _Bounded(most, f"{what} takes more than {most // 10**6} MB of weights: it is not built"):
         yield

@@ -14,8 +14,9 @@ from advbench.config.options import RunConfig
 from advbench.data import DataSet
 from advbench.evaluation.row import MatrixRow
 from attacks_pool import Attack, Passes
-from leaderboards import SCHEMA, AttackEntry, Audit, Cell, Cost, PerClass, Record, RecordedStage, summarise
+from leaderboards import SCHEMA, AttackEntry, Audit, Cost, PerClass, Record, RecordedStage
 from leaderboards.records.entries import Role
+from leaderboards.statistics.measured import metrics_of, transfer_metric
 
 Bools = NDArray[np.bool_]
 
@@ -114,46 +115,6 @@ def attack_entry(attack: Attack, role: Role, training: str | None) -> AttackEntr
         role=role,
         training=training,
     )
-
-
-def metrics_of(
-    clean: Bools,
-    robust: Bools,
-    *,
-    regime: str,
-    seen: int,
-    unseen: int,
-    points: Sequence[int],
-) -> dict[str, float | None]:
-    """The metrics that follow from outcomes.
-
-    Args:
-        clean: (T+1, n) right clean.
-        robust: (T+1, A, n) right clean and after the attack; seen attacks first, then unseen ones.
-        regime: ``continual``, ``joint`` or ``meta``.
-        seen, unseen: how many attacks of each kind there are.
-        points: the points that each attack was measured on.
-    """
-    accuracy = robust.sum(2) / np.array(points)
-    return summarise(
-        accuracy[:, :seen],
-        clean.mean(1),
-        regime=regime,
-        R_unseen=accuracy[:, seen : seen + unseen] if unseen else None,
-        robust=robust[-1],
-        counts=points,
-    )
-
-
-def transfer_metric(probes: Sequence[Cell], seen: Sequence[str]) -> dict[str, float | None]:
-    """``transfer_accuracy``: the mean over the sequence of what survives it when crafted on a surrogate.
-
-    Only where all of that was measured. ``seen`` are the texts of the sequence.
-    """
-    found = {cell.attack: cell.accuracy for cell in probes if cell.threat.access == "transfer"}
-    if not seen or any(text not in found for text in seen):
-        return {}
-    return {"transfer_accuracy": float(np.mean([found[text] for text in seen]))}
 
 
 def per_class_counts(data: DataSet, clean: Bools, robust: Bools, texts: Sequence[str]) -> list[PerClass]:

@@ -23,11 +23,10 @@ from attacks_pool.calling.randomness import key_seed
 from attacks_pool.errors import InputError
 from defenses import Defense, registry
 from leaderboards import Record, read_record
+from leaderboards.records.layout import EVALUATED
 from leaderboards.records.limits import weights_fault
 
 WEIGHTS = "model.safetensors"
-EVALUATED = "eval"
-"""The regime of records of models that were not trained here: one row of R, no sequence."""
 
 
 @dataclass(frozen=True)

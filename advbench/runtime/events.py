@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attacks_pool.errors import InputError
-from attacks_pool.sequences import attack_name
 from leaderboards import Cell
+from leaderboards.statistics.naming import attack_name
 
 Kind = Literal["start", "resume", "note", "phase", "batch", "epoch", "cell", "stage", "end"]
 

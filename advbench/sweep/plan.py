@@ -17,9 +17,9 @@ from advbench.data import DataSet, load_dataset
 from advbench.sweep.estimate import Speed, makespan, measured_speed, recorded_speed, sizes_of, work_of
 from advbench.sweep.grid import GridCell
 from attacks_pool import InputError, Passes
-from attacks_pool.sequences import attack_name
 from leaderboards import Record, RecordError, read_record
 from leaderboards.records.inventory import RunEntry, inventory
+from leaderboards.statistics.naming import attack_name
 
 State = Literal["complete", "unfinished", "running", "new"]
 ORDER: tuple[State, ...] = ("complete", "running", "unfinished", "new")

@@ -33,7 +33,7 @@ from attacks_pool import InputError
 from leaderboards import CLEAN, read_outcomes
 from leaderboards.records.layout import OUTCOMES
 
-COUNTED = ("forwards", "backwards", "invalid")
+COUNTED = ("forwards", "backwards", "invalid", "abstained")
 """What is counted beside outcomes, block by block."""
 Told = Callable[[str], None]
 """Is told of each attack on each stage as it was compared."""
@@ -195,7 +195,7 @@ def _compare_stage(
             before = shard.text
         here[shard.text][shard.block] = piece.right
         looked_at[shard.text][shard.block] = True
-        counts[shard.text] += [getattr(piece, name) for name in COUNTED]
+        counts[shard.text] += [getattr(piece, name) or 0 for name in COUNTED]
         earned = {"nan-logits": piece.not_a_number, "invalid-examples": piece.invalid}
         flags |= {code for code, count in earned.items() if count}
         flags |= {"changed-model"} if piece.changed else set()
@@ -216,7 +216,9 @@ def _other_counts(subject: Subject, stage: int, found: Mapping[str, list[int]]) 
     for cell in subject.record.cells:
         if cell.stage == stage and cell.attack in found:
             for name, count in zip(COUNTED, found[cell.attack], strict=True):
-                if (said := getattr(cell, name)) != count:
+                said = getattr(cell, name)
+                # Older records do not say how often a model abstained.
+                if said is not None and said != count:
                     yield f"stage {stage}, {cell.attack}: {name} is {said} in the record, {count} here"
 
 

@@ -12,7 +12,7 @@ from advbench.audit import Probes, audit, held_out, probe
 from advbench.audit.probes import POINTS
 from advbench.audit.stored import RECORDED, stored_rows, surrogate_model
 from advbench.audit.surrogates import plain_surrogate
-from advbench.audit.verdict import BY_TRANSFER, FROM_OUTCOMES, older
+from advbench.audit.verdict import BY_PROBES, BY_TRANSFER
 from advbench.evaluation.extras import Regenerates, regenerate
 from advbench.external.run_record import counted
 from advbench.models.cost import multiply_adds
@@ -21,6 +21,7 @@ from advbench.verify.report import Comparison, Report
 from advbench.verify.subject import Looked, Subject
 from attacks_pool import InputError
 from leaderboards import Cell, Record
+from leaderboards.audits.following import FROM_OUTCOMES, older
 from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.store import read_probe_outcomes
 
@@ -66,6 +67,7 @@ def repeat_audit(
     if older(recorded):
         # An older audit made fewer probes, and took every flat loss for a mask.
         settled |= {*FROM_OUTCOMES, "zero-gradient"}
+    if recorded.probes and not set(BY_PROBES) <= set(recorded.checks):
         report.notes.append(
             "the record's audit is older and made fewer checks: those it lacks were made here"
         )

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Iterator
 
+import torch
+
 from advbench.data import DataSet
+from advbench.models.factory import one_line
+from advbench.runs.allocating import bounded_by_model
+from advbench.runs.saved import new_classifier
 from advbench.verify.subject import Subject
 from attacks_pool import InputError
+from attacks_pool.calling.randomness import isolated_randomness
+from defenses import registry
+from defenses.training.stage import Batches, Stage
 from leaderboards import Record
 from leaderboards.records.archive import outcomes_size
 from leaderboards.records.layout import OUTCOMES
+
+BATCH = 8
+"""Training images that a stage may look at while it is built."""
 
 
 def beyond_the_data(subject: Subject) -> Iterator[str]:
@@ -33,6 +45,42 @@ def beyond_the_data(subject: Subject) -> Iterator[str]:
     # A small file may unfold to more than there is memory.
     if (size := outcomes_size(subject.run.path / OUTCOMES)) > bound + 2**16:
         yield f"{OUTCOMES}: {size} bytes of outcomes, the record has no more than {bound}"
+
+
+def check_allocations(subject: Subject) -> None:
+    """Build what the configuration makes of the classifier, stage by stage and untrained, within bounds.
+
+    The parameters of a defense come from a stranger's record: ranks, widths and the like decide how much
+    memory training takes.
+
+    Raises:
+        InputError: it is far larger than the classifier, cannot be built, or the data set is not here.
+    """
+    run, config, data = subject.run, subject.run.config, subject.run.data
+    sizes = [f"{key}={reprlib.repr(value)}" for key, value in config.params.items() if type(value) is int]
+    what = f"run {run.record.id}: {config.defense}{' with ' if sizes else ''}{', '.join(sizes)}"
+    with isolated_randomness(0, torch.device("cpu")):
+        classifier = new_classifier(config, data.image_shape, data.num_classes)
+        with bounded_by_model(classifier, what):
+            try:
+                defense = registry.build(
+                    config.defense, classifier, seed=config.seed, parameters=config.params
+                )
+                for stage in stages_of(subject, [(data.train.x[:BATCH], data.train.y[:BATCH])]):
+                    defense.begin(stage)
+                    defense.stages += 1
+            except InputError:
+                raise
+            except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+                raise InputError(f"{what} cannot be built: {one_line(error)}") from error
+
+
+def stages_of(subject: Subject, data: Batches) -> Iterator[Stage]:
+    """The stages that the configuration trains."""
+    config, seen = subject.run.config, [attack.for_training() for attack in subject.attacks["seen"]]
+    for number in range(1, config.stages + 1):
+        met = [seen[number - 1]] if config.regime == "continual" else seen
+        yield Stage(number, tuple(met), config.stage_plan, data)
 
 
 def _other_than(data: DataSet, record: Record) -> Iterator[str]:

@@ -11,21 +11,22 @@ from safetensors.torch import load_file
 from advbench.config.identity import code_modules, identity_from
 from advbench.config.options import protocol_of
 from advbench.evaluation.stochastic import JUDGED_BY
-from advbench.external.run_record import eval_metrics
 from advbench.models.factory import one_line
-from advbench.runs.record import attack_entry, metrics_of, per_class_counts, transfer_metric
+from advbench.runs.record import attack_entry, per_class_counts
 from advbench.runs.saved import WEIGHTS
 from advbench.runtime.hashing import PACKAGES, digest, weights_digest
 from advbench.verify.bounds import beyond_the_data
-from advbench.verify.flags import check_audit, equal
+from advbench.verify.flags import check_audit
 from advbench.verify.report import Report
 from advbench.verify.subject import Subject
 from attacks_pool import InputError
 from defenses import registry
 from leaderboards import CLEAN, PerClass, RecordError, check_run, read_manifest, read_outcomes
+from leaderboards.audits.contradictions import equal
 from leaderboards.records.checksums import digest_of
 from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
 from leaderboards.records.record import Role
+from leaderboards.statistics.measured import eval_metrics, metrics_of, transfer_metric
 
 
 def check_identity(subject: Subject) -> Iterator[str]:

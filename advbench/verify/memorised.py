@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from scipy.stats import fisher_exact
 
-from advbench.audit.comparisons import LARGEST_P, LEAST_DIFFERENCE
 from advbench.audit.memorisation import CODE
 from advbench.data import Split
 from advbench.data.registry import FOLDER
@@ -20,6 +19,7 @@ from advbench.verify.subject import Looked, Subject
 from attacks_pool import Attack
 from attacks_pool.calling.randomness import keyed_generator
 from leaderboards import CLEAN
+from leaderboards.audits.comparisons import LARGEST_P, LEAST_DIFFERENCE
 
 MOST_POINTS, MOST_ATTACKED = 2000, 500
 """Points of each group, drawn anew by each verification: clean, and under an attack."""

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from advbench.audit.comparisons import LARGEST_P
 from advbench.data import DataSet
 from advbench.runs.machine import describe
 from leaderboards import Record
+from leaderboards.audits.comparisons import LARGEST_P
 
 MOST_DISCORDANCE = 0.01
 """On another machine: the share of points whose outcome may differ, of an attack on a stage and of all."""

@@ -11,13 +11,13 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from advbench.audit.comparisons import LARGEST_P, LEAST_DIFFERENCE
 from advbench.benchmark.run import run as run_benchmark
 from advbench.runs.saved import Run
 from advbench.runtime.events import Listener
 from advbench.verify.report import Comparison
-from attacks_pool.sequences import attack_name
 from leaderboards import CLEAN
+from leaderboards.audits.comparisons import LARGEST_P, LEAST_DIFFERENCE
+from leaderboards.statistics.naming import attack_name
 
 AGAIN = 4
 """Trainings beside the first one, each with a learning rate that is another millionth larger."""

@@ -20,9 +20,10 @@ from advbench.external.load import ROBUSTBENCH, TORCHVISION
 from advbench.external.model_files import EXPORTED, SCRIPTS
 from advbench.external.run_record import NOT_KEPT
 from advbench.models import MODELS
-from advbench.runs.saved import EVALUATED, WEIGHTS, Run
+from advbench.runs.saved import WEIGHTS, Run
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.metadata import parse_number, whole_number
+from leaderboards.records.layout import EVALUATED
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from advbench.audit.verdict import older
 from advbench.benchmark.run import run as run_benchmark
 from advbench.config.options import RunConfig
-from advbench.runs.saved import EVALUATED, Run
+from advbench.runs.saved import Run
 from advbench.runtime.device import undisturbed
 from advbench.runtime.events import Listener
 from advbench.runtime.failures import RunFailedError
@@ -28,16 +27,18 @@ from advbench.runtime.interrupts import Interrupted
 from advbench.runtime.timeouts import limited_verification
 from advbench.verify.attack_again import threads_of
 from advbench.verify.audit_again import check_surrogate
+from advbench.verify.bounds import check_allocations
 from advbench.verify.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
-from advbench.verify.flags import equal
 from advbench.verify.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
 from advbench.verify.rounding import far_off, spreads
 from advbench.verify.subject import Subject, subject_of
 from attacks_pool import InputError
 from defenses import TrainingDivergedError
 from leaderboards import CLEAN, Cell, Record, RecordError, read_outcomes, read_record
+from leaderboards.audits.contradictions import equal
+from leaderboards.audits.following import older
 from leaderboards.records.checksums import digest_of, listed_files
-from leaderboards.records.layout import OUTCOMES
+from leaderboards.records.layout import EVALUATED, OUTCOMES
 
 SIZES = ("parameters", "multiply_adds")
 PASSES = ("training_forwards", "training_backwards")
@@ -74,7 +75,7 @@ def retrain_run(
         timeout: seconds that all of it may take.
 
     Raises:
-        InputError: it cannot be repeated here, or not in time, or ``keep`` has the run itself.
+        InputError: it cannot be repeated here, or not in time or memory, or ``keep`` has the run itself.
     """
     began = time.perf_counter()
     if run.record.regime == EVALUATED:
@@ -97,6 +98,7 @@ def retrain_run(
                 check_labels(subject, report)
             if report.confirmed:
                 options = _options(run, device, threads, surrogate)
+                check_allocations(subject)
                 _repeat(subject, report, place, options, listeners)
             else:
                 report.not_looked_at.append("training: what is stored contradicts itself already")

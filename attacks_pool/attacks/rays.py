@@ -76,7 +76,8 @@ def rays(
             tried = torch.addcmul(search.x, radius[:, None], signs).clamp_(0, 1).view(-1, *x.shape[1:])
             hit = fooled(model, tried, y[index], model(tried))
             nearer = hit & (radius < nearest[index])
-            nearest[index[nearer]], best[index[nearer]] = radius[nearer], signs[nearer]
+            if bool(nearer.any()):
+                nearest[index[nearer]], best[index[nearer]] = radius[nearer], signs[nearer]
             search.learn(hit, radius, signs)
     step = per_sample(nearest.clamp_max(eps)) * best.view_as(x)
     return project(x + step, x, eps, "linf")
@@ -127,7 +128,8 @@ class _Directions:
 
     def learn(self, hit: Tensor, radius: Tensor, signs: Tensor) -> None:
         """Update the state by which proposals were misclassified (n,), and choose the next query."""
-        self.signs[hit], self.radius[hit] = signs[hit], radius[hit]
+        self.signs = torch.where(hit[:, None], signs, self.signs)
+        self.radius = torch.where(hit, radius, self.radius)
         share = self.share[self.block]
         missed = torch.where(hit, self.low, radius)
         self.low = torch.where(self.measuring, missed, 0.0)

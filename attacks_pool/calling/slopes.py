@@ -40,11 +40,10 @@ def measured(
     """:func:`usable`, and which rows (N,) have lost the size of their slopes, because no number tells it."""
     if boxed and again is not None:
         gradient = _off_the_walls(gradient, x, again)
-    size = gradient.abs()
     none = gradient.new_zeros(len(gradient), dtype=torch.bool)
-    if size.numel() == 0 or bool(size.amax() <= STEEPEST):  # false for NaN
+    if gradient.numel() == 0 or _is_ordinary(gradient):
         return gradient, none
-    steep = size > STEEPEST
+    steep = gradient.abs() > STEEPEST
     gradient = torch.nan_to_num(gradient, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     if not bool(steep.any()):
         return gradient, none
@@ -59,8 +58,16 @@ def measured(
     return _scaled(gradient), steep.flatten(1).any(1)
 
 
+def _is_ordinary(gradient: Tensor) -> bool:
+    """Whether all entries are numbers within ``STEEPEST``."""
+    low, high = gradient.aminmax()
+    return float(low) >= -STEEPEST and float(high) <= STEEPEST  # false for NaN
+
+
 def _off_the_walls(gradient: Tensor, x: Tensor, again: Again) -> Tensor:
     """The gradient, with that of the points ``INSIDE`` for pixels at 0 or 1, where a whole batch has none."""
+    if bool(gradient.all()):
+        return gradient
     for rows in (slice(1), slice(None)):  # one image nearly always tells, sooner than all of them
         walls = (x[rows] <= 0) | (x[rows] >= 1)
         if bool((walls & (gradient[rows] != 0)).any()):

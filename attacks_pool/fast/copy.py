@@ -73,11 +73,13 @@ def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
     what the model says of ``x`` (and of noisy neighbours), else the model itself is searched: a copy of
     something that keeps state, draws at random or hides its gradients is no copy.
     """
-    dtype = torch.bfloat16 if reduced and pays_in_bfloat16(model, x) else None
-    if dtype is None and not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        thin_ones = x.device.type == "cpu" and any(is_thin(module) for module in model.modules())
-        if not (thin_ones and worthwhile(model, x)):
-            return model
+    reduced = reduced and has_bfloat16(x.device)
+    normed = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    thinned = x.device.type == "cpu" and any(is_thin(module) for module in model.modules())
+    costly = (reduced or (thinned and not normed)) and worthwhile(model, x)
+    if not normed and not costly:
+        return model
+    dtype = torch.bfloat16 if reduced and costly else None
     try:
         with evaluation_mode(model):
             fast = quicken(deepcopy(model).eval().requires_grad_(False))

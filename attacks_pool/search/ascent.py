@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,7 +56,9 @@ def _gradient(
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Where the prediction is not ``y``; logits that are not numbers count as wrong."""
-    return (logits.argmax(1) != y) | broken(logits)
+    mistaken = logits.argmax(1) != y
+    # A sum is finite only if all of its terms are.
+    return mistaken if math.isfinite(float(logits.sum())) else mistaken | broken(logits)
 
 
 def fooled(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
@@ -84,10 +87,10 @@ class Points:
     velocity: Tensor
     step: int = 0
 
-    def keep(self, mask: Tensor) -> None:
-        """Drop the points where ``mask`` (n,) is false."""
-        self.index, self.x, self.y = self.index[mask], self.x[mask], self.y[mask]
-        self.x_adv, self.velocity = self.x_adv[mask], self.velocity[mask]
+    def keep(self, rows: Tensor) -> None:
+        """Drop all points but those of ``rows``, a mask (n,) or numbers."""
+        self.index, self.x, self.y = self.index[rows], self.x[rows], self.y[rows]
+        self.x_adv, self.velocity = self.x_adv[rows], self.velocity[rows]
 
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -204,8 +207,10 @@ class _Search:
                 done = self._fooled(model, points, logits)
                 if done.any():
                     succeeded[place[done]] = True
-                    keep = ~self.with_their_group(points.index, done)
-                    result[place[~keep]] = points.x_adv[~keep]
+                    settled = self.with_their_group(points.index, done)
+                    # Numbers of rows, found once: a mask would be searched for them each time.
+                    gone, keep = (where.nonzero().flatten() for where in (settled, ~settled))
+                    result[place[gone]] = points.x_adv[gone]
                     points.keep(keep)
                     place, gradient = place[keep], gradient[keep]
                 if not len(place):

@@ -6,6 +6,7 @@ help, so a step touches the windows alone and costs little more than the model's
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -146,7 +147,7 @@ class _Run:
         x, y = (self.x, self.y) if everyone else (self.x[points], self.y[points])
         found, gaps = x_adv.clone(), torch.empty(len(points), device=x.device)
         done = torch.zeros(len(points), dtype=torch.bool, device=x.device)
-        running = torch.arange(len(points), device=x.device)
+        running, rows = torch.arange(len(points), device=x.device), points
         logits = self.model(x_adv)
         gap = _gap(logits, y)
         fresh, proposals = gap > 0, _numbers(len(self.x), self.squares.draws, steps - 1, generator)
@@ -158,10 +159,11 @@ class _Run:
                     settled, keep = running[sure], (~sure).nonzero().flatten()
                     found[settled], gaps[settled], done[settled] = x_adv[sure], gap[sure], True
                     running, x, y, x_adv, gap = running[keep], x[keep], y[keep], x_adv[keep], gap[keep]
+                    rows = points[running]
             if step == steps or not len(running):
                 break
             draws = next(proposals).to(x.device)
-            draws = draws if len(running) == len(self.x) else draws[points[running]]
+            draws = draws if len(rows) == len(self.x) else draws[rows]
             change = self.squares.propose(x, x_adv, _share(p_init, step, scheduled), draws)
             logits = self.model(change.tried)
             new_gap = _gap(logits, y)
@@ -209,7 +211,12 @@ def window(shape: torch.Size, size: int, vertical: Tensor, horizontal: Tensor) -
     """Where windows lie in images flattened to (n, C, H·W): (n, C, size²), for two draws (n,) in [0, 1)."""
     rows, channels, height, width = shape
     top, left = (vertical * (height - size + 1)).long(), (horizontal * (width - size + 1)).long()
-    reach = torch.arange(size, device=vertical.device)
-    offsets = (reach[:, None] * width + reach).flatten()
-    place = (top * width + left)[:, None] + offsets
+    place = (top * width + left)[:, None] + _offsets(size, width, vertical.device)
     return place[:, None].expand(rows, channels, size * size)
+
+
+@functools.cache
+def _offsets(size: int, width: int, device: torch.device) -> Tensor:
+    """(size²,) how far the pixels of a window lie behind its first one, in an image flattened by rows."""
+    reach = torch.arange(size, device=device)
+    return (reach[:, None] * width + reach).flatten()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,15 +13,16 @@ from torch.nn import functional as F
 from attacks_pool.calling.randomness import draw_seed, normal
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.losses import log_probabilities
-from defenses.base import Defense, Stage
+from defenses.base import Stage
 from defenses.metadata import DefenseInfo
+from defenses.parts.frozen import OldModelDefense
 from defenses.registry import register
 
 Distance = Literal["mse", "kl"]
 
 
 @register
-class AIR(Defense):
+class AIR(OldModelDefense):
     """Anisotropic and isotropic replay (Zhou and Hua, arXiv:2404.01828).
 
     Stage 1 is adversarial training. Then, with f_old a frozen copy from the end of the stage before,
@@ -81,8 +81,6 @@ class AIR(Defense):
             raise unknown("distance", distance, get_args(Distance))
         self.lambda_i, self.lambda_a, self.lambda_r = lambda_i, lambda_a, lambda_r
         self.sigma, self.beta, self.distance = sigma, beta, distance
-        # In a tuple, so that it is neither a submodule nor among the weights.
-        self._old: tuple[nn.Module, ...] = ()
 
     def begin(self, stage: Stage) -> None:
         """Freeze f_old: what f is now is what the stage before left.
@@ -92,12 +90,7 @@ class AIR(Defense):
         """
         if not stage.attacks:
             raise InputError("air needs an attack to train against")
-        if stage.index > 1:
-            self._old = (copy.deepcopy(self.model).eval().requires_grad_(False),)
-
-    def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """Let f_old go; the next stage copies f again."""
-        self._old = ()
+        super().begin(stage)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, each without its weight."""
@@ -129,9 +122,9 @@ class AIR(Defense):
         logits = dict(zip(parts, self(torch.cat(list(parts.values()))).chunk(len(parts)), strict=True))
         terms = {"ce": F.cross_entropy(logits["adv"], y)}
         if self.lambda_i > 0:
-            terms["isotropic"] = self._divergence_from_old(x_iso, logits["iso"])
+            terms["isotropic"] = self.divergence_from_old(x_iso, logits["iso"])
         if self.lambda_a > 0:
-            terms["anisotropic"] = self._divergence_from_old(x_mix, logits["mix"])
+            terms["anisotropic"] = self.divergence_from_old(x_mix, logits["mix"])
         if self.lambda_r > 0:
             terms["regulariser"] = self._distance(logits["adv"], logits["iso"])
         weights = {"isotropic": self.lambda_i, "anisotropic": self.lambda_a, "regulariser": self.lambda_r}
@@ -140,29 +133,6 @@ class AIR(Defense):
             if name in terms:
                 loss = loss + weight * terms[name]
         return {"loss": loss, **terms}
-
-    def training_state(self) -> dict[str, Any]:
-        """Adds f_old, which exists while a stage from the second on trains."""
-        old = [module.state_dict() for module in self._old]
-        return {**super().training_state(), "old": old[0] if old else None}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Rebuilds f_old on the structure of the present model."""
-        super().load_training_state(state)
-        self._old = ()
-        if state["old"] is not None:
-            old = copy.deepcopy(self.model).eval().requires_grad_(False)
-            old.load_state_dict(state["old"])
-            self._old = (old,)
-
-    def _divergence_from_old(self, x: Tensor, logits: Tensor) -> Tensor:
-        """KL(f_old(x) ‖ f(x)), mean over the batch."""
-        with torch.no_grad():
-            old = self._old[0](x).to(logits.dtype)
-        self.passes.forwards += len(x)
-        return F.kl_div(
-            log_probabilities(logits), log_probabilities(old), log_target=True, reduction="batchmean"
-        )
 
     def _distance(self, new: Tensor, replayed: Tensor) -> Tensor:
         if self.distance == "mse":

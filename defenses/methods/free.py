@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from attacks_pool.attack import Attack
 from attacks_pool.calling.slopes import usable
 from attacks_pool.norms import steepest
-from defenses.base import Defense, Stage
+from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.ball import Ball, check_norms
+from defenses.parts.ball import Ball, OwnSearchDefense
 from defenses.parts.checks import at_least_one
 from defenses.registry import register
 
@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 @register
-class Free(Defense):
+class Free(OwnSearchDefense):
     """Adversarial training for free (Shafahi et al., arXiv:1904.12843); it replays each batch m times.
 
         z = clip(x + δ),    g_θ, g_z = ∇_{θ, z} CE(f(z), y)   in one backward pass,
@@ -63,15 +63,6 @@ class Free(Defense):
         self._held: Batch | None = None
         self._next: Batch | None = None
         self._replayed = 0
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Norms linf and l2.
-
-        Raises:
-            InputError: no attack, or one of another norm.
-        """
-        super().check_attacks(attacks)
-        check_norms(self.info.name, attacks)
 
     def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
         """Let the batches go; δ stays."""

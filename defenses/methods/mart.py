@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks_pool.attack import Attack
 from attacks_pool.losses import log_probabilities
-from defenses.base import Defense, Stage
+from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.ball import ascend, check_norms
+from defenses.parts.ball import OwnSearchDefense, ascend
 from defenses.parts.checks import at_least_one, not_negative
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
 
 
 @register
-class MART(Defense):
+class MART(OwnSearchDefense):
     """Misclassification-aware adversarial training (Wang et al., ICLR 2020, OpenReview rklOg6EFwS).
 
         L = BCE(f(x̃), y) + λ · KL(f(x) ‖ f(x̃)) · (1 − p_y(x)),   p = softmax f,
@@ -52,15 +50,6 @@ class MART(Defense):
         at_least_one(steps=steps)
         self.weight = weight
         self.steps = steps
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Norms linf and l2.
-
-        Raises:
-            InputError: no attack, or one of another norm.
-        """
-        super().check_attacks(attacks)
-        check_norms(self.info.name, attacks)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, ``bce`` and ``kl`` (with the factor 1 − p_y), without λ."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -22,6 +21,7 @@ from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.checks import needs_float32
 from defenses.parts.encoding import Decoder, encode, encoder_parameters, find_head, linear_layers
+from defenses.parts.frozen import frozen_copy
 from defenses.parts.mixing import Mix, craft_batch
 from defenses.registry import register
 from defenses.training.plan import TrainPlan
@@ -279,9 +279,7 @@ class MID(Defense):
         super().load_training_state(state)
         self._taught, self._frozen = int(state["taught"]), ()
         if state["teacher"] is not None:
-            teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-            teacher.load_state_dict(state["teacher"])
-            self._frozen = (teacher,)
+            self._frozen = (frozen_copy(self.model, state["teacher"]),)
             self._hold()
 
     @property
@@ -323,7 +321,7 @@ class MID(Defense):
 
     def _freeze(self, stage: Stage) -> None:
         """End the teacher's training: E_t, C and D_t stay what they are, E_s goes on from E_t."""
-        self._frozen = (copy.deepcopy(self.model).eval().requires_grad_(False),)
+        self._frozen = (frozen_copy(self.model),)
         self._taught = stage.index
         self._hold()
 

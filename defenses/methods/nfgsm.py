@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,16 +11,16 @@ from attacks_pool.calling.randomness import normal, uniform
 from attacks_pool.losses import cross_entropy
 from attacks_pool.norms import l2_norm, steepest
 from attacks_pool.search.ascent import input_gradient
-from defenses.base import Defense, Stage
+from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.ball import Ball, check_norms
+from defenses.parts.ball import Ball, OwnSearchDefense
 from defenses.parts.checks import above_zero, not_negative
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
 
 
 @register
-class NFGSM(Defense):
+class NFGSM(OwnSearchDefense):
     """Noise and one signed step (de Jorge et al., arXiv:2202.01181), not projected: L = CE(f(x̃), y).
 
         x_η = x + η,  η ~ U(−k·eps, k·eps),    x̃ = x_η + α·eps · sign ∇ CE(f(x_η), y).
@@ -50,15 +48,6 @@ class NFGSM(Defense):
         not_negative(k=k)
         above_zero(alpha=alpha)
         self.k, self.alpha = k, alpha
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Norms linf and l2.
-
-        Raises:
-            InputError: no attack, or one of another norm.
-        """
-        super().check_attacks(attacks)
-        check_norms(self.info.name, attacks)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE(f(x̃), y)."""

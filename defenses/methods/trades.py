@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,16 +9,16 @@ from torch.nn import functional as F
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.losses import log_probabilities
-from defenses.base import Defense, Stage
+from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.ball import ascend, check_norms
+from defenses.parts.ball import OwnSearchDefense, ascend
 from defenses.parts.checks import at_least_one, not_negative
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
 
 
 @register
-class TRADES(Defense):
+class TRADES(OwnSearchDefense):
     """Trade-off between clean and boundary error (Zhang et al., arXiv:1901.08573).
 
         L = CE(f(x), y) + β · KL(f(x) ‖ f(x̃)),   x̃ = argmax KL(f(x) ‖ f(x')) over the ball around x
@@ -51,15 +49,6 @@ class TRADES(Defense):
         at_least_one(steps=steps)
         self.beta = beta
         self.steps = steps
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Norms linf and l2.
-
-        Raises:
-            InputError: no attack, or one of another norm.
-        """
-        super().check_attacks(attacks)
-        check_norms(self.info.name, attacks)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, ``ce`` and ``kl``, without β."""

@@ -43,20 +43,24 @@ class Ball:
         return delta * (self.eps / l2_norm(delta).clamp_min(1e-12)).clamp_max(1.0)
 
 
-def check_norms(defense: str, attacks: Sequence[Attack]) -> None:
-    """Refuse a stage whose ball a method with a search of its own does not know.
+class OwnSearchDefense(Defense):
+    """A defense with a search of its own: it takes norm, ``eps`` and ``steps`` from a stage's attack."""
 
-    Raises:
-        InputError: no attack, or one of another norm than ``linf`` and ``l2``.
-    """
-    needs_attack(defense, attacks)
-    for attack in attacks:
-        if attack.info.norm not in NORMS:
-            bound = f"is bounded in {attack.info.norm}" if attack.info.norm else "has no norm"
-            raise InputError(
-                f"{defense} cannot train against {attack.name!r}, which {bound}: it searches by itself, "
-                f"in the attack's norm (allowed: {', '.join(NORMS)})"
-            )
+    def check_attacks(self, attacks: Sequence[Attack]) -> None:
+        """Refuse a stage whose ball the search does not know.
+
+        Raises:
+            InputError: no attack, or one of another norm than ``linf`` and ``l2``.
+        """
+        super().check_attacks(attacks)
+        needs_attack(self.info.name, attacks)
+        for attack in attacks:
+            if attack.info.norm not in NORMS:
+                bound = f"is bounded in {attack.info.norm}" if attack.info.norm else "has no norm"
+                raise InputError(
+                    f"{self.info.name} cannot train against {attack.name!r}, which {bound}: it has a search "
+                    f"of its own, in the attack's norm (allowed: {', '.join(NORMS)})"
+                )
 
 
 def ascend(

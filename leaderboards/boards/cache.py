@@ -1,11 +1,11 @@
 """What leaderboards read of a runs directory, kept in one hidden file there, so that it is read once.
 
-A record that was read and found valid, and outcomes packed to bits, are kept under the size, times and
-inode of their files. They are used only while all of these are the same; a file that changed less than two
-seconds before it was read is not kept, since a second change could leave the same times. The file is used
-whole or not at all: it ends where its own checksum says, and was written by the very code that reads it. It
-is written atomically, when it saves reading fifty files or more, and where that fails nothing is lost but
-time. Of outcomes it keeps 64 MB; beyond that they are read from the runs each time.
+A record that was read and found valid, outcomes packed to bits, and whether these fit it, are kept under the
+size, times and inode of their files. They are used only while all of these are the same; a file that changed
+less than two seconds before it was read is not kept, since a second change could leave the same times. The
+file is used whole or not at all: it ends where its own checksum says, and was written by the very code that
+reads it. It is written atomically, when it saves reading fifty files or more, and where that fails nothing is
+lost but time. Of outcomes it keeps 64 MB; beyond that they are read from the runs each time.
 """
 
 import contextlib
@@ -22,12 +22,22 @@ from typing import Any, Final
 import numpy as np
 import pydantic_core
 
+from leaderboards.audits import comparisons, contradictions, finished, following
+from leaderboards.audits.contradictions import first_contradiction
+from leaderboards.audits.finished import read_finished
 from leaderboards.errors import RecordError
-from leaderboards.records import checksums, entries, finished, limits, plausible, record, store
-from leaderboards.records.finished import read_finished
+from leaderboards.records import checking, checksums, entries, limits, plausible, record, store
 from leaderboards.records.layout import OUTCOMES, RECORD
-from leaderboards.records.store import Bools, read_outcomes, run_paths, write_bytes
-from leaderboards.statistics import matching, points, results, under
+from leaderboards.records.record import Record
+from leaderboards.records.store import (
+    Bools,
+    read_all_outcomes,
+    read_outcomes,
+    read_record,
+    run_paths,
+    write_bytes,
+)
+from leaderboards.statistics import matching, measured, metrics, points, results, under
 from leaderboards.statistics.results import Conditions, Result, result_of
 
 NAME: Final = ".leaderboard-cache"
@@ -48,6 +58,7 @@ class Cache:
         self._results: dict[str, tuple[Key, Result]] = {}
         self._old: dict[str, list[Any]] = {}
         self._outcomes: dict[str, tuple[Key, list[int], bytes | memoryview]] = {}
+        self._contradictions: dict[str, tuple[Key, str]] = {}
         self._conditions: dict[str, Conditions] = {}
         self._packed = 0
         self._new = 0
@@ -93,6 +104,38 @@ class Cache:
         if found is not None and kept is not None and kept[0] == _key(found):
             return _unpack(kept[1], kept[2])
         clean, robust = read_outcomes(Path(path))
+        self._keep_outcomes(name, found, clean, robust)
+        return clean, robust
+
+    def contradiction(self, directory: str, record: Record | None = None) -> str:
+        """How the outcomes of a run contradict its record, see `contradiction_of`; ``record`` if it was read.
+
+        Raises:
+            RecordError: the record cannot be read.
+        """
+        name = directory.rpartition(os.sep)[2]
+        try:
+            found = [os.stat(f"{directory}{os.sep}{file}") for file in (RECORD, OUTCOMES)]
+        except OSError:
+            # Without outcomes there is nothing to contradict it.
+            return ""
+        key = [*_key(found[0]), *_key(found[1])]
+        kept = self._contradictions.get(name)
+        if kept is not None and kept[0] == key:
+            return kept[1]
+        try:
+            clean, robust, probes = read_all_outcomes(Path(directory) / OUTCOMES)
+        except RecordError:
+            return ""
+        self._keep_outcomes(name, found[1], clean, robust)
+        line = first_contradiction(record or read_record(Path(directory)), clean, robust, probes)
+        if all(map(_settled, found)):
+            self._contradictions[name] = (key, line)
+            self._new += 1
+        return line
+
+    def _keep_outcomes(self, name: str, found: os.stat_result | None, clean: Bools, robust: Bools) -> None:
+        kept = self._outcomes.get(name)
         if found is not None and _settled(found):
             packed = np.packbits(np.concatenate([clean.ravel(), robust.ravel()])).tobytes()
             before = 0 if kept is None else len(kept[2])
@@ -100,7 +143,6 @@ class Cache:
                 self._outcomes[name] = (_key(found), list(robust.shape), packed)
                 self._packed += len(packed) - before
                 self._new += 1
-        return clean, robust
 
     def save(self) -> None:
         """Write the file, if that is worthwhile; where it cannot be written, there is none."""
@@ -122,6 +164,7 @@ class Cache:
         blob = body[8 + length :]
         self._conditions = {group: Conditions(**values) for group, values in tree["conditions"].items()}
         self._old = tree["results"]
+        self._contradictions = {name: (key, line) for name, (key, line) in tree["contradictions"].items()}
         begin = 0
         for name, (key, shape, size) in tree["outcomes"].items():
             self._outcomes[name] = (key, shape, blob[begin : begin + size])
@@ -141,6 +184,9 @@ class Cache:
             "code": _code(),
             "conditions": conditions,
             "results": found,
+            "contradictions": {
+                name: kept for name, kept in self._contradictions.items() if name in self._results
+            },
             "outcomes": {name: [key, shape, len(bits)] for name, (key, shape, bits) in outcomes.items()},
         }
         text = json.dumps(tree, separators=(",", ":")).encode()
@@ -195,6 +241,8 @@ def find_all_results(runs_dirs: Iterable[Path]) -> tuple[list[Result], list[str]
 def _read(path: str, cache: Cache, found: os.stat_result | None, problems: list[str]) -> Result:
     record, changed = read_finished(Path(path))
     result = result_of(record, path, cache)
+    # Now, while the record is at hand.
+    cache.contradiction(path, record)
     if changed is None:
         return cache.keep(result, found)
     # Not kept: a cached result is whole.
@@ -240,6 +288,7 @@ def _code() -> str:
     """A hash of what decides which record is valid and what is kept of it."""
     digest = hashlib.sha256()
     deciding = (checksums, entries, finished, limits, matching, plausible, points, record, results)
-    for file in (__file__, *(str(module.__file__) for module in (*deciding, store, under))):
+    judging = (checking, comparisons, contradictions, following, measured, metrics)
+    for file in (__file__, *(str(module.__file__) for module in (*deciding, *judging, store, under))):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest() + pydantic_core.__version__

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from leaderboards.boards.labels import audit, brief, short_hash
+from leaderboards.boards.labels import audit, short_hash
 from leaderboards.boards.row import Row
 from leaderboards.boards.values import COST_PARTS, PARTS, PLAIN, cell, full_name, known_keys, scalar
 from leaderboards.errors import RecordError, unknown
 from leaderboards.statistics.keys import SHORT, sign_of
 from leaderboards.statistics.metrics import COMPETITIVENESS, METRICS
+from leaderboards.statistics.naming import brief
 from leaderboards.statistics.results import COSTS
 from leaderboards.statistics.summary import Summary
 from leaderboards.statistics.under import attack_of

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from leaderboards.boards.row import Row
+from leaderboards.statistics.naming import brief
 from leaderboards.statistics.results import canonical
 
 
@@ -49,11 +50,3 @@ def title_of(row: Row) -> str:
 def short_hash(text: str) -> str:
     """The start of a hash, without the name of its algorithm."""
     return text.rpartition(":")[2][:8]
-
-
-def brief(attack: str) -> str:
-    """Name and budget of a canonical attack text: ``pgd:eps=0.2,steps=50`` gives ``pgd eps=0.2``."""
-    head, _, value = attack.partition("=")  # a name may hold a colon of its own: ta:PGD:eps=0.2
-    name, _, knob = head.rpartition(":")
-    name, knobs = (name, f"{knob}={value}") if name else (attack, "")
-    return " ".join([name, *(knob for knob in knobs.split(",") if knob.startswith("eps="))])

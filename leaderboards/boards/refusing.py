@@ -7,9 +7,10 @@ from typing import Final
 
 import numpy as np
 
+from leaderboards.audits.contradictions import contradiction_of
 from leaderboards.boards.row import Refusal
 from leaderboards.errors import RecordError
-from leaderboards.records.store import Bools
+from leaderboards.records.store import Bools, read_record
 from leaderboards.records.trust import Trust, refutation_of
 from leaderboards.statistics.results import Result
 from leaderboards.statistics.standing import Standing
@@ -32,10 +33,11 @@ class Refused:
 def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> list[Refused]:
     """The runs of a row that may not be ranked.
 
-    A run is refused when ``advbench verify`` refuted it, when its outcomes are missing or do not give its
-    record's numbers, or when another run of the row has the same weights under another seed. Nobody can say
-    which of two training seeds such weights are of, so both are refused, unless training again has shown it.
-    A model that was evaluated under several seeds, without being trained here, counts once.
+    A run is refused when ``advbench verify`` refuted it, when its outcomes are missing or contradict its
+    record (see `leaderboards.audits.contradictions`), or when another run of the row has the same weights
+    under another seed. Nobody can say which of two training seeds such weights are of, so both are refused,
+    unless training again has shown it. A model that was evaluated under several seeds, without being trained
+    here, counts once.
 
     Args:
         standing: the runs of a row, which differ in seed, with their outcomes as far as they can be read.
@@ -53,6 +55,10 @@ def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> lis
             continue
         line = f"run {result.id} was refuted: {refutation_of(Path(result.directory))}"
         found.append(Refused([place], "refuted", line))
+    unseen = [place for place in kept if trusted[place] == "self-reported"]
+    contradicted = {place: line for place in unseen if (line := _against(results[place]))}
+    found += [Refused([place], "outcomes", line) for place, line in contradicted.items()]
+    kept = [place for place in kept if place not in contradicted]
     standing.terms(key)
     if standing.note and (faults := _without_outcomes(results, kept, key)):
         found.append(Refused(list(faults), "outcomes", next(iter(faults.values()))))
@@ -62,6 +68,20 @@ def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> lis
             # Rows of their own: seeds that are not told apart are not counted.
             found.append(Refused([place], "weights", _same(results[place], results[other])))
     return found
+
+
+def _against(result: Result) -> str:
+    """What outcomes say against a record that nobody verified; empty where they are not there to say it."""
+    if not result.directory:
+        return ""
+    try:
+        if result.cache is not None:
+            line = result.cache.contradiction(result.directory)
+        else:
+            line = contradiction_of(Path(result.directory), read_record(Path(result.directory)))
+    except RecordError:
+        return ""
+    return f"run {result.id} contradicts its own outcomes: {line}" if line else ""
 
 
 def _without_outcomes(results: Sequence[Result], kept: Sequence[int], key: str) -> dict[int, str]:

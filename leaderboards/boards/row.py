@@ -9,7 +9,7 @@ from leaderboards.statistics.results import canonical
 from leaderboards.statistics.summary import Summary
 
 Refusal = Literal["", "outcomes", "weights", "refuted"]
-"""Nothing, outcomes that are missing or another run's, weights of another seed, or ``advbench verify``."""
+"""Nothing; outcomes missing or against the record; weights of another seed; ``advbench verify``."""
 WORST_CASE: Final = "worst_case_accuracy"
 
 

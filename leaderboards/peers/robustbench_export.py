@@ -9,7 +9,7 @@ from leaderboards.errors import RecordError
 from leaderboards.peers.competitiveness import last_cells
 from leaderboards.peers.robustbench import THREATS, Number, ZooEntry
 from leaderboards.records.entries import CLEAN, AttackEntry, Cell
-from leaderboards.records.inventory import EVALUATED
+from leaderboards.records.layout import EVALUATED
 from leaderboards.records.record import Record
 
 THEIR_EPS: Final[Mapping[tuple[str, str], float]] = MappingProxyType(

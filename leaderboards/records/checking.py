@@ -9,10 +9,10 @@ import numpy as np
 from leaderboards.errors import RecordError
 from leaderboards.records.checksums import verify_checksums
 from leaderboards.records.entries import CLEAN
-from leaderboards.records.inventory import EVALUATED
 from leaderboards.records.layout import (
     CHECKPOINT,
     CHECKSUMS,
+    EVALUATED,
     MANIFEST,
     OUTCOMES,
     RECORD,
@@ -24,7 +24,7 @@ from leaderboards.records.lock import is_held
 from leaderboards.records.manifest import read_manifest
 from leaderboards.records.plausible import implausible
 from leaderboards.records.record import Record
-from leaderboards.records.store import read_outcomes, read_probe_outcomes, read_record
+from leaderboards.records.store import Bools, read_outcomes, read_probe_outcomes, read_record
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,11 @@ def _manifest(run_dir: Path, record: Record) -> Iterator[str]:
 
 
 def _outcomes(run_dir: Path, record: Record) -> Iterator[str]:
+    return outcome_faults(record, *read_outcomes(run_dir / OUTCOMES))
+
+
+def outcome_faults(record: Record, clean: Bools, robust: Bools) -> Iterator[str]:
     """Shapes, then every cell's integer counts."""
-    clean, robust = read_outcomes(run_dir / OUTCOMES)
     points = max((cell.n for cell in record.cells), default=0)
     expected = (len(record.stages), len(record.attacks), points)
     if robust.shape != expected:
@@ -148,7 +151,11 @@ def _outcomes(run_dir: Path, record: Record) -> Iterator[str]:
 
 
 def _probes(run_dir: Path, record: Record) -> Iterator[str]:
-    probes = read_probe_outcomes(run_dir / OUTCOMES)
+    return probe_faults(record, read_probe_outcomes(run_dir / OUTCOMES))
+
+
+def probe_faults(record: Record, probes: Bools) -> Iterator[str]:
+    """The shape, then every probe's count."""
     cells = record.audit.probes
     if probes.size == 0:
         # None was kept, or none made.

@@ -17,8 +17,10 @@ from pydantic import (
 )
 
 from leaderboards.records.limits import (
+    MOST_ATTACK,
     MOST_COUNT,
     MOST_ENTRIES,
+    MOST_NAME,
     MOST_POINTS,
     MOST_STAGE,
     MOST_STRING,
@@ -46,6 +48,9 @@ def _as_json(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
 
 JsonDict = Annotated[dict[str, Any], AfterValidator(_as_json)]
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Name = Annotated[str, Field(max_length=MOST_NAME)]
+AttackText = Annotated[str, Field(max_length=MOST_ATTACK)]
+"""An attack's name with its knobs, or ``clean``."""
 Entries = Field(max_length=MOST_ENTRIES)
 """Of lists: a record of nothing but faults must not take gigabytes to complain about."""
 
@@ -74,11 +79,13 @@ class Cell(Frozen):
     the attack; ``invalid`` crafted examples broke a bound. ``attack`` is canonical text, or ``clean``
     (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes. A probe of a
     target-aware defense says in ``network`` by which attack of the run the network is known that it looked
-    at; None is the one that sees clean images.
+    at; None is the one that sees clean images. Of a model that may abstain ``abstained`` counts the points on
+    which it does: wrong ones where ``attack`` is ``clean``, else some of those in ``robust``. None is for
+    models that may not, and for records from before it was counted.
     """
 
     stage: int = Field(ge=0, le=MOST_STAGE)
-    attack: str
+    attack: AttackText
     threat: Threat
     n: int = Field(ge=1, le=MOST_POINTS)
     clean_correct: int
@@ -88,13 +95,15 @@ class Cell(Frozen):
     forwards: Count
     backwards: Count
     bound: Literal["norm", "box-only", "none"] = "norm"
-    network: str | None = None
+    network: AttackText | None = None
+    abstained: int | None = None
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # As a cell was written before there was a network to name.
+        # As a cell was written before there was a network to name, or abstaining to count.
         values: dict[str, Any] = write(self)
-        return {key: value for key, value in values.items() if value is not None or key != "network"}
+        later = ("network", "abstained")
+        return {key: value for key, value in values.items() if value is not None or key not in later}
 
     @model_validator(mode="after")
     def _counts_nest(self) -> Self:
@@ -103,6 +112,9 @@ class Cell(Frozen):
             raise ValueError(f"counts must satisfy 0 <= robust <= clean_correct <= n, not {counts}")
         if self.attack == CLEAN and self.robust != self.clean_correct:
             raise ValueError(f"a clean cell has robust equal to clean_correct, not {counts}")
+        most = self.n - self.clean_correct if self.attack == CLEAN else self.robust
+        if self.abstained is not None and not 0 <= self.abstained <= most:
+            raise ValueError(f"abstained must be between 0 and {most}, not {self.abstained}")
         return self
 
     @property
@@ -114,7 +126,7 @@ class Cell(Frozen):
 class Flag(Frozen):
     """One finding of the audit, with its evidence."""
 
-    code: str
+    code: Name
     message: str
     evidence: JsonDict
 
@@ -130,10 +142,10 @@ class Audit(Frozen):
 
     verdict: Verdict
     flags: list[Flag] = Entries
-    checks: list[str] = Entries
+    checks: list[Name] = Entries
     probes: list[Cell] = Field(default_factory=list, max_length=MOST_ENTRIES)
     surrogate: str | None = None
-    networks: dict[str, str | None] = Field(default_factory=dict)
+    networks: dict[AttackText, AttackText | None] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -146,22 +158,22 @@ class Audit(Frozen):
 class AttackEntry(Frozen):
     """A resolved attack: canonical evaluation text, metadata, role, canonical training text."""
 
-    text: str
-    name: str
-    family: str
+    text: AttackText
+    name: Name
+    family: Name
     norm: Norm | None
     eps: float | None = Field(ge=0)
     access: Access
-    kind: str
+    kind: Name
     role: Role
-    training: str | None
+    training: AttackText | None
 
 
 class RecordedStage(Frozen):
     """A trained stage: its attacks, its weights (a file inside the run directory), its structure."""
 
     index: int = Field(ge=0, le=MOST_STAGE)
-    attacks: list[str] = Entries
+    attacks: list[AttackText] = Entries
     weights: str
     spec: JsonDict
 
@@ -181,10 +193,10 @@ class PerClass(Frozen):
     In JSON the label's key is ``class``, which Python reserves: build one with `PerClass.of`.
     """
 
-    label: str = Field(alias="class")
+    label: Name = Field(alias="class")
     n: int = Field(ge=0, le=MOST_POINTS)
     clean_correct: int
-    robust: dict[str, int]
+    robust: dict[AttackText, int]
     worst_case: int
 
     @classmethod

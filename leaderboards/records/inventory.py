@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from leaderboards.errors import RecordError
-from leaderboards.records.layout import LOCK, LOG, RECORD, STAGES, natural
+from leaderboards.records.layout import EVALUATED, LOCK, LOG, RECORD, STAGES, natural
 from leaderboards.records.lock import is_held
 from leaderboards.records.manifest import Manifest, read_manifest
 from leaderboards.records.record import Record
@@ -14,7 +14,6 @@ from leaderboards.records.store import read_record
 from leaderboards.records.trust import Trust, trust_of
 
 State = Literal["complete", "running", "unfinished", "damaged"]
-EVALUATED: Final = "eval"
 
 
 @dataclass(frozen=True)

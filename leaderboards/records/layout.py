@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+EVALUATED: Final = "eval"
+"""The regime of a model that was trained elsewhere."""
 MANIFEST: Final = "run.json"
 RECORD: Final = "record.json"
 OUTCOMES: Final = "outcomes.npz"

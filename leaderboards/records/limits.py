@@ -17,6 +17,12 @@ MOST_TEXT: Final = 16 * 2**20
 """Bytes of one JSON file or list of checksums; the largest published record has 50 kB."""
 MOST_STRING: Final = 2**16
 """Letters of one text in a record."""
+MOST_NAME: Final = 300
+"""Letters of one name: of a run, a defense, a data set, an attack; the name of any file or folder fits."""
+MOST_ATTACK: Final = 1000
+"""Letters of an attack with its knobs; the longest known has 92."""
+MOST_SETTING: Final = 4096
+"""Letters of one text in a configuration, among them paths."""
 MOST_OUTCOMES: Final = 64 * 2**20
 """Bytes of all outcomes of a run as they are unpacked: a byte for each stage, attack and point."""
 MOST_HEADER: Final = 16 * 2**20

@@ -22,6 +22,7 @@ from leaderboards.records.entries import (
     Flag,
     Frozen,
     JsonDict,
+    Name,
     Norm,
     PerClass,
     RecordedStage,
@@ -29,7 +30,7 @@ from leaderboards.records.entries import (
     Threat,
     Verdict,
 )
-from leaderboards.records.limits import MOST_ENTRIES
+from leaderboards.records.limits import MOST_ATTACK, MOST_ENTRIES, MOST_NAME, MOST_SETTING
 
 __all__ = [
     "CLEAN",
@@ -68,6 +69,11 @@ _CONFIG: Final[dict[str, tuple[type, ...]]] = {
     "pretrain": (dict, int),
     "seed": (int,),
 }
+_LONGEST_SETTINGS: Final = {
+    **dict.fromkeys(("defense", "regime", "dataset"), MOST_NAME),
+    **dict.fromkeys(("sequence", "training", "unseen", "eval"), MOST_ATTACK),
+}
+"""What tables and pictures write out."""
 _ENVIRONMENT: Final = ("versions", "commit", "device", "threads", "data", "python", "platform")
 
 
@@ -80,7 +86,7 @@ class Record(Frozen):
     """
 
     schema_number: Literal[1] = Field(alias="schema")
-    id: str = Field(min_length=1)
+    id: Name = Field(min_length=1)
     created: str
     status: Literal["complete"]
     config: JsonDict
@@ -90,7 +96,7 @@ class Record(Frozen):
     stages: list[RecordedStage] = Entries
     environment: JsonDict
     cells: list[Cell] = Entries
-    metrics: dict[str, float | None]
+    metrics: dict[Name, float | None]
     per_class: list[PerClass] = Entries
     cost: Cost
     audit: Audit
@@ -123,6 +129,8 @@ class Record(Frozen):
             # bool is an int to isinstance, but no seed.
             if not isinstance(value[key], kinds) or isinstance(value[key], bool):
                 raise ValueError(f"{key} must be {kinds[0].__name__}, not {value[key]!r}")
+        for key, text in value.items():
+            _check_lengths(key, text, _LONGEST_SETTINGS.get(key, MOST_SETTING))
         return value
 
     @field_validator("environment")
@@ -133,6 +141,7 @@ class Record(Frozen):
         data = value["data"] if isinstance(value["data"], dict) else {}
         if not (isinstance(data.get("name"), str) and isinstance(data.get("fingerprint"), str)):
             raise ValueError("data must hold a name and a fingerprint, both text")
+        _check_lengths("data", data["name"], MOST_NAME)
         return value
 
     @model_validator(mode="after")
@@ -234,6 +243,19 @@ def parse_record(data: Mapping[str, Any] | bytes | str, source: str) -> Record:
         return Record.model_validate_json(text)
     except ValidationError as error:
         raise RecordError(f"{source}: {explain(error)}") from error
+
+
+def _check_lengths(key: str, value: object, most: int) -> None:
+    """Look at every text in a value of a configuration, keys among them."""
+    found = [value]
+    while found:
+        one = found.pop()
+        if isinstance(one, str) and len(one) > most:
+            raise ValueError(f"{key} has a text of {len(one)} characters, {most} are allowed")
+        if isinstance(one, dict):
+            found += [*one, *one.values()]
+        elif isinstance(one, list):
+            found += one
 
 
 def _one_line(text: str) -> str:

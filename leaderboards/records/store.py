@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,28 @@ def read_outcomes(path: Path) -> tuple[Bools, Bools]:
     Raises:
         RecordError: the file is missing, damaged, too large or holds something else.
     """
+    arrays = _read(path, ("clean", "robust"))
+    return arrays["clean"], arrays["robust"]
+
+
+def read_all_outcomes(path: Path) -> tuple[Bools, Bools, Bools]:
+    """(clean, robust) of `read_outcomes`, then what survives each of the audit's probes.
+
+    The last is (P, m), in the order of the audit's cells; (0, 0) where none is kept.
+
+    Raises:
+        RecordError: the file is missing, damaged or holds something else.
+    """
+    arrays = _read(path, ("clean", "robust", "probes"))
+    probes = arrays.get("probes", np.zeros((0, 0), dtype=bool))
+    if probes.dtype != np.bool_ or probes.ndim != 2:
+        raise RecordError(f"damaged outcomes {path}: probes must be boolean (P, m)")
+    return arrays["clean"], arrays["robust"], probes
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
-        arrays = read_arrays(path, ("clean", "robust"))
+        arrays = read_arrays(path, names)
         clean, robust = arrays["clean"], arrays["robust"]
     except RecordError:
         raise
@@ -130,23 +151,16 @@ def read_outcomes(path: Path) -> tuple[Bools, Bools]:
         raise RecordError(f"damaged outcomes {path}: expected an npz with clean and robust") from error
     if fault := _outcome_fault(clean, robust):
         raise RecordError(f"damaged outcomes {path}: {fault}")
-    return clean, robust
+    return arrays
 
 
 def read_probe_outcomes(path: Path) -> Bools:
-    """(P, m) what survives each of the audit's probes, in the order of its cells; (0, 0) where none is kept.
+    """The last array of `read_all_outcomes`.
 
     Raises:
         RecordError: the file is missing, damaged or holds something else.
     """
-    read_outcomes(path)
-    try:
-        probes = read_arrays(path, ["probes"]).get("probes", np.zeros((0, 0), dtype=bool))
-    except Exception as error:
-        raise RecordError(f"damaged outcomes {path}: probes cannot be read") from error
-    if probes.dtype != np.bool_ or probes.ndim != 2:
-        raise RecordError(f"damaged outcomes {path}: probes must be boolean (P, m)")
-    return np.asarray(probes)
+    return read_all_outcomes(path)[2]
 
 
 def _outcome_fault(clean: NDArray[Any], robust: NDArray[Any]) -> str | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from leaderboards.site.names import parse_attack
+from leaderboards.records.layout import EVALUATED
+from leaderboards.statistics.naming import attack_name, knobs_of
 
-EVALUATED: Final = "eval"
 FROM_RECORD: Final = "advbench run --config record.json"
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
@@ -148,8 +148,8 @@ def _training_knobs(sequence: Sequence[str], training: Sequence[str]) -> dict[st
     """
     named: dict[str, list[tuple[dict[str, str], dict[str, str]]]] = {}
     for text, trained in zip(sequence, training, strict=True):
-        name, knobs = parse_attack(trained)
-        named.setdefault(name, []).append((parse_attack(text)[1], knobs))
+        name, knobs = attack_name(trained), knobs_of(trained)
+        named.setdefault(name, []).append((knobs_of(text), knobs))
     found: dict[str, str] = {}
     for name, twins in named.items():
         agreed = set.intersection(*(set(knobs.items()) for _, knobs in twins))

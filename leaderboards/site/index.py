@@ -7,9 +7,9 @@ from typing import Any, Final
 from leaderboards.boards.row import Row
 from leaderboards.site.fields import interval_of, metric_names, ranked_by
 from leaderboards.site.lines import Line, SiteColumn, best_of, columns_of, line_of, rank_texts
-from leaderboards.site.names import attack_labels
 from leaderboards.site.plot import Plot, Point, trade_off
 from leaderboards.site.settings import differing_settings
+from leaderboards.statistics.naming import short_names
 from leaderboards.statistics.under import spoken
 
 SECTIONS: Final = (
@@ -97,7 +97,7 @@ def make_index(rows: Sequence[Row], pages: Sequence[list[str]]) -> Index:
 
 def title_of(row: Row) -> str:
     """Data set, sequence by names, model: what its comparison group is called."""
-    return " · ".join(filter(None, [row.dataset, " → ".join(attack_labels(row.sequence)), row.model]))
+    return " · ".join(filter(None, [row.dataset, " → ".join(short_names(row.sequence)), row.model]))
 
 
 def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:

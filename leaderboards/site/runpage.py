@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from leaderboards.boards.row import WORST_CASE
 from leaderboards.records.entries import CLEAN, AttackEntry, Cell, Flag
+from leaderboards.records.layout import EVALUATED
 from leaderboards.records.record import Record
-from leaderboards.site.command import EVALUATED, Command, from_record, spelled_out
+from leaderboards.site.command import Command, from_record, spelled_out
 from leaderboards.site.fields import scale_of, shown
-from leaderboards.site.names import attack_labels
 from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.naming import short_names
 from leaderboards.statistics.threats import WorstCase, worst_cases
 
 LEVELS: Final = 20
@@ -130,11 +131,11 @@ def _matrix(record: Record, trained: bool) -> HeatTable:
     cells = {(cell.stage, cell.attack): cell for cell in record.cells}
     texts = [entry.text for entry in record.attacks]
     columns = [("clean", "")]
-    for entry, label in zip(record.attacks, attack_labels(texts), strict=True):
+    for entry, label in zip(record.attacks, short_names(texts), strict=True):
         columns.append((label, " · ".join(filter(None, [ROLES[entry.role], budget_of(entry)]))))
     rows = []
     for stage in record.stages:
-        names = " + ".join(attack_labels(stage.attacks)) or "plain"
+        names = " + ".join(short_names(stage.attacks)) or "plain"
         line = []
         for text in (CLEAN, *texts):
             cell = cells.get((stage.index, text))
@@ -163,7 +164,7 @@ def _classes(record: Record) -> HeatTable:
     full = {cell.attack for cell in record.cells if cell.n == most}
     texts = [entry.text for entry in record.attacks]
     shown_texts = [text for text in texts if text in full]
-    names = dict(zip(texts, attack_labels(texts), strict=True))
+    names = dict(zip(texts, short_names(texts), strict=True))
     whole = len(shown_texts) == len(texts)
     columns = ["points", "clean", *(names[text] for text in shown_texts), *(["worst case"] if whole else [])]
     rows = []

@@ -24,6 +24,16 @@ def knobs_of(text: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def brief(text: str, knobs: Collection[str] = ("eps",)) -> str:
+    """The name of an attack with the given knobs alone.
+
+    >>> brief("ta:PGD:eps=0.1,steps=5")
+    'ta:PGD eps=0.1'
+    """
+    shown = [f"{knob}={value}" for knob, value in knobs_of(text).items() if knob in knobs]
+    return " ".join([attack_name(text), *shown])
+
+
 def short_names(texts: Sequence[str], dull: Collection[str] = ("step_size",)) -> list[str]:
     """Each attack's name, with the knobs that tell it from another of that name.
 

@@ -32,6 +32,9 @@ class Keeper(Protocol):
     def outcomes(self, directory: str) -> tuple[Bools, Bools]:
         """(clean, robust) of a run."""
 
+    def contradiction(self, directory: str) -> str:
+        """How the outcomes of a run contradict its record; empty where they do not."""
+
     def save(self) -> None:
         """Write what is new."""
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from leaderboards.audits.contradictions import contradiction_of
 from leaderboards.errors import RecordError
 from leaderboards.records.checksums import CHANGED, digest_of, listed_files
 from leaderboards.records.layout import OUTCOMES, RECORD
@@ -37,8 +38,9 @@ def read_finished(run_dir: Path) -> tuple[Record, str | None]:
 def find_records(runs_dir: Path, *, measured: bool = False) -> tuple[list[Record], list[str]]:
     """All readable records ``runs_dir/*/record.json`` in path order, and one line for each damaged one.
 
-    One that can be read, but was changed since, is among both. With ``measured`` a run without outcomes, and
-    one that a verification refuted, is left out with a line: nothing is to be built on their numbers.
+    One that can be read, but was changed since, is among both. With ``measured`` a run without outcomes, one
+    that contradicts its own, and one that a verification refuted, is left out with a line: nothing is to be
+    built on their numbers.
 
     Raises:
         RecordError: there is no such directory.
@@ -53,7 +55,7 @@ def find_records(runs_dir: Path, *, measured: bool = False) -> tuple[list[Record
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 problems.append(str(error))
         else:
-            fault = _unusable(Path(directory)) if measured else ""
+            fault = _unusable(Path(directory), record) if measured else ""
             if fault:
                 problems.append(f"{directory}: not counted: {fault}")
                 continue
@@ -62,9 +64,13 @@ def find_records(runs_dir: Path, *, measured: bool = False) -> tuple[list[Record
     return records, problems
 
 
-def _unusable(directory: Path) -> str:
+def _unusable(directory: Path, record: Record) -> str:
     try:
         read_outcomes(directory / OUTCOMES)
     except RecordError as error:
         return str(error)
-    return "it was refuted by advbench verify" if trust_of(directory) == "refuted" else ""
+    trust = trust_of(directory)
+    if trust == "refuted":
+        return "it was refuted by advbench verify"
+    line = contradiction_of(directory, record) if trust == "self-reported" else ""
+    return f"it contradicts its own outcomes: {line}" if line else ""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
-from attacks_pool import Attack
-from attacks_pool.metadata import format_value
-from leaderboards import Flag
+from leaderboards.records.entries import Flag
 
 LEAST_DIFFERENCE = 0.05
 LARGEST_P = 0.01
@@ -20,8 +18,50 @@ LEAST_FALL, STEEPER = 0.2, 3.0
 """A cliff: from eps to 5 % beyond it accuracy falls by this share, and this many times as far as before."""
 LEAST_BEFORE = 0.03
 """A fall just before eps counts as this share at least, so that a level stretch alone makes no cliff."""
+FEW = 500
+"""Points up to which integers give the p-value fast."""
 OVERCLAIM, OVERCLAIMED = 0.25, "overclaimed"
 """``weak-suite`` has this key in its evidence where all probes together leave this share less."""
+
+
+class Info(Protocol):
+    """What is known of an attack before it runs."""
+
+    @property
+    def norm(self) -> str | None:
+        """The norm that bounds it, if one does."""
+
+    @property
+    def family(self) -> str:
+        """Such as single-step or ensemble."""
+
+    @property
+    def access(self) -> str:
+        """white-box, black-box or transfer."""
+
+
+class ProbedAttack(Protocol):
+    """An attack of the pool, or what a record says of one."""
+
+    @property
+    def text(self) -> str:
+        """Its name with all knobs."""
+
+    @property
+    def name(self) -> str:
+        """Its name alone."""
+
+    @property
+    def eps(self) -> float:
+        """Its budget."""
+
+    @property
+    def knobs(self) -> Mapping[str, Any]:
+        """All knobs."""
+
+    @property
+    def info(self) -> Info:
+        """Its metadata."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +71,7 @@ class Probed:
     ``network`` says on which network of a target-aware defense: only attacks on one network are compared.
     """
 
-    attack: Attack
+    attack: ProbedAttack
     robust: NDArray[np.bool_]
     points: int
     access: str
@@ -65,9 +105,10 @@ def weak_beats_strong(measured: Sequence[Probed], *, together: bool = True) -> I
     of its rivals ``together``: each of several sound searches misses a few points that another finds. Where
     no attack of the run follows gradients, a blind probe is no fault of what its other attacks left.
     """
+    iterative = [one for one in measured if one.iterative]
     for code, is_weak in WEAK:
         for weak in filter(is_weak, measured):
-            rivals = [one for one in measured if one.iterative and _same_norm(one, weak)]
+            rivals = [one for one in iterative if _same_norm(one, weak)]
             own = [one for one in rivals if not one.probe and one.attack.eps >= weak.attack.eps]
             equal = [one for one in rivals if math.isclose(one.attack.eps, weak.attack.eps, rel_tol=1e-6)]
             among = own if own and not weak.probe else equal
@@ -108,7 +149,7 @@ def _is_known(weak: Probed, measured: Sequence[Probed]) -> bool:
 def _union(rivals: Sequence[Probed], best: Probed) -> Probed:
     """What survives all of the rivals, on the points that they all saw, under the name of the best."""
     points = min(one.points for one in rivals)
-    left = np.asarray(np.stack([one.robust[:points] for one in rivals]).all(0))
+    left = np.logical_and.reduce([one.robust[:points] for one in rivals])
     return Probed(best.attack, left, points, best.access, network=best.network)
 
 
@@ -205,11 +246,11 @@ def compare(code: str, weak: Probed, strong: Probed, *, than: str) -> Flag | Non
     """
     points = min(weak.points, strong.points)
     left, right = weak.robust[:points], strong.robust[:points]
-    only_weak, only_strong = int((~left & right).sum()), int((left & ~right).sum())
+    only_weak, only_strong = int(np.count_nonzero(right & ~left)), int(np.count_nonzero(left & ~right))
     difference = (only_weak - only_strong) / points
     if difference < LEAST_DIFFERENCE:
         return None
-    p = float(binomtest(only_weak, only_weak + only_strong, alternative="greater").pvalue)
+    p = _p_value(only_weak, only_weak + only_strong)
     if p >= LARGEST_P:
         return None
     other = than.format(label(strong, weak))
@@ -233,11 +274,33 @@ def label(one: Probed, other: Probed) -> str:
     """The attack's name, what tells it from ``other``, and whether its points came from another model."""
     name = one.attack.name
     if name == other.attack.name:
-        knobs, others = one.attack.knobs, other.attack.knobs
+        knobs, others = knobs_of(one.attack.text), knobs_of(other.attack.text)
         told = [knob for knob in ("eps", "loss") if knobs.get(knob) != others.get(knob)]
-        name += "".join(f" {knob}={format_value(knobs[knob])}" for knob in told)
+        name += "".join(f" {knob}={knobs[knob]}" for knob in told if knob in knobs)
     return f"{name} from another model" if one.access == "transfer" else name
 
 
+def knobs_of(text: str) -> dict[str, str]:
+    """The knobs in an attack's canonical text, as they are written there.
+
+    >>> knobs_of("pgd:eps=0.2,steps=50")
+    {'eps': '0.2', 'steps': '50'}
+    """
+    head, equals, rest = text.partition("=")
+    name, _, knob = head.rpartition(":")
+    pieces = [piece.partition("=") for piece in f"{knob}={rest}".split(",")] if equals and name else []
+    return {key: value for key, _, value in pieces}
+
+
+def _p_value(fooled: int, total: int) -> float:
+    """P(X >= fooled) for X ~ Bin(total, 1/2)."""
+    if total <= FEW:
+        # Importing scipy takes longer than judging a hundred records.
+        return float(sum(math.comb(total, count) for count in range(fooled, total + 1)) / 2**total)
+    from scipy.special import bdtrc
+
+    return float(bdtrc(fooled - 1, total, 0.5))
+
+
 def _share(one: Probed, points: int) -> float:
-    return float(one.robust[:points].mean())
+    return int(np.count_nonzero(one.robust[:points])) / points

@@ -1,0 +1,208 @@
+"""Whether a search is answered as the judge is: its logits and gradients, recorded while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from advbench.audit.consistency import tolerance
+from advbench.audit.slope import CLOSE, FURTHEST, NOISE
+from advbench.evaluation.evaluate import blocks
+from advbench.evaluation.stochastic import gap
+from attacks_pool import verify
+from attacks_pool.calling.guard import buffers_kept
+from attacks_pool.calling.logits import logits_in
+from attacks_pool.calling.randomness import keyed_generator, uniform
+from attacks_pool.verifier import exact_arithmetic
+from leaderboards import Flag
+
+KEPT = 12
+"""Points of each call of the model that are kept, drawn anew for each call."""
+RISES = (1e-2, 1e-1, 1e-3)
+"""Rises to look for, relative to the size of the logits; a later one only where the earlier disagree."""
+BLIND, CLEAR = 0.1, 50
+"""Where a gradient is of no use: the step along a random direction, as a share of the furthest, and how many
+times rounding a change must be to show that there is a slope."""
+LEAST_UPON = 1e-6
+"""The loss's largest gradient with respect to a logit, below which images may get none in float32."""
+LEAST_AGREEMENT, LEAST_JUDGED = 0.5, 6
+"""Share of a call's points whose slopes must agree, and the fewest points that are judged."""
+
+
+@dataclass
+class Call:
+    """Some points of one call: images, logits, and the loss's gradients with respect to both."""
+
+    x: Tensor
+    logits: Tensor
+    upon: Tensor | None = None
+    gradient: Tensor | None = None
+
+
+@dataclass
+class Watched:
+    """What searches on ``model`` saw at ``place``; ``seed`` draws the points that are kept."""
+
+    model: nn.Module
+    seed: int
+    place: torch.device
+    calls: list[Call] = field(default_factory=list)
+
+    def __deepcopy__(self, _memo: object) -> Watched:
+        # A search may run on a copy of the model, hook and all; it is not what is watched.
+        return self
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Records every differentiable call of the model inside, in full float32 as the judge has it.
+
+        It is a hook, so the model is called by exactly what calls it anyway. A script takes no hooks, and
+        cannot look at its callers either.
+        """
+        if isinstance(self.model, torch.jit.ScriptModule):
+            yield
+            return
+        handle = self.model.register_forward_hook(self._record)
+        try:
+            with exact_arithmetic(self.place):
+                yield
+        finally:
+            handle.remove()
+
+    def _record(self, module: nn.Module, given: tuple[Any, ...], output: Any) -> Tensor | None:
+        x = given[0] if given else None
+        if module is not self.model or not (_differentiable(x) and _differentiable(output)):
+            return None
+        if not torch.is_grad_enabled() or output.ndim != 2 or len(output) != len(x):
+            return None
+        order = torch.randperm(len(x), generator=keyed_generator("watched", self.seed, len(self.calls)))
+        rows = order[:KEPT].to(x.device)
+        call = Call(x.detach()[rows].clone(), output.detach()[rows].clone())
+        self.calls.append(call)
+
+        def upon(gradient: Tensor) -> None:
+            call.upon = gradient.detach()[rows].clone()
+
+        def back(gradient: Tensor) -> None:
+            call.gradient = gradient.detach()[rows].clone()
+
+        # A view, whose hook runs before any that the model has put on its own output.
+        shown: Tensor = output.view_as(output)
+        shown.register_hook(upon)  # type: ignore[no-untyped-call]
+        x.register_hook(back)  # type: ignore[no-untyped-call]
+        return shown
+
+
+def _differentiable(tensor: object) -> TypeGuard[Tensor]:
+    return isinstance(tensor, Tensor) and tensor.dtype == torch.float32 and tensor.requires_grad
+
+
+class _Heard(nn.Module):
+    """A model whose logits are kept."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.logits = model, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        logits: Tensor = logits_in(self.model(x), "the model")
+        self.logits.append(logits)
+        return logits
+
+
+def told_to_the_judge(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, K) of images (N, C, H, W), asked for by the judge's own code."""
+    heard = _Heard(model)
+    with buffers_kept(model):
+        for block in blocks(x.shape[1:], len(x)):
+            part = x[block]
+            nothing = torch.zeros(len(part), dtype=torch.int64, device=x.device)
+            verify(heard, part, nothing, part, norm=None, eps=1.0)
+    return torch.cat(heard.logits).float()
+
+
+def watched_flags(watched: Watched) -> Iterator[Flag]:
+    """``batch-dependent`` and ``false-gradient``, from what searches saw.
+
+    A model may look at its caller: at the stack, at hooks, at the random state. What it told a search of an
+    image is compared with what it tells the judge of the same image, and the gradient that the search got,
+    at every single call, with the slope of what the judge is told.
+    """
+    calls = [call for call in watched.calls if call.gradient is not None and call.upon is not None]
+    if not calls:
+        return
+    x, seen = torch.cat([call.x for call in calls]), torch.cat([call.logits for call in calls])
+    size = gap(seen, told_to_the_judge(watched.model, x))
+    if size > tolerance(watched.model):
+        yield Flag(
+            code="batch-dependent",
+            message="logits change with who asks: a search is told something else than the judge",
+            evidence={"relative_difference": {"asker": min(size, 1e9)}, "points": len(x)},
+        )
+    sizes = [len(call.x) for call in calls]
+    found = [[int(part.sum()) for part in torch.split(mask, sizes)] for mask in _slopes(watched, calls)]
+    shares = [
+        (right / count, number)
+        for number, (count, right) in enumerate(zip(*found, strict=True))
+        if count >= LEAST_JUDGED and right < LEAST_AGREEMENT * count
+    ]
+    if shares:
+        number = min(shares)[1]
+        count, right = (counts[number] for counts in found)
+        yield Flag(
+            code="false-gradient",
+            message=(
+                f"in call {number + 1} of {len(calls)} by a search, on {count - right} of {count} points "
+                "the gradient is not the slope of what the judge is told"
+            ),
+            evidence={
+                "calls": len(calls),
+                "wrong_calls": len(shares),
+                "points": count,
+                "agree": right,
+                "least_share": LEAST_AGREEMENT,
+            },
+        )
+
+
+def _slopes(watched: Watched, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
+    """Which points of all calls can be judged, and whose gradient is the slope (N,)."""
+    x = torch.cat([call.x for call in calls])
+    upon = torch.cat([call.upon for call in calls if call.upon is not None]).double()
+    gradient = torch.cat([call.gradient for call in calls if call.gradient is not None]).double()
+    logits = torch.cat([call.logits for call in calls]).double()
+    # What does not move the loss has no slope; a loss of no size underflows on its way back.
+    moved = (upon.abs().amax(1) > LEAST_UPON) & torch.isfinite(torch.cat([upon, logits], 1)).all(1)
+    size = (upon * logits).abs().amax(1).clamp_min(1e-30)
+    # Only pixels with room to either side, and with a slope that is a number, are moved.
+    room = (x > 2 * FURTHEST) & (x < 1 - 2 * FURTHEST)
+    used = torch.where(room & torch.isfinite(gradient), gradient, 0.0)
+    slope, furthest = used.flatten(1).norm(dim=1), FURTHEST * x[0].numel() ** 0.5
+    useful = NOISE * size / furthest < CLOSE / 2 * slope
+    noise = uniform(x, keyed_generator("blind", watched.seed)).double() - 0.5
+    along = torch.where(useful.view(-1, 1, 1, 1), used, torch.where(room, noise, 0.0))
+    unit = along / along.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, 1, 1, 1)
+    reach = (2 * FURTHEST / unit.flatten(1).abs().amax(1).clamp_min(1e-12)).clamp_max(furthest)
+    judged, agrees = torch.zeros_like(moved), torch.zeros_like(moved)
+    for attempt, rise in enumerate(RISES):
+        step = torch.where(useful, torch.minimum(rise * size / slope.clamp_min(1e-300), reach), BLIND * reach)
+        asked = (moved & ~agrees & (useful | (attempt == 0))).nonzero().squeeze(1)
+        if not len(asked):
+            break
+        move = step[asked].view(-1, 1, 1, 1) * unit[asked]
+        ends = torch.cat([x[asked] + move, x[asked] - move]).to(x.dtype)
+        up, down = told_to_the_judge(watched.model, ends).double().chunk(2)
+        found = torch.zeros_like(step)
+        found[asked] = ((up - down) * upon[asked]).sum(1) / (2 * step[asked])
+        rounding = NOISE * size / step
+        resolved = torch.zeros_like(moved)
+        resolved[asked] = True
+        judged |= resolved & torch.where(useful, rounding < CLOSE / 2 * slope, found.abs() > CLEAR * rounding)
+        agrees |= judged & useful & ((found - slope).abs() <= CLOSE * slope)
+    return judged, agrees

@@ -1,0 +1,79 @@
+"""Commands that refuse an option given twice, and an empty path, which would be the current folder."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from typer.core import TyperCommand, TyperGroup
+
+from attacks_pool.errors import InputError
+
+
+class CheckedCommand(TyperCommand):
+    """A command whose options are checked."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Typer does, after `_check`."""
+        _check(self, ctx, list(args))
+        return super().parse_args(ctx, args)
+
+
+class CheckedGroup(TyperGroup):
+    """A group of commands whose own options are checked."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Typer does, after `_check`."""
+        _check(self, ctx, list(args))
+        return super().parse_args(ctx, args)
+
+
+def _check(command: Any, ctx: Any, args: list[str]) -> None:
+    """Look at what was typed before Typer keeps the last value of each option alone.
+
+    Raises:
+        InputError: an option that takes one value is given twice, or a path is empty.
+    """
+    for param, values in _given(command, ctx, args):
+        name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
+        if len(values) > 1 and not _repeats(param):
+            said = "" if param.is_flag else f" ({' and '.join(map(reprlib.repr, values[:2]))})"
+            raise InputError(f"{name} is given twice{said}: it takes one value")
+        if "" in values and param.name in _paths(command):
+            raise InputError(f"{name} is empty: name a file or folder, . for the current folder")
+
+
+def _given(command: Any, ctx: Any, args: list[str]) -> Iterator[tuple[Any, list[Any]]]:
+    """Each parameter that was typed, with all of its values in order; those of a flag are booleans."""
+    parser = command.make_parser(ctx)
+    params = {param.name: param for param in command.get_params(ctx)}
+    for param in params.values():
+        if param.param_type_name == "option" and not _repeats(param):
+            # Added once more, the parser keeps every value under the option's name.
+            every = copy.copy(param)
+            every.multiple = True
+            every.add_to_parser(parser, ctx)
+    values, _, order = parser.parse_args(args=args)
+    for name in dict.fromkeys(param.name for param in order):
+        found = values.get(name)
+        yield params[name], list(found) if isinstance(found, list | tuple) else [found]
+
+
+def _repeats(param: Any) -> bool:
+    return bool(param.param_type_name == "argument" or param.multiple or param.is_eager)
+
+
+def _paths(command: Any) -> set[str]:
+    """Names of the parameters that are files or folders: by their type, or text that is called a folder."""
+    hints = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
+    return {name for name, hint in hints.items() if name.endswith("_dir") or Path in _parts(hint)}
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    yield hint
+    for part in get_args(hint):
+        yield from _parts(part)

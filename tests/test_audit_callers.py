@@ -1,0 +1,212 @@
+"""What the audit hears while searches run, and what it asks about images that are in no data set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advbench.audit.between import composed, composed_flags, withstands
+from advbench.audit.watching import Watched, told_to_the_judge, watched_flags
+from advbench.data import DataSet, Split
+from attacks_pool import pool
+
+CPU = torch.device("cpu")
+PGD = pool.get("pgd", eps=0.2, steps=6, loss="margin")
+
+
+@pytest.fixture(scope="module")
+def plain(digits: DataSet) -> nn.Module:
+    """A small classifier that learned the digits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(digits.train.x), digits.train.y).backward()
+            optimizer.step()
+    return model.eval()
+
+
+class Lying(nn.Module):
+    """A model, with something before and after it that knows the number of the call."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[[Tensor, int], Tensor] = lambda x, _: x,
+        after: Callable[[Tensor, int], Tensor] = lambda z, _: z,
+    ) -> None:
+        super().__init__()
+        self.model, self.before, self.after, self.calls = model, before, after, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10)."""
+        self.calls += x.requires_grad
+        return self.after(self.model(self.before(x, self.calls)), self.calls)
+
+
+def gradient_becomes(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """Changes the gradient of every third call."""
+
+    def hooked(x: Tensor, call: int) -> Tensor:
+        if x.requires_grad and call % 3 == 0:
+            x = x * 1
+            x.register_hook(change)  # type: ignore[no-untyped-call]
+        return x
+
+    return hooked
+
+
+def turned_round(z: Tensor, call: int) -> Tensor:
+    """A hook of the model's own turns the loss round, at every third call."""
+    if z.requires_grad and call % 3 == 0:
+        z = z * 1
+        z.register_hook(torch.neg)  # type: ignore[no-untyped-call]
+    return z
+
+
+def on_the_stack(function: str) -> bool:
+    """Whether a function of this name is being called."""
+    return any(frame.function == function for frame in inspect.stack(0))
+
+
+def heard(model: nn.Module, digits: DataSet) -> list[str]:
+    """Codes of flags after one search."""
+    watched = Watched(model, 0, CPU)
+    with watched.listening():
+        PGD(model, digits.test.x[:40], digits.test.y[:40])
+    assert len(watched.calls) >= PGD.knobs["steps"]
+    return [flag.code for flag in watched_flags(watched)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (lambda x, _: x, lambda z, _: z),
+        (lambda x, _: x, lambda z, _: 1000 * z),
+        (lambda x, _: x, lambda z, _: torch.log_softmax(30 * z, 1)),
+        (lambda x, _: x.clamp(0, 1), lambda z, _: z),
+        (lambda x, _: x.sqrt(), lambda z, _: z),
+        (lambda x, _: x, lambda z, _: z.bfloat16().float()),
+    ],
+    ids=["plain", "large", "confident", "clamping", "infinite-slopes-at-the-wall", "rounding"],
+)
+def test_an_honest_model_tells_a_search_what_it_tells_the_judge(
+    plain: nn.Module,
+    digits: DataSet,
+    before: Callable[[Tensor, int], Tensor],
+    after: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Whatever is before and after it."""
+    assert heard(Lying(plain, before, after), digits) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.neg,
+        torch.randn_like,
+        torch.zeros_like,
+        lambda g: g * torch.nan,
+        lambda g: g.sign() * torch.inf,
+        lambda g: g * 1e-44,
+    ],
+    ids=["backwards", "noise", "zero", "no-number", "infinite", "tiny"],
+)
+def test_a_gradient_that_lies_at_some_calls_is_heard(
+    plain: nn.Module, digits: DataSet, change: Callable[[Tensor], Tensor]
+) -> None:
+    """One call in three is enough."""
+    assert heard(Lying(plain, gradient_becomes(change)), digits) == ["false-gradient"]
+
+
+def test_a_model_that_turns_the_loss_round_is_heard(plain: nn.Module, digits: DataSet) -> None:
+    """Its own hook on its output runs after that of the watch."""
+    assert heard(Lying(plain, after=turned_round), digits) == ["false-gradient"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda: on_the_stack("gradient_ascent"),
+        lambda: not on_the_stack("verify"),
+        lambda: torch.initial_seed() != SEED,
+    ],
+    ids=["searched", "not-judged", "seeded"],
+)
+def test_a_model_that_knows_its_caller_is_heard(
+    plain: nn.Module, digits: DataSet, asked: Callable[[], bool]
+) -> None:
+    """It tells the judge something else, by the call stack or by the random state."""
+    assert heard(Lying(plain, after=lambda z, _: z.roll(1, 1) if asked() else z), digits)[0] == (
+        "batch-dependent"
+    )
+
+
+SEED = torch.initial_seed()
+
+
+def test_watching_changes_no_answer_and_leaves_no_hook(plain: nn.Module, digits: DataSet) -> None:
+    """The same points are crafted, to the bit."""
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    draws = [torch.Generator().manual_seed(3) for _ in range(2)]
+    alone = PGD(plain, x, y, generator=draws[0])
+    watched = Watched(plain, 0, CPU)
+    with watched.listening():
+        assert torch.equal(PGD(plain, x, y, generator=draws[1]), alone)
+    assert not plain._forward_hooks
+    assert torch.equal(told_to_the_judge(plain, x), plain(x).detach())
+
+
+def test_a_new_image_is_half_of_each_of_two_of_its_class(digits: DataSet) -> None:
+    """The upper half of its own, the lower half of another; a lone image of a class has no partner."""
+    new, places = composed(digits.test, 0, 20)
+    assert len(new) == 20
+    assert torch.equal(new.x[:, :, :4], digits.test.x[places][:, :, :4])
+    assert torch.equal(new.y, digits.test.y[places])
+    below = digits.test.x[:, :, 4:]
+    for image, label, place in zip(new.x, new.y, places, strict=True):
+        same = (below == image[:, 4:]).flatten(1).all(1) & (digits.test.y == label)
+        assert set(same.nonzero().flatten().tolist()) - {int(place)}
+    few = Split(digits.test.x[:3], torch.tensor([0, 1, 0]))
+    assert composed(few, 0)[1].tolist() == [0, 2]
+    assert not len(composed(Split(few.x, torch.arange(3)), 0)[0])
+
+
+def test_what_withstands_a_walk_to_other_classes(plain: nn.Module, digits: DataSet) -> None:
+    """All that is right at no distance, nothing where the walk arrives."""
+    data = Split(digits.test.x[:50], digits.test.y[:50])
+    right = (plain(data.x).argmax(1) == data.y).numpy()
+    for norm, far in (("linf", 1.0), ("l2", 100.0)):
+        assert np.array_equal(withstands(plain, data, data, norm, 0.0, 0), right)
+        assert withstands(plain, data, data, norm, far, 0).mean() < 0.1
+
+
+def outcomes(right: int) -> np.ndarray:
+    """(50,) of which the first are right."""
+    return np.arange(50) < right
+
+
+@pytest.mark.parametrize(
+    ("counts", "flagged"),
+    [
+        ((50, 40, 50, 36), False),
+        ((50, 40, 50, 20), True),
+        ((50, 20, 50, 40), False),
+        ((34, 30, 26, 24), False),
+        ((50, 40, 50, 28), False),
+        ((50, 40, 20, 16), True),
+        ((20, 20, 20, 0), False),
+    ],
+    ids=["alike", "robust", "better", "harder", "near", "clean", "few"],
+)
+def test_worse_on_new_images(counts: tuple[int, int, int, int], flagged: bool) -> None:
+    """Clean or attacked, by far and on enough points; being better on them says nothing."""
+    flags = list(composed_flags(*(outcomes(count) for count in counts), PGD.text))
+    assert [flag.code for flag in flags] == ["worse-on-new-images"] * flagged
