@@ -16,7 +16,7 @@ PAGES = {
 }
 """Each page that has Python, with its blocks in order."""
 KEEPS_THE_CONTRACT = """
-from advbench.plugins import check_defense
+from advbench.contract import check_defense
 from defenses import Defense
 
 for example in list(globals().values()):

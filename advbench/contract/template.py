@@ -79,7 +79,7 @@ class $class_name(Defense):
 
 TEST = '''"""The contract that every defense of advbench keeps."""
 
-from advbench.plugins import check_defense
+from advbench.contract import check_defense
 from $module import $class_name
 
 
