@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from advbench import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,8 @@ PAGES = {
     and "_build" not in path.parts
 }
 """Each page that has Python, with its blocks in order."""
+NAMED = re.compile(r"`(\w+\.py)`[^\n`]*:\n\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+"""Blocks that are files, which others may import."""
 KEEPS_THE_CONTRACT = """
 from advbench.contract import check_defense
 from defenses import Defense
@@ -55,6 +58,9 @@ assert own.smoothing == 0.2
 def test_python_blocks_run_as_written_one_after_another(page: str, tmp_path: Path) -> None:
     if any("leaderboards/results" in block for block in PAGES[page]):
         shutil.copytree(ROOT / "leaderboards" / "results", tmp_path / "leaderboards" / "results")
+    (tmp_path / "script").mkdir()
+    for name, block in NAMED.findall((ROOT / page).read_text("utf-8")):
+        (tmp_path / "script" / name).write_text(block, "utf-8")
     blocks = ["import torch; torch.set_num_threads(1)", *PAGES[page], ADVERTISED.get(page, "")]
     printed = _run("\n".join([*blocks, KEEPS_THE_CONTRACT]), tmp_path)
     defined = re.findall(r"^class \w+\(Defense\):", "\n".join(blocks), flags=re.MULTILINE)
@@ -70,7 +76,6 @@ def test_pages_have_the_python_that_they_should() -> None:
 def _run(text: str, place: Path) -> str:
     """What the script prints, in a process of its own; the script lies apart from its working directory."""
     script = place / "script" / "page.py"
-    script.parent.mkdir()
     script.write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(script)], cwd=place, capture_output=True, text=True, check=False
