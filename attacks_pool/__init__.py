@@ -39,9 +39,8 @@ __all__ = [
 
 _HOMES = {
     "attack": ("Attack",),
-    "budgets": ("BUDGETS",),
-    "metadata": ("FAMILIES", "AttackInfo", "Knob"),
-    "passes": ("Passes", "count_passes"),
+    "calling.guard": ("Passes", "count_passes"),
+    "metadata": ("BUDGETS", "FAMILIES", "AttackInfo", "Knob"),
     "registry": ("Pool", "pool", "register", "sample_sequence"),
     "verifier": ("ModelState", "Verdict", "verify"),
 }

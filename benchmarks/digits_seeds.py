@@ -1,4 +1,4 @@
-"""Four defenses on the digits, two orders of attacks, five seeds: the README's table and picture.
+"""Four defenses on the digits, two orders of attacks, five seeds: a table of docs/results.md and its picture.
 
     python benchmarks/digits_seeds.py --runs-dir runs/digits --picture docs/digits.svg
 

@@ -478,10 +478,10 @@ def test_contract_lets_an_honest_attack_pass(check: str) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_example_of_the_readme_keeps_the_contract(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_of_the_documentation_keeps_the_contract(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Pool()
     monkeypatch.setattr("attacks_pool.register", source.register)
-    text = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+    text = (Path(__file__).resolve().parent.parent / "docs" / "add-attack.md").read_text("utf-8")
     (block,) = (
         block
         for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

@@ -186,7 +186,7 @@ def test_numbers_from_text() -> None:
     assert (attack.knobs["steps"], attack.knobs["random_start"]) == (20, False)
 
 
-# Budgets: DESIGN §5, number by number.
+# Budgets: the table of docs/concepts.md, number by number.
 
 TABLE = {
     "digits": (0.2, 1.0, 4, 4),
