@@ -172,7 +172,9 @@ def probe(
             with watched[network.label].listening():
                 # By the other loss, and with as many points at once as the probes.
                 measure.again(network.view, few, step, rows[0].clean)
-            flags[network.label] += watched_flags(watched[network.label])
+            said = {flag.code for flag in flags[network.label]}
+            heard = watched_flags(watched[network.label])
+            flags[network.label] += [flag for flag in heard if flag.code not in said]
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
         others = Split(held_out.x[:CRAFTED].to(place), held_out.y[:CRAFTED].to(place))
