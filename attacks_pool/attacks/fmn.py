@@ -108,7 +108,7 @@ def fmn(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """FMN, linf: unit gradient steps inside a ball that shrinks after a success and grows after a failure.
 
     Pintor et al., arXiv:2102.12827; it starts at the clean point. Before the first success the ball reaches
-    the linearised boundary and, unlike in the paper, never shrinks. Shapes as in :class:`attacks_pool.Attack`.
+    the linearised boundary and, unlike the paper's, never shrinks. Shapes as in :class:`attacks_pool.Attack`.
     """
     return _search(model, x, y, norm="linf", **knobs)
 

@@ -184,7 +184,7 @@ class BoundarySearch:
             rows.x_adv = torch.where(per_sample(crossed), back, rows.x_adv)
 
     def _step(self, rows: _Rows) -> Tensor:
-        """(1 − α)(x_k + η·d_k) + α(x + η·d), with steps d_k and d from iterate and clean point to the plane."""
+        """(1 − α)(x_k + η·d_k) + α(x + η·d), with d_k and d the steps from iterate and clean point."""
         x_adv, x, plane = rows.x_adv.flatten(1), rows.x.flatten(1), rows.plane.flatten(1)
         way = step_to_hyperplane(x_adv, plane, -rows.gap, self.norm)
         gain = torch.linalg.vecdot(plane, x_adv - x) - rows.gap
