@@ -239,7 +239,7 @@ def restarts(default: int = 1) -> Knob:
 
 
 def gradient_steps(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """Cost of a gradient search: a forward and a backward pass per step; a forward pass per extra restart."""
+    """Cost of a gradient search: both passes per step; with restarts, a forward pass to judge each."""
     runs = int(knobs.get("steps", 1)) * int(knobs.get("restarts", 1))
     looks = int(knobs["restarts"]) if int(knobs.get("restarts", 1)) > 1 else 0
     return runs + looks, runs

@@ -41,7 +41,7 @@ class TakeOutput(nn.Module):
                 found = getattr(output, self.key)
         except (LookupError, TypeError, AttributeError):
             raise InputError(
-                f"{type(self.model).__name__} returns {_kind(output)}, which has no {self.key!r}"
+                f"{type(self.model).__name__} gives {_kind(output)}, which has no {self.key!r}"
             ) from None
         logits: Tensor = logits_in(found, f"output {self.key!r} of {type(self.model).__name__}")
         return logits
@@ -69,7 +69,7 @@ def logits_in(output: Any, whose: str) -> Any:
         held = getattr(output, "__dict__", {})
         key = next((str(name) for name, value in held.items() if isinstance(value, Tensor)), None)
     hint = "" if key is None else f": wrap it, such as advbench.TakeOutput(model, {key!r})"
-    raise InputError(f"{whose} returns {_kind(output)}, expected a tensor of logits{hint}")
+    raise InputError(f"{whose} gives {_kind(output)}, expected a tensor of logits{hint}")
 
 
 def _kind(output: Any) -> str:
