@@ -152,7 +152,7 @@ def check_images(info: AttackInfo, x: Tensor) -> None:
 
 
 def check_task(attacks: Iterable[Attack], shape: tuple[int, ...], classes: int) -> None:
-    """Before any attack runs, reject those that cannot run on images of this shape and so many classes.
+    """Reject attacks that do not support images of this shape or this number of classes, before any runs.
 
     Args:
         attacks: the attacks of the evaluation or the training.

@@ -319,13 +319,13 @@ def test_rounding_beyond_the_box_is_brought_back(network: Network, points: tuple
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = {
     "array": (
         lambda x, y: (x.numpy(), y),
-        "x must be float32 (N, C, H, W), not a numpy array of float32 (6, 1, 8, 8): torch.from_numpy makes a "
-        "tensor of it",
+        "x must be float32 (N, C, H, W), not a numpy array of float32 (6, 1, 8, 8): torch.from_numpy "
+        "converts it to a tensor",
     ),
     "array of doubles": (
         lambda x, y: (x.double().numpy(), y),
-        "x must be float32 (N, C, H, W), not a numpy array of float64 (6, 1, 8, 8): torch.from_numpy makes a "
-        "tensor of it",
+        "x must be float32 (N, C, H, W), not a numpy array of float64 (6, 1, 8, 8): torch.from_numpy "
+        "converts it to a tensor",
     ),
     "list": (lambda x, y: ([x], y), "x must be float32 (N, C, H, W), not a list of 1"),
     "nothing": (lambda _x, y: (None, y), "x must be float32 (N, C, H, W), not None"),

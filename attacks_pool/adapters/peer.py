@@ -148,7 +148,7 @@ class Peer:
         return Knob(real, f"{words} of the library", low=low, choices=self.choices.get(argument, ()))
 
     def check(self, knobs: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> None:
-        """Let the library build the attack for images (C, H, W) and so many classes, with a dummy model.
+        """Let the library build the attack for images (C, H, W) and ``classes`` classes, with a dummy model.
 
         Raises:
             InputError: the library rejects an argument, or a dependency is missing.

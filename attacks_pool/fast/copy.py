@@ -146,7 +146,7 @@ def pool_first(model: nn.Module) -> nn.Module:
 def _only_reader(model: nn.Module, first: type[nn.Module], then: type[nn.Module]) -> list[tuple[str, str]]:
     """Pairs of names where a ``then`` module is the only consumer of the output of a ``first`` module.
 
-    Both are called once and have no hooks. Tracing finds the pairs; without it there are none.
+    Both are called once and have no hooks. A model that cannot be traced has no such pairs.
     """
     modules = dict(model.named_modules())
     if not all(any(type(module) is kind for module in modules.values()) for kind in (first, then)):

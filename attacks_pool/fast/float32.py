@@ -1,4 +1,4 @@
-"""Full float32 precision for checks in searches. The verifier has its own code, so both cannot fail alike."""
+"""Full float32 precision for checks in searches. The verifier has its own code, so no fault is shared."""
 
 from __future__ import annotations
 

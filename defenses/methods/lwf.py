@@ -19,8 +19,7 @@ from defenses.registry import register
 class LwF(OldModelDefense):
     """Learning without forgetting (Li and Hoiem, arXiv:1606.09282) of adversarial training.
 
-    Stage 1 is adversarial training. Later stages use f_old, a frozen copy from the end of the previous stage,
-    in eval mode:
+    Stage 1 is adversarial training. Later stages use f_old, the previous stage's f, frozen and in eval mode:
 
         L = CE(f(x̃), y) + λ · KL(softmax f_old(x̃)/T ‖ softmax f(x̃)/T).
 

@@ -1,4 +1,4 @@
-"""MID: trains a student encoder to produce on attacked images its teacher's features of clean images."""
+"""MID: trains an encoder whose features of attacked images match a teacher's features of clean images."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class MID(Defense):
 
     info = DefenseInfo(name="mid", paper="2404.03340", regimes=("meta",), transfer=True)
 
-    # In mid-stage a teacher is copied from the model, which then shares its head with it.
+    # During a stage, a frozen teacher is copied from the model, and from then on both share one head.
     follows = False
 
     def __init__(
@@ -284,7 +284,7 @@ class MID(Defense):
 
     @property
     def _target(self) -> nn.Module:
-        """The module that training attacks."""
+        """The module that attacks are crafted on in training."""
         return self if self.craft_on == "student" else self._frozen[0]
 
     def _craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ class TaskBatchNorm(_BatchNorm):
     In train mode, the samples of a task are normalised by their own batch statistics, independently of
     other tasks, and update only that task's running statistics. A task with a single value per channel in the
     batch has no variance: it uses its running statistics, which do not change.
-    In eval mode, a sample is normalised by its task's running statistics, or is the sum over tasks of the
-    normalised values, weighted by the router. Both are affine maps, so they merge exactly. Router weights use
+    In eval mode, a sample is normalised by its task's running statistics, or by those of every task, with
+    the results summed by router weights. Both are affine maps, so they merge exactly. Router weights use
     running statistics in train mode too, because they do not assign samples to tasks.
 
     Args:
