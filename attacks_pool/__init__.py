@@ -1,10 +1,10 @@
-"""Adversarial attacks as bound, stateless callables: registry, engine, verifier, sequences.
+"""Adversarial attacks as stateless callables with fixed settings: registry, engine, verifier, sequences.
 
 >>> from attacks_pool import pool
 >>> attack = pool.get("pgd", eps=0.2)
 >>> x_adv = attack(model, x, y)  # doctest: +SKIP
 
-Importing this package loads no torch; the first look at one of its names does.
+Importing this package does not load torch; torch is loaded when one of its names is first used.
 """
 
 from importlib import import_module

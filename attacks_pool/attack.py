@@ -1,4 +1,4 @@
-"""A bound attack: a registered function with its budget and knobs fixed."""
+"""A bound attack: a registered attack function with a fixed budget and fixed knobs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from attacks_pool.norms import project
 
 
 class AttackFunction(Protocol):
-    """The search itself: ``function(model, x, y, *, generator, early_stop, eps, **knobs) -> x_adv``."""
+    """An attack's search: ``function(model, x, y, *, generator, early_stop, eps, **knobs) -> x_adv``."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **knobs: object) -> Tensor:
-        """Craft x_adv like ``x``."""
+        """Return adversarial images with the shape of ``x``."""
         ...
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack with every knob resolved, ready to be pointed at any model.
+    """An attack with a value for every knob, which can be run on any model.
 
-    Call it ``attack(model, x, y, *, generator=None) -> x_adv``: ``x`` float32 (N, C, H, W) in [0, 1], ``y``
-    int64 (N,), ``model`` maps [0, 1] images to logits (N, K). It crafts on every point given, for all its
-    steps, in eval mode, and leaves flags, gradients, buffers and the global random state as they were.
-    Without a generator the draws depend on the global random state (which does not move) and the batch.
-    ``early_stop=True`` may freeze points that already fool the model; only evaluation sets it.
+    Call it as ``attack(model, x, y, *, generator=None) -> x_adv``: ``x`` float32 (N, C, H, W) in [0, 1],
+    ``y`` int64 (N,); ``model`` maps [0, 1] images to logits (N, K). It attacks every point for all its steps,
+    with the model in eval mode, and restores flags, gradients, buffers and the global random state. Without
+    a generator, its draws depend on the batch and on the global random state, which stays unchanged.
+    ``early_stop=True`` lets it stop at points that already fool the model; only evaluation sets it.
     """
 
     info: AttackInfo
@@ -45,14 +45,14 @@ class Attack:
     training_knobs: Mapping[str, Value]
     training: bool = False
     within: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False, compare=False)
-    """What every search runs inside, such as a limit of time; a defense's own search does too."""
+    """A context in which every search runs, such as a time limit; a defense's own search uses it too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "knobs", MappingProxyType(dict(self.knobs)))
         object.__setattr__(self, "training_knobs", MappingProxyType(dict(self.training_knobs)))
 
     def __deepcopy__(self, _memo: object) -> Attack:
-        # Nothing in it changes.
+        # An attack is immutable.
         return self
 
     @property
@@ -62,25 +62,25 @@ class Attack:
 
     @property
     def eps(self) -> float:
-        """The budget, in the attack's norm."""
+        """The budget, measured in the attack's norm."""
         return float(self.knobs["eps"])
 
     @property
     def text(self) -> str:
-        """Canonical text with every resolved knob, sorted, decimal: ``pgd:eps=0.2,restarts=1,…``."""
+        """Canonical text with all knobs, sorted and in decimal notation: ``pgd:eps=0.2,restarts=1,…``."""
         return canonical(self.name, self.knobs)
 
     @property
     def training_text(self) -> str:
-        """Canonical text of the cheaper form that training uses."""
+        """Canonical text of the cheaper variant that training uses."""
         return canonical(self.name, self.training_knobs)
 
     def for_training(self) -> Attack:
-        """The same attack with its training knobs; a minimal-norm one then projects onto its ball."""
+        """The same attack with its training knobs; a minimal-norm attack then projects onto its eps ball."""
         return replace(self, knobs=self.training_knobs, training=True)
 
     def scaled(self, factor: float) -> Attack:
-        """The same search in a ball ``factor`` times as large, with steps as much shorter (eps warm-up)."""
+        """The same attack with eps and all step lengths multiplied by ``factor`` (for eps warm-up)."""
         declared = self.info.all_knobs()
         knobs = {
             name: float(value) * factor if name in declared and declared[name].scales else value
@@ -98,16 +98,16 @@ class Attack:
         generator: torch.Generator | None = None,
         early_stop: bool = False,
     ) -> Tensor:
-        """Craft adversarial points like ``x``.
+        """Return adversarial points with the shape of ``x``.
 
-        A model of another type than float32 gets the images in its own; one that gives an object with
-        ``.logits``, or a mapping with ``"logits"``, is asked for these. Pixels that leave [0, 1] by rounding,
-        at most 1e-6, are brought back.
+        A model whose weights are not float32 receives the images in the type of its weights. If the model
+        returns an object with ``.logits`` or a mapping with ``"logits"``, those are used. Pixels outside
+        [0, 1] by at most 1e-6, as rounding leaves them, are clamped.
 
         Raises:
-            InputError: ``model`` is no module or gives no logits, ``x`` is not float32 (N, C, H, W) in
-                [0, 1], ``y`` is not int64 (N,) of the model's classes, or the attack cannot treat such
-                images.
+            InputError: ``model`` is not a module or returns no logits, ``x`` is not float32 (N, C, H, W) in
+                [0, 1], ``y`` is not int64 (N,) of the model's classes, or the attack does not support
+                images of this shape.
         """
         if not isinstance(model, nn.Module):
             raise InputError(
@@ -125,7 +125,7 @@ class Attack:
             untouched(model),
             asked_for_logits(model, x, y) as asked,
         ):
-            # Copies: a search that writes into what it was given must not move what it is judged by.
+            # The search gets copies, so that in-place writes cannot change the points it is judged against.
             crafted = self.function(
                 asked, x.clone(), y.clone(), generator=draws, early_stop=early_stop, **self.knobs
             )
@@ -138,29 +138,29 @@ class Attack:
 
 
 def canonical(name: str, knobs: Mapping[str, Value]) -> str:
-    """``name:knob=value,…`` with the knobs sorted."""
+    """Return ``name:knob=value,…`` with the knobs sorted by name."""
     return f"{name}:" + ",".join(f"{knob}={format_value(knobs[knob])}" for knob in sorted(knobs))
 
 
 def check_images(info: AttackInfo, x: Tensor) -> None:
-    """Refuse images that the attack's metadata rules out.
+    """Reject images whose shape the attack's metadata excludes.
 
     Raises:
-        InputError: a number of channels or a side that it cannot treat.
+        InputError: the attack does not support this number of channels or this image size.
     """
     _check_shape(info, tuple(x.shape[1:]))
 
 
 def check_task(attacks: Iterable[Attack], shape: tuple[int, ...], classes: int) -> None:
-    """Refuse attacks that cannot be made on such images and classes, before any of them is made.
+    """Reject attacks that do not support images of this shape or this number of classes, before any runs.
 
     Args:
-        attacks: what is to be measured or trained against.
-        shape: of an image, (C, H, W).
-        classes: how many the models tell apart.
+        attacks: the attacks of the evaluation or the training.
+        shape: the shape of one image, (C, H, W).
+        classes: the number of classes.
 
     Raises:
-        InputError: the first attack that cannot treat them, or whose library refuses its knobs.
+        InputError: an attack does not support them, or its library rejects its knobs.
     """
     for attack in attacks:
         info = attack.info

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, each a single line."""
+"""Errors that the user can fix, each with a message of one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one line that says what would be."""
+    """The user gave something that cannot be used; the message says in one line what is allowed."""
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str], *, see: str = "") -> InputError:
-    """The error for a name that is not among ``allowed``, with the nearest one and, after it, ``see``.
+    """Build the error for a name not among ``allowed``: it suggests the nearest name and ends with ``see``.
 
     >>> str(unknown("attack", "pdg", ["pgd", "fgsm"]))
     "unknown attack 'pdg': did you mean 'pgd'? (allowed: fgsm, pgd)"

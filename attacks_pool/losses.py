@@ -1,7 +1,7 @@
 """Per-sample losses that attacks maximise; logits (N, K), labels (N,), result (N,).
 
-They are float32 whatever the logits are: a search compares them over many steps, and a model under autocast
-answers in a type that can't tell neighbouring steps apart.
+The losses are float32 for logits of any type: a search compares them over many steps, and the 16-bit logits
+of a model under autocast are too coarse to distinguish neighbouring steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 RULED_OUT = -1e30
-"""The log-probability of a class whose logit is −∞, since 0 · ∞ is no number."""
+"""Stands in for the log-probability of a class whose logit is −∞, since 0 · ∞ is NaN."""
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """log softmax(z) (N, K), with ``RULED_OUT`` for −∞: what divergences can be computed from."""
+    """log softmax(z) (N, K), with ``RULED_OUT`` in place of −∞, so that divergences stay finite."""
     return logits.log_softmax(1).clamp_min(RULED_OUT)
 
 
@@ -39,7 +39,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio, −(z_y − max_{k≠y} z_k) / (z_π1 − z_π3) (arXiv:2003.01690).
 
-    Where only two classes have finite logits, or z_π2 = z_π3, the ratio would be constant; there it is
+    If only two classes have finite logits, or z_π2 = z_π3, the ratio would be constant; the loss is then
     :func:`margin`.
     """
     classes = logits.shape[1]
@@ -50,10 +50,10 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """(z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2), of the ``target`` class t (N,) (arXiv:2003.01690).
+    """(z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2) for the ``target`` class t (N,) (arXiv:2003.01690).
 
-    Where only three classes have finite logits, the denominator is z_π1 − (z_π2 + z_π3)/2. Where only two
-    have, or those of the denominator equal z_π2, the ratio would be constant; there it is z_t − z_y.
+    If only three classes have finite logits, the denominator is z_π1 − (z_π2 + z_π3)/2. If only two have, or
+    if the logits in the denominator equal z_π2, the ratio would be constant; the loss is then z_t − z_y.
     """
     logits = logits.float()
     ahead = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
@@ -68,7 +68,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def _over(values: Tensor, first: Tensor, second: Tensor, lower: Tensor) -> Tensor:
-    """values / (first − lower), or ``values`` alone where ``lower`` is −∞ or no lower than ``second``."""
+    """values / (first − lower), or ``values`` where ``lower`` is −∞ or not below ``second``."""
     spread = first - lower
     divides = torch.isfinite(spread) & (lower < second)
     return values / torch.where(divides, spread + 1e-12, 1.0)

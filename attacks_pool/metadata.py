@@ -1,4 +1,4 @@
-"""What is known of an attack before it runs: its threat model, its knobs and where it was published."""
+"""Static metadata of attacks: threat model, knobs with their defaults and ranges, and the paper."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ BUDGETS: Mapping[str, Mapping[str, float]] = {
     "cifar100": {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0},
     "imagenet": {"linf": 4 / 255, "l2": 3.0, "l1": 40.0, "l0": 600.0},
 }
-"""eps by data set and norm, in units of [0, 1] pixels (l0: pixels); ``imagenet`` is 224-pixel colour."""
+"""eps by data set and norm, in units of [0, 1] pixels (l0: pixels); ``imagenet``: 224 x 224 colour images."""
 
 
 def default_eps(attack: str, norm: str | None, budget: str | None) -> float:
-    """The table's eps for ``norm``.
+    """The default eps for ``norm`` from the :data:`BUDGETS` table.
 
     Raises:
-        InputError: no budget named, or one that the table does not have.
+        InputError: no budget was named, or the table has no budget of this name.
     """
     if budget is None:
         raise InputError(
@@ -44,30 +44,30 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 Access = Literal["white-box", "black-box", "transfer"]
 Kind = Literal["budgeted", "minimal-norm"]
 Value = bool | int | float | str
-"""What a knob may hold."""
+"""Types that a knob's value may have."""
 
 FAMILIES: Mapping[str, str] = {
     "single-step": "one signed or normalised gradient step",
     "projected-gradient": "iterated gradient steps, projected onto the ball",
-    "momentum": "iterated gradient steps that accumulate a velocity, made to transfer",
+    "momentum": "iterated gradient steps that accumulate a velocity, designed to transfer between models",
     "minimal-norm": "search for the smallest perturbation that changes the prediction",
-    "query": "random or estimated search that sees logits or labels only",
-    "noise": "perturbations drawn without looking at the model",
+    "query": "random or estimated search that uses only logits or labels",
+    "noise": "perturbations drawn independently of the model",
     "spatial": "rotations, translations and elastic deformations",
     "colour": "changes of hue, saturation, brightness and contrast",
     "corruption": "common image corruptions",
-    "ensemble": "several attacks, each point counted by the worst of them",
+    "ensemble": "several attacks combined: a point is robust only if all of them fail on it",
 }
-"""The published vocabulary of attack families; a new attack takes one of these."""
+"""The published attack families; every attack belongs to one of them."""
 
 
 @dataclass(frozen=True)
 class Knob:
     """One parameter of an attack.
 
-    ``default`` is the evaluation value and ``training`` the cheaper one (``None``: the same); a callable
-    derives it from the knobs already resolved (``eps`` always is). ``scales`` marks lengths in image units,
-    which shrink with ``eps`` during a warm-up.
+    ``default`` is the value for evaluation and ``training`` a cheaper one for training (``None``: the same).
+    A callable computes the value from the knobs resolved before it (``eps`` always is). ``scales`` marks
+    lengths in image units, which shrink with ``eps`` during a warm-up.
     """
 
     default: Value | Callable[[Mapping[str, Any]], Value]
@@ -86,7 +86,7 @@ class Knob:
         return self.dtype or (float if callable(self.default) else type(self.default))
 
     def parse(self, label: str, given: Value) -> Value:
-        """``given``, text or number, as this knob's type; ``label`` names it in the error.
+        """Convert ``given``, text or number, to this knob's type; ``label`` names the knob in errors.
 
         Raises:
             InputError: wrong type, out of range, or not among the choices.
@@ -106,7 +106,7 @@ class Knob:
         return int(number) if kind is int else number
 
     def allowed(self) -> str:
-        """The range, in words."""
+        """The allowed range or choices, in words."""
         if self.choices:
             return " or ".join(self.choices)
         low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
@@ -114,7 +114,7 @@ class Knob:
 
 
 def parse_number(label: str, given: Value) -> float:
-    """A finite number from a number or from text such as ``0.1``, ``1e-3`` or ``8/255``."""
+    """Read a finite number from a number or from text such as ``0.1``, ``1e-3`` or ``8/255``."""
     try:
         if isinstance(given, bool):
             raise ValueError
@@ -133,10 +133,10 @@ def parse_number(label: str, given: Value) -> float:
 
 
 def whole_number(label: str, given: object) -> int:
-    """An integer, also one of NumPy's, as a plain one; a bool or a text is none.
+    """Convert an integer, a NumPy integer included, to a plain ``int``.
 
     Raises:
-        InputError: it is none.
+        InputError: ``given`` is not an integer; bools and texts are rejected too.
     """
     try:
         if isinstance(given, bool):
@@ -154,7 +154,7 @@ def _parse_bool(label: str, given: Value) -> bool:
 
 
 def format_value(value: Value) -> str:
-    """Canonical text of a knob's value: decimal, the shortest that reads back equal.
+    """Canonical text of a knob's value: the shortest decimal text that reads back as the same value.
 
     >>> format_value(1e-05), format_value(0.2), format_value(7)
     ('0.00001', '0.2', '7')
@@ -170,15 +170,15 @@ def format_value(value: Value) -> str:
 class AttackInfo(BaseModel):
     """Frozen metadata of an attack.
 
-    ``norm`` is ``None`` for attacks that no norm bounds; ``kind`` says whether the search stays inside
-    ``eps`` (``budgeted``) or looks for the smallest perturbation (``minimal-norm``); ``paper`` is an arXiv
-    id, ``None`` where there is none.
+    ``norm`` is ``None`` for attacks that no norm bounds. ``kind`` says whether the search stays inside
+    ``eps`` (``budgeted``) or looks for the smallest perturbation (``minimal-norm``). ``paper`` is an arXiv
+    id, or ``None``.
 
-    ``channels``, ``min_side`` and ``min_classes`` say what images and models it takes (``None``: any number
-    of channels). ``check(knobs, shape, classes)`` raises InputError for whatever else it would refuse of
-    images (C, H, W) and so many classes, without a model.
-    ``reduced_precision`` allows evaluation to run the search in bfloat16; the verdict never is.
-    ``cost(knobs, classes)`` gives the most sample-passes, forward and backward, that one point takes.
+    ``channels``, ``min_side`` and ``min_classes`` say which images and models the attack supports (``None``:
+    any number of channels). ``check(knobs, shape, classes)`` raises InputError for any other images (C, H, W)
+    or number of classes that the attack would reject; it needs no model.
+    ``reduced_precision`` lets evaluation run the search, but never the verdict, in bfloat16.
+    ``cost(knobs, classes)`` is the maximum number of forward and of backward passes for one point.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -205,11 +205,11 @@ class AttackInfo(BaseModel):
         return family
 
     def passes(self, knobs: Mapping[str, Any], classes: int = 10) -> tuple[int, int] | None:
-        """The most forward and backward passes that one point takes, ``None`` where it is not declared."""
+        """The maximum numbers of forward and backward passes for one point; ``None`` if not declared."""
         return None if self.cost is None else self.cost(knobs, classes)
 
     def all_knobs(self) -> dict[str, Knob]:
-        """Every knob with ``eps`` first; an attack without a norm declares its own ``eps``."""
+        """All knobs, ``eps`` first; an attack without a norm declares its own ``eps``."""
         if "eps" in self.knobs:
             return dict(self.knobs)
         high = 1.0 if self.norm == "linf" else math.inf
@@ -218,27 +218,27 @@ class AttackInfo(BaseModel):
 
 
 def step_size(multiple: float) -> Knob:
-    """The usual step: ``multiple · eps / steps``, in image units."""
+    """A knob for the step length, by default ``multiple · eps / steps``, in image units."""
     return Knob(
         lambda knobs: multiple * float(knobs["eps"]) / int(knobs["steps"]),
-        f"length of a step, {multiple:g} * eps / steps unless given",
+        f"step length; default: {multiple:g} * eps / steps",
         open_low=True,
         scales=True,
     )
 
 
 def steps(default: int, training: int | None = None) -> Knob:
-    """The number of gradient steps (or of queries)."""
-    return Knob(default, "steps of the search", training=training, low=1)
+    """A knob for the number of gradient steps (or of queries)."""
+    return Knob(default, "number of search steps", training=training, low=1)
 
 
 def restarts(default: int = 1) -> Knob:
-    """The number of independent starts; a point counts by its worst one."""
-    return Knob(default, "independent starts", training=1, low=1)
+    """A knob for the number of independent starts; the most successful start counts for each point."""
+    return Knob(default, "number of independent starts", training=1, low=1)
 
 
 def gradient_steps(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """The cost of a gradient search: one forward and one backward pass a step, and a look at each restart."""
+    """Cost of a gradient search: both passes per step; with restarts, a forward pass to judge each."""
     runs = int(knobs.get("steps", 1)) * int(knobs.get("restarts", 1))
     looks = int(knobs["restarts"]) if int(knobs.get("restarts", 1)) > 1 else 0
     return runs + looks, runs

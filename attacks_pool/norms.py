@@ -1,4 +1,4 @@
-"""Geometry of the norm balls that searches move in; all tensors (N, C, H, W)."""
+"""Geometry of norm balls: norms, directions, projections and random starts; tensors are (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attacks_pool.calling.randomness import normal, uniform
 
 
 def per_sample(values: Tensor) -> Tensor:
-    """(N,) to (N, 1, 1, 1)."""
+    """Reshape (N,) to (N, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
 
 
@@ -19,22 +19,22 @@ def l2_norm(delta: Tensor) -> Tensor:
 
 
 def steepest(gradient: Tensor, norm: str) -> Tensor:
-    """The direction of unit norm along which a linear function with this gradient grows fastest.
+    """The unit-norm direction in which a linear function with this gradient grows fastest.
 
     linf: sign(g); l2: g/‖g‖. A zero gradient gives a zero direction.
     """
     if norm == "linf":
         return gradient.sign()
-    # Scaling by the largest entry first keeps tiny gradients from vanishing in the square.
+    # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
     scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-38)
     return scaled / l2_norm(scaled).clamp_min(1e-12)
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
-    """``x_adv`` brought back to the ball around ``x`` and into [0, 1].
+    """Project ``x_adv`` onto the ball around ``x`` and into [0, 1].
 
-    linf and l1 give the nearest point, in the Euclidean sense, that is in both. l2 shortens the
-    perturbation and l0 keeps its eps largest pixels; the point is clamped afterwards, which moves each
+    linf and l1 return the nearest point (in the Euclidean sense) that lies in both. l2 scales the
+    perturbation down and l0 keeps its eps largest pixels; the point is clamped afterwards, which moves each
     pixel towards ``x`` and so never leaves the ball.
     """
     if norm == "linf":
@@ -52,10 +52,10 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
 def _shrink(delta: Tensor, x: Tensor, eps: float) -> Tensor:
     """The perturbation nearest to ``delta`` with l1 norm at most ``eps`` that keeps ``x`` in [0, 1].
 
-    It is sign(δ_i) · min(max(|δ_i| − λ, 0), r_i), r_i the room that pixel i has in that direction and λ ≥ 0
-    the smallest that satisfies the bound (Croce and Hein, arXiv:2103.01208). Its norm at λ is
-    Σ max(|δ_i| − λ, 0) − Σ max(|δ_i| − r_i − λ, 0), linear between the 2d values |δ_i| and |δ_i| − r_i, so
-    sorting those gives λ exactly. Done in float64, since it subtracts long sums.
+    It is sign(δ_i) · min(max(|δ_i| − λ, 0), r_i), where r_i is the distance from pixel i to its limit in that
+    direction and λ ≥ 0 is the smallest value that satisfies the bound (Croce and Hein, arXiv:2103.01208).
+    Its norm at λ is Σ max(|δ_i| − λ, 0) − Σ max(|δ_i| − r_i − λ, 0), linear between the 2d values |δ_i| and
+    |δ_i| − r_i, so sorting those gives λ exactly. It uses float64, because it subtracts long sums.
     """
     size = delta.abs().flatten(1).double()
     room = torch.where(delta > 0, 1 - x, x).flatten(1).double()
@@ -71,9 +71,9 @@ def _shrink(delta: Tensor, x: Tensor, eps: float) -> Tensor:
 
 
 def random_point(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
-    """A start drawn in the ball: uniform for linf; for l2 a uniform direction and a uniform length.
+    """Draw a start in the ball: uniform for linf; uniform direction and uniform length for l2.
 
-    For l1 it is x + N(0, I) brought to ball and box, which leaves few pixels changed (arXiv:2103.01208).
+    For l1 it is x + N(0, I), projected onto ball and box, which changes few pixels (arXiv:2103.01208).
     """
     if norm == "linf":
         return project(x + uniform(x, generator, -eps, eps), x, eps, norm)

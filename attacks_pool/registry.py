@@ -1,4 +1,4 @@
-"""Where attacks are found by name: our own files, and those of strangers through entry points."""
+"""Finds attacks by name: the attacks of this package, and those that other packages add by entry points."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered attack: metadata, function and the module that it came from."""
+    """A registered attack: its metadata, its function and where the function is defined."""
 
     info: AttackInfo
     function: AttackFunction
@@ -33,24 +33,24 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """What it is, in a line: by default the first of the function's docstring."""
+        """One-line description; by default the first line of the function's docstring."""
         return self.said or (inspect.getdoc(self.function) or "").partition("\n")[0]
 
 
 class Pool:
-    """The registry. Files below ``attacks_pool.attacks`` and entry points are read at the first look-up."""
+    """The registry of attacks. The first look-up imports ``attacks_pool.attacks`` and loads entry points."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._loaded = False
         self.problems: dict[str, str] = {}
-        """Entry points that could not be loaded, each with its cause in one line."""
+        """Entry points that failed to load, each with its one-line cause."""
 
     def register(self, info: AttackInfo) -> Callable[[Function], Function]:
         """Decorator that registers ``function(model, x, y, *, eps, generator, early_stop, **knobs)``.
 
         Raises:
-            InputError: the name is taken, or the function does not take a declared knob.
+            InputError: the name is taken, or the function lacks a declared knob.
         """
 
         def add(function: Function) -> Function:
@@ -59,7 +59,7 @@ class Pool:
             if taken is not None and taken.source != source:
                 raise InputError(f"attack {info.name!r} is registered twice: by {taken.source} and {source}")
             if info.name in (SAMPLE, CURRICULUM):
-                raise InputError(f"an attack cannot be called {info.name!r}: that word makes a sequence")
+                raise InputError(f"an attack cannot be called {info.name!r}: sequences use that name")
             if info.norm is None and "eps" not in info.knobs:
                 raise InputError(f"attack {info.name!r} has no norm, so it must declare its own knob 'eps'")
             _check_signature(info, function)
@@ -69,22 +69,22 @@ class Pool:
         return add
 
     def names(self) -> list[str]:
-        """Every registered name, sorted."""
+        """All registered names, sorted."""
         self._load()
         return sorted(self._entries)
 
     def adapters(self) -> list[str]:
-        """The attacks of other libraries that are installed here: ``ta:PGD``, ``fb:LinfPGD``, ``aa:square``.
+        """Names of the attacks in other installed libraries: ``ta:PGD``, ``fb:LinfPGD``, ``aa:square``.
 
-        They can be asked for by these names wherever an attack is; no sequence is drawn from them.
+        These names work wherever an attack is named, but sampled sequences never contain them.
         """
         return adapters.names()
 
     def entry(self, name: str) -> Entry:
-        """The registered attack of this name, or that of another library (``ta:PGD``).
+        """The registered attack of this name, or an attack of another library (``ta:PGD``).
 
         Raises:
-            InputError: no such attack; the message has the nearest name.
+            InputError: no attack has this name; the message suggests the nearest one.
         """
         self._load()
         if name in self._entries:
@@ -108,10 +108,10 @@ class Pool:
         training: Mapping[str, Value] | None = None,
         **knobs: Value,
     ) -> Attack:
-        """An attack with its knobs fixed: ``pool.get("pgd", eps=0.2)``.
+        """Return an attack with fixed knobs: ``pool.get("pgd", eps=0.2)``.
 
-        ``eps`` not given comes from the ``budget``'s row of the table; other knobs from the metadata.
-        ``training`` overrides training knobs. Knobs may be numbers or text (``"8/255"``).
+        Without ``eps``, its value comes from the ``budget``'s row of the table; other knobs take their
+        defaults. ``training`` overrides the training knobs. Values may be numbers or text (``"8/255"``).
 
         Raises:
             InputError: unknown attack, knob or budget, or a value out of range.
@@ -126,7 +126,7 @@ class Pool:
         budget: str | None = None,
         training: Mapping[str, Value] | None = None,
     ) -> Attack:
-        """:meth:`get` with the knobs in a mapping."""
+        """Like :meth:`get`, with the knobs in a mapping."""
         entry = self.entry(name)
         evaluation = _resolve(entry.info, knobs, budget, training=False)
         given = {"eps": evaluation["eps"], **(training or {})}
@@ -143,15 +143,15 @@ class Pool:
         seed: int = 0,
         images: tuple[int, int, int] | None = None,
     ) -> list[Attack]:
-        """The attacks of a text such as ``fgsm,pgd:eps=4/255,steps=50,cw``, in order.
+        """Return the attacks that a text such as ``fgsm,pgd:eps=4/255,steps=50,cw`` names, in order.
 
-        ``sample:4`` or ``sample:4,family=noise+query,norm=linf`` draws four with ``seed`` (see
-        :meth:`sample_sequence`), for ``images`` of shape (C, H, W) if it is known;
+        ``sample:4`` or ``sample:4,family=noise+query,norm=linf`` draws four attacks with ``seed`` (see
+        :meth:`sample_sequence`), which support ``images`` of shape (C, H, W) if given.
         ``curriculum:pgd:eps=0.05..0.2,stages=3`` is one attack of growing strength (see :meth:`curriculum`).
         ``training`` maps attack names to training knobs.
 
         Raises:
-            InputError: empty text, unknown attack or knob, an attack that stands twice.
+            InputError: empty text, unknown attack or knob, or an attack that is listed twice.
         """
         attacks: list[Attack] = []
         overrides = dict(training or {})
@@ -180,14 +180,14 @@ class Pool:
         training: Mapping[str, Mapping[str, Value]] | None = None,
         images: tuple[int, int, int] | None = None,
     ) -> list[Attack]:
-        """``k`` different attacks drawn with ``seed``, spread over the families before one repeats.
+        """Draw ``k`` different attacks with ``seed``; no family repeats before every family was used.
 
-        The same arguments give the same sequence on every machine, as long as the pool holds the same
-        attacks. ``families`` and ``norms`` restrict what is drawn, and so does the shape (C, H, W) of
-        ``images``. Ensembles are never drawn.
+        The same arguments give the same sequence on every machine, as long as the pool contains the same
+        attacks. ``families``, ``norms`` and the shape (C, H, W) of ``images`` restrict the choice. Ensembles
+        are never drawn.
 
         Raises:
-            InputError: ``k`` below 1 or more than there are, unknown family or norm.
+            InputError: ``k`` is below 1 or exceeds the number of attacks, or a family or norm is unknown.
         """
         names = sample(self._infos(), k, seed, families, norms, images)
         return [self.get(name, budget=budget, training=(training or {}).get(name)) for name in names]
@@ -201,7 +201,7 @@ class Pool:
         *,
         images: tuple[int, int, int] | None = None,
     ) -> tuple[list[str], list[str]]:
-        """Seen and unseen families; see :func:`attacks_pool.sequences.split_families`."""
+        """Split the families into seen and unseen; see :func:`attacks_pool.sequences.split_families`."""
         return split_families(self._infos(), seed, unseen, families, norms, images)
 
     def curriculum(
@@ -212,14 +212,14 @@ class Pool:
         training: Mapping[str, Value] | None = None,
         **knobs: Value | Sequence[Value],
     ) -> list[Attack]:
-        """One attack at several strengths: ``pool.curriculum("pgd", eps=[0.05, 0.1, 0.2])``.
+        """Return one attack at several strengths: ``pool.curriculum("pgd", eps=[0.05, 0.1, 0.2])``.
 
-        Knobs given as lists of one length take their values in turn, in training too unless ``training``
-        says otherwise; the others stay as they are.
+        Knobs given as lists, all of the same length, take one value per stage, in training too unless
+        ``training`` overrides them; the other knobs stay the same.
 
         Raises:
-            InputError: no list, lists of several lengths, a strength that stands twice, or what
-                :meth:`get` refuses.
+            InputError: no list, lists of different lengths, a strength that occurs twice, or anything that
+                :meth:`get` rejects.
         """
         return from_lists(self, name, knobs, budget, training)
 
@@ -254,7 +254,7 @@ class Pool:
         for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
             try:
                 point.load()
-            except (Exception, SystemExit) as error:  # a stranger's module may raise anything
+            except (Exception, SystemExit) as error:  # third-party modules may raise anything
                 whose = f" (package {point.dist.name})" if point.dist is not None else ""
                 said = f"{type(error).__name__}: {error}".partition("\n")[0]
                 self.problems[point.name] = f"{said}{whose}"
@@ -294,7 +294,7 @@ def _refuse_repeats(attacks: Iterable[Attack]) -> None:
     seen: set[str] = set()
     for attack in attacks:
         if attack.text in seen:
-            raise InputError(f"attack {attack.name!r} stands twice: give one of them another budget or knob")
+            raise InputError(f"attack {attack.name!r} is listed twice: change the budget or a knob of one")
         seen.add(attack.text)
 
 
@@ -309,13 +309,13 @@ sample_sequence = pool.sample_sequence
 def _from_pool(
     name: str, knobs: Mapping[str, Value], training_knobs: Mapping[str, Value], training: bool
 ) -> Attack:
-    """A pickled attack again; its limits, which were the process's, stay behind."""
+    """Rebuild a pickled attack; process-specific limits (``within``) are not restored."""
     entry = pool.entry(name)
     return Attack(entry.info, entry.function, knobs, training_knobs, training)
 
 
 def _reduced(attack: Attack) -> tuple[Any, ...]:
-    """An attack by its name, as functions are pickled: metadata hold functions that have none."""
+    """Pickle an attack by its name, because its metadata hold functions that cannot be pickled."""
     return _from_pool, (attack.name, dict(attack.knobs), dict(attack.training_knobs), attack.training)
 
 

@@ -1,4 +1,4 @@
-"""Sequences of attacks: read from text, grown in strength by a curriculum, or drawn from the pool.
+"""Sequences of attacks: parsed from text, built as a curriculum of growing strength, or drawn at random.
 
 The text form is ``pgd``, ``pgd:eps=4/255,steps=50``, or several attacks separated by commas. A curriculum is
 one attack at growing strength: ``curriculum:pgd:eps=0.05..0.2,stages=3``. The same seed draws the same
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def parse_attacks(text: str) -> list[tuple[str, dict[str, Value]]]:
-    """Names and knobs, in order; knob values stay text.
+    """Parse names and knobs, in order; knob values remain text.
 
-    A piece with ``=`` and no name continues the attack before it, so commas may part both.
+    A part with ``=`` but no name is a knob of the attack before it, so commas separate both.
 
     >>> parse_attacks("fgsm,pgd:eps=4/255,steps=50,cw")
     [('fgsm', {}), ('pgd', {'eps': '4/255', 'steps': '50'}), ('cw', {})]
 
     Raises:
-        InputError: empty text, an empty piece, a knob without an attack or given twice.
+        InputError: the text or a part of it is empty, or a knob has no attack or is given twice.
     """
     if not text.strip():
         raise InputError("the list of attacks is empty: write for example fgsm,pgd,cw")
@@ -44,7 +44,7 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Value]]]:
         if not equals:
             continue
         if not attacks:
-            raise InputError(f"{piece!r} stands before any attack: write NAME:{piece}")
+            raise InputError(f"{piece!r} comes before any attack: write NAME:{piece}")
         if not knob.strip() or not value.strip():
             raise InputError(f"{piece!r} cannot be read: write knob=value")
         if knob.strip() in attacks[-1][1]:
@@ -54,7 +54,7 @@ def parse_attacks(text: str) -> list[tuple[str, dict[str, Value]]]:
 
 
 NEVER_DRAWN = ("ensemble",)
-"""Families that measure and do not train: what they are made of is in the pool by itself."""
+"""Families for measurement only; the attacks that an ensemble combines are in the pool themselves."""
 Task = TypeVar("Task")
 
 
@@ -66,22 +66,22 @@ def sample(
     norms: Iterable[str] | None = None,
     images: tuple[int, int, int] | None = None,
 ) -> list[str]:
-    """Names of ``k`` different attacks: a family is drawn again only when all others are used as often.
+    """Draw names of ``k`` different attacks, with each family used about equally often.
 
     Args:
-        infos: what can be drawn; ensembles never are.
-        k: how many.
-        seed: decides which.
-        families, norms: restrict what is drawn.
-        images: (C, H, W) of the images that the attacks must be able to treat.
+        infos: the attacks to draw from; ensembles are never drawn.
+        k: how many attacks to draw.
+        seed: seed of the draw.
+        families, norms: draw only attacks of these.
+        images: (C, H, W) of the images that the attacks must support.
 
     Raises:
-        InputError: ``k`` below 1 or more than there are, unknown family or norm.
+        InputError: ``k`` is below 1 or exceeds the number of attacks, or a family or norm is unknown.
     """
     groups = _grouped(infos, families, norms, images)
     available = sum(map(len, groups.values()))
     if not 1 <= k <= available:
-        raise InputError(f"cannot sample {k} attacks: between 1 and {available} are to be had")
+        raise InputError(f"cannot sample {k} attacks: choose between 1 and {available}")
     draw = random.Random(seed)
     for names in groups.values():
         draw.shuffle(names)
@@ -101,34 +101,34 @@ def split_families(
     norms: Iterable[str] | None = None,
     images: tuple[int, int, int] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Seen and unseen families, sorted: no attack of an unseen family is ever trained against.
+    """Split the families into seen and unseen, both sorted; unseen families are never trained against.
 
     Args:
         infos, families, norms, images: as for :func:`sample`.
-        seed: decides which.
-        unseen: how many families are held out; at least one stays seen.
+        seed: seed of the draw.
+        unseen: number of families to hold out; at least one must remain seen.
 
     Raises:
-        InputError: as many families as that are not there.
+        InputError: there are not enough families.
     """
     known = sorted(_grouped(infos, families, norms, images))
     if not 1 <= unseen < len(known):
         raise InputError(
             f"cannot hold {unseen} families out: there are {len(known)} ({', '.join(known) or 'none'}), and "
-            "one must stay"
+            "at least one must remain"
         )
     held = random.Random(f"families {seed}").sample(known, unseen)
     return [family for family in known if family not in held], sorted(held)
 
 
 def meta_tasks(attacks: Sequence[Task], n: int, seed: int) -> list[tuple[list[Task], Task]]:
-    """``n`` tasks of meta-learning: the attacks to meta-train with, and a different one to meta-test with.
+    """Draw ``n`` meta-learning tasks, each a list of attacks to meta-train with and one to meta-test with.
 
-    Every attack is the meta-test one equally often, as far as ``n`` allows, in an order drawn with ``seed``
-    (arXiv:2404.03340 holds one known attack out at each step).
+    Each attack is the meta-test attack equally often, as far as ``n`` allows; ``seed`` decides the order.
+    The meta-test attack is not among the meta-training ones (as in arXiv:2404.03340).
 
     Raises:
-        InputError: fewer than two attacks, or ``n`` below 1.
+        InputError: there are fewer than two attacks, or ``n`` is below 1.
     """
     if len(attacks) < 2:
         raise InputError(f"meta-tasks need two attacks or more, not {len(attacks)}")
@@ -150,7 +150,7 @@ def _grouped(
     norms: Iterable[str] | None,
     images: tuple[int, int, int] | None,
 ) -> dict[str, list[str]]:
-    """Names by family, of the attacks that may be drawn."""
+    """Names of the attacks that may be drawn, grouped by family."""
     wanted_families = _checked("family", families, [name for name in FAMILIES if name not in NEVER_DRAWN])
     wanted_norms = _checked("norm", norms, get_args(Norm))
     groups: dict[str, list[str]] = {}
@@ -184,15 +184,15 @@ def _checked(kind: str, given: Iterable[str] | None, allowed: Iterable[str]) -> 
 
 
 RANGE = ".."
-"""Stands between the ends of a knob that a curriculum moves."""
+"""Separates the first and the last value of a knob that a curriculum changes."""
 MOST_STAGES = 1000
 
 
 class Binder(Protocol):
-    """Attacks by name; :class:`attacks_pool.Pool` is one."""
+    """Looks up attacks by name, as :class:`attacks_pool.Pool` does."""
 
     def info(self, name: str) -> AttackInfo:
-        """The metadata of an attack."""
+        """Return the metadata of an attack."""
         ...
 
     def bind(
@@ -203,7 +203,7 @@ class Binder(Protocol):
         budget: str | None = None,
         training: Mapping[str, Value] | None = None,
     ) -> Attack:
-        """An attack with its knobs fixed."""
+        """Return an attack with fixed knobs."""
         ...
 
 
@@ -214,10 +214,10 @@ def from_lists(
     budget: str | None,
     training: Mapping[str, Value] | None,
 ) -> list[Attack]:
-    """The attack with the first values of all lists among ``knobs``, with the second ones, and so on.
+    """Return one attack per stage: stage i takes the i-th value of every list in ``knobs``.
 
     Raises:
-        InputError: no list, lists of several lengths, or a strength that stands twice.
+        InputError: there is no list, the lists differ in length, or two stages have the same strength.
     """
     moving = {knob: list(values) for knob, values in knobs.items() if isinstance(values, list | tuple)}
     lengths = {len(values) for values in moving.values()}
@@ -237,13 +237,13 @@ def from_text(
     budget: str | None,
     training: Mapping[str, Value] | None,
 ) -> list[Attack]:
-    """The attack at ``stages`` strengths: knobs written ``FROM..TO`` go from the one to the other.
+    """Return the attack at ``stages`` strengths; knobs written as ``FROM..TO`` are interpolated linearly.
 
-    An end may be a fraction (``2/255..8/255``). Ends are exact, what lies between is rounded to ten digits,
-    in knobs that are whole numbers to those.
+    Either end may be a fraction (``2/255..8/255``). The ends are exact; values between them are rounded to
+    ten digits, or to whole numbers for integer knobs.
 
     Raises:
-        InputError: no knob moves, ``stages`` is missing or out of range, or an end is no number.
+        InputError: no knob has a range, ``stages`` is missing or out of range, or an end is not a number.
     """
     moving = {knob: str(value) for knob, value in knobs.items() if RANGE in str(value)}
     if not name or not moving or "stages" not in knobs or "stages" in moving:
@@ -279,6 +279,6 @@ def _stage(
     budget: str | None,
     training: Mapping[str, Value] | None,
 ) -> Attack:
-    """One strength, which training has too unless ``training`` says otherwise."""
+    """One stage of a curriculum; training uses the same strength unless ``training`` overrides it."""
     own = {knob: value for knob, value in moved.items() if knob != "eps"}
     return pool.bind(name, knobs, budget=budget, training={**own, **(training or {})})

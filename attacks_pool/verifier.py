@@ -1,7 +1,7 @@
-"""Judges crafted points. It shares no code with any attack, so that no fault can hide in both.
+"""Judges adversarial points. It shares no code with any attack, so that no error can affect both.
 
-A budgeted point that breaks its bound is invalid: counted, projected back and judged again. A
-minimal-norm point beyond eps is unsuccessful, neither invalid nor projected.
+A budgeted point that violates its bound is invalid: it is counted, projected back and judged again. A
+minimal-norm point beyond eps is unsuccessful, but not invalid, and it is not projected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 RELATIVE_SLACK = 1e-5
 ABSOLUTE_SLACK = 1e-7
 ROUNDING = 1e-6
-"""How far clean pixels may leave [0, 1] by rounding, before they are brought back."""
+"""How far rounding may move clean pixels out of [0, 1]; such pixels are clamped."""
 NORMS = (None, "linf", "l2", "l1", "l0")
 KINDS = ("budgeted", "minimal-norm")
 Predict = Callable[[Tensor], Tensor]
@@ -26,7 +26,7 @@ Predict = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of each point (N,): boolean masks, and the points that were judged."""
+    """The result for each point, as boolean masks (N,), and the points that were judged."""
 
     robust: Tensor
     invalid: Tensor
@@ -47,24 +47,23 @@ def verify(
     kind: str = "budgeted",
     claimed: Tensor | None = None,
 ) -> Verdict:
-    """Re-check every crafted point and predict it again in float32.
+    """Check every adversarial point again and predict it again in float32.
 
     Args:
-        model: a module, or a function from images to scores (N, K), judged as it is.
+        model: a module, or a function from images to scores (N, K), which is used as it is.
         x: clean points (N, C, H, W) in [0, 1]; ``y`` their labels (N,).
-        x_adv: crafted points; a result of another shape or type makes every point invalid.
-        norm: ``None`` checks the box alone and says so in ``bound``.
-        eps: the budget; allowed is ‖x_adv − x‖ ≤ eps·(1 + 1e-5) + 1e-7 with the norm in float64.
+        x_adv: adversarial points; with a wrong shape or type, every point is invalid.
+        norm: ``None`` checks only the [0, 1] box, which ``bound`` then states.
+        eps: the budget; the check is ‖x_adv − x‖ ≤ eps·(1 + 1e-5) + 1e-7 with the norm in float64.
         kind: ``budgeted`` or ``minimal-norm``.
-        claimed: (N,) points that the attack says it has fooled; those that are robust are false claims.
+        claimed: (N,) points that the attack reports as fooled; a robust point among them is a false claim.
 
     Returns:
-        A verdict; ``robust`` is right after the attack. Scores that are not numbers (:func:`no_number`) count
-        as wrong.
+        A verdict; ``robust`` marks points that are still classified correctly. Scores that cannot be used
+        (:func:`no_number`) count as wrong.
 
     Raises:
-        ValueError: an unknown norm or kind, an eps that is no finite number from 0 on, or x or y that is no
-            tensor.
+        ValueError: unknown norm or kind, eps is negative or not finite, or x or y is not a tensor.
     """
     if norm not in NORMS or kind not in KINDS or not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"cannot verify norm={norm!r}, eps={eps}, kind={kind!r}")
@@ -73,7 +72,7 @@ def verify(
             raise ValueError(f"cannot verify: {name} must be a torch.Tensor, not {type(given).__name__}")
     bound: Literal["norm", "box-only"] = "box-only" if norm is None else "norm"
     if x.numel() and float(x.min()) >= -ROUNDING and float(x.max()) <= 1 + ROUNDING:
-        x = x.clamp(0, 1)  # as attacks read such pixels
+        x = x.clamp(0, 1)  # attacks clamp these pixels too
     none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
         x_adv, invalid = x, ~none
@@ -100,7 +99,7 @@ def verify(
 
 
 def predict_exactly(model: nn.Module | Predict, x: Tensor) -> Tensor:
-    """Scores (N, K) in float32 or better: no autocast, no TF32, no gradients, eval mode."""
+    """Compute scores (N, K) in at least float32, in eval mode, without autocast, TF32 or gradients."""
     with exact_arithmetic(x.device), torch.no_grad():
         if not isinstance(model, nn.Module):
             return model(x).float()
@@ -114,9 +113,9 @@ def predict_exactly(model: nn.Module | Predict, x: Tensor) -> Tensor:
 
 
 def _scores(model: nn.Module, x: Tensor) -> Tensor:
-    """What ``model`` gives for float32 images: in the type of its weights, where it takes no other.
+    """The scores of ``model`` for float32 images, which are converted to its weights' type if necessary.
 
-    An object's ``.logits``, or a mapping's ``"logits"``, are its scores.
+    If it returns an object with ``.logits`` or a mapping with ``"logits"``, those are the scores.
     """
     own = {one.dtype: None for one in model.parameters() if one.is_floating_point() and one.dtype != x.dtype}
     for kind in (x.dtype, *own):
@@ -132,20 +131,20 @@ def _scores(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def no_number(scores: Tensor) -> Tensor:
-    """(N,) rows of scores (N, K) that no prediction can be read from: a NaN, a +∞, or nothing but −∞.
+    """(N,) mask of rows of scores (N, K) without a usable prediction: they contain NaN or +∞, or are all −∞.
 
-    −∞ is what a masked class gets: the model rules it out, and the others decide.
+    A single −∞ is allowed: it is the usual score of a masked class, and the other classes decide.
     """
     return (scores.isnan() | (scores == torch.inf)).any(1) | (scores == -torch.inf).all(1)
 
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Full float32 inside: TF32 and autocast off, then as before."""
+    """Compute in full float32 inside, without TF32 or autocast; restore the settings afterwards."""
     backends: Any = torch.backends
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
-    # Two generations of settings exist; a model may look at either, and torch refuses to read the older one
-    # while they disagree. So both are set, and both put back.
+    # Torch has two generations of settings. A model may read either, and torch refuses to read the older
+    # one while they disagree. So both are set, and both are restored.
     settings = (matmul, cudnn.conv, cudnn.rnn)
     before = [setting.fp32_precision for setting in settings]
     older = [
@@ -165,7 +164,7 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 def _allows_tf32(backend: Any) -> bool | None:
-    """The older flag, None where torch says that the two generations disagree already."""
+    """The older TF32 flag, or None if torch cannot read it because the two generations disagree."""
     try:
         return bool(backend.allow_tf32)
     except RuntimeError:
@@ -190,7 +189,7 @@ def _beyond(x_adv: Tensor, x: Tensor, norm: str | None, eps: float) -> Tensor:
 
 
 def _bring_back(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
-    """A point near ``x_adv`` in ball and box; both are convex, so ``x`` + t·delta is in both for small t."""
+    """Move ``x_adv`` into ball and box; both are convex, so ``x`` + t·delta is in both for small t."""
     delta = x_adv - x
     if norm == "linf":
         return (x + delta.clamp(-eps, eps)).clamp(0, 1)
@@ -204,7 +203,7 @@ def _bring_back(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
 
 
 class ModelState:
-    """What an attack must leave as it found it: flags, buffers, parameters and their gradients."""
+    """The state that an attack must leave unchanged: flags, buffers, parameters and their gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -213,7 +212,7 @@ class ModelState:
         self._tensors = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
 
     def changes(self) -> list[str]:
-        """What differs now, each in words: ``train mode of 'conv1'``, ``buffer 'bn.running_mean'``."""
+        """Describe each difference from the saved state: ``train mode of 'conv1'``, ``buffer 'bn.mean'``."""
         found = [
             f"{'train' if module.training else 'eval'} mode of {repr(name) if name else 'the model'}"
             for name, module in self._model.named_modules()
@@ -232,7 +231,7 @@ class ModelState:
         return found
 
     def restore(self) -> None:
-        """Put flags, buffers, parameters and gradients back; gradients that were not there are removed."""
+        """Restore flags, buffers, parameters and gradients; remove gradients that did not exist before."""
         for name, module in self._model.named_modules():
             module.training = self._flags.get(name, module.training)
         with torch.no_grad():
@@ -261,7 +260,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _same(before: Tensor, after: Tensor) -> bool:
     if before.shape != after.shape or before.dtype != after.dtype:
         return False
-    # Bit patterns: a NaN that was there before is no change.
+    # Compare NaN masks too: a NaN that was there before is no change.
     return torch.equal(torch.nan_to_num(before), torch.nan_to_num(after.detach())) and torch.equal(
         before.isnan(), after.detach().isnan()
     )

@@ -1,6 +1,6 @@
 """Adversarial defenses as modules that train themselves: ``from defenses import AIR``.
 
-Every registered class can be imported from here by its own name; a new file needs no entry in any list.
+Every registered class can be imported from here by its class name; a new module needs no entry in any list.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a defense is: a classifier that trains itself against attacks, stage by stage."""
+"""The base class of all defenses: a classifier with a method to train it, stage by stage."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = ["Batches", "Defense", "Progress", "Stage", "TrainingDivergedError"]
 
 
 class Defense(Trainable):
-    """A classifier with a way to train it; ``forward`` gives logits, so any attack can be pointed at it.
+    """A classifier and a way to train it; ``forward`` returns logits, so any attack can be run on it.
 
-    Subclasses name themselves in ``info`` and usually write only :meth:`loss`. Constructor parameters are
-    keyword arguments kept in attributes of the same names.
+    Subclasses define their metadata in ``info`` and usually override only :meth:`loss`. Their constructor
+    takes keyword arguments and stores each in an attribute of the same name.
 
     Args:
-        model: maps images (N, C, H, W) in [0, 1] to logits (N, K); any normalisation is inside it.
-        seed: with the stage and the epoch it determines every random draw of training.
+        model: maps images (N, C, H, W) in [0, 1] to logits (N, K); it includes any normalisation.
+        seed: together with stage and epoch, it determines every random draw of training.
     """
 
     info: ClassVar[DefenseInfo]
     follows: ClassVar[bool] = True
-    """Whether training may craft on a fast copy of ``model``, which knows of weights and buffers alone."""
+    """Whether training may attack a fast copy of ``model``; the copy follows only weights and buffers."""
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Defense(Trainable):
         self.passes = Passes()
         self.generator = keyed_generator("defense", seed)
         self._reduced = False
-        # In a tuple, so that its copy of the model is no submodule.
+        # A tuple keeps its copy of the model from being registered as a submodule.
         self._follower: tuple[Follower, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,29 +70,29 @@ class Defense(Trainable):
         checkpoint: Callable[[Snapshot], None] | None = None,
         resume: Snapshot | None = None,
     ) -> list[dict[str, float]]:
-        """Train one stage on clean batches against ``attacks``; the defense is left in eval mode.
+        """Train one stage on clean batches against ``attacks``; afterwards the defense is in eval mode.
 
         Args:
             data: any re-iterable of ``(x, y)`` batches, such as a DataLoader; ``x`` in [0, 1].
             attacks: one attack in the continual regime, several in joint and meta, none for plain training.
-            plan: the training budget, :class:`TrainPlan` by default.
-            progress: called after each batch. It may stop training by raising anything, which comes out of
-                here; ``checkpoint`` gets a snapshot of that moment before.
-            validation: held-out batches, needed by ``select="val-robust"`` alone.
+            plan: the training budget, by default :class:`TrainPlan`.
+            progress: called after each batch. It may stop training by raising an exception, which propagates
+                to the caller; ``checkpoint`` first gets a snapshot of that moment.
+            validation: held-out batches, needed only by ``select="val-robust"``.
             checkpoint: called with a snapshot after each epoch.
-            resume: go on from such a snapshot, with the arguments that it was taken with, on a defense newly
-                built with the same parameters around a classifier of the same kind. The result is that of
-                training without a break, bit for bit, if ``data`` repeat their order: a loader that shuffles
+            resume: a snapshot to continue from, with the same arguments as when it was taken, on a new
+                defense with the same parameters and the same kind of classifier. The result equals that of
+                uninterrupted training bit for bit, if ``data`` repeat their order: a shuffling loader
                 needs ``set_epoch``. ``begin`` is not called again.
 
         Returns:
             The mean losses of each epoch.
 
         Raises:
-            InputError: data that are empty, no pairs of tensors or cannot be read twice, images out of range,
-                validation missing, attacks that are no list, several of them for a defense that runs in the
-                continual regime alone, a snapshot of something else.
-            TrainingDivergedError: the loss is no longer finite.
+            InputError: data that are empty, are not pairs of tensors or cannot be read twice, images out of
+                range, missing validation data, attacks that are not a list, several attacks for a defense
+                with only the continual regime, or a snapshot of something else.
+            TrainingDivergedError: the loss is not finite.
         """
         plan = plan or TrainPlan()
         out_of_inference(self)
@@ -118,17 +118,17 @@ class Defense(Trainable):
         return history
 
     def begin(self, stage: Stage) -> None:
-        """Before a stage trains; a method that grows may add modules here."""
+        """Prepare for a stage before it trains; a defense that grows may add modules here."""
 
     def configure_optimizer(self, plan: TrainPlan) -> torch.optim.Optimizer | None:
-        """A fresh optimizer over the trainable parameters."""
+        """Return a new optimizer over the trainable parameters, or None if there are none."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return plan.make_optimizer(parameters) if parameters else None
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
-        """One batch: loss, backward, step. Returns the loss and its terms."""
+        """Train on one batch: loss, backward pass, optimizer step. Returns the loss and its terms."""
         with self.precision(stage.plan):
             terms = self.loss(x, y, stage)
         if isinstance(terms, Tensor):
@@ -141,27 +141,27 @@ class Defense(Trainable):
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def clip_gradients(self, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> None:
-        """Scale the gradients that ``optimizer`` follows down to the norm that the plan allows, if any."""
+        """Scale the gradients of ``optimizer``'s parameters down to the plan's maximum norm, if any."""
         if plan.max_grad_norm is not None:
-            # Its own parameters: those that a stage froze still have the gradients of the stage before.
+            # Only these: parameters frozen in this stage still hold gradients of the previous stage.
             moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(moved, plan.max_grad_norm)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor | dict[str, Tensor]:
-        """The scalar to minimise on a clean batch, or a dict with it under ``loss`` beside its terms."""
-        raise NotImplementedError(f"{type(self).__name__} writes neither loss nor step")
+        """Return the scalar to minimise on a clean batch, or a dict with it as ``loss`` and its terms."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss or step")
 
     def end(self, stage: Stage) -> None:
-        """After a stage has trained."""
+        """Finish a stage after it has trained."""
 
     def craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial points against the present defense, in eval mode; batch-norm statistics don't move."""
+        """Craft adversarial points against the defense in eval mode; batch-norm statistics do not change."""
         with buffers_kept(self), self.searched(x) as model:
             return attack(model, x, y, generator=self.generator)
 
     @contextlib.contextmanager
     def searched(self, x: Tensor) -> Iterator[nn.Module]:
-        """What to search around ``x``: the defense, or within ``fit`` a fast form of its present model."""
+        """Yield the module to search around ``x``: the defense, or in ``fit`` a fast copy of its model."""
         model = self._follower[0].search_model(x) if self._follower else self.model
         if model is self.model:
             yield self
@@ -172,10 +172,10 @@ class Defense(Trainable):
         self.passes.backwards += passes.backwards
 
     def prepare(self, x: Tensor, plan: TrainPlan) -> None:
-        """Choose the arithmetic of a stage by its first batch (N, C, H, W); ``fit`` asks for it.
+        """Choose the precision of a stage from its first batch (N, C, H, W); ``fit`` calls this.
 
-        See ``TrainPlan.mixed_precision``. Where training is in bfloat16, and the defense is its model and
-        nothing more, attacks search a fast copy of the model that follows its weights.
+        See ``TrainPlan.mixed_precision``. If training uses bfloat16 and the defense's forward pass is only
+        that of its model, attacks search a fast copy of the model that is kept up to date.
         """
         with isolated_randomness(0, x.device), buffers_kept(self.model), self.precision(plan):
             self._reduced = plan.mixed_precision != "off" and pays_in_bfloat16(self.model, x)
@@ -184,25 +184,25 @@ class Defense(Trainable):
             self._follower = (Follower(self.model),)
 
     def unprepare(self) -> None:
-        """After a stage: as evaluation, and any copy of the model, has always had it."""
+        """Undo :meth:`prepare` after a stage, so that evaluation and copies see the usual memory format."""
         if self._follower:
             self.model.to(memory_format=torch.contiguous_format)
         self._reduced, self._follower = False, ()
 
     def view(self, attack: Attack | None) -> nn.Module:  # noqa: ARG002 - target-aware defenses use it
-        """The module that evaluation and strangers attack; target-aware defenses choose it by the attack."""
+        """The module that evaluation and attackers use; target-aware defenses choose it by the attack."""
         return self
 
     def spec(self) -> dict[str, Any]:
-        """JSON that rebuilds the structure before weights are loaded."""
+        """Return JSON data from which the structure can be rebuilt before weights are loaded."""
         own = {name: getattr(self, name) for name in parameters_of(type(self)) if hasattr(self, name)}
         return {"defense": self.info.name, "parameters": {**own, **self.settings}}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """Rebuild the structure that ``spec`` describes; a method that grows adds its modules here."""
+        """Rebuild the structure that ``spec`` describes; a defense that grows adds its modules here."""
 
     def training_state(self) -> dict[str, Any]:
-        """What resuming needs beside the weights."""
+        """Return the state that resuming needs in addition to the weights."""
         return {
             "stages": self.stages,
             "generator": self.generator.get_state(),
@@ -211,13 +211,13 @@ class Defense(Trainable):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`training_state` gave."""
+        """Restore the state returned by :meth:`training_state`."""
         self.stages = int(state["stages"])
         self.generator.set_state(state["generator"])
         self.passes = Passes(int(state["forwards"]), int(state["backwards"]))
 
     def precision(self, plan: TrainPlan) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 autocast where the plan asks for it, see ``TrainPlan.mixed_precision``."""
+        """bfloat16 autocast if the plan selects it, see ``TrainPlan.mixed_precision``."""
         kind = self.device.type
         automatic = kind == "cuda" or self._reduced
         if plan.mixed_precision == "on" or (plan.mixed_precision == "auto" and automatic):
@@ -225,12 +225,12 @@ class Defense(Trainable):
         return contextlib.nullcontext()
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Refuse the attacks of a stage that this defense cannot train against; asked before a run begins.
+        """Reject attacks that this defense cannot train against; also called before a run begins.
 
         Raises:
-            InputError: several attacks for a defense that runs in the continual regime alone.
+            InputError: several attacks for a defense with only the continual regime.
         """
         if len(attacks) > 1 and set(self.info.regimes) == {"continual"}:
             raise InputError(
-                f"{self.info.name} meets one attack a stage, not {len(attacks)}: call fit once for each"
+                f"{self.info.name} takes one attack a stage, not {len(attacks)}: call fit once for each"
             )

@@ -1,4 +1,4 @@
-"""What is known of a defense before it trains."""
+"""Static metadata of defenses, and the parsing of their parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_PARAMETERS = ("self", "model", "seed")
 
 
 def parameters_of(defense: type) -> dict[str, Any]:
-    """Name and default of each parameter that a user may set."""
+    """Names and defaults of the constructor parameters that a user may set."""
     signature = inspect.signature(defense.__init__)  # type: ignore[misc]
     return {
         name: parameter.default
@@ -28,10 +28,10 @@ def parameters_of(defense: type) -> dict[str, Any]:
 
 
 def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` in the types of the constructor's annotations, defaults filled in; text is read as YAML.
+    """Convert ``given`` to the annotated types and add defaults; text values are parsed as YAML.
 
     Raises:
-        InputError: unknown parameter, a value of the wrong type, or one that is not finite.
+        InputError: a parameter is unknown or missing, or a value has the wrong type or is not finite.
     """
     declared = parameters_of(defense)
     hints = _hints(defense)
@@ -44,11 +44,11 @@ def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict
             values[key] = TypeAdapter(hints.get(key, Any)).validate_python(read)
         except ValidationError as error:
             cause = error.errors()[0]["msg"]
-            raise InputError(f"{key}={value} is no value for {name}: {cause}") from None
+            raise InputError(f"{key}={value} is not valid for {name}: {cause}") from None
         if isinstance(read, bool) and not isinstance(values[key], bool):
-            raise InputError(f"{key}={value} is no value for {name}: it is true or false, and no number")
+            raise InputError(f"{key}={value} is not valid for {name}: it is true or false, not a number")
         if isinstance(values[key], float) and not math.isfinite(values[key]):
-            raise InputError(f"{key}={value} is no value for {name}: it is not finite")
+            raise InputError(f"{key}={value} is not valid for {name}: it is not finite")
     missing = [key for key in declared if key not in values]
     if missing:
         raise InputError(f"defense {name!r} needs a value for {missing[0]!r}: --set {missing[0]}=VALUE")
@@ -56,7 +56,7 @@ def parse_parameters(defense: type, name: str, given: Mapping[str, Any]) -> dict
 
 
 def _hints(defense: type) -> dict[str, Any]:
-    """The constructor's annotations; none where they name what was imported for type checkers alone."""
+    """The constructor's annotations, or none if they use names imported only for type checking."""
     try:
         return typing.get_type_hints(defense.__init__)  # type: ignore[misc]
     except NameError:
@@ -69,7 +69,7 @@ def _read(value: Any) -> Any:
     try:
         return yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):
-        # A date that is none, say: whoever wants a number will refuse the text.
+        # For example an invalid date; whatever needs another type will reject the text.
         return value
 
 
@@ -79,10 +79,10 @@ Regime = Literal["continual", "joint", "meta"]
 class DefenseInfo(BaseModel):
     """Frozen metadata of a defense.
 
-    ``regimes`` are those that it runs in, the default first; ``aliases`` are further names, each for a fixed
-    regime; ``memory`` is the number of training samples that it keeps between stages; ``grows`` says that
-    every stage adds parameters, as many each. ``transfer`` asks for the run's attacks crafted on a surrogate
-    as well, in cells beside the audit's probes.
+    ``regimes`` are those that it supports, the default first; ``aliases`` are further names, each with a
+    fixed regime; ``memory`` is the number of training samples that it keeps between stages; ``grows`` means
+    that each stage adds the same number of parameters. With ``transfer``, evaluation also crafts the run's
+    attacks on a surrogate model, in addition to the audit's probes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Where defenses are found by name: one file each here, and those of strangers through entry points."""
+"""Finds defenses by name: the modules of this package, and those that other packages add by entry points."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Class = TypeVar("Class", bound=type[Defense])
 
 
 class Registry:
-    """Defenses by name; files of this package and entry points are read at the first look-up."""
+    """The registry of defenses. The first look-up imports ``defenses.methods`` and loads entry points."""
 
     def __init__(self) -> None:
         self._classes: dict[str, type[Defense]] = {}
         self._aliases: dict[str, tuple[str, Regime]] = {}
         self._loaded = False
         self.problems: dict[str, str] = {}
-        """Entry points that could not be loaded, each with its cause in one line."""
+        """Entry points that failed to load, each with its one-line cause."""
 
     def register(self, defense: Class) -> Class:
-        """Class decorator.
+        """Register a class; use it as a decorator.
 
         Raises:
-            InputError: not a Defense, no ``info``, or a name that is taken.
+            InputError: the class is not a Defense or has no ``info``, or its name is taken.
         """
         if not (inspect.isclass(defense) and issubclass(defense, Defense)):
             raise InputError(f"{defense!r} is not a subclass of defenses.Defense")
@@ -51,15 +51,15 @@ class Registry:
         return defense
 
     def names(self) -> list[str]:
-        """Every registered name, sorted."""
+        """All registered names, sorted."""
         self._load()
         return sorted(self._classes)
 
     def resolve(self, name: str, regime: str | None = None) -> tuple[type[Defense], Regime]:
-        """The class of this name or alias, and the regime to run it in (its first one by default).
+        """The class with this name or alias, and the regime to run it in (by default its first one).
 
         Raises:
-            InputError: no such defense, or one that does not run in ``regime``.
+            InputError: no defense has this name, or it does not support ``regime``.
         """
         self._load()
         if name in self._aliases:
@@ -87,23 +87,23 @@ class Registry:
     def build(
         self, name: str, model: nn.Module, *, seed: int = 0, parameters: Mapping[str, Any] | None = None
     ) -> Defense:
-        """The defense around ``model``, with its parameters checked."""
+        """Build the defense ``name`` around ``model`` after checking its parameters."""
         defense, _ = self.resolve(name)
         settings = parse_parameters(defense, name, parameters or {})
         return construct(defense, model, seed=seed, parameters=settings)
 
     def is_taken(self, name: str) -> bool:
-        """Whether a defense, an alias or a plug-in that could not be loaded has this name."""
+        """Whether a defense, an alias or a plug-in that failed to load has this name."""
         self._load()
         return name in self._classes or name in self._aliases or name in self.problems
 
     def class_named(self, name: str) -> type[Defense] | None:
-        """A registered class by the name of the class itself: ``AIR``."""
+        """The registered class with this class name, such as ``AIR``, or None."""
         self._load()
         return next((found for found in self._classes.values() if found.__name__ == name), None)
 
     def class_names(self) -> list[str]:
-        """The names of the registered classes."""
+        """The class names of the registered defenses, sorted."""
         self._load()
         return sorted(found.__name__ for found in self._classes.values())
 
@@ -119,14 +119,14 @@ class Registry:
                 found = point.load()
                 if not inspect.ismodule(found):
                     self.register(found)
-            except (Exception, SystemExit) as error:  # a stranger's module may raise anything
+            except (Exception, SystemExit) as error:  # third-party modules may raise anything
                 self.problems[point.name] = _cause(point, error)
 
 
 def construct(
     defense: type[Defense], model: nn.Module, *, seed: int, parameters: Mapping[str, Any]
 ) -> Defense:
-    """A defense of this class around ``model``; ``parameters`` were checked by ``parse_parameters``."""
+    """Build a ``defense`` around ``model``, with parameters already checked by ``parse_parameters``."""
     seeded = {"seed": seed} if "seed" in inspect.signature(defense).parameters else {}
     built = defense(model, **seeded, **parameters)
     built.seed, built.settings = seed, dict(parameters)
@@ -134,7 +134,7 @@ def construct(
 
 
 def _cause(point: EntryPoint, error: BaseException) -> str:
-    """Why it could not be loaded, and whose it is, in one line."""
+    """Describe in one line why an entry point failed to load, and which package it belongs to."""
     lines = str(error).strip().splitlines()
     package = f" (package {point.dist.name})" if point.dist is not None else ""
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}{package}"

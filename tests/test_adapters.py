@@ -302,7 +302,7 @@ def test_knobs_that_a_library_refuses_are_refused_before_the_search(monkeypatch:
         Picky.__init__, "__signature__", inspect.signature(library.PGD.__init__), raising=False
     )
     monkeypatch.setattr(library, "PGD", Picky)
-    with pytest.raises(InputError, match="'ta:PGD' refuses its knobs: ValueError: steps must be odd"):
+    with pytest.raises(InputError, match="'ta:PGD' rejects its knobs: ValueError: steps must be odd"):
         check_task([attack], (1, 8, 8), 10)
 
 
@@ -390,7 +390,7 @@ def test_library_that_does_not_load_is_one_line(monkeypatch: pytest.MonkeyPatch)
     """With the cause."""
     monkeypatch.setattr(adapters, "find_spec", lambda _module: object())
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    with pytest.raises(InputError, match="attack 'ta:PGD' needs torchattacks, which does not load: "):
+    with pytest.raises(InputError, match="attack 'ta:PGD' needs torchattacks, which fails to import: "):
         pool.get("ta:PGD", eps=0.1)
 
 

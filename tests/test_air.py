@@ -376,7 +376,7 @@ def test_bad_parameters_are_refused(network: Network, parameters: dict[str, Any]
 
 def test_a_stage_needs_one_attack(network: Network, loader: Loader) -> None:
     """AIR meets its attacks one after another."""
-    with pytest.raises(InputError, match="meets one attack a stage, not 2"):
+    with pytest.raises(InputError, match="takes one attack a stage, not 2"):
         AIR(network()).fit(loader(64), [attack(), attack("pgd")], plan=PLAN)
     with pytest.raises(InputError, match="needs an attack"):
         AIR(network()).fit(loader(64), [], plan=PLAN)

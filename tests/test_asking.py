@@ -287,7 +287,7 @@ def test_other_outputs_name_the_wrapper_which_takes_them(
     [(lambda z: (z,), 3), (lambda z: {"a": z}, "b"), (lambda z: SimpleNamespace(a=z), "b")],
 )
 def test_a_wrapper_says_what_is_not_there(form: Callable[[Tensor], Any], key: int | str) -> None:
-    with pytest.raises(InputError, match=f"in which there is no {key!r}$"):
+    with pytest.raises(InputError, match=f"which has no {key!r}$"):
         TakeOutput(Answering(nn.Flatten(), form), key)(torch.zeros(1, 1, 2, 2))
 
 
@@ -319,13 +319,13 @@ def test_rounding_beyond_the_box_is_brought_back(network: Network, points: tuple
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = {
     "array": (
         lambda x, y: (x.numpy(), y),
-        "x must be float32 (N, C, H, W), not a numpy array of float32 (6, 1, 8, 8): torch.from_numpy makes a "
-        "tensor of it",
+        "x must be float32 (N, C, H, W), not a numpy array of float32 (6, 1, 8, 8): torch.from_numpy "
+        "converts it to a tensor",
     ),
     "array of doubles": (
         lambda x, y: (x.double().numpy(), y),
-        "x must be float32 (N, C, H, W), not a numpy array of float64 (6, 1, 8, 8): torch.from_numpy makes a "
-        "tensor of it",
+        "x must be float32 (N, C, H, W), not a numpy array of float64 (6, 1, 8, 8): torch.from_numpy "
+        "converts it to a tensor",
     ),
     "list": (lambda x, y: ([x], y), "x must be float32 (N, C, H, W), not a list of 1"),
     "nothing": (lambda _x, y: (None, y), "x must be float32 (N, C, H, W), not None"),
@@ -345,11 +345,11 @@ WRONG: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = {
     "below": (lambda x, y: (x - 0.5, y), "x must lie in [0, 1], not in [-0.5, 0.5]"),
     "label list": (
         lambda x, y: (x, y.tolist()),
-        "y must be int64 (6,), not a list of 6: torch.as_tensor makes a tensor of it",
+        "y must be int64 (6,), not a list of 6: torch.as_tensor converts it to a tensor",
     ),
     "label array": (
         lambda x, y: (x, y.numpy()),
-        "y must be int64 (6,), not a numpy array of int64 (6,): torch.as_tensor makes a tensor of it",
+        "y must be int64 (6,), not a numpy array of int64 (6,): torch.as_tensor converts it to a tensor",
     ),
     "one label": (lambda x, _y: (x, 3), "y must be int64 (6,), not an int"),
     "short labels": (lambda x, y: (x, y.int()), "y must be int64 (6,), not int32 (6,): y.long() is"),

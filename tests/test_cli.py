@@ -124,7 +124,7 @@ def test_attacks_are_described(capsys: Captured) -> None:
     out, _ = call(capsys, "attacks", "pgd", "cw")
     assert "name: pgd" in out
     assert "name: cw" in out
-    assert re.search(r"  steps: steps of the search \(default 50, training 7, allowed at least 1\)", out)
+    assert re.search(r"  steps: number of search steps \(default 50, training 7, allowed at least 1\)", out)
     assert re.search(r"  loss: .*allowed ce or margin or dlr", out)
     (entry,) = json.loads(call(capsys, "attacks", "cw", "--format", "json")[0])
     assert entry["kind"] == "minimal-norm"

@@ -239,7 +239,7 @@ def test_regimes_that_it_does_not_support_are_refused(network: Network, loader: 
             with pytest.raises(InputError, match=f"does not support regime '{regime}' .allowed: {default}"):
                 registry.resolve(name, regime)
     if set(defense.info.regimes) == {"continual"}:
-        with pytest.raises(InputError, match="meets one attack a stage, not 2"):
+        with pytest.raises(InputError, match="takes one attack a stage, not 2"):
             registry.build(name, network()).fit(loader(64), attacks(), plan=PLAN)
 
 
@@ -680,13 +680,13 @@ class TestParameters:
             ({"lamda_i": "1"}, "unknown parameter of air 'lamda_i': did you mean 'lambda_i'?"),
             ({"seed": 3}, "unknown parameter of air 'seed'"),
             ({"model": 3}, "unknown parameter of air 'model'"),
-            ({"lambda_i": "much"}, "lambda_i=much is no value for air: "),
-            ({"lambda_i": [1]}, "lambda_i=[1] is no value for air: "),
-            ({"lambda_i": "[1"}, "lambda_i=[1 is no value for air: "),
-            ({"lambda_i": None}, "lambda_i=None is no value for air: "),
-            ({"lambda_i": "inf"}, "lambda_i=inf is no value for air: it is not finite"),
-            ({"sigma": ".nan"}, "sigma=.nan is no value for air: it is not finite"),
-            ({"distance": "l7"}, "distance=l7 is no value for air: Input should be 'mse' or 'kl'"),
+            ({"lambda_i": "much"}, "lambda_i=much is not valid for air: "),
+            ({"lambda_i": [1]}, "lambda_i=[1] is not valid for air: "),
+            ({"lambda_i": "[1"}, "lambda_i=[1 is not valid for air: "),
+            ({"lambda_i": None}, "lambda_i=None is not valid for air: "),
+            ({"lambda_i": "inf"}, "lambda_i=inf is not valid for air: it is not finite"),
+            ({"sigma": ".nan"}, "sigma=.nan is not valid for air: it is not finite"),
+            ({"distance": "l7"}, "distance=l7 is not valid for air: Input should be 'mse' or 'kl'"),
         ],
     )
     def test_wrong_parameters_are_one_line(self, given: dict[str, Any], message: str) -> None:
@@ -736,7 +736,7 @@ def test_a_defense_without_a_loss_says_so(network: Network, loader: Loader) -> N
     class Empty(Defense):
         info = DefenseInfo(name="empty", paper=None, regimes=("continual",))
 
-    with pytest.raises(NotImplementedError, match="Empty writes neither loss nor step"):
+    with pytest.raises(NotImplementedError, match="Empty must define loss or step"):
         Empty(network()).fit(loader(64), attacks("fgsm"), plan=PLAN)
 
 

@@ -195,7 +195,7 @@ def test_a_single_step_makes_experts_too(digits: Any) -> None:
         ({"lambda_kl": -1.0}, "lambda_kl=-1.0 must be at least 0"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"teacher_share": 1.0}, "teacher_share=1.0 must be above 0 and below 1"),
-        ({"choose": "vote"}, "choose=vote is no value for lorkd"),
+        ({"choose": "vote"}, "choose=vote is not valid for lorkd"),
     ],
 )
 def test_parameters_are_checked(given: dict[str, Any], message: str) -> None:

@@ -236,7 +236,7 @@ class TestInjection:
             registry.build(kind, nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))
         model = nn.Sequential(nn.Conv2d(1, 2, 3))
         registry.build(kind, model)
-        with pytest.raises(InputError, match="has low-rank adapters already"):
+        with pytest.raises(InputError, match="already has low-rank adapters"):
             registry.build(kind, model)
 
     @every_network
@@ -505,7 +505,7 @@ class TestMoLAGrad:
         [
             ({"rank": 0}, "rank=0 must be at least 1"),
             ({"scale": 0.0}, "scale=0.0 must be above 0"),
-            ({"norms": "group"}, "norms=group is no value for mola-grad"),
+            ({"norms": "group"}, "norms=group is not valid for mola-grad"),
         ],
     )
     def test_parameters_are_checked(self, given: dict[str, Any], message: str) -> None:

@@ -435,7 +435,7 @@ def test_check_of_a_registered_name(capsys: Any) -> None:
     assert invoke(["defenses", "check", "standard"]) == 0
     assert "standard keeps 15 of 15 promises" in capsys.readouterr().out
     assert invoke(["defenses", "check", "at", "--set", "mix=sometimes"]) == 2
-    assert capsys.readouterr().err.startswith("error: mix=sometimes is no value for at: ")
+    assert capsys.readouterr().err.startswith("error: mix=sometimes is not valid for at: ")
 
 
 MISTAKES = {

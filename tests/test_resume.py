@@ -238,7 +238,7 @@ class TestTraining:
         """Of another structure, another optimizer or a longer plan: one line."""
         taken: list[Snapshot] = []
         Standard(network()).fit(loader, [], plan=TrainPlan(epochs=3), checkpoint=taken.append)
-        with pytest.raises(InputError, match="this is no state of standard"):
+        with pytest.raises(InputError, match="this is not a state of standard"):
             Standard(network(channels=3)).fit(loader, [], resume=taken[-1])
         with pytest.raises(InputError, match="of stage 1, epoch 4: not of stage 1 of 2 epochs"):
             Standard(network()).fit(loader, [], plan=TrainPlan(epochs=2), resume=taken[-1])

@@ -52,7 +52,7 @@ def test_only_attacks_that_can_treat_the_images_are_drawn() -> None:
     assert sorted(sample(FEW, 4, 0, images=(1, 8, 8))) == ["a1", "a2", "b1", "b2"]
     assert sorted(sample(FEW, 5, 0, images=(3, 8, 8))) == ["a1", "a2", "b1", "b2", "c1"]
     assert len(sample(FEW, 6, 0, images=(3, 32, 16))) == 6
-    assert "between 1 and 4 are" in refused(lambda: sample(FEW, 5, 0, images=(1, 8, 8)))
+    assert "choose between 1 and 4" in refused(lambda: sample(FEW, 5, 0, images=(1, 8, 8)))
 
 
 def test_samples_in_a_text() -> None:
@@ -179,7 +179,7 @@ WRONG = {
     "curriculum:pdg:eps=0.1..0.2,stages=2": "unknown attack 'pdg': did you mean 'pgd'?",
     "curriculum:pgd:loss=a..b,stages=2": "pgd.loss=a is not a number",
     "curriculum:pgd:epz=0.1..0.2,stages=2": "unknown knob of pgd 'epz'",
-    "curriculum:pgd:eps=0.1..0.2,stages=2,pgd:eps=0.1": "attack 'pgd' stands twice",
+    "curriculum:pgd:eps=0.1..0.2,stages=2,pgd:eps=0.1": "attack 'pgd' is listed twice",
 }
 
 
@@ -236,7 +236,7 @@ def test_a_split_is_printed_as_options_of_run(capfd: Any) -> None:
         (["sample", "3", "--family", "noisy"], "unknown family 'noisy': did you mean 'noise'?"),
         (["sample", "3", "--family", "ensemble"], "unknown family 'ensemble'"),
         (["sample", "3", "--norm", "l3"], "unknown norm 'l3'"),
-        (["sample", "999"], "cannot sample 999 attacks: between 1 and"),
+        (["sample", "999"], "cannot sample 999 attacks: choose between 1 and"),
         (["sample", "1", "--unseen", "99"], "cannot hold 99 families out: there are"),
         (["sample", "1", "--unseen", "-1"], "'--unseen': "),
         (["sample", "1", "--dataset", "digitz"], "unknown data set 'digitz'"),

@@ -1,13 +1,13 @@
 """Attacks of other libraries under their own names: ``ta:PGD``, ``fb:LinfPGD``, ``aa:apgd-ce``.
 
-They are looked up only when a name with a prefix is asked for, so a library that is missing costs nothing.
-Case counts after the prefix. Each attack is built anew at every call, around the model that it is pointed
-at, and runs inside :mod:`attacks_pool.adapters.containment`.
+A library is imported only when one of its attacks is used, so a missing library does no harm. Names after
+the prefix are case-sensitive. Each call builds the attack for the given model and runs it inside
+:mod:`attacks_pool.adapters.containment`.
 
-Some (APGD, FAB, Square and what is made of them) give a point back clean where they have not fooled the
-model: good for evaluation, a waste in training. Draws are made for a whole batch, and some of these attacks
-stop early for a whole batch (their summaries say so): a point's result may then depend on its neighbours,
-which never happens with attacks of our own.
+Some attacks (APGD, FAB, Square and their ensembles) return the clean point if they have not fooled the model.
+That suits evaluation but is a waste in training. All draw random numbers for a whole batch, and some stop
+early for a whole batch (their summaries say so), so a point's result may depend on the other points. This
+never happens with this package's own attacks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Library:
-    """A library whose attacks can be had: what to import, what to install and our file for it."""
+    """A supported library: its module, the requirement to install and the adapter in this package."""
 
     module: str
     requirement: str
@@ -36,7 +36,7 @@ class Library:
 
     @property
     def installed(self) -> bool:
-        """Whether it can be found; nothing is imported."""
+        """Whether the library is installed; this does not import it."""
         return find_spec(self.module) is not None
 
     @property
@@ -50,22 +50,22 @@ LIBRARIES: Mapping[str, Library] = {
     "fb": Library("foolbox", "foolbox==3.3.4", "foolbox_adapter"),
     "aa": Library("pyautoattack", "pyautoattack==0.2.0", "pyautoattack_adapter"),
 }
-"""By prefix."""
+"""The supported libraries by prefix."""
 
 
 def peers(prefix: str) -> dict[str, Peer]:
-    """The attacks of one library by full name; it need not be installed."""
+    """The attacks of one library by full name; the library need not be installed."""
     home = import_module(f"attacks_pool.adapters.{LIBRARIES[prefix].home}")
     table: dict[str, Peer] = home.PEERS
     return table
 
 
 def find(name: str) -> Peer:
-    """The attack of this full name, ``ta:PGD``, from a library that is installed.
+    """Find the attack of this full name, such as ``ta:PGD``, in an installed library.
 
     Raises:
-        InputError: unknown attack, with the nearest name; or the library is missing, with the
-            command that installs it.
+        InputError: the attack is unknown (the message suggests the nearest name), or the library is not
+            installed (the message contains the command that installs it) or fails to import.
     """
     prefix, _, own = name.partition(":")
     prefix = prefix.lower()
@@ -84,10 +84,10 @@ def find(name: str) -> Peer:
         import_module(library.module)
     except Exception as error:
         cause = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"attack {name!r} needs {library.module}, which does not load: {cause}") from None
+        raise InputError(f"attack {name!r} needs {library.module}, which fails to import: {cause}") from None
     return table[name]
 
 
 def names() -> list[str]:
-    """Every attack of every library that is installed: ``aa:apgd-ce``, …, sorted within a library."""
+    """Names of all attacks in installed libraries (``aa:apgd-ce``, …), sorted within each library."""
     return [name for prefix in LIBRARIES if LIBRARIES[prefix].installed for name in sorted(peers(prefix))]

@@ -1,7 +1,7 @@
-"""What keeps an attack of another library from harm: the model it sees, and what is made of its result.
+"""Isolates attacks of other libraries: wraps the model that they see and repairs their results.
 
-The call of an attack already isolates the global random state, the modes of the model's parts and its
-gradients (:class:`attacks_pool.Attack`); here is what other libraries need beyond that.
+:class:`attacks_pool.Attack` already isolates the global random state, module modes and gradients; this
+module adds the protection that only other libraries need.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from attacks_pool.errors import InputError
 from attacks_pool.norms import per_sample, project
 
 ROUNDING = 1e-6
-"""How far beyond a bound counts as rounding, which is brought back; anything more is left to be seen."""
+"""How far beyond a bound counts as rounding and is corrected; larger violations are left for the verifier."""
 RULED_OUT = 1e4
-"""How far below its row's other logits a masked class is put: out of sight of a softmax."""
+"""How far below the other logits of its row a masked class is set, so that its softmax is zero."""
 
 
 class Contained(nn.Module):
-    """The model as another library may see it: float32 logits of its own, gradients that are numbers.
+    """Wraps the model for another library: float32 logits without shared memory, finite gradients.
 
-    Its first parameter lies on the device of ``x``, because libraries look there for the device. Logits
-    always depend on the images, so that a model without gradients gives zeros and no error. Gradients
-    that are not numbers count as zero, infinite ones as what they are a little further inside the box. A
-    logit of −∞, a class that the model rules out, comes ``RULED_OUT`` below the image's lowest other one,
-    since libraries subtract logits.
+    Its first parameter is on the device of ``x``, because libraries determine the device from it. Logits
+    always depend on the images, so that a model without gradients yields zeros instead of an error. NaN
+    gradients become zero, and infinite ones are measured slightly inside the box. A logit of −∞, as masked
+    classes have, is set to ``RULED_OUT`` below the lowest other logit of the image, because libraries
+    subtract logits.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -41,7 +41,7 @@ class Contained(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K)."""
+        """Logits (N, K) of images (N, C, H, W)."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             logits: Tensor = self.model(x)
             return _finite(logits.float().clone())
@@ -51,13 +51,13 @@ class Contained(nn.Module):
         return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
     def classes(self, x: Tensor) -> int:
-        """How many classes the model tells apart, by its logits for one image."""
+        """The number of classes of the model, found from its logits for one image."""
         with torch.no_grad():
             return int(self(x[:1]).shape[1])
 
 
 def _finite(logits: Tensor) -> Tensor:
-    """−∞ taken to ``RULED_OUT`` below the lowest logit of its row that is finite."""
+    """Replace −∞ by a value ``RULED_OUT`` below the lowest finite logit of the row."""
     masked = logits == -torch.inf
     if not bool(masked.any()):
         return logits
@@ -67,7 +67,7 @@ def _finite(logits: Tensor) -> Tensor:
 
 
 class _Noted(torch.autograd.Function):
-    """The identity; on the way back, it notes the gradient of the logits."""
+    """The identity; its backward pass records the gradient with respect to the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, seen: list[Tensor]) -> Tensor:
@@ -81,9 +81,9 @@ class _Noted(torch.autograd.Function):
 
 
 class _Tame(torch.autograd.Function):
-    """The identity; on the way back, the gradient becomes one that a library can use.
+    """The identity; its backward pass makes the gradient finite.
 
-    An infinite slope is measured with the gradient of the logits that was noted.
+    An infinite slope is measured with the recorded gradient with respect to the logits.
     """
 
     @staticmethod
@@ -103,7 +103,7 @@ class _Tame(torch.autograd.Function):
             return found
 
         slope = usable(gradient, x, again, boxed=False)
-        # Most libraries climb; what the box stops then must not drown the rest. Some go down, though.
+        # Most libraries ascend, and entries that the box blocks must not outweigh the rest. Some descend.
         stopped = gradient.isinf() & torch.where(gradient > 0, x >= 1, x <= 0)
         if bool(stopped.any()):
             ordinary = gradient.masked_fill(~torch.isfinite(gradient), 0.0).abs().flatten(1).amax(1)
@@ -114,7 +114,7 @@ class _Tame(torch.autograd.Function):
 
 @contextmanager
 def trace_kept() -> Iterator[None]:
-    """Debuggers and coverage keep their hook: one library removes it at every call."""
+    """Restore the trace hook of debuggers and coverage tools, which one library removes at every call."""
     before = sys.gettrace()
     try:
         yield
@@ -124,16 +124,16 @@ def trace_kept() -> Iterator[None]:
 
 
 def mend(found: object, x: Tensor, eps: float, norm: str | None, kind: str) -> Tensor:
-    """``found`` as a result like ``x``: points with a pixel that is no number are given back clean.
+    """Make ``found`` a valid result like ``x``; a point with a NaN or infinite pixel becomes the clean point.
 
-    What lies beyond the box, or a budgeted ball, by rounding is brought back; what lies further out is left
-    for the verifier to see.
+    Points outside the box, or a budgeted ball, by no more than rounding are moved back. Larger violations
+    remain, so that the verifier detects them.
 
     Raises:
-        InputError: ``found`` is not a tensor of the shape of ``x``.
+        InputError: ``found`` is not a tensor with the shape of ``x``.
     """
     if not isinstance(found, Tensor) or found.shape != x.shape:
-        raise InputError(f"the library gave back no tensor like x, {tuple(x.shape)}")
+        raise InputError(f"the library returned no tensor like x, {tuple(x.shape)}")
     x_adv = found.detach().to(x.device, x.dtype)
     finite = torch.isfinite(x_adv).flatten(1).all(1).view(-1, 1, 1, 1)
     x_adv = torch.where(finite, x_adv, x)

@@ -1,7 +1,7 @@
-"""Attacks of foolbox 3.3.4 as ``fb:CLASS``, and the short names that it has for some (``fb:LinfPGD``).
+"""Attacks of foolbox 3.3.4 as ``fb:CLASS``, and foolbox's own short names for some (``fb:LinfPGD``).
 
-A relative step of the library is the step size here, times eps. Left out are BinarizationRefinementAttack
-and DatasetAttack, which need points that others have made, and GenAttack, which needs target classes.
+The library's relative step size times eps is the step size here. BinarizationRefinementAttack and
+DatasetAttack are left out because they need points from other attacks, GenAttack because it needs targets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attacks_pool.errors import InputError
 from attacks_pool.metadata import gradient_steps
 
 STEP = "alpha"
-"""Stands for rel_stepsize, so that it becomes the knob step_size."""
+"""Replaces the name rel_stepsize, so that it becomes the knob step_size."""
 NO_DEFAULT: Mapping[str, Any] = {"steps": 10}
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "decision_rule": ("EN", "L1"),
@@ -29,7 +29,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 STOPS_TOGETHER = {"EADAttack", "L2CarliniWagnerAttack"}
 START = "init_attack failed"
-"""What the library says when it found no point to start from for some of the points given."""
+"""Part of the library's error message if it found no starting point for some of the points."""
 
 
 def _arguments(name: str, budget: str | None) -> Mapping[str, Any]:
@@ -81,7 +81,7 @@ def _craft(name: str, fixed: Mapping[str, Any], job: PeerCall) -> object:
 
 
 def _alone(run: Any, x: Tensor, y: Tensor) -> Tensor:
-    """One point; it stays clean where the library finds nothing to start from."""
+    """Attack one point; return it clean if the library finds no starting point."""
     try:
         found: Tensor = run(x, y)
     except ValueError as error:
@@ -157,7 +157,7 @@ _WHITE = ("single-step", "projected-gradient", "momentum", "minimal-norm")
 
 
 def _peer(name: str, family: str, norm: Any, paper: str | None, kind: Any, *, bare: bool = True) -> Peer:
-    together = "; its early stop looks at the whole batch" if name in STOPS_TOGETHER else ""
+    together = "; early stopping considers the whole batch" if name in STOPS_TOGETHER else ""
     budget = {"budgeted": "eps" if norm else "max_translation"}.get(kind)
     gradient = kind == "budgeted" and family in ("projected-gradient", "momentum", "single-step")
     cost: Cost | None = gradient_steps if gradient and name != "VirtualAdversarialAttack" else None

@@ -1,4 +1,4 @@
-"""One attack of another library: what is known of it, and the callable that runs it."""
+"""An attack of another library: its metadata, and the function that runs it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ OURS: Mapping[str, str] = {
     "n_queries": "steps",
     "n_restarts": "restarts",
 }
-"""Names that libraries give to what is always called eps, steps, step_size and restarts here."""
+"""Maps the libraries' argument names to the knob names used here: eps, steps, step_size and restarts."""
 REAL = {"c", "kappa", "lam", "scale", "confidence", "theta", "max_translation", "max_rotation"}
-"""Arguments that are real numbers though their defaults are whole ones."""
+"""Arguments that accept real numbers although their defaults are integers."""
 SIGNED = {"theta", "kappa", "min_x_0", "max_x_0"}
 """Arguments that may be negative."""
 UNSEEN = {"self", "model", "device", "logger", "seed", "verbose", "n_classes", "norm", "tensorboard"}
-"""Arguments that the adapter gives itself, or that say nothing of the attack."""
+"""Arguments that the adapter sets itself, or that do not affect the attack."""
 TRAINING_STEPS = 10
 
 Cost = Callable[[Mapping[str, Any], int], tuple[int, int]]
@@ -45,7 +45,7 @@ Craft = Callable[["PeerCall"], object]
 
 @dataclass(frozen=True)
 class PeerCall:
-    """What a library is asked for: everything that it takes, under its own names."""
+    """All inputs of one call of a library's attack; arguments have the library's names."""
 
     model: Contained
     x: Tensor
@@ -60,12 +60,12 @@ class PeerCall:
 class Peer:
     """An attack of another library.
 
-    ``craft`` runs it; ``make`` only builds it, which is where the library checks its arguments (``None``: it
-    has none). ``arguments`` are its own with their defaults, as the library declares them (read when
-    first needed, so that the table can be shown without the library). ``budget`` is the argument that takes
-    eps (``None``: eps is only the bound that counts at evaluation); ``least_classes`` what its loss needs,
-    ``least_by_loss`` what a loss that is a knob needs beyond that;
-    ``asks_classes``: it must be told the number of classes.
+    ``craft`` runs it; ``make`` only builds it, so that the library checks its arguments (``None``: it has
+    no arguments). ``arguments`` returns the library's arguments and defaults (read at first use, so that the
+    attacks can be listed without the library). ``budget`` is the argument that receives eps (``None``: eps
+    only bounds the result at evaluation). ``least_classes`` is the minimum number of classes for its loss,
+    ``least_by_loss`` a higher minimum for some values of the knob ``loss``.
+    ``asks_classes``: it needs to be given the number of classes.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Peer:
 
     @cached_property
     def info(self) -> AttackInfo:
-        """Metadata with the knobs that the installed library has."""
+        """Metadata with the knobs of the installed version of the library."""
         return AttackInfo(
             name=self.name,
             family=self.family,
@@ -108,7 +108,7 @@ class Peer:
 
     @cached_property
     def _given(self) -> dict[str, Any]:
-        """The arguments that can be knobs: numbers and words."""
+        """Arguments that can be knobs, namely numbers and words."""
         return {
             argument: default
             for argument, default in self.arguments().items()
@@ -139,7 +139,7 @@ class Peer:
             return Knob(default, f"{words} of the library", training=1, low=1)
         if own == "step_size" and usual:
             ratio = float(default) / float(usual)
-            text = f"length of a step, {ratio:g} * eps unless given, as in the library"
+            text = f"step length; default: {ratio:g} * eps, as in the library"
             return Knob(lambda knobs: ratio * float(knobs["eps"]), text, open_low=True, scales=True)
         if own == "step_size":
             return Knob(float(default), f"{words} of the library", open_low=True)
@@ -148,10 +148,10 @@ class Peer:
         return Knob(real, f"{words} of the library", low=low, choices=self.choices.get(argument, ()))
 
     def check(self, knobs: Mapping[str, Any], shape: tuple[int, ...], classes: int) -> None:
-        """Have the library build the attack for images (C, H, W) and so many classes, around no real model.
+        """Let the library build the attack for images (C, H, W) and ``classes`` classes, with a dummy model.
 
         Raises:
-            InputError: the library refuses an argument, or lacks what it needs.
+            InputError: the library rejects an argument, or a dependency is missing.
         """
         if self.make is not None:
             x = torch.zeros(1, *shape)
@@ -178,10 +178,10 @@ class Peer:
         y: Tensor,
         **given: Any,
     ) -> Tensor:
-        """Craft x_adv like ``x`` (N, C, H, W); ``early_stop`` is let pass, it always crafts on every point.
+        """Return x_adv like ``x`` (N, C, H, W); it ignores ``early_stop`` and attacks every point.
 
         Raises:
-            InputError: the model has too few classes, or the library refuses an argument.
+            InputError: the model has too few classes, or the library rejects an argument.
         """
         eps, contained = float(given["eps"]), Contained(model, x)
         loss = str(given.get("loss"))
@@ -200,7 +200,7 @@ class Peer:
 
 
 def refused(name: str, error: Exception) -> InputError:
-    """The error for arguments that the library itself does not take."""
+    """Build the error for arguments that the library itself rejects."""
     return InputError(
-        f"attack {name!r} refuses its knobs: {type(error).__name__}: {error}".partition("\n")[0]
+        f"attack {name!r} rejects its knobs: {type(error).__name__}: {error}".partition("\n")[0]
     )

@@ -1,8 +1,8 @@
 """AutoAttack's own code, pyautoattack 0.2.0: ``aa:apgd-ce``, ``aa:apgd-t``, …, ``aa:standard``.
 
-A suffix names the norm (``aa:square-l2``, ``aa:apgd-ce-l1``), linf has none. The parts take the settings
-that the standard version gives them. A model of fewer than 10 classes is attacked towards every wrong
-class, where the library itself refuses.
+A suffix names the norm (``aa:square-l2``, ``aa:apgd-ce-l1``); linf has no suffix. The parts have the same
+settings as in the standard version. A model with fewer than 10 classes is attacked towards every wrong
+class, although the library itself would refuse it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIXED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "fab-t": ("fab", {"targeted": True}),
     "square": ("square", {"targeted": False, "resc_schedule": False}),
 }
-"""The parts: their class and what the name fixes of it."""
+"""Parts of AutoAttack: the class of each, and the arguments that its name fixes."""
 INNER = {"predict", "use_largereps", "is_tf_model", "targeted", "resc_schedule", "topk", "loss_fn"}
 _quiet = logging.getLogger(__name__)
 _quiet.addHandler(logging.NullHandler())
@@ -76,7 +76,7 @@ def _craft(part: str, norm: str, job: PeerCall) -> object:
 
 
 def _whole(version: str, norm: str, job: PeerCall) -> Tensor:
-    """Every part in turn on the points that have survived so far."""
+    """Run every part in turn on the points that are still robust."""
     from pyautoattack import AutoAttack
 
     attack = AutoAttack(
@@ -91,7 +91,7 @@ def _whole(version: str, norm: str, job: PeerCall) -> Tensor:
 
 LEAST = {"apgd-dlr": 3, "apgd-t": 4, "standard": 4, "plus": 4, "rand": 3}
 SQUARE_SIDE = 5
-"""Least side of images on which the library's Square finds room for its windows of l2 and l1."""
+"""Smallest image side on which the library's Square attack has room for its windows in l2 and l1."""
 WITH_SQUARE = ("square", "standard", "plus")
 FAMILY = {"fab": "minimal-norm", "fab-t": "minimal-norm", "square": "query"}
 PAPER = {"fab": "1907.02044", "fab-t": "1907.02044", "square": "1912.00049"}
@@ -102,7 +102,7 @@ def _peer(part: str, norm: Any) -> Peer:
     family = FAMILY.get(part, "ensemble" if whole else "projected-gradient")
     return Peer(
         name=f"aa:{part}" if norm == "linf" else f"aa:{part}-{norm}",
-        summary=f"{part} of AutoAttack's own code, {norm}.",
+        summary=f"{part} in AutoAttack's own code, {norm}.",
         family=family,
         norm=norm,
         kind="minimal-norm" if family == "minimal-norm" else "budgeted",

@@ -1,7 +1,7 @@
-"""Every attack of torchattacks 3.5.1 as ``ta:CLASS``; ``ta:CLASS-l2`` where a class takes its norm.
+"""Every attack of torchattacks 3.5.1 as ``ta:CLASS``, or ``ta:CLASS-l2`` for a class with several norms.
 
-Left out are LGV and MultiAttack, which wrap other attacks and are none themselves; FAB for l1, which
-the library cannot run; the targeted modes. JSMA compares every pair of pixels: it serves small images only.
+LGV and MultiAttack are left out because they only wrap other attacks, FAB for l1 because the library cannot
+run it, and targeted modes. JSMA compares every pair of pixels, so it suits only small images.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from attacks_pool.adapters.peer import Cost, Peer, PeerCall, refused
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
-"""Attacks whose kernels are made for three channels."""
+"""Attacks whose kernels require three channels."""
 LEAST_SIDE = {"DIFGSM": 2, "TIFGSM": 2}
 LEAST_SIDE_L2 = {"Square": 5, "AutoAttack": 5}
-"""Where Square needs room for two windows beside each other."""
+"""Smallest side for l2, where Square needs room for two adjacent windows."""
 TELLS_CLASSES = {"APGDT", "FAB", "AutoAttack"}
 TEN_CLASSES = {"JSMA"}
-"""Attacks that take class (y + 1) mod 10 as their target; they are told the model's own number instead."""
+"""Attacks that target class (y + 1) mod 10; the adapter uses the model's number of classes instead of 10."""
 STOPS_TOGETHER = {"CW", "EADL1", "EADEN"}
-"""Attacks whose early stop looks at the loss of the whole batch."""
+"""Attacks whose early stopping considers the loss of the whole batch."""
 MAPPINGS = ("random", "similarity", "similarity_random", "distance", "distance_random")
 CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "APGD": {"loss": ("ce", "dlr")},
@@ -73,7 +73,7 @@ def _craft(name: str, norm: str | None, job: PeerCall) -> Tensor:
 
 
 def _each_step(forwards: int = 1, backwards: int = 1, *, extra: int = 0, per: str | None = None) -> Cost:
-    """So many passes a step, times the knob ``per`` where there is one, and ``extra`` forward ones."""
+    """Cost with so many passes per step, times the knob ``per`` if given, plus ``extra`` forward passes."""
 
     def cost(knobs: Mapping[str, Any], _classes: int) -> tuple[int, int]:
         runs = int(knobs.get("steps", 1)) * (int(knobs[per]) if per else 1)
@@ -142,7 +142,7 @@ _NO_BUDGET = {"VANILA"}
 
 def _peer(name: str, family: str, norm: Any, paper: str | None, kind: Any, *, bare: bool) -> Peer:
     takes_eps = name not in _NO_BUDGET and (kind == "budgeted" or name == "FAB")
-    together = "; its early stop looks at the whole batch" if name in STOPS_TOGETHER else ""
+    together = "; early stopping considers the whole batch" if name in STOPS_TOGETHER else ""
     return Peer(
         name=f"ta:{name}" if bare else f"ta:{name}-{norm}",
         summary=f"{name} of torchattacks{f', {norm}' if norm else ''}{together}.",

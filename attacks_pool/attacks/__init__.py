@@ -1,1 +1,1 @@
-"""One file per attack; a new one is found by itself."""
+"""One module per attack; a new module in this folder is registered automatically."""

@@ -21,14 +21,14 @@ from attacks_pool.search.auto_pgd import KNOBS, adaptive_ascent, cost
         cost=cost("linf"),
         knobs={
             **{name: knob for name, knob in KNOBS.items() if name != "eot_steps"},
-            "loss": Knob("ce", "what is maximised", choices=tuple(LOSSES)),
+            "loss": Knob("ce", "loss to maximise", choices=tuple(LOSSES)),
         },
     )
 )
 def apgd(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Auto-PGD, linf: momentum, a step size that halves when progress stalls, return to the best point.
+    """Auto-PGD, linf: momentum; halves its step size and returns to the best point when progress stalls.
 
-    Croce and Hein, arXiv:2003.01690; of the iterates that fool the model it keeps the first. Shapes as in
+    Croce and Hein, arXiv:2003.01690; it returns the first iterate that fools the model. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     return adaptive_ascent(model, x, y, norm="linf", first=True, **knobs)

@@ -1,4 +1,4 @@
-"""Auto-PGD towards the class of smallest margin: long searches only where short ones came nearest."""
+"""Auto-PGD towards the class of smallest margin, which short searches determine."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from attacks_pool.search.auto_pgd import KNOBS, ranked_ascent, ranked_cost
 RANKED = {
     **KNOBS,
     "restarts": Knob(3, "random starts of the long search", training=1, low=1),
-    "targets": Knob(5, "likeliest wrong classes that get a short search", training=1, low=1),
+    "targets": Knob(5, "number of likeliest wrong classes to search briefly", training=1, low=1),
     "scout_steps": Knob(10, "steps of a short search", training=3, low=1),
 }
-"""The knobs of the ranked search."""
+"""The knobs of the search that ranks target classes."""
 
 
 def _info(name: str, norm: Norm) -> AttackInfo:
@@ -34,10 +34,10 @@ def _info(name: str, norm: Norm) -> AttackInfo:
 def apgd_mm(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards the class of smallest margin, linf.
 
-    The ranking of target classes by short searches is that of the minimum-margin attack (Gao et al.,
-    arXiv:2206.07314); search and loss are those of ``apgd-t`` (arXiv:2003.01690), see
-    :func:`attacks_pool.search.auto_pgd.ranked_ascent`. On adversarially trained MNIST
-    networks 50 short and 100 long steps fooled as many points as 100 steps towards each of nine classes.
+    The minimum-margin attack (Gao et al., arXiv:2206.07314) introduced the ranking of target classes by short
+    searches. Search and loss are those of ``apgd-t`` (arXiv:2003.01690), see
+    :func:`attacks_pool.search.auto_pgd.ranked_ascent`. On adversarially trained MNIST networks, 50 short and
+    100 long steps fooled as many points as 100 steps towards each of nine classes.
     Shapes as in :class:`attacks_pool.Attack`.
     """
     return ranked_ascent(model, x, y, norm="linf", **knobs)
@@ -45,7 +45,7 @@ def apgd_mm(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 
 @register(_info("apgd-mm-l2", "l2"))
 def apgd_mm_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Auto-PGD towards the class of smallest margin, l2; as ``apgd-mm``.
+    """Auto-PGD towards the class of smallest margin, l2; like ``apgd-mm``.
 
     arXiv:2206.07314, arXiv:2003.01690. Shapes as in :class:`attacks_pool.Attack`.
     """
@@ -54,7 +54,7 @@ def apgd_mm_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 
 @register(_info("apgd-mm-l1", "l1"))
 def apgd_mm_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Auto-PGD towards the class of smallest margin, l1; as ``apgd-mm``, with the steps of ``apgd-t-l1``.
+    """Auto-PGD towards the class of smallest margin, l1; like ``apgd-mm``, with the steps of ``apgd-t-l1``.
 
     arXiv:2206.07314, arXiv:2103.01208. Shapes as in :class:`attacks_pool.Attack`.
     """

@@ -11,7 +11,7 @@ from attacks_pool.search.auto_pgd import KNOBS, targeted_ascent, targeted_cost
 TARGETED = {
     **KNOBS,
     "targets": Knob(
-        9, "likeliest wrong classes that are aimed at, all if there are fewer", training=1, low=1
+        9, "number of likeliest wrong classes to aim at, or all if there are fewer", training=1, low=1
     ),
 }
 """The knobs of the targeted search."""
@@ -32,7 +32,7 @@ TARGETED = {
 def apgd_t(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, linf.
 
-    The loss is the targeted difference of logits ratio, with fewer than four classes its fall-back
+    The loss is the targeted difference of logits ratio, with a substitute below four classes
     (:func:`attacks_pool.losses.targeted_dlr`); the search is
     :func:`attacks_pool.search.auto_pgd.targeted_ascent`,
     arXiv:2003.01690. Shapes as in :class:`attacks_pool.Attack`.
@@ -55,7 +55,7 @@ def apgd_t(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 def apgd_t_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, l2.
 
-    The loss is the targeted difference of logits ratio, with fewer than four classes its fall-back
+    The loss is the targeted difference of logits ratio, with a substitute below four classes
     (:func:`attacks_pool.losses.targeted_dlr`); the search is
     :func:`attacks_pool.search.auto_pgd.targeted_ascent`,
     arXiv:2003.01690; it starts on the sphere. Shapes as in :class:`attacks_pool.Attack`.
@@ -78,7 +78,7 @@ def apgd_t_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 def apgd_t_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, l1.
 
-    The loss is the targeted difference of logits ratio, with fewer than four classes its fall-back
+    The loss is the targeted difference of logits ratio, with a substitute below four classes
     (:func:`attacks_pool.losses.targeted_dlr`); the search is
     :func:`attacks_pool.search.auto_pgd.targeted_ascent`,
     arXiv:2103.01208: sparse steps, exact projection onto ball and box, and a ball that shrinks from 3·eps.

@@ -16,7 +16,7 @@ from attacks_pool.search.ensemble import Members, bind, total_cost, worst_of
 
 @dataclass(frozen=True)
 class Budget:
-    """What the published ensemble spends. Another budget is another attack, and not AutoAttack."""
+    """The budget of the published ensemble. With any other budget the result is not AutoAttack."""
 
     steps: int = 100
     queries: int = 5000
@@ -30,7 +30,7 @@ PUBLISHED = Budget()
 
 
 def members(norm: str, version: str) -> Members:
-    """The attacks of a version, in their published order."""
+    """The attacks of a version, in the published order."""
     end, budget = "" if norm == "linf" else f"-{norm}", PUBLISHED
     once = {"steps": budget.steps, "restarts": 1}
     often = {"steps": budget.steps, "restarts": budget.restarts}
@@ -65,7 +65,7 @@ def _info(name: str, norm: Norm, paper: str) -> AttackInfo:
         paper=paper,
         reduced_precision=True,
         knobs={
-            "version": Knob("standard", "which ensemble", choices=("standard", "plus", "rand")),
+            "version": Knob("standard", "version of the ensemble", choices=("standard", "plus", "rand")),
         },
         cost=lambda knobs, classes: total_cost(members(norm, str(knobs["version"])), classes),
     )
@@ -77,8 +77,8 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 
     Croce and Hein, arXiv:2003.01690. ``plus`` adds APGD-DLR and untargeted FAB and gives APGD-CE, APGD-DLR
     and FAB five restarts; ``rand`` is APGD-CE and APGD-DLR with gradients averaged over 20 draws. Budgets are
-    not knobs: another budget is not AutoAttack. Below 10 classes the targeted parts take those that exist.
-    Shapes as in :class:`attacks_pool.Attack`.
+    not knobs, because AutoAttack has a fixed budget. With fewer than 10 classes, the targeted parts use all
+    of them. Shapes as in :class:`attacks_pool.Attack`.
     """
     return _run("linf", model, x, y, **knobs)
 
@@ -113,7 +113,7 @@ def _run(
     generator: torch.Generator,
     early_stop: bool,
 ) -> Tensor:
-    # The ensemble's Square keeps the schedule for 10,000 queries; alone, it is stretched over its own.
+    # In the ensemble, Square uses the schedule for 10,000 queries; alone, it stretches the schedule.
     attacks = [
         replace(attack, function=partial(attack.function, rescale=False))
         if attack.info.family == "query"

@@ -1,4 +1,4 @@
-"""Colour attacks: brightness, contrast, saturation and hue, each found for every image."""
+"""Colour attacks: the worst change of brightness, contrast, saturation or hue for each image."""
 
 from typing import Any
 
@@ -27,8 +27,8 @@ from attacks_pool.rendering import transforms, worst_case
 def saturation(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial saturation: x_adv = clip(g + (1 + p) · (x − g)), |p| ≤ eps, g the grey of each pixel.
 
-    The range of composite attacks (Hsiung et al., arXiv:2202.04235), alone; blended with grey, where they
-    scale S of HSV. Needs three channels. Search: a grid, then the gradient, see
+    The range is that of composite attacks (Hsiung et al., arXiv:2202.04235), which scale S of HSV; here the
+    image is blended with grey instead. Needs three channels. Search: a grid, then gradient steps, see
     :func:`attacks_pool.rendering.worst_case.worst_magnitude`. Shapes as in :class:`attacks_pool.Attack`.
     """
     return worst_case.worst_magnitude(model, x, y, transforms.change_saturation, **knobs)
@@ -52,10 +52,10 @@ def saturation(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     )
 )
 def hue(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Adversarial hue: x_adv = HSV(h + p, s, v), |p| ≤ eps, p found for each image.
+    """Adversarial hue: x_adv = HSV(h + p, s, v), |p| ≤ eps, with the worst p for each image.
 
-    The hue of composite attacks (Hsiung et al., arXiv:2202.04235), alone; eps 0.5 is the whole circle, as
-    there. Greys have no hue and stay. Needs three channels. Search: a grid, then the gradient, see
+    The hue part of composite attacks (Hsiung et al., arXiv:2202.04235); as there, eps 0.5 is the whole
+    circle. Grey pixels have no hue and stay. Needs three channels. Search: a grid, then gradient steps, see
     :func:`attacks_pool.rendering.worst_case.worst_magnitude`. Shapes as in :class:`attacks_pool.Attack`.
     """
     return worst_case.worst_magnitude(model, x, y, transforms.turn_hue, **knobs)
@@ -78,8 +78,8 @@ def hue(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 def contrast(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial contrast: x_adv = clip(m + (1 + p) · (x − m)), |p| ≤ eps, m the image's mean brightness.
 
-    The range of composite attacks (Hsiung et al., arXiv:2202.04235), alone; about the mean, where they scale
-    about black. Search: a grid, then the gradient, see
+    The range is that of composite attacks (Hsiung et al., arXiv:2202.04235), which scale about black; here
+    contrast is scaled about the mean. Search: a grid, then gradient steps, see
     :func:`attacks_pool.rendering.worst_case.worst_magnitude`. Shapes as in :class:`attacks_pool.Attack`.
     """
     return worst_case.worst_magnitude(model, x, y, transforms.change_contrast, **knobs)
@@ -94,16 +94,16 @@ def contrast(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
         paper="2202.04235",
         cost=worst_case.magnitude_cost,
         knobs={
-            "eps": Knob(0.2, "largest value added", high=1.0, open_low=True, scales=True),
+            "eps": Knob(0.2, "largest amount added to the pixels", high=1.0, open_low=True, scales=True),
             **worst_case.MAGNITUDE_KNOBS,
         },
     )
 )
 def brightness(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Adversarial brightness: x_adv = clip(x + p), |p| ≤ eps, p found for each image.
+    """Adversarial brightness: x_adv = clip(x + p), |p| ≤ eps, with the worst p for each image.
 
-    The brightness of composite attacks (Hsiung et al., arXiv:2202.04235), alone. Search: a grid, then the
-    gradient, see :func:`attacks_pool.rendering.worst_case.worst_magnitude`. Shapes as in
+    The brightness part of composite attacks (Hsiung et al., arXiv:2202.04235). Search: a grid, then gradient
+    steps, see :func:`attacks_pool.rendering.worst_case.worst_magnitude`. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     return worst_case.worst_magnitude(model, x, y, transforms.change_brightness, **knobs)

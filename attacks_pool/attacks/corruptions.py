@@ -1,4 +1,4 @@
-"""The fifteen common corruptions as attacks; severity is their eps."""
+"""The fifteen common corruptions as attacks, with the severity as eps."""
 
 from collections.abc import Callable, Mapping
 
@@ -28,12 +28,12 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "pixelate": digital.pixelate,
     "jpeg": digital.jpeg,
 }
-"""Each of them by the name that follows ``corruption-``."""
+"""The corruptions by name; an attack's name is ``corruption-`` followed by this name."""
 
 
 def _register(name: str, corruption: Corruption) -> None:
     def attack(
-        model: nn.Module,  # noqa: ARG001 - it does not look; part of every attack's signature
+        model: nn.Module,  # noqa: ARG001 - not used, but part of every attack's signature
         x: Tensor,
         y: Tensor,  # noqa: ARG001
         *,

@@ -26,10 +26,10 @@ LARGEST_CONST = 1e10
         cost=lambda knobs, _classes: (knobs["binary_search_steps"] * (knobs["steps"] + 1),) * 2,
         knobs={
             "steps": metadata.steps(100, training=10),
-            "step_size": Knob(0.02, "step of Adam, in image units", training=0.1, open_low=True),
-            "binary_search_steps": Knob(6, "values of the constant c tried", training=1, low=1),
+            "step_size": Knob(0.02, "step size of Adam, in image units", training=0.1, open_low=True),
+            "binary_search_steps": Knob(6, "number of values of the constant c to try", training=1, low=1),
             "initial_const": Knob(1.0, "first value of c", open_low=True),
-            "confidence": Knob(0.0, "margin of logits that counts as success", training=10.0),
+            "confidence": Knob(0.0, "margin of logits required for success", training=10.0),
         },
     )
 )
@@ -44,17 +44,17 @@ def cw(
     binary_search_steps: int,
     initial_const: float,
     confidence: float,
-    generator: torch.Generator,  # noqa: ARG001 - the search draws nothing
+    generator: torch.Generator,  # noqa: ARG001 - the search is deterministic
     early_stop: bool,
 ) -> Tensor:
     """Carlini-Wagner l2: minimise ‖δ‖² + c · max(z_y − max_{k≠y} z_k, −confidence), binary search over c.
 
-    arXiv:1608.04644. Of the paper's three ways to stay in [0, 1] this takes projection after each Adam
-    step, not the change of variables: tanh has no gradient where a pixel is exactly 0 or 1, which on digits
-    is most of the image. Adam's step shrinks to 0 over the second half of a search: a constant one, as in
+    arXiv:1608.04644. The paper has three ways to stay in [0, 1]; this uses projection after each Adam step.
+    The change of variables would fail, since tanh has no gradient where a pixel is exactly 0 or 1, as most
+    pixels of digits are. Adam's step shrinks to 0 over the second half of a search. A constant step, as in
     the paper, jumps back and forth over a boundary that is nearer than step_size · √pixels. Returns the
-    smallest successful perturbation of each point, else the last iterate.
-    ``early_stop`` drops a point as soon as it has one within ``eps``. Shapes as in
+    smallest successful perturbation of each point, or the last iterate if none succeeded.
+    ``early_stop`` stops at the first success within ``eps``. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     state = _State.begin(x, y, initial_const)
@@ -69,7 +69,7 @@ def cw(
 
 @dataclass
 class _State:
-    """What is known of each point: bounds of c, the best perturbation, and which are still searched."""
+    """State of each point: bounds of c and the best perturbation; ``active`` are still being searched."""
 
     x: Tensor
     y: Tensor
@@ -90,7 +90,7 @@ class _State:
 def _search(
     model: nn.Module, state: _State, steps: int, step_size: float, confidence: float, enough: float | None
 ) -> None:
-    """Adam at the present c; records successes and then halves the interval of c."""
+    """Run Adam with the current c, record successes and then halve the interval of c."""
     points = state.active
     x, y, const = state.x[points], state.y[points], state.const[points]
     x_adv, mean, square = x, torch.zeros_like(x), torch.zeros_like(x)
@@ -105,7 +105,7 @@ def _search(
         success = gap >= confidence if confidence > 0 else gap > 0
         _record(state, points[running], x_adv, norm_squared.sqrt(), success)
         succeeded[running] |= success
-        # The step goes down, so that its way up is the other.
+        # usable() expects an ascent direction, but this search descends, so both signs are flipped.
         gradient = -usable(-gradient, x_adv, lambda near: slope(near)[0])
         if step == steps:
             break
@@ -145,7 +145,7 @@ def _record(state: _State, points: Tensor, x_adv: Tensor, norm: Tensor, success:
 
 
 def _narrow(state: _State, points: Tensor, succeeded: Tensor) -> None:
-    """After success look for a smaller c, after failure for a larger one (tenfold until one succeeds)."""
+    """Try a smaller c after success and a larger one after failure (times ten until one succeeds)."""
     const, low, high = state.const[points], state.low[points], state.high[points]
     high = torch.where(succeeded, torch.minimum(high, const), high)
     low = torch.where(succeeded, low, torch.maximum(low, const))

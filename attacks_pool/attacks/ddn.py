@@ -21,9 +21,9 @@ from attacks_pool.search.boundary import Walk, adaptive_descent, cosine, passes
         paper="1811.09600",
         knobs={
             "steps": metadata.steps(100, training=10),
-            "step_size": Knob(1.0, "first step, in image units; the last is a hundredth", open_low=True),
-            "gamma": Knob(0.05, "by which share a radius grows or shrinks", high=1.0, open_low=True),
-            "init_radius": Knob(1.0, "first radius", open_low=True),
+            "step_size": Knob(1.0, "first step, in image units; the last is 1/100 of it", open_low=True),
+            "gamma": Knob(0.05, "share by which the radius grows or shrinks", high=1.0, open_low=True),
+            "init_radius": Knob(1.0, "initial radius", open_low=True),
         },
         cost=passes,
     )
@@ -38,13 +38,13 @@ def ddn(
     step_size: float,
     gamma: float,
     init_radius: float,
-    generator: torch.Generator,  # noqa: ARG001 - the search draws nothing
+    generator: torch.Generator,  # noqa: ARG001 - the search is deterministic
     early_stop: bool,
 ) -> Tensor:
-    """Decoupled direction and norm, l2: unit gradient steps, each put onto a sphere.
+    """Decoupled direction and norm, l2: unit gradient steps, each projected onto a sphere.
 
-    Rony et al., arXiv:1811.09600. The sphere's radius becomes (1 − γ) times itself after a success and
-    (1 + γ) times after a failure; cosine-annealed steps along ∇CE. Iterates are not rounded to 8 bits.
+    Rony et al., arXiv:1811.09600. The radius of the sphere is multiplied by (1 − γ) after a success and by
+    (1 + γ) after a failure; steps along ∇CE with cosine annealing. Iterates are not rounded to 8 bits.
     Shapes as in :class:`attacks_pool.Attack`.
     """
 

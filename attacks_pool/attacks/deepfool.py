@@ -12,7 +12,7 @@ from attacks_pool.registry import register
 from attacks_pool.search.boundary import Smallest, dual_length, length, nearest_plane, rivals
 
 BEYOND = 1e-4
-"""What is added to each distance, so that a step does not end on the boundary itself."""
+"""Added to each distance, so that a step does not end exactly on the boundary."""
 
 
 def _cost(knobs: Any, classes: int) -> tuple[int, int]:
@@ -29,8 +29,8 @@ def _info(name: str, norm: Norm) -> AttackInfo:
         paper="1511.04599",
         knobs={
             "steps": metadata.steps(50, training=10),
-            "overshoot": Knob(0.02, "how far beyond the boundary, as a share of the way", open_low=True),
-            "candidates": Knob(10, "classes looked at, the true one included", low=2),
+            "overshoot": Knob(0.02, "overshoot beyond the boundary, as a share of the step", open_low=True),
+            "candidates": Knob(10, "number of classes to consider, including the true one", low=2),
         },
         cost=_cost,
     )
@@ -42,17 +42,17 @@ def _search(
     y: Tensor,
     *,
     norm: str,
-    eps: float,  # noqa: ARG001 - the search ends at the boundary, wherever it is
+    eps: float,  # noqa: ARG001 - the search ends at the boundary, at any distance
     steps: int,
     overshoot: float,
     candidates: int,
-    generator: torch.Generator,  # noqa: ARG001 - the search draws nothing
-    early_stop: bool,  # noqa: ARG001 - a point ends at its first success anyway
+    generator: torch.Generator,  # noqa: ARG001 - the search is deterministic
+    early_stop: bool,  # noqa: ARG001 - each point stops at its first success in any case
 ) -> Tensor:
-    """x_k = clip(x + (1 + overshoot) · Σ r_i), r_i the shortest way to the nearest linearised boundary."""
+    """x_k = clip(x + (1 + overshoot) · Σ r_i), r_i the shortest step to the nearest linearised boundary."""
     found = Smallest(x, norm)
     index = torch.arange(len(x), device=x.device)
-    # A nearly flat gradient can put the boundary far outside the box; no way need be longer than the box.
+    # A nearly flat gradient can put the boundary far outside the box; steps are cut to the box's size.
     longest = length(torch.ones_like(x), norm)
     with torch.no_grad():
         logits = model(x)
@@ -74,10 +74,10 @@ def _search(
 
 @register(_info("deepfool", "l2"))
 def deepfool(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """DeepFool, l2: steps straight to the nearest boundary of the linearised classifier until it is crossed.
+    """DeepFool, l2: steps directly to the nearest boundary of the linearised classifier until it is crossed.
 
-    Moosavi-Dezfooli et al., arXiv:1511.04599. Only the ``candidates`` likeliest classes are looked at (10,
-    where the paper looks at all). A point ends at its first success. Shapes as in
+    Moosavi-Dezfooli et al., arXiv:1511.04599. It considers only the ``candidates`` likeliest classes (default
+    10; the paper considers all). A point ends at its first success. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     return _search(model, x, y, norm="l2", **knobs)
@@ -85,5 +85,5 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 
 @register(_info("deepfool-linf", "linf"))
 def deepfool_linf(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """DeepFool, linf: as :func:`deepfool`, with the boundary nearest in linf. arXiv:1511.04599."""
+    """DeepFool, linf: like :func:`deepfool`, with the boundary nearest in linf. arXiv:1511.04599."""
     return _search(model, x, y, norm="linf", **knobs)

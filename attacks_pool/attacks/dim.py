@@ -24,7 +24,7 @@ from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_grad
         cost=metadata.gradient_steps,
         knobs={
             **KNOBS,
-            "resize_rate": Knob(0.9, "smallest side, as a share of the image's", high=1.0, open_low=True),
+            "resize_rate": Knob(0.9, "smallest side, as a share of the full side", high=1.0, open_low=True),
             "diversity_prob": Knob(0.5, "probability that an image is transformed", high=1.0),
         },
     )
@@ -34,10 +34,10 @@ def dim(
 ) -> Tensor:
     """Diverse inputs: v_{k+1} = decay · v_k + g/‖g‖₁, g = ∇ CE(f(T(x_k)), y), a signed step along v_{k+1}.
 
-    Xie et al., arXiv:1803.06978 (M-DI²-FGSM). With probability ``diversity_prob`` T shrinks the image to a
-    random side from resize_rate · side up and puts it at a random place on black, else T(x) = x. The paper
-    enlarges what it shows the model; here the size stays, as any model takes it. Each point draws its own T
-    at each step. Shapes as in :class:`attacks_pool.Attack`.
+    Xie et al., arXiv:1803.06978 (M-DI²-FGSM). With probability ``diversity_prob``, T shrinks the image to a
+    random side of at least resize_rate · side and places it at random on black; otherwise T(x) = x. The paper
+    enlarges the model's input; here its size stays the same, so that any model accepts it. Each point draws
+    its own T at each step. Shapes as in :class:`attacks_pool.Attack`.
     """
 
     def slope(model: nn.Module, points: Points, draws: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -46,7 +46,7 @@ def dim(
 
         rows, columns = rows.to(x.dtype)[:, None], columns.to(x.dtype)[:, None]
         shown = rows @ points.x_adv @ columns.mT
-        # The gradient at what the model sees, then through T: a matrix product with an infinity is NaN.
+        # First the gradient at T(x), then through T: one combined matrix product would turn inf into NaN.
         gradient, _logits, _values = input_gradient(model, shown, points.y, cross_entropy)
         return rows.mT @ (gradient @ columns), None
 
@@ -56,9 +56,9 @@ def dim(
 def resize_and_pad(
     drawn: Tensor, height: int, width: int, resize_rate: float, probability: float
 ) -> tuple[Tensor, Tensor]:
-    """R (n, H, H) and C (n, W, W): R · image · Cᵀ is the image, bilinearly shrunk, at its place on black.
+    """R (n, H, H) and C (n, W, W): R · image · Cᵀ is the image, bilinearly shrunk and placed on black.
 
-    ``drawn`` (n, 4) in [0, 1) says whether, to what size, how far down and how far to the right.
+    ``drawn`` (n, 4) in [0, 1) determines whether to shrink, the size, the row and the column.
     """
     smallest = max(1, int(resize_rate * height))
     size = smallest + (drawn[:, 1] * (height - smallest + 1)).floor()
@@ -68,7 +68,7 @@ def resize_and_pad(
 
 
 def _interpolation(size: Tensor, offset: Tensor, side: int) -> Tensor:
-    """(n, side, side) weights: row i says what pixel i of the result takes of each pixel of the image."""
+    """(n, side, side) weights: row i holds the weight of each input pixel in output pixel i."""
     at = torch.arange(side, device=size.device, dtype=size.dtype)
     first = (offset * (side - size + 1)).floor()[:, None]
     size = size[:, None]

@@ -1,4 +1,4 @@
-"""EAD: the elastic-net attack, decided by l1."""
+"""EAD: the elastic-net attack, with the l1 decision rule."""
 
 from dataclasses import dataclass
 
@@ -26,10 +26,10 @@ LARGEST_CONST = 1e10
         paper="1709.04114",
         knobs={
             "steps": metadata.steps(100, training=10),
-            "step_size": Knob(0.01, "first step of the gradient, falling to 0", training=0.05, open_low=True),
-            "binary_search_steps": Knob(9, "values of the constant c tried", training=3, low=1),
+            "step_size": Knob(0.01, "first gradient step, decreasing to 0", training=0.05, open_low=True),
+            "binary_search_steps": Knob(9, "number of values of the constant c to try", training=3, low=1),
             "initial_const": Knob(1.0, "first value of c", open_low=True),
-            "l1_weight": Knob(0.01, "weight of the l1 norm against the squared l2 norm"),
+            "l1_weight": Knob(0.01, "weight of the l1 norm relative to the squared l2 norm"),
         },
         cost=lambda knobs, _classes: (
             2 * int(knobs["steps"]) * int(knobs["binary_search_steps"]),
@@ -48,13 +48,13 @@ def ead(
     binary_search_steps: int,
     initial_const: float,
     l1_weight: float,
-    generator: torch.Generator,  # noqa: ARG001 - the search draws nothing
+    generator: torch.Generator,  # noqa: ARG001 - the search is deterministic
     early_stop: bool,
 ) -> Tensor:
     """Elastic net: minimise c · max(z_y − max_{k≠y} z_k, 0) + ‖δ‖² + l1_weight · ‖δ‖₁, binary search over c.
 
-    Chen et al., arXiv:1709.04114: shrinkage and thresholding with momentum (FISTA), and the success of
-    smallest l1 norm kept (the paper's l1 decision rule). A point's search at one c runs all its steps.
+    Chen et al., arXiv:1709.04114: iterative shrinkage-thresholding with momentum (FISTA). It keeps the
+    success of smallest l1 norm (the paper's l1 decision rule). The search at one c runs all its steps.
     Shapes as in :class:`attacks_pool.Attack`.
     """
     found = Smallest(x, "l1")
@@ -66,7 +66,7 @@ def ead(
             break
         walk = _Walk(active, x[active], y[active], const[active], x[active], x[active])
         success = _search(model, walk, found, steps, step_size, l1_weight, eps if early_stop else None)
-        # After success a smaller c, after failure a larger one: tenfold until one succeeds.
+        # Try a smaller c after success and a larger one after failure (times ten until one succeeds).
         high = torch.where(success, torch.minimum(high, const), high)
         low = torch.where(success, low, torch.maximum(low, const))
         const = torch.where(high >= LARGEST_CONST, const * 10, (low + high) / 2)
@@ -75,7 +75,7 @@ def ead(
 
 @dataclass
 class _Walk:
-    """The points still searched: iterate ``x_adv`` and the point ahead of it where the gradient is taken."""
+    """Points still being searched: iterate ``x_adv``, and the point ``ahead`` where the gradient is taken."""
 
     index: Tensor
     x: Tensor
@@ -98,7 +98,7 @@ def _search(
     l1_weight: float,
     enough: float | None,
 ) -> Tensor:
-    """FISTA at the present c; returns which points of the batch had a success."""
+    """Run FISTA with the current c; returns which points of the batch had a success."""
 
     def hinge(logits: Tensor, y: Tensor) -> Tensor:
         return margin(logits, y).clamp_max(0)
@@ -123,6 +123,6 @@ def _search(
 
 
 def shrink(point: Tensor, x: Tensor, threshold: float) -> Tensor:
-    """Each pixel moved towards ``x`` by ``threshold``, no farther than ``x``, and into [0, 1]."""
+    """Move each pixel by ``threshold`` towards ``x``, but not past it, and into [0, 1]."""
     delta = point - x
     return (x + delta.sign() * (delta.abs() - threshold).clamp_min(0)).clamp(0, 1)

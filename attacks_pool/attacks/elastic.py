@@ -1,4 +1,4 @@
-"""Elastic deformation: a smooth flow of bounded length, found by gradient."""
+"""Elastic deformation: gradient search for a smooth flow of bounded length."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from attacks_pool.rendering.worst_case import Worst, climb
         ),
         knobs={
             "eps": Knob(
-                0.05, "longest displacement along an axis, in sides", high=1.0, open_low=True, scales=True
+                0.05, "largest displacement along an axis, in sides", high=1.0, open_low=True, scales=True
             ),
             "steps": metadata.steps(30, training=7),
             "step_size": metadata.step_size(2.5),
@@ -49,10 +49,10 @@ def elastic(
 ) -> Tensor:
     """Adversarial elastic flow: u_{k+1} = clip(u_k + step_size · sign ∂CE(f(x ∘ (id + G∗u_k)), y)/∂u, ±eps).
 
-    Kang et al., arXiv:1905.01034, bilinear as in stAdv (arXiv:1801.02612), whose flow is held smooth by a
-    penalty instead. G is a Gaussian of sum 1, so no pixel moves further than eps · side along either axis
-    (side is the shorter one). It starts at a random u; a point takes the first flow that fools the model,
-    else that of the highest loss. Shapes as in :class:`attacks_pool.Attack`.
+    Kang et al., arXiv:1905.01034, with bilinear sampling as in stAdv (arXiv:1801.02612), which keeps its flow
+    smooth by a penalty instead. G is a Gaussian with sum 1, so no pixel moves further than eps · side along
+    either axis (side is the shorter one). It starts at a random u and returns the first flow that fools the
+    model, or the one of highest loss. Shapes as in :class:`attacks_pool.Attack`.
     """
     side, base = min(x.shape[2:]), draw_seed(generator)
 

@@ -1,4 +1,4 @@
-"""EOT-PGD: PGD along a gradient averaged over the model's own randomness."""
+"""EOT-PGD: PGD along a gradient averaged over draws of a stochastic model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from attacks_pool.registry import register
 from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_gradient
 
 SMALLEST = 1e-30
-"""What a probability of 0 is taken for, since its logarithm must be a number."""
+"""Replaces a probability of 0, so that its logarithm is finite."""
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
-    """PGD's, each pass repeated for every draw."""
+    """The cost of PGD, with every pass repeated for each draw."""
     forwards, backwards = metadata.gradient_steps(knobs, classes)
     return forwards * int(knobs["eot_steps"]), backwards * int(knobs["eot_steps"])
 
@@ -34,7 +34,7 @@ def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
         cost=_cost,
         knobs={
             **KNOBS,
-            "eot_steps": Knob(20, "draws of the model that are averaged", training=2, low=1),
+            "eot_steps": Knob(20, "number of draws of the model to average over", training=2, low=1),
         },
     )
 )
@@ -42,8 +42,8 @@ def eotpgd(model: nn.Module, x: Tensor, y: Tensor, *, loss: str, eot_steps: int,
     """PGD on the expectation over draws: x_{k+1} = Π(x_k + step_size · sign mean_i ∇ loss(f_i(x_k), y)).
 
     Athalye et al., arXiv:1707.07397; f_i is the i-th of ``eot_steps`` draws of a stochastic model, which uses
-    the global random state. Whether a point is fooled is judged by its mean softmax over the draws. On a
-    model that draws nothing it is ``pgd``. Shapes as in :class:`attacks_pool.Attack`.
+    the global random state. A point is fooled if its mean softmax over the draws is wrong. On a deterministic
+    model it equals ``pgd``. Shapes as in :class:`attacks_pool.Attack`.
     """
 
     def slope(model: nn.Module, points: Points, _draws: torch.Generator) -> tuple[Tensor, Tensor | None]:

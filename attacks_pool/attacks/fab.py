@@ -1,4 +1,4 @@
-"""FAB, untargeted and targeted, in three norms."""
+"""FAB, untargeted and targeted, in linf, l2 and l1."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def _info(name: str, norm: Norm, *, with_targets: bool) -> AttackInfo:
     knobs = {
         "steps": metadata.steps(100, training=10),
         "restarts": metadata.restarts(),
-        "alpha_max": Knob(0.1, "largest weight of the way from the clean point", high=1.0),
-        "eta": Knob(1.05, "overshoot beyond the boundary", low=1.0),
-        "beta": Knob(0.9, "where a success is taken back to, as a share of its way", high=1.0, open_low=True),
+        "alpha_max": Knob(0.1, "largest weight of the step from the clean point", high=1.0),
+        "eta": Knob(1.05, "overshoot beyond the boundary, as a factor of the step", low=1.0),
+        "beta": Knob(0.9, "factor of a perturbation after a success", high=1.0, open_low=True),
     }
     if with_targets:
-        knobs["targets"] = Knob(9, "likeliest other classes tried", training=1, low=1)
+        knobs["targets"] = Knob(9, "number of likeliest other classes to try", training=1, low=1)
     return AttackInfo(
         name=name,
         family="minimal-norm",
@@ -64,43 +64,43 @@ def _fab(
 
 @register(_info("fab", "linf", with_targets=False))
 def fab(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FAB, linf: step onto the nearest linearised boundary inside [0, 1], drawn towards the clean point.
+    """FAB, linf: steps to the nearest linearised boundary inside [0, 1], biased towards the clean point.
 
     Croce and Hein, arXiv:1907.02044. Untargeted: each gradient costs K − 1 backward passes. The first restart
-    begins at the clean point, the others eps/2 from it. Shapes as in :class:`attacks_pool.Attack`.
+    starts at the clean point, the others eps/2 away from it. Shapes as in :class:`attacks_pool.Attack`.
     """
     return _fab(model, x, y, norm="linf", **knobs)
 
 
 @register(_info("fab-l2", "l2", with_targets=False))
 def fab_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FAB, l2: as :func:`fab`, with the boundary nearest in l2. arXiv:1907.02044."""
+    """FAB, l2: like :func:`fab`, with the boundary nearest in l2. arXiv:1907.02044."""
     return _fab(model, x, y, norm="l2", **knobs)
 
 
 @register(_info("fab-l1", "l1", with_targets=False))
 def fab_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FAB, l1: as :func:`fab`, with the boundary nearest in l1. arXiv:1907.02044."""
+    """FAB, l1: like :func:`fab`, with the boundary nearest in l1. arXiv:1907.02044."""
     return _fab(model, x, y, norm="l1", **knobs)
 
 
 @register(_info("fab-t", "linf", with_targets=True))
 def fab_t(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FAB-T, linf: FAB towards each of the ``targets`` likeliest other classes by itself.
+    """FAB-T, linf: FAB towards each of the ``targets`` likeliest other classes separately.
 
-    Croce and Hein, arXiv:1907.02044; the form that AutoAttack (arXiv:2003.01690) runs. A gradient costs one
-    backward pass, whatever the number of classes. Shapes as in :class:`attacks_pool.Attack`.
+    Croce and Hein, arXiv:1907.02044; the version in AutoAttack (arXiv:2003.01690). A gradient costs one
+    backward pass for any number of classes. Shapes as in :class:`attacks_pool.Attack`.
     """
     return _fab(model, x, y, norm="linf", **knobs)
 
 
 @register(_info("fab-t-l2", "l2", with_targets=True))
 def fab_t_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FAB-T, l2: as :func:`fab_t`. arXiv:1907.02044."""
+    """FAB-T, l2: like :func:`fab_t`. arXiv:1907.02044."""
     return _fab(model, x, y, norm="l2", **knobs)
 
 
 @register(_info("fab-t-l1", "l1", with_targets=True))
 def fab_t_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FAB-T, l1: as :func:`fab_t`. arXiv:1907.02044."""
+    """FAB-T, l1: like :func:`fab_t`. arXiv:1907.02044."""
     return _fab(model, x, y, norm="l1", **knobs)

@@ -22,7 +22,7 @@ from attacks_pool.search.ascent import gradient_ascent
         knobs={
             "step_size": Knob(
                 lambda knobs: 1.25 * float(knobs["eps"]),
-                "length of the step, 1.25 * eps unless given",
+                "step length; default: 1.25 * eps",
                 open_low=True,
                 scales=True,
             ),

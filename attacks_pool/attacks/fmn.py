@@ -25,8 +25,8 @@ def _info(name: str, norm: Norm) -> AttackInfo:
         paper="2102.12827",
         knobs={
             "steps": metadata.steps(100, training=10),
-            "step_size": Knob(1.0, "first step, in l2; the last is a hundredth", open_low=True),
-            "gamma": Knob(0.05, "first share by which a radius grows or shrinks", high=1.0, open_low=True),
+            "step_size": Knob(1.0, "first step, in l2; the last is 1/100 of it", open_low=True),
+            "gamma": Knob(0.05, "first share by which the radius grows or shrinks", high=1.0, open_low=True),
         },
         cost=passes,
     )
@@ -42,10 +42,10 @@ def _search(
     steps: int,
     step_size: float,
     gamma: float,
-    generator: torch.Generator,  # noqa: ARG001 - the search draws nothing
+    generator: torch.Generator,  # noqa: ARG001 - the search is deterministic
     early_stop: bool,
 ) -> Tensor:
-    """Unit gradient steps of the margin, projected onto a ball whose radius each point adapts."""
+    """Take unit gradient steps of the margin, projected onto a ball with an adaptive radius per point."""
     widest = length(torch.maximum(x, 1 - x), norm)
 
     def move(walk: Walk, step: int) -> Tensor:
@@ -63,9 +63,9 @@ def _search(
 
 
 def _radius(walk: Walk, gamma: float, norm: str) -> Tensor:
-    """Less after a success, more after a failure; before the first success, the linearised distance.
+    """Decrease the radius after a success, else increase it; before any success, use the linearised distance.
 
-    That distance may stop growing short of the boundary, so the radius grows by its share all the same.
+    That distance may stop growing before the boundary, so the radius grows by its share in any case.
     """
     dual = length(walk.gradient, DUAL[norm]).clamp_min(1e-12)
     guess = length(walk.x_adv - walk.x, norm) + torch.nan_to_num(walk.loss).abs() / dual
@@ -77,14 +77,14 @@ def _radius(walk: Walk, gamma: float, norm: str) -> Tensor:
 
 
 def _count(walk: Walk, gamma: float) -> Tensor:
-    """The radius of l0, a number of pixels: it changes by at least one and never falls below one."""
+    """The l0 radius, a number of pixels; it changes by at least one and is at least one."""
     less = torch.minimum(torch.minimum(walk.radius - 1, (walk.radius * (1 - gamma)).floor()), walk.best)
     more = torch.maximum(walk.radius + 1, (walk.radius * (1 + gamma)).floor())
     return torch.where(walk.success, less, more).clamp_min(1)
 
 
 def into_ball(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """The point nearest in l2 to ``delta`` (N, C, H, W) of norm ``radius`` (N,) at most."""
+    """The point nearest in l2 to ``delta`` (N, C, H, W) with norm at most ``radius`` (N,)."""
     limit = per_sample(radius)
     if norm == "linf":
         return delta.clamp(-limit, limit)
@@ -97,7 +97,7 @@ def into_ball(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
     ranked = size.sort(dim=1, descending=True).values
     places = torch.arange(1, size.shape[1] + 1, device=delta.device)
     excess = (ranked.cumsum(1) - radius[:, None]) / places
-    # The soft threshold is the excess at the last place that it leaves above zero.
+    # The soft threshold is the excess at the last rank whose value stays above zero.
     last = (ranked > excess).sum(1, keepdim=True).clamp_min(1) - 1
     threshold = excess.gather(1, last).clamp_min(0)
     return delta.sign() * (size - threshold).clamp_min(0).view_as(delta)
@@ -107,25 +107,25 @@ def into_ball(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
 def fmn(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """FMN, linf: unit gradient steps inside a ball that shrinks after a success and grows after a failure.
 
-    Pintor et al., arXiv:2102.12827; before the first success the ball reaches the linearised boundary, and
-    (a departure) never shrinks. From the clean point. Shapes as in :class:`attacks_pool.Attack`.
+    Pintor et al., arXiv:2102.12827; it starts at the clean point. Before the first success the ball reaches
+    the linearised boundary and, unlike the paper's, never shrinks. Shapes as in :class:`attacks_pool.Attack`.
     """
     return _search(model, x, y, norm="linf", **knobs)
 
 
 @register(_info("fmn-l2", "l2"))
 def fmn_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FMN, l2: as :func:`fmn`. arXiv:2102.12827."""
+    """FMN, l2: like :func:`fmn`. arXiv:2102.12827."""
     return _search(model, x, y, norm="l2", **knobs)
 
 
 @register(_info("fmn-l1", "l1"))
 def fmn_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FMN, l1: as :func:`fmn`. arXiv:2102.12827."""
+    """FMN, l1: like :func:`fmn`. arXiv:2102.12827."""
     return _search(model, x, y, norm="l1", **knobs)
 
 
 @register(_info("fmn-l0", "l0"))
 def fmn_l0(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """FMN, l0: as :func:`fmn`, with a ball of whole pixels. arXiv:2102.12827."""
+    """FMN, l0: like :func:`fmn`, with a ball of whole pixels. arXiv:2102.12827."""
     return _search(model, x, y, norm="l0", **knobs)

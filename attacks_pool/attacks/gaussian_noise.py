@@ -1,4 +1,4 @@
-"""Gaussian noise inside the linf ball: the attack that does not look."""
+"""Gaussian noise inside the linf ball, drawn independently of the model."""
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from attacks_pool.search.ascent import wrong
         knobs={
             "std": Knob(
                 lambda knobs: float(knobs["eps"]),
-                "standard deviation before clipping, eps unless given",
+                "standard deviation before clipping; default: eps",
                 open_low=True,
                 scales=True,
             ),
@@ -39,11 +39,11 @@ def gaussian_noise(
     std: float,
     restarts: int,
     generator: torch.Generator,
-    early_stop: bool,  # noqa: ARG001 - a draw cannot stop early; part of every attack's signature
+    early_stop: bool,  # noqa: ARG001 - not used, but part of every attack's signature
 ) -> Tensor:
-    """Noise without a gradient: x_adv = clip(x + clip(std · N(0, I), ±eps)); no attack should be weaker.
+    """Noise without a gradient: x_adv = clip(x + clip(std · N(0, I), ±eps)); a baseline for every attack.
 
-    Of several restarts a point keeps the first draw that fools the model. Shapes as in
+    Among restarts it keeps each point's first draw that fools the model. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     base = draw_seed(generator)

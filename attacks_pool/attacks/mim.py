@@ -1,4 +1,4 @@
-"""MIM: iterated steps along an accumulated gradient."""
+"""MIM: iterated steps along a gradient with momentum."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from attacks_pool.search.ascent import gradient_ascent
         knobs={
             "steps": metadata.steps(20, training=7),
             "step_size": metadata.step_size(2.0),
-            "decay": Knob(1.0, "weight of the velocity of the step before"),
+            "decay": Knob(1.0, "weight of the previous step's velocity"),
         },
     )
 )

@@ -18,12 +18,12 @@ KNOBS = {
     "step_size": metadata.step_size(2.5),
     "restarts": metadata.restarts(),
     "random_start": Knob(True, "start at a random point of the ball"),
-    "targets": Knob(9, "classes aimed at, at most all others", training=3, low=1),
+    "targets": Knob(9, "number of classes to aim at, or all others if fewer", training=3, low=1),
 }
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
-    """The clean logits, then for each target the gradient search and a look at where it ended."""
+    """The clean logits, then for each target the gradient search and a forward pass of its result."""
     forwards, backwards = metadata.gradient_steps(knobs, classes)
     attempts = min(int(knobs["targets"]), classes - 1)
     return 1 + attempts * (forwards + 1), attempts * backwards
@@ -44,18 +44,18 @@ def _info(name: str, norm: Norm, **more: Knob) -> AttackInfo:
 
 @register(_info("mt-pgd", "linf"))
 def mt_pgd(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Multi-targeted PGD, linf: PGD on z_t − z_y for each of the likeliest other classes t; the best counts.
+    """Multi-targeted PGD, linf: PGD on z_t − z_y for each likely other class t; the strongest result counts.
 
-    Gowal et al., arXiv:1910.09338, for the ``targets`` classes of highest clean logits, all in one batch. A
-    point keeps an attempt that fools the model, else that of the largest margin; with ``early_stop`` the
-    first to succeed ends its other attempts. Shapes as in :class:`attacks_pool.Attack`.
+    Gowal et al., arXiv:1910.09338, for the ``targets`` classes of highest clean logits, all in one batch. It
+    returns an attempt that fools the model, or the one of largest margin. With ``early_stop``, one success
+    ends the other attempts at its point. Shapes as in :class:`attacks_pool.Attack`.
     """
     return multi_targeted(model, x, y, norm="linf", **knobs)
 
 
 @register(_info("mt-pgd-l2", "l2"))
 def mt_pgd_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """Multi-targeted PGD, l2: PGD on z_t − z_y for each of the likeliest other classes t; the best counts.
+    """Multi-targeted PGD, l2: PGD on z_t − z_y for each likely other class t; the strongest result counts.
 
     Gowal et al., arXiv:1910.09338; see ``mt-pgd``. Shapes as in :class:`attacks_pool.Attack`.
     """
@@ -64,7 +64,7 @@ def mt_pgd_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 
 @register(_info("mt-pgd-l1", "l1", **{knob: L1_KNOBS[knob] for knob in L1_KNOBS if knob != "loss"}))
 def mt_pgd_l1(model: nn.Module, x: Tensor, y: Tensor, *, sparsity: float, **knobs: Any) -> Tensor:
-    """Multi-targeted PGD, l1: sparse PGD on z_t − z_y for each of the likeliest other classes t.
+    """Multi-targeted PGD, l1: sparse PGD on z_t − z_y for each likely other class t.
 
     Gowal et al., arXiv:1910.09338, with the steps of ``pgd-l1``; see ``mt-pgd``. Shapes as in
     :class:`attacks_pool.Attack`.
@@ -81,7 +81,7 @@ def multi_targeted(
     sparsity: float | None = None,
     **knobs: Any,
 ) -> Tensor:
-    """Every target of every point is a row of one batch; x_adv like ``x`` is the best row of each point."""
+    """Search all targets of all points in one batch; return x_adv like ``x``, the best row of each point."""
     aims = likeliest_others(model, x, y, targets)
     attempts = aims.shape[1]
     points = torch.arange(len(x), device=x.device).repeat_interleave(attempts)
@@ -106,9 +106,9 @@ def multi_targeted(
 
 
 def likeliest_others(model: nn.Module, x: Tensor, y: Tensor, targets: int) -> Tensor:
-    """(N, T) the classes other than ``y`` of highest clean logits, T = min(targets, classes − 1)."""
+    """(N, T) the classes of highest clean logits other than ``y``, T = min(targets, classes − 1)."""
     with torch.no_grad():
         logits = model(x).float()
-    # Finite, so that y alone is at the very bottom.
+    # Make logits finite, so that only y has the lowest one.
     logits = torch.nan_to_num(logits, nan=0.0).scatter(1, y[:, None], -torch.inf)
     return logits.topk(min(targets, logits.shape[1] - 1), dim=1).indices

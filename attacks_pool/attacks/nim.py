@@ -1,4 +1,4 @@
-"""NI-FGSM: momentum whose gradient is taken where the velocity leads."""
+"""NI-FGSM: momentum with a look-ahead gradient (Nesterov)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_grad
 KNOBS = {
     "steps": metadata.steps(20, training=7),
     "step_size": metadata.step_size(2.0),
-    "decay": Knob(1.0, "weight of the velocity of the step before"),
+    "decay": Knob(1.0, "weight of the previous step's velocity"),
 }
 """The knobs of the momentum attacks."""
 
@@ -36,9 +36,9 @@ def nim(
 ) -> Tensor:
     """Nesterov iterative method: the gradient of MIM, taken at x_k + step_size · decay · v_k.
 
-    Lin et al., arXiv:1908.06281 (NI-FGSM). The paper divides gradients by their l1 norm, under which looking
-    ahead moves a pixel by next to nothing; here, as in its released code, v_k is the velocity of gradients
-    divided by their mean absolute value. The point looked at may lie outside the ball. Shapes as in
+    Lin et al., arXiv:1908.06281 (NI-FGSM). The paper divides gradients by their l1 norm, so that looking
+    ahead hardly moves any pixel. Here, as in the paper's code, v_k is the velocity of gradients divided by
+    their mean absolute value. The look-ahead point may lie outside the ball. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     reach = step_size * decay * x[0].numel()

@@ -17,9 +17,9 @@ KNOBS = {
     "step_size": metadata.step_size(2.5),
     "restarts": metadata.restarts(),
     "random_start": Knob(True, "start at a random point of the ball"),
-    "loss": Knob("ce", "what is maximised", choices=tuple(LOSSES)),
+    "loss": Knob("ce", "loss to maximise", choices=tuple(LOSSES)),
 }
-"""The knobs of projected gradient descent in any norm."""
+"""The knobs of projected gradient descent in linf and l2."""
 
 
 @register(
@@ -66,14 +66,14 @@ L1_KNOBS = {
     **KNOBS,
     "step_size": metadata.step_size(20.0),
     "random_start": Knob(True, "start at a random point of the ball", training=False),
-    "sparsity": Knob(0.2, "most values that a step changes, as a share of all", high=1.0, open_low=True),
+    "sparsity": Knob(0.2, "largest share of values that a step changes", high=1.0, open_low=True),
 }
 """The knobs of projected gradient descent in l1."""
 
 CHANGED = 1e-6
-"""A value that moved by less was not changed, only rounded."""
+"""Smaller changes of a value count as rounding."""
 SHRINK = 1.5
-"""By how much fewer values a step changes than are changed already."""
+"""A step changes this many times fewer values than the perturbation has changed so far."""
 
 
 @register(
@@ -92,17 +92,17 @@ def pgd_l1(model: nn.Module, x: Tensor, y: Tensor, *, sparsity: float, **knobs: 
     """Sparse projected gradient descent, l1: x_{k+1} = Π(x_k + step_size · s_k), g = ∇ CE(f(x_k), y).
 
     The sparse l1 descent of Tramèr and Boneh, arXiv:1904.13000: s_k is sign(g) on the n values where |g| is
-    largest, divided by n. Three departures after arXiv:2103.01208: values that the box stops from moving
-    along g are passed over; Π is the Euclidean projection onto ball and box at once; n is ``sparsity`` of all
-    values at the first step and then ‖x_k − x‖₀ / 1.5, at most that share. Π shortens the long default step.
-    Shapes as in :class:`attacks_pool.Attack`.
+    largest, divided by n. Three departures follow arXiv:2103.01208. Values that the box keeps from moving
+    along g are skipped. Π is the exact projection onto the intersection of ball and box. n is ``sparsity`` of
+    all values at the first step, then ‖x_k − x‖₀ / 1.5, but at most that share. The default step is long;
+    Π shortens it. Shapes as in :class:`attacks_pool.Attack`.
     """
     ways = Ways(direction=sparse_direction(sparsity))
     return gradient_ascent(model, x, y, norm="l1", ways=ways, **knobs)
 
 
 def sparse_direction(sparsity: float) -> Callable[[Tensor, Points], Tensor]:
-    """sign(g) on the steepest values that can move, of l1 norm 1; g = 0 gives 0."""
+    """Direction of l1 norm 1: sign(g) on the values of largest |g| that can move; g = 0 gives 0."""
 
     def direction(gradient: Tensor, points: Points) -> Tensor:
         stuck = torch.where(gradient > 0, points.x_adv >= 1, points.x_adv <= 0)

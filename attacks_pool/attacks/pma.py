@@ -29,7 +29,7 @@ def _register(name: str, norm: Norm) -> Callable[[Callable[..., Tensor]], Callab
 def pma(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Probability-margin attack, linf: maximise max_{k≠y} p_k − p_y with p = softmax(f(x)).
 
-    arXiv:2411.15210 finds this loss the strongest single one; the search is Auto-PGD's
+    arXiv:2411.15210 finds this loss the strongest single one. The search is Auto-PGD
     (:func:`attacks_pool.search.auto_pgd.adaptive_ascent`). Shapes as in :class:`attacks_pool.Attack`.
     """
     return adaptive_ascent(model, x, y, norm="linf", loss="probability-margin", **knobs)
@@ -39,7 +39,7 @@ def pma(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 def pma_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Probability-margin attack, l2: maximise max_{k≠y} p_k − p_y with p = softmax(f(x)).
 
-    arXiv:2411.15210, as ``pma``. Shapes as in :class:`attacks_pool.Attack`.
+    arXiv:2411.15210, like ``pma``. Shapes as in :class:`attacks_pool.Attack`.
     """
     return adaptive_ascent(model, x, y, norm="l2", loss="probability-margin", **knobs)
 
@@ -48,6 +48,6 @@ def pma_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
 def pma_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Probability-margin attack, l1: maximise max_{k≠y} p_k − p_y with p = softmax(f(x)).
 
-    arXiv:2411.15210, as ``pma``. Shapes as in :class:`attacks_pool.Attack`.
+    arXiv:2411.15210, like ``pma``. Shapes as in :class:`attacks_pool.Attack`.
     """
     return adaptive_ascent(model, x, y, norm="l1", loss="probability-margin", **knobs)

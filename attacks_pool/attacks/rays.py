@@ -1,4 +1,4 @@
-"""RayS: search for the direction in which the decision boundary is nearest, by predicted labels alone."""
+"""RayS: searches for the direction of the nearest decision boundary, using only predicted labels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from attacks_pool.registry import register
 from attacks_pool.search.ascent import fooled
 
 FRACTION = 1 / 8
-"""Relative precision of a distance, as a share of the part of the image whose signs were flipped."""
+"""Relative precision of a distance, per share of the image whose signs were flipped."""
 FINEST = 1e-5
-"""Distances are measured no finer than this, in image units."""
+"""Absolute precision of distances, in image units."""
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """One forward pass a query."""
+    """Cost: one forward pass per query."""
     return int(knobs["steps"]), 0
 
 
@@ -52,13 +52,13 @@ def rays(
 
     Chen and Gu, arXiv:2006.12792: d starts at all ones; the blocks are the flattened image, its halves, its
     quarters and so on down to single values. A flip is kept if clip(x + r·d) is still misclassified at a
-    smaller r than before, and r is then reduced along the new d. The attack sees predicted classes only, so
-    gradients, the scale of the logits and their rounding make no difference. A step is one query; the first
+    smaller r than before, and r is then reduced along the new d. The attack uses only predicted classes, so
+    gradients, the scale of the logits and their rounding have no effect. A step is one query; the first query
     is the clean point.
 
     Departures from the paper: the search along d takes growing steps before it bisects, and stops at a
-    precision proportional to the size of the block, which saves queries; and after the smallest blocks a
-    point starts again from random signs. Returns clip(x + min(r, eps)·d) for the smallest r found;
+    precision proportional to the size of the block, which saves queries. After the smallest blocks, a point
+    starts again from random signs. Returns clip(x + min(r, eps)·d) for the smallest r found;
     ``early_stop`` ends the search of a point at r ≤ eps. Shapes as in :class:`attacks_pool.Attack`.
     """
     enough = eps if early_stop else 0.0
@@ -84,11 +84,11 @@ def rays(
 
 
 class _Directions:
-    """The state of the points ``index`` (n,) that are still searched; each point is at its own block.
+    """The state of the points ``index`` (n,) that are still being searched; each point has its own block.
 
     ``x`` and ``signs`` are (n, D). ``radius`` (n,) is the smallest distance at which x + radius·signs is
     known to be misclassified, infinite if there is none. Where ``measuring`` is true, the next query tries a
-    smaller distance along the same signs: ``low`` is one at which the prediction was right, ``stride`` the
+    smaller distance along the same signs: at distance ``low`` the prediction was right, and ``stride`` is the
     relative decrease to try. Elsewhere the next query flips the signs in block ``block``.
     """
 
@@ -102,14 +102,14 @@ class _Directions:
         self.block, self.round = torch.zeros_like(self.index), torch.zeros_like(self.index)
         self.measuring = torch.zeros_like(self.index, dtype=torch.bool)
         self.first, self.end = blocks(self.x.shape[1]).to(x.device)
-        # Block 0 is empty: its query measures the starting direction itself, as coarsely as the whole image.
+        # Block 0 is empty: its query measures the starting direction itself, with the coarsest precision.
         self.share = ((self.end - self.first) / self.x.shape[1]).to(x.dtype)
         self.share[0] = 1.0
         self.columns = torch.arange(self.x.shape[1], device=x.device)
         self.drawn: dict[int, Tensor] = {}
 
     def keep(self, mask: Tensor) -> None:
-        """Drop the points where ``mask`` (n,) is false."""
+        """Keep only the points where ``mask`` (n,) is true."""
         if bool(mask.all()):
             return
         self.x, self.signs, self.index = self.x[mask], self.signs[mask], self.index[mask]
@@ -118,7 +118,7 @@ class _Directions:
         self.measuring = self.measuring[mask]
 
     def propose(self) -> tuple[Tensor, Tensor]:
-        """The distances (n,) and directions (n, D) to ask about."""
+        """The distances (n,) and directions (n, D) of the next queries."""
         first, end = self.first[self.block, None], self.end[self.block, None]
         inside = (self.columns >= first) & (self.columns < end) & ~self.measuring[:, None]
         closer = torch.maximum(self.radius * (1 - self.stride), (self.low + self.radius) / 2)
@@ -127,7 +127,7 @@ class _Directions:
         return torch.where(self.measuring, closer, flipped), torch.where(inside, -self.signs, self.signs)
 
     def learn(self, hit: Tensor, radius: Tensor, signs: Tensor) -> None:
-        """Update the state by which proposals were misclassified (n,), and choose the next query."""
+        """Update the state, given which proposals were misclassified (``hit``), and choose the next query."""
         self.signs = torch.where(hit[:, None], signs, self.signs)
         self.radius = torch.where(hit, radius, self.radius)
         share = self.share[self.block]
@@ -144,7 +144,7 @@ class _Directions:
     def _restart(self, over: Tensor) -> None:
         """Start again from random signs where ``over`` (n,) is true.
 
-        Signs are drawn for the whole batch, so a point's signs do not depend on which others are searched.
+        Signs are drawn for the whole batch, so a point's signs do not depend on which others remain.
         """
         for number in set(self.round[over].tolist()):
             if number not in self.drawn:
@@ -157,7 +157,7 @@ class _Directions:
 
 
 def blocks(size: int) -> Tensor:
-    """(2, B): first values and ends of an empty block, then of 1, 2, 4, … blocks of ``size`` values.
+    """(2, B): starts and ends of an empty block, then of 1, 2, 4, … blocks that divide ``size`` values.
 
     The last level has blocks of one value.
     """

@@ -22,7 +22,7 @@ from attacks_pool.search.ascent import Ways, gradient_ascent
         reduced_precision=True,
         cost=metadata.gradient_steps,
         knobs={
-            "random_share": Knob(0.5, "share of eps that the random step takes", high=1.0),
+            "random_share": Knob(0.5, "share of eps used by the random step", high=1.0),
             "restarts": metadata.restarts(),
         },
     )

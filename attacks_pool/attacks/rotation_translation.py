@@ -1,4 +1,4 @@
-"""Rotations and translations: the worst of a grid, or of a few random draws."""
+"""Rotations and translations: the worst of a grid, or of a few random ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from attacks_pool.rendering.transforms import rotate_and_shift
 from attacks_pool.rendering.worst_case import Worst, try_candidates
 
 DEGREES, SHARE = 30.0, 0.1
-"""The largest rotation, and the largest translation as a share of the side, at eps 1."""
+"""At eps 1: the largest rotation in degrees, and the largest translation as a share of the side."""
 
 
 def tried(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """The cost: one forward pass for each transformation, none backward."""
+    """Cost: one forward pass per transformation, no backward pass."""
     if knobs["search"] == "random":
         return int(knobs["draws"]), 0
     return grid(int(knobs["angles"]), int(knobs["shifts"])).shape[1], 0
@@ -34,12 +34,12 @@ def tried(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: A
         cost=tried,
         knobs={
             "eps": Knob(
-                1.0, "share of 30 degrees and of a tenth of the side", high=1.0, open_low=True, scales=True
+                1.0, "factor of 30 degrees and of a tenth of the side", high=1.0, open_low=True, scales=True
             ),
-            "search": Knob("grid", "which are tried", training="random", choices=("grid", "random")),
-            "angles": Knob(31, "angles of the grid", low=1),
-            "shifts": Knob(5, "translations of the grid, each way", low=1),
-            "draws": Knob(10, "random transformations of each point", low=1),
+            "search": Knob("grid", "transformations to try", training="random", choices=("grid", "random")),
+            "angles": Knob(31, "number of angles in the grid", low=1),
+            "shifts": Knob(5, "number of translations in the grid, per axis", low=1),
+            "draws": Knob(10, "number of random transformations per point", low=1),
         },
     )
 )
@@ -59,9 +59,9 @@ def rotation_translation(
     """Worst of many rotations and translations: argmax_p CE(f(T_p(x)), y), p = (angle, dx, dy).
 
     Engstrom et al., arXiv:1712.02779: angles up to eps · 30 degrees about the centre, then translations up to
-    eps · 10 % of the side, bilinear, black outside. A point takes the first transformation that fools the
-    model, else that of the highest loss; it sees logits only. ``grid`` tries ``angles`` × ``shifts`` ×
-    ``shifts`` without the identity, ``random`` the worst of ``draws``. Shapes as in
+    eps · 10 % of the side, bilinear, black outside. It returns the first transformation that fools the model,
+    or the one of highest loss, and uses only logits. ``grid`` tries ``angles`` × ``shifts`` × ``shifts``
+    transformations except the identity; ``random`` tries ``draws``. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     if search == "grid":
@@ -80,7 +80,7 @@ def rotation_translation(
 def grid(angles: int, shifts: int) -> Tensor:
     """(1, K, 3) shares in [−1, 1] of the largest angle, dx and dy, without the identity.
 
-    One angle, or one shift, means none: 0 alone.
+    If ``angles`` or ``shifts`` is 1, the only value is 0.
     """
     turn, move = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in (angles, shifts))
     every = torch.cartesian_prod(turn, move, move)

@@ -1,4 +1,4 @@
-"""Screen: a cheap ensemble for daily work. It is not AutoAttack and is never called so."""
+"""Screen: a cheap ensemble for daily work, distinct from AutoAttack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUDGET = {"steps": 100, "scout_steps": 10, "targets": 5, "restarts": 5, "queries
 
 
 def members(norm: str) -> Members:
-    """Short searches for the nearest class, long ones towards it, then one without gradients."""
+    """Auto-PGD towards the class of smallest margin, then Square, which needs no gradients."""
     end = "" if norm == "linf" else f"-{norm}"
     searches = {name: value for name, value in BUDGET.items() if name != "queries"}
     return [(f"apgd-mm{end}", searches), (f"square{end}", {"steps": BUDGET["queries"]})]
@@ -37,10 +37,10 @@ def _info(name: str, norm: Norm) -> AttackInfo:
 def screen(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Screening ensemble, linf: Auto-PGD towards the class of smallest margin, then Square, 300 queries.
 
-    ``apgd-mm`` takes 10 steps towards each of five classes and 5 × 100 steps towards the nearest. All in all
-    a sixth of AutoAttack's passes, for every day. On MNIST restarts towards one class found more than the
+    ``apgd-mm`` takes 10 steps towards each of five classes and 5 × 100 steps towards the nearest. In total it
+    costs a sixth of AutoAttack's passes. On MNIST, restarts towards one class fooled more points than the
     same steps spent on more classes, on 1,500 queries of Square or on the probability margin (``pma``).
-    Square is there so that a defense without useful gradients does not pass. Shapes as in
+    Square is included so that a defense without useful gradients does not appear robust. Shapes as in
     :class:`attacks_pool.Attack`.
     """
     return _run("linf", model, x, y, **knobs)

@@ -1,4 +1,4 @@
-"""SPSA: descent along gradients estimated from queries."""
+"""SPSA: ascent along gradients estimated from queries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,13 @@ from attacks_pool.search.ascent import fooled
 
 MOMENTS = (0.9, 0.999)
 LARGEST = 1e12
-"""What an infinite margin is taken for."""
+"""Replaces an infinite margin."""
 ELEMENTS = 2**21
-"""Values of the images that are asked about at once, unless the batch has more."""
+"""Number of image values per call of the model, unless the batch has more."""
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """Two queries a sample, and one at each iterate."""
+    """Cost: two queries per sample, and one at each iterate."""
     return int(knobs["steps"]) * (2 * int(knobs["samples"]) + 1) + 1, 0
 
 
@@ -37,8 +37,8 @@ def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: A
         knobs={
             "steps": metadata.steps(100, training=10),
             "step_size": metadata.step_size(2.5),
-            "samples": Knob(32, "random directions asked about at each step", training=8, low=1),
-            "delta": Knob(0.01, "how far to either side the queries lie", open_low=True, high=1.0),
+            "samples": Knob(32, "number of random directions per step", training=8, low=1),
+            "delta": Knob(0.01, "distance of the queries from the iterate", open_low=True, high=1.0),
         },
     )
 )
@@ -58,7 +58,7 @@ def spsa(
     """SPSA, linf: Adam on gradients of the margin that are estimated from pairs of queries.
 
     Uesato et al., arXiv:1802.05666: g = mean_i (m(x + δ·v_i) − m(x − δ·v_i)) / (2δ) · v_i, v_i random signs,
-    m the margin. It sees logits only and starts at the clean point; a step of Adam along g is brought back to
+    m the margin. It uses only logits and starts at the clean point; Adam steps along g are projected onto
     ball and box. Returns the iterate of largest margin, with ``early_stop`` the first that fools the model.
     Shapes as in :class:`attacks_pool.Attack`.
     """
@@ -100,11 +100,11 @@ def spsa(
 def summed_estimates(model: nn.Module, x: Tensor, y: Tensor, signs: Tensor, delta: float) -> Tensor:
     """Σ_i (m(x + δ·v_i) − m(x − δ·v_i)) / (2δ) · v_i, like ``x``, for ``signs`` v (samples, N, C, H, W).
 
-    Estimates that are not numbers count as 0.
+    NaN estimates count as 0.
     """
     count = len(signs)
     moved = torch.cat([x + delta * signs, x - delta * signs]).flatten(0, 1)
-    # Finite, so that a class that the model rules out on one side alone gives a slope.
+    # Finite, so that a class that is masked only on one side still gives a slope.
     gaps = margin(model(moved), y.repeat(2 * count)).clamp(-LARGEST, LARGEST).view(2, count, len(x))
     slope = torch.nan_to_num((gaps[0] - gaps[1]) / (2 * delta), nan=0.0)
     return (slope.view(count, len(x), 1, 1, 1) * signs).sum(0)

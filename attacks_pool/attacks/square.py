@@ -36,9 +36,9 @@ from attacks_pool.search.squares import (
     )
 )
 def square(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
-    """Square attack, linf: keep a random ±eps square whenever it lowers the margin of the true class.
+    """Square attack, linf: tries random ±eps squares and keeps each one that raises the margin.
 
-    Andriushchenko et al., arXiv:1912.00049, with the margin loss; it sees logits only. A step is one query.
+    Andriushchenko et al., arXiv:1912.00049, with the margin loss; it uses only logits. A step is one query.
     Each point draws its own squares. Shapes as in :class:`attacks_pool.Attack`.
     """
     return random_search(model, x, y, Corners(eps, x.shape[1]), **knobs)
@@ -57,7 +57,7 @@ def square(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) 
     )
 )
 def square_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
-    """Square attack, l2: move the perturbation of one window to another, in the shape of two pyramids.
+    """Square attack, l2: moves perturbation from one window to another, in the shape of two pyramids.
 
     Andriushchenko et al., arXiv:1912.00049, with the margin loss. A step is one query. Each point draws its
     own windows. Shapes as in :class:`attacks_pool.Attack`.
@@ -78,7 +78,7 @@ def square_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: An
     )
 )
 def square_l1(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
-    """Square attack, l1: as in l2 with steeper pyramids, then the exact projection onto ball and box.
+    """Square attack, l1: like l2, with steeper pyramids, then the exact projection onto ball and box.
 
     Croce and Hein, arXiv:2103.01208, with the margin loss. A step is one query. Each point draws its own
     windows. Shapes as in :class:`attacks_pool.Attack`.
@@ -87,18 +87,18 @@ def square_l1(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: An
 
 
 class Corners:
-    """Windows go to a corner of the linf ball, with one sign for each channel; the start is in stripes."""
+    """Sets windows to a corner of the linf ball, with one sign per channel; starts with stripes."""
 
     def __init__(self, eps: float, channels: int) -> None:
         self.eps, self.draws = eps, channels + 2
 
     def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Vertical stripes of ±eps."""
+        """Return images with vertical stripes of ±eps."""
         stripes = uniform(x[:, :, :1, :], generator).sub(0.5).sign()
         return project(x + self.eps * stripes, x, self.eps, "linf")
 
     def propose(self, x: Tensor, x_adv: Tensor, share: float, draws: Tensor) -> Change:
-        """One window a row; a corner that it occupies already is worth no query, so that one is flipped."""
+        """Change one window per image; flip the sign if the window already has these values."""
         size = side(share, *x.shape[2:])
         place = window(x.shape, size, draws[:, 0], draws[:, 1])
         clean, before = x.flatten(2).gather(2, place), x_adv.flatten(2).gather(2, place)
@@ -110,7 +110,7 @@ class Corners:
 
 
 class Pyramids:
-    """Windows hold two pyramids of opposite signs; what leaves one window of an image goes to another."""
+    """Fills windows with two pyramids of opposite signs; the norm freed in one window goes to another."""
 
     def __init__(self, norm: str, eps: float, channels: int) -> None:
         self.norm, self.eps, self.channels, self.draws = norm, eps, channels, channels + 5
@@ -118,7 +118,7 @@ class Pyramids:
         self._shapes: dict[int, Tensor] = {}
 
     def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Five windows along the shorter side, each with signs and an orientation of its own."""
+        """Fill five windows along the shorter side, each with its own signs and orientation."""
         rows, channels, height, width = x.shape
         size = max(min(height, width) // 5, 1)
         down, across = height // size, width // size
@@ -133,7 +133,7 @@ class Pyramids:
         return self._bound(x, delta, exact=True)
 
     def propose(self, x: Tensor, x_adv: Tensor, share: float, draws: Tensor) -> Change:
-        """Empties two windows and fills the first with all that the budget allows."""
+        """Empty two windows and fill the first one with as much norm as the budget allows."""
         delta, size = x_adv - x, odd_side(share, *x.shape[2:])
         flat = delta.flatten(2)
         first = window(x.shape, size, draws[:, 0], draws[:, 1])
@@ -146,20 +146,20 @@ class Pyramids:
         flat.scatter_(2, second, 0.0)
         signs = (draws[:, 5:] - 0.5).sign()[:, :, None]
         new = self._shape(size, draws[:, 4])[:, None] * signs + before / self._root(old).clamp_min(1e-12)
-        # In l1 the published search fills each channel with the share of all, and projects.
+        # In l1, the published search gives each channel the norm of all channels, then projects.
         length = self._root(allowed) if self.norm == "l2" else allowed * self.channels
         flat.scatter_(2, first, new / self._root(self._mass(new)).clamp_min(1e-12) * length)
         return Replaced(self._bound(x, delta, exact=self.channels > 1), x_adv)
 
     def _bound(self, x: Tensor, delta: Tensor, *, exact: bool) -> Tensor:
-        """Images in ball and box; where not ``exact``, an l1 perturbation is in the ball already."""
+        """Move images into ball and box; unless ``exact``, an l1 perturbation is already in the ball."""
         if self.norm == "l2":
             length = self._root(self._mass(delta.flatten(1))).clamp_min(1e-12).flatten()
             return (x + delta * per_sample(self.eps / length)).clamp(0, 1)
         return project(x + delta, x, self.eps * (1 - 1e-6), "l1") if exact else (x + delta).clamp(0, 1)
 
     def _mass(self, values: Tensor) -> Tensor:
-        """Σ|v|^p over the last dimension, which stays."""
+        """Σ|v|^p over the last dimension, which is kept."""
         size = values.square() if self.power == 2 else values.abs()
         return size.sum(-1, keepdim=True)
 
@@ -167,7 +167,7 @@ class Pyramids:
         return mass.sqrt() if self.power == 2 else mass
 
     def _shape(self, size: int, draws: Tensor) -> Tensor:
-        """(…, size²) pyramids of norm 1 for each draw (…,): upright below ½, else lying."""
+        """(…, size²) pyramids of norm 1: upright for draws (…,) below ½, otherwise rotated."""
         if size not in self._shapes:
             upright = pyramids(size, self.power)
             both = torch.stack([upright, upright.T]).flatten(1)
@@ -178,8 +178,8 @@ class Pyramids:
 def pyramids(size: int, order: int) -> Tensor:
     """(size, size): a pyramid in the upper half and its negative in the lower, each of norm 1 in l_order.
 
-    At r steps from the middle of a half the height goes as Σ_{k>r} k^−2, in l1 as Σ_{k>r} k^−4, k up to half
-    of its longer side.
+    At r steps from the middle of a half, the height is proportional to Σ_{k>r} k^−2, in l1 to Σ_{k>r} k^−4,
+    with k up to half of its longer side.
     """
     halves = []
     for rows in (size // 2, size - size // 2):

@@ -14,7 +14,7 @@ from attacks_pool.registry import register
 from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_gradient
 
 REACH = 3
-"""How many standard deviations from its middle the kernel ends."""
+"""Where the kernel is cut off, in standard deviations from its middle."""
 
 
 @register(
@@ -28,16 +28,16 @@ REACH = 3
         cost=metadata.gradient_steps,
         knobs={
             **KNOBS,
-            "kernel": Knob(15, "pixels a side of the kernel, at most a quarter of the image's", low=1),
+            "kernel": Knob(15, "side of the kernel in pixels, at most a quarter of the image's", low=1),
         },
     )
 )
 def tim(model: nn.Module, x: Tensor, y: Tensor, *, kernel: int, **knobs: Any) -> Tensor:
     """Translation-invariant attack: v_{k+1} = decay · v_k + W∗g/‖W∗g‖₁, a signed step along v_{k+1}.
 
-    Dong et al., arXiv:1904.02884 (TI-MI-FGSM). W is a Gaussian kernel that ends at 3 standard deviations and
-    acts on each channel. Its 15 pixels are meant for large images: it is cut to an odd number of at most a
-    quarter of the image's shorter side, but not below 3. Shapes as in :class:`attacks_pool.Attack`.
+    Dong et al., arXiv:1904.02884 (TI-MI-FGSM). W is a Gaussian kernel, cut off at 3 standard deviations, that
+    acts on each channel. Its 15 pixels suit large images: its side is limited to an odd number of at most a
+    quarter of the image's shorter side, but at least 3. Shapes as in :class:`attacks_pool.Attack`.
     """
     weights = gaussian(cut(kernel, min(x.shape[2:]))).to(x.device)
 
@@ -49,7 +49,7 @@ def tim(model: nn.Module, x: Tensor, y: Tensor, *, kernel: int, **knobs: Any) ->
 
 
 def cut(kernel: int, side: int) -> int:
-    """The largest odd number of at most ``kernel`` and a quarter of ``side``, or 3 where that is less."""
+    """The largest odd number up to ``kernel`` and up to a quarter of ``side``, or 3 if that is less."""
     longest = min(kernel, max(3, side // 4))
     return longest - 1 + longest % 2
 
@@ -63,9 +63,9 @@ def gaussian(length: int) -> Tensor:
 
 
 def smooth(gradient: Tensor, weights: Tensor) -> Tensor:
-    """The gradient (N, C, H, W), each channel convolved down and across; zero outside the image."""
+    """Convolve each channel of the gradient (N, C, H, W) along both axes, with zeros outside the image."""
     size, channels, height, width = gradient.shape
-    # The scale matters to no step; without it tiny gradients would vanish under the kernel.
+    # Steps do not depend on the scale; without scaling, tiny gradients would underflow.
     scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-38)
     line = weights.to(gradient.dtype)
     flat = scaled.reshape(size * channels, 1, height, width)

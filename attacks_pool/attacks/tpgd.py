@@ -17,7 +17,7 @@ from attacks_pool.search.ascent import Ways, gradient_ascent
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
-    """The gradient steps, and the clean prediction."""
+    """The cost of the gradient steps, plus one pass for the clean prediction."""
     forwards, backwards = metadata.gradient_steps(knobs, classes)
     return forwards + 1, backwards
 
@@ -42,8 +42,8 @@ def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
 def tpgd(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, start_std: float, **knobs: Any) -> Tensor:
     """PGD of TRADES: x_{k+1} = Π(x_k + step_size · sign ∇ KL(f(x) ‖ f(x_k))), from x + start_std · N(0, I).
 
-    Zhang et al., arXiv:1901.08573. The divergence is flat at x itself, hence the noise. Labels are used only
-    to tell which points are fooled. Shapes as in :class:`attacks_pool.Attack`.
+    Zhang et al., arXiv:1901.08573. The divergence has zero gradient at x itself, hence the noise. Labels are
+    used only to determine which points are fooled. Shapes as in :class:`attacks_pool.Attack`.
     """
     with torch.no_grad():
         clean = log_probabilities(model(x).float())

@@ -1,4 +1,4 @@
-"""VMI-FGSM: momentum over gradients corrected by how they vary around the point."""
+"""VMI-FGSM: momentum with gradients corrected by their variance around the point."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from attacks_pool.search.ascent import Points, Ways, gradient_ascent, input_grad
 
 
 def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """A gradient a step, and one for each neighbour in all steps but the last."""
+    """Cost: one gradient per step, plus one per neighbour in all steps except the last."""
     passes = int(knobs["steps"]) + (int(knobs["steps"]) - 1) * int(knobs["neighbours"])
     return passes, passes
 
@@ -32,9 +32,9 @@ def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: A
         knobs={
             **KNOBS,
             "neighbours": Knob(
-                5, "points around each iterate whose gradients are averaged", training=2, low=1
+                5, "number of points around each iterate to average gradients over", training=2, low=1
             ),
-            "beta": Knob(1.5, "radius of the neighbourhood, in eps", open_low=True),
+            "beta": Knob(1.5, "radius of the neighbourhood, in multiples of eps", open_low=True),
         },
     )
 )

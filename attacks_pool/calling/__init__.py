@@ -1,1 +1,1 @@
-"""How an attack asks a model: batches, logits, the model left as it was, keyed randomness."""
+"""Calling a model from an attack: input checks, logits, restoring the model, reproducible randomness."""

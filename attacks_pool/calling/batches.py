@@ -1,4 +1,4 @@
-"""Batches of images and labels: what they must be, and what to say of any that are not."""
+"""Checks batches of images and labels, and describes what is wrong with them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from attacks_pool.errors import InputError
 
 ROUNDING = 1e-6
-"""How far pixels may leave [0, 1]: what a resize or a normalisation undone leaves of rounding."""
+"""How far pixels may leave [0, 1], since resizing and undoing a normalisation round."""
 
 
 def check_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch, detached and out of inference mode, after checking its shapes, types and range.
+    """Check a batch's shapes, types and range; return it detached and out of inference mode.
 
-    Pixels that leave [0, 1] by rounding are brought back.
+    Pixels that rounding moved out of [0, 1] are clamped.
 
     Raises:
-        InputError: what was given, and what it must be.
+        InputError: the batch is not valid; the message says what was given and what is allowed.
     """
     if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32:
         raise InputError(f"x must be float32 (N, C, H, W), not {described(x)}{_images_hint(x)}")
@@ -39,7 +39,7 @@ def check_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def described(given: object) -> str:
-    """What was given in place of a tensor, in words: ``float64 (1, 1, 8, 8)``, ``a list of 3``."""
+    """Describe in words a value given in place of a tensor: ``float64 (1, 1, 8, 8)``, ``a list of 3``."""
     if isinstance(given, Tensor):
         return f"{str(given.dtype)[6:]} {tuple(given.shape)}"
     if isinstance(given, np.ndarray):
@@ -50,9 +50,9 @@ def described(given: object) -> str:
 
 
 def _images_hint(given: object) -> str:
-    """How the usual wrong images become right ones."""
+    """Say how to correct common mistakes."""
     if isinstance(given, np.ndarray):
-        return ": torch.from_numpy makes a tensor of it"
+        return ": torch.from_numpy converts it to a tensor"
     if not isinstance(given, Tensor):
         return ""
     if given.ndim == 3:
@@ -64,7 +64,7 @@ def _images_hint(given: object) -> str:
 
 def _labels_hint(given: object) -> str:
     if isinstance(given, np.ndarray | list | tuple):
-        return ": torch.as_tensor makes a tensor of it"
+        return ": torch.as_tensor converts it to a tensor"
     if not isinstance(given, Tensor) or given.is_floating_point():
         return ""
     if given.ndim == 2 and given.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""Keeps the model that an attack searches as the attack found it."""
+"""Restores the model after an attack: its flags, gradients and buffers; also counts its passes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Passes:
-    """Samples that went through the model, forward and backward."""
+    """Number of samples that went through the model, forward and backward."""
 
     forwards: int = 0
     backwards: int = 0
@@ -21,7 +21,7 @@ class Passes:
 
 @contextmanager
 def count_passes(model: nn.Module) -> Iterator[Passes]:
-    """Counts every call of ``model`` inside, and every time a gradient comes back through its output."""
+    """Count the samples of every call of ``model`` inside, and those of every backward pass."""
     passes = Passes()
 
     def count(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
@@ -45,7 +45,7 @@ def _add_backward(passes: Passes, samples: int) -> None:
 
 @contextmanager
 def ordinary_mode() -> Iterator[None]:
-    """Gradients, no inference mode, float32 by default inside, whatever the caller has; also a decorator."""
+    """Enable gradients, leave inference mode and default to float32 inside; also usable as a decorator."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -56,7 +56,7 @@ def ordinary_mode() -> Iterator[None]:
 
 
 def out_of_inference(model: nn.Module) -> None:
-    """Replace parameters and buffers that were made in inference mode by equal ones that allow gradients."""
+    """Replace parameters and buffers created in inference mode by equal ones that allow gradients."""
     made: dict[int, torch.Tensor] = {}
 
     def ordinary(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,9 +76,9 @@ def out_of_inference(model: nn.Module) -> None:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside; afterwards each has its own flag back.
+    """Put every module into eval mode inside; restore each module's own flag afterwards.
 
-    ``model.train()`` afterwards would be wrong: it un-freezes batch norm that the owner froze.
+    ``model.train()`` would be wrong, because it would unfreeze batch norms that the owner froze.
     """
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -91,9 +91,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Eval mode and gradients enabled inside; flags, ``requires_grad`` and ``.grad`` are put back.
+    """Eval mode with gradients enabled inside; restore flags, ``requires_grad`` and ``.grad`` afterwards.
 
-    A search that calls ``backward`` writes into fresh gradients, not into the owner's.
+    A search that calls ``backward`` writes into new gradients and does not change the owner's.
     """
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _, _ in gradients:
@@ -109,7 +109,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Batch-norm statistics and other buffers are put back, should a search have moved them."""
+    """Restore batch-norm statistics and other buffers if a search changed them."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""How a model is asked: with images in the type that it takes, for logits in whatever form it gives them."""
+"""Gets logits from any model: converts images to a type it accepts and finds the logits in its output."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from attacks_pool.errors import InputError
 
 
 class TakeOutput(nn.Module):
-    """A model that gives several things, as one that gives one of them: its logits.
+    """Wraps a model with several outputs and returns one of them, the logits.
 
     Args:
         model: maps images (N, C, H, W) to a tuple, a list, a mapping or an object.
-        key: the place, key or attribute of the logits (N, K).
+        key: the index, key or attribute of the logits (N, K).
     """
 
     def __init__(self, model: nn.Module, key: int | str) -> None:
@@ -31,7 +31,7 @@ class TakeOutput(nn.Module):
         """Logits (N, K).
 
         Raises:
-            InputError: the model gives nothing under the key.
+            InputError: the output has no such index, key or attribute.
         """
         output: Any = self.model(x)
         try:
@@ -41,19 +41,19 @@ class TakeOutput(nn.Module):
                 found = getattr(output, self.key)
         except (LookupError, TypeError, AttributeError):
             raise InputError(
-                f"{type(self.model).__name__} gives {_kind(output)}, in which there is no {self.key!r}"
+                f"{type(self.model).__name__} gives {_kind(output)}, which has no {self.key!r}"
             ) from None
         logits: Tensor = logits_in(found, f"output {self.key!r} of {type(self.model).__name__}")
         return logits
 
 
 def logits_in(output: Any, whose: str) -> Any:
-    """The logits in what a model gave: a tensor itself, else its ``.logits`` or ``["logits"]``.
+    """Find the logits in a model's output: the tensor itself, its ``.logits`` or its ``["logits"]``.
 
-    A placeholder of tracing is given back as it is.
+    A placeholder of symbolic tracing is returned unchanged.
 
     Raises:
-        InputError: it is something else; ``whose`` begins the message.
+        InputError: there are no logits in the output; the message begins with ``whose``.
     """
     if isinstance(output, Tensor | torch.fx.Proxy):
         return output
@@ -80,55 +80,55 @@ def _kind(output: Any) -> str:
 
 
 def image_types(model: nn.Module) -> list[torch.dtype]:
-    """In which types to offer float32 images to ``model``: as they are, then in each type of its weights."""
+    """Types in which to try float32 images on ``model``: float32 first, then each type of its weights."""
     tensors = chain(model.parameters(), model.buffers())
     kinds = (one.dtype for one in tensors if one.is_floating_point())
     return list(dict.fromkeys([torch.float32, *kinds]))
 
 
 def image_type(model: nn.Module, x: Tensor) -> torch.dtype:
-    """The first of :func:`image_types` that ``model`` takes images ``x`` in.
+    """The first of :func:`image_types` that ``model`` accepts for images ``x``.
 
-    A model that has other weights than float32 is asked for one image, in eval mode, to find out; passes that
-    are being counted leave that out.
+    A model with weights that are not float32 is tried on one image, in eval mode; this pass is not included
+    when passes are counted.
     """
     kinds = image_types(model)
     for kind in kinds[:-1] if len(x) else ():
         try:
             with torch.no_grad(), evaluation_mode(model), isolated_randomness(0, x.device):
                 model.forward(x[:1].to(kind))
-        except Exception:  # whatever is said of a type that does not fit
+        except Exception:  # a model may raise any error for a type that it does not accept
             continue
         return kind
     return kinds[-1]
 
 
 def ask(model: nn.Module, x: Tensor, whose: str) -> Tensor:
-    """The logits of ``model`` for images ``x``, which it gets in the first type that it takes.
+    """Compute the logits of ``model`` for images ``x``, converted to the first type that it accepts.
 
     Raises:
-        InputError: it gives no logits; ``whose`` begins the message.
+        InputError: the model returns no logits; the message begins with ``whose``.
     """
     kinds = image_types(model)
     for kind in kinds[:-1]:
         try:
             return _at_least_float32(logits_in(model(x.to(kind)), whose))
-        except RuntimeError:  # what torch raises for a type that does not fit
+        except RuntimeError:  # torch raises this for a type that does not fit
             continue
     return _at_least_float32(logits_in(model(x.to(kinds[-1]) if len(kinds) > 1 else x), whose))
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    """16 bits, which autocast leaves too, are too coarse for the softmax of a loss, and for a margin."""
+    """Convert 16-bit logits, which autocast produces, because they are too coarse for losses and margins."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 @contextmanager
 def asked_for_logits(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[nn.Module]:
-    """The model as one that takes images like ``x`` (N, C, H, W) in float32 and gives a tensor of logits.
+    """Make ``model`` accept images like ``x`` (N, C, H, W) in float32 and return a tensor of logits.
 
-    It is ``model`` itself wherever possible, so that whoever counts its passes sees them. A call raises
-    InputError where it gives no logits, or too few of them for the labels ``y`` (N,).
+    It yields ``model`` itself wherever possible, so that counters of its passes see them. A call raises
+    InputError if the model returns no logits, or too few for the labels ``y`` (N,).
     """
     kind, most, whose = image_type(model, x), int(y.max()), f"the model ({type(model).__name__})"
 
@@ -141,7 +141,7 @@ def asked_for_logits(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[nn.Modu
             raise InputError(f"y must hold classes below {logits.shape[1]}, as {whose} has, not {most}")
         return logits if kind == torch.float32 else logits.float()
 
-    # A script takes no hooks.
+    # TorchScript modules do not accept these hooks.
     asked = nn.Sequential(model).eval() if isinstance(model, torch.jit.ScriptModule) else model
     handles = [asked.register_forward_hook(answer, prepend=True)]
     if kind != torch.float32:

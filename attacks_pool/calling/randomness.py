@@ -1,4 +1,4 @@
-"""Explicit randomness: every draw comes from a generator that a key determines."""
+"""Reproducible randomness: generators seeded by a key, and draws per point of a batch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 
 def key_seed(*key: object) -> int:
-    """A 63-bit seed that depends on every part of ``key``, the same on every machine."""
+    """A 63-bit seed computed from all parts of ``key``, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def keyed_generator(*key: object) -> torch.Generator:
-    """A CPU generator seeded by ``key``; draws made on the CPU are the same for every device."""
+    """A CPU generator seeded with ``key``; drawing on the CPU gives the same numbers for every device."""
     return torch.Generator().manual_seed(key_seed(*key))
 
 
 class PartGenerator(torch.Generator):
-    """Draws for a batch of ``total`` points and gives those of ``rows`` (n,), the points that are left of it.
+    """Draws for a batch of ``total`` points but returns only those for its remaining points, ``rows`` (n,).
 
-    What a point gets is thus the same whichever others are left. See :func:`drawn`.
+    Each point thus gets the same draws no matter which other points remain. See :func:`drawn`.
     """
 
     total: int
@@ -34,7 +34,7 @@ class PartGenerator(torch.Generator):
 
     @classmethod
     def of(cls, generator: torch.Generator, total: int, rows: Tensor) -> torch.Generator:
-        """``generator`` from where it stands, but for ``rows`` alone; itself where those are all."""
+        """A copy of ``generator`` restricted to ``rows``, or ``generator`` itself if these are all points."""
         if len(rows) == total:
             return generator
         part = cls(generator.device)
@@ -44,7 +44,7 @@ class PartGenerator(torch.Generator):
 
 
 def keyed_like(generator: torch.Generator, *key: object) -> torch.Generator:
-    """As :func:`keyed_generator`, for the points that ``generator`` draws for."""
+    """Like :func:`keyed_generator`, for the same points as ``generator``."""
     keyed = keyed_generator(*key)
     if isinstance(generator, PartGenerator):
         return PartGenerator.of(keyed, generator.total, generator.rows)
@@ -52,16 +52,16 @@ def keyed_like(generator: torch.Generator, *key: object) -> torch.Generator:
 
 
 def drawn_for(generator: torch.Generator, x: Tensor) -> tuple[int, Tensor]:
-    """How many points ``generator`` draws for, and which of them (n,) the points ``x`` (n, …) are."""
+    """The size of the batch that ``generator`` draws for, and the rows (n,) in it of the points ``x``."""
     if isinstance(generator, PartGenerator):
         return generator.total, generator.rows.to(x.device)
     return len(x), torch.arange(len(x), device=x.device)
 
 
 def drawn(draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """What ``draw`` (``torch.rand``, ``torch.randn``) gives in float32, a row of ``shape`` for each point.
+    """Draw float32 numbers of ``shape`` with ``draw`` (``torch.rand``, ``torch.randn``), point by point.
 
-    There may be several rows a point; they stand together.
+    ``shape`` may have several rows per point; those of one point are adjacent.
     """
     how = {"generator": generator, "device": generator.device, "dtype": torch.float32}
     if not isinstance(generator, PartGenerator):
@@ -71,34 +71,34 @@ def drawn(draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Ge
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """One 62-bit seed taken from ``generator``."""
+    """Draw one 62-bit seed from ``generator``."""
     return int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
 
 
 def ambient_generator(x: Tensor) -> torch.Generator:
-    """The generator of a caller who gave none.
+    """The generator to use when the caller passed none.
 
-    It is seeded by the global random state and the batch, so that ``torch.manual_seed`` makes a result
-    reproducible while the global state stays where it was.
+    Its seed depends on the global random state and the batch, so that ``torch.manual_seed`` makes a result
+    reproducible. It does not change the global state.
     """
     state = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
     return keyed_generator("ambient", state, x.shape, float(x.double().sum()))
 
 
 def uniform(like: Tensor, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform draws in [low, high) of the shape, type and device of ``like``."""
+    """Uniform draws in [low, high), with the shape, type and device of ``like``."""
     draws = drawn(torch.rand, like.shape, generator)
     return (draws * (high - low) + low).to(like.device, like.dtype)
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal draws of the shape, type and device of ``like``."""
+    """Standard normal draws, with the shape, type and device of ``like``."""
     return drawn(torch.randn, like.shape, generator).to(like.device, like.dtype)
 
 
 @contextmanager
 def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds the global generators by ``seed`` and puts back what they were, of torch, NumPy and Python."""
+    """Seed the global generators of torch, NumPy and Python with ``seed``; restore them afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

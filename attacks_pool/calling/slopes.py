@@ -1,4 +1,4 @@
-"""Gradients that arithmetic would lose: infinite ones, and those too large to be squared."""
+"""Makes gradients usable that floating point cannot represent: infinite, NaN, or too large to square."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor
 
 STEEPEST = 1e12
-"""A larger entry counts as infinite: squares and sums of such entries soon exceed float32."""
+"""Larger entries count as infinite, because squares and sums of such entries soon overflow float32."""
 INSIDE = 1 / 255
-"""How far from the edge of the box an infinite slope is measured: a step of an 8-bit image."""
+"""Distance from the edge of the box at which an infinite slope is measured: one step of an 8-bit image."""
 
 Again = Callable[[Tensor], Tensor]
-"""The gradient at other points, like the points."""
+"""Computes the gradient at other points; argument and result have the same shape."""
 
 
 def usable(gradient: Tensor, x: Tensor, again: Again | None = None, *, boxed: bool = True) -> Tensor:
-    """The gradient (N, C, H, W) in numbers that a step upwards can follow; ordinary rows are unchanged.
+    """Replace entries of a gradient (N, C, H, W) that an ascent step cannot use; ordinary rows are unchanged.
 
-    A model that clamps its images has no slope at the walls of the box, where most pixels of many images
-    lie: if the entries there are all 0, they are measured inside. An entry that is NaN becomes 0. An infinite
-    one keeps its sign; its size is that of the slope ``INSIDE`` away from ``x``, towards the middle of the
-    box. Where there is no number either, it is as large as the row's largest.
+    A model that clamps its images has zero gradient at the edges of the box, where many images have most of
+    their pixels. If all those entries are 0, they are measured inside the box. NaN entries become 0. An
+    infinite entry keeps its sign and takes the size of the slope ``INSIDE`` away from ``x``, towards the
+    middle of the box. If that is not finite either, it takes the size of the row's largest entry.
 
     Args:
-        gradient: of what is to be raised.
-        x: where it was taken, like ``gradient``.
-        again: gives the gradient elsewhere; without it no slope is measured.
-        boxed: the step moves ``x`` itself, inside [0, 1]; an infinite entry along which the box leaves no
-            room then becomes 0, as it would drown those that can be followed.
+        gradient: the gradient of the quantity to maximise.
+        x: the points where it was computed, with the same shape.
+        again: computes the gradient at other points; without it, no slope is measured.
+        boxed: the step moves ``x`` itself inside [0, 1]. Infinite entries that point out of the box then
+            become 0, because they would outweigh the usable ones.
     """
     return measured(gradient, x, again, boxed=boxed)[0]
 
@@ -37,7 +37,7 @@ def usable(gradient: Tensor, x: Tensor, again: Again | None = None, *, boxed: bo
 def measured(
     gradient: Tensor, x: Tensor, again: Again | None = None, *, boxed: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """:func:`usable`, and which rows (N,) have lost the size of their slopes, because no number tells it."""
+    """Like :func:`usable`; also returns which rows (N,) have entries whose true size stays unknown."""
     if boxed and again is not None:
         gradient = _off_the_walls(gradient, x, again)
     none = gradient.new_zeros(len(gradient), dtype=torch.bool)
@@ -59,16 +59,16 @@ def measured(
 
 
 def _is_ordinary(gradient: Tensor) -> bool:
-    """Whether all entries are numbers within ``STEEPEST``."""
+    """Whether all entries are finite and at most ``STEEPEST`` in size."""
     low, high = gradient.aminmax()
     return float(low) >= -STEEPEST and float(high) <= STEEPEST  # false for NaN
 
 
 def _off_the_walls(gradient: Tensor, x: Tensor, again: Again) -> Tensor:
-    """The gradient, with that of the points ``INSIDE`` for pixels at 0 or 1, where a whole batch has none."""
+    """If all pixels at 0 or 1 have zero gradient, use the gradient ``INSIDE`` the box for these pixels."""
     if bool(gradient.all()):
         return gradient
-    for rows in (slice(1), slice(None)):  # one image nearly always tells, sooner than all of them
+    for rows in (slice(1), slice(None)):  # one image nearly always decides, faster than the batch
         walls = (x[rows] <= 0) | (x[rows] >= 1)
         if bool((walls & (gradient[rows] != 0)).any()):
             return gradient
@@ -78,7 +78,7 @@ def _off_the_walls(gradient: Tensor, x: Tensor, again: Again) -> Tensor:
 
 
 def _scaled(gradient: Tensor) -> Tensor:
-    """Rows with entries above ``STEEPEST`` divided by their largest, which infinite entries then equal."""
+    """Divide rows with entries above ``STEEPEST`` by their largest one; infinite entries become as large."""
     rows = (-1,) + (1,) * (gradient.ndim - 1)
     infinite = gradient.isinf()
     finite = gradient.masked_fill(infinite, 0.0)

@@ -1,1 +1,1 @@
-"""A quick copy of a model for searches, and what proves that it answers the same."""
+"""Faster equivalents of a model for searches, with checks that both agree."""

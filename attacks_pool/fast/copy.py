@@ -1,8 +1,7 @@
-"""The model that a search runs on: the same function, computed faster.
+"""A faster equivalent of a model for searches.
 
-A search may look at reduced precision, with batch norm folded; its verdict may not. What it finds is
-checked on the model as it is, by :func:`attacks_pool.search.ascent.fooled` on the way and by the verifier
-at the end.
+A search may use reduced precision and folded batch norm; its verdict may not. Successes are checked on the
+exact model, during the search by :func:`attacks_pool.search.ascent.fooled` and at the end by the verifier.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from attacks_pool.fast.float32 import float32_alone
 from attacks_pool.fast.thin import ThinConv, is_thin, thin
 
 WORTHWHILE = 500_000
-"""Multiply-adds an image from which a copy pays, and bfloat16; below, rounding costs more than it gains."""
+"""Multiply-adds per image from which a fast copy, or bfloat16, saves time; below, converting costs more."""
 CACHED = 100_000
-"""Values of images that go through a model at once on a processor.
+"""Number of image values that go through a model at once on a CPU.
 
-More would fall out of its caches, and layers whose output exceeds some 10 MB get fresh pages each time.
+More would not fit into its caches, and outputs above some 10 MB would be allocated anew each time.
 """
 LARGEST_GAP = 0.05
-"""Mean difference of logits, in standard deviations of the logits, up to which a search model is believed."""
+"""Largest mean difference of logits, in standard deviations of the logits, at which a copy is accepted."""
 LEAST_AGREEMENT = 0.95
-"""Share of predictions that a search model must have in common with the model itself."""
+"""Share of predictions on which the copy must agree with the model."""
 
 
 class SearchModel(nn.Module):
-    """``fast`` to search on and ``exact`` to believe; both map images (N, C, H, W) to logits (N, K)."""
+    """Holds ``fast`` for searching and ``exact`` for checking; both map (N, C, H, W) to logits (N, K)."""
 
     def __init__(self, exact: nn.Module, fast: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -51,27 +50,27 @@ class SearchModel(nn.Module):
         return logits.float()
 
     def exact_logits(self, x: Tensor) -> Tensor:
-        """Logits of the model as it is, without gradients."""
+        """Logits of the exact model, without gradients."""
         return logits_of(self.exact, x)
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) of a model as it is, in eval mode, float32 and without gradients.
+    """Logits (N, K) of the exact model, in eval mode, in float32 and without gradients.
 
-    The verifier has a prediction of its own, which no search may share.
+    The verifier has its own implementation, which searches must not share.
     """
     with float32_alone(x.device), torch.no_grad(), evaluation_mode(model):
         return torch.as_tensor(model(x)).float()
 
 
 def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
-    """A faster form of ``model`` for a search around ``x``, or ``model`` itself where none can be trusted.
+    """A faster copy of ``model`` to search around ``x``, or ``model`` itself if no copy is accurate enough.
 
-    Batch norm is folded into the convolution before it, pooling comes before a ReLU, the gradient to the
-    images is a matrix product, convolutions run channels-last, weights ask for no gradients, and with
-    ``reduced`` the arithmetic is bfloat16 where the device has instructions for it. The copy must say nearly
-    what the model says of ``x`` (and of noisy neighbours), else the model itself is searched: a copy of
-    something that keeps state, draws at random or hides its gradients is no copy.
+    Batch norm is folded into the convolution before it, pooling moves before ReLU, the gradient to the images
+    is a matrix product, convolutions run channels-last, and weights need no gradients. ``reduced`` uses
+    bfloat16 if the device supports it in hardware. The copy must nearly reproduce the outputs of the model on
+    ``x`` and on nearby points. This excludes models that keep state between calls, are random or hide their
+    gradients.
     """
     reduced = reduced and has_bfloat16(x.device)
     normed = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -89,7 +88,7 @@ def search_model(model: nn.Module, x: Tensor, *, reduced: bool) -> nn.Module:
         candidate = SearchModel(model, fast, dtype or torch.float32)
         with torch.no_grad(), evaluation_mode(model):
             return candidate if _agree(candidate, model, x[:64]) else model
-    except Exception:  # a stranger's module may refuse to be copied, traced or run in another precision
+    except Exception:  # third-party modules may fail to be copied, traced or run in another precision
         return model
 
 
@@ -104,14 +103,14 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def quicken(model: nn.Module) -> nn.Module:
-    """The same function in fewer or faster operations; changes ``model``, whose weights are frozen."""
+    """Rewrite ``model`` in place into fewer or faster operations; its weights must be frozen."""
     return thin(pool_first(fold(model)))
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """Batch norm folded into the convolution whose only reader it is; changes ``model`` and returns it.
+    """Fold each batch norm into the convolution before it if nothing else uses that; changes ``model``.
 
-    Pairs are found by tracing; a model that cannot be traced is left as it is.
+    Tracing finds the pairs; a model that cannot be traced stays unchanged.
     """
     modules = dict(model.named_modules())
     for before, after in foldable(model):
@@ -122,7 +121,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def foldable(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of the convolutions in ``model``, and of the batch norm that folds into each, in eval mode."""
+    """Pairs of names of a convolution in ``model`` and of the batch norm that can be folded into it."""
     modules = dict(model.named_modules())
     return [
         (first, then)
@@ -132,9 +131,9 @@ def foldable(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def pool_first(model: nn.Module) -> nn.Module:
-    """ReLU and the max pooling that alone reads it change places; changes ``model`` and returns it.
+    """Swap each ReLU with the max pooling after it if nothing else uses the ReLU; changes ``model``.
 
-    max(ReLU(z)) = ReLU(max(z)) bit for bit, gradients included, and the ReLU meets fewer values.
+    max(ReLU(z)) = ReLU(max(z)) bit for bit, gradients included, and ReLU then processes fewer values.
     """
     modules = dict(model.named_modules())
     for relu, pool in _only_reader(model, nn.ReLU, nn.MaxPool2d):
@@ -145,16 +144,16 @@ def pool_first(model: nn.Module) -> nn.Module:
 
 
 def _only_reader(model: nn.Module, first: type[nn.Module], then: type[nn.Module]) -> list[tuple[str, str]]:
-    """Names of modules of type ``first`` and of the ``then`` that alone reads each, both once, without hooks.
+    """Pairs of names where a ``then`` module is the only consumer of the output of a ``first`` module.
 
-    Pairs are found by tracing; in a model that cannot be traced there are none.
+    Both are called once and have no hooks. A model that cannot be traced has no such pairs.
     """
     modules = dict(model.named_modules())
     if not all(any(type(module) is kind for module in modules.values()) for kind in (first, then)):
         return []
     try:
         graph = torch.fx.Tracer().trace(model)
-    except Exception:  # data-dependent control flow, say
+    except Exception:  # for example data-dependent control flow
         return []
     calls = [node for node in graph.nodes if node.op == "call_module"]
     used = [node.target for node in calls]
@@ -171,7 +170,7 @@ def _only_reader(model: nn.Module, first: type[nn.Module], then: type[nn.Module]
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks look at what the module gets or gives, and may change it."""
+    """Whether the module has hooks, which may read or change its inputs and outputs."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -182,7 +181,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 class _Float32(nn.Linear):
-    """A linear layer that computes in float32 also where the rest does not."""
+    """A linear layer that always computes in float32, even under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -190,10 +189,10 @@ class _Float32(nn.Linear):
 
 
 def lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights that autocast would round at every call, rounded once: the same numbers, sooner.
+    """Convert weights once that autocast would otherwise round at every call; the results are the same.
 
-    The last linear layer stays in float32: bfloat16 keeps 8 bits, and a search could not tell neighbouring
-    points apart by such logits.
+    The last linear layer stays in float32: bfloat16 has 8 significant bits, too few for logits that must
+    distinguish neighbouring points.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if layers and type(layers[-1]) is nn.Linear:
@@ -209,7 +208,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _agree(candidate: SearchModel, model: nn.Module, x: Tensor) -> bool:
-    """Whether both say nearly the same of ``x`` and of points beside it, also when asked twice."""
+    """Whether both models nearly agree on ``x`` and on nearby points, and ``model`` repeats its outputs."""
     ramp = torch.linspace(-0.1, 0.1, x[0].numel(), device=x.device).view(1, *x.shape[1:])
     for points in (x, (x + ramp).clamp(0, 1)):
         exact, fast = logits_of(model, points), candidate(points)
@@ -223,14 +222,14 @@ def _agree(candidate: SearchModel, model: nn.Module, x: Tensor) -> bool:
 
 
 def pays_in_bfloat16(model: nn.Module, x: Tensor) -> bool:
-    """Whether the device has instructions for bfloat16, and an image costs enough arithmetic."""
+    """Whether the device supports bfloat16 in hardware and the model is costly enough to gain from it."""
     return has_bfloat16(x.device) and worthwhile(model, x)
 
 
 def worthwhile(model: nn.Module, x: Tensor) -> bool:
-    """Whether an image costs so much arithmetic that a faster copy pays.
+    """Whether the model needs enough arithmetic per image for a faster copy to save time.
 
-    A count, not a clock, so that every run decides alike.
+    It counts operations instead of measuring time, so that every run decides in the same way.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,4 @@
-"""Full float32 for what a search checks. The verifier has its own, so that no fault can hide in both."""
+"""Full float32 precision for checks in searches. The verifier has its own code, so no fault is shared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def float32_alone(device: torch.device) -> Iterator[None]:
-    """TF32 and autocast are off inside; afterwards every setting has its value back."""
+    """Turn TF32 and autocast off inside; restore every setting afterwards."""
     backends: Any = torch.backends
     modern = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     precisions = [setting.fp32_precision for setting in modern]

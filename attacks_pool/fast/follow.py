@@ -1,4 +1,4 @@
-"""A fast form of a model that is being trained, brought up to date before each search."""
+"""A faster copy of a model in training, updated before each search."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.fast.copy import LARGEST_GAP, SearchModel, foldable, lower_precision, quicken
 
 LOOKED_AT = 8
-"""Points by which the fast form is compared with the model before each search."""
+"""Number of points on which the copy is compared with the model before each search."""
 
 
 class Follower:
-    """Searches of training, on a copy of ``model`` that is kept up to date instead of made anew.
+    """Provides a faster copy of ``model`` for searches in training, and updates it instead of rebuilding it.
 
-    The copy is that of :func:`attacks_pool.fast.copy.search_model`: batch norm folded, channels-last, in
-    bfloat16. Before each search it takes over the present weights and statistics, and must say of some
-    points nearly what the model says, else the model itself is searched. Which of the two it is depends on
-    weights and points alone, so that resumed training decides alike.
+    The copy is like that of :func:`attacks_pool.fast.copy.search_model`: batch norm folded, channels-last, in
+    bfloat16. Before each search it receives the current weights and statistics, and its outputs on some
+    points must be close to the model's; otherwise the model itself is searched. The decision depends only on
+    weights and points, so that resumed training decides in the same way.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, K); it may train on, but its structure stays.
+        model: maps images (N, C, H, W) to logits (N, K); its weights may change, but not its structure.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.fast: nn.Module | None = None
-        # A stranger's module may refuse to be copied or traced.
+        # Third-party modules may fail to be copied or traced.
         with contextlib.suppress(Exception), evaluation_mode(model):
             self.pairs = dict(foldable(model))
             fast = quicken(deepcopy(model).eval().requires_grad_(False))
@@ -39,7 +39,7 @@ class Follower:
             self.fast = fast.to(memory_format=torch.channels_last)
 
     def search_model(self, x: Tensor) -> nn.Module:
-        """What to search around ``x``: the copy, or the model itself where they differ."""
+        """The module to search around ``x``: the copy, or the model itself if they differ."""
         if self.fast is None:
             return self.model
         try:
@@ -49,11 +49,11 @@ class Follower:
                 exact, fast = self.model(x[:LOOKED_AT]).float(), candidate(x[:LOOKED_AT])
             gap = (exact - fast).abs().mean() / exact.std().clamp_min(1e-12)
             return candidate if bool(gap <= LARGEST_GAP) else self.model
-        except Exception:  # its structure has changed, say
+        except Exception:  # for example if its structure has changed
             return self.model
 
     def _take_over(self, fast: nn.Module) -> None:
-        """Parameters and buffers of the model as they are now."""
+        """Copy the model's current parameters and buffers."""
         source = dict(self.model.named_modules())
         norms = set(self.pairs.values())
         for name, module in fast.named_modules():

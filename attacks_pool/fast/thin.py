@@ -1,8 +1,8 @@
-"""A convolution of images with few channels whose gradient to the image is as fast as its forward pass.
+"""A convolution for images with few channels, with a faster gradient with respect to the image.
 
-Libraries of kernels compute output channels sixteen at a time. The gradient to an image of one channel is a
-convolution with one output channel, and most of the work would be thrown away; as a matrix product, whose
-results are then added up where they belong, it has none to throw away.
+Kernel libraries compute output channels sixteen at a time. The gradient with respect to a one-channel image
+is a convolution with one output channel, which would waste most of that work. A matrix product followed by
+scattered additions avoids the waste.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Way = tuple[Pair, Pair, Pair]
 """Stride, padding, dilation."""
 
 FEW = 4
-"""Input channels up to which the product is faster."""
+"""Largest number of input channels for which the product is faster."""
 LARGEST = 49
-"""Taps of a kernel, by those that its stride skips, up to which it is."""
+"""Largest number of kernel elements, divided by the product of the strides, for which it is faster."""
 
 
 class ThinConv(nn.Conv2d):
-    """A convolution with frozen weights, whose backward pass is written for few input channels.
+    """A convolution with frozen weights and a backward pass designed for few input channels.
 
-    With g (N, O, h, w) the gradient to the output, t = Wᵀ·g (N, C·K·K', h·w) says what each pixel of the
-    output gives to each of the K·K' pixels that it has read, and the gradient to the image sums that up. The
-    sums are those of the library, in another order.
+    Let g (N, O, h, w) be the gradient with respect to the output. t = Wᵀ·g (N, C·K·K', h·w) holds the share
+    of each output pixel in each of the K·K' pixels that it was computed from. The gradient with respect to
+    the image sums these shares. The library computes the same sums in another order.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class ThinConv(nn.Conv2d):
 
 
 class _Searched(ThinConv):
-    """The same where nobody asks for the gradient to the weights, although they learn."""
+    """A :class:`ThinConv` with trainable weights that get no gradient."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.detach()
@@ -48,10 +48,10 @@ class _Searched(ThinConv):
 
 
 def thin_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
-    """The convolution of ``conv`` with these weights, its backward pass as in :class:`ThinConv`.
+    """Convolution with the settings of ``conv`` and the backward pass of :class:`ThinConv`.
 
-    It is the library's where weights learn or come from elsewhere, the images perhaps, and for all that
-    :class:`torch.autograd.Function` does not know: transforms of functions, images one by one.
+    It falls back to the library's convolution if the weights need gradients, and in all cases that
+    :class:`torch.autograd.Function` does not support: function transforms, forward mode, unbatched images.
     """
     if not (
         isinstance(x, Tensor)
@@ -94,14 +94,14 @@ class _Convolution(torch.autograd.Function):
 
 
 def _by_plane(gradient: Tensor, weight: Tensor, size: Pair, way: Way) -> Tensor:
-    """Where channels lie one behind the other: the library adds up."""
+    """For contiguous channel planes: the library adds up the shares."""
     stride, padding, dilation = way
     shares = weight.flatten(1).t() @ gradient.flatten(2)
     return F.fold(_exact(shares), size, weight.shape[2:], dilation, padding, stride)
 
 
 def _by_pixel(gradient: Tensor, weight: Tensor, size: Pair, way: Way) -> Tensor:
-    """Where the channels of a pixel lie together: all images are one product, added up tap by tap."""
+    """For channels-last tensors: one product for all images, whose shares are added per kernel element."""
     stride, padding, dilation = way
     points, _, height, width = gradient.shape
     channels, kernel = weight.shape[1], weight.shape[2:]
@@ -119,19 +119,19 @@ def _by_pixel(gradient: Tensor, weight: Tensor, size: Pair, way: Way) -> Tensor:
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In float32 at least: there are up to K·K' terms to add up."""
+    """Convert to at least float32, since up to K·K' terms are added up."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def is_thin(module: nn.Module) -> bool:
-    """Whether ``module`` is a convolution that :class:`ThinConv` can take the place of, and gains by it."""
+    """Whether ``module`` is a convolution that :class:`ThinConv` can replace and make faster."""
     return type(module) is nn.Conv2d and has_few_channels(module)
 
 
 def has_few_channels(conv: nn.Conv2d) -> bool:
-    """Whether :func:`thin_conv2d` computes what ``conv`` does, and gains by it.
+    """Whether :func:`thin_conv2d` can compute ``conv``, and faster.
 
-    Where kernels are large, their many shares of each pixel take longer to add up than the product saves.
+    For large kernels, adding up the many shares of each pixel takes longer than the product saves.
     """
     ways = (conv.stride, conv.padding, conv.dilation)
     if conv.groups != 1 or conv.padding_mode != "zeros" or "_conv_forward" in vars(conv):
@@ -144,7 +144,7 @@ def has_few_channels(conv: nn.Conv2d) -> bool:
 
 
 def thin(model: nn.Module) -> nn.Module:
-    """Makes the thin convolutions of ``model``, whose weights are frozen, fast; changes and returns it."""
+    """Replace the convolutions of ``model`` with few channels by fast ones; its weights must be frozen."""
     for module in model.modules():
         if is_thin(module):
             module.__class__ = ThinConv
@@ -153,9 +153,9 @@ def thin(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def searching(model: nn.Module) -> Iterator[None]:
-    """Inside, the thin convolutions of ``model`` are fast, and their weights get no gradient.
+    """Inside, convolutions of ``model`` with few channels are fast and their weights get no gradient.
 
-    For networks of our own: a stranger's might look at its layers on the way.
+    Only for this package's own networks, because other networks may inspect their layers.
     """
     thin_ones = [module for module in model.modules() if is_thin(module)]
     try:

@@ -1,4 +1,4 @@
-"""Blurs: defocus, glass, motion, zoom."""
+"""Blur corruptions: defocus, glass, motion and zoom."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from attacks_pool.rendering.scale import scale_of
 from attacks_pool.rendering.transforms import blur, convolve, pixel_grid, sample, zoom
 
 DEFOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))
-"""Radius of the disc and standard deviation of the blur that smooths its rim."""
+"""Per severity: radius of the disc, and standard deviation of the blur that smooths its rim."""
 GLASS = ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))
-"""Standard deviation of the blur, longest swap, rounds."""
+"""Per severity: standard deviation of the blur, longest swap, number of rounds."""
 MOTION = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))
-"""Half the window and standard deviation."""
+"""Per severity: half the window, and standard deviation."""
 ZOOM = (0.06, 0.11, 0.16, 0.21, 0.26)
-"""Zooms run from 1 up to 1 plus this, in hundredths, the last left out."""
+"""Per severity: zoom factors run from 1 to 1 plus this (exclusive), in steps of 0.01."""
 
 
 def defocus_blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """Defocus blur: convolution with a smoothed disc of radius 0.3 … 1.5 pixels in 32."""
+    """Defocus blur: convolution with a smoothed disc of radius 0.3 … 1.5 pixels (at side 32)."""
     return convolve(x, spread(disc(*DEFOCUS[severity - 1]), scale_of(x))).clamp(0, 1)
 
 
 def disc(radius: float, rim: float) -> Tensor:
-    """A disc of pixels, smoothed by 3 × 3 Gaussian weights of ``rim`` pixels; odd sides, sum 1, float64."""
+    """A disc smoothed by 3 × 3 Gaussian weights of ``rim`` pixels; its side is odd, its sum 1, in float64."""
     half = int(radius) + 1
     at = torch.arange(-half, half + 1, dtype=torch.float64)
     flat = (at[:, None].square() + at.square() <= radius**2).double()
@@ -38,9 +38,9 @@ def disc(radius: float, rim: float) -> Tensor:
 
 
 def spread(kernel: Tensor, scale: float) -> Tensor:
-    """``kernel`` with all its offsets ``scale`` times as long: each weight goes to the pixels around it.
+    """Scale the offsets of ``kernel`` by ``scale``, distributing each weight over the nearest pixels.
 
-    At scale 1 it is the kernel itself. Rounding the radius instead would lose blurs of less than a pixel.
+    At scale 1 it is the kernel itself. Rounding the radius instead would remove blurs of less than a pixel.
     """
     old = kernel.shape[0] // 2
     wide = max(scale, 1.0)
@@ -53,7 +53,7 @@ def spread(kernel: Tensor, scale: float) -> Tensor:
 
 
 def glass_blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Glass blur: blur, swap pixels with near ones at random once or twice, blur again."""
+    """Glass blur: blur, swap pixels with nearby ones at random once or twice, blur again."""
     sigma, reach, rounds = GLASS[severity - 1]
     scale = scale_of(x)
     reach = max(1, round(reach * scale))
@@ -67,7 +67,7 @@ def glass_blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 def _swapped(
     images: int, height: int, width: int, reach: int, rounds: int, generator: torch.Generator
 ) -> Tensor:
-    """(N, H·W) which pixel stands where after all swaps, made one after another from the last pixel on.
+    """(N, H·W) source index of each pixel after all swaps, which run in turn from the last pixel backwards.
 
     A pixel is swapped with one up to ``reach`` above and to the left, or up to ``reach`` − 1 the other way.
     """
@@ -90,15 +90,15 @@ def _swapped(
 
 
 def motion_blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Motion blur: a Gaussian trail to one side, at an angle within ±45 degrees of the horizontal."""
+    """Motion blur: a one-sided Gaussian trail, at an angle within ±45 degrees of the horizontal."""
     half, sigma = MOTION[severity - 1]
     return trail(x, half, sigma, uniform(x[:, 0, 0, 0], generator, -45.0, 45.0))
 
 
 def trail(x: Tensor, half: float, sigma: float, degrees: Tensor) -> Tensor:
-    """Mean of ``x`` moved by 0, 1, … pixels along ``degrees`` (N,), weighed by exp(−i²/2σ²).
+    """Mean of ``x`` shifted by 0, 1, … pixels along ``degrees`` (N,), weighted by exp(−i²/2σ²).
 
-    ``half`` and ``sigma`` are in pixels of 32; the window has 2 · half + 1 pixels; moves are whole pixels.
+    ``half`` and ``sigma`` are in pixels at side 32; the window has 2 · half + 1 pixels; shifts are rounded.
     """
     scale = scale_of(x)
     window = 2 * max(1, round(half * scale)) + 1
@@ -114,9 +114,9 @@ def trail(x: Tensor, half: float, sigma: float, degrees: Tensor) -> Tensor:
 
 
 def zoom_blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """Zoom blur: mean of the image and of itself enlarged 1, 1.01, … up to 1.05 … 1.25 times.
+    """Zoom blur: mean of the image and of copies enlarged by 1, 1.01, … up to 1.05 … 1.25.
 
-    Zooms are about the exact centre; the published ones round their crop to whole pixels.
+    It zooms about the exact centre; the published code rounds its crop to whole pixels.
     """
     count = round(100 * ZOOM[severity - 1])
     total = x + sum(zoom(x, 1 + step / 100) for step in range(count))

@@ -1,4 +1,4 @@
-"""Digital: contrast, elastic, pixelate, JPEG."""
+"""Digital corruptions: contrast, elastic, pixelate and JPEG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attacks_pool.rendering.transforms import blur, pixel_grid, sample
 
 CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
 ELASTIC = ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
-"""Strength and smoothness of the flow, largest move of three anchors; all in sides."""
+"""Per severity: strength and smoothness of the flow, largest shift of three anchors; all in sides."""
 PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)
 QUALITY = (80, 65, 58, 50, 40)
 
@@ -26,7 +26,7 @@ def contrast(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:  #
 
 
 def elastic(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Elastic: a random affine map, which severity weakens, then a random smooth flow, which it roughens."""
+    """Elastic: a random affine map, then a random flow; severity weakens the map and roughens the flow."""
     strength, smoothness, most = ELASTIC[severity - 1]
     side = min(x.shape[2:])
     rows, columns = _affine(x, most * side, generator)
@@ -38,7 +38,7 @@ def elastic(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def _affine(x: Tensor, most: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Where each pixel comes from, rows and columns (N, H, W), when three anchors move by up to ``most``."""
+    """Source row and column (N, H, W) of each pixel when three anchors move by up to ``most``."""
     height, width = x.shape[2:]
     middle, centre, reach = height // 2, width // 2, min(height, width) // 3
     anchors = [
@@ -59,28 +59,28 @@ def _affine(x: Tensor, most: float, generator: torch.Generator) -> tuple[Tensor,
 
 
 def pixelate(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """Pixelate: shrunk to a share c = 0.95 … 0.65 of its side by box means, and back by nearest pixels."""
+    """Pixelate: shrinks to a share c = 0.95 … 0.65 of the side by box means; enlarges by nearest pixels."""
     share = PIXELATE[severity - 1]
     down, across = (_coarse(size, int(size * share)).to(x.device, x.dtype) for size in x.shape[2:])
     return (down @ x @ across.T).clamp(0, 1)
 
 
 def _coarse(size: int, fewer: int) -> Tensor:
-    """(size, size) float64: each pixel becomes the mean of those in the same one of ``fewer`` equal boxes."""
+    """(size, size) float64: replaces each pixel by the mean of its box, one of ``fewer`` equal boxes."""
     box = ((torch.arange(size, dtype=torch.float64) + 0.5) * fewer / size).floor()
     same = (box[:, None] == box).double()
     return same / same.sum(1, keepdim=True)
 
 
 def jpeg(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """JPEG: rounded to bytes, compressed at quality c = 80 … 40 and read back."""
+    """JPEG: rounds to bytes, compresses at quality c = 80 … 40 and decompresses."""
     pixels = (255 * x).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     read = [_compressed(picture, QUALITY[severity - 1]) for picture in pixels]
     return (torch.stack(read).float() / 255).to(x.device, x.dtype)
 
 
 def _compressed(picture: np.ndarray, quality: int) -> Tensor:
-    """(C, H, W) bytes of the picture (H, W, C) after compression."""
+    """(C, H, W) bytes of the picture (H, W, C) after JPEG compression."""
     packed = BytesIO()
     Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(
         packed, "JPEG", quality=quality

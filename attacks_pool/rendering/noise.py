@@ -1,4 +1,4 @@
-"""Noises: Gaussian, shot, impulse."""
+"""Noise corruptions: Gaussian, shot and impulse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def gaussian_noise(x: Tensor, severity: int, generator: torch.Generator) -> Tens
 def shot_noise(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Shot noise: clip(Poisson(c · x) / c), c = 500 … 50 photons at white."""
     photons, base = PHOTONS[severity - 1], draw_seed(generator)
-    # How many numbers a Poisson draw consumes depends on its rate, so each image has a generator of its own.
+    # The number of random numbers in a Poisson draw depends on its rate, so each image has its own generator.
     rates = (x * photons).cpu()
     counts = [torch.poisson(rate, generator=keyed_generator(base, row)) for row, rate in enumerate(rates)]
     return (torch.stack(counts) / photons).to(x.device, x.dtype).clamp(0, 1)

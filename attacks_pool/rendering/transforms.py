@@ -1,6 +1,6 @@
-"""Images redrawn under a geometric or colour transformation; all images (N, C, H, W) in [0, 1].
+"""Geometric and colour transformations of images (N, C, H, W) in [0, 1].
 
-Each function treats every image by its own parameters and is differentiable in them.
+Each image has its own parameters, and every function is differentiable in them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 from attacks_pool.norms import per_sample
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
-"""Shares of red, green and blue in brightness."""
+"""Weights of red, green and blue in the brightness."""
 Padding = str
-"""What lies outside an image: ``zeros``, ``edge`` (its border goes on) or ``mirror`` (without the edge)."""
+"""Values outside an image: ``zeros``, ``edge`` (repeats the border) or ``mirror`` (without the edge)."""
 
 
 def sample(x: Tensor, rows: Tensor, columns: Tensor, padding: Padding = "zeros") -> Tensor:
     """Bilinear samples of ``x`` at ``rows`` and ``columns`` (N, h, w), in pixels: (N, C, h, w).
 
-    Pixel centres are whole numbers, so samples there are the pixels themselves, bit for bit.
+    Pixel centres have integer coordinates, where samples equal the pixels bit for bit.
     """
     top, left = rows.detach().floor(), columns.detach().floor()
     down, right = (rows - top).unsqueeze(1), (columns - left).unsqueeze(1)
@@ -33,7 +33,7 @@ def sample(x: Tensor, rows: Tensor, columns: Tensor, padding: Padding = "zeros")
 
 
 def _gather(x: Tensor, rows: Tensor, columns: Tensor, padding: Padding) -> Tensor:
-    """The pixels of ``x`` at whole ``rows`` and ``columns`` (N, h, w)."""
+    """The pixels of ``x`` at integer ``rows`` and ``columns`` (N, h, w)."""
     images, channels, height, width = x.shape
     i, j = _inside(rows, height, padding), _inside(columns, width, padding)
     index = (i * width + j).long().view(images, 1, -1).expand(-1, channels, -1)
@@ -61,11 +61,11 @@ def pixel_grid(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate_and_shift(x: Tensor, parameters: Tensor) -> Tensor:
-    """``x`` turned about its centre, then moved; what comes into view is black.
+    """Rotate ``x`` about its centre, then shift it; pixels from outside the image are black.
 
     ``parameters`` (N, 3): degrees counter-clockwise, pixels to the right, pixels down.
     """
-    # Cosine and sine in float64, so that a quarter turn meets the pixel centres.
+    # Cosine and sine in float64, so that a quarter turn hits the pixel centres exactly.
     radians = parameters[:, 0].double() * (math.pi / 180)
     cosine, sine = (part.to(x.dtype).view(-1, 1, 1) for part in (radians.cos(), radians.sin()))
     rows, columns = pixel_grid(x)
@@ -76,7 +76,7 @@ def rotate_and_shift(x: Tensor, parameters: Tensor) -> Tensor:
 
 
 def zoom(x: Tensor, factor: float) -> Tensor:
-    """``x`` enlarged ``factor`` ≥ 1 times about its centre and cut to its size."""
+    """Enlarge ``x`` by ``factor`` ≥ 1 about its centre and crop it to its old size."""
     rows, columns = pixel_grid(x)
     middle, centre = (x.shape[2] - 1) / 2, (x.shape[3] - 1) / 2
     rows, columns = middle + (rows - middle) / factor, centre + (columns - centre) / factor
@@ -84,13 +84,13 @@ def zoom(x: Tensor, factor: float) -> Tensor:
 
 
 def displace(x: Tensor, flow: Tensor, padding: Padding = "edge") -> Tensor:
-    """Pixel (i, j) shows what stood at (i + flow_0, j + flow_1); ``flow`` (N, 2, H, W) in pixels."""
+    """Set pixel (i, j) to the value at (i + flow_0, j + flow_1); ``flow`` (N, 2, H, W) is in pixels."""
     rows, columns = pixel_grid(x)
     return sample(x, rows + flow[:, 0], columns + flow[:, 1], padding)
 
 
 def blur(x: Tensor, sigma: float, *, truncate: float = 4.0, padding: Padding = "edge") -> Tensor:
-    """Gaussian blur of ``sigma`` pixels, its weights cut off at ``truncate`` · sigma."""
+    """Gaussian blur with standard deviation ``sigma`` in pixels, cut off at ``truncate`` · sigma."""
     half = int(truncate * sigma + 0.5)
     if not half:
         return x
@@ -99,7 +99,7 @@ def blur(x: Tensor, sigma: float, *, truncate: float = 4.0, padding: Padding = "
 
 
 def _blur_matrix(size: int, sigma: float, half: int, padding: Padding) -> Tensor:
-    """(size, size) float64: row i holds the weights of the pixels that make up blurred pixel i."""
+    """(size, size) float64: row i holds the weights of all pixels in blurred pixel i."""
     steps = torch.arange(-half, half + 1)
     weights = torch.exp(-0.5 * (steps / sigma).double().square())
     at = torch.arange(size)[:, None] + steps
@@ -110,7 +110,7 @@ def _blur_matrix(size: int, sigma: float, half: int, padding: Padding) -> Tensor
 
 
 def convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    """Each channel weighed by ``kernel`` (2a + 1, 2b + 1) around each pixel, mirrored at the borders."""
+    """Correlate each channel with ``kernel`` (2a + 1, 2b + 1), with mirrored borders."""
     height, width = x.shape[2:]
     a, b = kernel.shape[0] // 2, kernel.shape[1] // 2
     rows = _inside(torch.arange(-a, height + a, device=x.device), height, "mirror")
@@ -124,7 +124,7 @@ def convolve(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Brightness (N, 1, H, W): the weighted sum of three channels, the mean of any other number."""
+    """Brightness (N, 1, H, W): the weighted sum of three channels, or the mean for any other number."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     weights = torch.tensor(GREY_WEIGHTS, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
@@ -137,18 +137,18 @@ def change_brightness(x: Tensor, amount: Tensor) -> Tensor:
 
 
 def change_contrast(x: Tensor, amount: Tensor) -> Tensor:
-    """clip(m + (1 + amount) · (x − m)), m the image's mean brightness; ``amount`` (N, 1), −1 or more."""
+    """clip(m + (1 + amount) · (x − m)), m the image's mean brightness; ``amount`` (N, 1), at least −1."""
     mean = grey(x).mean(dim=(1, 2, 3), keepdim=True)
     return (x + per_sample(amount) * (x - mean)).clamp(0, 1)
 
 
 def change_saturation(x: Tensor, amount: Tensor) -> Tensor:
-    """clip(g + (1 + amount) · (x − g)), g each pixel's own brightness; ``amount`` (N, 1), −1 or more."""
+    """clip(g + (1 + amount) · (x − g)), g each pixel's own brightness; ``amount`` (N, 1), at least −1."""
     return (x + per_sample(amount) * (x - grey(x))).clamp(0, 1)
 
 
 def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Each pixel's hue moved on by ``turns`` (N, 1) of the colour circle; value and saturation stay.
+    """Rotate each pixel's hue by ``turns`` (N, 1) of the colour circle; keep value and saturation.
 
     With V the largest channel, C = V − min and h the hue in [0, 6), channel n of (5, 3, 1) becomes
     V − C · clip(min(k, 4 − k), 0, 1), k = (n + h + 6 · turns) mod 6. ``x`` has three channels.
@@ -168,4 +168,4 @@ def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 Render = Callable[[Tensor, Tensor], Tensor]
-"""Images (N, C, H, W) and parameters (N, …) to images, each by its own parameters."""
+"""Maps images (N, C, H, W) and parameters (N, …), one set per image, to images."""

@@ -1,4 +1,4 @@
-"""Weather: snow, frost, fog, brightness."""
+"""Weather corruptions: snow, frost, fog and brightness."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SNOW = (
     (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
     (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
 )
-"""Mean and deviation of the flakes, their size, what is too faint, half window and deviation of their
-trails, share of the scene that stays as it is."""
+"""Per severity: mean and standard deviation of the flakes, zoom of the flakes, threshold below which they
+vanish, half window and standard deviation of their trails, weight of the original image."""
 FROST = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
-"""Shares of the image and of the frost."""
+"""Per severity: weights of the image and of the frost."""
 FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))
-"""Thickness, and how fast detail fades from one octave to the next."""
+"""Per severity: thickness, and how fast detail fades from one octave to the next."""
 BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)
 ICE = (0.80, 0.92, 1.0)
-"""Red, green and blue of frost."""
+"""Red, green and blue of the frost."""
 
 
 def snow(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Snow: a paler scene under flakes with trails, from above and, turned half round, from below."""
+    """Snow: a paler image with flakes and their trails, overlaid again after a half turn."""
     mean, deviation, size, faint, half, sigma, share = SNOW[severity - 1]
     flakes = mean + deviation * normal(x[:, :1], generator)
     flakes = zoom(flakes, size * max(1.0, scale_of(x)))
@@ -41,10 +41,10 @@ def snow(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def frost(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Frost: clip(a · x + b · ice), the ice a generated texture of bright veins, not a photograph.
+    """Frost: clip(a · x + b · ice), where ice is a generated texture of bright veins, not a photograph.
 
-    The published corruption crops one of five pictures; here veins are the crests of a random height map,
-    (1 − |2 · plasma − 1|)², on a pale ground, tinted bluish where there is colour.
+    The published corruption crops one of five pictures. Here the veins are the crests of a random height map,
+    (1 − |2 · plasma − 1|)², on a pale background, tinted bluish in colour images.
     """
     kept, amount = FROST[severity - 1]
     veins = (1 - (2 * plasma(x, 1.6, generator) - 1).abs()).square()
@@ -62,7 +62,7 @@ def fog(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def brightness(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """Brightness: V of HSV goes up by c = 0.05 … 0.3, at most to 1; a grey image gains c itself."""
+    """Brightness: raises V of HSV by c = 0.05 … 0.3, to at most 1; a grey image gains exactly c."""
     value = x.amax(1, keepdim=True)
     raised = (value + BRIGHTNESS[severity - 1]).clamp(0, 1)
     lit = x * (raised / value.clamp_min(1e-12))
@@ -70,10 +70,10 @@ def brightness(x: Tensor, severity: int, generator: torch.Generator) -> Tensor: 
 
 
 def plasma(x: Tensor, fading: float, generator: torch.Generator) -> Tensor:
-    """A random height map in [0, 1] for each image of ``x``, (N, 1, H, W), by diamond and square.
+    """A random height map in [0, 1] for each image of ``x``, (N, 1, H, W), by the diamond-square algorithm.
 
     On a torus whose side is the next power of two, each round fills the middles of squares, then of edges,
-    with the mean of four neighbours plus a uniform draw, which shrinks by ``fading``² from round to round.
+    with the mean of four neighbours plus a uniform draw whose range shrinks by ``fading``² per round.
     """
     size = 1 << (max(x.shape[2:]) - 1).bit_length()
     heights = x.new_zeros(len(x), size, size)

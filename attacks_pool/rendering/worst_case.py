@@ -1,4 +1,4 @@
-"""Search over the parameters of a rendering: the worst of several, and ascent along the gradient."""
+"""Searches for the worst parameters of a rendering: trying candidates, and gradient ascent."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from attacks_pool.rendering.transforms import Render
 from attacks_pool.search.ascent import fooled, input_gradient
 
 PIXELS_AT_ONCE = 2**21
-"""How many values of rendered images go through the model in one call, where one candidate has fewer."""
+"""Number of values of rendered images per call of the model, unless one candidate already has more."""
 
 MAGNITUDE_KNOBS = {
-    "grid": Knob(10, "magnitudes of each sign that are tried first", training=3, low=1),
+    "grid": Knob(10, "number of magnitudes of each sign to try first", training=3, low=1),
     "steps": metadata.steps(10, training=3),
     "step_size": Knob(
         lambda knobs: float(knobs["eps"]) / int(knobs["grid"]),
-        "length of the first step, eps / grid unless given; later ones shrink",
+        "length of the first step, decreasing to 0; default: eps / grid",
         open_low=True,
         scales=True,
     ),
@@ -31,12 +31,12 @@ MAGNITUDE_KNOBS = {
 
 
 def magnitude_cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """The cost of :func:`worst_magnitude`: the grid, then the iterates, the last of them without gradient."""
+    """Cost of :func:`worst_magnitude`: the grid, then all iterates, the last one without a gradient."""
     return 2 * int(knobs["grid"]) + int(knobs["steps"]) + 1, int(knobs["steps"])
 
 
 class Worst:
-    """The worst image of each point so far: the first that fools the model, else that of highest loss."""
+    """The worst image of each point so far: the first that fools the model, or the one of highest loss."""
 
     def __init__(self, x: Tensor, y: Tensor, parameters: Tensor) -> None:
         self.x, self.y = x, y
@@ -46,20 +46,20 @@ class Worst:
 
     @property
     def fooled(self) -> Tensor:
-        """(N,) points with an image that fools the model."""
+        """(N,) mask of points with an image that fools the model."""
         return self.loss == torch.inf
 
     def active(self, early_stop: bool) -> Tensor:
-        """Indices of the points that are still searched."""
+        """Indices of the points that are still being searched."""
         everyone = torch.arange(len(self.x), device=self.x.device)
         return everyone[~self.fooled] if early_stop else everyone
 
     def offer(self, points: Tensor, images: Tensor, parameters: Tensor, loss: Tensor, done: Tensor) -> None:
-        """``images`` of ``points``, with the loss of each and whether it fools the model.
+        """Keep ``images`` that are worse; ``loss`` is their loss, ``done`` whether they fool the model.
 
-        Parameters that are all 0 change nothing and are no attack: their images are not taken.
+        An image whose parameters are all 0 is the clean image and is never kept.
         """
-        # Below infinity stands only what does not fool, however large its loss.
+        # Infinity means fooled, so the loss of any other image is kept below it.
         value = torch.nan_to_num(loss.float(), nan=3e38, posinf=3e38)
         value = torch.where(done, torch.inf, value)
         better = (value > self.loss[points]) & parameters.flatten(1).any(1)
@@ -70,10 +70,10 @@ class Worst:
 def try_candidates(
     model: nn.Module, render: Render, worst: Worst, candidates: Tensor, early_stop: bool
 ) -> None:
-    """Offer ``worst`` each of ``candidates`` (N, K, …), several in one batch.
+    """Render each of ``candidates`` (N, K, …), several per batch, and offer the images to ``worst``.
 
-    Which points share a batch changes no result: candidates are weighed one by one, in order. With
-    ``early_stop`` a fooled point is tried no further.
+    Results do not depend on the batches, since candidates are compared one by one, in order. With
+    ``early_stop``, fooled points get no further candidates.
     """
     at = 0
     while at < candidates.shape[1]:
@@ -108,8 +108,8 @@ def climb(
 ) -> None:
     """p_{k+1} = clip(p_k + step_k · sign ∂CE(f(render(x, p_k)), y)/∂p, ±bound) from ``start`` (N, …).
 
-    step_k is ``step_size``, with ``shrink`` times (1 − k/steps). Every iterate is offered to ``worst``, so
-    ``steps`` + 1 images are looked at.
+    step_k is ``step_size``, times (1 − k/steps) with ``shrink``. Every iterate is offered to ``worst``, so
+    ``steps`` + 1 images are evaluated.
     """
     parameters = start.clone()
     for step in range(steps):
@@ -123,7 +123,7 @@ def climb(
         worst.offer(points, images.detach(), here.detach(), loss, done)
         (slope,) = torch.autograd.grad(images, here, gradient)
         length = step_size * (1 - step / steps) if shrink else step_size
-        # A slope that is not a number is flat.
+        # NaN counts as zero slope.
         move = length * torch.nan_to_num(slope, nan=0.0).sign()
         parameters[points] = (here.detach() + move).clamp(-bound, bound)
     points = worst.active(early_stop)
@@ -146,13 +146,13 @@ def worst_magnitude(
     grid: int,
     steps: int,
     step_size: float,
-    generator: torch.Generator,  # noqa: ARG001 - nothing is drawn; part of every attack's signature
+    generator: torch.Generator,  # noqa: ARG001 - not used, but part of every attack's signature
     early_stop: bool,
 ) -> Tensor:
     """The worst single parameter in [−eps, eps] of each image (arXiv:2202.04235): a grid, then ascent.
 
-    The grid has ``grid`` equally spaced magnitudes of each sign, without 0, which changes nothing; its worst
-    point starts ``steps`` signed gradient steps that shrink to nothing.
+    The grid has ``grid`` equally spaced magnitudes of each sign, without 0 (the clean image). From its worst
+    point, ``steps`` signed gradient steps follow, whose length decreases to 0.
     """
     sizes = torch.arange(1, grid + 1, device=x.device, dtype=x.dtype) * (eps / grid)
     candidates = torch.cat([sizes, -sizes]).view(1, -1, 1).expand(len(x), -1, -1)

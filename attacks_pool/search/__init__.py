@@ -1,1 +1,1 @@
-"""Searches that several attacks share."""
+"""Search algorithms that several attacks share."""

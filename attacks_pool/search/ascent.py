@@ -1,4 +1,4 @@
-"""The one search that every budgeted gradient attack shares: projected gradient ascent."""
+"""Projected gradient ascent, the search that the budgeted gradient attacks share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from attacks_pool.norms import project, random_point, steepest
 
 
 def broken(logits: Tensor) -> Tensor:
-    """(N,) rows of logits (N, K) with a NaN or +∞, or without a finite one.
+    """(N,) mask of rows of logits (N, K) that contain NaN or +∞, or have no finite entry.
 
-    −∞ is what a masked class gets: the model rules it out, and the others decide.
+    A single −∞ is allowed: it is the usual logit of a masked class, and the other classes decide.
     """
     return (logits.isnan() | (logits == torch.inf)).any(1) | (logits == -torch.inf).all(1)
 
@@ -29,10 +29,9 @@ def input_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the summed loss at ``x``, the logits there, and the loss of each sample.
 
-    Samples do not meet in a sum of per-sample losses, so none touches another's gradient. A model that
-    passes no gradient back, or one that is not a number, counts as flat. An infinite slope is measured a
-    little further inside the box, which costs the batch a second pass; for ``boxed`` see
-    :func:`attacks_pool.calling.slopes.usable`.
+    The sum of per-sample losses keeps the samples' gradients independent. If the model passes no gradient
+    back, or NaN, the gradient is zero. An infinite slope is measured slightly inside the box, which costs a
+    second pass of the batch; for ``boxed`` see :func:`attacks_pool.calling.slopes.usable`.
     """
     gradient, logits, values = _gradient(model, x, y, loss)
     gradient = usable(gradient, x.detach(), lambda near: _gradient(model, near, y, loss)[0], boxed=boxed)
@@ -55,16 +54,16 @@ def _gradient(
 
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Where the prediction is not ``y``; logits that are not numbers count as wrong."""
+    """Where the prediction is not ``y``; broken logits (:func:`broken`) count as wrong."""
     mistaken = logits.argmax(1) != y
     # A sum is finite only if all of its terms are.
     return mistaken if math.isfinite(float(logits.sum())) else mistaken | broken(logits)
 
 
 def fooled(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
-    """Where ``x`` fools the model for certain: what a search at reduced precision believes is checked.
+    """Where ``x`` certainly fools the model: results of a fast search copy are checked on the exact model.
 
-    ``logits`` are what ``model`` said of ``x``. A search may freeze only such points.
+    ``logits`` are the output of ``model`` for ``x``. A search may stop early only at these points.
     """
     believed = wrong(logits, y)
     if isinstance(model, SearchModel) and bool(believed.any()):
@@ -75,7 +74,7 @@ def fooled(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
 
 @dataclass
 class Points:
-    """The points that are still searched; ``index`` (n,) says which rows of the batch they are.
+    """The points that are still being searched; ``index`` (n,) gives their rows in the batch.
 
     ``x``, ``x_adv`` and ``velocity`` are (n, C, H, W), ``y`` is (n,); ``step`` counts from 0.
     """
@@ -88,30 +87,30 @@ class Points:
     step: int = 0
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all points but those of ``rows``, a mask (n,) or numbers."""
+        """Keep only the points ``rows``, a mask (n,) or indices."""
         self.index, self.x, self.y = self.index[rows], self.x[rows], self.y[rows]
         self.x_adv, self.velocity = self.x_adv[rows], self.velocity[rows]
 
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-"""What is maximised: logits (n, K) and rows of the batch (n,) to values (n,)."""
+"""The function to maximise: from logits (n, K) and rows of the batch (n,) to values (n,)."""
 
 Slope = Callable[[nn.Module, Points, torch.Generator], tuple[Tensor, Tensor | None]]
-"""The gradient to follow (n, C, H, W), and the logits at ``x_adv`` where it knows them.
+"""Returns the gradient to follow (n, C, H, W), and the logits at ``x_adv`` if it has computed them.
 
-What it draws it draws from the generator for the whole batch and takes ``index`` of it, so that a point's
-draws do not depend on which others are still searched.
+It must draw random numbers for the whole batch and select those of ``index``, so that a point's draws do not
+depend on which other points are still being searched.
 """
 
 
 @dataclass(frozen=True)
 class Ways:
-    """Where a search departs from plain projected gradient ascent; each ``None`` stands for the plain way.
+    """Variations of plain projected gradient ascent; a field that is ``None`` keeps the plain behaviour.
 
-    ``start(x, generator)`` draws the first point of each row, already in ball and box;
-    ``direction(gradient, points)`` turns the gradient into a step of unit length; ``look(model, x)`` gives
-    the logits by which restarts are compared; ``groups`` (N,) joins rows that are attempts at one point: with
-    ``early_stop`` the success of one stops them all.
+    ``start(x, generator)`` draws the first point of each row, which must lie in ball and box;
+    ``direction(gradient, points)`` turns the gradient into a step of unit length; ``look(model, x)`` computes
+    the logits by which restarts are compared; ``groups`` (N,) marks rows that are attempts at the same point:
+    with ``early_stop``, one success stops the whole group.
     """
 
     objective: Objective | None = None
@@ -144,12 +143,12 @@ def gradient_ascent(
 ) -> Tensor:
     """x_{k+1} = Π(x_k + step_size · d_k), d_k the steepest direction of ∇ loss(f(x_k), y), Π onto the ball.
 
-    With ``decay`` μ the direction is that of the velocity v_k = μ·v_{k−1} + ∇/‖∇‖₁ (arXiv:1710.06081).
-    Of several restarts a point keeps the first that fools the model, else the one with the highest loss.
-    ``early_stop`` freezes a point at the first iterate that fools the model and searches it no further.
+    With ``decay`` μ it follows the velocity v_k = μ·v_{k−1} + ∇/‖∇‖₁ instead (arXiv:1710.06081).
+    Among restarts it keeps the first result that fools the model, otherwise the one with the highest loss.
+    With ``early_stop`` it stops searching a point at the first iterate that fools the model.
 
     Returns:
-        x_adv like ``x`` (N, C, H, W).
+        x_adv with the shape of ``x`` (N, C, H, W).
     """
     objective, base = ways.objective or _labelled(LOSSES[loss], y), draw_seed(generator)
     start = ways.start or (lambda x, draws: random_point(x, eps, norm, draws) if random_start else x)
@@ -184,7 +183,7 @@ def _labelled(loss: Loss, y: Tensor) -> Objective:
 
 @dataclass(frozen=True)
 class _Search:
-    """One run of the ascent, from given starts."""
+    """One run of the ascent from given starting points."""
 
     norm: str
     eps: float
@@ -196,7 +195,7 @@ class _Search:
     ways: Ways
 
     def run(self, model: nn.Module, points: Points, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The last iterate of each point (the first fooling one with ``early_stop``), and which fooled."""
+        """The last iterates (with ``early_stop`` the first fooling ones), and a mask of early successes."""
         size, place = len(points.index), torch.arange(len(points.index), device=points.x.device)
         result = points.x_adv.clone()
         succeeded = torch.zeros(size, dtype=torch.bool, device=points.x.device)
@@ -208,7 +207,7 @@ class _Search:
                 if done.any():
                     succeeded[place[done]] = True
                     settled = self.with_their_group(points.index, done)
-                    # Numbers of rows, found once: a mask would be searched for them each time.
+                    # Compute the indices once, since indexing with a mask would search it each time.
                     gone, keep = (where.nonzero().flatten() for where in (settled, ~settled))
                     result[place[gone]] = points.x_adv[gone]
                     points.keep(keep)
@@ -240,7 +239,7 @@ class _Search:
         return fooled(model, points.x_adv, points.y, logits)
 
     def with_their_group(self, rows: Tensor, done: Tensor) -> Tensor:
-        """Which of ``rows`` (n,) are ``done`` (n,) or attempts at the same point as one that is."""
+        """Mask of the ``rows`` (n,) whose point is finished: ``done`` (n,) holds for any of its attempts."""
         if self.ways.groups is None:
             return done
         mine = self.ways.groups[rows]

@@ -1,4 +1,4 @@
-"""Auto-PGD, shared by every loss and norm (Croce and Hein, arXiv:2003.01690; in l1 arXiv:2103.01208)."""
+"""Auto-PGD for all losses and norms (Croce and Hein, arXiv:2003.01690; in l1 arXiv:2103.01208)."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 ELEMENTS = 2**21
-"""Values of the images that a targeted search sends through the model at once, unless the batch has more."""
+"""Number of values per batch that a targeted search sends through the model, unless the input has more."""
 KNOBS = {
     "steps": metadata.steps(100, training=10),
     "restarts": metadata.restarts(),
-    "rho": Knob(0.75, "share of steps that must raise the loss between checkpoints", high=1.0),
-    "eot_steps": Knob(1, "draws of a stochastic model that each gradient is averaged over", low=1),
+    "rho": Knob(0.75, "share of steps between checkpoints that must raise the loss", high=1.0),
+    "eot_steps": Knob(1, "number of draws of a stochastic model to average each gradient over", low=1),
 }
-"""The knobs of the parts of AutoAttack."""
+"""The knobs that the Auto-PGD attacks share."""
 
 
 def cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
-    """The cost in a norm: a forward and a backward pass at each start and after each step."""
+    """Cost of one search in ``norm``: a forward and a backward pass at each start and after each step."""
 
     def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
         looks = int(knobs["steps"]) + len(_plan_of(norm, int(knobs["steps"])).phases())
@@ -58,7 +58,7 @@ def cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
 
 
 def targeted_cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
-    """The cost of the search towards several classes: one look at the clean points, then one run a class."""
+    """Cost of a search towards several classes: one pass of the clean points, then one run per class."""
     run = cost(norm)
 
     def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
@@ -84,17 +84,17 @@ def adaptive_ascent(
     eot_steps: int = 1,
     first: bool = False,
 ) -> Tensor:
-    """z = Π(x_k + η·d), x_{k+1} = Π(x_k + 0.75·(z − x_k) + 0.25·(x_k − x_{k−1})), η = 2·eps at first.
+    """z = Π(x_k + η·d), x_{k+1} = Π(x_k + 0.75·(z − x_k) + 0.25·(x_k − x_{k−1})), initially η = 2·eps.
 
-    At the paper's checkpoints η halves, and the search goes back to its best point, where fewer than ``rho``
-    of the steps raised the loss or neither η nor the best loss changed since the last checkpoint. In l1 steps
-    are sparse and have no momentum: d moves the steepest coordinates alone, fewer as the best point becomes
-    sparser, η = eps at first, and the ball shrinks from 3·eps over 2·eps to eps.
+    The paper defines checkpoints. If fewer than ``rho`` of the steps since the last one raised the loss, or
+    if neither η nor the best loss changed, η halves and the search returns to its best point. In l1, steps
+    are sparse and have no momentum: d moves only the steepest coordinates, fewer as the best point becomes
+    sparser; initially η = eps, and the ball shrinks from 3·eps over 2·eps to eps.
 
     Returns:
-        Of the iterates that fool the model the one of highest loss (with ``first`` or ``early_stop`` the
-        first), else the iterate of highest loss, like ``x``. A stochastic model is fooled where the mean
-        softmax over ``eot_steps`` draws is wrong.
+        For each point, the fooling iterate of highest loss (with ``first`` or ``early_stop`` the first
+        fooling one), otherwise the iterate of highest loss, with the shape of ``x``. A stochastic model is
+        fooled if the mean softmax over ``eot_steps`` draws is wrong.
     """
     objective = LOSSES[loss] if isinstance(loss, str) else loss
     base, best = draw_seed(generator), AscentOutcome.begin(x)
@@ -129,8 +129,8 @@ def targeted_ascent(
 ) -> Tensor:
     """Auto-PGD on the targeted DLR loss, towards the ``targets`` likeliest wrong classes of the clean point.
 
-    All targets of a point are searched in one batch, in portions of bounded size; with ``early_stop`` the
-    likeliest goes before the others, and the first that fools the model ends the rest. Otherwise as
+    All targets of a point are searched in one batch of bounded size. With ``early_stop``, the likeliest class
+    is searched before the others, and the first success ends the search of its point. Otherwise like
     :func:`adaptive_ascent`.
     """
     base, best = draw_seed(generator), AscentOutcome.begin(x)
@@ -138,7 +138,7 @@ def targeted_ascent(
     with torch.no_grad():
         classes = likeliest_others(model(x), y, targets)
     ranks = list(range(classes.shape[1]))
-    # The likeliest class settles most points that can be settled at all, so it goes before the rest.
+    # Most points that can be fooled at all are fooled by the likeliest class, so it goes first.
     waves = [ranks[:1], ranks[1:]] if early_stop and len(ranks) > 1 else [ranks]
     total, places = drawn_for(generator, x)
     portion, drawn = (max(1, max(n, ELEMENTS // x[0].numel()) // len(ranks)) for n in (len(x), total))
@@ -159,7 +159,7 @@ def targeted_ascent(
 
 
 def ranked_cost(norm: str) -> Callable[[Mapping[str, Any], int], tuple[int, int]]:
-    """The cost of :func:`ranked_ascent`: a look at the clean points, short runs and long ones."""
+    """Cost of :func:`ranked_ascent`: one pass of the clean points, the short runs and the long ones."""
     run = cost(norm)
 
     def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
@@ -186,11 +186,11 @@ def ranked_ascent(
     early_stop: bool,
     eot_steps: int = 1,
 ) -> Tensor:
-    """A short search towards each likely class, then all long ones towards the class that came nearest.
+    """Short searches towards each likely class, then long searches towards the most promising one.
 
-    The ``targets`` likeliest wrong classes get ``scout_steps`` of Auto-PGD on the targeted DLR loss; the one
-    of highest loss is then searched for ``steps`` from each of ``restarts`` random starts. Otherwise as
-    :func:`adaptive_ascent`.
+    The ``targets`` likeliest wrong classes get ``scout_steps`` of Auto-PGD on the targeted DLR loss. The
+    class of highest loss is then the target of a search of ``steps`` from each of ``restarts`` random starts.
+    Otherwise like :func:`adaptive_ascent`.
     """
     base, best = draw_seed(generator), AscentOutcome.begin(x)
     plan = AscentPlan(norm, eps, steps, rho, targeted_dlr, early_stop, eot_steps=eot_steps)
@@ -218,13 +218,13 @@ def ranked_ascent(
 
 
 def likeliest_others(logits: Tensor, y: Tensor, count: int) -> Tensor:
-    """(N, T) the ``count`` classes of highest logit other than ``y``, fewer if there are fewer."""
+    """(N, T) the ``count`` classes of highest logit other than ``y``, or all of them if there are fewer."""
     others = torch.nan_to_num(logits.float()).scatter(1, y[:, None], -torch.inf)
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
 def _start(x: Tensor, plan: AscentPlan, generator: torch.Generator) -> Tensor:
-    """A first iterate: uniform in the linf ball, on the l2 sphere, x + N(0, I) brought to the l1 ball."""
+    """Draw starts: uniform in the linf ball, on the l2 sphere, or x + N(0, I) projected onto the l1 ball."""
     eps = plan.phases()[0].eps
     if plan.norm == "l2":
         direction = normal(x, generator)
@@ -235,9 +235,9 @@ def _start(x: Tensor, plan: AscentPlan, generator: torch.Generator) -> Tensor:
 def _starts(
     x: Tensor, plan: AscentPlan, places: Tensor, total: int, drawn: int, key: tuple[int, int, int]
 ) -> Tensor:
-    """First iterates of the points ``x`` at ``places`` in a batch of ``total``, drawn for ``drawn`` at once.
+    """Draw starts for points ``x`` at ``places`` in a batch of ``total``, in portions of ``drawn`` points.
 
-    ``key`` is (base, restart, rank); each portion of the whole batch has its own.
+    ``key`` is (base, restart, rank); each portion of the whole batch is drawn with its own key.
     """
     base, restart, rank = key
     found = []

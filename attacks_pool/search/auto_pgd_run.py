@@ -1,4 +1,4 @@
-"""One run of Auto-PGD on a set of rows: the steps, the step sizes, and what is kept of the iterates."""
+"""One run of Auto-PGD: its steps, its step sizes, and which iterates it keeps."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from attacks_pool.search.ascent import fooled, input_gradient
 
 MOMENTUM = 0.75
 LONGEST = {"linf": 2.0, "l2": 2.0, "l1": 1.0}
-"""The first step, in units of eps."""
+"""Length of the first step, in units of eps."""
 SHORTEST_SPARSE, SHRINK_SPARSE = 0.1, 1.5
-"""l1: the shortest step in units of the longest, and what a step is divided by."""
+"""l1: the shortest step as a share of the longest, and the divisor by which a step shrinks."""
 FIRST_SHARE = 0.2
-"""l1: the share of coordinates that the first steps move."""
+"""l1: share of coordinates that the first steps change."""
 
 RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What is maximised: logits (R, K), labels (R,), target classes (R,) to values (R,)."""
+"""The function to maximise: from logits (R, K), labels (R,) and target classes (R,) to values (R,)."""
 
 
 @dataclass(frozen=True)
 class AscentPlan:
-    """How a run searches; ``first`` keeps the first iterate that fools, else the worst of them is kept."""
+    """Settings of a run; with ``first`` it keeps the first fooling iterate, else the one of highest loss."""
 
     norm: str
     eps: float
@@ -39,7 +39,7 @@ class AscentPlan:
     judged: bool = True
 
     def phases(self) -> list[AscentPlan]:
-        """The searches made in turn: l1 has three, in balls of 3, 2 and 1 eps (arXiv:2103.01208)."""
+        """The consecutive searches: l1 has three, in balls of 3, 2 and 1 eps (arXiv:2103.01208)."""
         widened = -(-3 * self.steps // 10)
         last = self.steps - 2 * widened
         if self.norm != "l1" or last < 1:
@@ -51,7 +51,7 @@ class AscentPlan:
 
 
 def checkpoints(steps: int) -> set[int]:
-    """The steps after which progress is judged: intervals from 0.22 of all steps down to 0.06."""
+    """Step numbers at which progress is checked; their intervals shrink from 0.22 to 0.06 of all steps."""
     first, shrink, smallest = max(int(0.22 * steps), 1), max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
     found, at, interval = set(), first, first
     while at <= steps:
@@ -63,11 +63,11 @@ def checkpoints(steps: int) -> set[int]:
 
 @dataclass
 class Rows:
-    """The rows that are still searched; those of one point stand together.
+    """The rows that are still being searched; rows of the same point are adjacent.
 
-    ``worst`` is the fooling iterate that is kept where a row has one (``hit``), ``worst_loss`` its loss;
-    ``share`` and ``sparsity`` are of l1 alone: the share of coordinates that a step moves, and how many the
-    best perturbation had when that was last judged.
+    ``worst`` is the fooling iterate that is kept for a row with one (``hit``), and ``worst_loss`` its loss.
+    ``share`` and ``sparsity`` are used in l1 only: the share of coordinates that a step changes, and how many
+    coordinates the best perturbation changed at the last checkpoint.
     """
 
     x: Tensor
@@ -91,7 +91,7 @@ class Rows:
     sparsity: Tensor
 
     def keep(self, mask: Tensor) -> None:
-        """Drop the rows where ``mask`` is false."""
+        """Keep only the rows where ``mask`` is true."""
         kept = mask.nonzero().flatten()
         for name, value in vars(self).items():
             setattr(self, name, value[kept])
@@ -99,7 +99,7 @@ class Rows:
 
 @dataclass
 class AscentOutcome:
-    """What a search made of each point: the perturbed point, whether it fools, and its loss."""
+    """The result for each point: the perturbed point, whether it fools the model, and its loss."""
 
     x_adv: Tensor
     fooled: Tensor
@@ -107,7 +107,7 @@ class AscentOutcome:
 
     @classmethod
     def begin(cls, x: Tensor) -> AscentOutcome:
-        """Nothing found yet."""
+        """The outcome before any search: clean points, not fooled."""
         return cls(
             x.clone(),
             torch.zeros(len(x), dtype=torch.bool, device=x.device),
@@ -115,7 +115,7 @@ class AscentOutcome:
         )
 
     def take(self, points: Tensor, other: AscentOutcome) -> None:
-        """Keep, at ``points``, what is worse for the model: fooling before not, then the higher loss."""
+        """Keep the stronger result at each of ``points``: fooling before not fooling, then higher loss."""
         held, value = self.fooled[points], self.value[points]
         better = (other.fooled & ~held) | ((other.fooled == held) & (other.value > value))
         self.x_adv[points] = torch.where(per_sample(better), other.x_adv, self.x_adv[points])
@@ -126,13 +126,13 @@ class AscentOutcome:
 def ascend(
     model: nn.Module, plan: AscentPlan, x: Tensor, y: Tensor, start: Tensor, target: Tensor
 ) -> AscentOutcome:
-    """All phases of one search.
+    """Run all phases of one search.
 
     Args:
-        model: gives logits (R, K).
-        plan: the search.
+        model: maps images to logits (R, K).
+        plan: the settings of the search.
         x: points (P, C, H, W); ``y`` their labels (P,).
-        start: (P·T, C, H, W) first iterates, the T of one point together; ``target`` (P·T,) their classes.
+        start: (P·T, C, H, W) first iterates, the T of one point adjacent; ``target`` (P·T,) their classes.
     """
     attempts = len(start) // len(x)
     if attempts > 1:
@@ -147,7 +147,7 @@ def ascend(
 
 
 class AscentRun:
-    """One phase; ``attempts`` rows belong to each point, and with early stop they are dropped together."""
+    """One phase; each point has ``attempts`` adjacent rows, which early stop drops together."""
 
     rows: Rows
 
@@ -157,7 +157,7 @@ class AscentRun:
         self.pixels = 1
 
     def climb(self, x: Tensor, y: Tensor, start: Tensor, target: Tensor, *, warm: bool) -> AscentOutcome:
-        """All steps from ``start``, which another phase found where ``warm``."""
+        """Run all steps from ``start``; ``warm`` if an earlier phase found that start."""
         plan, self.pixels = self.plan, x[0].numel()
         outcome = AscentOutcome.begin(x[:: self.attempts])
         self.index = torch.arange(len(outcome.value), device=x.device)
@@ -203,7 +203,7 @@ class AscentRun:
             step=zeros + LONGEST[self.plan.norm] * self.plan.eps,
             raised=zeros.clone(),
             last_best=values,
-            # The first checkpoint must not take "no better than at the start" for a halving already made.
+            # True, so that the first checkpoint does not halve merely because the best loss is unchanged.
             reduced=torch.ones_like(zeros, dtype=torch.bool),
             hit=torch.zeros_like(zeros, dtype=torch.bool),
             worst=start,
@@ -214,7 +214,7 @@ class AscentRun:
         self._judge(logits, outcome)
 
     def _slope(self, x_adv: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient, logits and loss, each the mean over ``eot_steps`` draws (of logits: their softmax)."""
+        """Gradient, logits and loss, averaged over ``eot_steps`` draws (for logits, their softmax)."""
         draws, loss = self.plan.eot_steps, self.plan.loss
 
         def look() -> tuple[Tensor, Tensor, Tensor]:
@@ -239,7 +239,7 @@ class AscentRun:
         rows.before, rows.x_adv = rows.x_adv, project(ahead, rows.x, eps, norm)
 
     def _sparse_step(self) -> None:
-        """A step of l1 length η along the signs of the steepest coordinates."""
+        """Take a step of l1 length η along the signs of the steepest coordinates."""
         rows = self.rows
         size = rows.gradient.abs().flatten(1)
         rank = ((1 - rows.share) * size.shape[1]).long().clamp(0, size.shape[1] - 1)
@@ -250,7 +250,7 @@ class AscentRun:
         rows.x_adv = project(ahead, rows.x, self.plan.eps, "l1")
 
     def _look(self, outcome: AscentOutcome) -> None:
-        """Loss and gradient at the new iterate; keeps the best point and what fools."""
+        """Compute loss and gradient at the new iterate; keep the best point and fooling ones."""
         rows = self.rows
         rows.gradient, logits, values = self._slope(rows.x_adv, rows.y, rows.target)
         rows.raised += values > rows.loss
@@ -263,7 +263,7 @@ class AscentRun:
         self._judge(logits, outcome)
 
     def _judge(self, logits: Tensor, outcome: AscentOutcome) -> None:
-        """Which rows fool the model; with early stop their points are settled and leave the search."""
+        """Determine which rows fool the model; with early stop, their points leave the search."""
         rows = self.rows
         if not self.plan.judged:
             return
@@ -285,7 +285,7 @@ class AscentRun:
             rows.keep((~done).repeat_interleave(self.attempts))
 
     def _adapt(self, needed: float) -> None:
-        """Halves η and goes back to the best point where too few steps helped (arXiv:2003.01690)."""
+        """Halve η and return to the best point where too few steps raised the loss (arXiv:2003.01690)."""
         rows = self.rows
         stalled = (rows.raised <= needed) | (~rows.reduced & (rows.last_best >= rows.best_loss))
         rows.reduced, rows.last_best = stalled, rows.best_loss
@@ -294,7 +294,7 @@ class AscentRun:
         self._return(stalled)
 
     def _adapt_sparsity(self) -> None:
-        """Sets the share that a step moves from the best point's sparsity; η starts again where that fell."""
+        """Set the share of changed coordinates from the best point; reset η where that became sparser."""
         rows, longest = self.rows, LONGEST["l1"] * self.plan.eps
         changed = _changed(rows.best, rows.x)
         fell = changed < 0.95 * rows.sparsity
@@ -309,7 +309,7 @@ class AscentRun:
         rows.gradient = torch.where(wide, rows.best_gradient, rows.gradient)
 
     def _conclude(self, outcome: AscentOutcome) -> None:
-        """Of the attempts at each point left: one that fools before one that does not, then by loss."""
+        """Choose among the attempts at each remaining point: fooling before not fooling, then by loss."""
         rows = self.rows
         if not len(self.index):
             return
@@ -325,5 +325,5 @@ class AscentRun:
 
 
 def _changed(x_adv: Tensor, x: Tensor) -> Tensor:
-    """(R,) how many values differ."""
+    """(R,) the number of values that differ."""
     return (x_adv != x).flatten(1).sum(1).float()

@@ -1,4 +1,4 @@
-"""What searches for the smallest perturbation share: norms, linearised boundaries, the record of the best."""
+"""Shared parts of minimal-norm searches: norms, linearised boundaries and the smallest perturbation found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attacks_pool.search.ascent import fooled, input_gradient, wrong
 
 @dataclass
 class Walk:
-    """The points still searched. ``radius`` is each one's ball, ``crossed`` whether it has had a success."""
+    """Points still being searched: ``radius`` of their balls, ``crossed`` if they ever fooled the model."""
 
     index: Tensor
     x: Tensor
@@ -37,7 +37,7 @@ class Walk:
 
 
 Move = Callable[[Walk, int], Tensor]
-"""Sets the walk's radii and returns the next iterates, from the walk and the number of the step."""
+"""Takes the walk and the step number; sets the walk's radii and returns the next iterates."""
 
 
 def adaptive_descent(
@@ -52,12 +52,12 @@ def adaptive_descent(
     steps: int,
     enough: float | None,
 ) -> Tensor:
-    """x_{k+1} = move(x_k), from the clean point; ``loss`` grows towards the boundary.
+    """Iterate x_{k+1} = move(x_k) from the clean point; ``loss`` must grow towards the boundary.
 
-    Points with a success within ``enough`` are dropped. The iterate after the last step is looked at too.
+    A point is finished once it has a success within ``enough``. The iterate after the last step counts too.
 
     Returns:
-        The smallest successful perturbation of each point, else its last iterate.
+        The smallest successful perturbation of each point, or its last iterate if none succeeded.
     """
     found = Smallest(x, norm)
     ones = torch.ones(len(x), device=x.device)
@@ -79,21 +79,21 @@ def adaptive_descent(
 
 
 def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """A forward and a backward pass a step, and a look at the last iterate."""
+    """Cost: a forward and a backward pass per step, and a forward pass for the last iterate."""
     return int(knobs["steps"]) + 1, int(knobs["steps"])
 
 
 CREEP = 1e-4
-"""The gap of logits that replaces the true one where no number tells how steep a slope is, and it was scaled.
+"""Replaces the true gap of logits where a slope is infinite, its size unknown and the gradient rescaled.
 
-The linearised boundary is then at no distance, and a step of no length would not leave the point.
+The linearised boundary would then be at distance zero, and a step of length zero would not move the point.
 """
 TIE = 1e-5
-"""A lead of logits, relative to the largest, that the rounding of another batch may turn round."""
+"""A margin of logits, relative to the largest, that rounding in another batch may reverse."""
 
 
 def length(delta: Tensor, norm: str) -> Tensor:
-    """(N,) norms of perturbations (N, …); l0 counts pixels (N, C, H, W) in which any channel differs."""
+    """(N,) norms of perturbations (N, …); l0 counts pixels (N, C, H, W) where any channel differs."""
     if norm == "l0":
         return (delta != 0).any(1).flatten(1).sum(1).to(delta.dtype)
     size = delta.flatten(1).abs()
@@ -103,11 +103,11 @@ def length(delta: Tensor, norm: str) -> Tensor:
 
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
-"""The norm in which a gradient turns a gap of logits into a distance."""
+"""The dual norm, in which the length of a gradient converts a gap of logits into a distance."""
 
 
 def dual_length(gradient: Tensor, norm: str) -> Tensor:
-    """(N,) lengths of gradients (N, …) in the dual of ``norm``, also of those too small to be squared."""
+    """(N,) lengths of gradients (N, …) in the dual of ``norm``, accurate even if squares would underflow."""
     largest = gradient.flatten(1).abs().amax(1)
     unit = gradient / largest.clamp_min(1e-38).view(-1, *[1] * (gradient.ndim - 1))
     small = largest * length(unit, DUAL[norm])
@@ -120,7 +120,7 @@ def cosine(first: float, last: float, step: int, steps: int) -> float:
 
 
 def rivals(logits: Tensor, y: Tensor, count: int) -> Tensor:
-    """The ``count`` most likely classes other than ``y``, or all of them if there are fewer: (N, J)."""
+    """(N, J) the ``count`` most likely classes other than ``y``, or all of them if there are fewer."""
     others = torch.nan_to_num(logits.float(), nan=0.0).clamp(-1e30, 1e30).scatter(1, y[:, None], -torch.inf)
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
@@ -128,18 +128,18 @@ def rivals(logits: Tensor, y: Tensor, count: int) -> Tensor:
 def nearest_plane(
     model: nn.Module, x: Tensor, y: Tensor, classes: Tensor, norm: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The linearised boundary of the nearest class: |z_k − z_y| / ‖∇(z_k − z_y)‖_dual is the smallest.
+    """The linearised boundary of the nearest class, which minimises |z_k − z_y| / ‖∇(z_k − z_y)‖_dual.
 
     Args:
-        model: images to logits.
+        model: maps images to logits.
         x: points (M, C, H, W) with labels ``y`` (M,).
-        classes: (M, J) classes k ≠ y that come into question; each costs a backward pass.
-        norm: that of the distance.
+        classes: (M, J) candidate classes k ≠ y; each costs a backward pass.
+        norm: the norm of the distance.
 
     Returns:
-        The gap z_k − z_y (M,), its gradient like ``x`` and the logits (M, K). A model that passes no gradient
-        back, or gaps that are all infinite or no numbers, give zeros. An infinite slope is measured a little
-        further inside the box (:func:`attacks_pool.calling.slopes.measured`).
+        The gap z_k − z_y (M,), its gradient with the shape of ``x`` and the logits (M, K). Gap and gradient
+        are zero if the model passes no gradient back or if no gap is finite. An infinite slope is measured
+        slightly inside the box (:func:`attacks_pool.calling.slopes.measured`).
     """
     x = x.detach().requires_grad_()
     logits = model(x)
@@ -150,7 +150,7 @@ def nearest_plane(
         more = number + 1 < gaps.shape[1]
         gradient = _slope(gap_k, x, keep=more)
         gap_k = gap_k.detach()
-        # The way to the boundary leads up the gap, and down where the boundary is crossed.
+        # Before the boundary, the step increases the gap; beyond it, the step decreases the gap.
         way = per_sample(torch.where(gap_k > 0, -1.0, 1.0))
 
         def again(near: Tensor, number: int = number, way: Tensor = way) -> Tensor:
@@ -159,7 +159,7 @@ def nearest_plane(
 
         gradient, steep = measured(way * gradient, x.detach(), again)
         gradient = way * gradient
-        # The gap of a class that the model rules out cannot be closed.
+        # The gap to a masked class (logit −∞) cannot be closed.
         reachable = torch.isfinite(gap_k)
         gap_k = torch.where(steep & reachable, gap_k.sign() * CREEP, gap_k)
         distance = gap_k.abs() / (length(gradient, DUAL[norm]) + 1e-12)
@@ -176,7 +176,7 @@ def _gaps(logits: Tensor, y: Tensor, classes: Tensor) -> Tensor:
 
 
 def _slope(values: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
-    """The gradient of each of ``values`` (M,), zero where there is none; ``keep`` the graph for more."""
+    """The gradient of each of ``values`` (M,), zero if there is none; ``keep`` retains the graph."""
     if not values.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=keep, allow_unused=True)
@@ -184,7 +184,7 @@ def _slope(values: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
 
 
 class Smallest:
-    """The smallest perturbation found so far that fools the model, for each point."""
+    """Records, for each point, the smallest perturbation so far that fools the model."""
 
     def __init__(self, x: Tensor, norm: str) -> None:
         self.x, self.norm = x, norm
@@ -200,14 +200,14 @@ class Smallest:
         logits: Tensor,
         certain_within: float = math.inf,
     ) -> Tensor:
-        """Keep those of ``x_adv`` that fool the model and are smaller; ``points`` says which they are.
+        """Record each of ``x_adv`` that fools the model and is smaller; ``points`` gives their rows.
 
-        What stands so close to a tie that the next rounding may undo it is not kept. A point without a
-        success keeps the present one, so that it ends with its last iterate. A perturbation larger than
-        ``certain_within`` is believed at reduced precision: at that budget it is no success anyway.
+        A perturbation so close to a tie that rounding could reverse it is not recorded. A point without any
+        success records its current iterate, so that it ends with the last one. A perturbation larger than
+        ``certain_within`` is not checked in full precision, since it exceeds the budget in any case.
 
         Returns:
-            (M,) which fool the model, checked within ``certain_within``
+            (M,) mask of the points that fool the model, which is checked within ``certain_within``
             (:func:`attacks_pool.search.ascent.fooled`).
         """
         size = length(x_adv - self.x[points], self.norm)

@@ -1,4 +1,4 @@
-"""Several attacks as one: each point counts by the worst of them."""
+"""Combines several attacks into one; the strongest result counts for each point."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from attacks_pool.registry import pool
 from attacks_pool.search.ascent import fooled
 
 Members = Sequence[tuple[str, Mapping[str, Any]]]
-"""Registered names, each with its knobs; ``eps`` is the ensemble's."""
+"""Registered attack names with their knobs; ``eps`` is that of the ensemble."""
 
 
 def bind(members: Members, eps: float) -> list[Attack]:
-    """The members at the ensemble's budget."""
+    """Return the member attacks with the ensemble's budget."""
     return [pool.bind(name, {"eps": eps, **knobs}) for name, knobs in members]
 
 
@@ -33,15 +33,15 @@ def worst_of(
     generator: torch.Generator,
     early_stop: bool,
 ) -> Tensor:
-    """The first member's point that fools the model inside the ball, else the one of largest margin.
+    """Return each point's first member result that fools the model in the ball, or that of largest margin.
 
-    With ``early_stop`` a member meets only the points that all before it left standing; without it, every
-    member crafts on every point for all its steps. What a minimal-norm member finds beyond ``eps`` is brought
-    back before it is looked at. Each member draws from a generator of its own, and for all points, so that
-    what a point gets does not depend on which others still stand.
+    With ``early_stop``, each member attacks only the points that no earlier member has fooled; otherwise each
+    member attacks every point for all its steps. The result of a minimal-norm member is first projected
+    onto the eps ball. Each member has its own generator, which draws for all points, so that a point's
+    draws do not depend on which other points remain.
 
     Returns:
-        x_adv like ``x`` (N, C, H, W).
+        x_adv with the shape of ``x`` (N, C, H, W).
     """
     base = draw_seed(generator)
     best, best_gap = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
@@ -69,7 +69,7 @@ def worst_of(
 
 
 def _judge(model: nn.Module, y: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """The margin of what was found, infinite where it fools the model; and where it does."""
+    """The margin of each result, infinite where it fools the model, and a mask of those that fool it."""
     with torch.no_grad():
         logits = model(found)
     beaten = fooled(model, found, y, logits)
@@ -78,6 +78,6 @@ def _judge(model: nn.Module, y: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def total_cost(members: Members, classes: int) -> tuple[int, int]:
-    """Passes of all members together, and one look at what each found."""
+    """Passes of all members together, plus one forward pass to judge each result."""
     costs = [attack.info.passes(attack.knobs, classes) or (0, 0) for attack in bind(members, 0.1)]
     return sum(forward for forward, _ in costs) + len(costs), sum(backward for _, backward in costs)

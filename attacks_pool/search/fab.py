@@ -1,4 +1,4 @@
-"""The fast adaptive boundary attack's search, for every norm, with targets and without (arXiv:1907.02044)."""
+"""Search of the fast adaptive boundary attack (FAB), for all norms, targeted or not (arXiv:1907.02044)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BEYOND = 1e30
 def step_to_hyperplane(x: Tensor, w: Tensor, gain: Tensor, norm: str) -> Tensor:
     """The shortest d with ⟨w, d⟩ = gain and x + d in [0, 1], in l_∞, l_2 or l_1.
 
-    Where the box does not reach that far, d goes to the corner of largest ⟨w, d⟩; a zero ``w`` gives d = 0.
+    If the box is too small for that gain, d goes to the corner of largest ⟨w, d⟩; a zero ``w`` gives d = 0.
 
     Args:
-        x: points (M, D) in [0, 1]; ``w`` (M, D) normals; ``gain`` (M,), of either sign.
+        x: points (M, D) in [0, 1]; ``w`` (M, D) normals; ``gain`` (M,), positive or negative.
         norm: ``linf``, ``l2`` or ``l1``.
 
     Returns:
@@ -46,13 +46,13 @@ def step_to_hyperplane(x: Tensor, w: Tensor, gain: Tensor, norm: str) -> Tensor:
 
 
 def _level(slopes: Tensor, breaks: Tensor, worth: Tensor, gain: Tensor) -> Tensor:
-    """t (M, 1) where the sum of the rising pieces min(slope · t, worth) is ``gain``.
+    """t (M, 1) at which the sum of the pieces min(slope · t, worth) equals ``gain``.
 
     A piece rises until t reaches its break. The sum is concave and piecewise linear, so Newton's method from
-    the left never overshoots, and it ends on the piece of the root. A row that is there stays as it is,
-    whatever the others do.
+    the left never overshoots and ends on the piece of the root. A converged row no longer changes, so the
+    result of a row does not depend on the others.
     """
-    # Out of reach: every piece goes to its break.
+    # If the gain is out of reach, every piece goes to its break.
     short = gain >= worth.sum(1)
     level = torch.where(short, BEYOND, gain / slopes.sum(1).clamp_min(1e-38))
     for _ in range(NEWTON_STEPS):
@@ -68,7 +68,7 @@ def _level(slopes: Tensor, breaks: Tensor, worth: Tensor, gain: Tensor) -> Tenso
 
 
 def _greedy(size: Tensor, room: Tensor, gain: Tensor) -> Tensor:
-    """Lengths that fill the pixels of largest ``size`` to the brim until ``gain`` is reached."""
+    """Step lengths that use the room of the pixels with largest ``size`` first, until ``gain`` is reached."""
     size, order = size.sort(dim=1, descending=True)
     room = room.gather(1, order)
     worth = size * room
@@ -78,16 +78,16 @@ def _greedy(size: Tensor, room: Tensor, gain: Tensor) -> Tensor:
 
 
 SMALLEST_CALL = 128
-"""The model is called on as many images as the caller gave, or on this many, though targets multiply them."""
+"""The model is called on at most this many rows, or on the batch's size if larger; targets multiply rows."""
 PATIENCE = 2
-"""Misses in a row after which a row is expected to miss again."""
+"""Number of consecutive steps without crossing after which a row is expected not to cross again."""
 
 
 @dataclass
 class _Rows:
-    """A row is a point with the classes that it may go to.
+    """One row per point and group of candidate classes.
 
-    ``known``: ``gap`` and ``plane`` hold at ``x_adv``; ``missed``: steps since it last crossed a boundary.
+    ``known``: ``gap`` and ``plane`` are valid at ``x_adv``; ``missed``: steps since the last crossing.
     """
 
     index: Tensor
@@ -107,7 +107,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class BoundarySearch:
-    """FAB's constants, as published: the weight of the clean point, overshoot and step back."""
+    """FAB with its published constants: the weight of the clean point, overshoot and backward step."""
 
     norm: str
     eps: float
@@ -127,17 +127,17 @@ class BoundarySearch:
         generator: torch.Generator,
         early_stop: bool,
     ) -> Tensor:
-        """Crafts like ``x``; ``targets`` likeliest classes are tried one by one, ``None``: all at once.
+        """Return x_adv like ``x``; tries the ``targets`` likeliest classes separately, or all at once (None).
 
-        All targets of all points are one batch. ``early_stop`` drops a point with all its targets once one
-        of them has a success within eps.
+        All targets of all points form one batch. With ``early_stop``, one success within eps ends the search
+        of the point for all its targets.
         """
         base = draw_seed(generator)
         with torch.no_grad():
             logits = model(x)
         right = torch.nonzero(~fooled(model, x, y, logits)).flatten()
         classes = rivals(logits, y, logits.shape[1] if targets is None else targets)
-        # (N, R, J): R rows of a point, each with J classes.
+        # (N, R, J): each point has R rows, each with J classes.
         classes = classes[:, None, :] if targets is None else classes[:, :, None]
         count = classes.shape[1]
         found = Smallest(x.repeat_interleave(count, 0), self.norm)
@@ -155,7 +155,7 @@ class BoundarySearch:
         return found.best[pick]
 
     def _start(self, x: Tensor, draws: torch.Generator) -> Tensor:
-        """A random direction, half of eps long."""
+        """Start at a distance of eps / 2 from ``x``, in a random direction."""
         way = uniform(x, draws, -1.0, 1.0) if self.norm == "linf" else normal(x, draws)
         way = way / per_sample(length(way, self.norm)).clamp_min(1e-12)
         return (x + 0.5 * self.eps * way).clamp(0, 1)
@@ -163,7 +163,7 @@ class BoundarySearch:
     def _search(
         self, model: nn.Module, rows: _Rows, found: Smallest, steps: int, group: int | None, call: int
     ) -> None:
-        """One restart; ``group`` rows of a point end together once one has a success within eps."""
+        """One restart; if ``group`` is given, one success within eps ends all ``group`` rows of its point."""
         for step in range(steps):
             if group is not None:
                 enough = found.size.view(-1, group).amin(1) <= self.eps
@@ -172,8 +172,8 @@ class BoundarySearch:
                 return
             _look(model, rows, ~rows.known, torch.zeros_like(rows.known), self.norm, call)
             rows.x_adv = self._step(rows)
-            # Most iterates cross the boundary and are moved back: a gradient before that would be of no use.
-            # Only rows that keep missing it take theirs along with the logits.
+            # Most iterates cross the boundary and move back, so their gradient would be wasted. It is
+            # computed together with the logits only for rows that keep missing the boundary.
             taken = (rows.missed >= PATIENCE) & (step + 1 < steps)
             logits = _look(model, rows, taken, ~taken, self.norm, call)
             within = math.inf if group is None else self.eps
@@ -184,7 +184,7 @@ class BoundarySearch:
             rows.x_adv = torch.where(per_sample(crossed), back, rows.x_adv)
 
     def _step(self, rows: _Rows) -> Tensor:
-        """(1 − α)(x_k + η·d_k) + α(x + η·d): the ways from iterate and clean point to the plane, mixed."""
+        """(1 − α)(x_k + η·d_k) + α(x + η·d), with d_k and d the steps from iterate and clean point."""
         x_adv, x, plane = rows.x_adv.flatten(1), rows.x.flatten(1), rows.plane.flatten(1)
         way = step_to_hyperplane(x_adv, plane, -rows.gap, self.norm)
         gain = torch.linalg.vecdot(plane, x_adv - x) - rows.gap
@@ -206,7 +206,7 @@ def _begin(x: Tensor, y: Tensor, classes: Tensor, start: Tensor, active: Tensor)
 
 
 def _look(model: nn.Module, rows: _Rows, plane: Tensor, plain: Tensor, norm: str, call: int) -> Tensor:
-    """Logits at the iterates: of the rows ``plane`` with gap and gradient, of the rows ``plain`` without."""
+    """Logits at the iterates of rows ``plane`` and ``plain``; sets gap and gradient of rows ``plane``."""
     seen, logits = [], []
     for part in torch.split(torch.nonzero(plane).flatten(), call):
         if len(part):
@@ -219,14 +219,14 @@ def _look(model: nn.Module, rows: _Rows, plane: Tensor, plain: Tensor, norm: str
             with torch.no_grad():
                 logits.append(model(rows.x_adv[part]))
             seen.append(part)
-    if not seen:  # every iterate is known
+    if not seen:  # all iterates are known already
         return rows.gap.new_zeros(0, 1)
     scores = torch.cat(logits)
     return scores.new_zeros(len(plane), scores.shape[1]).index_copy_(0, torch.cat(seen), scores)
 
 
 def passes(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
-    """At most two forward passes a step and row; a gradient a step, and one in vain after each two misses."""
+    """Cost: at most 2 forward passes per step and row; one gradient per step, one wasted per two misses."""
     steps, runs = int(knobs["steps"]), int(knobs["restarts"])
     gradients = steps + steps // (PATIENCE + 1)
     if "targets" in knobs:

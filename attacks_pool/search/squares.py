@@ -1,7 +1,7 @@
-"""Square attack's random search, shared by its norms (Andriushchenko et al., arXiv:1912.00049).
+"""Random search of the Square attack, for all its norms (Andriushchenko et al., arXiv:1912.00049).
 
-A step changes a window of each image. It is written into the image in place and taken back where it did not
-help, so a step touches the windows alone and costs little more than the model's forward pass.
+A step changes one window of each image in place and reverts it if the loss does not improve. It touches only
+the windows, so a step costs little more than the model's forward pass.
 """
 
 from __future__ import annotations
@@ -23,69 +23,69 @@ from attacks_pool.search.ascent import fooled
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 SCHEDULED = 10_000
-"""Queries that the paper's schedule of halvings is written for."""
+"""Number of queries for which the paper defines its schedule."""
 DRAWN = 2**18
-"""Numbers drawn at once."""
+"""How many random numbers to draw at once."""
 KNOBS = {
     "steps": metadata.steps(1000, training=50),
     "restarts": metadata.restarts(),
     "p_init": Knob(0.8, "share of pixels changed by the first squares", high=1.0, open_low=True),
 }
-"""The knobs of Square attack in any norm; a step is one query."""
+"""The knobs of the Square attack for all norms; a step is one query."""
 
 
 def cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:  # noqa: ARG001 - any number
-    """One forward pass a query."""
+    """Cost: one forward pass per query."""
     return int(knobs["steps"]) * int(knobs["restarts"]), 0
 
 
 class Change(Protocol):
-    """A proposal: the images ``tried`` (n, C, H, W), and the way back."""
+    """A proposed change: the changed images ``tried`` (n, C, H, W), and how to undo it."""
 
     tried: Tensor
 
     def undo(self, where: Tensor) -> Tensor:
-        """The images, with the rows ``where`` (n,) as they were before."""
+        """Return the images, with the rows of the mask ``where`` (n,) restored."""
 
 
 class Squares(Protocol):
-    """How a norm places its windows. Every method works on rows of whole images, (n, C, H, W)."""
+    """Places windows for one norm. All methods work on whole images (n, C, H, W)."""
 
     draws: int
-    """Numbers in [0, 1) that a proposal needs of each row."""
+    """How many numbers in [0, 1) a proposal needs per image."""
 
     def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The first perturbed images."""
+        """Return the first perturbed images."""
 
     def propose(self, x: Tensor, x_adv: Tensor, share: float, draws: Tensor) -> Change:
-        """A change of ``x_adv``, which it may overwrite, from ``draws`` (n, :attr:`draws`).
+        """Propose a change of ``x_adv``, which may be overwritten, from ``draws`` (n, :attr:`draws`).
 
-        ``share`` of the pixels is in a window.
+        A window covers ``share`` of the pixels.
         """
 
 
 class Written:
-    """A window written into ``tried`` in place: where, and its values before and after, (n, C, s²)."""
+    """A window written into ``tried`` in place: its position, and old and new values (n, C, s²)."""
 
     def __init__(self, tried: Tensor, place: Tensor, before: Tensor, after: Tensor) -> None:
         self.tried, self.place, self.before, self.after = tried, place, before, after
         tried.flatten(2).scatter_(2, place, after)
 
     def undo(self, where: Tensor) -> Tensor:
-        """The window's values put back, in place."""
+        """Restore the old values of the window in place."""
         values = torch.where(where.view(-1, 1, 1), self.before, self.after)
         self.tried.flatten(2).scatter_(2, self.place, values)
         return self.tried
 
 
 class Replaced:
-    """The whole image changed."""
+    """A change of the whole image."""
 
     def __init__(self, tried: Tensor, before: Tensor) -> None:
         self.tried, self.before = tried, before
 
     def undo(self, where: Tensor) -> Tensor:
-        """The old images, where wanted."""
+        """Return the old images in the rows ``where``."""
         return torch.where(per_sample(where), self.before, self.tried)
 
 
@@ -102,13 +102,13 @@ def random_search(
     early_stop: bool,
     rescale: bool = True,
 ) -> Tensor:
-    """Keeps a random window whenever it raises the margin of the logits; each point draws its own.
+    """Change random windows and keep each change that raises the margin of the logits.
 
-    Windows shrink on the paper's schedule for 10,000 queries, stretched over the ``steps`` unless
-    ``rescale`` is off.
+    Each point draws its own windows. They shrink on the paper's schedule for 10,000 queries, which
+    ``rescale`` stretches or compresses to ``steps``.
 
     Returns:
-        x_adv like ``x``: of several restarts the one of largest margin.
+        x_adv with the shape of ``x``; among restarts, the result of largest margin.
     """
     base, x = draw_seed(generator), x.contiguous()
     best, best_gap = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
@@ -128,7 +128,7 @@ def random_search(
 
 
 class _Run:
-    """One restart."""
+    """One restart of the search."""
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, squares: Squares, early_stop: bool) -> None:
         self.model, self.x, self.y = model, x, y
@@ -137,9 +137,9 @@ class _Run:
     def search(
         self, points: Tensor, steps: int, p_init: float, generator: torch.Generator, scheduled: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The images of ``points``, their margins, and (with early stop) which fool the model for certain.
+        """Images for ``points``, their margins and, with early stop, which certainly fool the model.
 
-        Draws are made for the whole batch, so none depends on which points are searched.
+        Random numbers are drawn for the whole batch, so they do not depend on ``points``.
         """
         everyone = len(points) == len(self.x)
         x_adv = self.squares.start(self.x, generator)
@@ -176,7 +176,7 @@ class _Run:
 
 
 def _numbers(rows: int, columns: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """(rows, columns) uniform numbers for each step, drawn many steps at a time."""
+    """Uniform numbers (rows, columns) for each step, drawn for many steps at a time."""
     part = generator if isinstance(generator, PartGenerator) else None
     everyone = rows if part is None else part.total
     at_once = max(1, DRAWN // max(everyone * columns, 1))
@@ -187,28 +187,28 @@ def _numbers(rows: int, columns: int, steps: int, generator: torch.Generator) ->
 
 
 def _gap(logits: Tensor, y: Tensor) -> Tensor:
-    """The margin, positive where the model is fooled; scores that are not numbers count as fooled."""
+    """The margin, positive where the model is fooled; NaN counts as fooled."""
     return torch.nan_to_num(margin(logits, y), nan=torch.inf)
 
 
 def _share(p_init: float, step: int, scheduled: int) -> float:
-    """The share of pixels in a window; it halves on the paper's schedule, ``scheduled`` queries long."""
+    """Share of pixels in a window; it halves on the paper's schedule, stretched to ``scheduled`` queries."""
     progress = int(step / scheduled * SCHEDULED)
     return p_init / 2.0 ** sum(progress > bound for bound in HALVINGS)
 
 
 def side(share: float, height: int, width: int) -> int:
-    """The side of a square window, shorter than the image."""
+    """Side of a square window, at most one pixel shorter than the image."""
     return max(1, min(round(math.sqrt(share * height * width)), height - 1, width - 1))
 
 
 def odd_side(share: float, height: int, width: int) -> int:
-    """An odd side of at least 3, unless the image is smaller."""
+    """Odd side of at least 3, or less if the image is smaller."""
     return min(max(round(math.sqrt(share * height * width)), 3) | 1, height, width)
 
 
 def window(shape: torch.Size, size: int, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """Where windows lie in images flattened to (n, C, H·W): (n, C, size²), for two draws (n,) in [0, 1)."""
+    """Indices (n, C, size²) of windows in images flattened to (n, C, H·W), from two draws (n,) in [0, 1)."""
     rows, channels, height, width = shape
     top, left = (vertical * (height - size + 1)).long(), (horizontal * (width - size + 1)).long()
     place = (top * width + left)[:, None] + _offsets(size, width, vertical.device)
@@ -217,6 +217,6 @@ def window(shape: torch.Size, size: int, vertical: Tensor, horizontal: Tensor) -
 
 @functools.cache
 def _offsets(size: int, width: int, device: torch.device) -> Tensor:
-    """(size²,) how far the pixels of a window lie behind its first one, in an image flattened by rows."""
+    """(size²,) offsets of a window's pixels from its first pixel, in an image flattened row by row."""
     reach = torch.arange(size, device=device)
     return (reach[:, None] * width + reach).flatten()

@@ -1,1 +1,1 @@
-"""The defenses, one file each; a new file here is found without any list."""
+"""The defenses, one module each; a new module in this folder is registered automatically."""

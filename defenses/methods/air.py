@@ -25,18 +25,18 @@ Distance = Literal["mse", "kl"]
 class AIR(OldModelDefense):
     """Anisotropic and isotropic replay (Zhou and Hua, arXiv:2404.01828).
 
-    Stage 1 is adversarial training. Then, with f_old a frozen copy from the end of the stage before,
+    Stage 1 is adversarial training. Later stages use f_old, a frozen copy from the end of the previous stage:
 
         L = CE(f(x̃), y) + λ_I · KL(f_old(x_iso) ‖ f(x_iso)) + λ_A · KL(f_old(x_mix) ‖ f(x_mix))
-            + λ_R · D(f(x̃), f(x_iso)),
+            + λ_R · D(f(x̃), f(x_iso)).
 
-    x̃ crafted on f by the stage's attack, x_iso = clip(x̃ + σ·N(0, I)) isotropic replay that breaks the
-    attack's pattern, x_mix = β·x̃_i + (1 − β)·x̃_j anisotropic replay, β ~ Beta(b, b), j a shuffle of the
-    batch. x̃, x_iso and x_mix share one train-mode forward; f_old runs in eval mode.
+    x̃ is crafted on f by the stage's attack. x_iso = clip(x̃ + σ·N(0, I)) is isotropic replay, which breaks
+    the attack's pattern. x_mix = β·x̃_i + (1 − β)·x̃_j is anisotropic replay, β ~ Beta(b, b), j a shuffle of
+    the batch. x̃, x_iso and x_mix share one train-mode forward pass; f_old runs in eval mode.
 
     Choices that the paper leaves open: β is drawn per sample; D is by default the mean over the batch of
-    ‖softmax f(x̃) − softmax f(x_iso)‖², with gradients to both sides; the temperature of both KLs is 1; a
-    term whose λ is 0 is not computed. The default weights and σ were chosen on the digits' validation split.
+    ‖softmax f(x̃) − softmax f(x_iso)‖², with gradients to both sides; both KLs have temperature 1; a term
+    whose λ is 0 is not computed. The default weights and σ were chosen on the digits' validation split.
 
     Args:
         model: the classifier.
@@ -46,10 +46,10 @@ class AIR(OldModelDefense):
         sigma: σ, standard deviation of the isotropic noise in image units.
         beta: b, concentration of the mixing weights; 1 is uniform.
         distance: D, ``mse`` of softmax outputs or ``kl`` of f(x̃) from f(x_iso).
-        seed: determines every draw.
+        seed: determines every random draw.
 
     Raises:
-        InputError: a weight or σ that is negative, b not above 0, or one that is not finite.
+        InputError: a weight or σ is negative, b is not above 0, or one of them is not finite.
     """
 
     info = DefenseInfo(name="air", paper="2404.01828", regimes=("continual",))
@@ -83,7 +83,7 @@ class AIR(OldModelDefense):
         self.sigma, self.beta, self.distance = sigma, beta, distance
 
     def begin(self, stage: Stage) -> None:
-        """Freeze f_old: what f is now is what the stage before left.
+        """Freeze f_old: a copy of f after the previous stage.
 
         Raises:
             InputError: the stage has no attack.
@@ -93,7 +93,7 @@ class AIR(OldModelDefense):
         super().begin(stage)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """The loss above and its terms, each without its weight."""
+        """The loss above and its terms, which do not include their weights."""
         (attack,) = stage.attacks
         x_adv = self.craft(attack, x, y)
         if not self._old:
@@ -102,18 +102,18 @@ class AIR(OldModelDefense):
         return self.replay_loss(x_adv, x_iso, x_mix, y)
 
     def isotropic(self, x_adv: Tensor) -> Tensor:
-        """x_iso = clip(x̃ + σ·N(0, I)), like ``x_adv``."""
+        """x_iso = clip(x̃ + σ·N(0, I)), with the shape of ``x_adv``."""
         return (x_adv + self.sigma * normal(x_adv, self.generator)).clamp(0, 1)
 
     def anisotropic(self, x_adv: Tensor) -> Tensor:
-        """x_mix = β·x̃_i + (1 − β)·x̃_j, like ``x_adv``."""
+        """x_mix = β·x̃_i + (1 − β)·x̃_j, with the shape of ``x_adv``."""
         draws = np.random.default_rng(draw_seed(self.generator)).beta(self.beta, self.beta, len(x_adv))
         weight = torch.as_tensor(draws, dtype=x_adv.dtype, device=x_adv.device).view(-1, 1, 1, 1)
         partner = torch.randperm(len(x_adv), generator=self.generator).to(x_adv.device)
         return weight * x_adv + (1 - weight) * x_adv[partner]
 
     def replay_loss(self, x_adv: Tensor, x_iso: Tensor, x_mix: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """L on given points (N, C, H, W); only what a term with a weight above 0 needs is computed."""
+        """L on given points (N, C, H, W); terms whose weight is 0 are not computed."""
         parts = {"adv": x_adv}
         if self.lambda_i > 0 or self.lambda_r > 0:
             parts["iso"] = x_iso

@@ -1,4 +1,4 @@
-"""Adversarial training, in sequence or jointly."""
+"""Adversarial training, sequential or joint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from defenses.registry import register
 class AT(Defense):
     """Adversarial training: L = CE(f(x̃), y), x̃ crafted on the current f (Madry et al., arXiv:1706.06083).
 
-    In the continual regime this is sequential adversarial training, the lower bound of continual defense;
-    in the joint regime (alias ``joint``) one stage meets all attacks, its upper bound.
+    In the continual regime this is sequential adversarial training, the lower bound of continual defense. In
+    the joint regime (alias ``joint``), one stage trains against all attacks, which is its upper bound.
 
     Args:
         model: the classifier.
-        mix: how a joint batch meets the attacks; ``split`` (default) costs as much as one attack.
-        seed: determines every draw.
+        mix: how a joint batch combines attacks; ``split`` (default) costs as much as one attack.
+        seed: determines every random draw.
     """
 
     info = DefenseInfo(

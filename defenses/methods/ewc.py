@@ -25,31 +25,31 @@ from defenses.training.stage import once_more
 class EWC(Defense):
     """Elastic weight consolidation (Kirkpatrick et al., arXiv:1612.00796) of adversarial training.
 
-    Stage 1 is adversarial training. Then, θ* the weights at the end of the stage before,
+    Stage 1 is adversarial training. Later stages, with θ* the weights at the end of the previous stage, use
 
         L = CE(f(x̃), y) + λ/2 · Σ_i Ω_i (θ_i − θ*_i)².
 
-    At the end of a stage the diagonal Fisher information of f on its adversarial examples is measured, F_i =
-    E_x̃ E_{y ~ softmax f(x̃)} [(∂ log p_y(x̃) / ∂θ_i)²], x̃ crafted on the finished f in eval mode, one gradient
-    a sample and one label drawn for each; then Ω ← γ·(Ω + F). This is the online form of arXiv:1801.10112,
-    whose memory does not grow. With ``online=False`` each stage keeps an F and a θ* of its own, and the
-    penalty is their sum, as in the first paper: memory then grows by two models a stage.
+    The end of a stage measures the diagonal Fisher information of f on its adversarial examples, F_i =
+    E_x̃ E_{y ~ softmax f(x̃)} [(∂ log p_y(x̃) / ∂θ_i)²], with x̃ crafted on the trained f in eval mode, one
+    label drawn and one gradient computed per sample; then Ω ← γ·(Ω + F). This is the online form of
+    arXiv:1801.10112, whose memory does not grow. With ``online=False`` each stage keeps its own F and θ*, and
+    the penalty is their sum, as in the first paper; memory then grows by two models per stage.
 
     Choices that the papers leave open: labels are drawn from the model, not taken from the data (that would
-    be the empirical Fisher information); F is not normalised; batch-norm statistics are not held. The Fisher
-    information is measured on at most ``fisher_samples`` points of one further pass over the stage's data.
+    be the empirical Fisher information); F is not normalised; batch-norm statistics are not penalised. The
+    Fisher information is measured on at most ``fisher_samples`` points in another pass over the stage's data.
     The default λ is the best of five powers of ten on the digits' validation split (``docs/tuning.md``).
 
     Args:
         model: the classifier.
         strength: λ.
-        gamma: γ, the share of importance that is left a stage later; the online form alone uses it.
-        online: one running Ω (default), or one F a stage.
-        fisher_samples: points that F is averaged over.
-        seed: determines every draw.
+        gamma: γ, the share of importance that remains after a further stage; only the online form uses it.
+        online: one running Ω (default), or one F per stage.
+        fisher_samples: number of points to average F over.
+        seed: determines every random draw.
 
     Raises:
-        InputError: λ negative or not finite, γ outside [0, 1], or no samples.
+        InputError: λ is negative or not finite, γ is outside [0, 1], or ``fisher_samples`` is below 1.
     """
 
     info = DefenseInfo(name="ewc", paper="1612.00796", regimes=("continual",))
@@ -71,19 +71,19 @@ class EWC(Defense):
         at_least_one(fisher_samples=fisher_samples)
         self.strength, self.gamma, self.online, self.fisher_samples = strength, gamma, online, fisher_samples
         self._held: list[tuple[Weights, Weights]] = []
-        """(Ω, θ*): one pair in the online form, else one a stage."""
+        """Pairs (Ω, θ*): a single one in the online form, otherwise one per stage."""
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """One attack a stage.
+        """Require exactly one attack.
 
         Raises:
-            InputError: none, or several.
+            InputError: there is no attack, or more than one.
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
 
     def begin(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """What is held lies where the model does."""
+        """Move the importances and held weights to the model's device."""
         self._held = [(placed(omega, self.device), placed(at, self.device)) for omega, at in self._held]
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
@@ -95,8 +95,8 @@ class EWC(Defense):
         return {"loss": ce + self.strength / 2 * penalty, "ce": ce, "penalty": penalty}
 
     def end(self, stage: Stage) -> None:
-        """Measure F and hold the weights to where they are now."""
-        # In isolation: a loader that shuffles by the global state, or a random model, draws the same again.
+        """Measure F and hold the weights to their current values from now on."""
+        # Isolated, so that shuffling loaders and random models draw the same numbers after resuming.
         with (
             isolated_randomness(draw_seed(self.generator), self.device),
             evaluation_mode(self),
@@ -117,7 +117,7 @@ class EWC(Defense):
         self._held = [(omega, now)]
 
     def fisher(self, stage: Stage) -> Weights:
-        """F of the present f on adversarial examples of the stage's data."""
+        """F of the current f on adversarial examples of the stage's data."""
         total = {name: torch.zeros_like(value) for name, value in trained(self.model).items()}
         count = 0
         for images, labels in once_more(stage, self.device):
@@ -130,7 +130,7 @@ class EWC(Defense):
         return {name: value / count for name, value in total.items()}
 
     def _add_square(self, total: Weights, x: Tensor) -> None:
-        """Adds (∂ log p_y / ∂θ)² of one sample (1, C, H, W), y drawn from f(x)."""
+        """Add (∂ log p_y / ∂θ)² of one sample (1, C, H, W) to ``total``, with y drawn from f(x)."""
         log_p = self(x).log_softmax(1)
         drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=self.generator)
         theta = trained(self.model)
@@ -140,10 +140,10 @@ class EWC(Defense):
                 total[name] += gradient.square()
 
     def training_state(self) -> dict[str, Any]:
-        """Adds the importances and the weights that they hold to."""
+        """Adds the importances and the weights that they are relative to."""
         return {**super().training_state(), "held": list(self._held)}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Puts them back."""
+        """Restores the importances and their weights."""
         super().load_training_state(state)
         self._held = [(placed(omega, self.device), placed(at, self.device)) for omega, at in state["held"]]

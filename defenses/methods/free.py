@@ -26,27 +26,27 @@ class Free(OwnSearchDefense):
     """Adversarial training for free (Shafahi et al., arXiv:1904.12843); it replays each batch m times.
 
         z = clip(x + δ),    g_θ, g_z = ∇_{θ, z} CE(f(z), y)   in one backward pass,
-        θ ← the optimizer's step with g_θ,    δ ← Π(δ + eps · sign g_z),
+        θ ← the optimizer's step with g_θ,    δ ← Π(δ + eps · sign g_z).
 
-    Π onto the ball of the stage's attack (of which norm, linf or l2, and eps are taken; l2 steps along
-    g/‖g‖). δ starts at 0 and goes on from batch to batch, as in the paper, and here from stage to stage. The
-    paper does not clip to the image range; its code does, and takes the gradient through the clip, which
-    leaves a clipped pixel's δ where it is for ever. Images with black grounds suffer from that, so g_z is the
-    gradient at the clipped image here.
+    Π projects onto the ball of the stage's attack, which determines norm (linf or l2) and eps; l2 steps along
+    g/‖g‖. δ starts at 0 and continues from batch to batch, as in the paper, and also from stage to stage. The
+    paper does not clip to the image range. Its code does, and differentiates through the clip, so that δ of a
+    clipped pixel never changes again. This harms images with black backgrounds, so here g_z is the gradient
+    at the clipped image.
 
     Budget: one replay is one training step. With ``epochs`` epochs of B batches it therefore makes as many
-    optimizer steps as any other defense, epochs · B, and sees only one batch of every m: that is the paper's
-    division of the epochs by m, without a need for whole numbers. Of the m batches that come while one is
-    replayed, each is as likely to be the next. A step costs one forward and one backward pass, no more than
-    plain training. A joint batch is split over the attacks, by stride.
+    optimizer steps as any other defense, epochs · B, and uses one of every m batches. This corresponds to the
+    paper's division of the epochs by m, for any number of epochs. While one batch is replayed, m batches
+    arrive; each is equally likely to be the next. A step costs one forward and one backward pass, no more
+    than plain training. A joint batch is split over the attacks, by stride.
 
     Args:
         model: the classifier.
-        replays: m; the paper has 8 for CIFAR-10 and 4 for ImageNet.
-        seed: determines every draw.
+        replays: m; the paper uses 8 for CIFAR-10 and 4 for ImageNet.
+        seed: determines every random draw.
 
     Raises:
-        InputError: m below 1.
+        InputError: m is below 1.
     """
 
     info = DefenseInfo(name="free", paper="1904.12843", regimes=("continual", "joint"))
@@ -65,13 +65,13 @@ class Free(OwnSearchDefense):
         self._replayed = 0
 
     def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """Let the batches go; δ stays."""
+        """Release the batches; δ is kept."""
         self._let_go()
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
-        """One replay: θ and δ both move by the gradients of one backward pass."""
+        """Run one replay: one backward pass provides the gradients for both θ and δ."""
         losses = super().step(*self._batch(x, y), stage, optimizer)
         points, self._points = self._points, None
         if points is not None and points.grad is not None and self._delta is not None:
@@ -84,18 +84,18 @@ class Free(OwnSearchDefense):
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE(f(clip(x + δ)), y)."""
-        # Projected before it is used too: the ball may be another than a step ago.
+        # Projected before use as well, because the ball may have changed since the last step.
         self._delta = _project(_grown(self._delta, x), stage.attacks)
         self._points = (x + self._delta[: len(x)]).clamp(0, 1).requires_grad_()
         return F.cross_entropy(self(self._points), y)
 
     def training_state(self) -> dict[str, Any]:
-        """Adds the batch that is held, the one that may be next, how often it was replayed, and δ."""
+        """Adds the batch being replayed, the candidate for the next, the number of replays, and δ."""
         more = {"held": self._held, "next": self._next, "delta": self._delta, "replayed": self._replayed}
         return {**super().training_state(), **more}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Puts them back, on the defense's device."""
+        """Restores them on the defense's device."""
         super().load_training_state(state)
         self._held, self._next = _moved(state["held"], self.device), _moved(state["next"], self.device)
         delta: Tensor | None = state["delta"]
@@ -103,7 +103,7 @@ class Free(OwnSearchDefense):
         self._replayed = int(state["replayed"])
 
     def _batch(self, x: Tensor, y: Tensor) -> Batch:
-        """The batch to replay, now that another has come."""
+        """Choose the batch to replay, given that batch ``(x, y)`` has arrived."""
         if int(torch.randint(max(self._replayed, 1), (1,), generator=self.generator)) == 0:
             self._next = (x, y)
         if self._held is None or self._replayed == self.replays:
@@ -114,7 +114,7 @@ class Free(OwnSearchDefense):
 
 
 def _shares(attacks: Sequence[Attack]) -> Iterator[tuple[slice, Ball]]:
-    """Rows of a batch, by stride, and the ball that they are in."""
+    """For each attack, its rows of a batch (by stride) and its ball."""
     for number, attack in enumerate(attacks):
         yield slice(number, None, len(attacks)), Ball.of(attack)
 
@@ -128,7 +128,7 @@ def _project(delta: Tensor, attacks: Sequence[Attack]) -> Tensor:
 
 
 def _grown(delta: Tensor | None, x: Tensor) -> Tensor:
-    """δ with a row for each image of ``x``; new ones are 0."""
+    """δ, extended by zeros if it has fewer rows than ``x``."""
     if delta is None:
         return torch.zeros_like(x)
     if len(delta) >= len(x):

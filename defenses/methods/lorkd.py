@@ -1,4 +1,4 @@
-"""LoRKD: a jointly robust teacher decomposed into a shared backbone and one low-rank expert a family."""
+"""LoRKD: decomposes a jointly robust teacher into a shared backbone and one low-rank expert per family."""
 
 from __future__ import annotations
 
@@ -37,45 +37,45 @@ Choose = Literal["oracle", "router"]
 class LoRKD(AdaptedDefense):
     """Low-rank knowledge decomposition (Zhou et al., arXiv:2404.17184), of robustness by attack family.
 
-    First the classifier f becomes a jointly robust teacher: L = CE(f(x̃), y) on batches that are shared out
-    in equal parts among the attacks and clean images. Then a frozen copy of it teaches its decomposition into
-    a shared backbone W, which starts as the teacher, and low-rank experts, W_e = W + s·B_e A_e, one for each
+    First, the classifier f becomes a jointly robust teacher: L = CE(f(x̃), y) on batches that are divided
+    equally among the attacks and clean images. Then a frozen copy of it teaches its decomposition into
+    a shared backbone W, initialised with the teacher, and low-rank experts W_e = W + s·B_e A_e, one for each
     family of the attacks and one for clean images:
 
         L = CE(f_e(x̃), y) + λ·T²·KL(p_T(teacher(x̃)) ‖ p_T(f_e(x̃))),   p_T a softmax at temperature T.
 
-    All samples of a mixed batch take one forward pass, each through the expert of its own family, and batch
-    norm has statistics for each expert: gradients are separated exactly. An expert merges into a plain
+    All samples of a mixed batch share one forward pass, each through its own family's expert, and batch
+    norm has statistics for each expert, so gradients are separated exactly. An expert merges into a plain
     network (:meth:`expert`) whose state dict loads into the classifier's own architecture.
 
-    Who chooses the expert: ``oracle``, the attack (a family that was not met gets the clean expert); or
-    ``router``, a small network trained beside the experts to name the family of x̃, whose softmax weights mix
-    the experts, so that attacks differentiate through it.
+    The expert is chosen by the attack with ``oracle`` (an unseen family gets the clean expert). With
+    ``router``, a small network is trained beside the experts to predict the family of x̃; its softmax weights
+    mix the experts, so that attacks differentiate through it.
 
     Departures: the paper decomposes a medical foundation model by anatomical region into experts that are
     smaller than it; here teacher and experts have one architecture, and families of attacks are the tasks.
-    Clean images get an expert of their own, since whatever is evaluated sees them too. The teacher takes the
-    share ``teacher_share`` of the stage's epochs, so that the whole costs as many optimizer steps as any
-    other defense; each of the two parts has a whole learning-rate schedule. Adapters are thin convolutions,
-    as in MoLA-Grad. The authors' T is 10, on features. A further stage decomposes anew. Of the ranks, scales
-    and λ tried on the digits' validation split these were the best (``docs/tuning.md``).
+    Clean images have their own expert, since every defense is also evaluated on them. The teacher trains for
+    the share ``teacher_share`` of the stage's epochs, so that the total number of optimizer steps is that of
+    any other defense; each of the two parts has a whole learning-rate schedule. Adapters are convolutions to
+    r channels, as in MoLA-Grad. The authors use T = 10, on features. A further stage decomposes anew. The
+    default rank, scale and λ were the best ones tried on the digits' validation split (``docs/tuning.md``).
 
     Args:
         model: the classifier, with a convolution.
         rank: r, the rank of an expert.
         scale: s.
-        lambda_kl: λ, weight of the transfer.
+        lambda_kl: λ, weight of the distillation.
         temperature: T.
         teacher_share: the share of a stage's epochs that trains the teacher.
         choose: ``oracle`` or ``router``.
         router_width: channels of the router's first convolution.
-        router_depth: its convolutions of stride 2, each twice as wide as the one before.
-        channels: of the images; by default what the classifier's first convolution takes.
-        seed: determines every draw.
+        router_depth: number of its convolutions with stride 2, each twice as wide as the one before.
+        channels: number of image channels; by default that of the classifier's first convolution.
+        seed: determines every random draw.
 
     Raises:
-        InputError: a parameter out of range, or a network without a convolution; in ``fit``, attacks of fewer
-            than two families.
+        InputError: a parameter is out of range, or the network has no convolution; in ``fit``, the attacks
+            belong to fewer than two families.
     """
 
     info = DefenseInfo(name="lorkd", paper="2404.17184", regimes=("joint",), target_aware=True)
@@ -111,11 +111,11 @@ class LoRKD(AdaptedDefense):
         self.channels = channels
         self.router: ConvRouter | None = None
         self.decomposed = False
-        # In a tuple, so that it is neither a submodule nor among the weights.
+        # A tuple keeps it from being registered as a submodule and saved with the weights.
         self._teacher: tuple[nn.Module, ...] = ()
 
     def begin(self, stage: Stage) -> None:
-        """Experts that change nothing yet, for clean images and each family; the teacher comes first."""
+        """Add experts, without effect yet, for clean images and each family; the teacher trains first."""
         for module in adapted(self.model):
             module.remove_tasks()
         self.tasks, self.router, self.decomposed = [], None, False
@@ -123,7 +123,7 @@ class LoRKD(AdaptedDefense):
         self._add_experts([CLEAN, *map(Task.of_family, families)])
 
     def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """Let the teacher go; after a single step there was no time for more than it."""
+        """Release the teacher; decompose first if the stage was too short for it."""
         if not self.decomposed:
             self._decompose()
         self._teacher = ()
@@ -131,7 +131,7 @@ class LoRKD(AdaptedDefense):
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
-        """One batch for the teacher or, after its share of the stage, for the experts."""
+        """Train the teacher on one batch or, after its share of the stage, the experts."""
         if stage.done >= self.teacher_share and not self.decomposed:
             self._decompose()
         done, share = stage.done, self.teacher_share
@@ -141,7 +141,7 @@ class LoRKD(AdaptedDefense):
         return super().step(x, y, stage, optimizer)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """CE for the teacher; CE + λ·T²·KL(teacher ‖ expert) for experts, and the router's own loss."""
+        """CE for the teacher; CE + λ·T²·KL(teacher ‖ expert) for the experts, plus the router's own loss."""
         x_adv, labels, tasks = self.task_batch(x, y, stage)
         if not self.decomposed:
             return {"loss": F.cross_entropy(self(x_adv), labels)}
@@ -154,27 +154,27 @@ class LoRKD(AdaptedDefense):
         return terms
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K) of the teacher to be, then of the clean expert or of the router's mixture."""
+        """Logits (N, K) of the teacher while it trains, then of the clean expert or the router's mixture."""
         if self.router is None or not self.decomposed or self.routing.route.chosen:
             return super().forward(x)
         with self.routing.along(Route(weights=self.router_weights(x))):
             return super().forward(x)
 
     def router_weights(self, x: Tensor) -> Tensor:
-        """(N, E) weights of the experts, clean images first, which sum to 1; E is 0 without a router."""
+        """(N, E) weights of the experts, clean images first; they sum to 1. E is 0 without a router."""
         if self.router is None:
             return x.new_zeros(len(x), 0)
         weights: Tensor = self.router(x).to(x.dtype).softmax(1)
         return weights
 
     def route_for(self, attack: Attack | None) -> Route:
-        """The teacher is crafted on itself, an expert on the expert, the router's mixture on the mixture."""
+        """Attacks are crafted on the teacher, on their family's expert, or on the router's mixture."""
         if not self.decomposed or self.router is not None:
             return Route()
         return Route(task=nearest(self.tasks, attack))
 
     def view(self, attack: Attack | None) -> nn.Module:
-        """The oracle's plain expert for the attack's family; with a router the defense itself."""
+        """With ``oracle``, the plain expert for the attack's family; with a router, the defense itself."""
         if self.choose == "router":
             return self
         return self.merged(nearest(self.tasks, attack) if self.decomposed else None)
@@ -183,7 +183,7 @@ class LoRKD(AdaptedDefense):
         """The plain network of a family, or of ``clean``, in eval mode.
 
         Raises:
-            InputError: no such expert.
+            InputError: there is no expert for this family.
         """
         names = [task.family for task in self.tasks]
         if family not in names:
@@ -191,11 +191,11 @@ class LoRKD(AdaptedDefense):
         return self.merged(names.index(family))
 
     def spec(self) -> dict[str, Any]:
-        """Adds whether experts, or the teacher to be, are in use."""
+        """Adds whether the decomposition into experts has been made."""
         return {**super().spec(), "decomposed": self.decomposed}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """Experts for the tasks of ``spec``."""
+        """Add experts for the tasks of ``spec``."""
         self._add_experts([Task(**task) for task in spec["tasks"][len(self.tasks) :]])
         self.decomposed = bool(spec["decomposed"])
         self._set_route()
@@ -215,7 +215,7 @@ class LoRKD(AdaptedDefense):
             self._teacher = (teacher,)
 
     def _decompose(self) -> None:
-        """The backbone as it is becomes the teacher; the experts start from it."""
+        """Make a frozen copy of the backbone the teacher; the experts start from the backbone."""
         self._teacher = (self.merged(None).requires_grad_(False),)
         for module in adapted(self.model):
             if isinstance(module, TaskBatchNorm):
@@ -224,7 +224,7 @@ class LoRKD(AdaptedDefense):
         self._set_route()
 
     def _set_route(self) -> None:
-        """Without being told, the oracle's defense takes the clean expert."""
+        """Set the default route; with ``oracle``, this is the clean expert."""
         oracle = self.decomposed and self.choose == "oracle"
         self.routing.route = Route(task=0) if oracle else Route()
 
@@ -252,10 +252,10 @@ class LoRKD(AdaptedDefense):
         return self.temperature**2 * kl
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Whether these attacks are of two families or more.
+        """Require attacks of at least two families.
 
         Raises:
-            InputError: they are not.
+            InputError: the attacks belong to fewer than two families.
         """
         families = {attack.info.family for attack in attacks}
         if len(families) < 2:

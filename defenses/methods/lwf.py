@@ -19,23 +19,23 @@ from defenses.registry import register
 class LwF(OldModelDefense):
     """Learning without forgetting (Li and Hoiem, arXiv:1606.09282) of adversarial training.
 
-    Stage 1 is adversarial training. Then, f_old a frozen copy from the end of the stage before, in eval mode,
+    Stage 1 is adversarial training. Later stages use f_old, the previous stage's f, frozen and in eval mode:
 
-        L = CE(f(x̃), y) + λ · KL(softmax f_old(x̃)/T ‖ softmax f(x̃)/T),
+        L = CE(f(x̃), y) + λ · KL(softmax f_old(x̃)/T ‖ softmax f(x̃)/T).
 
-    x̃ the present adversarial examples, which go through f once. The paper writes the second term as a
-    cross-entropy with the old outputs: the same gradient, and here 0 where nothing is forgotten; like the
-    paper it is not multiplied by T². All stages share the classes and so the one output layer, where the
-    paper has one a task: nothing is warmed up.
+    x̃ are the current adversarial examples, with one forward pass of f. The paper writes the second term as a
+    cross-entropy with the old outputs, which has the same gradient; the KL is 0 if nothing is forgotten. As
+    in the paper, it is not multiplied by T². All stages share the classes and thus the output layer, while
+    the paper has one layer per task and warms it up.
 
     Args:
         model: the classifier.
         weight: λ; 1 in the paper.
         temperature: T; 2 in the paper.
-        seed: determines every draw.
+        seed: determines every random draw.
 
     Raises:
-        InputError: λ negative, T not above 0, or one that is not finite.
+        InputError: λ is negative, T is not above 0, or one of them is not finite.
     """
 
     info = DefenseInfo(name="lwf", paper="1606.09282", regimes=("continual",))
@@ -49,10 +49,10 @@ class LwF(OldModelDefense):
         self.weight, self.temperature = weight, temperature
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """One attack a stage.
+        """Require exactly one attack.
 
         Raises:
-            InputError: none, or several.
+            InputError: there is no attack, or more than one.
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
@@ -62,7 +62,7 @@ class LwF(OldModelDefense):
         return self.distilled(self.craft(stage.attacks[0], x, y), y)
 
     def distilled(self, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The loss of points that are crafted already."""
+        """The loss for adversarial points that are already crafted."""
         logits = self(x_adv)
         ce = F.cross_entropy(logits, y)
         if not self._old:

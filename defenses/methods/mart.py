@@ -1,4 +1,4 @@
-"""MART: adversarial training that looks at misclassified examples."""
+"""MART: adversarial training that emphasises misclassified examples."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class MART(OwnSearchDefense):
         L = BCE(f(x̃), y) + λ · KL(f(x) ‖ f(x̃)) · (1 − p_y(x)),   p = softmax f,
         BCE(f(x̃), y) = −log p_y(x̃) − log(1 − max_{k≠y} p_k(x̃)),
 
-    means over the batch. x̃ maximises CE(f(x'), y) over the ball around x by steps from x + 0.001·N(0, I), as
-    in the authors' code. Of the stage's attack only norm (linf or l2), eps and, unless ``steps`` is given,
-    the number of steps are taken: one where it has none, as FGSM. A step is 2.5·eps/steps long, the paper's
-    quarter of eps at its 10 steps. f(x) and f(x̃) are two train-mode forwards and both get a gradient.
-    log(1 − p) is computed exactly, where the code adds small constants. A joint batch is split over the
-    attacks.
+    averaged over the batch. x̃ maximises CE(f(x'), y) over the ball around x by steps from x + 0.001·N(0, I),
+    as in the authors' code. The stage's attack determines only norm (linf or l2), eps and, unless ``steps``
+    is given, the number of steps, which is one for attacks without that knob, such as FGSM. A step has length
+    2.5·eps/steps, the paper's quarter of eps at its 10 steps. f(x) and f(x̃) are two train-mode forward
+    passes and both get a gradient. log(1 − p) is computed exactly, while the authors' code adds small
+    constants. A joint batch is split over the attacks.
 
     Args:
         model: the classifier.
         weight: λ; 5 is the paper's choice for CIFAR-10.
-        steps: of the search, at every stage; the paper has 10. None takes the stage's.
-        seed: determines every draw.
+        steps: number of search steps in every stage; 10 in the paper. None uses the attack's number.
+        seed: determines every random draw.
 
     Raises:
-        InputError: λ that is negative or not finite; less than one step.
+        InputError: λ is negative or not finite, or ``steps`` is below 1.
     """
 
     info = DefenseInfo(name="mart", paper=None, regimes=("continual", "joint"))
@@ -65,7 +65,7 @@ class MART(OwnSearchDefense):
         return self.aware(x, x_adv, y)
 
     def aware(self, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The loss of points that are crafted already."""
+        """The loss for adversarial points that are already crafted."""
         clean, adv = log_probabilities(self(x)), log_probabilities(self(x_adv))
         bce = boosted(adv, y).mean()
         divergence = F.kl_div(adv, clean, log_target=True, reduction="none").sum(1)
@@ -75,7 +75,7 @@ class MART(OwnSearchDefense):
 
 
 def boosted(log_p: Tensor, y: Tensor) -> Tensor:
-    """−log p_y − log(1 − max_{k≠y} p_k) of each row of log-probabilities (N, K), without cancellation."""
+    """−log p_y − log(1 − max_{k≠y} p_k) for each row of log-probabilities (N, K), without cancellation."""
     true = log_p.gather(1, y[:, None]).squeeze(1)
     rival = log_p.scatter(1, y[:, None], -float("inf")).argmax(1, keepdim=True)
     # 1 − p_k is the sum of the other probabilities.

@@ -1,4 +1,4 @@
-"""MID: a student that sees under attack what its teacher sees without."""
+"""MID: trains an encoder whose features of attacked images match a teacher's features of clean images."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CraftOn = Literal["student", "surrogate"]
 class MID(Defense):
     """Meta invariance defense (Zhang et al., arXiv:2404.03340).
 
-    The classifier is C∘E, C its last linear layer. First the teacher, an encoder E_t with C and a decoder
-    D_t, learns clean images,
+    The classifier is C∘E, with C its last linear layer. First, the teacher, which is an encoder E_t with C
+    and a decoder D_t, learns clean images with
 
-        L_T = CE(C(E_t(x)), y) + λ_rec · ‖D_t(E_t(x)) − x‖²,
+        L_T = CE(C(E_t(x)), y) + λ_rec · ‖D_t(E_t(x)) − x‖²
 
-    and is frozen. Then the student encoder E_s learns; p is a softmax over the flattened features, and for
-    points x̃ of one attack
+    and is frozen. Then the student encoder E_s learns. With p a softmax over the flattened features, its loss
+    for adversarial points x̃ of one attack is
 
         L(θ) = λ_adv · KL(p(E_t(x)) ‖ p(E_s(x̃)))                    adversarial consistency
              + λ_cyc · KL(p(E_t(x)) ‖ p(E_t(D_t(E_s(x̃)))))          cycle consistency
@@ -47,41 +47,41 @@ class MID(Defense):
 
     Each step holds one of the stage's attacks out for meta-test and meta-trains with the others, all crafted
     on θ and detached: θ' = θ − α∇L_train(θ), and L_train(θ) + L_test(θ') is minimised. Inference is
-    C(E_s(x)), a plain classifier's cost; D_t(E_s(x)) is the regenerated image (:meth:`regenerate`).
+    C(E_s(x)) and costs as much as a plain classifier; D_t(E_s(x)) regenerates the image (:meth:`regenerate`).
 
-    Choices that the paper leaves open: the given classifier, trained or not, is where E_t and C begin, and
-    E_s begins as a copy of E_t. The teacher takes the share ``teacher`` of the stage's epochs (at least one,
-    at most all but one; of a single epoch, that share of its steps), so that all of it is within the steps
-    that any other defense gets; teacher and student each run through the plan's whole learning-rate schedule,
-    the student through its eps warm-up, and momentum begins anew. A later stage keeps the teacher. The
-    squared error is a mean over pixels. E_t runs in eval mode; batch-norm statistics of E_s move once a step,
-    with the points of L_train. The held-out attack is drawn uniformly. ``inner_lr=0`` trains without a meta
-    step. The decoder is stored with the weights and counts among the parameters, E_t is not: a defense that
-    was read from its weights alone makes itself a new teacher.
+    Choices that the paper leaves open: E_t and C start from the given classifier, trained or not, and E_s
+    starts as a copy of E_t. The teacher trains for the share ``teacher`` of the stage's epochs (at least one,
+    at most all but one; of a single epoch, that share of its steps), so that the total number of steps is
+    that of any other defense. Teacher and student each have the plan's whole learning-rate schedule, the
+    student also its whole eps warm-up, and momentum is reset in between. A later stage keeps the teacher. The
+    squared error is a mean over pixels. E_t runs in eval mode; batch-norm statistics of E_s change once per
+    step, with the points of L_train. The held-out attack is drawn uniformly. ``inner_lr=0`` trains without a
+    meta step. The decoder is stored with the weights and counts among the parameters; E_t does not. A
+    defense that was loaded only from its weights trains a new teacher.
 
     Args:
-        model: the classifier; it ends in an ``nn.Linear``.
+        model: the classifier, which must end in an ``nn.Linear``.
         teacher: share of the stage that trains the teacher, between 0 and 1.
         lambda_rec: λ_rec, weight of the teacher's reconstruction.
         lambda_adv: λ_adv, weight of adversarial consistency; at 0 the term is not computed.
         lambda_cyc: λ_cyc, weight of cycle consistency, likewise.
         lambda_lab: λ_lab, weight of label consistency, likewise.
-        inner_lr: α, step of the inner update.
-        first_order: take ∇L_train in θ' for a constant; cheaper, and works where a layer has no second
-            derivative.
-        craft_on: ``student`` crafts on C(E_s), as it is under attack; ``surrogate`` on a separate undefended
-            model, as the authors' code does: here on C(E_t), which leaves white-box attacks unmet.
-        mix: how a batch meets the meta-train attacks, see ``AT``; meta-test gets the whole batch.
-        seed: determines every draw.
+        inner_lr: α, step size of the inner update.
+        first_order: treat ∇L_train in θ' as a constant; cheaper, and works for layers without second
+            derivatives.
+        craft_on: ``student`` crafts on C(E_s), as attackers do; ``surrogate`` on a separate undefended model
+            as in the authors' code, here C(E_t), so that training never includes white-box attacks.
+        mix: how a batch combines the meta-train attacks, see ``AT``; meta-test uses the whole batch.
+        seed: determines every random draw.
 
     Raises:
-        InputError: no linear layer, a weight or α that is negative, all three weights 0, ``teacher`` out of
-            range.
+        InputError: there is no linear layer, a weight or α is negative, all three weights are 0, or
+            ``teacher`` is out of range.
     """
 
     info = DefenseInfo(name="mid", paper="2404.03340", regimes=("meta",), transfer=True)
 
-    # The student shares its head with a teacher that is copied from it amid a stage.
+    # During a stage, a frozen teacher is copied from the model, and from then on both share one head.
     follows = False
 
     def __init__(
@@ -119,7 +119,7 @@ class MID(Defense):
         self.craft_on, self.mix = craft_on, mix
         self.decoder: Decoder | None = None
         self._encoder: dict[str, Any] = {}
-        # In a tuple, so that it is neither a submodule nor among the weights.
+        # A tuple keeps it from being registered as a submodule and saved with the weights.
         self._frozen: tuple[nn.Module, ...] = ()
         self._taught = 0
 
@@ -127,27 +127,27 @@ class MID(Defense):
         """Check the attacks.
 
         Raises:
-            InputError: fewer than two.
+            InputError: there are fewer than two.
         """
         if len(stage.attacks) < 2:
             raise InputError(f"mid needs two attacks or more to hold one out, not {len(stage.attacks)}")
 
     def configure_optimizer(self, plan: TrainPlan) -> torch.optim.Optimizer:
-        """All parameters: those that are frozen at the time get no gradient, and are passed over."""
+        """Return an optimizer over all parameters; it skips frozen ones, which have no gradient."""
         optimizer = plan.make_optimizer(list(self.model.parameters()))
         if self.decoder is not None:
             optimizer.add_param_group({"params": list(self.decoder.parameters())})
         return optimizer
 
     def end(self, stage: Stage) -> None:
-        """A stage too short for both leaves the teacher, and a student that is its copy."""
+        """Freeze the teacher if the stage was too short for a student, which then is its copy."""
         if not self._frozen:
             self._freeze(stage)
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
-        """One batch of the teacher's training or of the student's, each with the plan's whole schedule."""
+        """Train teacher or student on one batch, each with the plan's whole schedule."""
         if self.decoder is None:
             self._build(x, optimizer)
         border = self._border(stage)
@@ -159,7 +159,7 @@ class MID(Defense):
         for group in optimizer.param_groups if optimizer is not None else ():
             group["lr"] = stage.plan.learning_rate((stage.done - start) / (stop - start))
         if self._frozen:
-            # The stage's attacks come warmed up to where the stage stands: as much less warm is the student.
+            # The attacks' eps is warmed up for the whole stage's progress; scale it down to the student's.
             epochs, plan = stage.plan.epochs, stage.plan
             cooler = plan.warmth((stage.done - start) * epochs) / plan.warmth(stage.done * epochs)
             if cooler < 1:
@@ -167,7 +167,7 @@ class MID(Defense):
         return super().step(x, y, stage, optimizer)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """L_T while there is no teacher, then L_train(θ) + L_test(θ')."""
+        """L_T while the teacher trains, then L_train(θ) + L_test(θ')."""
         if not self._frozen:
             return self.teacher_loss(x, y)
         (task,) = meta_tasks(stage.attacks, 1, draw_seed(self.generator))
@@ -178,7 +178,7 @@ class MID(Defense):
         return self.meta_loss(x, x_train, y_train, self._craft(test, x, y), y)
 
     def teacher_loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """CE(C(E_t(x)), y) + λ_rec · ‖D_t(E_t(x)) − x‖² and its terms, each without its weight."""
+        """CE(C(E_t(x)), y) + λ_rec · ‖D_t(E_t(x)) − x‖² and its terms, without their weights."""
         features, logits = self._encode(self.model, x)
         terms = {"ce": F.cross_entropy(logits, y), "reconstruction": F.mse_loss(self._decode(features), x)}
         self._count(len(x), backwards=1)
@@ -187,9 +187,9 @@ class MID(Defense):
     def meta_loss(
         self, x: Tensor, x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor
     ) -> dict[str, Tensor]:
-        """L_train(θ) + L_test(θ') on given points, and the terms of L_train, each without its weight.
+        """L_train(θ) + L_test(θ') on given points, and the terms of L_train without their weights.
 
-        ``x`` (N, C, H, W) are the clean points of both: ``x_train`` are N, or several times those N in a row.
+        ``x`` (N, C, H, W) are the clean points of both; ``x_train`` has N points, or repeats of these N.
         """
         with torch.no_grad():
             clean, _ = self._encode(self._frozen[0], x)
@@ -197,10 +197,10 @@ class MID(Defense):
         with self._twice_differentiable():
             train = self.consistency(clean.repeat(len(x_train) // len(x), 1), x_train, y_train)
         theta = self.inner_update(train["loss"])
-        # Clones: the statistics of L_test are thrown away.
+        # Clones, so that the batch-norm statistics of L_test are discarded.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         test = self.consistency(clean, x_test, y_test, {**theta, **buffers})
-        # L_train's graph is walked for L_train, for ∇L_train, and in second order for ∇²L_train too.
+        # L_train's graph is traversed for L_train, for ∇L_train, and in second order for ∇²L_train too.
         self._count(len(x_train), backwards=2 if self.first_order else 3, losses=True)
         self._count(len(x_test), backwards=1, losses=True)
         total = train.pop("loss") + test["loss"]
@@ -209,9 +209,9 @@ class MID(Defense):
     def consistency(
         self, clean: Tensor, x_adv: Tensor, y: Tensor, tensors: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """L on points ``x_adv``, and its terms, each without its weight.
+        """L on points ``x_adv``, and its terms without their weights.
 
-        ``clean`` (N, F) is E_t(x); ``tensors`` stand for parameters and buffers of the student.
+        ``clean`` (N, F) is E_t(x); ``tensors`` replace parameters and buffers of the student.
         """
         features, logits = self._encode(self.model, x_adv, tensors)
         terms: dict[str, Tensor] = {}
@@ -226,7 +226,7 @@ class MID(Defense):
         return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 
     def inner_update(self, loss: Tensor) -> dict[str, Tensor]:
-        """θ' = θ − α∇L_train(θ) by name; a function of θ, of its second derivatives too by default."""
+        """θ' = θ − α∇L_train(θ) by name; by default differentiable to second order in θ."""
         theta = encoder_parameters(self.model, self._encoder["head"])
         if self.inner_lr == 0:
             return dict(theta)
@@ -242,18 +242,18 @@ class MID(Defense):
         return {name: value - self.inner_lr * gradient for (name, value), gradient in pairs}
 
     def _twice_differentiable(self) -> AbstractContextManager[None]:
-        """Attention inside is computed by operations that have second derivatives, if those are taken.
+        """Inside, attention uses operations with second derivatives, if these are needed.
 
-        Its fast kernels (flash, memory-efficient) have none.
+        The fast kernels (flash, memory-efficient) have none.
         """
         second = self.inner_lr > 0 and not self.first_order
         return sdpa_kernel(SDPBackend.MATH) if second else nullcontext()
 
     def regenerate(self, x: Tensor) -> Tensor:
-        """D_t(E_s(x)): images like ``x`` (N, C, H, W), in the module's present mode.
+        """D_t(E_s(x)): images with the shape of ``x`` (N, C, H, W), in the module's current mode.
 
         Raises:
-            InputError: nothing was trained yet.
+            InputError: the defense has not been trained yet.
         """
         if self.decoder is None:
             raise InputError("mid has no decoder before its first stage")
@@ -261,21 +261,21 @@ class MID(Defense):
         return self._decode(features)
 
     def spec(self) -> dict[str, Any]:
-        """Adds where the encoder ends, and for which features and images the decoder is."""
+        """Adds the name of the encoder's last layer, and the decoder's feature and image sizes."""
         return {**super().spec(), "encoder": self._encoder}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """Adds the decoder, if there was one."""
+        """Add the decoder, if there was one."""
         if spec.get("encoder"):
             self._add_decoder(dict(spec["encoder"]), seed=0)
 
     def training_state(self) -> dict[str, Any]:
-        """Adds the teacher, and the stage that it was trained in."""
+        """Adds the teacher, and the number of the stage that trained it."""
         teacher = dict(self._frozen[0].state_dict()) if self._frozen else None
         return {**super().training_state(), "taught": self._taught, "teacher": teacher}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Rebuilds the teacher on the structure of the present model."""
+        """Rebuilds the teacher with the structure of the current model."""
         super().load_training_state(state)
         self._taught, self._frozen = int(state["taught"]), ()
         if state["teacher"] is not None:
@@ -284,7 +284,7 @@ class MID(Defense):
 
     @property
     def _target(self) -> nn.Module:
-        """What attacks are pointed at in training."""
+        """The module that attacks are crafted on in training."""
         return self if self.craft_on == "student" else self._frozen[0]
 
     def _craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
@@ -307,32 +307,32 @@ class MID(Defense):
         return images
 
     def _count(self, samples: int, *, backwards: int = 0, losses: bool = False) -> None:
-        """Sample-passes of encoders that ``forward`` does not see; a cycle passes through two."""
+        """Count sample-passes of encoders outside ``forward``; the cycle term passes through two encoders."""
         encoders = 2 if losses and self.lambda_cyc > 0 else 1
         self.passes.forwards += samples * encoders
         self.passes.backwards += samples * encoders * backwards
 
     def _border(self, stage: Stage) -> float:
-        """The share of the stage after which the student begins; 0 where an earlier one made the teacher."""
+        """Share of the stage at which the student begins; 0 if an earlier stage trained the teacher."""
         if self._taught not in (0, stage.index):
             return 0.0
         epochs = stage.plan.epochs
         return self.teacher if epochs == 1 else min(max(round(self.teacher * epochs), 1), epochs - 1) / epochs
 
     def _freeze(self, stage: Stage) -> None:
-        """End the teacher's training: E_t, C and D_t stay what they are, E_s goes on from E_t."""
+        """End the teacher's training: E_t, C and D_t are frozen, and E_s continues from E_t."""
         self._frozen = (frozen_copy(self.model),)
         self._taught = stage.index
         self._hold()
 
     def _hold(self) -> None:
-        """No gradients for what the student shares with the teacher, C and D_t."""
+        """Freeze C and D_t, which the student shares with the teacher."""
         self.model.get_submodule(self._encoder["head"]).requires_grad_(False)
         if self.decoder is not None:
             self.decoder.requires_grad_(False)
 
     def _build(self, x: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
-        """See where the encoder ends, and add a decoder for its features and images like ``x``."""
+        """Find where the encoder ends, and add a decoder for its features and images like ``x``."""
         head = find_head(self.model, x[:2], "mid")
         with torch.no_grad(), evaluation_mode(self.model), buffers_kept(self.model):
             features, _ = encode(self.model, head, x[:2])

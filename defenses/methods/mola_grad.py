@@ -1,4 +1,4 @@
-"""MoLA-Grad: a shared backbone, and a low-rank adapter for each attack that its samples alone train."""
+"""MoLA-Grad: a shared backbone and one low-rank adapter per attack, trained only on that attack's samples."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from defenses.registry import register
 class MoLAGrad(AdaptedDefense):
     """Mixture of low-rank adapters with known tasks (Zhou et al., arXiv:2406.09679).
 
-    Each convolution of the classifier becomes W_e = W + s·B_e A_e for task e; the tasks are the attacks, and
-    clean images. A sample goes through the adapter of its own task,
+    Each convolution of the classifier becomes W_e = W + s·B_e A_e for task e; the tasks are the attacks and
+    clean images. A sample passes through its own task's adapter,
 
         L = CE(f_e(x̃), y),   x̃ crafted by attack e on f_e,
 
-    so that its gradient reaches that adapter and the backbone only. The defense is target-aware: the view for
-    an attack is the network merged for its task; an attack that was not met gets the nearest of its family,
-    else the adapter of clean images.
+    so that its gradient reaches only that adapter and the backbone. The defense is target-aware: the view for
+    an attack is the network merged for its task. An unseen attack gets the nearest adapter of its family,
+    otherwise the adapter of clean images.
 
-    In the joint regime a batch is shared out in equal parts among the attacks and clean images. In the
-    continual regime so is the first stage; each stage after it adds one adapter and trains nothing else: the
-    backbone, which is all but the adapters, and earlier adapters are frozen, their batch-norm statistics too.
-    An attack that comes again trains its own adapter on. The network grows by one adapter a stage.
+    In the joint regime, and in the first stage of the continual regime, a batch is divided equally among the
+    attacks and clean images. Each later stage adds one adapter and trains nothing else: the backbone (which
+    is everything except the adapters) and earlier adapters are frozen, with their batch-norm statistics.
+    An attack that occurs again continues to train its own adapter. The network grows by one adapter a stage.
 
     Departures: the authors' B_e A_e is (C_out·k × r·k)(r·k × C_in·k), reshaped to the kernel; here A_e is a
-    thin convolution to r channels and B_e a 1×1 one back, so that all adapters take one pass. Batch norm has
-    statistics for each task, so that another task's samples give exactly zero gradient to an adapter; its γ
-    and β belong to the backbone. The paper knows no stages. Of the ranks and scales tried on the digits'
-    validation split none led these by more than noise (``docs/tuning.md``).
+    convolution to r channels and B_e a 1×1 convolution back, so that all adapters take one pass. Batch norm
+    has statistics for each task, so that an adapter's gradient from another task's samples is exactly zero;
+    its γ and β belong to the backbone. The paper has no stages. No other rank or scale tried on the digits'
+    validation split was better than the defaults by more than noise (``docs/tuning.md``).
 
     Args:
         model: the classifier, with a convolution.
         rank: r, the rank of an adapter.
         scale: s.
-        norms: ``task`` for batch statistics of each task; ``batch`` for batch norm over the mixed batch,
-            through which tasks see each other.
-        seed: determines every draw.
+        norms: ``task`` for separate batch statistics per task; ``batch`` for batch norm over the mixed batch,
+            which mixes information between tasks.
+        seed: determines every random draw.
 
     Raises:
-        InputError: a rank or scale out of range, unknown ``norms``, or a network without a convolution.
+        InputError: rank or scale is out of range, ``norms`` is unknown, or the network has no convolution.
     """
 
     info = DefenseInfo(
@@ -66,15 +66,15 @@ class MoLAGrad(AdaptedDefense):
         self.norms = norms
 
     def add_task(self, *task: object) -> None:
-        """The defense itself is the network of clean images."""
+        """Add an adapter; the defense's own forward pass uses the adapter of clean images."""
         super().add_task(*task)  # type: ignore[arg-type]
         self.routing.route = Route(task=0)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
-        """CE(f_e(x̃), y), each sample through the adapter of its own task e."""
+        """CE(f_e(x̃), y), with each sample passed through its own task's adapter e."""
         x_adv, labels, tasks = self.task_batch(x, y, stage, clean=stage.index == 1)
         return F.cross_entropy(self.by_task(x_adv, tasks), labels)
 
     def view(self, attack: Attack | None) -> nn.Module:
-        """The plain network merged for the attack's task; of clean images for None."""
+        """The plain network merged for the attack's task, or for clean images if ``attack`` is None."""
         return self.merged(nearest(self.tasks, attack))

@@ -34,25 +34,25 @@ from defenses.registry import register
 class MoLARouter(AdaptedDefense):
     """Mixture of low-rank adapters with a router (Zhou et al., arXiv:2406.09679).
 
-    The router g says from the image x how much of each adapter it gets: w = softmax g(x), and each
-    convolution becomes W + s·Σ_e w_e·B_e A_e. With f the whole, router included,
+    The router g computes from the image x the weights w = softmax g(x) of the adapters; each convolution
+    becomes W + s·Σ_e w_e·B_e A_e. With f the whole network, router included,
 
         L = CE(f(x̃), y) + λ·TwD(w(x̃), task),
 
-    x̃ crafted on f, through the router; TwD is the supervised contrastive loss on router weights with the
-    task as label (:func:`defenses.parts.lowrank.task_contrast`). Tasks are the attacks and clean
-    images, an adapter each; a batch is shared out among them in equal parts. Nothing is told at inference.
+    where x̃ is crafted on f, through the router. TwD is the supervised contrastive loss on router weights
+    with tasks as labels (:func:`defenses.parts.lowrank.task_contrast`). The attacks and clean images are the
+    tasks, with an adapter each; a batch is divided equally among them. Inference needs no task labels.
 
     In the continual regime each stage adds one adapter and one score of the router; after stage 1 the
-    backbone and earlier adapters are frozen, while the router trains on. The paper knows no stages.
+    backbone and earlier adapters are frozen, while the router continues to train. The paper has no stages.
 
-    Departures: the authors' router is a residual network of 19 convolutions with batch norm, ours a small
-    convolutional one with batch norm on its last features alone, and theirs has an optimizer of its own.
-    (Without any the weights start equal for all images, where the gradient of TwD is nearly 0, and stay so.)
-    Their code takes the mean of TwD over pairs instead of over anchors, and τ = 1. Adapters are thin
-    convolutions, as in MoLA-Grad. Every sample reaches every adapter here, and no task is known at inference,
-    so that batch norm is that of the classifier, over the mixed batch. How the defaults were chosen is in
-    ``docs/tuning.md``.
+    Departures: the authors' router is a residual network of 19 convolutions with batch norm and has its own
+    optimizer; this one is a small convolutional network with batch norm only on its last features. (Without
+    any batch norm, weights start equal for all images, where TwD has nearly no gradient, and stay equal.)
+    The authors' code averages TwD over pairs instead of anchors, and uses τ = 1. Adapters are convolutions to
+    r channels, as in MoLA-Grad. Here every sample reaches every adapter, and no task is known at inference,
+    so batch norm is that of the classifier, over the mixed batch. ``docs/tuning.md`` says how the defaults
+    were chosen.
 
     Args:
         model: the classifier, with a convolution.
@@ -61,12 +61,12 @@ class MoLARouter(AdaptedDefense):
         lambda_twd: λ, weight of TwD.
         temperature: τ of TwD.
         router_width: channels of the router's first convolution.
-        router_depth: its convolutions of stride 2, each twice as wide as the one before.
-        channels: of the images; by default what the classifier's first convolution takes.
-        seed: determines every draw.
+        router_depth: number of its convolutions with stride 2, each twice as wide as the one before.
+        channels: number of image channels; by default that of the classifier's first convolution.
+        seed: determines every random draw.
 
     Raises:
-        InputError: a parameter out of range, or a network without a convolution.
+        InputError: a parameter is out of range, or the network has no convolution.
     """
 
     info = DefenseInfo(name="mola-router", paper="2406.09679", regimes=("joint", "continual"), grows=True)
@@ -100,7 +100,7 @@ class MoLARouter(AdaptedDefense):
         self._sums: dict[str, Tensor] = {}
 
     def add_task(self, task: Task) -> None:
-        """An adapter, and a score of the router."""
+        """Add an adapter, and a score of the router."""
         super().add_task(task)
         seed = key_seed("router", self.seed, len(self.tasks))
         if self.router is not None:
@@ -113,12 +113,12 @@ class MoLARouter(AdaptedDefense):
         )
 
     def begin(self, stage: Stage) -> None:
-        """Adapters and scores for new attacks; router weights are summed anew."""
+        """Add adapters and scores for new attacks, and reset the sums of router weights."""
         super().begin(stage)
         self._sums = {}
 
     def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """Keep the mean router weights of each task of the last epoch, by the task's text, for the record."""
+        """Keep each task's mean router weights of the last epoch, by task text, for the record."""
         self.mean_weights = {
             text: [round(value, 4) for value in (sums / sums.sum()).tolist()]
             for text, sums in self._sums.items()
@@ -126,16 +126,16 @@ class MoLARouter(AdaptedDefense):
         self._sums = {}
 
     def route_for(self, attack: Attack | None) -> Route:  # noqa: ARG002 - the router decides
-        """Nothing: the forward pass asks the router."""
+        """Return the empty route, so that the forward pass uses the router."""
         return Route()
 
     def craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial points against the whole, router included."""
+        """Craft adversarial points against the whole network, router included."""
         with contextlib.nullcontext() if self.router is None else searching(self.router):
             return super().craft(attack, x, y)
 
     def router_weights(self, x: Tensor) -> Tensor:
-        """w (N, E), which sum to 1 for each image; E is 0 before the first stage."""
+        """w (N, E), which sums to 1 for each image; E is 0 before the first stage."""
         if self.router is None:
             return x.new_zeros(len(x), 0)
         weights: Tensor = self.router(x).to(x.dtype).softmax(1)
@@ -162,7 +162,7 @@ class MoLARouter(AdaptedDefense):
         return {"loss": ce + self.lambda_twd * twd, "ce": ce, "twd": twd}
 
     def overhead(self, x: Tensor) -> float:
-        """Multiply-adds of an image's inference over those of the plain network, for images like ``x``."""
+        """Ratio of multiply-adds of inference to those of the plain network, for one image like ``x``."""
         with torch.no_grad():
             counts = []
             for network in (self, self.merged(None)):
@@ -173,20 +173,20 @@ class MoLARouter(AdaptedDefense):
         return float(routed / plain)
 
     def spec(self) -> dict[str, Any]:
-        """Adds the mean router weights of each task in the last stage's last epoch."""
+        """Adds each task's mean router weights in the last epoch of the last stage."""
         return {**super().spec(), "router_weights": self.mean_weights}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """Adapters and scores for the tasks of ``spec``."""
+        """Add adapters and scores for the tasks of ``spec``."""
         super().load_spec(spec)
         self.mean_weights = dict(spec["router_weights"])
 
     def training_state(self) -> dict[str, Any]:
-        """Adds the sums of router weights, by task."""
+        """Adds the sums of router weights by task."""
         return {**super().training_state(), "router_sums": dict(self._sums)}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Takes up the sums."""
+        """Restores the sums of router weights."""
         super().load_training_state(state)
         self._sums = dict(state["router_sums"])
 

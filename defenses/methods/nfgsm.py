@@ -1,4 +1,4 @@
-"""N-FGSM: single-step adversarial training around strong noise."""
+"""N-FGSM: single-step adversarial training from strongly noisy images."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class NFGSM(OwnSearchDefense):
 
         x_η = x + η,  η ~ U(−k·eps, k·eps),    x̃ = x_η + α·eps · sign ∇ CE(f(x_η), y).
 
-    Neither the noise nor x̃ is brought back into the ball: that x̃ may lie (k + α)·eps away is the method. Both
-    stay in the image range [0, 1], as in the authors' code. The gradient is taken in eval mode, like every
-    crafting here; theirs in train mode. Of the stage's attack norm and eps are taken. The paper treats linf;
+    Neither the noise nor x̃ is projected onto the ball; the method lets x̃ lie (k + α)·eps away. Both stay in
+    the image range [0, 1], as in the authors' code. The gradient is computed in eval mode, like all crafting
+    here; the authors use train mode. The stage's attack determines norm and eps. The paper covers linf;
     for l2 the noise has a uniform direction and a length from U(0, k·eps), and the step follows g/‖g‖. A
     joint batch is split over the attacks.
 
     Args:
         model: the classifier.
-        k: size of the noise in eps; 2 in the paper.
-        alpha: α, length of the step in eps; 1 in the paper.
-        seed: determines every draw.
+        k: size of the noise in multiples of eps; 2 in the paper.
+        alpha: α, length of the step in multiples of eps; 1 in the paper.
+        seed: determines every random draw.
 
     Raises:
-        InputError: k negative, α not above 0, or one that is not finite.
+        InputError: k is negative, α is not above 0, or one of them is not finite.
     """
 
     info = DefenseInfo(name="n-fgsm", paper="2202.01181", regimes=("continual", "joint"))
@@ -63,7 +63,7 @@ class NFGSM(OwnSearchDefense):
         return F.cross_entropy(self(x_adv), y)
 
     def noise(self, ball: Ball, x: Tensor) -> Tensor:
-        """η like ``x``."""
+        """η, with the shape of ``x``."""
         size = self.k * ball.eps
         if ball.norm == "linf":
             return uniform(x, self.generator, -size, size)

@@ -1,4 +1,4 @@
-"""Replay: a small memory of clean images, attacked anew by every attack met so far."""
+"""Replay: keeps a small memory of clean images and trains on it with every attack met so far."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from defenses.training.stage import once_more
 class Replay(Defense):
     """Experience replay (Chaudhry et al., arXiv:1902.10486) of adversarial training.
 
-    Stage 1 is adversarial training. Then, with M a batch drawn from the memory, as large as the present one,
+    Stage 1 is adversarial training. Later stages draw a batch M from the memory, as large as the current one:
 
-        L = CE(f(z̃), y) over z̃ in x̃ ∪ M̃,
+        L = CE(f(z̃), y) over z̃ in x̃ ∪ M̃.
 
-    x̃ crafted by the stage's attack, M̃ by those of the earlier stages, each on an equal share of M. The memory
-    keeps clean images and labels, and M̃ is crafted on the present f: stored adversarial examples would be
-    those of a model that is gone. x̃ and M̃ share one train-mode forward.
+    x̃ is crafted by the stage's attack, M̃ by the attacks of earlier stages, each on an equal share of M. The
+    memory keeps clean images and labels, and M̃ is crafted on the current f, since stored adversarial
+    examples would be those of an outdated model. x̃ and M̃ share one train-mode forward pass.
 
-    The memory is filled at the end of each stage, from one pass over its unaugmented data: as many images of
-    each class as there is room for, those of a class drawn evenly from all that were ever seen of it. An
-    image that comes again in a later stage counts as another.
+    The memory is filled at the end of each stage from one pass over its unaugmented data. Classes get equal
+    room, and the images of a class are drawn uniformly from all images of it seen so far. An image that
+    occurs again in a later stage counts as another image.
 
-    What a run kept stands in its record: the room as the parameter ``memory``, the images that were really
-    held after each stage as ``memory`` in that stage's ``spec``.
+    A run's record contains the capacity as the parameter ``memory``, and the number of images actually held
+    after each stage as ``memory`` in that stage's ``spec``.
 
     Args:
         model: the classifier.
-        memory: images that are kept, at most.
-        seed: determines every draw.
+        memory: maximum number of images to keep.
+        seed: determines every random draw.
 
     Raises:
-        InputError: no room for an image.
+        InputError: ``memory`` is below 1.
     """
 
     info = DefenseInfo(name="replay", paper="1902.10486", regimes=("continual",), memory=200)
@@ -60,10 +60,10 @@ class Replay(Defense):
         self._met: list[Attack] = []
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """One attack a stage.
+        """Require exactly one attack.
 
         Raises:
-            InputError: none, or several.
+            InputError: there is no attack, or more than one.
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
@@ -86,22 +86,22 @@ class Replay(Defense):
         return F.cross_entropy(self(torch.cat([x_adv, m_adv])), torch.cat([y, y_old]))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """M: ``count`` different images of the memory with their labels, or all if there are fewer."""
+        """M: ``count`` different images of the memory with their labels, or all of them if fewer."""
         assert self._kept is not None
         images, labels, _ = self._kept
         chosen = torch.randperm(len(labels), generator=self.generator)[:count]
         return images[chosen].to(self.device), labels[chosen].to(self.device)
 
     def end(self, stage: Stage) -> None:
-        """Look at the stage's data once more, and remember its attack."""
-        # In isolation: a loader that shuffles by the global state draws the same again after resuming.
+        """Fill the memory from the stage's data, and remember its attack."""
+        # Isolated, so that a shuffling loader draws the same order after resuming.
         with isolated_randomness(draw_seed(self.generator), self.device):
             for x, y in once_more(stage, torch.device("cpu")):
                 self.remember(x, y)
         self._met.append(stage.attacks[0])
 
     def remember(self, x: Tensor, y: Tensor) -> None:
-        """Offer a clean batch to the memory."""
+        """Offer a clean batch to the memory, which keeps some of it."""
         keys = torch.rand(len(y), generator=self.generator, dtype=torch.float64)
         images, labels = x, y
         if self._kept is not None:
@@ -113,23 +113,23 @@ class Replay(Defense):
         self.held = len(keep)
 
     def spec(self) -> dict[str, Any]:
-        """Adds how many images the memory holds."""
+        """Adds the number of images in the memory."""
         return {**super().spec(), "memory": self.held}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """How many images it held; they themselves are training state."""
+        """Restore the number of images; the images themselves are part of the training state."""
         self.held = int(spec["memory"])
 
     def training_state(self) -> dict[str, Any]:
-        """Adds the memory, and the attacks met with the knobs that they trained with."""
+        """Adds the memory, and the attacks met so far with their training knobs."""
         met = [{"name": attack.name, "knobs": dict(attack.knobs)} for attack in self._met]
         return {**super().training_state(), "kept": self._kept, "met": met}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Puts them back; the attacks are taken from the pool.
+        """Restores the memory and the attacks, which are looked up in the pool.
 
         Raises:
-            InputError: an attack that the pool does not have.
+            InputError: the pool has no attack of such a name.
         """
         super().load_training_state(state)
         self._kept = None if state["kept"] is None else tuple(state["kept"])
@@ -138,10 +138,10 @@ class Replay(Defense):
 
 
 def balanced(labels: Tensor, keys: Tensor, room: int) -> Tensor:
-    """The indices of at most ``room`` points, evenly over the classes: of each those with the lowest keys.
+    """Indices of at most ``room`` points, balanced over classes; each class keeps those of lowest keys.
 
-    With keys (N,) drawn evenly from [0, 1), and kept with their points, what a class keeps is an even draw
-    from all of its points, in however many batches they come.
+    Keys (N,) are drawn uniformly from [0, 1) and stored with their points. The points kept of a class are
+    then a uniform sample of all its points, no matter how many batches they came in.
     """
     rank = torch.empty_like(keys)
     for label in set(labels.tolist()):

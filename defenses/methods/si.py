@@ -21,26 +21,26 @@ from defenses.registry import register
 class SI(Defense):
     """Synaptic intelligence (Zenke, Poole and Ganguli, arXiv:1703.04200) of adversarial training.
 
-    Stage 1 is adversarial training. Then, θ* the weights at the end of the stage before,
+    Stage 1 is adversarial training. Later stages, with θ* the weights at the end of the previous stage, use
 
         L = CE(f(x̃), y) + c · Σ_i Ω_i (θ_i − θ*_i)²,
-        ω_i = −Σ_steps g_i · (θ_i after the step − θ_i before it),    Ω_i ← max(Ω_i + ω_i / (Δ_i² + ξ), 0),
+        ω_i = −Σ_steps g_i · (θ_i after the step − θ_i before it),    Ω_i ← max(Ω_i + ω_i / (Δ_i² + ξ), 0).
 
-    g = ∂CE/∂θ, the gradient without the penalty and before any clipping; ω the path integral over the stage's
-    steps, Δ how far the stage has moved θ, and ξ the damping. Negative importance is set to 0, as in the
-    authors' code. Memory does not grow. Batch-norm statistics are not held. With ``select="val-robust"`` ω is
-    that of the whole stage, Δ that of the epoch kept. The default c is from the digits' validation split
-    (fgsm,pgd and pgd,pgd-l2, one seed), where 10, 30 and 100 did equally well; the paper's tasks have 0.1 to
-    1.
+    g = ∂CE/∂θ is the gradient without the penalty and before any clipping, ω the path integral over the
+    stage's steps, Δ the stage's change of θ, and ξ the damping. Negative importance is set to 0, as in the
+    authors' code. Memory does not grow. Batch-norm statistics are not penalised. If ``select="val-robust"``,
+    ω covers the whole stage, but Δ is that of the epoch kept. The default c is from the digits' validation
+    split (fgsm,pgd and pgd,pgd-l2, one seed), where 10, 30 and 100 did equally well; the paper uses 0.1 to 1
+    for its tasks.
 
     Args:
         model: the classifier.
         strength: c.
-        damping: ξ; 0.1 in the paper's permuted MNIST.
-        seed: determines every draw.
+        damping: ξ; 0.1 for the paper's permuted MNIST.
+        seed: determines every random draw.
 
     Raises:
-        InputError: c negative, ξ not above 0, or one that is not finite.
+        InputError: c is negative, ξ is not above 0, or one of them is not finite.
     """
 
     info = DefenseInfo(name="si", paper="1703.04200", regimes=("continual",))
@@ -57,16 +57,16 @@ class SI(Defense):
         self._path: Weights = {}
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """One attack a stage.
+        """Require exactly one attack.
 
         Raises:
-            InputError: none, or several.
+            InputError: there is no attack, or more than one.
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
 
     def begin(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """θ* is what θ is now, and the path begins here."""
+        """Set θ* to the current θ, and start the path integral."""
         self._start = copied(trained(self.model))
         self._path = {name: torch.zeros_like(value) for name, value in self._start.items()}
         self._omega = placed(self._omega, self.device)
@@ -82,7 +82,7 @@ class SI(Defense):
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
-        """Loss, backward, step; ω grows by −g · (θ after − θ before)."""
+        """Loss, backward pass, optimizer step; ω grows by −g · (θ after − θ before)."""
         if optimizer is None:
             return super().step(x, y, stage, optimizer)
         with self.precision(stage.plan):
@@ -101,7 +101,7 @@ class SI(Defense):
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
-        """Ω takes the stage's path in; the path goes."""
+        """Add the stage's path integral to Ω, and discard it."""
         omega: Weights = {}
         for name, now in trained(self.model).items():
             moved = now.detach() - self._start[name]
@@ -110,12 +110,12 @@ class SI(Defense):
         self._omega, self._start, self._path = omega, {}, {}
 
     def training_state(self) -> dict[str, Any]:
-        """Adds Ω and, while a stage trains, θ* and ω."""
+        """Adds Ω and, during a stage, θ* and ω."""
         more = {"omega": dict(self._omega), "start": dict(self._start), "path": dict(self._path)}
         return {**super().training_state(), **more}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Puts them back."""
+        """Restores Ω, θ* and ω."""
         super().load_training_state(state)
         self._omega = placed(state["omega"], self.device)
         self._start = placed(state["start"], self.device)

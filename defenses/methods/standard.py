@@ -1,4 +1,4 @@
-"""Plain training: the control that adversarial training is measured against."""
+"""Plain training, the control for adversarial training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TRADES: the clean error and the boundary error, traded off."""
+"""TRADES: trades clean error off against boundary error."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class TRADES(OwnSearchDefense):
 
         L = CE(f(x), y) + β · KL(f(x) ‖ f(x̃)),   x̃ = argmax KL(f(x) ‖ f(x')) over the ball around x
 
-    The inner maximum is searched by steps from x + 0.001·N(0, I), since the divergence is flat at x. Of the
-    stage's attack only norm (linf or l2), eps and, unless ``steps`` is given, the number of steps are taken:
-    one where it has none, as FGSM, which costs what FGSM does and finds little. A step is 2.5·eps/steps long.
-    f(x) and f(x̃) are two train-mode forwards and both get a gradient, as in the authors' code; for l2 that
-    code searches by Adam, here the same ascent serves both norms. A joint batch is split over the attacks.
+    The search starts from x + 0.001·N(0, I), since the divergence has zero gradient at x. The stage's attack
+    determines only norm (linf or l2), eps and, unless ``steps`` is given, the number of steps: one for
+    attacks without that knob, such as FGSM, which is cheap but weak. Steps are 2.5·eps/steps long. f(x) and
+    f(x̃) are two train-mode forward passes and both get a gradient, as in the authors' code. For l2 that code
+    uses Adam; here both norms use the same ascent. A joint batch is split over the attacks.
 
     Args:
         model: the classifier.
         beta: β, the paper's 1/λ; 6 is its choice for CIFAR-10.
-        steps: of the search, at every stage; the paper has 10 for CIFAR-10. None takes the stage's.
-        seed: determines every draw.
+        steps: number of search steps in every stage; 10 in the paper for CIFAR-10. None uses the attack's.
+        seed: determines every random draw.
 
     Raises:
-        InputError: β that is negative or not finite; less than one step.
+        InputError: β is negative or not finite, or ``steps`` is below 1.
     """
 
     info = DefenseInfo(name="trades", paper="1901.08573", regimes=("continual", "joint"))
@@ -64,7 +64,7 @@ class TRADES(OwnSearchDefense):
         return self.trade_off(x, x_adv, y)
 
     def trade_off(self, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The loss of points that are crafted already."""
+        """The loss for adversarial points that are already crafted."""
         clean, adv = self(x), self(x_adv)
         ce = F.cross_entropy(clean, y)
         kl = F.kl_div(
@@ -80,7 +80,7 @@ class TRADES(OwnSearchDefense):
             clean = log_probabilities(self(x))
 
         def divergence(logits: Tensor, rows: Tensor) -> Tensor:
-            """KL(f(x) ‖ f(x')) of each point."""
+            """KL(f(x) ‖ f(x')) for each point."""
             found = log_probabilities(logits.float())
             return F.kl_div(found, clean[rows], log_target=True, reduction="none").sum(1)
 

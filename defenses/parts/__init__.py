@@ -1,1 +1,1 @@
-"""Parts that several defenses are made of."""
+"""Building blocks that several defenses share."""

@@ -1,4 +1,4 @@
-"""The ball of a stage's attack, for methods that have a search of their own."""
+"""The norm ball of a stage's attack, and a base class for defenses with their own inner search."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from defenses.parts.checks import needs_attack
 
 NORMS = ("linf", "l2")
 START = 0.001
-"""Standard deviation of the noise from which searches start, as in the code of TRADES and of MART."""
+"""Standard deviation of the starting noise of searches, as in the code of TRADES and of MART."""
 
 
 @dataclass(frozen=True)
 class Ball:
-    """Norm, ``eps`` and ``steps`` of an attack; ``steps`` is 1 where the attack has no such knob."""
+    """``norm``, ``eps`` and ``steps`` of an attack; ``steps`` is 1 if the attack has no such knob."""
 
     norm: str
     eps: float
@@ -33,24 +33,24 @@ class Ball:
 
     @classmethod
     def of(cls, attack: Attack) -> Self:
-        """What such a method takes from ``attack``."""
+        """Read norm, eps and steps from ``attack``."""
         return cls(str(attack.info.norm), attack.eps, int(attack.knobs.get("steps", 1)))
 
     def shrink(self, delta: Tensor) -> Tensor:
-        """The perturbation (N, C, H, W) brought back into the ball; images are not looked at."""
+        """Move the perturbation (N, C, H, W) into the ball; the image range is not considered."""
         if self.norm == "linf":
             return delta.clamp(-self.eps, self.eps)
         return delta * (self.eps / l2_norm(delta).clamp_min(1e-12)).clamp_max(1.0)
 
 
 class OwnSearchDefense(Defense):
-    """A defense with a search of its own: it takes norm, ``eps`` and ``steps`` from a stage's attack."""
+    """A defense with its own inner search, which uses norm, ``eps`` and ``steps`` of the stage's attack."""
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Refuse a stage whose ball the search does not know.
+        """Reject attacks whose norm the search does not support.
 
         Raises:
-            InputError: no attack, or one of another norm than ``linf`` and ``l2``.
+            InputError: there is no attack, or one with a norm other than ``linf`` and ``l2``.
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
@@ -58,8 +58,8 @@ class OwnSearchDefense(Defense):
             if attack.info.norm not in NORMS:
                 bound = f"is bounded in {attack.info.norm}" if attack.info.norm else "has no norm"
                 raise InputError(
-                    f"{self.info.name} cannot train against {attack.name!r}, which {bound}: it has a search "
-                    f"of its own, in the attack's norm (allowed: {', '.join(NORMS)})"
+                    f"{self.info.name} cannot train against {attack.name!r}, which {bound}: its own search "
+                    f"supports only some norms (allowed: {', '.join(NORMS)})"
                 )
 
 
@@ -74,9 +74,9 @@ def ascend(
 ) -> Tensor:
     """x_{k+1} = Π(x_k + 2.5·eps/steps · d_k) from x + 0.001·N(0, I), d_k steepest for the objective.
 
-    Norm, eps and, unless given, the number of steps are those of ``attack``; the objective is CE(f(x_k), y)
-    unless given. Like ``craft`` it runs in eval mode and moves no batch-norm statistics. Shapes as in
-    ``Attack``.
+    ``attack`` determines norm, eps and, unless given, the number of steps; the default objective is
+    CE(f(x_k), y). Like ``craft`` it runs in eval mode and leaves batch-norm statistics unchanged. Shapes as
+    in ``Attack``.
     """
     if not len(x):
         return x.clone()

@@ -1,4 +1,4 @@
-"""Refusals that several defenses share, each one clear line."""
+"""Checks that several defenses share; each raises an error of one line."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from attacks_pool.errors import InputError
 
 
 def not_negative(**values: float) -> None:
-    """Refuse parameters below 0 or not finite."""
+    """Reject parameters that are negative or not finite."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name}={value} must be at least 0 and finite")
 
 
 def above_zero(**values: float) -> None:
-    """Refuse parameters that are 0 or below, or not finite."""
+    """Reject parameters that are not positive or not finite."""
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{name}={value} must be above 0 and finite")
 
 
 def at_least_one(**values: int | None) -> None:
-    """Refuse numbers of steps and the like below 1; None is none given."""
+    """Reject counts below 1; None stands for a value that was not given."""
     for name, value in values.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value} must be at least 1")
 
 
 def needs_float32(defense: str, model: nn.Module) -> None:
-    """Refuse a classifier of other weights, beside which networks of the defense's own would not run."""
+    """Reject a classifier with other weights, since the defense's own networks are float32."""
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             kind = str(parameter.dtype)[6:]
@@ -44,6 +44,6 @@ def needs_float32(defense: str, model: nn.Module) -> None:
 
 
 def needs_attack(defense: str, attacks: Sequence[Attack]) -> None:
-    """Refuse a stage without an attack."""
+    """Reject a stage without an attack."""
     if not attacks:
         raise InputError(f"{defense} needs an attack to train against")

@@ -1,4 +1,4 @@
-"""A classifier seen as an encoder and its last linear layer, and a small decoder from features to images."""
+"""Splits a classifier into an encoder and its last linear layer; a small decoder from features to images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from attacks_pool.calling.guard import buffers_kept, evaluation_mode
 from attacks_pool.errors import InputError
 
 WIDTH = 32
-"""Channels of the decoder's hidden layers."""
+"""Number of channels in the decoder's hidden layers."""
 SMALLEST = 4
-"""Pixels a side, at most, from which the decoder doubles."""
+"""Largest side, in pixels, of the decoder's first feature map."""
 
 
 def linear_layers(model: nn.Module, user: str) -> dict[str, nn.Linear]:
-    """The linear layers of ``model`` by name; ``user`` is who needs one.
+    """The linear layers of ``model`` by name; ``user`` is the defense to name in the error.
 
     Raises:
-        InputError: there is none.
+        InputError: the model has no linear layer.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if not found:
@@ -32,12 +32,12 @@ def linear_layers(model: nn.Module, user: str) -> dict[str, nn.Linear]:
 
 
 def find_head(model: nn.Module, x: Tensor, user: str) -> str:
-    """The name of the linear layer that gives the logits, found by one pass of images ``x`` (N, C, H, W).
+    """The name of the linear layer that computes the logits, found by a pass of images ``x`` (N, C, H, W).
 
-    What comes before it is the encoder. The model is left as it is.
+    Everything before this layer is the encoder. The model is not changed.
 
     Raises:
-        InputError: no linear layer gives the logits, or nothing before it has parameters to train.
+        InputError: no linear layer computes the logits, or nothing before it has parameters to train.
     """
     layers = linear_layers(model, user)
     outputs: dict[str, Tensor] = {}
@@ -45,7 +45,7 @@ def find_head(model: nn.Module, x: Tensor, user: str) -> str:
     def keep(name: str) -> object:
         def hook(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
             outputs.pop(name, None)
-            # A copy: what follows may write into it.
+            # Copied, because later operations may write into it.
             outputs[name] = output.clone()
 
         return layers[name].register_forward_hook(hook)
@@ -60,14 +60,14 @@ def find_head(model: nn.Module, x: Tensor, user: str) -> str:
     for name in reversed(outputs):
         if torch.equal(outputs[name], logits):
             if not encoder_parameters(model, name):
-                raise InputError(f"{user} trains what comes before the last nn.Linear: here that is nothing")
+                raise InputError(f"{user} trains the layers before the last nn.Linear: there are none here")
             return name
     kind = type(model).__name__
-    raise InputError(f"{user} needs an nn.Linear that gives the logits, and none of this {kind}'s does")
+    raise InputError(f"{user} needs an nn.Linear that gives the logits, and no layer of this {kind} does")
 
 
 def encoder_parameters(model: nn.Module, head: str) -> dict[str, nn.Parameter]:
-    """The parameters by name that ask for gradients, without those of the layer called ``head``."""
+    """Parameters by name that require gradients, except those of the layer named ``head``."""
     own = {id(parameter) for parameter in model.get_submodule(head).parameters()}
     return {
         name: parameter
@@ -79,10 +79,10 @@ def encoder_parameters(model: nn.Module, head: str) -> dict[str, nn.Parameter]:
 def encode(
     model: nn.Module, head: str, x: Tensor, tensors: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Flattened features (N, F), which are the input of the layer called ``head``, and logits (N, K).
+    """Flattened features (N, F), the input of the layer named ``head``, and logits (N, K).
 
-    ``tensors`` stand for the model's own parameters and buffers of those names. Both results are float32 at
-    least, whatever autocast makes of them.
+    ``tensors`` replace the model's own parameters and buffers of the same names. Both results are at least
+    float32, even under autocast.
     """
     found: list[Tensor] = []
 
@@ -98,15 +98,15 @@ def encode(
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor, out of 16 bits: too coarse for a softmax."""
+    """Convert 16-bit tensors to float32, because they are too coarse for a softmax."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 class Decoder(nn.Module):
-    """Features (N, F) to images (N, C, H, W) in [0, 1].
+    """Maps features (N, F) to images (N, C, H, W) in [0, 1].
 
-    A linear map to 4×4 pixels or fewer, then doublings with a 3×3 convolution each, smooth throughout and
-    without batch norm, so that it decodes alike in train and eval mode.
+    A linear map to at most 4×4 pixels, then layers that double the size with a 3×3 convolution each. It is
+    smooth and has no batch norm, so that it computes the same in train and eval mode.
 
     Args:
         features: F.
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
         while max(sizes[0]) > SMALLEST:
             sizes.insert(0, ((sizes[0][0] + 1) // 2, (sizes[0][1] + 1) // 2))
         self.sizes = sizes[1:]
-        # From one pixel this is a linear map, but no nn.Linear: the classifier's last one stays the last.
+        # On one pixel this is a linear map, but not an nn.Linear: the classifier's must stay the last one.
         self.first = nn.ConvTranspose2d(features, WIDTH, sizes[0])
         self.layers = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in self.sizes)
         self.last = nn.Conv2d(WIDTH, channels, 3, padding=1)

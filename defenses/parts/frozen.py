@@ -1,4 +1,4 @@
-"""Frozen copies of a network: the model of the last stage, a teacher."""
+"""Frozen copies of a network: the previous stage's model, or a teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defenses.training.stage import Stage
 
 
 def frozen_copy(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A copy of ``model`` in eval mode, without gradients; with the weights of ``state``, if given."""
+    """A copy of ``model`` in eval mode without gradients, with the weights of ``state`` if given."""
     found = copy.deepcopy(model).eval().requires_grad_(False)
     if state is not None:
         found.load_state_dict(state)
@@ -24,16 +24,16 @@ def frozen_copy(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> 
 
 
 class OldModelDefense(Defense):
-    """A defense that compares itself with f_old, the frozen model of the stage before.
+    """A defense that compares itself with f_old, the frozen model of the previous stage.
 
-    f_old exists from the second stage on, while the stage trains.
+    f_old exists during training, from the second stage on.
     """
 
-    # In a tuple, so that it is no submodule.
+    # A tuple keeps it from being registered as a submodule.
     _old: tuple[nn.Module, ...] = ()
 
     def begin(self, stage: Stage) -> None:
-        """Freeze f_old: the model as the stage before left it."""
+        """Freeze f_old: a copy of the model after the previous stage."""
         super().begin(stage)
         if stage.index > 1:
             self._old = (frozen_copy(self.model),)
@@ -62,10 +62,10 @@ class OldModelDefense(Defense):
         )
 
     def training_state(self) -> dict[str, Any]:
-        """Adds the weights of f_old under ``old``; None without one."""
+        """Adds the weights of f_old under ``old``, or None without f_old."""
         return {**super().training_state(), "old": self._old[0].state_dict() if self._old else None}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Rebuilds f_old on the structure of the present model."""
+        """Rebuilds f_old with the structure of the current model."""
         super().load_training_state(state)
         self._old = () if state["old"] is None else (frozen_copy(self.model, state["old"]),)

@@ -1,4 +1,4 @@
-"""How a batch meets the several attacks of a joint stage."""
+"""Ways to combine the attacks of a joint stage in one batch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def craft_batch(
     generator: torch.Generator,
     predict: nn.Module,
 ) -> tuple[Tensor, Tensor]:
-    """Adversarial points of a batch, and their labels.
+    """Craft the adversarial points of a batch, and return them with their labels.
 
-    ``split`` gives each attack an equal share of the batch, ``random`` the whole batch to one attack;
-    ``average`` crafts with every attack and keeps all points (arXiv:1904.13000, "avg"), ``max`` keeps for
-    each point the one of highest loss (the same paper's "max").
+    ``split`` uses each attack on an equal share of the batch, ``random`` one attack on the whole batch;
+    ``average`` uses every attack and keeps all points (arXiv:1904.13000, "avg"), ``max`` keeps the result of
+    highest loss for each point (the same paper's "max").
 
     Returns:
         x_adv (M, C, H, W) and y (M,); M = N, or N·k for ``average``.
@@ -41,7 +41,7 @@ def craft_batch(
         chosen = int(torch.randint(len(attacks), (1,), generator=generator))
         return craft(attacks[chosen], x, y), y
     if mix == "split":
-        # Batches come shuffled, so strides are a fair share of each class.
+        # Batches are shuffled, so strided shares have a fair share of each class.
         x_adv = x.clone()
         for number, attack in enumerate(attacks):
             share = slice(number, None, len(attacks))
@@ -50,7 +50,7 @@ def craft_batch(
     crafted = torch.stack([craft(attack, x, y) for attack in attacks])
     if mix == "average":
         return crafted.flatten(0, 1), y.repeat(len(attacks))
-    # Choosing is no training: in train mode it would move batch-norm statistics.
+    # Eval mode, because train mode would change batch-norm statistics.
     with torch.no_grad(), evaluation_mode(predict):
         losses = torch.stack([F.cross_entropy(predict(points), y, reduction="none") for points in crafted])
     return crafted[losses.argmax(0), torch.arange(len(x), device=x.device)], y

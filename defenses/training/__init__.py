@@ -1,1 +1,1 @@
-"""How a defense is trained: the loop over batches, a stage, the plan, snapshots, selection."""
+"""Training of a defense: the loop over batches, stages, plans, snapshots and model selection."""

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, on its device, with explicit randomness."""
+"""Data augmentation of a whole batch on its device, with an explicit generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def augment(x: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
-    """``x`` (N, C, H, W) with each image shifted (``crop``) and mirrored (``flip``) by its own draw."""
+    """Shift (``crop``) and mirror (``flip``) each image of ``x`` (N, C, H, W) by its own random draw."""
     if "crop" in kinds:
         x = shift(x, max(1, x.shape[-1] // 8), generator)
     if "flip" in kinds:
@@ -20,7 +20,7 @@ def augment(x: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tens
 
 
 def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to ``most`` pixels in both directions, zeros moving in."""
+    """Shift each image by up to ``most`` pixels along both axes and fill with zeros."""
     count, channels, height, width = x.shape
     offsets = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(x.device)
     padded = F.pad(x, (most, most, most, most))

@@ -1,4 +1,4 @@
-"""One stage under way: epochs and batches, where it stands, and how it goes on from a snapshot."""
+"""The training loop of one stage: epochs and batches, snapshots and resuming."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from defenses.training.trainable import Trainable
 
 
 class Training:
-    """What ``Defense.fit`` runs between ``begin`` and ``end``.
+    """The training loop that ``Defense.fit`` runs between ``begin`` and ``end``.
 
     Args:
         defense: the defense, ready for the stage.
         data: re-iterable clean batches.
         stage: the stage.
-        progress: called after each batch; what it raises stops training, after a snapshot.
+        progress: called after each batch; an exception from it stops training, after a snapshot.
         validation: held-out batches for ``select="val-robust"``.
         checkpoint: called with a snapshot after each epoch.
     """
@@ -57,10 +57,10 @@ class Training:
         self.passes = Passes()
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Stand where ``snapshot`` was taken; its state is in the defense already.
+        """Continue from ``snapshot``, whose defense state must have been restored already.
 
         Raises:
-            InputError: it is of another stage or another plan.
+            InputError: the snapshot belongs to another stage, plan or optimizer.
         """
         plan, index = self.stage.plan, self.stage.index
         if snapshot.stage != index or snapshot.epoch > plan.epochs:
@@ -80,7 +80,7 @@ class Training:
         self.passes = Passes(*snapshot.passes)
 
     def run(self) -> list[dict[str, float]]:
-        """Train what is left; the mean losses of each epoch."""
+        """Train the remaining epochs and return the mean losses of each epoch."""
         with count_passes(self.defense) as passes:
             passes.forwards, passes.backwards = self.passes.forwards, self.passes.backwards
             self.passes = passes
@@ -96,7 +96,7 @@ class Training:
         return self.history
 
     def snapshot(self) -> Snapshot:
-        """Where training stands now; it holds copies."""
+        """The current state of training, as copies."""
         best, optimizer = self.best, self.optimizer
         return Snapshot(
             state=DefenseState.of(self.defense),
@@ -111,17 +111,17 @@ class Training:
         )
 
     def _save(self) -> None:
-        # Weights that are no numbers any more are nothing to go on from: the snapshot before stays the last.
+        # Training cannot resume from weights that are not finite, so the previous snapshot stays the last.
         if self.checkpoint is not None and all(
             bool(parameter.isfinite().all()) for parameter in self.defense.parameters()
         ):
             self.checkpoint(self.snapshot())
 
     def _epoch(self) -> None:
-        """The rest of the present epoch."""
+        """Train the rest of the current epoch."""
         data, defense, index = self.data, self.defense, self.stage.index
         if not self.batch:
-            # Keyed, not carried on: an epoch draws the same whether or not the ones before it ran just now.
+            # Seeded anew, so that an epoch's draws are the same after resuming as without a break.
             defense.generator = keyed_generator("defense", defense.seed, index, self.epoch)
         if hasattr(data, "set_epoch"):
             data.set_epoch((index - 1) * 100_000 + self.epoch)
@@ -155,7 +155,7 @@ class Training:
         if plan.augmentation:
             x = augment(x, plan.augmentation, defense.generator)
         defense.train()
-        # Dropout and the like draw from the global state, which is the caller's.
+        # Dropout and similar layers draw from the global random state, which belongs to the caller.
         with isolated_randomness(key_seed("step", defense.seed, stage.index, epoch, number), device):
             losses = defense.step(x, y, now, self.optimizer)
         if not all(math.isfinite(value) for value in losses.values()):
@@ -170,16 +170,16 @@ class Training:
             try:
                 self.progress(Progress(stage.index, epoch + 1, plan.epochs, self.batch, batches, losses))
             except BaseException:
-                # Whoever listens stops training here, between two steps.
+                # The callback stops training here, between two steps.
                 self._save()
                 raise
 
 
 def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch.
+    """Return images and labels of a batch.
 
     Raises:
-        InputError: it is no pair of tensors.
+        InputError: the batch is not a pair of tensors.
     """
     if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch):
         return batch[0], batch[1]
@@ -189,10 +189,10 @@ def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_data(data: Batches, plan: TrainPlan, validation: Batches | None) -> None:
-    """Refuse what a stage cannot be trained on.
+    """Reject data that a stage cannot be trained on.
 
     Raises:
-        InputError: batches that are empty or cannot be read twice, or validation missing.
+        InputError: batches are empty or cannot be read twice, or validation batches are missing.
     """
     if plan.select == "val-robust" and validation is None:
         raise InputError("select='val-robust' needs validation batches: fit(..., validation=...)")
@@ -212,7 +212,7 @@ def _set_rate(optimizer: torch.optim.Optimizer | None, rate: float) -> None:
 
 
 def _names(optimizer: torch.optim.Optimizer, defense: nn.Module) -> list[str]:
-    """The parameters in the optimizer's order; one that the defense does not name has its place instead."""
+    """Parameter names in the optimizer's order; parameters that the defense does not name get a number."""
     known = {id(parameter): name for name, parameter in defense.named_parameters()}
     every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [known.get(id(parameter), f"#{place}") for place, parameter in enumerate(every)]
@@ -224,7 +224,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, defense: nn.Module) -> di
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, defense: nn.Module, saved: dict[str, Any]) -> None:
-    """Momentum and the like, to each parameter by its name: a rebuilt structure may order them otherwise."""
+    """Load momentum and similar state by parameter name, since a rebuilt defense may have another order."""
     now, before = _names(optimizer, defense), saved["names"]
     groups = [len(group["params"]) for group in optimizer.param_groups]
     if sorted(now) != sorted(before) or groups != [len(group["params"]) for group in saved["param_groups"]]:

@@ -1,4 +1,4 @@
-"""Nested values with tensors in them as one safetensors file: no pickle, so nothing in it can run."""
+"""Saves nested values and tensors in one safetensors file; no pickle, so loading cannot run code."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 TREE = "tree"
-"""The key of the safetensors metadata that holds everything but the tensors, as JSON."""
+"""Key in the safetensors metadata for everything except the tensors, as JSON."""
 
 
 class PackingError(ValueError):
-    """A value that cannot be packed, or bytes that are no packed value."""
+    """A value cannot be packed, or bytes are not a packed value."""
 
 
 def pack(tree: Any) -> bytes:
-    """The bytes of dicts (keys: text or whole numbers), lists, tuples, None, numbers, texts and tensors.
+    """Pack dicts (with text or integer keys), lists, tuples, None, numbers, texts and tensors into bytes.
 
-    Tensors come back with the strides that they had.
+    Tensors keep their strides.
 
     Raises:
-        PackingError: anything else is in it; says where.
+        PackingError: there is a value of another type; the message says where.
     """
     tensors: dict[str, Tensor] = {}
     structure = _encode(tree, tensors, "")
@@ -33,10 +33,10 @@ def pack(tree: Any) -> bytes:
 
 
 def unpack(data: bytes, device: torch.device | str = "cpu") -> Any:
-    """What `pack` was given; tensors that did not lie on the CPU come back on ``device``.
+    """Restore the value that was packed; tensors that were not on the CPU are moved to ``device``.
 
     Raises:
-        PackingError: the bytes are damaged or something else.
+        PackingError: the bytes are damaged or not a packed value.
     """
     try:
         tensors = load(data)
@@ -46,7 +46,7 @@ def unpack(data: bytes, device: torch.device | str = "cpu") -> Any:
 
 
 def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same tree with ``change`` applied to each tensor; containers are copied."""
+    """Copy the containers of ``tree`` and apply ``change`` to each tensor."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, dict):
@@ -58,12 +58,12 @@ def map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """A copy that training cannot move."""
+    """A copy that training cannot change."""
     return tensor.detach().clone()
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """The safetensors header's own metadata; its first 8 bytes are the header's length."""
+    """The metadata in a safetensors header; the first 8 bytes hold the header's length."""
     length = int.from_bytes(data[:8], "little")
     found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
     return found
@@ -79,11 +79,11 @@ def _encode(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
         return value
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # A copy each: tied tensors share memory, which safetensors refuses.
+        # Copy every tensor: tied tensors share memory, which safetensors rejects.
         copy = value.detach().cpu().clone()
         tensors[name] = copy.contiguous()
         found: dict[str, Any] = {"tensor": name, "moved": value.device.type != "cpu"}
-        # A convolution may round otherwise where its input lies otherwise, and safetensors keeps no strides.
+        # The result of a convolution may depend on its input's strides, which safetensors does not store.
         return found if copy.stride() == _usual(copy) else {**found, "stride": list(copy.stride())}
     if isinstance(value, dict):
         for key in value:

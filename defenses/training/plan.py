@@ -1,4 +1,4 @@
-"""How a stage is trained: everything that is not the method itself."""
+"""The training plan of a stage: every setting that is independent of the defense."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import nn
 
 MOST_EPOCHS = MOST_BATCH = 1_000_000
-"""No training takes more; a run of a mistyped number would never end."""
+"""Upper limits, so that a mistyped number does not start a run that never ends."""
 
 
 class TrainPlan(BaseModel):
@@ -18,14 +18,14 @@ class TrainPlan(BaseModel):
 
     Attributes:
         epochs: passes over the data.
-        batch_size: what the benchmark batches with (a user's own loader keeps its own).
+        batch_size: batch size of the benchmark's own loaders (a user's loader keeps its own).
         optimizer: ``sgd`` (with ``momentum``), ``adam`` or ``adamw``.
-        max_grad_norm: gradients of a larger norm are scaled down to it; None leaves them.
+        max_grad_norm: gradients with a larger norm are scaled down to it; None leaves them unchanged.
         schedule: the learning rate over the stage, see :meth:`learning_rate`.
-        eps_warmup: epochs over which the budget of the stage's attacks grows linearly from 0 to eps.
+        eps_warmup: epochs over which eps of the stage's attacks grows linearly from 0 to its full value.
         augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip``.
-        mixed_precision: train and craft in bfloat16: ``auto`` on a GPU, and on a processor with instructions
-            for it where an image costs half a million multiply-adds; ``on`` everywhere, ``off`` nowhere.
+        mixed_precision: train and craft in bfloat16. ``auto``: on a GPU, and on a CPU with bfloat16
+            instructions if an image costs half a million multiply-adds; ``on``: always; ``off``: never.
         select: ``last`` keeps the last epoch, ``val-robust`` the one most robust on validation data.
     """
 
@@ -47,7 +47,7 @@ class TrainPlan(BaseModel):
     @field_validator("augmentation", mode="before")
     @classmethod
     def _from_text(cls, given: object) -> object:
-        """``crop+flip``, ``crop,flip`` and ``none`` from the command line."""
+        """Parse ``crop+flip``, ``crop,flip`` and ``none`` from the command line."""
         if isinstance(given, str):
             words = given.replace("+", ",").split(",")
             return tuple(word.strip() for word in words if word.strip() not in ("", "none"))
@@ -56,7 +56,7 @@ class TrainPlan(BaseModel):
     @field_validator("max_grad_norm", mode="before")
     @classmethod
     def _none_from_text(cls, given: object) -> object:
-        """``none`` from the command line."""
+        """Parse ``none`` from the command line."""
         return None if given == "none" else given
 
     @model_validator(mode="after")
@@ -67,10 +67,10 @@ class TrainPlan(BaseModel):
         return self
 
     def learning_rate(self, done: float) -> float:
-        """The learning rate when the share ``done`` in [0, 1) of the stage is behind.
+        """The learning rate after the share ``done`` in [0, 1) of the stage.
 
-        cosine: lr·(1 + cos(π·done))/2; linear: lr·(1 − done); step: lr, a tenth after half and a hundredth
-        after three quarters; one-cycle: up linearly over the first 40 %, then down to 0.
+        cosine: lr·(1 + cos(π·done))/2; linear: lr·(1 − done); step: lr, then lr/10 from one half on and
+        lr/100 from three quarters on; one-cycle: linearly up over the first 40 %, then down to 0.
         """
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * done)) / 2
@@ -83,13 +83,13 @@ class TrainPlan(BaseModel):
         return self.lr
 
     def warmth(self, epochs_done: float) -> float:
-        """The share of eps that attacks get after ``epochs_done`` epochs, above 0 and at most 1."""
+        """The factor on eps of the attacks after ``epochs_done`` epochs, above 0 and at most 1."""
         if epochs_done >= self.eps_warmup:
             return 1.0
         return max(epochs_done / self.eps_warmup, 1e-3)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimizer over ``parameters``."""
+        """Return a new optimizer over ``parameters``."""
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay

@@ -1,4 +1,4 @@
-"""Which epoch of a stage is kept."""
+"""Selects which epoch of a stage to keep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from defenses.training.trainable import Trainable
 
 
 class Best:
-    """Remembers the epoch that stands up best to the stage's attacks on validation data."""
+    """Remembers the epoch with the highest robust accuracy against the stage's attacks on validation data."""
 
     def __init__(self, defense: Trainable, stage: Stage, validation: Batches) -> None:
         self.defense, self.stage, self.validation = defense, stage, validation
@@ -20,14 +20,14 @@ class Best:
         self.state: dict[str, Tensor] = {}
 
     def consider(self) -> None:
-        """Measure the present epoch, and remember it where it is better than all before."""
+        """Measure the current epoch, and remember it if it is better than all before."""
         accuracy = self._robust_accuracy()
         if accuracy > self.accuracy:
             self.accuracy = accuracy
             self.state = {name: value.detach().clone() for name, value in self.defense.state_dict().items()}
 
     def restore(self) -> None:
-        """Put the best epoch's weights back."""
+        """Restore the best epoch's weights."""
         self.defense.load_state_dict(self.state)
 
     def _robust_accuracy(self) -> float:

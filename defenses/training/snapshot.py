@@ -1,4 +1,4 @@
-"""A defense in the middle of its training, as plain values: enough to go on elsewhere, bit for bit."""
+"""Snapshots of a defense during training, as plain values from which training can resume bit for bit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from defenses.training.trainable import Trainable
 
 @dataclass(frozen=True)
 class DefenseState:
-    """A defense between two steps.
+    """The state of a defense between two steps.
 
     Attributes:
-        spec: JSON that rebuilds the structure.
+        spec: JSON data from which the structure can be rebuilt.
         weights: the state dict.
-        trained: which parameters ask for gradients, by name.
-        training: what ``training_state()`` gives.
+        trained: for each parameter name, whether it requires gradients.
+        training: the result of ``training_state()``.
     """
 
     spec: dict[str, Any]
@@ -31,7 +31,7 @@ class DefenseState:
 
     @classmethod
     def of(cls, defense: Trainable) -> Self:
-        """A copy of the present state; further training does not move it."""
+        """Copy the current state; further training does not change the copy."""
         return cls(
             spec=defense.spec(),
             weights=map_tensors(dict(defense.state_dict()), detached),
@@ -40,15 +40,15 @@ class DefenseState:
         )
 
     def restore(self, defense: Trainable) -> None:
-        """Put it into ``defense``, newly built with the same parameters around a classifier of its kind.
+        """Load the state into ``defense``, a new one with the same parameters and kind of classifier.
 
         Raises:
-            InputError: it is the state of another structure.
+            InputError: the state belongs to another structure.
         """
         device = defense.device
         try:
             defense.load_spec(self.spec)
-            # What a stage added was made anew, on the CPU.
+            # Modules that a stage added are created on the CPU.
             defense.to(device)
             defense.load_state_dict(self.weights)
             for name, parameter in defense.named_parameters():
@@ -56,23 +56,23 @@ class DefenseState:
             defense.load_training_state(map_tensors(self.training, detached))
         except (KeyError, RuntimeError) as error:
             problem = " ".join(str(error).split())
-            raise InputError(f"this is no state of {defense.info.name}: {problem}") from error
+            raise InputError(f"this is not a state of {defense.info.name}: {problem}") from error
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stage under way, after some batch.
+    """The state of training in a stage after some batch.
 
     Attributes:
-        state: the defense.
-        stage: the stage that is trained, from 1.
-        epoch: epochs that are finished.
-        batch: batches that are done in the epoch under way; 0 at its border.
-        optimizer: its state dict, and under ``names`` the parameters in its order; None without one.
+        state: the state of the defense.
+        stage: number of the current stage, from 1.
+        epoch: number of finished epochs.
+        batch: number of finished batches in the current epoch; 0 between two epochs.
+        optimizer: its state dict, with the names of its parameters in order under ``names``, or None.
         history: mean losses of the finished epochs.
-        sums: sums of the losses of the epoch under way.
-        passes: sample-passes of this stage so far, forward and backward.
-        best: with ``select="val-robust"``, the best epoch's accuracy and weights.
+        sums: sums of the losses in the current epoch.
+        passes: forward and backward sample-passes of this stage so far.
+        best: with ``select="val-robust"``, accuracy and weights of the best epoch.
     """
 
     state: DefenseState
@@ -86,35 +86,35 @@ class Snapshot:
     best: dict[str, Any] | None
 
     def pack(self) -> bytes:
-        """One safetensors file.
+        """Return the snapshot as the bytes of one safetensors file.
 
         Raises:
-            PackingError: the training state of the defense holds something else than values and tensors.
+            PackingError: the training state of the defense holds something other than values and tensors.
         """
         return pack(to_tree(self))
 
     @classmethod
     def unpack(cls, data: bytes, device: torch.device | str = "cpu") -> Self:
-        """From `pack`'s bytes; ``device`` is where a GPU's tensors go.
+        """Restore a snapshot from `pack`'s bytes; tensors that were on a GPU are moved to ``device``.
 
         Raises:
-            PackingError: the bytes are damaged or something else.
+            PackingError: the bytes are damaged or not a snapshot.
         """
         found: Self = snapshot_of(cls, unpack(data, device))
         return found
 
 
 def to_tree(value: Snapshot | DefenseState) -> dict[str, Any]:
-    """The fields, nested ones too, for `pack`."""
+    """Convert to nested dicts of fields, as `pack` needs them."""
     found = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: to_tree(one) if isinstance(one, DefenseState) else one for name, one in found.items()}
 
 
 def snapshot_of(kind: Any, tree: Any) -> Any:
-    """A ``Snapshot`` or ``DefenseState`` from `to_tree`'s fields.
+    """Build a ``Snapshot`` or ``DefenseState`` from the result of `to_tree`.
 
     Raises:
-        PackingError: other fields.
+        PackingError: the fields are not those of ``kind``.
     """
     if not isinstance(tree, dict) or set(tree) != {field.name for field in fields(kind)}:
         raise PackingError(f"not the fields of a {kind.__name__}")

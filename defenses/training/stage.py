@@ -1,4 +1,4 @@
-"""What a stage of training is, where it stands, and how it fails."""
+"""A stage of training, its progress, and the error for a loss that diverges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from defenses.training.plan import TrainPlan
 
 
 def once_more(stage: Stage, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The clean batches, checked and on ``device``, as one epoch more would have them, unaugmented."""
+    """Run one more epoch over the clean, unaugmented batches; they are checked and moved to ``device``."""
     if hasattr(stage.data, "set_epoch"):
         stage.data.set_epoch((stage.index - 1) * 100_000 + stage.plan.epochs)
     for images, labels in stage.data:
@@ -25,16 +25,16 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is no longer a number; says at which stage, epoch and step."""
+    """The loss is not finite; the message gives stage, epoch and step."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its number from 1, the attacks to train against (training knobs), the plan. No test data.
+    """One stage: its number from 1, the attacks to train against (with training knobs) and the plan.
 
-    ``data`` are the clean batches that it trains on, for methods that look at them in ``begin`` or ``end``.
-    ``done`` is the share of the stage that is behind, in [0, 1); within an epoch it moves only where the
-    loader has a length.
+    ``data`` are the clean training batches, for defenses that use them in ``begin`` or ``end``; test data
+    are never included. ``done`` is the finished share of the stage, in [0, 1); it changes within an epoch
+    only if the loader has a length.
     """
 
     index: int
@@ -46,7 +46,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a batch; ``batches`` is 0 when the loader has no length."""
+    """Progress of training after a batch; ``batches`` is 0 if the loader has no length."""
 
     stage: int
     epoch: int

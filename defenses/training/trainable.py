@@ -1,4 +1,4 @@
-"""What training asks of a defense."""
+"""The interface between a defense and the training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from defenses.training.stage import Stage
 
 
 class Trainable(nn.Module):
-    """What the training loop, selection and snapshots ask of a defense; :class:`defenses.Defense` has it."""
+    """Interface that training, selection and snapshots use; :class:`defenses.Defense` implements it."""
 
     info: ClassVar[DefenseInfo]
     seed: int
@@ -23,21 +23,21 @@ class Trainable(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def configure_optimizer(self, plan: TrainPlan) -> torch.optim.Optimizer | None:
-        """A fresh optimizer for a stage; None where nothing is trained."""
+        """Return a new optimizer for a stage, or None if nothing is trained."""
         raise NotImplementedError
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
-        """Train on one clean batch; the loss and its terms."""
+        """Train on one clean batch; return the loss and its terms."""
         raise NotImplementedError
 
     def prepare(self, x: Tensor, plan: TrainPlan) -> None:
-        """Choose the arithmetic of a stage by its first batch (N, C, H, W)."""
+        """Choose the precision of a stage from its first batch (N, C, H, W)."""
         raise NotImplementedError
 
     def unprepare(self) -> None:
@@ -45,7 +45,7 @@ class Trainable(nn.Module):
         raise NotImplementedError
 
     def spec(self) -> dict[str, Any]:
-        """JSON that rebuilds the structure before weights are loaded."""
+        """Return JSON data from which the structure can be rebuilt before weights are loaded."""
         raise NotImplementedError
 
     def load_spec(self, spec: dict[str, Any]) -> None:
@@ -53,9 +53,9 @@ class Trainable(nn.Module):
         raise NotImplementedError
 
     def training_state(self) -> dict[str, Any]:
-        """What resuming needs beside the weights."""
+        """Return the state that resuming needs in addition to the weights."""
         raise NotImplementedError
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`training_state` gave."""
+        """Restore the state returned by :meth:`training_state`."""
         raise NotImplementedError

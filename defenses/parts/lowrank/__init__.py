@@ -1,4 +1,4 @@
-"""Low-rank adapters on the convolutions of any network: one a task, all of them in one pass."""
+"""Low-rank adapters on the convolutions of any network: one per task, all computed in one pass."""
 
 from defenses.parts.lowrank.batchnorm import TaskBatchNorm
 from defenses.parts.lowrank.contrast import nmi, task_contrast

@@ -1,4 +1,4 @@
-"""Batch normalisation in which the tasks of a mixed batch don't see each other."""
+"""Batch normalisation that keeps the tasks of a mixed batch separate."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from defenses.parts.lowrank.routing import Route, Routing
 
 
 class TaskBatchNorm(_BatchNorm):
-    """Batch norm with statistics for each task; γ and β are the backbone's and shared.
+    """Batch norm with statistics for each task; γ and β belong to the backbone and are shared.
 
-    In train mode the samples of a task are normalised by their own batch statistics, so that nothing of
-    another task's samples reaches them, and move that task's running statistics alone. A task with a single
-    value a channel in the batch has no variance: it is normalised by its running statistics, which stay.
-    In eval mode a sample is normalised by its task's running statistics, or by the router's weights' sum
-    over tasks of the normalised values; either is one affine map, so that it merges exactly. Such soft
-    weights, which say nothing of batches, use running statistics in train mode too.
+    In train mode, the samples of a task are normalised by their own batch statistics, independently of
+    other tasks, and update only that task's running statistics. A task with a single value per channel in the
+    batch has no variance: it uses its running statistics, which do not change.
+    In eval mode, a sample is normalised by its task's running statistics, or by those of every task, with
+    the results summed by router weights. Both are affine maps, so they merge exactly. Router weights use
+    running statistics in train mode too, because they do not assign samples to tasks.
 
     Args:
-        norm: the layer whose parameters, statistics and settings are taken over.
-        routing: says which route the present batch takes; without a task this is ``norm`` as it was.
+        norm: the layer whose parameters, statistics and settings are used.
+        routing: holds the current batch's route; without a task this layer equals ``norm``.
     """
 
     task_mean: Tensor
@@ -40,7 +40,7 @@ class TaskBatchNorm(_BatchNorm):
         self.remove_tasks()
 
     def add_task(self, source: int | None = None) -> None:
-        """Statistics of one more task, which start as those of ``source`` (None: of the layer itself)."""
+        """Add statistics for one more task, copied from task ``source`` (None: from the layer itself)."""
         if self.running_mean is None or self.running_var is None:
             return
         mean = self.running_mean if source is None else self.task_mean[source]
@@ -50,7 +50,7 @@ class TaskBatchNorm(_BatchNorm):
         self.task_batches = torch.cat([self.task_batches, self.task_batches.new_zeros(1)])
 
     def remove_tasks(self) -> None:
-        """No task has statistics of its own any more."""
+        """Remove the statistics of all tasks."""
         mean = self.running_mean
         like = torch.empty(0) if mean is None else mean
         tasks = like.new_empty(0, self.num_features)
@@ -59,14 +59,14 @@ class TaskBatchNorm(_BatchNorm):
         self.register_buffer("task_batches", torch.zeros(0, dtype=torch.int64, device=like.device))
 
     def restart(self) -> None:
-        """Every task's running statistics become those of the layer itself."""
+        """Reset every task's running statistics to those of the layer itself."""
         if self.running_mean is not None and self.running_var is not None:
             self.task_mean.copy_(self.running_mean)
             self.task_var.copy_(self.running_var)
             self.task_batches.zero_()
 
     def forward(self, input: Tensor) -> Tensor:
-        """The normalised features, of the shape of ``input`` (N, C, …)."""
+        """The normalised features, with the shape of ``input`` (N, C, …)."""
         route = self.routing.route
         if route.task is not None:
             return self._of_task(input, route.task)
@@ -81,7 +81,7 @@ class TaskBatchNorm(_BatchNorm):
         return input * scale.view(shape) + shift.view(shape)
 
     def plain(self, mix: Mix) -> _BatchNorm:
-        """The layer of the original kind that does the same for a whole batch, in eval mode."""
+        """An equivalent layer of the original class for a whole batch with mix ``mix``, in eval mode."""
         norm: _BatchNorm = self.kind(
             self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats
         ).to(self.task_mean)
@@ -97,7 +97,7 @@ class TaskBatchNorm(_BatchNorm):
         return norm.train(self.training)
 
     def _merged(self, mix: Mix) -> tuple[Tensor, Tensor]:
-        """Mean and variance of one layer with the same effect."""
+        """Mean and variance of a single layer with the same effect."""
         assert self.running_mean is not None
         assert self.running_var is not None
         if mix is None:
@@ -111,7 +111,7 @@ class TaskBatchNorm(_BatchNorm):
         return deviation * (weights @ (self.task_mean * inverse)), deviation.square() - self.eps
 
     def _affine(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift (N, C) of each sample: Σ_e w_e·(γ (x − μ_e)/σ_e + β)."""
+        """Scale and shift (N, C) of each sample, from Σ_e w_e·(γ (x − μ_e)/σ_e + β)."""
         inverse = (self.task_var + self.eps).rsqrt()
         scale, shift = weights @ inverse, -weights @ (self.task_mean * inverse)
         if self.affine:
@@ -129,7 +129,7 @@ class TaskBatchNorm(_BatchNorm):
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         mean, var = self.task_mean[task], self.task_var[task]
         if not self.training or x.numel() == self.num_features:
-            # Copies: other tasks of this batch move their rows before the backward pass.
+            # Copies, because other tasks of this batch change their rows before the backward pass.
             kept = (mean.clone(), var.clone()) if self.training else (mean, var)
             return F.batch_norm(x, *kept, self.weight, self.bias, False, 0.0, self.eps)
         self.task_batches[task] += 1
@@ -137,4 +137,4 @@ class TaskBatchNorm(_BatchNorm):
         return F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions: the layer that this one stands for was built for its network."""
+        """Accept any number of dimensions, since the original layer was built for its network."""

@@ -1,4 +1,4 @@
-"""How far routers tell tasks apart: a loss that makes them, and a measure."""
+"""Task separation of routers: a loss that increases it, and a measure of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def task_contrast(weights: Tensor, tasks: Tensor, temperature: float) -> Tensor:
 
         TwD = mean_i  −1/|P(i)| · Σ_{p ∈ P(i)} log( exp(z_i·z_p/τ) / Σ_{k ≠ i} exp(z_i·z_k/τ) ),
 
-    over the samples that have a P(i); 0 where none has.
+    over the samples i with non-empty P(i); 0 if there are none.
 
     Args:
         weights: (N, E) router weights.
@@ -34,9 +34,9 @@ def task_contrast(weights: Tensor, tasks: Tensor, temperature: float) -> Tensor:
 
 
 def nmi(weights: Tensor, tasks: Tensor) -> float:
-    """Normalised mutual information, in [0, 1], between the heaviest adapter of each sample and its task.
+    """Normalised mutual information, in [0, 1], between each sample's heaviest adapter and its task.
 
-    I(argmax w; task) over the mean of the two entropies.
+    I(argmax w; task), divided by the mean of the two entropies.
 
     Args:
         weights: (N, E) router weights.

@@ -17,22 +17,22 @@ from defenses.parts.lowrank.routing import Routing
 
 Made = TypeVar("Made")
 Mix = int | Tensor | None
-"""A task, fixed weights (E,) of all tasks, or the backbone alone."""
+"""A task, fixed weights (E,) of all tasks, or None for the backbone alone."""
 
 
 class AdaptedConv2d(nn.Conv2d):
     """y = W * x + s · Σ_e w_e(x) · B_e (A_e * x) + b, that is, W_e = W + s·B_e A_e for a sample of task e.
 
-    A_e (r, C_in, k, k) is a thin convolution of the same stride, padding and dilation, B_e (C_out, r) leads
-    back; r is ``rank``, at most the rank that W can have. All E adapters take one pass: the A_e side by side
-    are one convolution to E·r channels, each sample's weights w (N, E) gate them, the B_e side by side are
-    one 1×1 convolution back. A whole batch of one task goes through W_e itself.
+    A_e (r, C_in, k, k) is a convolution to r channels with the same stride, padding and dilation; B_e
+    (C_out, r) maps back; r is ``rank``, limited to the rank that W can have. All E adapters take one pass:
+    the A_e are concatenated to one convolution to E·r channels, each sample's weights w (N, E) scale these
+    channels, and the B_e are concatenated to one 1×1 convolution back. A batch of a single task uses W_e.
 
-    A_e starts as convolutions do and B_e at 0, so that a new adapter changes nothing.
+    A_e is initialised like a convolution and B_e with 0, so that a new adapter changes nothing.
 
     Args:
-        conv: the convolution, of one group; its very parameters become the backbone's.
-        routing: says which route the present batch takes.
+        conv: the convolution, with groups=1; its parameters themselves become the backbone's.
+        routing: holds the current batch's route.
         rank: r.
         scale: s.
     """
@@ -58,7 +58,7 @@ class AdaptedConv2d(nn.Conv2d):
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Inside, weights stand still and need no gradient: what is made of them is made once."""
+        """Inside, weights do not change or need gradients, so combined weights are computed only once."""
         self._kept = {}
         try:
             yield
@@ -66,7 +66,7 @@ class AdaptedConv2d(nn.Conv2d):
             self._kept = None
 
     def add_task(self, generator: torch.Generator) -> None:
-        """One more adapter, on the device of the weights."""
+        """Add one more adapter, on the device of the weights."""
         shape = (self.rank, *self.weight.shape[1:])
         bound = 1 / math.sqrt(self.weight[0].numel())
         draws = torch.rand(shape, generator=generator) * (2 * bound) - bound
@@ -74,11 +74,11 @@ class AdaptedConv2d(nn.Conv2d):
         self.up.append(nn.Parameter(self.weight.new_zeros(self.out_channels, self.rank)))
 
     def remove_tasks(self) -> None:
-        """No adapter is left."""
+        """Remove all adapters."""
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
 
     def merged_weight(self, mix: Mix) -> Tensor:
-        """W + s·B_e A_e of one task, or W + s·Σ_e w_e·B_e A_e of fixed weights."""
+        """W + s·B_e A_e for one task, or W + s·Σ_e w_e·B_e A_e for fixed weights."""
         if mix is None:
             return self.weight
         if isinstance(mix, int):
@@ -90,11 +90,11 @@ class AdaptedConv2d(nn.Conv2d):
         return weight
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H', W').
+        """Map (N, C_in, H, W) to (N, C_out, H', W').
 
         Raises:
-            InputError: the network has changed the size of the batch on the way, so that the samples cannot
-                be told apart.
+            InputError: the network changed the size of the batch before this layer, so that samples can no
+                longer be matched to their tasks.
         """
         route = self.routing.route
         if route.weights is None:
@@ -108,7 +108,7 @@ class AdaptedConv2d(nn.Conv2d):
         weight, bias, back = self._once("side by side", self._side_by_side)
         both = self._convolved(input, weight, bias)
         out, thin = torch.split(both, [self.out_channels, both.shape[1] - self.out_channels], 1)
-        # Not repeat_interleave, whose gradient is slow to add up.
+        # Not repeat_interleave, because its gradient is slow.
         gate = (self.scale * route.weights).to(thin.dtype)[:, :, None].expand(-1, -1, self.rank)
         return _lead_back(out, thin * gate.reshape(len(thin), -1, 1, 1), back)
 
@@ -119,9 +119,9 @@ class AdaptedConv2d(nn.Conv2d):
         return convolved
 
     def _side_by_side(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """W and all A_e as one convolution, its bias, and all B_e as one.
+        """W and all A_e as one convolution, its bias, and all B_e as one matrix.
 
-        The A_e are further outputs of the convolution: its input is read, and its gradient summed, once.
+        The A_e are additional output channels, so the input is read and its gradient summed only once.
         """
         weight = torch.cat([self.weight, *self.down])
         back = torch.cat(list(self.up), 1)
@@ -138,7 +138,7 @@ class AdaptedConv2d(nn.Conv2d):
         return made
 
     def plain(self, mix: Mix) -> nn.Conv2d:
-        """The convolution that does the same for a whole batch; its parameters are copies."""
+        """An equivalent plain convolution for a whole batch; its parameters are copies."""
         conv = nn.Conv2d(
             self.in_channels,
             self.out_channels,
@@ -158,8 +158,8 @@ class AdaptedConv2d(nn.Conv2d):
 def _lead_back(out: Tensor, thin: Tensor, back: Tensor) -> Tensor:
     """out (N, C, H, W) plus a 1×1 convolution of thin (N, R, H, W) with back (C, R).
 
-    Where images lie plane by plane it is one product with the sum in it, about twice as fast as a
-    convolution for the small ones.
+    For contiguous planes it is one fused product and sum, about twice as fast as a convolution for small
+    images.
     """
     if not thin.is_contiguous():
         return out + F.conv2d(thin, back[:, :, None, None])

@@ -1,4 +1,4 @@
-"""What the defenses with low-rank adapters have in common."""
+"""Base class of the defenses with low-rank adapters."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from defenses.parts.lowrank.tasks import CLEAN, Task, nearest
 
 
 class AdaptedDefense(Defense):
-    """A classifier with a low-rank adapter for each task on its convolutions, W_e = W + s·B_e A_e.
+    """A classifier with low-rank adapters on its convolutions, one per task: W_e = W + s·B_e A_e.
 
-    A batch is shared out among the stage's attacks and clean images, one task each, in equal parts. A
-    subclass says in :meth:`route_for` which adapters crafting goes through.
+    A batch is divided equally among the stage's attacks and clean images, each of which is a task. A
+    subclass chooses in :meth:`route_for` which adapters attacks are crafted on.
 
     Args:
         model: the classifier; its convolutions are replaced in place.
         rank: r, the rank of an adapter.
         scale: s.
-        norms: ``task`` for batch statistics of each task, ``batch`` for batch norm as it is.
-        seed: determines every draw.
+        norms: ``task`` for separate batch statistics per task, ``batch`` for ordinary batch norm.
+        seed: determines every random draw.
 
     Raises:
-        InputError: a rank or scale out of range, or a network without a convolution.
+        InputError: rank or scale is out of range, or the network has no convolution.
     """
 
-    # Which adapters a batch goes through is no weight, and a copy would not know.
+    # The choice of adapters is not a weight, so a fast copy of the model would not follow it.
     follows = False
 
     def __init__(
@@ -55,9 +55,9 @@ class AdaptedDefense(Defense):
         self.tasks: list[Task] = []
 
     def begin(self, stage: Stage) -> None:
-        """An adapter for each attack that is new, and one for clean images in the first stage.
+        """Add an adapter for each new attack, and one for clean images in the first stage.
 
-        From the second stage on the backbone is frozen, and so is every adapter but those of its attacks.
+        From the second stage on, only the adapters of the stage's attacks train; all else is frozen.
 
         Raises:
             InputError: the stage has no attack.
@@ -74,17 +74,17 @@ class AdaptedDefense(Defense):
                 self._adapter(self.tasks.index(Task.of(attack))).requires_grad_(True)
 
     def add_task(self, task: Task) -> None:
-        """An adapter for one more task; its running statistics start as those of clean images."""
+        """Add an adapter for one more task; its running statistics start as those of clean images."""
         generator = keyed_generator("adapter", self.seed, len(self.tasks))
         add_task(self.model, generator, 0 if self.tasks else None)
         self.tasks.append(task)
 
     def route_for(self, attack: Attack | None) -> Route:
-        """The route of crafting with ``attack``, None for clean images: the adapter of its task."""
+        """The route for crafting with ``attack`` (None: clean images), by default its task's adapter."""
         return Route(task=nearest(self.tasks, attack))
 
     def craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial points against the adapters that the attack's own task goes through."""
+        """Craft adversarial points against the route that :meth:`route_for` chooses for the attack."""
         with contextlib.ExitStack() as stack:
             for module in adapted(self.model):
                 if isinstance(module, AdaptedConv2d):
@@ -95,11 +95,11 @@ class AdaptedDefense(Defense):
     def task_batch(
         self, x: Tensor, y: Tensor, stage: Stage, *, clean: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch in equal shares, one an attack and one left clean: points, labels, tasks int64 (N,)."""
+        """Divide the batch equally among attacks and clean images: points, labels, tasks int64 (N,)."""
         shares: list[Attack | None] = [*([None] if clean else []), *stage.attacks]
         points, labels, tasks = [], [], []
         for number, attack in enumerate(shares):
-            # Batches come shuffled, so strides are a fair share of each class.
+            # Batches are shuffled, so strided shares have a fair share of each class.
             part, truth = x[number :: len(shares)], y[number :: len(shares)]
             points.append(part if attack is None else self.craft(attack, part, truth))
             labels.append(truth)
@@ -108,17 +108,17 @@ class AdaptedDefense(Defense):
         return torch.cat(points), torch.cat(labels), torch.cat(tasks)
 
     def by_task(self, x: Tensor, tasks: Tensor) -> Tensor:
-        """Logits (N, K), each sample through the adapter of its own task; ``tasks`` int64 (N,)."""
+        """Logits (N, K) with each sample passed through its own task's adapter; ``tasks`` int64 (N,)."""
         with self.routing.along(Route.by_task(tasks, len(self.tasks), x.dtype)):
             logits: Tensor = self(x)
         return logits
 
     def merged(self, task: int | Tensor | None) -> nn.Module:
-        """A plain network in eval mode: of a task by its place, of fixed weights (E,), or of the backbone."""
+        """A plain network in eval mode: for a task index, fixed weights (E,), or None for the backbone."""
         return merged(self.model, task).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Train mode, save for batch norm that is shared: its statistics are frozen after stage 1."""
+        """Set train mode, except that shared batch norm has frozen statistics after stage 1."""
         super().train(mode)
         if mode and self.stages:
             for module in self.model.modules():
@@ -127,11 +127,11 @@ class AdaptedDefense(Defense):
         return self
 
     def spec(self) -> dict[str, Any]:
-        """Adds the tasks, an adapter each."""
+        """Adds the tasks, each of which has an adapter."""
         return {**super().spec(), "tasks": [asdict(task) for task in self.tasks]}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """Adapters for the tasks of ``spec``."""
+        """Add adapters for the tasks of ``spec``."""
         for task in spec["tasks"][len(self.tasks) :]:
             self.add_task(Task(**task))
 

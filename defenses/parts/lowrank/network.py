@@ -1,4 +1,4 @@
-"""Adapters put into a network, and merged into a plain one again."""
+"""Inserts adapters into a network, and merges them into a plain network again."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Adapted = AdaptedConv2d | TaskBatchNorm
 
 
 def inject(model: nn.Module, *, rank: int, scale: float, norms: Norms = "task") -> tuple[nn.Module, Routing]:
-    """Replace each ``nn.Conv2d`` of one group by one with adapters; for ``norms="task"`` batch norm too.
+    """Add adapters to each ``nn.Conv2d`` with groups=1; with ``norms="task"``, replace batch norm too.
 
-    Parameters and their names stay; layers of a class of their own, grouped and transposed convolutions stay
-    as they are. ``model`` is changed in place.
+    Parameters and their names stay the same. Layers of derived classes, and grouped or transposed
+    convolutions, are not changed. ``model`` is modified in place.
 
     Returns:
-        The network (``model`` itself unless that is one layer) and what routes its batches.
+        The network (``model`` itself, unless it is a single layer) and the routing of its batches.
 
     Raises:
-        InputError: there is no such convolution, or the network has adapters already.
+        InputError: there is no such convolution, or the network already has adapters.
     """
     if any(isinstance(module, AdaptedConv2d) for module in model.modules()):
-        raise InputError("this network has low-rank adapters already: give one without")
+        raise InputError("this network already has low-rank adapters: give one without")
     if not any(_is_conv(module) for module in model.modules()):
         raise InputError(
             f"low-rank adapters need a network with a convolution: {type(model).__name__} has no nn.Conv2d "
@@ -53,9 +53,9 @@ def inject(model: nn.Module, *, rank: int, scale: float, norms: Norms = "task") 
 
 
 def merged(model: nn.Module, mix: Mix) -> nn.Module:
-    """A plain network of the original architecture: of a task, of fixed weights (E,), or of the backbone.
+    """A plain network of the original architecture, for a task, fixed weights (E,), or the backbone.
 
-    Its state dict has the names and shapes of the network that adapters were put into.
+    Its state dict has the same names and shapes as the network before adapters were added.
     """
 
     def change(module: nn.Module) -> nn.Module:
@@ -65,12 +65,12 @@ def merged(model: nn.Module, mix: Mix) -> nn.Module:
 
 
 def adapted(model: nn.Module) -> Iterator[Adapted]:
-    """The modules that hold something for each task."""
+    """The modules with separate parameters or statistics per task."""
     return (module for module in model.modules() if isinstance(module, Adapted))
 
 
 def add_task(model: nn.Module, generator: torch.Generator, source: int | None = None) -> None:
-    """An adapter for one more task; its running statistics start as those of the task ``source``."""
+    """Add an adapter for one more task; its running statistics start as those of the task ``source``."""
     for module in adapted(model):
         if isinstance(module, AdaptedConv2d):
             module.add_task(generator)
@@ -79,17 +79,17 @@ def add_task(model: nn.Module, generator: torch.Generator, source: int | None = 
 
 
 def _is_conv(module: nn.Module) -> bool:
-    """Whether the module is a plain convolution: of no class derived from it, its weight a parameter."""
+    """Whether the module is exactly an ``nn.Conv2d`` with groups=1 whose weight is a parameter."""
     return type(module) is nn.Conv2d and module.groups == 1 and "weight" in module._parameters
 
 
 def _replaced(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """``model`` with each module replaced by ``change`` of it; one used in two places stays one."""
+    """Replace each module of ``model`` by ``change`` of it; a module that is used twice stays shared."""
     done: dict[int, tuple[nn.Module, nn.Module]] = {}
 
     def visit(module: nn.Module) -> nn.Module:
         if id(module) not in done:
-            # The old module is kept, lest another gets its id.
+            # Keep the old module alive, so that its id is not reused.
             done[id(module)] = (module, change(module))
             if done[id(module)][1] is module:
                 for name, child in list(module._modules.items()):

@@ -1,4 +1,4 @@
-"""A small network that says how much of each adapter an image gets."""
+"""A small network that computes the weight of each adapter for an image."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from attacks_pool.errors import InputError
 class ConvRouter(nn.Module):
     """Images (N, C, H, W) to scores (N, E): 3×3 convolutions with ReLU, mean, batch norm, one linear layer.
 
-    The first convolution keeps the size, each of the ``depth`` further ones halves it and doubles the width.
-    The authors' code has a residual network of 19 convolutions of width 16, 32 and 64 here, which is several
-    times the cost of the networks that small images need. Batch norm, without weights of its own, is on the
-    last features alone: it tells images apart from the first step on. In eval mode a score depends on its
-    image alone.
+    The first convolution keeps the size; each of ``depth`` further ones halves it and doubles the width.
+    The authors' code uses a residual network of 19 convolutions of width 16, 32 and 64 instead, which costs
+    several times as much as the networks that suit small images. Batch norm, without affine weights, is only
+    on the last features: it makes scores differ between images from the first step on. In eval mode a score
+    depends only on its own image.
 
     Args:
         channels: C.
         experts: E.
         width: channels of the first convolution.
-        depth: convolutions of stride 2.
-        seed: determines the first weights.
+        depth: number of convolutions with stride 2.
+        seed: determines the initial weights.
     """
 
     def __init__(self, channels: int, experts: int, *, width: int, depth: int, seed: int) -> None:
@@ -40,7 +40,7 @@ class ConvRouter(nn.Module):
             self.linear = nn.Linear(width * 2**depth, experts)
 
     def add_expert(self, seed: int) -> None:
-        """A score for one more adapter, whose first weights ``seed`` determines; the others stay."""
+        """Add a score for one more adapter, initialised with ``seed``; the other scores stay the same."""
         old = self.linear
         with isolated_randomness(seed, torch.device("cpu")):
             new = nn.Linear(old.in_features, old.out_features + 1).to(old.weight)
@@ -53,12 +53,12 @@ class ConvRouter(nn.Module):
         """Scores (N, E).
 
         Raises:
-            InputError: images of another number of channels.
+            InputError: the images have another number of channels.
         """
         if x.shape[1] != self.channels:
             raise InputError(f"the router takes images of {self.channels} channels, not {x.shape[1]}")
         features, norm = self.features(x), self.norm
-        # One image has no spread: it meets the running statistics.
+        # A single image has no variance, so it uses the running statistics.
         features = (
             norm(features) if len(x) > 1 else F.batch_norm(features, norm.running_mean, norm.running_var)
         )

@@ -1,4 +1,4 @@
-"""Which adapter each sample of a batch goes through."""
+"""Determines which adapters each sample of a batch passes through."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """How one batch goes: the backbone alone, one task's adapter, or a mixture for each sample.
+    """The route of one batch: the backbone alone, one task's adapter, or a mixture for each sample.
 
     Attributes:
-        task: the adapter of the whole batch; None with no ``weights``: the backbone alone.
+        task: the adapter for the whole batch; if it and ``weights`` are None, the backbone alone.
         weights: (N, E) mixing weights of the E adapters.
-        counts: where each sample has a task of its own, the number of samples of each task.
-        order: the permutation that sorts those samples by task; None where they are sorted already.
+        counts: the number of samples of each task, if each sample has its own task.
+        order: the permutation that sorts these samples by task; None if they are sorted already.
     """
 
     task: int | None = None
@@ -30,12 +30,12 @@ class Route:
 
     @property
     def chosen(self) -> bool:
-        """Whether it says more than: the backbone alone."""
+        """Whether the route uses any adapter."""
         return self.task is not None or self.weights is not None
 
     @classmethod
     def by_task(cls, tasks: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Self:
-        """Each sample through the adapter of its own task: ``tasks`` int64 (N,), below ``count``."""
+        """Route each sample through its own task's adapter: ``tasks`` int64 (N,), below ``count``."""
         counts = tuple(torch.bincount(tasks, minlength=count).tolist())
         if len(tasks) and max(counts) == len(tasks):
             return cls(task=counts.index(len(tasks)))
@@ -45,14 +45,14 @@ class Route:
 
 
 class Routing:
-    """The present route, which every adapted module of one network looks at."""
+    """Holds the current route, which all adapted modules of one network read."""
 
     def __init__(self) -> None:
         self.route = Route()
 
     @contextmanager
     def along(self, route: Route) -> Iterator[None]:
-        """``route`` inside, the one before afterwards."""
+        """Set ``route`` inside; restore the previous one afterwards."""
         before, self.route = self.route, route
         try:
             yield

@@ -1,4 +1,4 @@
-"""What an adapter is for: clean images, an attack, or a family of attacks."""
+"""The tasks of adapters: clean images, an attack, or a family of attacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attacks_pool.attack import Attack
 
 @dataclass(frozen=True)
 class Task:
-    """A task by its text (of an attack, the canonical one of its training form), name, family and norm."""
+    """A task: its text (for an attack, canonical with training knobs), name, family, norm and eps."""
 
     text: str
     name: str
@@ -21,7 +21,7 @@ class Task:
 
     @classmethod
     def of(cls, attack: Attack) -> Self:
-        """The task of an attack: the same for its training form, its evaluation form and at a smaller eps."""
+        """The task of an attack, which is the same for its training form and at a smaller eps."""
         info = attack.info
         return cls(
             attack.training_text, info.name, info.family, info.norm, float(attack.training_knobs["eps"])
@@ -37,10 +37,10 @@ CLEAN = Task("clean", "clean", "clean")
 
 
 def nearest(tasks: Sequence[Task], attack: Attack | None) -> int | None:
-    """The place of the attack's own task, else of the nearest of its family, else of ``CLEAN``.
+    """The index of the attack's own task, otherwise of the nearest in its family, otherwise of ``CLEAN``.
 
-    Nearest is the same attack before another, then the same norm, then the least distance of eps. None where
-    there are no tasks yet.
+    The order of nearness is: the same attack, the same norm, the smallest difference of eps. None if there
+    are no tasks yet.
     """
     wanted = CLEAN if attack is None else Task.of(attack)
     if wanted in tasks:
