@@ -20,6 +20,7 @@ from attacks_pool.fast.follow import Follower
 from defenses.metadata import DefenseInfo, parameters_of
 from defenses.training.fit import Training, check_data
 from defenses.training.plan import TrainPlan
+from defenses.training.shown import listener_of
 from defenses.training.snapshot import Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
 from defenses.training.trainable import Trainable
@@ -65,7 +66,7 @@ class Defense(Trainable):
         attacks: Sequence[Attack],
         *,
         plan: TrainPlan | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], None] | bool | None = None,
         validation: Batches | None = None,
         checkpoint: Callable[[Snapshot], None] | None = None,
         resume: Snapshot | None = None,
@@ -76,8 +77,9 @@ class Defense(Trainable):
             data: any re-iterable of ``(x, y)`` batches, such as a DataLoader; ``x`` in [0, 1].
             attacks: one attack in the continual regime, several in joint and meta, none for plain training.
             plan: the training budget, :class:`TrainPlan` by default.
-            progress: called after each batch. It may stop training by raising anything, which comes out of
-                here; ``checkpoint`` gets a snapshot of that moment before.
+            progress: True writes lines to stderr, False writes none; None, the default, writes them in
+                notebooks alone. A function is called after each batch. It may stop training by raising
+                anything, which comes out of here; ``checkpoint`` gets a snapshot of that moment before.
             validation: held-out batches, needed by ``select="val-robust"`` alone.
             checkpoint: called with a snapshot after each epoch.
             resume: go on from such a snapshot, with the arguments that it was taken with, on a defense newly
@@ -107,7 +109,12 @@ class Defense(Trainable):
         if resume is None:
             self.begin(stage)
         training = Training(
-            self, data, stage, progress=progress, validation=validation, checkpoint=checkpoint
+            self,
+            data,
+            stage,
+            progress=listener_of(progress),
+            validation=validation,
+            checkpoint=checkpoint,
         )
         if resume is not None:
             training.resume(resume)

@@ -19,6 +19,7 @@ from advbench.runs.saved import Run, load_run
 from advbench.runtime.device import reproducible, undisturbed
 from advbench.runtime.events import Event, JsonLog, Listener, TensorBoardLog, check_tensorboard, tell
 from advbench.runtime.failures import failing, resume_command
+from advbench.runtime.progress import watched
 from advbench.runtime.timeouts import check_timeout
 from attacks_pool import InputError
 from attacks_pool.metadata import whole_number
@@ -42,6 +43,7 @@ def run(
     reuse: bool = False,
     attack_timeout: float | None = None,
     trust: bool = False,
+    progress: bool | None = None,
     **options: Any,
 ) -> Run:
     """Train and evaluate one defense; what ``advbench run`` does.
@@ -62,6 +64,7 @@ def run(
         reuse: take a complete run that was asked to do the very same as it is.
         attack_timeout: seconds that an attack may take for one batch or block of points.
         trust: with the path of a run to resume, import a ``package.module:factory`` that it names.
+        progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
             ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, …
 
@@ -94,7 +97,8 @@ def run(
                     Event("note", text=f"run {path.name} is complete already: it is taken as it is"),
                 )
                 return load_run(path, trust=True, data_dir=prepared.config.data_dir)
-    directory = _go(prepared, Path(runs_dir), named, resume is False, listeners, tensorboard, attack_timeout)
+    with watched(listeners, progress) as told:
+        directory = _go(prepared, Path(runs_dir), named, resume is False, told, tensorboard, attack_timeout)
     # What the user typed just now, they trust.
     return load_run(directory, trust=True, data_dir=prepared.config.data_dir)
 

@@ -57,13 +57,14 @@ def check(
         str, typer.Argument(help="A registered name, or package.module:Class, installed or below here.")
     ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value of the defense; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="key=value of the defense; repeatable.", show_default="the defense's own"),
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Run the contract that every defense keeps: what holds, what fails and why; exit code 1 if any fails."""
-    from advbench.cli.console import errors
     from advbench.contract import check_defense, find_defense
+    from advbench.runtime.console import errors
 
     kind, settings = find_defense(defense), dict(_setting(text) for text in set_ or ())
     shown = errors()
@@ -93,7 +94,7 @@ def _all(checks: Sequence[Check]) -> bool:
 def _print(name: str, checks: Sequence[Check]) -> None:
     from rich.table import Table
 
-    from advbench.cli.console import output
+    from advbench.runtime.console import output
     from leaderboards.printable import in_line
 
     title = in_line(f"The contract: {name}")

@@ -21,10 +21,12 @@ def attacks(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="What sample draws with.")] = 0,
     family: Annotated[
-        list[str] | None, typer.Option(help="Sample from this family only; repeatable.")
+        list[str] | None,
+        typer.Option(help="Sample from this family only; repeatable.", show_default="all families"),
     ] = None,
     norm: Annotated[
-        list[str] | None, typer.Option(help="Sample attacks of this norm only; repeatable.")
+        list[str] | None,
+        typer.Option(help="Sample attacks of this norm only; repeatable.", show_default="all norms"),
     ] = None,
     unseen: Annotated[
         int, typer.Option(min=0, help="Hold so many families out of the sample; draw an attack from each.")
@@ -203,7 +205,7 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], spare: Sequen
     """
     from rich.table import Table
 
-    from advbench.cli.tables import output
+    from advbench.runtime.console import output
 
     console = output()
     rows = [dict(zip(columns, line, strict=True)) for line in lines]

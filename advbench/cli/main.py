@@ -39,7 +39,8 @@ app = typer.Typer(
     cls=CheckedGroup,
     help="A robustness benchmark for adversarial defenses.",
     no_args_is_help=True,
-    add_completion=False,
+    # Rich cuts names off at 80 columns, and takes its time.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -18,11 +18,13 @@ from advbench.data.registry import FOLDER
 from advbench.models import MODELS, build_model
 from advbench.models.factory import one_line
 from advbench.runs.allocating import bounded_by
+from advbench.runs.screen import html_of, text_of
 from attacks_pool.calling.guard import ordinary_mode
 from attacks_pool.calling.randomness import key_seed
 from attacks_pool.errors import InputError
 from defenses import Defense, registry
 from leaderboards import Record, read_record
+from leaderboards.printable import in_line
 from leaderboards.records.layout import EVALUATED
 from leaderboards.records.limits import weights_fault
 
@@ -44,6 +46,14 @@ class Run:
     record: Record
     trust: bool = False
     data_dir: str | None = None
+
+    def __repr__(self) -> str:
+        """The result on one screen: headline, matrix, metrics, audit, and where the run is."""
+        return "\n".join([text_of(self.record), in_line(f"run: {self.path}")])
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, as HTML tables."""
+        return html_of(self.record)
 
     @property
     def config(self) -> RunConfig:
