@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from advbench.benchmark.loop import Benchmark
 from advbench.benchmark.prepare import Prepared, prepare
 from advbench.config.options import Options, RunConfig, attack_texts, explain
-from advbench.config.resolve import imports_code
+from advbench.config.plugins import code_named
 from advbench.runs.directory import now, place, plain_name, unfinished
 from advbench.runs.saved import Run, load_run
 from advbench.runtime.device import reproducible, undisturbed
@@ -49,9 +49,9 @@ def run(
     """Train and evaluate one defense; what ``advbench run`` does.
 
     Args:
-        defense: a name that ``advbench defenses`` lists, ``air`` by default.
+        defense: a name that ``advbench defenses`` lists, or ``package.module:Class``; ``air`` by default.
         sequence: the attacks that it meets, ``fgsm,pgd:eps=0.1,cw`` (the default: ``fgsm,pgd,cw``) or a list
-            of such texts.
+            of such texts; an attack may be named as ``package.module:function``.
         runs_dir: where the run's directory is made.
         listeners: called with every :class:`advbench.runtime.events.Event`.
         tensorboard: also write scalars for TensorBoard.
@@ -63,7 +63,7 @@ def run(
             new one. A path goes on with that run, whose manifest has all other options.
         reuse: take a complete run that was asked to do the very same as it is.
         attack_timeout: seconds that an attack may take for one batch or block of points.
-        trust: with the path of a run to resume, import a ``package.module:factory`` that it names.
+        trust: with the path of a run to resume, import code, ``package.module:name``, that it names.
         progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
             ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, …
@@ -178,9 +178,10 @@ def _prepared_again(path: Path, trust: bool) -> Prepared:
         config = RunConfig.model_validate(manifest.config)
     except ValidationError as error:
         raise InputError(f"run {directory.name}: config: {explain(error)}") from None
-    if not trust and imports_code(config.model):
+    named = code_named(config.model_dump())
+    if named and not trust:
         raise InputError(
-            f"run {directory.name} was made with the model {config.model!r}, and going on imports that code: "
+            f"run {directory.name} was made with {named[0]}, and going on imports that code: "
             "add --trust if you trust it"
         )
     prepared = prepare(Options.of(config.model_dump()), surrogate=manifest.more.get("surrogate"))

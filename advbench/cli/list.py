@@ -119,9 +119,12 @@ def datasets(
 
 
 def _attack(name: str) -> dict[str, Any]:
+    from advbench.config.plugins import import_attack, names_code
     from attacks_pool import pool
     from attacks_pool.metadata import format_value
 
+    if names_code(name):
+        name = import_attack(name)
     entry = pool.entry(name)
     info = entry.info
     knobs = {
@@ -149,10 +152,11 @@ def _attack(name: str) -> dict[str, Any]:
 def _defense(name: str) -> dict[str, Any]:
     import inspect
 
+    from advbench.config.plugins import import_defense, names_code
     from defenses import registry
     from defenses.metadata import parameters_of
 
-    found, _ = registry.resolve(name)
+    found = import_defense(name) if names_code(name) else registry.resolve(name)[0]
     info = found.info.model_dump(mode="json")
     defaults = {
         key: None if value is inspect.Parameter.empty else value

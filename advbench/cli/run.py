@@ -150,8 +150,9 @@ def run(
     from advbench.config.options import Options, merge
 
     if config is not None:
-        options = merge(read_config(config), options)
-        _check_trust(config, options, typed=model, trust=trust)
+        typed = dict(options)
+        options = merge(read_config(config), typed)
+        _check_trust(config, {key: value for key, value in options.items() if key not in typed}, trust=trust)
     # Checked as a whole here, so that no seed runs before a mistake is found.
     chosen = _seeds(seeds, Options.of(options).seed)
     if dry_run:
@@ -196,20 +197,24 @@ def _refuse(typed: dict[str, Any]) -> None:
         refuse_options(given)
 
 
-def _check_trust(config: Path, options: dict[str, Any], *, typed: str | None, trust: bool) -> None:
-    """A config cannot execute code: a factory that it names is imported only with ``--trust``.
+def _check_trust(config: Path, options: dict[str, Any], *, trust: bool) -> None:
+    """A config cannot execute code: what it names is imported only with ``--trust``.
+
+    Args:
+        config: the file.
+        options: what comes from it, not what was typed.
+        trust: whether ``--trust`` was given.
 
     Raises:
-        InputError: it names one, and nobody typed it.
+        InputError: it names code, and nobody trusts that.
     """
-    from advbench.config.resolve import imports_code
+    from advbench.config.plugins import code_named
     from attacks_pool.errors import InputError
 
-    named = options.get("model")
-    if typed is None and not trust and isinstance(named, str) and ":" in named and imports_code(named):
+    named = code_named(options)
+    if named and not trust:
         raise InputError(
-            f"config {config} names the model {named!r}, and using it imports that code: "
-            "add --trust if you trust it"
+            f"config {config} names {named[0]}, and using it imports that code: add --trust if you trust it"
         )
 
 

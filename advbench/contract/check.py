@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from advbench.config.plugins import import_defense
 from advbench.contract import answers, keeping, learning, secrecy
 from advbench.contract.compare import BrokenPromiseError, described
 from advbench.contract.trial import Network, Promise, Trial, small_network
-from advbench.models.factory import find_named
 from attacks_pool.errors import InputError
 from defenses import Defense, DefenseInfo, registry
 
@@ -25,17 +25,7 @@ def find_defense(text: str) -> type[Defense]:
         InputError: no such name, module or class, a module that fails to import, or a class that is none of
             defenses.
     """
-    if ":" not in text:
-        return registry.resolve(text)[0]
-    found = find_named(text, kind="defense", what="Class")
-    if not inspect.isclass(found):
-        raise InputError(f"defense {text!r} is {type(found).__name__}, expected a class")
-    if not issubclass(found, Defense):
-        bases = ", ".join(base.__name__ for base in found.__bases__)
-        raise InputError(f"defense {text!r} is a subclass of {bases}, expected one of defenses.Defense")
-    if not isinstance(getattr(found, "info", None), DefenseInfo):
-        raise InputError(f"defense {text!r} has no info = DefenseInfo(...)")
-    return found
+    return import_defense(text) if ":" in text else registry.resolve(text)[0]
 
 
 Status = Literal["holds", "fails", "not run"]
