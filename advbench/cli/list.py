@@ -118,6 +118,33 @@ def datasets(
         _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
 
 
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="A model to describe.", show_default=False)
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """List the models that --model takes by name, or describe some."""
+    from dataclasses import asdict
+
+    from advbench.models import MODELS
+    from attacks_pool.errors import unknown
+
+    for name in names or []:
+        if name not in MODELS:
+            raise unknown("model", name, MODELS)
+    entries = [asdict(MODELS[name]) for name in names or MODELS]
+    if format is Format.json:
+        echo(json.dumps(entries, indent=2))
+    elif names:
+        for entry in entries:
+            _describe(entry)
+    else:
+        columns = ("name", "input", "parameters", "description")
+        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
+        echo("any other: package.module:factory, a function that builds a torch.nn.Module")
+
+
 def _attack(name: str) -> dict[str, Any]:
     from advbench.config.plugins import import_attack, names_code
     from attacks_pool import pool

@@ -42,6 +42,19 @@ class CheckedGroup(TyperGroup):
         write_commands(self, ctx, formatter)
 
 
+DEFAULT = "list"
+
+
+class ListsByDefault(CheckedGroup):
+    """Words that are no command are the arguments of ``list``: ``advbench defenses air --format json``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the word ``list`` first where no command is named."""
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
 def _check(command: Any, ctx: Any, args: list[str]) -> None:
     """Look at what was typed before Typer keeps the last value of each option alone.
 
