@@ -20,6 +20,7 @@ from attacks_pool.fast.follow import Follower
 from defenses.metadata import DefenseInfo, parameters_of
 from defenses.training.fit import Training, check_data
 from defenses.training.plan import TrainPlan
+from defenses.training.shown import listener_of
 from defenses.training.snapshot import Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
 from defenses.training.trainable import Trainable
@@ -65,7 +66,7 @@ class Defense(Trainable):
         attacks: Sequence[Attack],
         *,
         plan: TrainPlan | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], None] | bool | None = None,
         validation: Batches | None = None,
         checkpoint: Callable[[Snapshot], None] | None = None,
         resume: Snapshot | None = None,
@@ -76,8 +77,9 @@ class Defense(Trainable):
             data: any re-iterable of ``(x, y)`` batches, such as a DataLoader; ``x`` in [0, 1].
             attacks: one attack in the continual regime, several in joint and meta, none for plain training.
             plan: the training budget, by default :class:`TrainPlan`.
-            progress: called after each batch. It may stop training by raising an exception, which propagates
-                to the caller; ``checkpoint`` first gets a snapshot of that moment.
+            progress: True writes lines to stderr, False writes none; None, the default, writes them only in
+                notebooks. A function is called after each batch. It may stop training by raising an
+                exception, which propagates to the caller; ``checkpoint`` first gets a snapshot of that moment.
             validation: held-out batches, needed only by ``select="val-robust"``.
             checkpoint: called with a snapshot after each epoch.
             resume: a snapshot to continue from, with the same arguments as when it was taken, on a new
@@ -107,7 +109,12 @@ class Defense(Trainable):
         if resume is None:
             self.begin(stage)
         training = Training(
-            self, data, stage, progress=progress, validation=validation, checkpoint=checkpoint
+            self,
+            data,
+            stage,
+            progress=listener_of(progress),
+            validation=validation,
+            checkpoint=checkpoint,
         )
         if resume is not None:
             training.resume(resume)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench.cli import main as cli
-from advbench.cli.tables import labels
+from advbench.runs.tables import labels
 from attacks_pool import Attack, InputError, ModelState, adapters, count_passes, pool, verify
 from attacks_pool.adapters.containment import Contained, mend
 from attacks_pool.adapters.pyautoattack_adapter import PEERS as AUTO
@@ -621,9 +621,9 @@ def test_list_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch, cap
     """One line an attack, none longer than the terminal is wide."""
     from rich.console import Console
 
-    from advbench.cli import tables as render
+    import advbench.runtime.console as consoles
 
-    monkeypatch.setattr(render, "output", lambda: Console(width=width, highlight=False))
+    monkeypatch.setattr(consoles, "output", lambda: Console(width=width, highlight=False))
     assert cli.invoke(["attacks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width

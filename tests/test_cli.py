@@ -17,8 +17,9 @@ import pytest
 
 from advbench import __version__
 from advbench.cli.main import invoke
-from advbench.cli.tables import labels, output
 from advbench.runs.saved import Run
+from advbench.runs.tables import labels
+from advbench.runtime.console import output
 from attacks_pool import pool
 from defenses import registry
 from leaderboards import find_records, json_bytes, write_bytes, write_checksums
@@ -352,9 +353,9 @@ class TestSeeds:
         def run(*, seed: int, sample_seed: int, **_options: Any) -> None:
             asked.append((seed, sample_seed))
 
-        monkeypatch.setattr("advbench.benchmark.run", run)
-        monkeypatch.setattr("advbench.cli.tables.print_run", lambda _run: None)
-        monkeypatch.setattr("advbench.cli.tables.print_seeds", lambda _runs, _directory: None)
+        monkeypatch.setattr("advbench.benchmark.run.run", run)
+        monkeypatch.setattr("advbench.cli.results.print_run", lambda _run, **_how: None)
+        monkeypatch.setattr("advbench.cli.results.print_seeds", lambda _runs, _directory: None)
         return asked
 
     @pytest.mark.parametrize(
@@ -433,7 +434,7 @@ def test_an_interrupt_is_one_line(capsys: Captured, monkeypatch: pytest.MonkeyPa
     def interrupt(**_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("advbench.benchmark.run", interrupt)
+    monkeypatch.setattr("advbench.benchmark.run.run", interrupt)
     out, err = call(capsys, "run", code=130)
     assert (out, err) == ("", "error: interrupted\n")
 
@@ -452,6 +453,6 @@ def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_options: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("advbench.benchmark.run", broken)
+    monkeypatch.setattr("advbench.benchmark.run.run", broken)
     with pytest.raises(ZeroDivisionError):
         invoke(["run"])

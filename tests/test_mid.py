@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from advbench import run
 from advbench.audit.stored import audit_run
-from advbench.cli.tables import transfer_table
 from advbench.data import Split
 from advbench.evaluation.extras import PICTURE, psnr, regenerate, ssim
+from advbench.runs.tables import transfer_table
 from advbench.verify import Asked, verify_run
 from attacks_pool import InputError, pool
 from defenses import MID, Progress, Snapshot, Stage, TrainPlan, registry

@@ -21,9 +21,9 @@ from rich.console import Console
 
 from advbench.cli.main import invoke
 from advbench.cli.shading import bars, has_shades, shaded
-from advbench.cli.tables import matrix_table
 from advbench.runs.gallery import draw, gallery
 from advbench.runs.saved import Run
+from advbench.runs.tables import matrix_table
 from attacks_pool.errors import InputError
 from leaderboards import Record, RecordError, parse_record, rows
 from leaderboards.colours import contrast, ink, rgb, shade

@@ -76,7 +76,8 @@ def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate
             text, num_classes=data.num_classes, in_channels=channels, image_size=size, seed=key
         )
         plain = registry.build("standard", network.to(device), seed=key)
-        plain.fit(TensorLoader(small, PLAN.batch_size, seed=key, device=device), [], plan=PLAN)
+        batches = TensorLoader(small, PLAN.batch_size, seed=key, device=device)
+        plain.fit(batches, [], plan=PLAN, progress=False)
     model = nn.Sequential(nn.AvgPool2d(factor), network).eval()
     right, asked = _right(model, data.validation, device)
     name = f"plain {text}, {PLAN.epochs} epochs on {len(small):,} images, clean {100 * right / asked:.1f} %"

@@ -14,6 +14,7 @@ from torch import nn
 from advbench.audit.surrogates import surrogate_of
 from advbench.config.identity import identity_of
 from advbench.config.options import Options, RunConfig
+from advbench.config.plugins import with_plugins
 from advbench.config.resolve import bound_attacks, resolve
 from advbench.data import DataSet, load_dataset
 from advbench.models import MODELS, changes_images
@@ -62,6 +63,8 @@ def prepare(
 ) -> Prepared:
     """Check and resolve what a run was asked to do.
 
+    Code that the options name is imported: whoever calls this has decided that it is trusted.
+
     Args:
         options: as :func:`advbench.run` takes them.
         sample_seed: what ``sample:k`` is drawn with; the run's seed by default.
@@ -71,7 +74,7 @@ def prepare(
     Raises:
         InputError, RecordError: anything that cannot be run.
     """
-    chosen = options if isinstance(options, Options) else Options.of(options)
+    chosen = with_plugins(options if isinstance(options, Options) else Options.of(options))
     device = choose_device(chosen.device)
     data = load_dataset(chosen.dataset, chosen.data_dir) if data is None else data
     config = resolve(chosen, data, sample_seed=sample_seed)

@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from advbench.benchmark.loop import Benchmark
 from advbench.benchmark.prepare import Prepared, prepare
 from advbench.config.options import Options, RunConfig, attack_texts, explain
-from advbench.config.resolve import imports_code
+from advbench.config.plugins import code_named
 from advbench.runs.directory import now, place, plain_name, unfinished
 from advbench.runs.saved import Run, load_run
 from advbench.runtime.device import reproducible, undisturbed
 from advbench.runtime.events import Event, JsonLog, Listener, TensorBoardLog, check_tensorboard, tell
 from advbench.runtime.failures import failing, resume_command
+from advbench.runtime.progress import watched
 from advbench.runtime.timeouts import check_timeout
 from attacks_pool import InputError
 from attacks_pool.metadata import whole_number
@@ -42,14 +43,15 @@ def run(
     reuse: bool = False,
     attack_timeout: float | None = None,
     trust: bool = False,
+    progress: bool | None = None,
     **options: Any,
 ) -> Run:
     """Train and evaluate one defense; what ``advbench run`` does.
 
     Args:
-        defense: a name that ``advbench defenses`` lists, ``air`` by default.
+        defense: a name that ``advbench defenses`` lists, or ``package.module:Class``; ``air`` by default.
         sequence: the attacks that it meets, ``fgsm,pgd:eps=0.1,cw`` (the default: ``fgsm,pgd,cw``) or a list
-            of such texts.
+            of such texts; an attack may be named as ``package.module:function``.
         runs_dir: where the run's directory is made.
         listeners: called with every :class:`advbench.runtime.events.Event`.
         tensorboard: also write scalars for TensorBoard.
@@ -61,7 +63,8 @@ def run(
             new one. A path goes on with that run, whose manifest has all other options.
         reuse: take a complete run that was asked to do the very same as it is.
         attack_timeout: seconds that an attack may take for one batch or block of points.
-        trust: with the path of a run to resume, import a ``package.module:factory`` that it names.
+        trust: with the path of a run to resume, import code, ``package.module:name``, that it names.
+        progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
             ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, …
 
@@ -94,7 +97,8 @@ def run(
                     Event("note", text=f"run {path.name} is complete already: it is taken as it is"),
                 )
                 return load_run(path, trust=True, data_dir=prepared.config.data_dir)
-    directory = _go(prepared, Path(runs_dir), named, resume is False, listeners, tensorboard, attack_timeout)
+    with watched(listeners, progress) as told:
+        directory = _go(prepared, Path(runs_dir), named, resume is False, told, tensorboard, attack_timeout)
     # What the user typed just now, they trust.
     return load_run(directory, trust=True, data_dir=prepared.config.data_dir)
 
@@ -174,9 +178,10 @@ def _prepared_again(path: Path, trust: bool) -> Prepared:
         config = RunConfig.model_validate(manifest.config)
     except ValidationError as error:
         raise InputError(f"run {directory.name}: config: {explain(error)}") from None
-    if not trust and imports_code(config.model):
+    named = code_named(config.model_dump())
+    if named and not trust:
         raise InputError(
-            f"run {directory.name} was made with the model {config.model!r}, and going on imports that code: "
+            f"run {directory.name} was made with {named[0]}, and going on imports that code: "
             "add --trust if you trust it"
         )
     prepared = prepare(Options.of(config.model_dump()), surrogate=manifest.more.get("surrogate"))

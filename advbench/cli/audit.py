@@ -8,17 +8,21 @@ from typing import Annotated
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.options import Format, FormatOption, RunPath
+from advbench.cli.finding import named_run, surrogate_run
+from advbench.cli.options import Format, FormatOption, RecordedData, RunPath, RunsDirs
 
 
 def audit(
     run: RunPath,
     surrogate: Annotated[
         Path | None,
-        typer.Option(help="A run whose final model transferred points are crafted on; row 0's by default."),
+        typer.Option(
+            help="A run whose final model transferred points are crafted on.", show_default="row 0's model"
+        ),
     ] = None,
     points: Annotated[int, typer.Option(min=1, help="Test points that probes attack.")] = 200,
-    data_dir: Annotated[str | None, typer.Option(help="Where the data set's files are.")] = None,
+    data_dir: RecordedData = None,
+    runs_dir: RunsDirs = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import a model factory that a record names.")
     ] = False,
@@ -28,17 +32,18 @@ def audit(
     from advbench.audit.stored import audit_run
     from advbench.runs.saved import load_run
 
-    saved = load_run(run, trust=trust, data_dir=data_dir)
-    other = load_run(surrogate, trust=trust, data_dir=data_dir) if surrogate is not None else None
+    saved = load_run(named_run(run, runs_dir), trust=trust, data_dir=data_dir)
+    crafted_on = surrogate_run(surrogate, runs_dir)
+    other = load_run(crafted_on, trust=trust, data_dir=data_dir) if crafted_on is not None else None
     found = audit_run(saved, surrogate=other, points=points)
     if format is Format.json:
         echo(found.model_dump_json(indent=1))
     else:
-        from advbench.cli import tables as render
-        from advbench.cli.tables import flag_lines, probe_table
+        from advbench.runs.tables import flag_lines, probe_table
+        from advbench.runtime.console import output
         from leaderboards.printable import in_line
 
-        console = render.output()
+        console = output()
         if found.probes:
             console.print(probe_table(found))
         for line in flag_lines(found):

@@ -1,4 +1,4 @@
-"""Plain lines on the terminal; every command writes through here or `advbench.cli.console`, and so safely."""
+"""Plain lines on the terminal, safely; commands write through here or `advbench.runtime.console` alone."""
 
 from __future__ import annotations
 

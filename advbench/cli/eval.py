@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from advbench.cli.options import DataDir, Points, RunsDir, Threads
+from advbench.cli.completion import dataset_names
+from advbench.cli.options import (
+    AttackTimeout,
+    DataDir,
+    Format,
+    FormatOption,
+    PerClass,
+    Points,
+    RunsDir,
+    Threads,
+)
 
 
 def evaluate(
@@ -17,44 +27,62 @@ def evaluate(
             help="package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or robustbench:NAME."
         ),
     ],
-    dataset: Annotated[str, typer.Option(help="Data set; advbench datasets lists them.")] = "digits",
+    dataset: Annotated[
+        str, typer.Option(help="Data set; advbench datasets lists them.", autocompletion=dataset_names)
+    ] = "digits",
     data_dir: DataDir = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="safetensors, or a plain state dict, for a factory, torchvision or robustbench."),
+        typer.Option(
+            help="safetensors, or a plain state dict, for a model that is built from code.",
+            show_default="none",
+        ),
     ] = None,
     model_dir: Annotated[
-        Path | None, typer.Option(help="Where RobustBench's checkpoints are, as DIR/cifar10/Linf/NAME.pt.")
+        Path | None,
+        typer.Option(
+            help="Where RobustBench's checkpoints are, as DIR/cifar10/Linf/NAME.pt.", show_default="none"
+        ),
     ] = None,
     threat: Annotated[
         str | None,
         typer.Option(help="Of RobustBench's models: linf, l2 or corruptions.", show_default="linf"),
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="Normalisation before the model, a number a channel: 0.49,0.48,0.45.")
+        str | None,
+        typer.Option(
+            help="Normalisation before the model, a number a channel: 0.49,0.48,0.45.", show_default="none"
+        ),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="Its deviations: 0.25,0.24,0.26.")] = None,
-    attacks: Annotated[str | None, typer.Option(help="Attacks to make: fgsm,pgd:steps=50,square.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Its deviations: 0.25,0.24,0.26.", show_default="none")
+    ] = None,
+    attacks: Annotated[
+        str | None, typer.Option(help="Attacks to make: fgsm,pgd:steps=50,square.", show_default="--preset")
+    ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Or a list of them: standard, screen or autoattack.  [default: standard]"),
+        typer.Option(help="Or a list of them: standard, screen or autoattack.", show_default="standard"),
     ] = None,
     points: Points = None,
-    name: Annotated[str | None, typer.Option(help="How tables call the model; its text by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="How tables call the model.", show_default="--model")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Determines every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Threads = None,
     abstain: Annotated[
         str | None,
         typer.Option(
-            help="last: its last output, beyond the classes, abstains: right under attack, wrong when clean."
+            help="last: its last output, beyond the classes, abstains: right under attack, wrong when clean.",
+            show_default="the model always answers",
         ),
     ] = None,
     surrogate: Annotated[
         str | None,
         typer.Option(
-            help="A run whose model the audit crafts transferred points on, or none.  "
-            "[default: a small plain model, trained for it]"
+            help="A run whose model the audit crafts transferred points on, or none.",
+            show_default="a small plain model, trained for it",
         ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
@@ -62,18 +90,21 @@ def evaluate(
         bool, typer.Option("--fresh", help="Begin anew, even if the same evaluation was left unfinished.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the evaluation; one by default.")
+        int | None, typer.Option(min=1, help="Processes that share the evaluation.", show_default="1")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(help="A Ray cluster that shares it instead: auto, local or host:port.")
+        str | None,
+        typer.Option(
+            help="A Ray cluster that shares it instead: auto, local or host:port.", show_default="none"
+        ),
     ] = None,
-    attack_timeout: Annotated[
-        float | None, typer.Option(help="Stop when an attack takes more seconds than this for a block.")
-    ] = None,
+    attack_timeout: AttackTimeout = None,
     trust: Annotated[
         bool,
         typer.Option("--trust", help="Load a .pt, .ts or .pt2 program, which can run any code."),
     ] = False,
+    per_class: PerClass = None,
+    format: FormatOption = Format.table,
 ) -> None:
     """Measure what a model that was trained elsewhere withstands; it is asked for nothing but logits.
 
@@ -81,10 +112,10 @@ def evaluate(
     Weights are read as tensors, never as pickles; nothing is downloaded.
     An evaluation that was interrupted goes on when the same command is given again.
     """
-    from advbench.cli import tables as render
-    from advbench.cli.progress import reporter
+    from advbench.cli import results
     from advbench.external.evaluate_model import evaluate_model
     from advbench.runtime.interrupts import interrupts
+    from advbench.runtime.progress import reporter
 
     with interrupts() as stopper, reporter() as listener:
         run = evaluate_model(
@@ -112,8 +143,12 @@ def evaluate(
             ray=ray,
             abstain=abstain,
             trust=trust,
+            progress=False,
         )
-    render.print_run(run)
+    if format is Format.json:
+        results.write_json([run.record], several=False)
+    else:
+        results.print_run(run, per_class=per_class)
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

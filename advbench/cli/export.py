@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from advbench.cli.echo import echo, warn
-from advbench.cli.options import RunPath
+from advbench.cli.finding import named_run
+from advbench.cli.options import RunPath, RunsDirs
 
 
 class Target(StrEnum):
@@ -24,13 +25,14 @@ def export(
     format: Annotated[
         Target, typer.Option(help="robustbench: a row of its model_info.")
     ] = Target.robustbench,
+    runs_dir: RunsDirs = None,
     norm: Annotated[
-        str | None, typer.Option(help="linf, l2 or l1; that of AutoAttack or of all attacks by default.")
+        str | None, typer.Option(help="linf, l2 or l1.", show_default="that of AutoAttack or of all attacks")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Title of the paper; the defense by default.")] = None,
-    link: Annotated[str, typer.Option(help="Address of the paper.")] = "",
-    authors: Annotated[str, typer.Option(help="Authors, parted by commas.")] = "",
-    venue: Annotated[str, typer.Option(help="Where it was published: ICLR 2020.")] = "",
+    name: Annotated[str | None, typer.Option(help="Title of the paper.", show_default="the defense")] = None,
+    link: Annotated[str, typer.Option(help="Address of the paper.", show_default="none")] = "",
+    authors: Annotated[str, typer.Option(help="Authors, separated by commas.", show_default="none")] = "",
+    venue: Annotated[str, typer.Option(help="Where it was published: ICLR 2020.", show_default="none")] = "",
     additional_data: Annotated[
         bool, typer.Option("--additional-data", help="Training used more than the data set.")
     ] = False,
@@ -47,7 +49,7 @@ def export(
 
     assert format is Target.robustbench
     entry = entry_of(
-        read_record(run),
+        read_record(named_run(run, runs_dir)),
         norm=norm,
         name=name,
         link=link,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advbench.cli.echo import echo, warn
-from advbench.cli.options import RunPath, RunsDirs, runs_dirs
+from advbench.cli.finding import named_run
+from advbench.cli.options import Format, FormatOption, PerClass, RunPath, RunsDirs, runs_dirs
 
 if TYPE_CHECKING:
     from leaderboards import Row, View
@@ -72,7 +73,7 @@ def published_tables(folder: Path | None, datasets: Sequence[str] | None, *, tab
 
 def print_reference_tables(tables: Sequence[Table]) -> None:
     """Print them after those of runs."""
-    from advbench.cli.console import output
+    from advbench.runtime.console import output
 
     for table in tables:
         output().print(table)
@@ -95,19 +96,28 @@ SHAPE = "Which columns"
 BESIDE = "What to compare with"
 
 
-def show(run: RunPath) -> None:
-    """Show a finished run again."""
-    from advbench.cli import tables as render
+def show(
+    run: RunPath,
+    runs_dir: RunsDirs = None,
+    per_class: PerClass = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Show a finished run again; with --format json its record."""
+    from advbench.cli import results
     from advbench.runs.saved import Run
     from leaderboards import read_record
 
-    record = read_record(run)
-    render.print_run(Run(run if run.is_dir() else run.parent, record))
+    path = named_run(run, runs_dir)
+    record = read_record(path)
+    if format is Format.json:
+        results.write_json([record], several=False)
+    else:
+        results.print_run(Run(path if path.is_dir() else path.parent, record), per_class=per_class)
 
 
 def _filter(text: str) -> typer.models.OptionInfo:
     """An option that names rows."""
-    found: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=FILTERS)
+    found: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=FILTERS, show_default="all rows")
     return found
 
 
@@ -128,7 +138,10 @@ def leaderboard(
     ] = BoardFormat.table,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write to this file rather than to the terminal; html: to this directory."),
+        typer.Option(
+            help="Write to this file rather than to the terminal; html: to this directory.",
+            show_default="the terminal",
+        ),
     ] = None,
     dataset: Annotated[Words, _filter("Only rows on this data set.")] = None,
     defense: Annotated[Words, _filter("Only rows of this defense, or of this evaluated model.")] = None,
@@ -142,36 +155,48 @@ def leaderboard(
     columns: Annotated[
         str,
         typer.Option(
-            help="Names of columns: rank,label,average,average_interval,clean_mean,robust.autoattack,"
-            "params.sigma …",
+            help="Names of columns, separated by commas: rank,label,average,average_interval "
+            "or clean_mean,robust.autoattack,params.sigma.",
             rich_help_panel=SHAPE,
+            show_default="the usual ones",
         ),
     ] = "",
     group_by: Annotated[
         str | None,
-        typer.Option(help="A table for each value of this key, not each comparison.", rich_help_panel=SHAPE),
+        typer.Option(
+            help="A table for each value of this key.",
+            rich_help_panel=SHAPE,
+            show_default="a table for each comparison",
+        ),
     ] = None,
     pivot: Annotated[
         str | None,
-        typer.Option(help="ROWS,COLUMNS,VALUE: defense,sequence,average.", rich_help_panel=SHAPE),
+        typer.Option(
+            help="ROWS,COLUMNS,VALUE: defense,sequence,average.",
+            rich_help_panel=SHAPE,
+            show_default="no pivot",
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(
             help="Best accuracies known (advbench reference, MultiRobustBench): adds competitiveness ratios.",
             rich_help_panel=BESIDE,
+            show_default="none",
         ),
     ] = None,
     reference_attacks: Annotated[
         str | None,
         typer.Option(
-            help="Attacks of it to compare on; all that it requires by default.", rich_help_panel=BESIDE
+            help="Attacks of it to compare on.", rich_help_panel=BESIDE, show_default="all that it requires"
         ),
     ] = None,
     robustbench: Annotated[
         Path | None,
         typer.Option(
-            help="RobustBench's model_info: its rows in tables of their own.", rich_help_panel=BESIDE
+            help="RobustBench's model_info: its rows in tables of their own.",
+            rich_help_panel=BESIDE,
+            show_default="none",
         ),
     ] = None,
 ) -> None:
@@ -245,7 +270,7 @@ def _text(found: Sequence[Row], format: BoardFormat, view: View) -> str:
         return to_markdown(found, view)
     if format is BoardFormat.latex:
         return to_latex(found, view)
-    from advbench.cli.console import PLAIN_WIDTH
+    from advbench.runtime.console import PLAIN_WIDTH
     from leaderboards.boards.tables import to_text
 
     return to_text(found, view, width=PLAIN_WIDTH)
@@ -260,7 +285,7 @@ def _save(path: Path, text: str) -> None:
 
 
 def _print(found: Sequence[Row], view: View, empty: Sequence[Path]) -> None:
-    from advbench.cli.console import COMPACT, output
+    from advbench.runtime.console import COMPACT, output
     from leaderboards import to_table
     from leaderboards.printable import in_line
 

@@ -21,10 +21,12 @@ def attacks(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="What sample draws with.")] = 0,
     family: Annotated[
-        list[str] | None, typer.Option(help="Sample from this family only; repeatable.")
+        list[str] | None,
+        typer.Option(help="Sample from this family only; repeatable.", show_default="all families"),
     ] = None,
     norm: Annotated[
-        list[str] | None, typer.Option(help="Sample attacks of this norm only; repeatable.")
+        list[str] | None,
+        typer.Option(help="Sample attacks of this norm only; repeatable.", show_default="all norms"),
     ] = None,
     unseen: Annotated[
         int, typer.Option(min=0, help="Hold so many families out of the sample; draw an attack from each.")
@@ -116,10 +118,40 @@ def datasets(
         _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
 
 
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="A model to describe.", show_default=False)
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """List the models that --model takes by name, or describe some."""
+    from dataclasses import asdict
+
+    from advbench.models import MODELS
+    from attacks_pool.errors import unknown
+
+    for name in names or []:
+        if name not in MODELS:
+            raise unknown("model", name, MODELS)
+    entries = [asdict(MODELS[name]) for name in names or MODELS]
+    if format is Format.json:
+        echo(json.dumps(entries, indent=2))
+    elif names:
+        for entry in entries:
+            _describe(entry)
+    else:
+        columns = ("name", "input", "parameters", "description")
+        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
+        echo("any other: package.module:factory, a function that builds a torch.nn.Module")
+
+
 def _attack(name: str) -> dict[str, Any]:
+    from advbench.config.plugins import import_attack, names_code
     from attacks_pool import pool
     from attacks_pool.metadata import format_value
 
+    if names_code(name):
+        name = import_attack(name)
     entry = pool.entry(name)
     info = entry.info
     knobs = {
@@ -147,10 +179,11 @@ def _attack(name: str) -> dict[str, Any]:
 def _defense(name: str) -> dict[str, Any]:
     import inspect
 
+    from advbench.config.plugins import import_defense, names_code
     from defenses import registry
     from defenses.metadata import parameters_of
 
-    found, _ = registry.resolve(name)
+    found = import_defense(name) if names_code(name) else registry.resolve(name)[0]
     info = found.info.model_dump(mode="json")
     defaults = {
         key: None if value is inspect.Parameter.empty else value
@@ -203,7 +236,7 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], spare: Sequen
     """
     from rich.table import Table
 
-    from advbench.cli.tables import output
+    from advbench.runtime.console import output
 
     console = output()
     rows = [dict(zip(columns, line, strict=True)) for line in lines]

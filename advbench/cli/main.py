@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import typer
 from pydantic import ValidationError
 
+from advbench.cli import attacks, defenses, doctor, runs
 from advbench.cli import audit as auditing
-from advbench.cli import defenses, doctor, runs
 from advbench.cli import eval as evaluating
 from advbench.cli import export as exporting
 from advbench.cli import leaderboard as boards
@@ -39,7 +39,8 @@ app = typer.Typer(
     cls=CheckedGroup,
     help="A robustness benchmark for adversarial defenses.",
     no_args_is_help=True,
-    add_completion=False,
+    # Rich cuts names off at 80 columns, and takes its time.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,13 +56,15 @@ app.command("audit")(auditing.audit)
 app.command("verify")(verifying.verify)
 app.command("submit")(verifying.submit)
 app.command("accept")(verifying.accept)
-app.command("attacks")(lists.attacks)
 app.command("datasets")(lists.datasets)
+app.command("models")(lists.models)
 app.command("doctor")(doctor.doctor)
+app.add_typer(attacks.app, name="attacks")
 app.add_typer(defenses.app, name="defenses")
 app.add_typer(runs.app, name="runs", cls=CheckedGroup)
-for _command in (*app.registered_commands, *defenses.app.registered_commands, *runs.app.registered_commands):
-    _command.cls = CheckedCommand
+for _app in (app, attacks.app, defenses.app, runs.app):
+    for _command in _app.registered_commands:
+        _command.cls = CheckedCommand
 
 
 def _version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from typer.core import TyperCommand, TyperGroup
 
+from advbench.cli.helptext import write_commands, write_options
 from attacks_pool.errors import InputError
 
 
@@ -22,6 +23,10 @@ class CheckedCommand(TyperCommand):
         _check(self, ctx, list(args))
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options of ``--help``."""
+        write_options(self, ctx, formatter)
+
 
 class CheckedGroup(TyperGroup):
     """A group of commands whose own options are checked."""
@@ -31,6 +36,24 @@ class CheckedGroup(TyperGroup):
         _check(self, ctx, list(args))
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options of ``--help``, then the commands."""
+        write_options(self, ctx, formatter)
+        write_commands(self, ctx, formatter)
+
+
+DEFAULT = "list"
+
+
+class ListsByDefault(CheckedGroup):
+    """Words that are no command are the arguments of ``list``: ``advbench defenses air --format json``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the word ``list`` first where no command is named."""
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
 
 def _check(command: Any, ctx: Any, args: list[str]) -> None:
     """Look at what was typed before Typer keeps the last value of each option alone.
@@ -38,6 +61,9 @@ def _check(command: Any, ctx: Any, args: list[str]) -> None:
     Raises:
         InputError: an option that takes one value is given twice, or a path is empty.
     """
+    if ctx.resilient_parsing:
+        # A shell asks how the line may go on.
+        return
     for param, values in _given(command, ctx, args):
         name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
         if len(values) > 1 and not _repeats(param):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from advbench.cli.completion import dataset_names, model_names
+
 MOST_WORKERS = 1024
 
 
@@ -18,21 +20,52 @@ class Format(StrEnum):
     json = "json"
 
 
-AttackTimeout = Annotated[float | None, typer.Option(help="Seconds after which an attack counts as hanging.")]
-DataDir = Annotated[str | None, typer.Option(help="Where the data sets' files are.")]
+AttackTimeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Stop when an attack takes more seconds than this for a batch or block.",
+        show_default="no limit",
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="Where the data sets' files are.", show_default="the data set's usual folder"),
+]
 Dataset = Annotated[
-    str | None, typer.Option(help="Data set; advbench datasets lists them.  [default: digits]")
+    str | None,
+    typer.Option(
+        help="Data set; advbench datasets lists them.", show_default="digits", autocompletion=dataset_names
+    ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="table or json.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.  [default: auto]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="auto")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "--plan", help="Say what there is to do, and leave it.")]
 Model = Annotated[
-    str | None, typer.Option(help="A model of the zoo or package.module:factory; by the data by default.")
+    str | None,
+    typer.Option(
+        help="A model that advbench models lists, or package.module:factory.",
+        show_default="the data set's",
+        autocompletion=model_names,
+    ),
 ]
 Points = Annotated[
-    str | None, typer.Option(help="Test points: 1000, cw=1000 or 5000,cw=1000; all by default.")
+    str | None, typer.Option(help="Test points: 1000, cw=1000 or 5000,cw=1000.", show_default="all")
 ]
-RunPath = Annotated[Path, typer.Argument(help="A run directory or its record.json.")]
+PerClass = Annotated[
+    bool | None,
+    typer.Option(
+        "--per-class/--no-per-class",
+        help="Show the table by class.",
+        show_default="shown below 20 classes",
+    ),
+]
+RecordedData = Annotated[
+    str | None,
+    typer.Option(help="Where the data set's files are.", show_default="where the record says"),
+]
+RunPath = Annotated[
+    Path, typer.Argument(help="A run's directory, its record.json, or its name in --runs-dir.")
+]
 RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.")]
 RunsDirs = Annotated[
     list[Path] | None,
@@ -42,18 +75,28 @@ RunsDirs = Annotated[
         show_default="runs",
     ),
 ]
-Select = Annotated[str | None, typer.Option(help="Which epoch to keep: last or val-robust.  [default: last]")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own by default.")]
+Select = Annotated[
+    str | None, typer.Option(help="Which epoch to keep: last or val-robust.", show_default="last")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's own number")]
 TrainingThreads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; one for a small model, else torch's own by default.")
+    int | None,
+    typer.Option(min=1, help="CPU threads.", show_default="one for a small model, else torch's own number"),
 ]
 TrainSet = Annotated[
-    list[str] | None, typer.Option(help="attack.knob=value for training, such as pgd.steps=7; repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="attack.knob=value for training, such as pgd.steps=7; repeatable.",
+        show_default="each attack's training values",
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MOST_WORKERS, help="Processes on this machine; one a core, or one a GPU, by default."
+        min=1,
+        max=MOST_WORKERS,
+        help="Processes on this machine.",
+        show_default="one a core, or one a GPU",
     ),
 ]
 

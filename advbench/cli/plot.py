@@ -47,13 +47,14 @@ def plot(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file to write: .svg, .png or .pdf. By default an SVG here, named by kind and run.",
-            show_default=False,
+            help="The file to write: .svg, .png or .pdf.",
+            show_default="an SVG here, named by kind and run",
         ),
     ] = None,
     theme: Annotated[str, typer.Option(help="light, dark, or both: two files.")] = "light",
     title: Annotated[
-        str | None, typer.Option(help="Another title; an empty one leaves it out.", show_default=False)
+        str | None,
+        typer.Option(help="Another title; an empty one leaves it out.", show_default="by kind and runs"),
     ] = None,
     dpi: Annotated[int, typer.Option(min=30, max=1200, help="Dots per inch of a PNG.")] = 200,
     measure: Annotated[
@@ -62,13 +63,14 @@ def plot(
     ] = None,
     attacks: Annotated[
         str | None,
-        typer.Option(help="images: names of the run's attacks; its sequence by default.", show_default=False),
+        typer.Option(help="images: names of the run's attacks.", show_default="its sequence"),
     ] = None,
     points: Annotated[
         int | None, typer.Option(min=1, max=20, help="images: how many test points.", show_default="8")
     ] = None,
     data_dir: Annotated[
-        str | None, typer.Option(help="images: where the data set's files are.", show_default=False)
+        str | None,
+        typer.Option(help="images: where the data set's files are.", show_default="where the record says"),
     ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="images: import a model factory that the record names.")
@@ -79,7 +81,7 @@ def plot(
     _check_options(
         kind, "images", {"attacks": attacks, "points": points, "data-dir": data_dir, "trust": trust or None}
     )
-    from advbench.cli.runs import find_run
+    from advbench.cli.finding import find_run
     from leaderboards import write_bytes
     from leaderboards.printable import in_line
 

@@ -33,22 +33,30 @@ def reference(
     ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     defenses: Annotated[
-        str, typer.Option(help="Defenses to train against each attack alone, parted by commas.")
+        str, typer.Option(help="Defenses to train against each attack alone, separated by commas.")
     ] = "at,trades",
     dataset: Dataset = None,
     data_dir: DataDir = None,
     model: Model = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of training.")] = None,
-    points: Annotated[int | None, typer.Option(min=1, help="Test points; all by default.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of training.", show_default="by the data set")
+    ] = None,
+    points: Annotated[int | None, typer.Option(min=1, help="Test points.", show_default="all")] = None,
     seeds: Annotated[
         str, typer.Option(help="A number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.")
     ] = "1",
     device: Device = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a run; 1 by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a run.", show_default="1")
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value of the defenses or of the training plan; repeatable."),
+        typer.Option(
+            "--set",
+            help="key=value of the defenses or of the training plan; repeatable.",
+            show_default="the defenses' and the data set's",
+        ),
     ] = None,
     train_set: TrainSet = None,
     select: Select = None,
@@ -134,7 +142,7 @@ def _print(table: Reference, out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from advbench.cli.console import output
+    from advbench.runtime.console import output
     from leaderboards.printable import in_line
 
     console = output()

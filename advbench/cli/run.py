@@ -8,11 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+from advbench.cli.completion import defense_names
 from advbench.cli.options import (
+    AttackTimeout,
     DataDir,
     Dataset,
     Device,
+    DryRun,
+    Format,
+    FormatOption,
     Model,
+    PerClass,
     Points,
     RunsDir,
     Select,
@@ -25,71 +31,91 @@ MOST_SEEDS = 1000
 
 def run(
     defense: Annotated[
-        str | None, typer.Option(help="Defense to train; advbench defenses lists them.  [default: air]")
+        str | None,
+        typer.Option(
+            help="Defense to train: one that advbench defenses lists, or package.module:Class.",
+            show_default="air",
+            autocompletion=defense_names,
+        ),
     ] = None,
     sequence: Annotated[
         str | None,
         typer.Option(
-            help="Attacks to train against: fgsm,pgd:eps=4/255,cw or sample:4.  [default: fgsm,pgd,cw]"
+            help="Attacks to train against: fgsm,pgd:eps=4/255,cw or sample:4.", show_default="fgsm,pgd,cw"
         ),
     ] = None,
     regime: Annotated[
-        str | None, typer.Option(help="continual, joint or meta; the defense's own by default.")
+        str | None, typer.Option(help="continual, joint or meta.", show_default="the defense's first")
     ] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     model: Model = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a stage.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of a stage.", show_default="by the data set")
+    ] = None,
     unseen: Annotated[
-        str | None, typer.Option(help="Attacks kept out of training, auto or none.  [default: auto]")
+        str | None, typer.Option(help="Attacks kept out of training, auto or none.", show_default="auto")
     ] = None,
     eval_: Annotated[
         str | None,
-        typer.Option("--eval", help="More attacks to measure, neither seen nor unseen.  [default: none]"),
+        typer.Option("--eval", help="More attacks to measure, neither seen nor unseen.", show_default="none"),
     ] = None,
     points: Points = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Determines every draw.  [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Determines every draw.", show_default="0")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).")
+        str | None,
+        typer.Option(
+            help="Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).",
+            show_default="one run, of --seed",
+        ),
     ] = None,
     device: Device = None,
     threads: TrainingThreads = None,
     runs_dir: RunsDir = Path("runs"),
     config: Annotated[
-        Path | None, typer.Option(help="YAML or JSON with a run's options; a record.json repeats its run.")
+        Path | None,
+        typer.Option(
+            help="YAML or JSON with a run's options; a record.json repeats its run.", show_default="none"
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value of the defense or of the training plan; repeatable."),
+        typer.Option(
+            "--set",
+            help="key=value of the defense or of the training plan; repeatable.",
+            show_default="the defense's and the data set's",
+        ),
     ] = None,
     train_set: TrainSet = None,
     select: Select = None,
     surrogate: Annotated[
         Path | None,
         typer.Option(
-            help="A run whose model the audit crafts transferred points on; row 0's model by default."
+            help="A run whose model the audit crafts transferred points on.", show_default="row 0's model"
         ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this unfinished run; it has all other options.")
+        Path | None,
+        typer.Option(help="Go on with this unfinished run; it has all other options.", show_default="none"),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew, even if the same run was left unfinished.")
     ] = False,
-    attack_timeout: Annotated[
-        float | None,
-        typer.Option(help="Stop when an attack takes more seconds than this for a batch or block."),
-    ] = None,
+    attack_timeout: AttackTimeout = None,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Import a package.module:factory that --config or --resume names."),
+        typer.Option("--trust", help="Import code, package.module:name, that --config or --resume names."),
     ] = False,
+    per_class: PerClass = None,
+    format: FormatOption = Format.table,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a defense against a sequence of attacks and measure what it withstands after each.
 
-    Writes one directory a run and prints the stage × attack matrix, the metrics and robustness by class. A
-    run that was interrupted goes on when the same command is given again.
+    Writes one directory a run. Prints the result in a line, the stage × attack matrix, the metrics and the
+    audit; with --format json the record, or with --seeds a list of them. A run that was interrupted goes on
+    when the same command is given again.
     """
     given: dict[str, Any] = {
         "defense": defense,
@@ -117,64 +143,78 @@ def run(
     }
     if resume is not None:
         typed = {"seeds": seeds, "config": config, "surrogate": surrogate, "fresh": fresh or None}
-        _resume(resume, {**options, **{key: value for key, value in typed.items() if value is not None}}, how)
+        _refuse({**options, **typed, "dry_run": dry_run or None})
+        _write([{**how, "resume": resume}], format, per_class)
         return
     from advbench.config.files import read_config
     from advbench.config.options import Options, merge
 
     if config is not None:
-        options = merge(read_config(config), options)
-        _check_trust(config, options, typed=model, trust=trust)
+        typed = dict(options)
+        options = merge(read_config(config), typed)
+        _check_trust(config, {key: value for key, value in options.items() if key not in typed}, trust=trust)
     # Checked as a whole here, so that no seed runs before a mistake is found.
     chosen = _seeds(seeds, Options.of(options).seed)
+    if dry_run:
+        from advbench.cli.dry_run import show_plan
+
+        plans = [{**options, "seed": seed} for seed in chosen]
+        show_plan(plans, runs_dir, chosen[0], surrogate, format, several=seeds is not None)
+        return
     how |= {"runs_dir": runs_dir, "sample_seed": chosen[0], "surrogate": surrogate, "reuse": len(chosen) > 1}
-    finished = _run([{**options, **how, "seed": seed, "resume": False if fresh else None} for seed in chosen])
-    if len(finished) > 1:
-        from advbench.cli import tables as render
-
-        render.print_seeds(finished, runs_dir)
+    runs = [{**options, **how, "seed": seed, "resume": False if fresh else None} for seed in chosen]
+    _write(runs, format, per_class, several=seeds is not None)
 
 
-def _run(runs: Sequence[dict[str, Any]]) -> list[Any]:
-    """Make the runs one after another and print each."""
+def _write(
+    runs: Sequence[dict[str, Any]], format: Format, per_class: bool | None, *, several: bool = False
+) -> None:
+    """Make the runs one after another and print each, or all of them as JSON at the end."""
     from advbench.benchmark.run import run as run_one
-    from advbench.cli import tables as render
-    from advbench.cli.progress import reporter
+    from advbench.cli import results
     from advbench.runtime.interrupts import interrupts
+    from advbench.runtime.progress import reporter
 
     finished = []
     with interrupts() as stopper:
         for options in runs:
             with reporter() as listener:
-                finished.append(run_one(listeners=[listener, stopper], **options))
-            render.print_run(finished[-1])
-    return finished
+                finished.append(run_one(listeners=[listener, stopper], progress=False, **options))
+            if format is Format.table:
+                results.print_run(finished[-1], per_class=per_class)
+    if format is Format.json:
+        results.write_json([run.record for run in finished], several=several)
+    elif len(finished) > 1:
+        results.print_seeds(finished, runs[0]["runs_dir"])
 
 
-def _resume(path: Path, typed: dict[str, Any], how: dict[str, Any]) -> None:
-    """Go on with one run."""
+def _refuse(typed: dict[str, Any]) -> None:
+    """A run that is gone on with has its options already."""
     given = {key for key, value in typed.items() if value not in (None, {})}
     if given:
         from advbench.benchmark.run import refuse_options
 
         refuse_options(given)
-    _run([{**how, "resume": path}])
 
 
-def _check_trust(config: Path, options: dict[str, Any], *, typed: str | None, trust: bool) -> None:
-    """A config cannot execute code: a factory that it names is imported only with ``--trust``.
+def _check_trust(config: Path, options: dict[str, Any], *, trust: bool) -> None:
+    """A config cannot execute code: what it names is imported only with ``--trust``.
+
+    Args:
+        config: the file.
+        options: what comes from it, not what was typed.
+        trust: whether ``--trust`` was given.
 
     Raises:
-        InputError: it names one, and nobody typed it.
+        InputError: it names code, and nobody trusts that.
     """
-    from advbench.config.resolve import imports_code
+    from advbench.config.plugins import code_named
     from attacks_pool.errors import InputError
 
-    named = options.get("model")
-    if typed is None and not trust and isinstance(named, str) and ":" in named and imports_code(named):
+    named = code_named(options)
+    if named and not trust:
         raise InputError(
-            f"config {config} names the model {named!r}, and using it imports that code: "
-            "add --trust if you trust it"
+            f"config {config} names {named[0]}, and using it imports that code: add --trust if you trust it"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advbench.cli.echo import echo
+from advbench.cli.finding import find_run
 from advbench.cli.options import Format, FormatOption, RunsDirs, runs_dirs
 
 if TYPE_CHECKING:
@@ -111,25 +111,6 @@ app.command("check")(check)
 app.command("gc")(gc)
 
 
-def find_run(name: str, places: Sequence[Path]) -> Path:
-    """A run by its directory, its record or its name in one of the runs directories.
-
-    Raises:
-        RecordError: there is none.
-    """
-    from leaderboards import RecordError
-    from leaderboards.records.inventory import entry_of, run_directories
-
-    for path in (Path(name), *(place / name for place in places)):
-        place = path.parent if path.name == "record.json" else path
-        if place.is_dir() and entry_of(place) is not None:
-            return place
-    names = [path.name for place in places if place.is_dir() for path in run_directories(place)]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f": did you mean {near[0]!r}?" if near else ""
-    raise RecordError(f"no run {name!r} here or in {_named(places)}{hint} (advbench runs lists them)")
-
-
 def _named(places: Sequence[Path]) -> str:
     return " or ".join(map(str, places))
 
@@ -137,7 +118,7 @@ def _named(places: Sequence[Path]) -> str:
 def _print_list(entries: list[tuple[RunEntry, int]], places: Sequence[Path]) -> None:
     from rich.table import Table
 
-    from advbench.cli.console import output
+    from advbench.runtime.console import output
     from leaderboards.printable import in_line
 
     console = output()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advbench.cli.options import AttackTimeout, DryRun, RunsDir, Workers
+from advbench.cli.options import AttackTimeout, DryRun, Format, FormatOption, RunsDir, Workers
 
 if TYPE_CHECKING:
     from advbench.sweep.outcome import SweepOutcome
@@ -21,26 +21,34 @@ def sweep(
     runs_dir: RunsDir = Path("runs"),
     workers: Workers = None,
     ray: Annotated[
-        str | None, typer.Option(help="A Ray cluster to run on instead: auto, local or host:port.")
+        str | None,
+        typer.Option(
+            help="A Ray cluster to run on instead: auto, local or host:port.", show_default="this machine"
+        ),
     ] = None,
     cpus: Annotated[float, typer.Option(min=0.0, help="CPUs of a cell, on Ray.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a cell, on Ray.")] = 0.0,
-    memory: Annotated[str | None, typer.Option(help="Memory of a cell, on Ray: 500MB or 4GiB.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of a cell, on Ray: 500MB or 4GiB.", show_default="no limit")
+    ] = None,
     attack_timeout: AttackTimeout = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import models package.module:factory that the grid names.")
     ] = False,
     dry_run: DryRun = False,
+    format: FormatOption = Format.table,
 ) -> None:
     """Run every cell of a grid of defenses, sequences, data sets, models and seeds.
 
     Shows the plan first, leaves out cells that are finished and goes on with those that were cut off: the
     same command again does what is left. A cell that fails leaves the others alone and is listed at the end.
+    With --format json the records of all finished cells are written as a list, or with --dry-run the cells.
     """
     from advbench.cli import tables_sweep as sweepshow
     from advbench.runtime.timeouts import check_timeout
     from advbench.sweep.grid import read_grid
     from advbench.sweep.local import default_workers, run_here
+    from advbench.sweep.outcome import SweepOutcome
     from advbench.sweep.plan import make_plan
     from attacks_pool.errors import InputError
 
@@ -61,8 +69,16 @@ def sweep(
     plan = make_plan(read_grid(grid, trust=trust), runs_dir, elsewhere=ray is not None, gpus=gpus)
     cards = 0 if ray is not None else plan.gpus
     count = workers or default_workers(plan.to_do, cards)
-    sweepshow.print_plan(plan, runs_dir, workers=None if ray is not None else count, ray=ray)
-    if dry_run or not plan.to_do:
+    as_json = format is Format.json
+    if not as_json:
+        sweepshow.print_plan(plan, runs_dir, workers=None if ray is not None else count, ray=ray)
+    if as_json and dry_run:
+        sweepshow.write_plan(plan)
+    if dry_run:
+        return
+    if not plan.to_do:
+        if as_json:
+            sweepshow.write_records(plan, SweepOutcome(), runs_dir)
         return
     with sweepshow.reporter(plan, 0 if ray is not None else count) as tell:
         if ray is not None:
@@ -78,15 +94,19 @@ def sweep(
             outcome = run_here(
                 plan.to_do, runs_dir, workers=count, gpus=cards, attack_timeout=attack_timeout, tell=tell
             )
-    finish(plan, outcome, runs_dir)
+    finish(plan, outcome, runs_dir, as_json=as_json)
 
 
-def finish(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
-    """Say what became of the cells, and leave with the exit code for it."""
+def finish(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path, *, as_json: bool = False) -> None:
+    """Say what became of the cells, or write the records of the finished ones; leave with the exit code."""
     from advbench.cli import tables_sweep as sweepshow
     from advbench.runtime.interrupts import Interrupted
 
-    sweepshow.print_outcome(plan, outcome, runs_dir)
+    sweepshow.print_failures(plan, outcome)
+    if as_json:
+        sweepshow.write_records(plan, outcome, runs_dir)
+    else:
+        sweepshow.print_outcome(plan, outcome, runs_dir)
     if outcome.signal is not None:
         stop = Interrupted(128 + outcome.signal)
         stop.how = "the same command does what is left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from advbench.cli.console import errors
-from advbench.cli.echo import warn
-from advbench.cli.progress import describe, duration
-from advbench.cli.tables import labels, output
+from advbench.cli.echo import echo, warn
+from advbench.cli.results import write_json
+from advbench.runs.tables import labels
+from advbench.runtime.console import errors, output
 from advbench.runtime.events import Event
+from advbench.runtime.progress import describe, duration
 from advbench.sweep.outcome import SweepOutcome, Tell, Told
 from advbench.sweep.plan import SweepCell, SweepPlan
+from leaderboards import find_complete, read_record
 from leaderboards.printable import in_line
 
 SHOWN = ("batch", "epoch", "cell", "end")
@@ -67,11 +70,43 @@ def print_plan(plan: SweepPlan, runs_dir: Path, *, workers: int | None, ray: str
         console.print(f"           {rate} images/s forward and backward, {speed.source}", soft_wrap=True)
 
 
-def print_outcome(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
-    """How many cells are complete, and why the others are not."""
+def write_plan(plan: SweepPlan) -> None:
+    """The cells as JSON: their options, what they resolve to, identity, state, passes and estimate."""
+    cells = [
+        {
+            "cell": cell.number,
+            "options": cell.options,
+            "config": cell.config.model_dump(mode="json"),
+            "identity": cell.identity,
+            "state": cell.state,
+            "passes": {"forwards": cell.work.forwards, "backwards": cell.work.backwards},
+            "seconds": round(cell.seconds, 1),
+        }
+        for cell in plan.cells
+    ]
+    echo(json.dumps(cells, indent=1))
+
+
+def write_records(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
+    """The records of the complete cells as a JSON list, in the grid's order."""
+    found = []
+    for cell in plan.cells:
+        if cell.number in outcome.done:
+            found.append(outcome.done[cell.number])
+        elif cell.state == "complete":
+            found += find_complete(runs_dir, cell.identity)[:1]
+    write_json([read_record(path) for path in found], several=True)
+
+
+def print_failures(plan: SweepPlan, outcome: SweepOutcome) -> None:
+    """Why cells failed, on stderr."""
     cells = {cell.number: cell for cell in plan.cells}
     for number, why in sorted(outcome.failed.items()):
         warn(f"failed: cell {number}, {cells[number].label}: {why}")
+
+
+def print_outcome(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
+    """How many cells are complete."""
     complete = plan.count("complete") + len(outcome.done)
     console = output()
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""

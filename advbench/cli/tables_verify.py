@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from advbench.cli.console import output
 from advbench.cli.echo import warn
-from advbench.cli.progress import duration
+from advbench.runtime.console import output
+from advbench.runtime.progress import duration
 from advbench.verify import Report
 from advbench.verify.memorised import shown
 from leaderboards.printable import in_line

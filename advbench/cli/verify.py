@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.options import Format, FormatOption, RunsDir
+from advbench.cli.finding import named_run, named_runs, surrogate_run
+from advbench.cli.options import Format, FormatOption, RecordedData, RunPath, RunsDir, RunsDirs
 
 if TYPE_CHECKING:
     from advbench.runs.saved import Run
@@ -29,21 +30,26 @@ PointsOption = Annotated[
 ]
 SampleSeedOption = Annotated[
     int | None,
-    typer.Option("--seed", min=0, help="Chooses the blocks of points; drawn by chance by default."),
+    typer.Option("--seed", min=0, help="Chooses the blocks of points.", show_default="drawn by chance"),
 ]
 SurrogateOption = Annotated[
     Path | None,
-    typer.Option(help="The run that the audit's transferred points were crafted on, if it was one."),
+    typer.Option(
+        help="The run that the audit's transferred points were crafted on, if it was one.",
+        show_default="none",
+    ),
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option(help="The evaluated model's file, where a record of advbench eval has no copy of it."),
+    typer.Option(
+        help="The evaluated model's file, where a record of advbench eval has no copy of it.",
+        show_default="the run's copy",
+    ),
 ]
-DataOption = Annotated[str | None, typer.Option(help="Where the data set's files are.")]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:1; the kind that the record names by default.")
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="the kind that the record names")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; the record's by default.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="the record's")]
 TrustOption = Annotated[
     bool,
     typer.Option("--trust", help="Import a factory, or load a program, that a record or --weights names."),
@@ -53,30 +59,39 @@ ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
 
 
 def verify(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories, directories of runs, or names of runs in --runs-dir."),
+    ],
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train again from the record instead; needs no weights.")
     ] = False,
     keep: Annotated[
         Path | None,
-        typer.Option(help="With --retrain: where the runs made again stay; the same command goes on there."),
+        typer.Option(
+            help="With --retrain: where the runs made again stay; the same command goes on there.",
+            show_default="nowhere",
+        ),
     ] = None,
     stages: StagesOption = "all",
     attacks: AttacksOption = "all",
     points: PointsOption = 500,
     seed: SampleSeedOption = None,
     run_seed: Annotated[
-        int | None, typer.Option(help="Of a directory of runs only those of this seed.")
+        int | None, typer.Option(help="Of a directory of runs only those of this seed.", show_default="all")
     ] = None,
     defense: Annotated[
-        str | None, typer.Option(help="Of a directory of runs only those of this defense.")
+        str | None,
+        typer.Option(help="Of a directory of runs only those of this defense.", show_default="all"),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Of a directory of runs only those on this data set.")
+        str | None,
+        typer.Option(help="Of a directory of runs only those on this data set.", show_default="all"),
     ] = None,
+    runs_dir: RunsDirs = None,
     surrogate: SurrogateOption = None,
     weights: WeightsOption = None,
-    data_dir: DataOption = None,
+    data_dir: RecordedData = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     trust: TrustOption = False,
@@ -109,7 +124,8 @@ def verify(
     seconds = timeout if timeout is not None else RETRAINING if retrain else VERIFYING
     check_timeout(seconds, "timeout")
     wanted = {"seed": run_seed, "defense": defense, "dataset": dataset}
-    found, several, failed = _runs(runs, trust, data_dir, wanted)
+    surrogate = surrogate_run(surrogate, runs_dir)
+    found, several, failed = _runs(named_runs(runs, runs_dir), trust, data_dir, wanted)
     asked = Asked(stages, attacks, points, seed, device, threads)
     if keep is not None and not retrain:
         raise InputError("--keep is where --retrain makes runs again: give that too")
@@ -154,7 +170,8 @@ def verify(
 
 
 def submit(
-    run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
+    run: RunPath,
+    runs_dir: RunsDirs = None,
     out: Annotated[
         Path | None, typer.Option(help="The archive to write.", show_default="RUN.zip, here")
     ] = None,
@@ -163,6 +180,7 @@ def submit(
     from leaderboards import pack, read_record
     from leaderboards.printable import in_line
 
+    run = named_run(run, runs_dir)
     directory = run.parent if run.name == "record.json" else run
     read_record(directory)
     target = out if out is not None else Path(f"{directory.resolve().name}.zip")
@@ -178,7 +196,7 @@ def accept(
     seed: SampleSeedOption = None,
     surrogate: SurrogateOption = None,
     weights: WeightsOption = None,
-    data_dir: DataOption = None,
+    data_dir: RecordedData = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     trust: TrustOption = False,
@@ -276,8 +294,8 @@ def _verified(
     from advbench.verify import retrain_run, verify_run
 
     if retrain:
-        from advbench.cli.progress import reporter
         from advbench.runtime.interrupts import interrupts
+        from advbench.runtime.progress import reporter
 
         with interrupts() as stopper, reporter() as listener:
             return retrain_run(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import parse_number
@@ -52,6 +52,7 @@ class Options(BaseModel):
     pretrain: dict[str, Any] = Field(default_factory=dict)
     training: list[str] | None = None
     target_aware: bool | None = None
+    plugins: list[str] = Field(default_factory=list)
 
     @field_validator("epochs", "points", "seed", "threads", mode="before")
     @classmethod
@@ -101,6 +102,16 @@ class RunConfig(BaseModel):
     device: str
     threads: int | None
     target_aware: bool
+    plugins: list[str] = Field(default_factory=list)
+    """Defenses and attacks that were named as ``package.module:name``; using them imports that code."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
+        """Leave ``plugins`` out where there are none, as records had no such key before there were any."""
+        tree = write(self)
+        if not tree["plugins"]:
+            del tree["plugins"]
+        return tree
 
     @property
     def protocol(self) -> str:

@@ -83,6 +83,7 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
         device=options.device,
         threads=options.threads,
         target_aware=defense.info.target_aware,
+        plugins=options.plugins,
     )
 
 
@@ -286,8 +287,3 @@ def _count(value: object) -> int | None:
     except InputError:
         raise InputError(f"points={value} is not a number: write 1000, cw=1000 or 5000,cw=1000") from None
     return int(number) if number.is_integer() else None
-
-
-def imports_code(model: str, data: DataSet | None = None) -> bool:
-    """Whether building this model imports code that is neither ours nor what the data's default is."""
-    return model not in MODELS and (data is None or model != data.default_model)

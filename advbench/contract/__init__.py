@@ -1,9 +1,21 @@
-"""For authors of defenses: the contract that every defense keeps, and a package to start from.
+"""For authors of defenses and attacks: the contracts that they keep, and packages to start from.
 
-``check_defense(MyDefense)`` runs the contract; a package of yours can call it in its own tests.
+``check_defense(MyDefense)`` and ``check_attack("my-attack")`` run a contract; a package of yours can call
+them in its own tests.
 """
 
+from advbench.contract.attack_check import ATTACK_CONTRACT, check_attack
+from advbench.contract.attack_template import write_attack_package
 from advbench.contract.check import CONTRACT, Check, check_defense, find_defense
 from advbench.contract.template import write_package
 
-__all__ = ["CONTRACT", "Check", "check_defense", "find_defense", "write_package"]
+__all__ = [
+    "ATTACK_CONTRACT",
+    "CONTRACT",
+    "Check",
+    "check_attack",
+    "check_defense",
+    "find_defense",
+    "write_attack_package",
+    "write_package",
+]

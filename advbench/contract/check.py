@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from advbench.config.plugins import import_defense
 from advbench.contract import answers, keeping, learning, secrecy
 from advbench.contract.compare import BrokenPromiseError, described
-from advbench.contract.trial import Network, Promise, Trial, small_network
-from advbench.models.factory import find_named
+from advbench.contract.trial import Network, Promise, Trial, Tried, small_network
 from attacks_pool.errors import InputError
 from defenses import Defense, DefenseInfo, registry
 
@@ -25,24 +25,14 @@ def find_defense(text: str) -> type[Defense]:
         InputError: no such name, module or class, a module that fails to import, or a class that is none of
             defenses.
     """
-    if ":" not in text:
-        return registry.resolve(text)[0]
-    found = find_named(text, kind="defense", what="Class")
-    if not inspect.isclass(found):
-        raise InputError(f"defense {text!r} is {type(found).__name__}, expected a class")
-    if not issubclass(found, Defense):
-        bases = ", ".join(base.__name__ for base in found.__bases__)
-        raise InputError(f"defense {text!r} is a subclass of {bases}, expected one of defenses.Defense")
-    if not isinstance(getattr(found, "info", None), DefenseInfo):
-        raise InputError(f"defense {text!r} has no info = DefenseInfo(...)")
-    return found
+    return import_defense(text) if ":" in text else registry.resolve(text)[0]
 
 
 Status = Literal["holds", "fails", "not run"]
 
 TRAINED = ("regimes",)
 REPEATED = ("determinism",)
-CONTRACT: tuple[Promise, ...] = (
+CONTRACT: tuple[Promise[Trial], ...] = (
     Promise("metadata", answers.metadata, ()),
     Promise("output shapes", answers.output_shapes, ("metadata",)),
     Promise("input gradients", answers.input_gradients, ("output shapes",)),
@@ -118,20 +108,36 @@ def check_defense(
         raise InputError(f"{defense!r} is not a subclass of defenses.Defense")
     if not isinstance(getattr(defense, "info", None), DefenseInfo):
         raise InputError(f"{defense.__name__} has no info = DefenseInfo(...)")
-    trial = Trial(defense, parameters or {}, network)
+    return try_promises(CONTRACT, Trial(defense, parameters or {}, network), defense, progress)
+
+
+def try_promises(
+    promises: Sequence[Promise[Tried]],
+    trial: Tried,
+    subject: Callable[..., Any],
+    progress: Callable[[str], None] | None = None,
+) -> list[Check]:
+    """Try promises in order; one that builds on a broken promise is not tried.
+
+    Args:
+        promises: what is promised.
+        trial: what they are tried on.
+        subject: the class or function under test, in whose file errors are located.
+        progress: called with the name of each promise before it is tried.
+    """
     found: dict[str, Check] = {}
-    for promise in CONTRACT:
+    for promise in promises:
         if progress is not None:
             progress(promise.name)
         broken = [need for need in promise.needs if not found[need].holds]
         if broken:
             found[promise.name] = Check(promise.name, "not run", f"it builds on {broken[0]!r}")
         else:
-            found[promise.name] = _try(promise, trial)
+            found[promise.name] = _try(promise, trial, subject)
     return list(found.values())
 
 
-def _try(promise: Promise, trial: Trial) -> Check:
+def _try(promise: Promise[Tried], trial: Tried, subject: Callable[..., Any]) -> Check:
     began = time.perf_counter()
     status: Status = "holds"
     try:
@@ -139,5 +145,5 @@ def _try(promise: Promise, trial: Trial) -> Check:
     except BrokenPromiseError as broken:
         status, detail = "fails", str(broken)
     except Exception as error:
-        status, detail = "fails", described(error, trial.kind)
+        status, detail = "fails", described(error, subject)
     return Check(promise.name, status, " ".join(detail.split()), time.perf_counter() - began)

@@ -81,8 +81,8 @@ def refuses(what: str, call: Callable[..., Any], *arguments: Any, **more: Any) -
     return False
 
 
-def described(error: BaseException, kind: type) -> str:
-    """The error in one line, and where in the file of the class ``kind`` it came up."""
+def described(error: BaseException, kind: Callable[..., Any]) -> str:
+    """The error in one line, and where in the file of the class or function ``kind`` it came up."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == inspect.getsourcefile(kind)]
     place = (own or frames)[-1]

@@ -6,6 +6,7 @@ import importlib.util
 import keyword
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -16,8 +17,8 @@ from defenses.registry import ENTRY_POINTS
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 LONGEST = 100
 """Letters of a name: files, which are called by it, have no more than 255."""
-COMMANDS = ("list", "new", "check")
-"""Words that ``advbench defenses`` reads as commands."""
+COMMANDS = ("list", "new", "check", "sample")
+"""Words that ``advbench defenses`` or ``advbench attacks`` reads as commands."""
 
 PROJECT = """[build-system]
 requires = ["setuptools>=77"]
@@ -26,13 +27,13 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "advbench-$name"
 version = "0.1.0"
-description = "The defense $name for advbench."
+description = "The $kind $name for advbench."
 readme = "README.md"
 requires-python = ">=3.11"
 dependencies = ["advbench"]
 
 [project.entry-points."$group"]
-$name = "$module:$class_name"
+$name = "$target"
 
 [tool.setuptools]
 py-modules = ["$module"]
@@ -120,16 +121,34 @@ def write_package(name: str, parent: Path) -> list[Path]:
     """
     module, class_name = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
     _check_name(name, module, class_name)
-    folder = parent / name
-    if folder.exists() or folder.is_symlink():
-        raise InputError(f"{folder} exists already: choose another name or --dir")
-    words = {"name": name, "module": module, "class_name": class_name, "group": ENTRY_POINTS}
+    words = {
+        "name": name,
+        "module": module,
+        "class_name": class_name,
+        "group": ENTRY_POINTS,
+        "kind": "defense",
+        "target": f"{module}:{class_name}",
+    }
     texts = {
         "pyproject.toml": PROJECT,
         f"{module}.py": DEFENSE,
         f"test_{module}.py": TEST,
         "README.md": README,
     }
+    return write_files(
+        parent / name, {file: Template(text).substitute(words) for file, text in texts.items()}
+    )
+
+
+def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write a new folder of text files, whole or not at all.
+
+    Raises:
+        InputError: the folder exists or cannot be written.
+    """
+    parent, name = folder.parent, folder.name
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"{folder} exists already: choose another name or --dir")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         # Beside its place and then renamed: a package is there whole or not at all.
@@ -137,27 +156,56 @@ def write_package(name: str, parent: Path) -> list[Path]:
             made = Path(beside) / name
             made.mkdir()
             for file, text in texts.items():
-                (made / file).write_text(Template(text).substitute(words), encoding="utf-8")
+                (made / file).write_text(text, encoding="utf-8")
             made.rename(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
     return [folder / file for file in texts]
 
 
-def _check_name(name: str, module: str, class_name: str) -> None:
+def check_plain_name(name: str, kind: str) -> None:
+    """Whether a package, a module and a registered name can be called ``name``.
+
+    Args:
+        name: such as ``my-defense``.
+        kind: ``defense`` or ``attack``, for the error.
+
+    Raises:
+        InputError: they cannot.
+    """
+    module = name.replace("-", "_")
     if not FORM.fullmatch(name):
         raise InputError(
-            f"{name!r} is no name for a defense: lower-case letters, digits, single hyphens, a letter first"
+            f"{name!r} is no name for a{'n' if kind == 'attack' else ''} {kind}: lower-case letters, digits, "
+            "single hyphens, a letter first"
         )
     if len(name) > LONGEST:
-        raise InputError(f"a name of {len(name)} letters is too long for a defense: at most {LONGEST}")
-    if keyword.iskeyword(module) or keyword.issoftkeyword(module) or keyword.iskeyword(class_name):
+        raise InputError(
+            f"a name of {len(name)} letters is too long for a{'n' if kind == 'attack' else ''} {kind}: "
+            f"at most {LONGEST}"
+        )
+    if keyword.iskeyword(module) or keyword.issoftkeyword(module):
         raise InputError(f"{name!r} is a word of Python: its module could not be imported")
     if name in COMMANDS:
-        raise InputError(f"{name!r} is a command of advbench defenses: choose another name")
-    if registry.is_taken(name):
-        raise InputError(f"the name {name!r} is taken: advbench defenses {name} describes it")
+        raise InputError(f"{name!r} is a command of advbench {kind}s: choose another name")
+
+
+def check_free_module(module: str) -> None:
+    """Whether no module is called ``module``.
+
+    Raises:
+        InputError: one is installed.
+    """
     if importlib.util.find_spec(module) is not None:
         raise InputError(f"a module {module!r} is installed already: choose another name")
+
+
+def _check_name(name: str, module: str, class_name: str) -> None:
+    check_plain_name(name, "defense")
+    if keyword.iskeyword(class_name):
+        raise InputError(f"{name!r} is a word of Python: its module could not be imported")
+    if registry.is_taken(name):
+        raise InputError(f"the name {name!r} is taken: advbench defenses {name} describes it")
+    check_free_module(module)
     if registry.class_named(class_name) is not None or class_name in ("Defense", "DefenseInfo", "Stage"):
         raise InputError(f"the class name {class_name!r}, which {name!r} would get, is taken")

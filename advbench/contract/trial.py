@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -204,13 +204,17 @@ class Trial:
         return found
 
 
-class Promise(NamedTuple):
-    """One promise of the contract.
+Tried = TypeVar("Tried")
+
+
+@dataclass(frozen=True)
+class Promise(Generic[Tried]):
+    """One promise of a contract, about what a trial of type ``Tried`` tries.
 
     ``attempt`` returns what was measured and raises BrokenPromiseError where it does not hold; ``needs`` are
     the promises without which it cannot be tried.
     """
 
     name: str
-    attempt: Callable[[Trial], str]
+    attempt: Callable[[Tried], str]
     needs: tuple[str, ...]

@@ -15,6 +15,7 @@ from advbench.external.workers import MOST_WORKERS, share
 from advbench.runs.saved import Run
 from advbench.runtime.device import reproducible, undisturbed
 from advbench.runtime.events import Listener
+from advbench.runtime.progress import watched
 from advbench.runtime.ray_client import check_address, load_ray
 from attacks_pool import InputError
 from attacks_pool.metadata import whole_number
@@ -30,6 +31,7 @@ def evaluate_model(
     resume: bool | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> Run:
     """Measure what a model that was trained elsewhere withstands; what ``advbench eval`` does.
@@ -46,6 +48,7 @@ def evaluate_model(
             otherwise; the numbers do not depend on it.
         ray: a Ray cluster that shares them instead: ``auto``, ``local`` or ``host:port``; ``workers`` is then
             the number of tasks, one a CPU by default.
+        progress: show on stderr how far it is; None, the default, shows it in notebooks alone.
         options: the other attributes of :class:`advbench.EvalRequest`: ``attacks``, ``preset``, ``points``,
             ``seed``, ``weights``, ``abstain``, …
 
@@ -73,6 +76,7 @@ def evaluate_model(
         share_out = None
         if shared and identity is not None:
             share_out = functools.partial(share, request, identity, workers=workers, ray=ray)
-        return evaluate_job(
-            job, Path(runs_dir), listeners, identity=identity, fresh=resume is False, share_out=share_out
-        )
+        with watched(listeners, progress) as told:
+            return evaluate_job(
+                job, Path(runs_dir), told, identity=identity, fresh=resume is False, share_out=share_out
+            )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from advbench.audit import Fresh, audit, held_out, probe
 from advbench.audit.surrogates import Surrogate, given_surrogate, plain_surrogate
 from advbench.config.identity import WHERE_NOT_WHAT, attack_modules
+from advbench.config.plugins import import_attacks
 from advbench.config.resolve import parse_points
 from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluation.abstaining import check_abstain
@@ -47,7 +48,8 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     gives_up = check_abstain(request.abstain)
     place = _device(request.model, request.device)
     data = load_dataset(request.dataset, request.data_dir)
-    chosen = suite(request.attacks, request.preset, data)
+    listed, plugins = (None, []) if request.attacks is None else import_attacks(_plain(request.attacks))
+    chosen = suite(listed, request.preset, data)
     counts = parse_points(request.points, data, chosen)
     check_task(chosen, data.image_shape, data.num_classes)
     other = given_surrogate(request.surrogate, data)
@@ -58,10 +60,15 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     data_dir = None if request.data_dir is None else str(request.data_dir)
     where = {"dataset": request.dataset, "data_dir": data_dir}
     how = {"points": counts, "seed": request.seed, "device": request.device, "threads": request.threads}
-    config = eval_config(foreign, chosen, {**where, **how})
+    imported = {"plugins": plugins} if plugins else {}
+    config = eval_config(foreign, chosen, {**where, **how, **imported})
     job = Evaluation(foreign, data, measured, config, place, other, request.attack_timeout)
     code = _code(source)
     return job, None if code is None else identity_of(job, code)
+
+
+def _plain(attacks: str | Sequence[str]) -> str | list[str]:
+    return attacks if isinstance(attacks, str) else list(attacks)
 
 
 def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:

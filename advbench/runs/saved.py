@@ -13,16 +13,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from advbench.config.options import RunConfig, explain
+from advbench.config.plugins import code_named, import_plugin
 from advbench.data import DataSet, load_dataset
 from advbench.data.registry import FOLDER
-from advbench.models import MODELS, build_model
+from advbench.models import build_model
 from advbench.models.factory import one_line
 from advbench.runs.allocating import bounded_by
+from advbench.runs.screen import html_of, text_of
 from attacks_pool.calling.guard import ordinary_mode
 from attacks_pool.calling.randomness import key_seed
 from attacks_pool.errors import InputError
 from defenses import Defense, registry
 from leaderboards import Record, read_record
+from leaderboards.printable import in_line
 from leaderboards.records.layout import EVALUATED
 from leaderboards.records.limits import weights_fault
 
@@ -36,7 +39,7 @@ class Run:
     Attributes:
         path: the run directory.
         record: everything that was measured.
-        trust: whether a model factory named in the record may be imported.
+        trust: whether code that the record names, ``package.module:name``, may be imported.
         data_dir: where the data are, if not where the record says.
     """
 
@@ -44,6 +47,14 @@ class Run:
     record: Record
     trust: bool = False
     data_dir: str | None = None
+
+    def __repr__(self) -> str:
+        """The result on one screen: headline, matrix, metrics, audit, and where the run is."""
+        return "\n".join([text_of(self.record), in_line(f"run: {self.path}")])
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, as HTML tables."""
+        return html_of(self.record)
 
     @property
     def config(self) -> RunConfig:
@@ -125,17 +136,19 @@ class Run:
         return defense
 
     def check_trust(self) -> None:
-        """Refuse a run whose model is code that nobody trusted.
+        """Import the plug-ins of the record, if it is trusted; refuse a record that names code otherwise.
 
         Raises:
-            InputError: it is.
+            InputError: they are, or cannot be imported.
         """
-        model = self.config.model
-        if model not in MODELS and not self.trust:
+        named = code_named(self.config.model_dump())
+        if named and not self.trust:
             raise InputError(
-                f"run {self.record.id} was made with the model {model!r}, and loading it imports that code: "
+                f"run {self.record.id} was made with {named[0]}, and loading it imports that code: "
                 "pass trust=True if you trust it"
             )
+        for text in self.config.plugins:
+            import_plugin(text)
 
 
 def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = None) -> Run:
@@ -145,7 +158,7 @@ def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = No
 
     Args:
         path: the run directory or its ``record.json``.
-        trust: allow importing a ``package.module:factory`` that the record names.
+        trust: allow importing code, ``package.module:name``, that the record names.
         data_dir: where the data set is, if not where the record says.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 from advbench.config.files import kind_of, read_yaml
 from advbench.config.options import Options, as_text
-from advbench.models import MODELS
+from advbench.config.plugins import code_named
 from attacks_pool.errors import InputError, unknown
 
 MOST_SEEDS = 1000
@@ -90,11 +90,11 @@ def read_grid(path: Path, *, trust: bool = False) -> list[GridCell]:
 
     Args:
         path: a YAML or JSON file.
-        trust: whether models ``package.module:factory``, whose code is imported, may stand in it.
+        trust: whether ``package.module:name``, whose code is imported, may name models and the like in it.
 
     Raises:
         InputError: the file cannot be read, a key or a value is wrong, a rule of ``exclude`` matches nothing,
-            there are no cells or more than ``MOST_CELLS``, or a model needs ``trust``.
+            there are no cells or more than ``MOST_CELLS``, or code needs ``trust``.
     """
     content = read_yaml(path, "grid")
     try:
@@ -102,9 +102,9 @@ def read_grid(path: Path, *, trust: bool = False) -> list[GridCell]:
             raise InputError(f"it must hold key: value pairs, not {kind_of(content)}")
         cells = parse_grid(content)
         for cell in cells:
-            model = cell.options.get("model")
-            if model is not None and model not in MODELS and ":" in model and not trust:
-                raise InputError(f"the model {model!r} is code to import: add --trust if you trust it")
+            named = code_named(cell.options)
+            if named and not trust:
+                raise InputError(f"{named[0]} is code to import: add --trust if you trust it")
     except InputError as error:
         raise InputError(f"grid {path}: {error}") from None
     return cells

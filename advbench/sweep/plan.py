@@ -126,7 +126,7 @@ class _Planner:
         self.elsewhere, self.gpus = elsewhere, gpus
         self.data: dict[tuple[str, str | None], DataSet] = {}
         self.entries = inventory(runs_dir) if runs_dir.is_dir() else []
-        self.states = _states(self.entries)
+        self.states = states_of(self.entries)
         self.models: dict[tuple[Any, ...], torch.device] = {}
 
     def cell(self, number: int, entry: GridCell) -> SweepCell:
@@ -217,7 +217,7 @@ def _model_key(config: RunConfig) -> tuple[Any, ...]:
     return config.dataset, config.data_dir, config.model, config.threads, config.device
 
 
-def _states(entries: Sequence[RunEntry]) -> dict[str, State]:
+def states_of(entries: Sequence[RunEntry]) -> dict[str, State]:
     """The state of each identity in a store: the best of its runs."""
     found: dict[str, State] = {}
     for entry in entries:

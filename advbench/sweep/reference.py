@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from advbench.config.options import as_text
+from advbench.config.plugins import import_attacks
 from advbench.config.resolve import points_of
 from advbench.data import load_dataset
 from advbench.sweep.grid import GridCell
@@ -61,6 +63,8 @@ def plan_reference(
         RecordError: the store cannot be read.
     """
     data = load_dataset(options.get("dataset", "digits"), options.get("data_dir"))
+    written, plugins = import_attacks(attacks)
+    attacks = as_text(written)
     found = pool.sequence(attacks, budget=data.budget)
     check_attacks(found)
     names = [name.strip() for name in defenses.split(",")]
@@ -71,6 +75,7 @@ def plan_reference(
         GridCell(
             {
                 **options,
+                **({"plugins": plugins} if plugins else {}),
                 "unseen": "none",
                 "eval": "none",
                 "train_set": knobs.get(attack.name, {}),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advbench.config.plugins import import_plugin
 from advbench.config.resolve import parsed
 from advbench.data import Split
 from advbench.evaluation.abstaining import check_abstain
@@ -190,5 +191,24 @@ def subject_of(run: Run, *, weights: Path | None = None) -> Subject:
         raise InputError(f"run {run.record.id}: its config has an attack in eval that is no text")
     for key, value in points.items():
         whole_number(f"run {run.record.id}: points of {key!r}", value)
+    _import_plugins(run)
     bound = [pool.bind(name, knobs) for name, knobs in parsed(texts)]
     return Subject(run, {"seen": [], "unseen": [], "eval": bound}, weights=weights)
+
+
+def _import_plugins(run: Run) -> None:
+    """Import the attacks of an evaluation that were named by where their code is.
+
+    Raises:
+        InputError: there are some, and nobody trusts them; or they cannot be imported.
+    """
+    plugins = run.record.config.get("plugins") or []
+    if not isinstance(plugins, list) or any(not isinstance(text, str) for text in plugins):
+        raise InputError(f"run {run.record.id}: its config has plugins that are no list of texts")
+    if plugins and not run.trust:
+        raise InputError(
+            f"run {run.record.id} was made with {plugins[0]!r}, and attacking again imports that code: "
+            "add --trust if you trust it"
+        )
+    for text in plugins:
+        import_plugin(text)

@@ -1,25 +1,19 @@
-"""Finished runs on the terminal: the stage × attack matrix, metrics, classes, audit."""
+"""Records as tables and lines of text: the headline, the stage × attack matrix, metrics, classes, audit."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from advbench.cli.console import COMPACT
-from advbench.cli.console import output as output
-from advbench.cli.shading import has_shades, shaded
-from advbench.runs.saved import Run
-from leaderboards import CLEAN, Audit, Record, result_of, rows, to_table, trust_of
+from leaderboards import CLEAN, Audit, Record
 from leaderboards.boards.row import WORST_CASE
 from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
 from leaderboards.records.layout import EVALUATED
 from leaderboards.records.store import read_outcomes
-from leaderboards.records.trust import Trust
 from leaderboards.statistics.naming import attack_name, short_names
 from leaderboards.statistics.threats import worst_cases
 
@@ -88,45 +82,31 @@ def _shown(value: Any) -> str:
     return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
 
 
-TRUST: Mapping[Trust, str] = {
-    "retrained": "retrained: trained again from its record, with the same outcomes",
-    "re-evaluated": "re-evaluated: its weights were attacked again, with the same outcomes; "
-    "how they were trained was not looked at",
-    "self-reported": "self-reported: advbench verify checks it",
-    "refuted": "refuted: advbench verify found other numbers",
+HEADLINE = {
+    WORST_CASE: "worst case",
+    "average_robust_accuracy": "average robust accuracy",
+    "clean_accuracy": "clean accuracy",
 }
+"""The metrics of the headline, in order, and what it calls them."""
 ROLES = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 
 
-def print_run(run: Run) -> None:
-    """Everything about one run, and the command that shows it again."""
-    console, record = output(), run.record
-    table = matrix_table(record)
-    console.print(shaded(table) if has_shades(console) else table)
-    if (transferred := transfer_table(record)) is not None:
-        console.print(transferred)
-    console.print(metrics_text(record))
-    console.print(class_table(record))
-    if (threats := threat_table(record, run.path)) is not None:
-        console.print(threats)
-    console.print(audit_text(record))
-    if record.config.get("abstain"):
-        console.print("abstains   by its last output: right on attacked points, wrong on clean ones")
-        if shares := abstained_text(record):
-            console.print(f"abstained  {shares}", soft_wrap=True)
-    console.print(f"trust      {TRUST[trust_of(run.path)]}", soft_wrap=True)
-    console.print(in_line(f"run        {run.path}"), soft_wrap=True)
-    console.print(in_line(f"show again advbench show {shlex.quote(str(run.path))}"), soft_wrap=True)
-
-
-def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
-    """Mean and standard deviation over the seeds just run."""
-    console = output()
-    results = [result_of(run.record, run.path) for run in runs]
-    for table in to_table(rows(results, intervals=["average"]), compact=console.width < COMPACT):
-        console.print(table)
-    command = f"advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}"
-    console.print(in_line(f"all runs   {command}"), soft_wrap=True)
+def headline(record: Record) -> str:
+    """The result in one line: what was measured, the worst case, the averages and the audit's verdict."""
+    config, trained = record.config, record.regime != EVALUATED
+    what = f"{config['defense']} on {config['dataset']}"
+    if trained:
+        joined = " → " if record.regime == "continual" else " + "
+        regime = "" if record.regime == "continual" else f" ({record.regime})"
+        names = short_names([entry.text for entry in record.attacks])
+        seen = [name for name, entry in zip(names, record.attacks, strict=True) if entry.role == "seen"]
+        what += f"{regime}, {joined.join(seen)}"
+    shares = [
+        f"{words} {_with_unit(name, value)}"
+        for name, words in HEADLINE.items()
+        if (value := record.metrics.get(name)) is not None
+    ]
+    return in_line(f"{what}: {', '.join([*shares, f'audit {record.audit.verdict}'])}")
 
 
 def labels(texts: Sequence[str]) -> list[str]:

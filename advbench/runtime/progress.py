@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.live import Live
 from rich.text import Text
 
-from advbench.cli.console import errors
-from advbench.cli.echo import warn
+from advbench.runtime.console import errors
 from advbench.runtime.events import Event, Listener
 from leaderboards.printable import in_line
 from leaderboards.statistics.naming import attack_name
@@ -19,9 +18,27 @@ PLAIN_INTERVAL = 5.0
 
 
 @contextmanager
+def watched(listeners: Sequence[Listener], progress: bool | None) -> Iterator[list[Listener]]:
+    """The listeners of a run, with a `reporter` while the context is open if its caller watches it.
+
+    Args:
+        listeners: those that the caller gave.
+        progress: True shows progress, False does not; None shows it in notebooks alone.
+    """
+    # Here, since the command line reads this module before it may load torch.
+    from defenses.training.shown import in_notebook
+
+    if progress or (progress is None and in_notebook()):
+        with reporter() as shown:
+            yield [*listeners, shown]
+    else:
+        yield list(listeners)
+
+
+@contextmanager
 def reporter() -> Iterator[Listener]:
     """A listener that reports to stderr while the context is open."""
-    console = errors()
+    console = errors(force_jupyter=False)
     if not console.is_terminal:
         yield _Plain()
         return
@@ -51,6 +68,7 @@ class _Plain:
 
     def __init__(self) -> None:
         self._last = 0.0
+        self._console = errors(force_jupyter=False)
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
@@ -62,7 +80,7 @@ class _Plain:
         elif event.kind not in ("start", "resume", "note", "cell", "end"):
             return
         self._last = now
-        warn(describe(event))
+        self._console.print(in_line(describe(event)), soft_wrap=True)
 
 
 def describe(event: Event) -> str:

@@ -1,0 +1,58 @@
+"""``advbench attacks``: what there is, whether one keeps the contract, and a package to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advbench.cli import list as lists
+from advbench.cli.contract import run_checks, settings
+from advbench.cli.echo import echo
+from advbench.cli.once import DEFAULT, ListsByDefault
+from advbench.cli.options import Format, FormatOption
+
+app = typer.Typer(
+    cls=ListsByDefault,
+    help="List the attacks, describe some (advbench attacks pgd), or draw a sequence (advbench attacks "
+    "sample 4 --seed 3); check one, or begin one of your own.",
+)
+app.command(
+    DEFAULT,
+    help="List the attacks, describe some, or draw a sequence; so does advbench attacks without a command.",
+)(lists.attacks)
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the attack, such as my-attack.")],
+    dir: Annotated[Path, typer.Option(help="Where its directory is made.")] = Path("."),
+) -> None:
+    """Write a small package with an attack that works and its test; nothing is ever overwritten."""
+    from advbench.contract import write_attack_package
+    from leaderboards.printable import in_line
+
+    for path in write_attack_package(name, dir):
+        echo(in_line(str(path)))
+
+
+@app.command("check")
+def check(
+    attack: Annotated[
+        str, typer.Argument(help="A registered name, or package.module:function, installed or below here.")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="knob=value of the attack; repeatable.", show_default="the attack's own"),
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Run the contract that every attack keeps: what holds, what fails and why; exit code 1 if any fails."""
+    from advbench.config.plugins import import_attack, names_code
+    from advbench.contract import check_attack
+    from attacks_pool import pool
+
+    name = import_attack(attack) if names_code(attack) else pool.entry(attack).info.name
+    knobs = settings(set_)
+    run_checks("attack", name, lambda told: check_attack(name, knobs=knobs, progress=told), format)

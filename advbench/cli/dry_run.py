@@ -1,0 +1,129 @@
+"""``advbench run --dry-run``: what a run would do, checked and resolved; nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from advbench.benchmark.prepare import Prepared, prepare
+from advbench.cli.echo import echo
+from advbench.cli.options import Format
+from advbench.config.resolve import bound_attacks, points_of
+from advbench.runtime.console import output
+from advbench.runtime.progress import duration
+from advbench.sweep.estimate import measured_speed, recorded_speed, sizes_of, work_of
+from advbench.sweep.plan import states_of
+from leaderboards import find_records
+from leaderboards.printable import in_line
+from leaderboards.records.inventory import inventory
+
+
+def show_plan(
+    runs: Sequence[dict[str, Any]],
+    runs_dir: Path,
+    sample_seed: int,
+    surrogate: Path | None,
+    format: Format,
+    *,
+    several: bool,
+) -> None:
+    """Say what each run would train and measure, its identity and how long it takes.
+
+    Args:
+        runs: the options of each, which differ in their seed alone.
+        runs_dir: the store, to look for runs that are there already; it need not exist.
+        sample_seed: what ``sample:k`` is drawn with.
+        surrogate: the run whose model transferred points are crafted on.
+        format: a table, or JSON: one object, or a list of them where ``several`` is set.
+        several: whether several seeds were asked for.
+
+    Raises:
+        InputError, RecordError: anything that cannot be run.
+    """
+    prepared: list[Prepared] = []
+    for options in runs:
+        data = prepared[0].data if prepared else None
+        prepared.append(prepare(options, sample_seed=sample_seed, surrogate=surrogate, data=data))
+    plans = _plans(prepared, runs_dir)
+    if format is Format.json:
+        echo(json.dumps(plans if several else plans[0], indent=1))
+        return
+    console = output()
+    for key, value in plans[0].items():
+        if key not in ("identity", "state", "seed"):
+            console.print(in_line(f"{key.replace('_', ' '):<18} {_shown(key, value)}"), soft_wrap=True)
+    for plan in plans:
+        seed = f"seed {plan['seed']}"
+        line = f"{seed:<18} identity {plan['identity'][:16]}, {plan['state']} in {runs_dir}"
+        console.print(in_line(line), soft_wrap=True)
+    if len(plans) > 1:
+        console.print(f"{'all seeds':<18} {_shown('estimate', _total(plans))}", soft_wrap=True)
+    console.print("nothing was trained or written: leave out --dry-run to do it")
+
+
+def _plans(prepared: Sequence[Prepared], runs_dir: Path) -> list[dict[str, Any]]:
+    """What each run would do, as plain values."""
+    first = prepared[0]
+    config, data = first.config, first.data
+    exists = runs_dir.is_dir()
+    states = states_of(inventory(runs_dir)) if exists else {}
+    records = find_records(runs_dir)[0] if exists else []
+    speed = recorded_speed(records, config, data.fingerprint) or measured_speed(config, data, first.device)
+    return [
+        {
+            **_resolved(one),
+            "passes": {"forwards": work.forwards, "backwards": work.backwards},
+            "estimate": {"seconds": round(speed.seconds(work), 1), "source": speed.source},
+            "seed": one.config.seed,
+            "identity": one.identity,
+            "state": states.get(one.identity, "new"),
+        }
+        for one in prepared
+        for work in [work_of(one.config, sizes_of(data))]
+    ]
+
+
+def _resolved(one: Prepared) -> dict[str, Any]:
+    """The choices that a run's options resolve to."""
+    config = one.config
+    every = [attack for role in bound_attacks(config).values() for attack in role]
+    return {
+        "defense": config.defense,
+        "parameters": config.params,
+        "regime": config.regime,
+        "sequence": config.sequence,
+        "training": config.training,
+        "unseen": config.unseen,
+        "eval": config.eval,
+        "dataset": one.data.name,
+        "model": config.model,
+        "pretrain_epochs": config.pretrain.epochs,
+        "stages": config.stages,
+        "stage_epochs": config.stage_plan.epochs,
+        "training_points": len(one.data.train),
+        "test_points": {attack.text: points_of(config, attack, len(one.data.test)) for attack in every},
+        "device": str(one.device),
+        "threads": one.threads,
+    }
+
+
+def _total(plans: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    estimates = [plan["estimate"] for plan in plans]
+    return {**estimates[0], "seconds": sum(estimate["seconds"] for estimate in estimates)}
+
+
+def _shown(key: str, value: Any) -> str:
+    """A value of `_resolved` or an estimate, for people."""
+    if key == "estimate":
+        return f"about {duration(value['seconds'])}, {value['source']}"
+    if key == "passes":
+        return f"at most {value['forwards']:,} images forward and {value['backwards']:,} backward"
+    if key == "test_points" and len(set(value.values())) == 1:
+        return str(next(iter(value.values())))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={one}" for name, one in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return str(value)
