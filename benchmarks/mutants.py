@@ -26,7 +26,17 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks" / "mutants.yaml"
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs", "*.egg-info")
+COPIED = [
+    "advbench",
+    "attacks_pool",
+    "defenses",
+    "leaderboards",
+    "benchmarks",
+    "docs",
+    "README.md",
+    "pyproject.toml",
+]
+COPIED += ["LICENSE", "CITATION.cff", "constraints.txt", ".ci"]
 LIBRARIES = ["pytest", "torch", "torchvision", "pandas", "scipy.stats", "sklearn.datasets", "pydantic"]
 """Loaded once, for all runs of the tests; the packages of this tree are loaded anew by each."""
 
@@ -61,6 +71,17 @@ def read_mutants(path: Path = TABLE) -> list[Mutant]:
     """The faults of a table, in its order."""
     entries = yaml.safe_load(path.read_text("utf-8"))
     return [Mutant(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+
+
+def copy_project(tree: Path) -> None:
+    """Copy everything but the tests that the tests read."""
+    tree.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy2(source, tree / name)
 
 
 def run_tests(tree: str, tests: Sequence[str], log: str) -> None:
@@ -105,7 +126,7 @@ def check(mutants: Sequence[Mutant], tree: Path, *, whole: bool, tests_from: Pat
     log = tree.parent / "log"
     tests_of = {one.name: [] if whole else [f"tests/{test}" for test in one.tests] for one in mutants}
     every = sorted({test for tests in tests_of.values() for test in tests})
-    shutil.copytree(tests_from, tree / "tests", ignore=LEFT_OUT, dirs_exist_ok=True)
+    shutil.copytree(tests_from, tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     if code := outcome(tree, every, log):
         raise ValueError(f"without a fault pytest ends with {code}: {log.read_text('utf-8')[-2000:]}")
     survivors = []
@@ -142,7 +163,7 @@ def main() -> None:
             mutants = chosen(read_mutants(), asked.only)
             for one in mutants:
                 one.planted()
-            shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+            copy_project(tree)
             survivors = check(mutants, tree, whole=asked.whole, tests_from=asked.tests)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

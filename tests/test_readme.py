@@ -46,6 +46,7 @@ def test_python_blocks_run_as_written_one_after_another(tmp_path: Path) -> None:
     assert re.fullmatch(r"[01]\.\d+ ok\nlabel-smoothing keeps the contract\n", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
 def test_python_of_other_pages_runs_as_written(page: str, tmp_path: Path) -> None:
     blocks = ["import torch; torch.set_num_threads(1)", *PAGES[page]]
