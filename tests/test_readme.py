@@ -70,7 +70,7 @@ def test_ci_finds_the_test_command() -> None:
     commands = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
     assert len(commands) == 2
     assert "advbench run --defense air --sequence fgsm,pgd,cw" in commands[0]
-    assert commands[1].endswith("-m pytest")
+    assert commands[1].endswith("-m pytest -n 2 --dist worksteal")
 
 
 def test_commands_name_options_that_exist() -> None:
