@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,22 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
 }
 """Options of a run that takes a second."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test marked ``quick(pattern)`` the cases are slow whose id does not match the pattern."""
+    kept: dict[str, bool] = {}
+    for item in items:
+        for marker in item.iter_markers("quick"):
+            test, _, case = item.nodeid.partition("[")
+            matches = re.fullmatch(marker.args[0], case.removesuffix("]")) is not None
+            kept[test] = kept.get(test, False) or matches
+            if not matches:
+                item.add_marker(pytest.mark.slow)
+    whole_files = not any("::" in argument for argument in config.args)
+    if whole_files and (empty := [test for test, some in kept.items() if not some]):
+        raise pytest.UsageError(f"no case matches the mark 'quick' of {', '.join(empty)}")
 
 
 @pytest.fixture(autouse=True, scope="session")

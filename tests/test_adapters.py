@@ -150,6 +150,9 @@ def takes(attack: Attack, shape: tuple[int, int, int], classes: int) -> bool:
     return False
 
 
+@pytest.mark.quick(
+    r"(ta:(PGD|CW|Square)|fb:(LinfPGD|L2DeepFoolAttack|BoundaryAttack)|aa:(apgd-ce|standard))-digits"
+)
 @pytest.mark.parametrize("budget", SHAPES)
 @pytest.mark.parametrize("name", marked(NAMES))
 def test_contract(name: str, budget: str) -> None:
@@ -189,6 +192,7 @@ class Flat(nn.Module):
         return ahead + (0 * total if self.kind == "zero" else 0 * (total - total).sqrt())
 
 
+@pytest.mark.quick(r"(ta:(PGD|CW|Square)|fb:(LinfPGD|L2DeepFoolAttack|BoundaryAttack)|aa:apgd-ce)-.*")
 @pytest.mark.parametrize("kind", ["none", "zero", "not a number"])
 @pytest.mark.parametrize("name", marked(NAMES))
 def test_flat_models_are_survived(name: str, kind: str) -> None:
@@ -534,6 +538,7 @@ def test_contained_model_is_the_model() -> None:
 COSTED = [name for name in ALL if adapters.peers(name[:2])[name].cost is not None]
 
 
+@pytest.mark.quick(r"(ta:PGD|fb:LinfPGD|aa:apgd-ce)")
 @pytest.mark.parametrize("name", marked(COSTED))
 def test_costs_are_what_is_counted(name: str) -> None:
     """Exactly, where they are declared."""

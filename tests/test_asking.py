@@ -105,6 +105,7 @@ def test_a_module_that_converts_images_itself_gets_float32(points: tuple[Tensor,
     assert seen == {torch.float32}
 
 
+@pytest.mark.quick(r"dtype2")
 @pytest.mark.parametrize("dtype", OTHER_TYPES)
 def test_models_of_other_types_are_evaluated(dtype: torch.dtype, network: Network, tmp_path: Path) -> None:
     """Also as functions, whose weights nobody sees."""
@@ -137,6 +138,7 @@ def test_a_script_of_another_type_behind_a_normalisation(
     torch.testing.assert_close(found, plain((x - 0.5) / 0.25), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.quick(r"(at|air|mid|mola-router)-.*")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", registry.names())
 def test_defenses_wrap_models_of_other_types(
@@ -157,6 +159,7 @@ def test_defenses_wrap_models_of_other_types(
 # Modes.
 
 
+@pytest.mark.quick(r"inference_mode")
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_an_evaluation_in_any_mode_gives_the_same_numbers(
     mode: Callable[[], Any], network: Network, tmp_path: Path
@@ -183,6 +186,7 @@ def test_autocast_and_the_default_type_change_no_number(network: Network, tmp_pa
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_a_run_in_inference_mode_is_the_same(tmp_path: Path, small_options: dict[str, Any]) -> None:
     given = {**small_options, "sequence": "fgsm", "unseen": "none", "points": 10, "resume": False}
     given["runs_dir"] = tmp_path

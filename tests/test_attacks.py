@@ -335,15 +335,22 @@ ONCE = (
     survives_flat_models,
 )
 """What has nothing to do with the size of images and the number of classes: one case is enough."""
+QUICK = (keeps_shape_and_bounds, acts)
+"""What the quick suite checks of every attack; the rest it checks of one attack of each family."""
+OF_EACH_FAMILY = {pool.info(name).family: name for name in reversed(pool.names())}.values()
 
 
-def treated(name: str) -> list[tuple[str, str, int, str]]:
+def treated(name: str) -> list[Any]:
     """The checks of an attack with the budgets whose images its metadata lets it treat."""
     allowed = pool.info(name).channels
     budgets = [budget for budget, shape in SHAPES.items() if allowed is None or shape[0] in allowed]
     cases = [(budget, classes) for budget in budgets for classes in CASES[budget]]
-    once = {check.__name__ for check in ONCE}
-    return [(name, *case, check) for check in CHECKS for case in (cases[:1] if check in once else cases)]
+    found = []
+    for label, check in CHECKS.items():
+        for case in cases[:1] if check in ONCE else cases:
+            quick = case is cases[0] and (name in OF_EACH_FAMILY or check in QUICK)
+            found.append(pytest.param(name, *case, label, marks=() if quick else pytest.mark.slow))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -508,10 +515,10 @@ BAD_BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], 
 }
 
 
-@pytest.mark.parametrize("name", pool.names())
 @pytest.mark.parametrize("bad", BAD_BATCHES)
-def test_bad_batch_is_refused_in_one_line(name: str, bad: str) -> None:
-    case = make_case(shortened(name, "digits"), (1, 8, 8), 10)
+def test_bad_batch_is_refused_in_one_line(bad: str) -> None:
+    """By the wrapper around every search."""
+    case = make_case(shortened("pgd", "digits"), (1, 8, 8), 10)
     spoil, message = BAD_BATCHES[bad]
     x, y = spoil(case.x, case.y)
     with pytest.raises(InputError) as caught:

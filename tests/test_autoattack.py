@@ -72,6 +72,7 @@ def test_the_members_and_budgets_are_those_of_pyautoattack(norm: str, version: s
         assert knobs["fab"]["restarts"] == theirs.fab.n_restarts == 5
 
 
+@pytest.mark.quick(r".*-linf|linf-.*|linf")
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_leaves_no_more_than_pyautoattack_at_one_budget(
     norm: str, model: nn.Module, data: Split, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +106,7 @@ class Exact(nn.Module):
         return logits
 
 
+@pytest.mark.quick(r"linf")
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_member_draws_by_which_points_are_left(
     norm: str, model: nn.Module, digits: DataSet, monkeypatch: pytest.MonkeyPatch
@@ -131,6 +133,7 @@ def shrunk(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     return x + (x_adv - x) * (1 - 1e-5) if norm != "linf" else x_adv.clamp(x - EPS[norm], x + EPS[norm])
 
 
+@pytest.mark.quick(r"standard-.*")
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("version", ["standard", "plus", "rand"])
 def test_it_uses_the_classes_that_exist(
@@ -168,6 +171,7 @@ def test_every_member_of_screen_is_cheaper_than_autoattack() -> None:
         assert sum(costs[1]) < 0.3 * sum(costs[0])
 
 
+@pytest.mark.slow
 def test_screen_comes_near_autoattack(model: nn.Module, data: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "PUBLISHED", autoattack.Budget(steps=50, queries=300))
     robust = {

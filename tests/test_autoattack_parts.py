@@ -60,6 +60,7 @@ def published(name: str, norm: str, steps: int, model: nn.Module, seed: int) -> 
     return peer.APGDAttack(model, loss=name.split("-")[1], **given)
 
 
+@pytest.mark.quick(r"apgd-ce|square-l2")
 @pytest.mark.filterwarnings("ignore:there are")
 @pytest.mark.parametrize("name", PARTS)
 def test_part_is_as_strong_as_published(name: str, target: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -94,6 +95,7 @@ def linear(classes: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, model(x).argmax(1)
 
 
+@pytest.mark.quick(r".*-(2|4)")
 @pytest.mark.parametrize("classes", [2, 3, 4])
 @pytest.mark.parametrize("name", [*PARTS, "spsa"])
 def test_part_fools_models_of_few_classes(name: str, classes: int) -> None:
@@ -222,6 +224,7 @@ def test_spsa_estimates_the_gradient() -> None:
     assert torch.allclose(estimate.flatten(1).norm(dim=1), slope.flatten(1).norm(dim=1), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_spsa_is_nearly_as_strong_as_pgd(target: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = (part if isinstance(part, nn.Module) else part[:60] for part in target)
     left = {}

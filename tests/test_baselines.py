@@ -673,6 +673,7 @@ class Stop(BaseException):
     """Stands for a signal, in a process that goes on."""
 
 
+@pytest.mark.quick(r"5-.*|.*-5")
 @every_baseline
 @pytest.mark.parametrize("moment", [2, 5, 6])
 def test_the_result_is_that_of_training_without_a_break(
@@ -756,6 +757,7 @@ def test_one_penalty_a_stage_grows(network: Network, loader: TensorLoader) -> No
     assert [second - first for first, second in pairwise(sizes)] == [2 * model] * 2
 
 
+@pytest.mark.quick(r".*(trades|replay|free|ewc).*")
 @every_baseline
 @pytest.mark.parametrize("precision", ["off", "on"])
 def test_it_learns(network: Network, digits: DataSet, name: str, precision: Any) -> None:

@@ -162,6 +162,7 @@ def test_the_log_has_a_line_for_each_event(small_run: Run) -> None:
     assert set(losses[2]) == {"loss", "ce", "isotropic", "anisotropic", "regulariser"}
 
 
+@pytest.mark.slow
 def test_twice_is_the_same(
     small_run: Run,
     small_options: dict[str, Any],

@@ -8,6 +8,7 @@ from advbench.contract import CONTRACT, check_defense
 from defenses import registry
 
 
+@pytest.mark.quick(r"(at|replay|lorkd)")
 @pytest.mark.parametrize("name", registry.names())
 def test_contract(name: str) -> None:
     """Shapes, gradients, regimes, determinism, saving, resuming, no test data, flat memory."""

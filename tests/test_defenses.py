@@ -123,6 +123,7 @@ def test_it_trains_as_the_readme_says(network: Network, loader: Loader, name: st
     assert defense.passes.backwards > 0
 
 
+@pytest.mark.quick(r"3-.*")
 @every_defense
 @pytest.mark.parametrize("channels", [1, 3])
 def test_weights_and_spec_rebuild_it(
@@ -144,6 +145,7 @@ def test_weights_and_spec_rebuild_it(
     assert set(spec["parameters"]) == set(parameters_of(type(defense)))
 
 
+@pytest.mark.quick(r"True-.*")
 @every_defense
 @pytest.mark.parametrize("dropout", [False, True])
 def test_a_seed_determines_training(

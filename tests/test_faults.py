@@ -141,6 +141,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.quick(r"newest-flipped|and the stage-cut|all-missing")
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "flipped", "missing"])
 @pytest.mark.parametrize(
     ("hit", "trained"),
@@ -261,6 +262,7 @@ def stopped_elsewhere(runs_dir: Path) -> Path:
     return places[0]
 
 
+@pytest.mark.slow
 def test_eight_at_once_in_one_store(tmp_path: Path) -> None:
     """Each gets a directory of its own and finishes; seven times the same command among them."""
     script = f"""
@@ -488,6 +490,7 @@ class TestTrust:
         assert invoke(["run", "--resume", str(directory), "--trust"]) == 0
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_30_stages(tmp_path: Path) -> None:
     """Resident memory at stage 30 is that at stage 10."""
     script = f"""

@@ -153,6 +153,7 @@ def test_passes_on_the_copy_count() -> None:
     assert exact == passes
 
 
+@pytest.mark.quick(r"(AT|AIR)")
 @pytest.mark.parametrize("kind", [AT, AIR, registry.resolve("trades")[0], registry.resolve("lwf")[0]])
 def test_resumed_training_is_that_without_a_break(kind: type[Defense]) -> None:
     plan, kept = TrainPlan(epochs=2, lr=0.01), list[Snapshot]()

@@ -318,6 +318,7 @@ PEERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_attack_is_as_strong_as_its_peer(name: str, grey: Target) -> None:
     """At most one point more survives, at the same eps, steps and step size."""
@@ -334,6 +335,7 @@ def test_attack_is_as_strong_as_its_peer(name: str, grey: Target) -> None:
     assert mine <= grey.robust(craft, "linf", 0.2, seeds) + 0.01
 
 
+@pytest.mark.slow
 def test_tim_is_as_strong_as_its_peer() -> None:
     torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is the peer")
     target = Target(3, robust=False)
@@ -349,6 +351,7 @@ def test_tim_is_as_strong_as_its_peer() -> None:
     assert mine <= target.robust(craft, "linf", 0.2) + 0.01
 
 
+@pytest.mark.quick(r"1\.0")
 @pytest.mark.parametrize("eps", [1.0, 2.0])
 def test_pgd_l1_is_as_strong_as_foolbox(eps: float, grey: Target) -> None:
     foolbox = pytest.importorskip("foolbox", reason="foolbox is the peer")
@@ -362,6 +365,7 @@ def test_pgd_l1_is_as_strong_as_foolbox(eps: float, grey: Target) -> None:
     assert grey.robust(ours("pgd-l1", eps, steps=20), "l1", eps) <= grey.robust(craft, "l1", eps) + 0.01
 
 
+@pytest.mark.quick(r"mt-pgd-pgd-0\.2")
 @pytest.mark.parametrize(("name", "plain", "eps"), [("mt-pgd", "pgd", 0.2), ("mt-pgd-l1", "pgd-l1", 2.0)])
 def test_many_targets_beat_one_search(name: str, plain: str, eps: float, grey: Target) -> None:
     norm = str(pool.info(name).norm)

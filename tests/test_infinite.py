@@ -131,6 +131,9 @@ THEIRS += [
 SIDE = 6
 
 
+@pytest.mark.quick(
+    r"False-(fgsm|pgd|mim|apgd|apgd-t|fab|deepfool|cw|ead|fmn|pgd-l1|ta:PGD|fb:LinfPGD|aa:apgd-ce)"
+)
 @pytest.mark.parametrize("name", OWN + THEIRS)
 @pytest.mark.parametrize("alone", [False, True])
 def test_every_attack_climbs_an_infinite_slope(name: str, alone: bool) -> None:
@@ -234,6 +237,7 @@ class TestMaskedClasses:
         assert int(row.clean.sum()) == 4
         assert row.cells[0].robust == 4
 
+    @pytest.mark.quick(r".*-2")
     @pytest.mark.parametrize("finite", [2, 3])
     @pytest.mark.parametrize("name", MET_MASKED)
     def test_attacks_find_what_they_find_without_the_masked_classes(self, name: str, finite: int) -> None:

@@ -362,6 +362,7 @@ def _stubborn() -> None:
             continue
 
 
+@pytest.mark.quick(r"_sleeping")
 @pytest.mark.parametrize("busy", [_python, _sleeping, _stubborn])
 def test_accepting_ends_in_time(
     busy: Callable[[], None],
@@ -486,6 +487,7 @@ def test_defenses_far_larger_than_their_classifier(
     assert line.count("\n") == 1
 
 
+@pytest.mark.quick(r"(at|lorkd|mola-router)")
 @pytest.mark.parametrize("name", KEEPING)
 def test_honest_defenses_are_within_bounds(name: str, small_run: Run) -> None:
     """Every stage of those that keep or add something; a rank is cut to what a convolution can have."""
@@ -499,6 +501,7 @@ def test_honest_defenses_are_within_bounds(name: str, small_run: Run) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_training_again_ends_in_time(
     small_run: Run, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_trained_on_the_test_points(
     assert CODE in row.note
 
 
+@pytest.mark.slow
 def test_trained_on_the_measured_part_of_them(cheat: Callable[..., Run], digits: DataSet) -> None:
     """Test points that nobody measured, and those that fewer attacks met, show it."""
     first = Split(digits.test.x[:60], digits.test.y[:60])
@@ -149,6 +150,7 @@ def test_a_folder_s_test_images_may_be_easier(
     assert any(note.startswith(CODE) for note in report.notes)
 
 
+@pytest.mark.quick(r"another file")
 @pytest.mark.parametrize("disguise", ["none", "another file", "no checksums"])
 def test_one_model_under_two_seeds(small_run: Run, tmp_path: Path, disguise: str) -> None:
     """Each is refuted and not ranked, whatever was done to the file; training again shows whose it is."""

@@ -444,6 +444,7 @@ class TestStage:
         kept = defense._frozen[0].state_dict()
         assert all(torch.equal(value, kept[name]) for name, value in teacher.items())
 
+    @pytest.mark.quick(r"student-5|5-student")
     @pytest.mark.parametrize("batch", [1, 5])
     @pytest.mark.parametrize("place", ["student", "surrogate"])
     def test_a_stage_goes_on_from_any_batch(

@@ -251,6 +251,7 @@ FOOLBOX: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOOLBOX)
 def test_no_weaker_than_foolbox(name: str, trained: tuple[nn.Module, Tensor, Tensor]) -> None:
     foolbox = pytest.importorskip("foolbox")
@@ -267,6 +268,7 @@ def test_no_weaker_than_foolbox(name: str, trained: tuple[nn.Module, Tensor, Ten
 EPS = {"linf": 0.15, "l2": 0.8, "l1": 1.7}
 
 
+@pytest.mark.quick(r"fab-l2|l2-fab")
 @pytest.mark.parametrize("norm", EPS)
 @pytest.mark.parametrize("name", ["fab", "fab-t"])
 def test_no_weaker_than_pyautoattack(name: str, norm: str, trained: tuple[nn.Module, Tensor, Tensor]) -> None:

@@ -140,6 +140,7 @@ def test_a_run_is_probed_on_its_networks_and_costs_what_a_plain_one_does(
     assert saved.record.cost.multiply_adds == multiply_adds(plain, saved.test_data[0][:1])
 
 
+@pytest.mark.slow
 def test_a_router_is_measured(small_options: dict[str, Any], tmp_path: Path) -> None:
     """What it tells of the attack, what it costs, and the mean weights of each attack, in the record."""
     options = {**small_options, "points": 40, "regime": "joint"}

@@ -207,6 +207,7 @@ class AlwaysTraining(nn.Module):
         return logits
 
 
+@pytest.mark.quick(r"(plain-0|adversarial-1|norm-1|0-plain|1-adversarial|1-norm)")
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", ["plain", "adversarial", "norm", "wide", "tiny"])
 def test_honest_models_raise_no_flag(
@@ -227,6 +228,7 @@ def test_honest_models_raise_no_flag(
         assert min(transferred(result)) >= least(result) - 5
 
 
+@pytest.mark.quick(r"(quantised|company)")
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
@@ -285,6 +287,7 @@ def test_logits_that_are_no_numbers_are_found(digits: DataSet, plain: nn.Module,
     assert flag.evidence["points"] == 360
 
 
+@pytest.mark.quick(r"nan")
 @pytest.mark.parametrize("kind", ["nan", "chance"])
 def test_other_faults_stay_what_they_are_beside_a_trained_surrogate(
     plain: nn.Module, kind: str, tmp_path: Path, global_randomness: Callable[[], bool]

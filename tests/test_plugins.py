@@ -278,6 +278,9 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
+@pytest.mark.quick(
+    r"(LearnsFromTests|Grows|Unseeded|ForgetsALayer|ForgetsItsTeacher|OneLogitMore|Detached|SecretlyRandom|LearnsNothing|Namesake)-.*"
+)
 @pytest.mark.parametrize(
     ("kind", "failing", "named", "reason"), FAULTS, ids=lambda given: getattr(given, "__name__", "")
 )
@@ -582,6 +585,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     return lambda *arguments: run_python("-m", "advbench", *arguments, python=python, cwd=place)
 
 
+@pytest.mark.slow
 def test_an_installed_plug_in_is_trained_and_ranked(environment: Callable[..., Any]) -> None:
     """Found by its entry point, trained on the digits, saved, on the leaderboard; nothing here knows it."""
     assert "weight-averaging" not in registry.names()

@@ -112,6 +112,7 @@ def times(runs_dir: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for path in finished for file in path.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_records_are_the_local_ones(address: str, tmp_path: Path) -> None:
     """Cell for cell; nothing that had come back is repeated, and nothing is left half received."""
     grid, runs_dir = tmp_path / "grid.yaml", tmp_path / "runs"
@@ -159,6 +160,7 @@ def test_no_cluster_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_shared(address: str, tmp_path: Path) -> None:
     """Its pieces come from the cluster, and the numbers are those of one process."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))

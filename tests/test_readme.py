@@ -54,7 +54,9 @@ assert own.smoothing == 0.2
 """What further holds after a page's blocks."""
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page != "README.md" else []) for page in PAGES]
+)
 def test_python_blocks_run_as_written_one_after_another(page: str, tmp_path: Path) -> None:
     if any("leaderboards/results" in block for block in PAGES[page]):
         shutil.copytree(ROOT / "leaderboards" / "results", tmp_path / "leaderboards" / "results")
@@ -88,7 +90,7 @@ def test_ci_finds_the_test_command() -> None:
     commands = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
     assert len(commands) == 2
     assert "advbench run --defense air --sequence fgsm,pgd,cw" in commands[0]
-    assert commands[1].endswith("-m pytest")
+    assert commands[1].endswith("-m pytest -n 2 --dist worksteal")
 
 
 def test_the_readme_is_short_and_names_this_version() -> None:

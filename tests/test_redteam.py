@@ -618,6 +618,7 @@ def truth(cheat: Cheat, seed: int) -> float:
         return float((model(x_adv).argmax(1) == y).float().mean())
 
 
+@pytest.mark.quick(r"nearest-image|remembering|two-faced-robust|within-eps|by-the-loss")
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_suspect(name: str, tmp_path: Path) -> None:
     """Where it claims 15 points more than is true, and where it knows the measured points by heart."""
@@ -631,7 +632,8 @@ def test_a_cheat_is_suspect(name: str, tmp_path: Path) -> None:
     assert record.audit.verdict in ("suspect", "invalid")
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.quick(r"(plain|adversarial|logits-times-10)-0")
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_model_is_not_suspect(name: str, seed: int, tmp_path: Path) -> None:
     """Whatever it is made of."""

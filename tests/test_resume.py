@@ -133,6 +133,7 @@ class TestTraining:
         model = network(norm=True)
         return kind(nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1]), seed=4)
 
+    @pytest.mark.quick(r".*-(2|6)")
     @pytest.mark.parametrize("moment", [1, 2, 3, 4, 6, 9])
     @pytest.mark.parametrize("case", CASES)
     def test_the_result_is_that_of_training_without_a_break(
@@ -320,6 +321,7 @@ def stopper(at: int) -> Callable[[Event], None]:
 class TestRuns:
     """``run`` finds its own unfinished run."""
 
+    @pytest.mark.quick(r"0")
     @pytest.mark.parametrize("seed", range(3))
     def test_stopped_at_random_moments(
         self, whole: Run, moments: list[Event], tmp_path: Path, seed: int
@@ -386,6 +388,7 @@ class TestRuns:
                 run("air", runs_dir=tmp_path, **options, listeners=[stopper(3)])
         assert len(list(tmp_path.iterdir())) == 2
 
+    @pytest.mark.quick(r"val-robust")
     @pytest.mark.parametrize(
         "options",
         [
@@ -426,6 +429,7 @@ class TestRuns:
         assert {event.stage for event in events if event.kind == "epoch"} == {2}
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments() -> None:
     """Processes that die while they write; the benchmark of the same name does it 50 times."""
     done = subprocess.run(
@@ -441,6 +445,7 @@ def test_sigkill_at_random_moments() -> None:
     assert int(done.stdout.split(" kills")[0].split()[-1]) >= 2
 
 
+@pytest.mark.quick(r".*143")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_batch_and_says_how_to_go_on(
     whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int

@@ -138,6 +138,7 @@ def test_sorting(visit: Open) -> None:
         assert page.locator("#group-0 th[aria-sort]").inner_text() == name
 
 
+@pytest.mark.slow
 def test_search_and_filters_and_the_way_back(visit: Open) -> None:
     """Each narrows the rows, stands in the address, and is undone by the back button."""
     page = visit()
@@ -167,6 +168,7 @@ def test_search_and_filters_and_the_way_back(visit: Open) -> None:
     assert count(page) == "9 of 9 rows in 2 tables"
 
 
+@pytest.mark.slow
 def test_a_deep_link_restores_everything(visit: Open) -> None:
     """Filters, search, column and direction; what it names that is not there is passed over."""
     page = visit("index.html#?q=digits&regime=continual&sort=defense&dir=down")
@@ -213,6 +215,7 @@ def test_copying_the_command(visit: Open) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == "advbench run --config record.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old_way", [True, False])
 def test_copying_without_a_clipboard(visit: Open, old_way: bool) -> None:
     """The old command copies; where it does not, the text is selected, and the page says what to press."""
@@ -228,6 +231,7 @@ def test_copying_without_a_clipboard(visit: Open, old_way: bool) -> None:
     )
 
 
+@pytest.mark.slow
 def test_by_keyboard(visit: Open) -> None:
     """The skip link comes first, every stop can be seen, sorting and filtering need no mouse."""
     page = visit()
@@ -252,6 +256,7 @@ def test_by_keyboard(visit: Open) -> None:
     assert page.evaluate("document.activeElement.textContent") == "clean"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["index.html", "runs/fake-continual-s0/index.html"])
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
 def test_axe_finds_no_serious_fault(visit: Open, path: str, scheme: str, width: int) -> None:
@@ -314,6 +319,7 @@ def test_the_policy_stops_what_is_not_ours(browser: Any, site: Path) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_many_rows(make_record: Callable[..., Record], tmp_path: Path, browser: Any) -> None:
     """A long table shows its start and more when asked; search and sorting see all of it."""
     records = [make_record("at", robust=45 + k % 45, params={"k": k}, name=f"run-{k}") for k in range(250)]

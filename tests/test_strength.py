@@ -114,24 +114,28 @@ def autoattack_square(queries: int) -> Craft:
     ).perturb(x, y)
 
 
+@pytest.mark.quick(r"robust-10|10-robust")
 @pytest.mark.parametrize("steps", [10, 40])
 def test_pgd_is_as_strong_as_torchattacks(target: Target, steps: int) -> None:
     peer = target.robust_accuracy(torchattacks_pgd(steps, 2.5 * EPS / steps))
     assert target.robust_accuracy(ours("pgd", steps=steps)) <= peer + ONE_POINT
 
 
+@pytest.mark.quick(r"robust-10|10-robust")
 @pytest.mark.parametrize("steps", [10, 50])
 def test_apgd_is_as_strong_as_autoattack(target: Target, steps: int) -> None:
     peer = target.robust_accuracy(autoattack_apgd(steps))
     assert target.robust_accuracy(ours("apgd", steps=steps)) <= peer + ONE_POINT
 
 
+@pytest.mark.quick(r"robust")
 def test_square_is_as_strong_as_autoattack(target: Target) -> None:
     """The peer's schedule is rescaled to the number of queries, as ours is."""
     peer = target.robust_accuracy(autoattack_square(200))
     assert target.robust_accuracy(ours("square", steps=200)) <= peer + ONE_POINT
 
 
+@pytest.mark.quick(r"robust")
 def test_a_weak_attack_is_told_apart(target: Target) -> None:
     """The comparison has eyes: one step, or noise, lags behind the peer by more than the tolerance."""
     peer = target.robust_accuracy(torchattacks_pgd(20, 2.5 * EPS / 20))
@@ -139,6 +143,7 @@ def test_a_weak_attack_is_told_apart(target: Target) -> None:
     assert target.robust_accuracy(ours("gaussian-noise")) > peer + ONE_POINT
 
 
+@pytest.mark.slow
 def test_cw_finds_perturbations_as_small_as_foolbox(target: Target) -> None:
     """Median l2 at most 1.1 × the peer's, at its own defaults, at ours, and at the best found for it."""
     foolbox = pytest.importorskip("foolbox", reason="foolbox is the peer of cw")
@@ -247,6 +252,7 @@ SLACK = {"ead": 1.25, "ddn": 1.4, "fab-l1": 1.1, "fmn-l1": 1.15}
 which leads between several classes; a step in l1 moves one pixel, and the next boundary may want another."""
 
 
+@pytest.mark.quick(r"2-.*|.*-2")
 @pytest.mark.parametrize("name", MINIMAL)
 @pytest.mark.parametrize("classes", [2, 10])
 def test_minimal_norm_attack_finds_the_closed_form(name: str, classes: int) -> None:

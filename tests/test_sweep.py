@@ -435,6 +435,7 @@ def test_two_workers_make_what_run_makes(
     assert "nothing is left to do" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_failing_cell_and_a_killed_worker_leave_the_others_alone(
     write: Callable[..., Path],
@@ -476,6 +477,7 @@ def test_a_failing_cell_and_a_killed_worker_leave_the_others_alone(
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
+@pytest.mark.quick(r".*143")
 @POSIX
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_goes_on(
@@ -500,6 +502,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the workers")
 def test_workers_end_with_their_parent(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -427,6 +427,7 @@ def test_trained_again(small_run: Run, tmp_path: Path) -> None:
     assert report.complete
 
 
+@pytest.mark.slow
 def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
     """With its weights, gone on with, and not trained twice; the run itself is no repetition of it."""
     kept = tmp_path / "kept"
@@ -533,6 +534,7 @@ def test_a_doubt_asks_for_more(
     assert len(set(given)) == len(given)
 
 
+@pytest.mark.slow
 def test_training_on_another_machine(
     small_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import os
 import re
 import reprlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 from pydantic import ValidationError
@@ -88,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(invoke(list(sys.argv[1:] if arguments is None else arguments)))
 
 
+@functools.cache
+def _command_line() -> Any:
+    """All commands, built once a process: that takes longer than to refuse a wrong option."""
+    return typer.main.get_command(app)
+
+
 def invoke(arguments: list[str]) -> int:
     """Run the command line.
 
@@ -95,9 +103,8 @@ def invoke(arguments: list[str]) -> int:
         0; 2 after a user's mistake, which is one line on stderr; 1 where a run itself failed; 130 after an
         interrupt, 143 after a termination.
     """
-    command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments, prog_name="advbench", standalone_mode=False)
+        code = _command_line().main(args=arguments, prog_name="advbench", standalone_mode=False)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except Interrupted as stop:
