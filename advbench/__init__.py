@@ -3,6 +3,9 @@
 ``from advbench import run, evaluate_model, load_run``; importing this package loads no torch.
 """
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from advbench.runtime.version import __version__
@@ -39,7 +42,17 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        from importlib import import_module
-
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'advbench' has no attribute {name!r}")
+
+
+class _Moved(ModuleType):
+    """``advbench.plugins`` of version 0.1; its names are in ``advbench.contract`` now."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module("advbench.contract"), name)
+
+
+sys.modules["advbench.plugins"] = _Moved("advbench.plugins")

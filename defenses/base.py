@@ -79,7 +79,7 @@ class Defense(Trainable):
             plan: the training budget, by default :class:`TrainPlan`.
             progress: True writes lines to stderr, False writes none; None, the default, writes them only in
                 notebooks. A function is called after each batch. It may stop training by raising an
-                exception, which propagates to the caller; ``checkpoint`` gets a snapshot of that moment first.
+                exception, which reaches the caller; ``checkpoint`` gets a snapshot of that moment first.
             validation: held-out batches, needed only by ``select="val-robust"``.
             checkpoint: called with a snapshot after each epoch.
             resume: a snapshot to continue from, with the same arguments as when it was taken, on a new

@@ -353,3 +353,13 @@ def test_attacks_run_without_the_verifier() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "SearchModel False\n", done.stderr
+
+
+def test_a_moved_module_is_still_found() -> None:
+    """Plug-ins that were begun with version 0.1 have tests that import ``advbench.plugins``."""
+    code = (
+        "import sys, advbench; from advbench.plugins import check_defense;"
+        "from advbench.contract import check_defense as now; print(check_defense is now)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
