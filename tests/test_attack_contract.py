@@ -172,7 +172,7 @@ def test_a_new_package_keeps_it(
     monkeypatch.chdir(tmp_path / "begun-here")
     assert invoke(["attacks", "check", "begun_here:begun_here"]) == 0
     assert "begun-here keeps 8 of 8 promises" in capsys.readouterr().out
-    with pytest.raises(InputError, match="exists already|is taken"):
+    with pytest.raises(InputError, match=r"exists already|is taken"):
         write_attack_package("begun-here", tmp_path)
     pool._entries.pop("begun-here")
     sys.modules.pop("begun_here")

@@ -53,7 +53,7 @@ class _Tags(HTMLParser):
         self.seen: list[str] = []
         self.text = ""
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
+    def handle_starttag(self, tag: str, attrs: Any) -> None:  # noqa: ARG002 - the base class says so
         self.seen.append(tag)
         if tag != "br":
             self.open.append(tag)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from advbench.cli.completion import dataset_names
+from advbench.cli.completion import dataset_names, model_names
 from advbench.cli.options import (
     AttackTimeout,
     DataDir,
@@ -24,7 +24,9 @@ def evaluate(
     model: Annotated[
         str,
         typer.Option(
-            help="package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or robustbench:NAME."
+            help="A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
+            "torchvision:NAME or robustbench:NAME.",
+            autocompletion=model_names,
         ),
     ],
     dataset: Annotated[
