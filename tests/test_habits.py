@@ -189,6 +189,16 @@ class TestShow:
         _, err = call(capsys, "audit", "nothing", *where, code=2)
         assert err.startswith("error: no run 'nothing' here or in ")
 
+    def test_options_that_name_runs(self, small_run: Run, capsys: Captured) -> None:
+        """``--surrogate`` and ``--resume`` look into ``--runs-dir`` too."""
+        where = ("--runs-dir", str(small_run.path.parent))
+        _, err = call(capsys, "run", "--resume", small_run.path.name, *where, code=2)
+        assert "no record at" not in err
+        assert small_run.path.name in err
+        asked = ["run", "--defense", "standard", "--sequence", "fgsm", *SHORT, *where]
+        asked += ["--surrogate", small_run.path.name, "--dry-run", "--format", "json"]
+        assert json.loads(call(capsys, *asked)[0])["state"] == "new"
+
     def test_names_are_never_cut(
         self, small_run: Run, capsys: Captured, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from advbench.cli.completion import dataset_names, model_names
+from advbench.cli.finding import kept_in
 from advbench.cli.options import (
     AttackTimeout,
     DataDir,
@@ -135,7 +136,7 @@ def evaluate(
             threat=threat,
             mean=_numbers("mean", mean),
             std=_numbers("std", std),
-            surrogate=surrogate,
+            surrogate=None if surrogate is None else str(kept_in(Path(surrogate), runs_dir)),
             runs_dir=runs_dir,
             data_dir=data_dir,
             listeners=[listener, stopper],
