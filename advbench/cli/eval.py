@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from advbench.cli.completion import dataset_names
+from advbench.cli.completion import dataset_names, model_names
+from advbench.cli.finding import kept_in
 from advbench.cli.options import (
     AttackTimeout,
     DataDir,
@@ -24,7 +25,9 @@ def evaluate(
     model: Annotated[
         str,
         typer.Option(
-            help="package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or robustbench:NAME."
+            help="A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
+            "torchvision:NAME or robustbench:NAME.",
+            autocompletion=model_names,
         ),
     ],
     dataset: Annotated[
@@ -133,7 +136,7 @@ def evaluate(
             threat=threat,
             mean=_numbers("mean", mean),
             std=_numbers("std", std),
-            surrogate=surrogate,
+            surrogate=None if surrogate is None else str(kept_in(Path(surrogate), runs_dir)),
             runs_dir=runs_dir,
             data_dir=data_dir,
             listeners=[listener, stopper],

@@ -46,3 +46,9 @@ def named_runs(paths: Sequence[Path], runs_dir: list[Path] | None) -> list[Path]
 def surrogate_run(path: Path | None, runs_dir: list[Path] | None) -> Path | None:
     """`named_run` of a run that was named as an option, if it was."""
     return None if path is None else named_run(path, runs_dir)
+
+
+def kept_in(path: Path, runs_dir: Path) -> Path:
+    """A path, or the run of this name in ``runs_dir`` where only that exists."""
+    inside = runs_dir / path
+    return inside if inside.exists() and not path.exists() else path

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from advbench.cli.completion import defense_names
+from advbench.cli.finding import kept_in
 from advbench.cli.options import (
     AttackTimeout,
     DataDir,
@@ -144,7 +145,7 @@ def run(
     if resume is not None:
         typed = {"seeds": seeds, "config": config, "surrogate": surrogate, "fresh": fresh or None}
         _refuse({**options, **typed, "dry_run": dry_run or None})
-        _write([{**how, "resume": resume}], format, per_class)
+        _write([{**how, "resume": kept_in(resume, runs_dir)}], format, per_class)
         return
     from advbench.config.files import read_config
     from advbench.config.options import Options, merge
@@ -153,6 +154,7 @@ def run(
         typed = dict(options)
         options = merge(read_config(config), typed)
         _check_trust(config, {key: value for key, value in options.items() if key not in typed}, trust=trust)
+    surrogate = None if surrogate is None else kept_in(surrogate, runs_dir)
     # Checked as a whole here, so that no seed runs before a mistake is found.
     chosen = _seeds(seeds, Options.of(options).seed)
     if dry_run:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.finding import named_run, named_runs, surrogate_run
+from advbench.cli.finding import kept_in, named_run, named_runs, surrogate_run
 from advbench.cli.options import Format, FormatOption, RecordedData, RunPath, RunsDir, RunsDirs
 
 if TYPE_CHECKING:
@@ -219,7 +219,9 @@ def accept(
         asked=Asked(points=points, seed=seed, device=device, threads=threads),
         trust=trust,
         data_dir=data_dir,
-        surrogate=None if surrogate is None else load_run(surrogate, trust=trust, data_dir=data_dir),
+        surrogate=None
+        if surrogate is None
+        else load_run(kept_in(surrogate, runs_dir), trust=trust, data_dir=data_dir),
         weights=weights,
         told=tell,
         timeout=timeout,
