@@ -225,7 +225,7 @@ def test_missing_and_damaged_idx_files(fashion: Path) -> None:
         (b"", "is not an IDX file"),
         (b"\0\0\x08", "is not an IDX file"),
         (idx(np.zeros((40, 1), np.uint8)), "is not an IDX file"),
-        (idx(np.zeros(40, np.uint8))[:-1], "is damaged: it says 40 values and holds 39"),
+        (idx(np.zeros(40, np.uint8))[:-1], "is damaged: its header says 40 values, but it has 39"),
         (idx(np.zeros(39, np.uint8)), "40 images of 28×28 pixels and 39 labels"),
         (idx(np.full(40, 10, np.uint8)), "labels up to 10"),
     ):

@@ -482,7 +482,7 @@ class TestTrust:
         Path("imported").unlink()
         line = call(capsys, "run", "--resume", str(directory), code=2)
         assert (
-            "the model 'stranger:make', and going on imports that code: add --trust if you trust it" in line
+            "the model 'stranger:make', and resuming imports that code: add --trust if you trust it" in line
         )
         assert not Path("imported").exists()
         assert invoke(["run", "--resume", str(directory), "--trust"]) == 0

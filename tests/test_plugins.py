@@ -444,7 +444,7 @@ MISTAKES = {
     "new my_defense": "'my_defense' is no name for a defense",
     "new 2nd": "'2nd' is no name for a defense",
     "new ../up": "'../up' is no name for a defense",
-    "new class": "'class' is a word of Python: its module could not be imported",
+    "new class": "'class' is a Python keyword: its module could not be imported",
     "new at": "the name 'at' is taken: advbench defenses at describes it",
     "new joint": "the name 'joint' is taken",
     "new check": "'check' is a command of advbench defenses",

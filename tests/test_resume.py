@@ -522,7 +522,7 @@ class TestEvaluations:
 
 def test_a_named_run_refuses_what_is_not_its_own(whole: Run, tmp_path: Path) -> None:
     """Other options, a complete run, no run at all."""
-    with pytest.raises(InputError, match=r"^--defense, --epochs: a run to resume has its options"):
+    with pytest.raises(InputError, match=r"^--defense, --epochs: a resumed run takes its options"):
         run("at", epochs=3, resume=whole.path)
     with pytest.raises(InputError, match="is complete: there is nothing to resume"):
         run(resume=whole.path)
@@ -532,5 +532,5 @@ def test_a_named_run_refuses_what_is_not_its_own(whole: Run, tmp_path: Path) -> 
     (copied / "record.json").unlink()
     text = (copied / "run.json").read_text("utf-8")
     (copied / "run.json").write_text(text.replace('"seed": 0', '"seed": 1'), "utf-8")
-    with pytest.raises(InputError, match="what it holds is of no use here"):
+    with pytest.raises(InputError, match="it cannot be resumed here"):
         run(resume=copied)

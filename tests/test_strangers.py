@@ -180,7 +180,7 @@ def test_a_quantised_model(tmp_path: Path) -> None:
         ("strange_writer:Quits", "fails on images of shape (2, 1, 8, 8): SystemExit: 0"),
         ("strange_writer:instance", "is a module already: name a function or a class that makes one"),
         ("code:make", "which comes before the file of that name here: rename yours"),
-        ("strange_parts:make", "(it lies in the current directory: set PYTHONPATH=. for it to be found)"),
+        ("strange_parts:make", "(it is in the current directory: set PYTHONPATH=. to make it importable)"),
     ],
 )
 def test_factories_that_are_none(here: Path, capfd: Any, text: str, reason: str) -> None:
@@ -217,7 +217,7 @@ class TestNames:
         with pytest.raises(RecordError, match="no UTF-8"):
             evaluate_model(network(), name="\udcff", runs_dir=tmp_path / "runs", **EVAL)
         assert not list((tmp_path / "runs").glob("*"))
-        with pytest.raises(RecordError, match=r"udcff.* holds bytes that are no UTF-8"):
+        with pytest.raises(RecordError, match=r"udcff.* contains bytes that are not UTF-8"):
             json_bytes("\udcff")
 
     def test_a_class_of_such_a_name(self, tmp_path: Path) -> None:

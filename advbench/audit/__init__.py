@@ -1,7 +1,7 @@
-"""Signs of false robustness: in what a run measured, in how a model behaves, and under probe attacks.
+"""Checks for false robustness: in a run's measurements, in a model's behaviour, and under probe attacks.
 
 ``probe(view, data, attacks=…)`` makes further, cheap measurements on a model; ``audit(rows, attacks,
-probes=…)`` judges; ``audit_model(view, data)`` does both for a model that was never run here.
+probes=…)`` gives the verdict; ``audit_model(view, data)`` does both for a model without a run here.
 """
 
 from advbench.audit.fresh import Fresh

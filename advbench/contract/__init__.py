@@ -1,6 +1,6 @@
-"""For authors of defenses: the contract that every defense keeps, and a package to start from.
+"""For authors of defenses: the contract that every defense must keep, and a template package.
 
-``check_defense(MyDefense)`` runs the contract; a package of yours can call it in its own tests.
+``check_defense(MyDefense)`` runs the contract; your own package can call it in its tests.
 """
 
 from advbench.contract.check import CONTRACT, Check, check_defense, find_defense
