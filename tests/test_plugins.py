@@ -258,7 +258,7 @@ FAULTS: list[tuple[type[Defense], set[str], str, str]] = [
     (ForgetsABuffer, {"save and load", "resume"}, "save and load", "logits after loading differ by up to "),
     (ForgetsALayer, {"save and load", "resume"}, "save and load", "the saved weights do not fit the model"),
     (KeepsAnObject, {"resume"}, "resume", "training_state() cannot be saved: state.training.helper is a"),
-    (ForgetsItsTeacher, {"resume"}, "resume", "interrupted after epoch 2, batch 1 of stage 2 and gone on"),
+    (ForgetsItsTeacher, {"resume"}, "resume", "interrupted after epoch 2, batch 1 of stage 2 and resumed"),
     (OneLogitMore, {"output shapes"}, "output shapes", "expected logits (12, 3), got (12, 4)"),
     (GreyOnly, {"output shapes"}, "output shapes", "3×8×8 images of 3 classes: "),
     (EightPixels, {"other images"}, "other images", "1×8×12 images of 3 classes: RuntimeError: "),

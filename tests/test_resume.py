@@ -472,7 +472,7 @@ main(sys.argv[1:])
     assert done.returncode == code, done.stderr
     (directory,) = tmp_path.iterdir()
     last = done.stderr.splitlines()[-1]
-    assert last == f"error: interrupted; go on with: advbench run --resume {directory}"
+    assert last == f"error: interrupted; resume with: advbench run --resume {directory}"
     names = sorted(path.name for path in (directory / "checkpoint").glob("*.safetensors"))
     # The end of the first epoch, and the batch after which the signal was heard.
     assert [name for name in names if name.startswith("stage")] == [

@@ -602,7 +602,7 @@ def test_boards_of_other_points_are_not_pooled(board: Path, tmp_path: Path) -> N
     for defense, skill in (("good", 0.7), ("poor", 0.4)):
         save(tmp_path, defense, skill, range(3), protocol="another", counts=(200, 200, 200, 200, 100))
     found = [{row.defense: row for row in rows(find_results(path)[0])} for path in (board, tmp_path)]
-    with pytest.raises(RecordError, match="other points"):
+    with pytest.raises(RecordError, match="different points"):
         compare_over([(one["good"], one["poor"]) for one in found])
 
 

@@ -214,7 +214,7 @@ class TestNames:
 
     def test_bytes_that_are_no_text(self, network: Network, tmp_path: Path) -> None:
         """Refused before anything is measured, not when the record is written."""
-        with pytest.raises(RecordError, match="no UTF-8"):
+        with pytest.raises(RecordError, match="not UTF-8"):
             evaluate_model(network(), name="\udcff", runs_dir=tmp_path / "runs", **EVAL)
         assert not list((tmp_path / "runs").glob("*"))
         with pytest.raises(RecordError, match=r"udcff.* contains bytes that are not UTF-8"):

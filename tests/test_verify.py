@@ -241,7 +241,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         ),
         "per_class: ",
     ),
-    "manifest": (lambda tree: tree["config"].update(seed=5), "run.json: asked for another seed"),
+    "manifest": (lambda tree: tree["config"].update(seed=5), "run.json: has another seed"),
     "fingerprint": (
         lambda tree: tree["environment"]["data"].update(fingerprint="f" * 64),
         "run.json: data is",
@@ -463,7 +463,7 @@ def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--keep .* has run .* itself, which cannot verify itself"):
         retrain_run(load_run(made), keep=kept)
     shutil.copytree(made, tmp_path / made.name)
-    with pytest.raises(InputError, match=r"--keep .* has a copy of run .*, not one made again from it"):
+    with pytest.raises(InputError, match=r"--keep .* has a copy of run .*, not a repetition of it"):
         retrain_run(load_run(tmp_path / made.name), keep=kept)
 
 

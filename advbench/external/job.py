@@ -156,7 +156,7 @@ def evaluate_job(
     with ExitStack() as stack:
         found = stack.enter_context(place(runs_dir, _stem(job), manifest, identity=identity, fresh=fresh))
         directory = found.directory
-        how = "give the same command again, and it goes on" if identity else "but begins again next time"
+        how = "give the same command again to resume it" if identity else "but the next one starts again"
         stack.enter_context(failing(directory, lambda: f"evaluation of {job.foreign.name}", how))
         log = JsonLog(directory / LOG)
         stack.callback(log.close)
@@ -167,7 +167,7 @@ def evaluate_job(
             pieces = Pieces(directory / CHECKPOINT / "pieces", identity, state_of(job))
             if share_out is not None:
                 for problem in share_out(pieces.directory):
-                    _say(job, told, "note", text=f"{problem}: what is missing is measured here")
+                    _say(job, told, "note", text=f"{problem}: the missing pieces are measured here")
         record = _measured(job, directory, told, pieces)
         _say(job, told, "end", text=str(directory))
     return Run(directory, record, data_dir=job.config["data_dir"])

@@ -33,9 +33,9 @@ def choose_device(text: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise InputError(f"device {text!r} does not exist: this machine has {count} CUDA devices")
+            raise InputError(f"device {text!r} is not available: this machine has {count} CUDA devices")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device 'mps' does not exist: use auto or cpu")
+        raise InputError("device 'mps' is not available: use auto or cpu")
     return torch.device(text)
 
 

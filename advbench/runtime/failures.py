@@ -71,4 +71,4 @@ def _line(error: BaseException) -> str:
 
 def resume_command(directory: Path) -> str:
     """The command that resumes a run."""
-    return f"go on with: advbench run --resume {directory}"
+    return f"resume with: advbench run --resume {directory}"

@@ -96,7 +96,7 @@ class _Worker:
             more = " (out of memory?)" if -code == signal.SIGKILL else ""
             return f"its process was ended by {_signal_name(-code)}{more}; the same command resumes it"
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "without a message")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         return f"its process ended with code {code}: {last}"
 
 

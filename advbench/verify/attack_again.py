@@ -246,13 +246,13 @@ def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: l
     if not subject.evaluated:
         report.not_looked_at.append("how the weights were trained: advbench verify --retrain trains again")
     if other:
-        report.not_looked_at.append("passes, which follow from every bit, but for what attacks can take")
+        report.not_looked_at.append("passes, which depend on every bit, except for their upper bounds")
     elif parts:
-        report.not_looked_at.append("passes of cells that were looked at in part")
+        report.not_looked_at.append("passes of cells that were measured in part")
     report.not_looked_at.append("how long everything took")
     if other:
         report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
     else:
         report.notes.append("this is the record's environment: every outcome should be the same")
     if not subject.evaluated:
-        report.notes.append("passes of training were not looked at: only training again counts them")
+        report.notes.append("passes of training were not checked: only training again counts them")

@@ -41,7 +41,7 @@ def check_identity(subject: Subject) -> Iterator[str]:
             for key in {**manifest.config, **record.config}
             if _differs(manifest.config, record.config, key)
         ]
-        yield f"{MANIFEST}: asked for another {' and '.join(sorted(keys))} than the record's"
+        yield f"{MANIFEST}: has another {' and '.join(sorted(keys))} than the record"
     if manifest.kind != ("eval" if subject.evaluated else "run"):
         yield f"{MANIFEST}: of another kind of run, {manifest.kind!r}"
     facts = manifest.more.get("facts")

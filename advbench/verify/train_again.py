@@ -116,7 +116,7 @@ def _repeat(
     """Repeat the run in ``place`` and compare it."""
     made = run_benchmark(runs_dir=place, listeners=listeners, reuse=True, **options)
     if made.record.id == subject.record.id:
-        raise InputError(f"--keep {place} has a copy of run {made.record.id}, not one made again from it")
+        raise InputError(f"--keep {place} has a copy of run {made.record.id}, not a repetition of it")
     place_of = torch.device(str(made.record.environment["device"]).partition(" ")[0])
     report.machine = {**machine_of(place_of, subject.run.data), "threads": options["threads"]}
     _compare(subject, made, report)

@@ -15,7 +15,7 @@ from leaderboards.statistics.under import spoken
 SECTIONS: Final = (
     "",
     "Suspect, invalid or refused: shown, never ranked above an honest row",
-    "Target-aware: told which attack it faces, ranked apart",
+    "Target-aware: given the attack that it faces, ranked separately",
 )
 FILTERS: Final = ("dataset", "defense", "regime", "verdict", "trust")
 _ROWS_AT_FIRST: Final = 1000
