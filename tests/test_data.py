@@ -128,7 +128,7 @@ class TestStratifiedHoldout:
 
     def test_impossible_for_one_point(self) -> None:
         """The class is named."""
-        with pytest.raises(InputError, match="class 'b' has 1 training image, and 2 are needed"):
+        with pytest.raises(InputError, match="class 'b' has 1 training image, but 2 are needed"):
             stratified_holdout(np.array([0, 0, 1]), 1, classes="ab", seed=0)
 
     def test_held_out_prefix_is_mixed(self) -> None:
@@ -430,7 +430,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "empty class": (
         lambda root: [file.unlink() for file in (root / "test" / "dog").iterdir()],
-        "class folder {root}/test/dog holds no images",
+        "class folder {root}/test/dog contains no images",
     ),
     "one image": (
         lambda root: [(root / "train" / "dog" / f"{i}.png").unlink() for i in range(3)],

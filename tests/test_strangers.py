@@ -246,7 +246,7 @@ def test_a_data_set_without_test_images(tmp_path: Path) -> None:
         labels = struct.pack(">2I", 2049, count) + bytes(number % 10 for number in range(count))
         (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    with pytest.raises(InputError, match="data set 'mnist': t10k holds no images"):
+    with pytest.raises(InputError, match="data set 'mnist': t10k contains no images"):
         load_dataset("mnist", tmp_path)
 
 

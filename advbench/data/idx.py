@@ -50,7 +50,7 @@ def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
                 f"{len(y)} labels up to {y.max(initial=0)}; expected 28×28 pixels, a label for each, 0 to 9"
             )
         if not len(x):
-            raise InputError(f"data set {name!r}: {part} holds no images")
+            raise InputError(f"data set {name!r}: {part} contains no images")
         images.append(x)
         labels.append(y)
     pool = SplitPool(np.concatenate(images)[:, None], np.concatenate(labels).astype(np.int64), CLASSES[name])

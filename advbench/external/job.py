@@ -156,7 +156,7 @@ def evaluate_job(
     with ExitStack() as stack:
         found = stack.enter_context(place(runs_dir, _stem(job), manifest, identity=identity, fresh=fresh))
         directory = found.directory
-        how = "give the same command again to resume it" if identity else "but the next one starts again"
+        how = "give the same command again to resume it" if identity else "but it cannot be resumed"
         stack.enter_context(failing(directory, lambda: f"evaluation of {job.foreign.name}", how))
         log = JsonLog(directory / LOG)
         stack.callback(log.close)
