@@ -1,4 +1,4 @@
-"""``python -m advbench``."""
+"""The entry point of ``python -m advbench``."""
 
 from advbench.cli.main import main
 

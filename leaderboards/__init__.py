@@ -1,8 +1,8 @@
 """Leaderboards: the run record, its store, metrics, statistics and tables. Runs no model.
 
-``leaderboards.load("runs")`` gives every run of a directory as a data frame;
-``rows(find_results("runs")[0])`` gives the rows themselves, and ``compare`` tests two of them against each
-other.
+``leaderboards.load("runs")`` returns every run of a directory as a data frame;
+``rows(find_results("runs")[0])`` returns the rows themselves, and ``compare`` tests whether two of them
+differ.
 """
 
 from leaderboards.audits.finished import find_records
@@ -58,7 +58,7 @@ from leaderboards.records.trust import (
 from leaderboards.statistics.metrics import summarise
 from leaderboards.statistics.results import Result, result_of
 
-# As these were called before version 0.2.
+# The names of these classes before version 0.2.
 Comparison = RowComparison
 Stage = RecordedStage
 

@@ -1,23 +1,23 @@
-"""Errors of the record store."""
+"""The errors that this package raises, and the wording of their suggestions."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def unknown(given: str, names: Iterable[str], shown: Iterable[str] | None = None) -> str:
-    """What an error says of a name that is not there: the name, the nearest one, what there is."""
+    """The text of an error about an unknown name: the name, the nearest match, the known names."""
     names = list(names)
     return f"{given!r}:{nearest(given, names)} there are {listed(names if shown is None else shown)}"
 
 
 def nearest(given: str, names: Iterable[str]) -> str:
-    """`` did you mean 'x'?``, or nothing where no name is near."""
+    """`` did you mean 'x'?``, or an empty text if no name is similar."""
     near = difflib.get_close_matches(given.lower(), list(names), n=1, cutoff=0.5)
     return f" did you mean {near[0]!r}?" if near else ""
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first dozen of the names, and how many more there are."""
+    """The first twelve names, and how many more there are."""
     names = list(names)
     more = f", and {len(names) - 12} more" if len(names) > 12 else ""
     return f"{', '.join(names[:12]) or 'none'}{more}"

@@ -1,35 +1,35 @@
-"""Text that is safe to show: names in records come from strangers, and a terminal obeys what it is sent."""
+"""Makes text safe to display: names in untrusted records could contain terminal control codes."""
 
 import re
 from typing import Final
 
-# Control characters, marks that reorder or hide text, and what no encoding writes. The tab is among them, the
-# end of a line is not.
+# Control characters, marks that reorder or hide text, and code points that no encoding can write. The tab is
+# included, the newline is not.
 _CONTROL: Final = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a spreadsheet runs a cell for that begins with it; the last four are full-width."""
+"""First characters that make a spreadsheet evaluate a cell; the last four are full-width."""
 
 
 def printable(text: str) -> str:
-    r"""The text with every control character spelled out (``\x1b``); lines stay lines.
+    r"""The text with every control character escaped (``\x1b``); newlines are kept.
 
-    Characters that JSON does not escape are spelled as it spells them (``\u009b``), so that JSON stays JSON
-    and means the same.
+    Characters that JSON does not escape get JSON's own form (``\u009b``), so that JSON text stays valid and
+    keeps its meaning.
     """
-    # The quick way: most text holds nothing of the kind.
+    # This check is fast, and most text has no such characters.
     return text if text.isprintable() else _CONTROL.sub(_spelled, text)
 
 
 def in_line(text: str) -> str:
-    r"""The same in one line, as a name is shown: an end of a line is spelled out too (``\n``)."""
+    r"""The same as one line, for names: newlines are escaped too (``\n``)."""
     return printable(text).replace("\n", "\\n")
 
 
 def in_cell(text: str) -> str:
-    """A text for a CSV cell, in one line; what a spreadsheet would run gets a quote before it."""
+    """A text for a CSV cell, on one line; text that a spreadsheet would evaluate gets a leading quote."""
     risky = text.lstrip().startswith(_FORMULA) or text.startswith(("\t", "\r"))
     return f"'{in_line(text)}" if risky else in_line(text)
 

@@ -242,7 +242,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     """One line."""
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(
-            RecordError, match=r"^no record at .*: the run did not finish, or this is no run$"
+            RecordError, match=r"^no record at .*: the run did not finish, or this is not a run$"
         ):
             load_run(path)
 
@@ -283,7 +283,7 @@ def test_other_data_are_refused(small_run: Run, tmp_path: Path) -> None:
         _ = load_run(directory).test_data
     assert str(caught.value) == (
         f"data set 'digits' is not the one of run {small_run.record.id}: its fingerprint is "
-        "0830e6997ac0f0a7, recorded is 0123456789abcdef"
+        "0830e6997ac0f0a7, the record has 0123456789abcdef"
     )
 
 
@@ -498,7 +498,7 @@ def test_a_mistake_found_late_leaves_nothing(
         run("at", runs_dir=tmp_path, **small_options)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(AT, "spec", lambda _self: {"defense": "at", "parameters": {"mix": nn.Identity()}})
-    with pytest.raises(InputError, match=r"^defense 'at' has a spec\(\) that is no JSON: .*Identity"):
+    with pytest.raises(InputError, match=r"^defense 'at' has a spec\(\) that is not JSON: .*Identity"):
         run("at", runs_dir=tmp_path / "runs", **small_options)
     assert list(tmp_path.iterdir()) == []
 

@@ -128,7 +128,7 @@ class TestStratifiedHoldout:
 
     def test_impossible_for_one_point(self) -> None:
         """The class is named."""
-        with pytest.raises(InputError, match="class 'b' has 1 training image, and 2 are needed"):
+        with pytest.raises(InputError, match="class 'b' has 1 training image, but 2 are needed"):
             stratified_holdout(np.array([0, 0, 1]), 1, classes="ab", seed=0)
 
     def test_held_out_prefix_is_mixed(self) -> None:
@@ -225,7 +225,7 @@ def test_missing_and_damaged_idx_files(fashion: Path) -> None:
         (b"", "is not an IDX file"),
         (b"\0\0\x08", "is not an IDX file"),
         (idx(np.zeros((40, 1), np.uint8)), "is not an IDX file"),
-        (idx(np.zeros(40, np.uint8))[:-1], "is damaged: it says 40 values and holds 39"),
+        (idx(np.zeros(40, np.uint8))[:-1], "is damaged: its header says 40 values, but it has 39"),
         (idx(np.zeros(39, np.uint8)), "40 images of 28×28 pixels and 39 labels"),
         (idx(np.full(40, 10, np.uint8)), "labels up to 10"),
     ):
@@ -430,7 +430,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "empty class": (
         lambda root: [file.unlink() for file in (root / "test" / "dog").iterdir()],
-        "class folder {root}/test/dog holds no images",
+        "class folder {root}/test/dog contains no images",
     ),
     "one image": (
         lambda root: [(root / "train" / "dog" / f"{i}.png").unlink() for i in range(3)],

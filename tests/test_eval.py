@@ -291,7 +291,7 @@ def test_a_preset_takes_what_the_pool_has(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(pool, "names", lambda: names)
     assert {"apgd:steps=50", "apgd-dlr:steps=50"} <= set(preset_attacks("standard"))
     monkeypatch.setattr(pool, "names", lambda: ["fgsm"])
-    with pytest.raises(InputError, match="preset 'standard' needs an attack that is not here: pgd"):
+    with pytest.raises(InputError, match="preset 'standard' needs an attack that is missing: pgd"):
         preset_attacks("standard")
 
 
@@ -334,7 +334,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "model factory": ("--model outside:mak", "unknown model factory 'mak': did you mean 'make'?"),
     "model file": ("--model nowhere.pt", "model 'nowhere.pt': there is no such file"),
     "model pickle": ("--model pickle.pt", "a pickle could run any code"),
-    "model weights": ("--model w.safetensors", "holds weights alone: give --model package.module:factory"),
+    "model weights": ("--model w.safetensors", "contains only weights: give --model package.module:factory"),
     "torchvision": ("--model torchvision:resnet19", "unknown torchvision model 'resnet19'"),
     "torchvision on digits": ("--model torchvision:alexnet", "fails on images of shape (2, 1, 8, 8)"),
     "1000 logits": ("--model outside:wide", "gives logits of shape (2, 1000)"),

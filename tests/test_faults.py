@@ -107,7 +107,7 @@ class TestDisks:
         line = call(capsys, *COMMAND, "--defense", "at", "--runs-dir", str(volume / "runs"), code=1)
         (directory,) = (volume / "runs").iterdir()
         assert "No space left on device" in line
-        assert line.endswith(f"finished work is kept, go on with: advbench run --resume {directory}")
+        assert line.endswith(f"finished work is kept, resume with: advbench run --resume {directory}")
         assert not (directory / "record.json").exists()
         assert not list(directory.rglob(".*.tmp"))
         assert [path.name for path in directory.glob("checkpoint/*.safetensors")]
@@ -316,7 +316,7 @@ def test_a_defense_that_raises(tmp_path: Path, capsys: Captured, monkeypatch: py
     (directory,) = tmp_path.iterdir()
     assert line == (
         "error: stage 2 (failing against gaussian-noise): ZeroDivisionError: nothing to divide by "
-        f"(its traceback is in {directory}/error.log); finished work is kept, go on with: "
+        f"(its traceback is in {directory}/error.log); finished work is kept, resume with: "
         f"advbench run --resume {directory}"
     )
     assert "to divide by" in (directory / "error.log").read_text("utf-8").splitlines()[-1]
@@ -373,7 +373,7 @@ def test_an_attack_that_hangs(where: str, hanging: dict[str, bool], tmp_path: Pa
     )
     assert str(caught.value) == (
         f"{place} did not end within 0.5 s (--attack-timeout); finished work is kept, "
-        f"go on with: advbench run --resume {directory}"
+        f"resume with: advbench run --resume {directory}"
     )
     hanging[where] = False
     events: list[Event] = []
@@ -484,7 +484,7 @@ class TestTrust:
         Path("imported").unlink()
         line = call(capsys, "run", "--resume", str(directory), code=2)
         assert (
-            "the model 'stranger:make', and going on imports that code: add --trust if you trust it" in line
+            "the model 'stranger:make', and resuming imports that code: add --trust if you trust it" in line
         )
         assert not Path("imported").exists()
         assert invoke(["run", "--resume", str(directory), "--trust"]) == 0

@@ -208,8 +208,8 @@ def test_files_that_are_no_models(net: nn.Sequential, digits: DataSet, tmp_path:
     expected = {
         "nowhere.pt": "there is no such file",
         "module.pt": "a pickle could run any code",
-        "text.pt2": "is no program that torch.export.save wrote",
-        "net.safetensors": "holds weights alone: give --model package.module:factory --weights",
+        "text.pt2": "is not a program of torch.export.save",
+        "net.safetensors": "contains only weights: give --model package.module:factory --weights",
         "damaged.pt": "cannot be loaded: ",
     }
     for name, line in expected.items():
@@ -272,7 +272,7 @@ def test_weights_that_do_not_fit(net: nn.Sequential, digits: DataSet, tmp_path: 
     assert "cannot be read" in refused(Source("digits-cnn", weights=path), digits)
     assert "no such file" in refused(Source("digits-cnn", weights=tmp_path / "no.pt"), digits)
     torch.save([1, 2], tmp_path / "list.pt")
-    assert "hold no tensors by name" in refused(Source("digits-cnn", weights=tmp_path / "list.pt"), digits)
+    assert "contain no named tensors" in refused(Source("digits-cnn", weights=tmp_path / "list.pt"), digits)
 
 
 def test_digests_tell_models_apart(network: Network) -> None:

@@ -217,7 +217,7 @@ def test_pipes_and_devices_are_not_waited_for(small_run: Run, tmp_path: Path, ca
         ):
             assert invoke(command) == 2
             err = capsys.readouterr().err
-            assert "is no plain file" in err
+            assert "is not a plain file" in err
             assert err.count("\n") == 1
     for name in ("outcomes.npz", ".lock"):
         directory = tmp_path / name / "run"
@@ -225,13 +225,13 @@ def test_pipes_and_devices_are_not_waited_for(small_run: Run, tmp_path: Path, ca
         (directory / name).unlink(missing_ok=True)
         os.mkfifo(directory / name)
         assert invoke(["runs", "check", "--runs-dir", str(tmp_path / name)]) == (name == "outcomes.npz")
-        assert ("no plain file" in capsys.readouterr().out) == (name == "outcomes.npz")
+        assert ("not a plain file" in capsys.readouterr().out) == (name == "outcomes.npz")
         for command in ("runs", "leaderboard"):
             assert invoke([command, "--runs-dir", str(tmp_path / name)]) == 0
         capsys.readouterr()
-    with pytest.raises(RecordError, match="is no plain file"):
+    with pytest.raises(RecordError, match="is not a plain file"):
         outcomes_size(tmp_path / "outcomes.npz" / "run" / "outcomes.npz")
-    with pytest.raises(RecordError, match="is no plain file"):
+    with pytest.raises(RecordError, match="is not a plain file"):
         digest_of(tmp_path / "sent.zip")
 
 

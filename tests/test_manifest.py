@@ -281,18 +281,18 @@ def test_damaged_checksums_are_told(tmp_path: Path) -> None:
     whole = sums.read_bytes()
     sums.write_bytes(whole[:40])
     assert verify_checksums(run)[:2] == [
-        "SHA256SUMS: line 1 is no checksum of a file inside the run",
+        "SHA256SUMS: line 1 is not a checksum of a file inside the run",
         "SHA256SUMS: record.json is not listed",
     ]
     (tmp_path / "secret").write_bytes(b"secret")
     for name in ("../secret", str(tmp_path / "secret"), "stages/../../secret"):
         sums.write_bytes(whole + f"{'0' * 64}  {name}\n".encode())
-        assert verify_checksums(run) == ["SHA256SUMS: line 6 is no checksum of a file inside the run"]
+        assert verify_checksums(run) == ["SHA256SUMS: line 6 is not a checksum of a file inside the run"]
     sums.write_bytes(b"\xff\xfe")
     with pytest.raises(RecordError, match=r"SHA256SUMS: not a list of checksums$"):
         verify_checksums(run)
     sums.unlink()
-    with pytest.raises(RecordError, match=r"^no checksums at .*: the run was made before there were any$"):
+    with pytest.raises(RecordError, match=r"^no checksums at .*: the run predates them$"):
         verify_checksums(run)
 
 

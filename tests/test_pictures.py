@@ -518,7 +518,7 @@ def test_a_gallery_refuses(small_run: Run) -> None:
     """Attacks of other runs, and more points than are right."""
     with pytest.raises(InputError, match="did you mean 'pgd'"):
         gallery(small_run, attacks=["pdg"])
-    with pytest.raises(InputError, match="1000 were asked for"):
+    with pytest.raises(InputError, match="1000 are requested"):
         gallery(small_run, points=1000)
 
 

@@ -226,10 +226,10 @@ def test_a_reference_survives_writing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["reference.json"]
     foreign = tmp_path / "table.json"
     foreign.write_text(json.dumps(PUBLISHED))
-    with pytest.raises(RecordError, match="no reference of ours"):
+    with pytest.raises(RecordError, match="was not written by advbench reference"):
         write_reference(foreign, reference)
     assert json.loads(foreign.read_text()) == PUBLISHED
-    with pytest.raises(RecordError, match="no folder"):
+    with pytest.raises(RecordError, match="does not exist"):
         write_reference(tmp_path / "nowhere" / "x.json", reference)
 
 
@@ -246,8 +246,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "not JSON": ("{", "not JSON"),
     "not text": (b"\xff\xfe", "not JSON"),
     "deep": ("[" * 100_000, "not JSON"),
-    "a list": ("[]", "neither what advbench reference writes nor"),
-    "a record": ('{"schema": 1}', "neither what advbench reference writes nor"),
+    "a list": ("[]", "neither a table of advbench reference nor"),
+    "a record": ('{"schema": 1}', "neither a table of advbench reference nor"),
     "newer": ({**OURS, "reference": 2}, "unknown format 2"),
     "a flag for a number": ({**OURS, "reference": True}, "unknown format true"),
     "unknown key": ({**OURS, "modle": "x"}, "unknown key 'modle'"),
@@ -430,15 +430,15 @@ def test_building_a_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 MISTAKES = {
     "unknown attack": (["--attacks", "pdg:eps=0.1"], "did you mean 'pgd'"),
-    "twice": (["--attacks", "pgd:eps=0.1,steps=5,pgd:eps=0.1,steps=6"], "pgd at eps 0.1 stands there twice"),
+    "twice": (["--attacks", "pgd:eps=0.1,steps=5,pgd:eps=0.1,steps=6"], "pgd at eps 0.1 is listed twice"),
     "nothing": (["--attacks", "pgd:eps=0"], "eps"),
     "unknown defense": (["--defenses", "at,trade"], "did you mean 'trades'"),
     "no defense": (["--defenses", "at,,"], "--defenses 'at,,' cannot be read"),
     "seeds": (["--seeds", "x"], "cannot be read"),
     "train-set": (["--train-set", "fgsm.steps=3"], "write attack.knob=value of pgd"),
     "points": (["--points", "99999"], "test points"),
-    "folder": (["--out", "nowhere/x.json"], "there is no folder"),
-    "a file of another kind": (["--out", "notes.txt"], "no reference of ours"),
+    "folder": (["--out", "nowhere/x.json"], "does not exist"),
+    "a file of another kind": (["--out", "notes.txt"], "was not written by advbench reference"),
     "data": (["--dataset", "digit"], "did you mean 'digits'"),
 }
 

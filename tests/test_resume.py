@@ -477,7 +477,7 @@ main(sys.argv[1:])
     assert done.returncode == code, done.stderr
     (directory,) = tmp_path.iterdir()
     last = done.stderr.splitlines()[-1]
-    assert last == f"error: interrupted; go on with: advbench run --resume {directory}"
+    assert last == f"error: interrupted; resume with: advbench run --resume {directory}"
     names = sorted(path.name for path in (directory / "checkpoint").glob("*.safetensors"))
     # The end of the first epoch, and the batch after which the signal was heard.
     assert [name for name in names if name.startswith("stage")] == [
@@ -527,7 +527,7 @@ class TestEvaluations:
 
 def test_a_named_run_refuses_what_is_not_its_own(whole: Run, tmp_path: Path) -> None:
     """Other options, a complete run, no run at all."""
-    with pytest.raises(InputError, match=r"^--defense, --epochs: a run to resume has its options"):
+    with pytest.raises(InputError, match=r"^--defense, --epochs: a resumed run takes its options"):
         run("at", epochs=3, resume=whole.path)
     with pytest.raises(InputError, match="is complete: there is nothing to resume"):
         run(resume=whole.path)
@@ -537,5 +537,5 @@ def test_a_named_run_refuses_what_is_not_its_own(whole: Run, tmp_path: Path) -> 
     (copied / "record.json").unlink()
     text = (copied / "run.json").read_text("utf-8")
     (copied / "run.json").write_text(text.replace('"seed": 0', '"seed": 1'), "utf-8")
-    with pytest.raises(InputError, match="what it holds is of no use here"):
+    with pytest.raises(InputError, match="it cannot be resumed here"):
         run(resume=copied)

@@ -320,7 +320,7 @@ def test_whole_runs_are_whole(tmp_path: Path, capsys: Captured) -> None:
     assert out.splitlines() == [
         "a: whole",
         "b: unfinished",
-        "c: no checksums: made before there were any; the rest was checked",
+        "c: no checksums: the run predates them; the rest was checked",
         "3 runs checked, none damaged",
     ]
     for name in ("a", run, run / "record.json"):
@@ -346,7 +346,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "record, a bit": (lambda run: flip(run / "record.json", 4), f"record.json: {CHANGED}"),
     "record gone": (
         lambda run: (run / "record.json").unlink(),
-        "record.json: missing, though the run was finished: there is a SHA256SUMS",
+        "record.json: missing, though the run was finished: it has a SHA256SUMS",
     ),
     "manifest cut": (lambda run: cut(run / "run.json"), f"run.json: {CHANGED}"),
     "checksums gone": (lambda run: (run / "SHA256SUMS").unlink(), "SHA256SUMS: missing"),
@@ -434,7 +434,7 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a cell": (lambda tree: tree["cells"].pop(), "record.json: no cell for stage 2, attack cw:eps=1.0"),
     "another stage": (
         lambda tree: tree["cells"][-1].update(stage=7),
-        "record.json: a cell is of stage 7, which is not among the stages",
+        "record.json: a cell names stage 7, which is not among the stages",
     ),
     "a probe": (
         lambda tree: lower(tree["audit"]["probes"][0], "robust"),
@@ -450,7 +450,7 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "another run": (
         lambda tree: tree.update(id="other"),
-        "run.json: is of run 'a', the record of 'other'",
+        "run.json: belongs to run 'a', the record to 'other'",
     ),
 }
 

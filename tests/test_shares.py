@@ -108,7 +108,7 @@ def test_processes_measure_what_they_are_asked(job: tuple[Evaluation, str], tmp_
 
 
 def test_another_evaluation_is_not_measured(job: tuple[Evaluation, str], tmp_path: Path) -> None:  # noqa: ARG001
-    with pytest.raises(InputError, match="another evaluation"):
+    with pytest.raises(InputError, match="the evaluation would differ"):
         measure(Share(REQUEST, "another", tmp_path / "pieces", 0, 1))
 
 

@@ -133,7 +133,7 @@ def test_attacks_of_one_name_trained_differently_make_no_command(make_record: Ma
     texts = ["pgd:eps=0.1,steps=5", "pgd:eps=0.2,steps=9"]
     command = spelled_out(make_record(sequence=texts, training=texts).config)
     assert command.text is None
-    assert "pgd stands twice" in command.note
+    assert "pgd is listed twice" in command.note
 
 
 @pytest.mark.parametrize("evil", ["x\x03\nrm -rf ~", "x\x1b]0;y\x07", "a\u202eb"])
@@ -175,7 +175,7 @@ def test_the_command_of_an_evaluation(
     out = site_of(tmp_path / "site", [record, given])
     pages = [Page(out / "runs" / one.id / "index.html").text for one in (record, given)]
     assert all("What it withstands" in text and "advbench run" not in text for text in pages)
-    assert "given from Python" in pages[1]
+    assert "passed as a Python object" in pages[1]
 
 
 # What the pages say
@@ -427,7 +427,7 @@ def test_strangers_who_share_an_id_have_pages_of_their_own(make_record: Make, tm
     ]
     assert titles == [row.defense for row in found]
     absent: list[Row] = found
-    with pytest.raises(RecordError, match="its record is not at hand"):
+    with pytest.raises(RecordError, match="its record is not available"):
         write_site(tmp_path / "other", absent, records[:1])
 
 

@@ -180,7 +180,7 @@ def test_a_quantised_model(tmp_path: Path) -> None:
         ("strange_writer:Quits", "fails on images of shape (2, 1, 8, 8): SystemExit: 0"),
         ("strange_writer:instance", "is a module already: name a function or a class that makes one"),
         ("code:make", "which comes before the file of that name here: rename yours"),
-        ("strange_parts:make", "(it lies in the current directory: set PYTHONPATH=. for it to be found)"),
+        ("strange_parts:make", "(it is in the current directory: set PYTHONPATH=. to make it importable)"),
     ],
 )
 def test_factories_that_are_none(here: Path, capfd: Any, text: str, reason: str) -> None:
@@ -214,10 +214,10 @@ class TestNames:
 
     def test_bytes_that_are_no_text(self, network: Network, tmp_path: Path) -> None:
         """Refused before anything is measured, not when the record is written."""
-        with pytest.raises(RecordError, match="no UTF-8"):
+        with pytest.raises(RecordError, match="not UTF-8"):
             evaluate_model(network(), name="\udcff", runs_dir=tmp_path / "runs", **EVAL)
         assert not list((tmp_path / "runs").glob("*"))
-        with pytest.raises(RecordError, match=r"udcff.* holds bytes that are no UTF-8"):
+        with pytest.raises(RecordError, match=r"udcff.* contains bytes that are not UTF-8"):
             json_bytes("\udcff")
 
     def test_a_class_of_such_a_name(self, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_data_set_without_test_images(tmp_path: Path) -> None:
         labels = struct.pack(">2I", 2049, count) + bytes(number % 10 for number in range(count))
         (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    with pytest.raises(InputError, match="data set 'mnist': t10k holds no images"):
+    with pytest.raises(InputError, match="data set 'mnist': t10k contains no images"):
         load_dataset("mnist", tmp_path)
 
 

@@ -85,13 +85,13 @@ def test_damaged_runs_are_not_sent(small_run: Run, tmp_path: Path, capsys: Captu
     shutil.copytree(small_run.path, copy)
     out = tmp_path / "out.zip"
     out.write_text("mine")
-    with pytest.raises(RecordError, match=r"out\.zip is there already: name another with --out"):
+    with pytest.raises(RecordError, match=r"out\.zip exists already: name another with --out"):
         pack(copy, out)
     assert out.read_text() == "mine"
     out.unlink()
     (copy / "notes.txt").write_text("mine")
     write_checksums(copy, (copy / "record.json").read_bytes())
-    with pytest.raises(RecordError, match=r"holds 'notes\.txt', which is no part of a run"):
+    with pytest.raises(RecordError, match=r"has 'notes\.txt', which is not part of a run"):
         pack(copy, out)
     (copy / "stages" / "1.safetensors").write_bytes(b"")
     assert invoke(["submit", str(copy), "--out", str(out)]) == 2
@@ -100,7 +100,7 @@ def test_damaged_runs_are_not_sent(small_run: Run, tmp_path: Path, capsys: Captu
     assert len(error.splitlines()) == 1
     (copy / "record.json").unlink()
     assert invoke(["submit", str(copy), "--out", str(out)]) == 2
-    assert "the run did not finish, or this is no run" in capsys.readouterr().err
+    assert "the run did not finish, or this is not a run" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -193,7 +193,7 @@ def test_nothing_of_a_refuted_run_is_added(archive: Path, tmp_path: Path, capsys
 def test_a_mark_in_an_archive_is_not_believed(archive: Path, tmp_path: Path) -> None:
     """It is no file of a run: the archive is refused."""
     sent = repacked(archive, tmp_path / "sent.zip", lambda members: members.update({"verified.json": b"{}"}))
-    with pytest.raises(RecordError, match=r"it holds 'verified\.json', which is no file of a run"):
+    with pytest.raises(RecordError, match=r"it contains 'verified\.json', which is not a file of a run"):
         accept(sent, tmp_path / "store")
 
 
@@ -208,16 +208,16 @@ def _member(name: str, data: bytes = b"x", **how: Any) -> Callable[[zipfile.ZipF
 
 
 ATTACKS: dict[str, tuple[Callable[[zipfile.ZipFile], object], str]] = {
-    "above": (_member("../outside"), "holds '../outside', which is no file of a run"),
-    "above, deep": (_member("stages/../../outside"), "which is no file of a run"),
-    "absolute": (_member("/outside"), "holds '/outside', which is no file of a run"),
-    "drive": (_member("C:\\outside"), "which is no file of a run"),
-    "backslash": (_member("stages\\0.safetensors"), "which is no file of a run"),
-    "folder": (_member("stages/"), "which is no file of a run"),
-    "hidden": (_member(".lock"), "holds '.lock', which is no file of a run"),
-    "other name": (_member("stages/x.safetensors"), "which is no file of a run"),
-    "link": (_link, "'run.json' is no plain file"),
-    "twice": (_member("record.json"), "'record.json' stands twice"),
+    "above": (_member("../outside"), "contains '../outside', which is not a file of a run"),
+    "above, deep": (_member("stages/../../outside"), "which is not a file of a run"),
+    "absolute": (_member("/outside"), "contains '/outside', which is not a file of a run"),
+    "drive": (_member("C:\\outside"), "which is not a file of a run"),
+    "backslash": (_member("stages\\0.safetensors"), "which is not a file of a run"),
+    "folder": (_member("stages/"), "which is not a file of a run"),
+    "hidden": (_member(".lock"), "contains '.lock', which is not a file of a run"),
+    "other name": (_member("stages/x.safetensors"), "which is not a file of a run"),
+    "link": (_link, "'run.json' is not a plain file"),
+    "twice": (_member("record.json"), "'record.json' is listed twice"),
     "bomb": (
         _member("stages/9.safetensors", bytes(10**7), compress_type=zipfile.ZIP_DEFLATED),
         "'stages/9.safetensors' is compressed or encrypted",
@@ -255,10 +255,10 @@ def test_members_that_claim_too_much(archive: Path, tmp_path: Path, monkeypatch:
         assert int.from_bytes(data[place + offset : place + offset + 4], "little") == size
         data[place + offset : place + offset + 4] = (2**31).to_bytes(4, "little")
     (tmp_path / "claims.zip").write_bytes(data)
-    with pytest.raises(RecordError, match=r"its members claim .* bytes, more than there can be"):
+    with pytest.raises(RecordError, match=r"its members claim .* bytes, which is more than possible"):
         accept(tmp_path / "claims.zip", tmp_path / "store")
     sent = repacked(archive, tmp_path / "few.zip", lambda members: members.pop("outcomes.npz"))
-    with pytest.raises(RecordError, match=r"it holds no outcomes\.npz"):
+    with pytest.raises(RecordError, match=r"it contains no outcomes\.npz"):
         accept(sent, tmp_path / "store")
     for limit, said in (("MOST_TEXT", "bytes, 10 are allowed"), ("MOST_MEMBERS", "a run has 3 at most")):
         monkeypatch.setattr(module, limit, 10 if limit == "MOST_TEXT" else 3)
@@ -289,7 +289,7 @@ def test_names_that_lead_elsewhere(name: str, archive: Path, tmp_path: Path) -> 
         members["record.json"] = json_bytes({**json.loads(members["record.json"]), "id": name})
 
     sent = repacked(archive, tmp_path / "sent.zip", renamed)
-    with pytest.raises(RecordError, match="which is no name of a run"):
+    with pytest.raises(RecordError, match="which is not a valid name of a run"):
         accept(sent, tmp_path / "store")
     assert contents(tmp_path) == {"sent.zip"}
 
@@ -352,15 +352,15 @@ def test_two_badges(small_run: Run, tmp_path: Path) -> None:
     again = Report(small_run.record.id, copy, "retrained", complete=True)
     assert mark(seen) == "marked as re-evaluated"
     assert mark(again) == "marked as retrained"
-    assert mark(seen) == "its mark as retrained stays, which says more than re-evaluated"
+    assert mark(seen) == "its mark as retrained stays, which is stronger than re-evaluated"
     assert trust_of(copy) == "retrained"
     again.complete = False
-    assert mark(again) == "not marked as retrained: the repetition was no exact one"
+    assert mark(again) == "not marked as retrained: the repetition was not exact"
     seen.faults.append("metrics: invented")
     assert mark(seen) == "its mark as retrained was taken away, and it is marked as refuted"
     assert (trust_of(copy), refutation_of(copy)) == ("refuted", "metrics: invented")
     assert check_run(copy).problems == []
-    assert mark(again) == "not marked as retrained: the repetition was no exact one"
+    assert mark(again) == "not marked as retrained: the repetition was not exact"
     assert trust_of(copy) == "refuted"
     again.complete = True
     assert mark(again) == "marked as retrained"

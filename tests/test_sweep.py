@@ -209,7 +209,7 @@ BAD: dict[str, tuple[str, str]] = {
     "bytes": ("\0", "is neither YAML nor JSON"),
     "nothing": ("", "must hold key: value pairs, not nothing"),
     "a list": ("- at", "must hold key: value pairs, not list"),
-    "a key twice": ("defenses: [at]\ndefenses: [air]", "'defenses' stands there twice"),
+    "a key twice": ("defenses: [at]\ndefenses: [air]", "'defenses' is listed twice"),
     "bomb": (BOMB, "aliases (*name) are not read"),
     "tag": ("defense: !!python/object/apply:os.system [x]", "could not determine a constructor"),
     "no axis": ("epochs: 1", "it is empty: give at least one of dataset, model"),
@@ -253,9 +253,9 @@ BAD: dict[str, tuple[str, str]] = {
     "exclude all": ("defense: at\nexclude: [{defense: at}]", "exclude leaves no cell"),
     "include which": (
         "seeds: 2\ninclude: [{defense: at}]",
-        "include, entry 1, must say which seed: the grid has 2",
+        "include, entry 1, must name a seed: the grid has 2",
     ),
-    "include nested": ("include: [{defense: at, include: []}]", "stands at the top of the file only"),
+    "include nested": ("include: [{defense: at, include: []}]", "is allowed only at the top of the file"),
     "too many": ("seeds: 1000\nsequences: [" + "x," * 11 + "]", "it has 11,000 cells; at most 10,000"),
     "option type": ("defense: at\nepochs: many", "epochs: "),
     "option value": ("defense: at\nepochs: 0", "epochs: "),
@@ -302,9 +302,9 @@ def test_a_wrong_grid_is_one_line(
         ("--gpus 1", "are for --ray"),
         ("--memory 1GB", "are for --ray"),
         ("--ray local --workers 2", "--workers is for this machine"),
-        ("--ray somewhere", "is no address: write auto, local or host:port"),
-        ("--ray a/b:1", "is no address"),
-        ("--ray host:0", "is no address"),
+        ("--ray somewhere", "is not an address: write auto, local or host:port"),
+        ("--ray a/b:1", "is not an address"),
+        ("--ray host:0", "is not an address"),
         ("--ray local --memory much", "cannot be read: write 500MB or 4GiB"),
         ("--ray local --memory -1", "cannot be read"),
         ("--ray local --cpus -1", "cpus"),
@@ -565,7 +565,7 @@ def test_a_run_that_does_not_arrive_whole_is_no_run(small_run: Any, tmp_path: Pa
         for name, piece in pieces(small_run.path):
             if name != "outcomes.npz":
                 receive(folder, name, piece)
-        with pytest.raises(RecordError, match=r"did not arrive whole: outcomes\.npz: missing"):
+        with pytest.raises(RecordError, match=r"arrived incomplete: outcomes\.npz: missing"):
             adopt(folder, tmp_path)
     for name in ("../elsewhere", "/elsewhere", "a/../../b", "C:\\x", "."):
         with pytest.raises(RecordError, match="cannot be called"):

@@ -227,7 +227,7 @@ def _flag(tree: dict[str, Any]) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "verdict": (lambda tree: tree["audit"].update(verdict="suspect"), "its flags say"),
+    "verdict": (lambda tree: tree["audit"].update(verdict="suspect"), "its flags give"),
     "protocol": (lambda tree: tree.update(protocol="0" * 12), "protocol: '000000000000', its attacks"),
     "attack entry": (
         lambda tree: tree["attacks"][1].update(family="ensemble"),
@@ -241,17 +241,17 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         ),
         "per_class: ",
     ),
-    "manifest": (lambda tree: tree["config"].update(seed=5), "run.json: asked for another seed"),
+    "manifest": (lambda tree: tree["config"].update(seed=5), "run.json: has another seed"),
     "fingerprint": (
         lambda tree: tree["environment"]["data"].update(fingerprint="f" * 64),
         "run.json: data is",
     ),
     "target-aware": (
         lambda tree: tree["config"].update(target_aware=True),
-        "target_aware: True is not so of at",
+        "target_aware: True is wrong for at",
     ),
     "stages": (lambda tree: tree["stages"][1].update(attacks=[]), "stages: not those that the sequence"),
-    "defense": (lambda tree: tree["stages"][1]["spec"].update(defense="air"), "stage 1 is of defense 'air'"),
+    "defense": (lambda tree: tree["stages"][1]["spec"].update(defense="air"), "stage 1 has defense 'air'"),
 }
 
 
@@ -280,7 +280,7 @@ def test_an_audit_that_was_edited(small_run: Run, tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     last = Asked(stages="last", attacks="fgsm")
     report = refuted(forge(run, _flag), last)
-    assert report.faults == ["audit: zero-gradient is in the record, and not found here"]
+    assert report.faults == ["audit: zero-gradient is in the record, but not found here"]
     clean, robust = read_outcomes(run.path / "outcomes.npz")
     write_outcomes(run.path / "outcomes.npz", clean, robust)
 
@@ -409,7 +409,7 @@ def test_trained_again(small_run: Run, tmp_path: Path) -> None:
     """Without weights: outcome for outcome, and weights by their checksums; what was edited is refuted."""
     thin = tmp_path / "thin"
     shutil.copytree(small_run.path, thin, ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(InputError, match=r"kept without its weights.*advbench verify --retrain"):
+    with pytest.raises(InputError, match=r"stored without its weights.*advbench verify --retrain"):
         verify_run(load_run(thin))
     clean, robust = read_outcomes(thin / "outcomes.npz")
     robust[1, 0, np.flatnonzero(clean[1] & ~robust[1, 0])[:8]] = True
@@ -453,7 +453,7 @@ def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
         retrain_run(small_run, listeners=[stopping(TrainingDivergedError("no number"))])
     with pytest.raises(Interrupted) as stopped:
         retrain_run(small_run, keep=kept, listeners=[listen, stopping(Interrupted(143))])
-    assert stopped.value.how == f"the same command goes on in {kept}"
+    assert stopped.value.how == f"the same command resumes it in {kept}"
     for _ in range(2):
         report = retrain_run(small_run, keep=kept, listeners=[listen])
         assert report.confirmed
@@ -461,10 +461,10 @@ def test_what_is_trained_again_is_kept(small_run: Run, tmp_path: Path) -> None:
     assert len(trained) == 1
     [made] = kept.iterdir()
     assert weights_digest(load_run(made).model.state_dict()) == weights_digest(small_run.model.state_dict())
-    with pytest.raises(InputError, match=r"--keep .* has run .* itself: what was made before"):
+    with pytest.raises(InputError, match=r"--keep .* has run .* itself, which cannot verify itself"):
         retrain_run(load_run(made), keep=kept)
     shutil.copytree(made, tmp_path / made.name)
-    with pytest.raises(InputError, match=r"--keep .* has a copy of run .*, not one made again from it"):
+    with pytest.raises(InputError, match=r"--keep .* has a copy of run .*, not a repetition of it"):
         retrain_run(load_run(tmp_path / made.name), keep=kept)
 
 
@@ -589,7 +589,7 @@ def test_evaluations(tmp_path: Path, small_run: Run) -> None:
     for change, said in (
         (lambda tree: tree["stages"][0]["spec"].update(mean=0.5), "mean=0.5, not a list of numbers"),
         (lambda tree: tree["stages"][0]["spec"].update(std=["x"]), "not a list of numbers"),
-        (lambda tree: tree["config"].update(eval=[3]), "an attack in eval that is no text"),
+        (lambda tree: tree["config"].update(eval=[3]), "an attack in eval that is not text"),
         (lambda tree: tree["config"].update(points={"default": "9"}), "must be a whole number"),
     ):
         shutil.copytree(found.path, tmp_path / "forged", dirs_exist_ok=True)
@@ -600,7 +600,7 @@ def test_evaluations(tmp_path: Path, small_run: Run) -> None:
     given = evaluate_model(
         small_run.model, attacks="fgsm", points=20, threads=1, runs_dir=tmp_path, surrogate="none"
     )
-    with pytest.raises(InputError, match="a module given to Python: nothing here says how to build it"):
+    with pytest.raises(InputError, match="a module given to Python: the record does not say how to build it"):
         verify_run(given)
 
 
@@ -676,7 +676,7 @@ def test_a_surrogate_that_the_record_does_not_name(
         assert invoke(command) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        assert f"points on 'row 0', not on 'run {at_run.record.id}'; leave --surrogate away" in err
+        assert f"points on 'row 0', not on 'run {at_run.record.id}'; omit --surrogate" in err
         assert err.count("\n") == 1
     assert not (tmp_path / "run" / "refuted.json").exists()
     assert not (tmp_path / "store").exists()
@@ -693,7 +693,7 @@ def test_a_surrogate_that_the_record_does_not_name(
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        (lambda tree: tree["environment"].update(threads=True), 2, "threads True is no number of threads"),
+        (lambda tree: tree["environment"].update(threads=True), 2, "True is not a number of threads"),
         (lambda tree: tree["config"]["sequence"].pop(), 2, "must name the attacks of the sequence"),
         (lambda tree: tree["config"]["training"].pop(), 2, "must name the attacks of the sequence"),
         (lambda tree: tree["config"]["unseen"].pop(), 1, "metrics: cannot be recomputed"),

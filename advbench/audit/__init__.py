@@ -1,4 +1,4 @@
-"""Signs of false robustness: in what a run measured, in how a model behaves, and under probe attacks.
+"""Checks for false robustness: in a run's measurements, in a model's behaviour, and under probe attacks.
 
 ``probe(view, data, attacks=…)`` makes further, cheap measurements on a model; ``audit(rows, attacks,
 probes=…)`` judges.

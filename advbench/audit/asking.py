@@ -1,4 +1,4 @@
-"""What merely asking a network shows: consistent answers, true gradients, planted points that are found."""
+"""Checks that only query a network: consistent answers, true gradients, planted points that are found."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from leaderboards import Flag
 
 @dataclass(frozen=True)
 class Asking:
-    """What all networks of a defense are asked with.
+    """The inputs of the checks, which all networks of a defense share.
 
     Attributes:
         few: test points.
-        attacks: those of the run.
+        attacks: the run's attacks.
         surrogate: another model, to craft points on.
-        key: of every draw.
-        random: whether the defense answers at random. Its gradients are then not compared with its answers.
+        key: the seed of every draw.
+        random: whether the defense is randomised. Its gradients are then not compared with its answers.
     """
 
     few: Split
@@ -37,7 +37,7 @@ class Asking:
     random: bool
 
     def consistency(self, network: Network, fresh: Fresh) -> Iterator[Flag]:
-        """Whether answers depend on the image alone; ``fresh`` is a copy that was never asked anything."""
+        """Flags if answers depend on more than the image; ``fresh`` is a copy that was never queried."""
         models = [] if self.surrogate is None else [self.surrogate]
         models += [] if self.random else [network.module]
         short, eps = searched(self.attacks), budget(self.attacks, "linf")
@@ -53,12 +53,12 @@ class Asking:
         )
 
     def gradients(self, network: Network, met: Sequence[Attack], right: Tensor) -> Iterator[Flag]:
-        """Whether gradients are true and lead to what is certainly there.
+        """Flags if gradients are false, or if attacks miss adversarial points that certainly exist.
 
         Args:
-            network: what is asked.
-            met: the run's attacks that meet it.
-            right: (n,) points that are right clean.
+            network: the network to query.
+            met: the run's attacks on this network.
+            right: (n,) points that are classified correctly when clean.
         """
         if self.random:
             return

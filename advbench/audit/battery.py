@@ -1,4 +1,4 @@
-"""The probe attacks: which ones, at which budgets."""
+"""The probe attacks of the audit and their budgets."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from leaderboards.audits.following import BRIEF_STEPS, PGD, STEPS
 
 QUERIES, BRIEF_QUERIES = 300, 60
 LABELS = 150
-"""Queries of the probe that sees predicted labels alone."""
+"""Queries of the probe that sees only predicted labels."""
 DRAWS = 20
 """Draws of the noise probe."""
 WITHOUT_ATTACKS = 0.1
-"""The linf eps of probes where the run has no linf attack to take one from."""
+"""The linf eps of probes if the run has no linf attack to take it from."""
 DEAREST = 200
-"""Backward passes a point up to which an attack of the run is made again."""
+"""The most backward passes per point of an attack of the run that the audit repeats."""
 FEW, FEWEST = 100, 50
-"""Points of probes that look for large differences alone, and of the other rungs of a ladder."""
+"""Points of probes that only look for large differences, and of the other budgets of a ladder."""
 NEAR = 0.05
-"""How far below and above eps, relative to it, a search looks for a cliff."""
+"""How far below and above eps, relative to eps, a search looks for a cliff."""
 
 
 def budget(attacks: Sequence[Attack], norm: str) -> float:
-    """The largest eps of this norm among ``attacks``; 0 if there is none, but for linf a default."""
+    """The largest eps of this norm among ``attacks``; without any, a default for linf and 0 for others."""
     found = [attack.eps for attack in attacks if attack.info.norm == norm]
     return max(found, default=WITHOUT_ATTACKS if norm == "linf" else 0.0)
 
 
 def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
-    """The probes that look at the model itself.
+    """The probes that attack the model itself.
 
-    One step, PGD by two losses, up and down the ladder of eps to the unbounded, an adaptive search, random
+    They are a single step, PGD with two losses at a ladder of eps up to unbounded, an adaptive search, random
     search and plain noise.
     """
     eps = budget(attacks, "linf")
@@ -53,7 +53,7 @@ def battery(attacks: Sequence[Attack], *, brief: bool = False) -> list[Attack]:
 
 
 def again(attacks: Sequence[Attack]) -> list[Attack]:
-    """The cheapest iterative attack of the run, to be made again after it; none where all are dear."""
+    """The cheapest iterative attack of the run, for repeating it after the run; none if all are expensive."""
     costs = [(attack, attack.info.passes(attack.knobs)) for attack in attacks if attack.info.norm is not None]
     found = [
         (sum(cost), attack)
@@ -64,9 +64,9 @@ def again(attacks: Sequence[Attack]) -> list[Attack]:
 
 
 def enough(attack: Attack, attacks: Sequence[Attack], most: int) -> int:
-    """How many of ``most`` points a probe takes: few where it looks for large differences alone.
+    """How many of ``most`` points a probe uses: few if it only looks for large differences.
 
-    Those of the run's own eps are compared together, so none of them takes the fewest.
+    Probes at the run's own eps are compared together, so none of them uses the smallest number.
     """
     if attack.name in PGD.values():
         eps = budget(attacks, str(attack.info.norm))
@@ -86,12 +86,12 @@ def transfers(attacks: Sequence[Attack]) -> list[Attack]:
 
 
 def searched(attacks: Sequence[Attack]) -> Attack:
-    """A short search that makes points for a model to be asked about."""
+    """A short search that crafts points to query a model with."""
     return _pgd("linf", budget(attacks, "linf"), "margin", BRIEF_STEPS)
 
 
 def reference(attacks: Sequence[Attack]) -> Attack:
-    """The probe by which points that the run measured are compared with others."""
+    """The probe that compares the points that the run measured with other points."""
     norm = "linf" if any(one.info.norm == "linf" for one in attacks) or not budget(attacks, "l2") else "l2"
     return _pgd(norm, budget(attacks, norm), "margin", STEPS)
 
@@ -103,13 +103,13 @@ def brief(attacks: Sequence[Attack]) -> Attack:
 
 
 def ladder(eps: float) -> list[float]:
-    """Half of eps, eps and 5 % to either side of it, and the whole box."""
+    """The budgets of a ladder: half of eps, eps, 5 % below and above it, and the whole box."""
     rungs = (eps / 2, _near(eps, -NEAR), eps, _near(eps, NEAR))
     return sorted({rung for rung in rungs if rung < 1} | {1.0})
 
 
 def _near(eps: float, share: float) -> float:
-    """``eps``, larger by a share of itself, without the digits that rounding leaves."""
+    """``eps`` · (1 + ``share``), rounded to 6 digits."""
     return float(f"{eps * (1 + share):.6g}")
 
 

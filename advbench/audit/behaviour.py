@@ -1,4 +1,4 @@
-"""How a model behaves when it is merely asked: whether it gives numbers, logits and gradients."""
+"""Checks of a model's outputs and gradients: whether they are numbers, logits, and not all zero."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from attacks_pool.verifier import exact_arithmetic, no_number
 from leaderboards import Flag
 
 LEAST_SHARE = 0.05
-"""Share of points without a gradient from which it is no accident."""
+"""From this share of points without a gradient on, their lack is not an accident."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Points (of ``points`` right clean) whose input gradient is zero or NaN in every entry, by loss.
+    """Counts of correct points (of ``points``) whose input gradient is all zero or NaN, by loss.
 
-    Each is the larger count of two places: the clean point, and a random point of the ball around it.
+    Each count is the larger one of two places: the clean points, and random points in the balls around them.
     """
 
     points: int
@@ -37,9 +37,9 @@ class Gradients:
 
 
 def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | None = None) -> Iterator[Flag]:
-    """``nan-logits`` and ``probabilities-not-logits``, over all points ``x`` (N, C, H, W) as they are.
+    """``nan-logits`` and ``probabilities-not-logits``, over all unattacked points ``x`` (N, C, H, W).
 
-    Only one block of them is moved to ``device`` at a time.
+    Only one block of points is moved to ``device`` at a time.
     """
     broken, probable = 0, bool(len(x))
     for block in blocks(x.shape[1:], len(x)):
@@ -64,7 +64,7 @@ def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | N
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Gradients:
-    """Count missing input gradients at ``x``, which the model gets right, and at random points within eps."""
+    """Count missing input gradients at correctly classified ``x``, and at random points within eps."""
     if not len(x):
         return Gradients(0, 0, 0)
     noise = uniform(x, keyed_generator("gradients", seed), -eps, eps)

@@ -1,4 +1,4 @@
-"""Whether a model does as well on images that are in no data set as on those that are."""
+"""Checks whether a model does as well on new images as on images of the data set."""
 
 from __future__ import annotations
 
@@ -18,31 +18,30 @@ from leaderboards import Flag
 
 CODE = "worse-on-new-images"
 POINTS, LEAST_POINTS = 50, 30
-"""New images that are made, and the fewest that are compared."""
+"""How many new images are made, and the fewest that are compared."""
 TARGETS = 2
-"""Images of other classes that each point moves towards."""
+"""How many images of other classes each point moves towards."""
 LEAST_DIFFERENCE, LEAST_CLEAN, LARGEST_P = 0.3, 0.4, 1e-4
-"""How much worse new images must be under attack, and clean.
+"""How much worse accuracy on new images must be, under attack and clean, for a flag.
 
-On digits, MNIST and CIFAR-10 honest networks were at most 8 points worse under attack on 200 images (15 on
-50), and at most 16 clean.
+On digits, MNIST and CIFAR-10, honest networks were at most 8 points worse under attack on 200 images (15 on
+50), and at most 16 points worse clean.
 """
 Bools = NDArray[np.bool_]
 
 
 def composed(data: Split, seed: int, most: int = POINTS) -> tuple[Split, Tensor]:
-    """Images that are in no split: the upper half of one, the lower half of another of the same class.
+    """Make images that are in no split: the upper half of one and the lower half of another of its class.
 
-    Halves keep all contrast, which a mean of two images does not: strokes of half the strength are less
-    robust. An honest network is as good on these images as on others. One that looks images up knows neither
-    half of what it looks for.
+    Halves keep their contrast, unlike a mean of two images, whose fainter strokes are less robust. An honest
+    network is as accurate on these images as on others. A network that looks images up finds neither half.
 
     Args:
-        data: images and labels; each image's partner is drawn at random by ``seed``.
+        data: images and labels; each image's partner is drawn at random with ``seed``.
         most: how many new images to make.
 
     Returns:
-        The new images, and for each the place in ``data`` of the image above.
+        The new images, and for each the index in ``data`` of its upper half.
     """
     x, y, rows = data.x, data.y, data.x.shape[2] // 2
     order = uniform(x.new_zeros(len(x), len(x)), keyed_generator("composed", seed))
@@ -54,10 +53,10 @@ def composed(data: Split, seed: int, most: int = POINTS) -> tuple[Split, Tensor]
 
 
 def withstands(model: nn.Module, points: Split, others: Split, norm: str, eps: float, seed: int) -> Bools:
-    """(n,) points that stay right when they move straight towards images of other classes.
+    """(n,) whether each point stays correct when it moves straight towards images of other classes.
 
-    This finds the edge between two images that a model has stored, where it has no gradient to follow. Each
-    point moves as far as ``eps`` allows towards the `TARGETS` nearest of ``others``.
+    This finds the border between two images that a model has stored, even without a gradient. Each point
+    moves as far as ``eps`` allows towards the `TARGETS` nearest of ``others``.
     """
     distance = torch.cdist(points.x.flatten(1), others.x.flatten(1))
     distance[points.y[:, None] == others.y] = torch.inf
@@ -72,12 +71,12 @@ def withstands(model: nn.Module, points: Split, others: Split, norm: str, eps: f
 def composed_flags(
     clean: Bools, robust: Bools, clean_new: Bools, robust_new: Bools, attack: str
 ) -> Iterator[Flag]:
-    """``worse-on-new-images``, from pairs of an image and the new one that it is half of.
+    """``worse-on-new-images``, from pairs of an image and a new image that contains half of it.
 
     Args:
-        clean, robust: (n,) images that are right clean, and after the attack too.
-        clean_new, robust_new: (n,) the same of new images; their attack is no stronger.
-        attack: the canonical text of the weaker one.
+        clean, robust: (n,) whether each image is correct clean, and also after the attack.
+        clean_new, robust_new: (n,) the same for the new images, whose attack is not stronger.
+        attack: the canonical text of the weaker attack.
     """
     both = clean & clean_new
     sides = (

@@ -1,4 +1,4 @@
-"""Whether a model has learned anything, before anyone asks whether its gradients are masked."""
+"""Checks whether a model has learned anything, which precede the checks for masked gradients."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from leaderboards import Flag
 from leaderboards.audits.following import CHECK_NORMALISATION, DID_NOT_TRAIN
 
 POINTS = 200
-"""Points that are predicted again under other scales of the images."""
+"""How many points are predicted again with other scales of the images."""
 LEAST_GAIN, LARGEST_P, FEW = 0.1, 0.01, 30
-"""A model has learned if it is right on this share of what chance gets wrong, and not by luck.
+"""A model has learned if it gets this share right of what chance gets wrong, and the result is significant.
 
-Below this number of points luck cannot be told, and the share alone decides.
+Below this number of points significance cannot be tested, and only the share decides.
 """
 EXPLAINED = 0.5
-"""Share of what chance gets wrong that another scale or order of classes must get right to explain."""
+"""Another scale or class order explains a failure if it gets this share right of what chance gets wrong."""
 ONE_CLASS = 0.9
-"""Share of predictions in one class from which a model counts as collapsed."""
+"""From this share of predictions in one class on, a model counts as collapsed."""
 SCALES = (1 / 255, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 100.0, 255.0)
 SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def learned(right: int, y: Tensor) -> bool:
-    """Whether ``right`` of the labels ``y`` (N,) is more than naming the commonest class every time."""
+    """Whether ``right`` of the labels ``y`` (N,) is better than always predicting the most common class."""
     if not len(y):
         return True
     chance = float(y.bincount().max()) / len(y)
@@ -42,15 +42,15 @@ def learned(right: int, y: Tensor) -> bool:
 
 
 def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: int) -> Iterator[Flag]:
-    """``did-not-train`` or ``check-normalisation``, where clean accuracy is near chance or below it.
+    """``did-not-train`` or ``check-normalisation``, if clean accuracy is near or below chance.
 
-    What could explain it is tried out: other scales and shifts of the images, and another order of classes.
+    Possible explanations are tested: other scales and shifts of the images, and another order of classes.
 
     Args:
         model: maps images to logits.
         x, y: test points (N, C, H, W) and labels (N,).
         right: how many of them the model gets right.
-        seed: of a stochastic model's draws.
+        seed: the seed of a stochastic model's draws.
     """
     if learned(right, y):
         return
@@ -94,7 +94,7 @@ def _enough(count: int, y: Tensor) -> bool:
 
 
 def _other_order(found: Tensor, y: Tensor) -> int:
-    """How many predictions are right under the best renaming of classes; 0 if that explains too little."""
+    """How many predictions are right with the best permutation of classes; 0 if it explains too little."""
     size = int(max(found.max(), y.max())) + 1
     table = (found.cpu() * size + y.cpu()).bincount(minlength=size * size).view(size, size)
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
@@ -103,7 +103,7 @@ def _other_order(found: Tensor, y: Tensor) -> int:
 
 
 def _other_scale(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[str, int] | None:
-    """The images a·x + b under which the model is right, in words, and on how many points."""
+    """The scaling a·x + b of images with which the model is right, in words, and on how many points."""
     best: tuple[str, int] | None = None
     for sign, scale, shift in itertools.product((1.0, -1.0), SCALES, SHIFTS):
         with suppress(Exception):  # a model may refuse images outside [0, 1]

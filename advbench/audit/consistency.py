@@ -1,4 +1,4 @@
-"""Whether a model's answer to an image depends on nothing but the image."""
+"""Checks that a model's answer to an image depends only on the image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 
 ASKED = 64
-"""Points of each kind: clean, noisy, searched on the model, searched on a surrogate."""
+"""The number of points of each kind: clean, noisy, crafted on the model, crafted on a surrogate."""
 ALONE = 8
-"""Points that are also asked one by one."""
+"""How many points are also queried one by one."""
 PORTIONS = (7, 64)
-"""Sizes of batches that the judge never uses."""
+"""Batch sizes that the judge never uses."""
 COARSE: dict[torch.dtype, float] = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
-"""Relative difference of logits that rounding explains, where the model computes in 16 bits."""
+"""The relative difference of logits that rounding explains if the model computes in 16 bits."""
 WORDS = {
     "company": "the rest of the batch",
     "history": "what was asked before",
@@ -36,13 +36,13 @@ WORDS = {
 def asked_points(
     x: Tensor, y: Tensor, searches: list[tuple[nn.Module, Attack]], eps: float, seed: int
 ) -> Tensor:
-    """Images that show what a model hides: transferred ones first, clean ones last, (P, C, H, W).
+    """The images (P, C, H, W) to query a model with: transferred ones first, clean ones last.
 
     Args:
-        x, y: test points and labels, the first of which are used.
-        searches: attacks with the model that each is made on, those on a surrogate first.
-        eps: size of uniform noise.
-        seed: keys every draw.
+        x, y: test points and labels, of which the first are used.
+        searches: attacks, each with the model that it runs on, those on a surrogate first.
+        eps: the size of uniform noise.
+        seed: the key of every draw.
     """
     x, y = x[:ASKED], y[:ASKED]
     crafted = [
@@ -62,20 +62,20 @@ def consistency_flags(
     fresh: Fresh | None = None,
     network: str | None = None,
 ) -> Iterator[Flag]:
-    """``batch-dependent``: a logit changes with anything but the image and, where chance rules, the seed.
+    """``batch-dependent``: a logit depends on more than the image and, for a randomised model, the seed.
 
-    One batch of the judge's size is compared with the same points in small batches, in other orders and
-    companies, with gradients recorded, and with what a copy of the model from before its first question says.
-    For a stochastic model only batches of equal shape are compared, under equal seeds, so that chance is not
-    taken for company.
+    One batch of the judge's size is compared with the same points in small batches, in other orders, with
+    other points in the batch, with gradients recorded, and with the answers of a copy of the model made
+    before the first query. For a stochastic model only batches of equal shape are compared, with equal seeds,
+    so that chance is not mistaken for the effect of other points.
 
     Args:
         model: maps images to logits.
-        points: what it is asked, from `asked_points`.
-        seed: keys every draw.
-        stochastic: whether the model answers at random.
-        fresh: the copy; a network of it is asked nothing before this.
-        network: which of its networks ``model`` is.
+        points: the query images, from `asked_points`.
+        seed: the key of every draw.
+        stochastic: whether the model is randomised.
+        fresh: the copy, whose network must not have been queried before.
+        network: which network of the copy ``model`` is.
     """
     if not len(points):
         return
@@ -91,7 +91,7 @@ def consistency_flags(
             code="batch-dependent",
             message=f"logits change with {' and '.join(WORDS[way] for way in found)}",
             evidence={
-                # JSON has no infinity; what cannot be compared differs by more than anything.
+                # JSON has no infinity; values that cannot be compared get a huge difference.
                 "relative_difference": {way: min(size, 1e9) for way, size in found.items()},
                 "points": len(points),
             },
@@ -120,37 +120,37 @@ def _gaps(model: nn.Module, points: Tensor, seed: int, stochastic: bool) -> dict
 
 
 def _judged_together(points: Tensor) -> int:
-    """Images in a block of the judge."""
+    """The number of images in a block of the judge."""
     size: int = next(block.stop for block in blocks(points.shape[1:], 10**9))
     return size
 
 
 def _in_batches(model: nn.Module, points: Tensor, size: int, seed: int) -> Tensor:
-    """Logits of the points in batches of ``size``, the last one filled up with the first points."""
+    """The logits of the points in batches of ``size``, the last one filled up with the first points."""
     count = len(points)
     filled = points.repeat(-(-size // count) + 1, *[1] * (points.ndim - 1))[: -(-count // size) * size]
     return torch.cat([logits_of(model, part, seed) for part in torch.split(filled, size)])[:count]
 
 
 def _in_turn(model: nn.Module, points: Tensor, size: int, seed: int) -> Tensor:
-    """Logits of the points in batches of at most ``size``."""
+    """The logits of the points in batches of at most ``size``."""
     return torch.cat([logits_of(model, part, seed) for part in torch.split(points, size)])
 
 
 def _company(model: nn.Module, points: Tensor, seed: int) -> float:
-    """How far the first points' logits follow the points that fill the batch."""
+    """How much the first points' logits depend on the points that fill the batch."""
     rows = points[-ASKED:]
     others = [rows, uniform(rows, keyed_generator("company", seed)), points[: len(rows)]]
     key = key_seed("company", seed)
     answers = [logits_of(model, torch.cat([rows, other]), key)[: len(rows)] for other in others]
     again = logits_of(model, torch.cat([rows, others[0]]), key)[: len(rows)]
     if gap(answers[0], again) > TOLERANCE:
-        return 0.0  # chance or history, which the other comparisons name
+        return 0.0  # caused by chance or history, which the other comparisons report
     return max(gap(answers[0], answer) for answer in answers[1:])
 
 
 def _with_gradients(model: nn.Module, points: Tensor, seed: int) -> Tensor:
-    """Logits as a search sees them, with the graph recorded."""
+    """The logits with the graph recorded, as a search gets them."""
     with (
         isolated_randomness(seed, points.device),
         torch.inference_mode(False),
@@ -164,16 +164,16 @@ def _with_gradients(model: nn.Module, points: Tensor, seed: int) -> Tensor:
 def _history(
     model: nn.Module, points: Tensor, seed: int, fresh: Fresh, network: str | None, stochastic: bool
 ) -> float:
-    """How far the model has moved from the copy that was asked nothing yet.
+    """How far the model's answers differ from those of the copy that was never queried.
 
-    The copy meets crafted points before clean ones, in small batches: a model that repeats its first answer
+    The copy gets crafted points before clean ones, in small batches: a model that repeats its first answer
     near an image then has no clean answer to repeat.
     """
     parts = torch.split(points, PORTIONS[-1] // 2)
-    # The other way round, so that the batch before is never the same.
+    # Reverse the order, so that the preceding batch is never the same.
     now = [logits_of(model, part, seed) for part in reversed(parts)][::-1]
     if stochastic and gap(logits_of(model, parts[0], seed), now[0]) > TOLERANCE:
-        return 0.0  # chance that seeds do not govern
+        return 0.0  # randomness that seeds do not control
     answers = []
     for part in parts:
         answer = fresh.logits(network, part, seed)

@@ -1,4 +1,4 @@
-"""A copy of a model from before it was asked anything, which a model that remembers cannot influence."""
+"""A copy of a model from before its first query, which a model with memory cannot influence."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack
 
 PATIENCE = 120.0
-"""Seconds after which a process that does not answer counts as hanging."""
+"""Seconds without an answer after which a process counts as hanging."""
 
 
 class Fresh:
-    """Models as they are now, to be asked later, when the originals have answered many questions.
+    """Copies of models in their present state, for queries after the originals have answered many queries.
 
-    On Linux, for models on the CPU, it is a forked process: whatever the originals write into attributes,
-    globals or closures afterwards stays out of it. Elsewhere it is a deep copy, which shares globals and
-    closures with the original; a module that cannot be copied is not asked at all. Close it, or use it in a
+    On Linux, for models on the CPU, this is a forked process, which later writes of the originals to
+    attributes, globals or closures cannot reach. Elsewhere it is a deep copy, which shares globals and
+    closures with the original; a module that cannot be copied is not queried. Close it, or use it in a
     ``with`` statement.
 
     Args:
-        view: gives the module for an attack, ``None`` for clean images.
-        attacks: the attacks whose modules may be asked for, beside that of clean images.
-        device: where the modules are.
+        view: returns the module for an attack, or for clean images (``None``).
+        attacks: the attacks whose modules may be queried, in addition to the module for clean images.
+        device: the device of the modules.
     """
 
     def __init__(self, view: View, attacks: Sequence[Attack], device: torch.device) -> None:
@@ -44,13 +44,13 @@ class Fresh:
         self._pipe: Connection | None = None
         modules: dict[str | None, nn.Module] = {None: view(None)}
         modules |= {attack.text: view(attack) for attack in attacks}
-        # The threads of a cluster's client do not survive a fork.
+        # The threads of a cluster client do not survive a fork.
         if sys.platform == "linux" and device.type == "cpu" and "grpc" not in sys.modules:
             with suppress(OSError, AssertionError):  # a daemon may have no children
                 self._fork(modules)
         if self._pipe is None:
             memo: dict[int, Any] = {}
-            with suppress(Exception):  # a stranger's module may refuse to be copied
+            with suppress(Exception):  # a foreign module may not be copyable
                 self._copies = {name: copy.deepcopy(module, memo) for name, module in modules.items()}
 
     def __enter__(self) -> Fresh:
@@ -64,19 +64,19 @@ class Fresh:
         ours, theirs = context.Pipe()
         process = context.Process(target=_answer, args=(modules, theirs), daemon=True)
         with warnings.catch_warnings():
-            # Python warns of locks that other threads hold; the process only computes, and may be given up.
+            # Python warns about locks of other threads; the process only computes, and is expendable.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
         self._process, self._pipe = process, ours
 
     def logits(self, network: str | None, x: Tensor, seed: int) -> Tensor | None:
-        """Logits (N, K) of a network for ``x`` (N, C, H, W), or None where there is no copy to ask.
+        """The logits (N, K) of a network for ``x`` (N, C, H, W), or None if there is no copy.
 
         Args:
-            network: the text of an attack that meets the network; None is that of clean images.
-            x: images; the copy sees them after everything that it was asked before, and nothing else.
-            seed: of the global random state.
+            network: the text of an attack on the network; None means the network for clean images.
+            x: images; the copy has seen only the images of earlier calls.
+            seed: the seed of the global random state.
         """
         if self._pipe is not None:
             with suppress(EOFError, OSError):
@@ -101,7 +101,7 @@ class Fresh:
 
 
 def _answer(modules: dict[str | None, nn.Module], pipe: Connection) -> None:
-    """The process: one thread, since a fork has none of its parent's, and None where a model fails."""
+    """Answer queries in the forked process, with one thread; the answer is None if a model fails."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     try:
@@ -113,5 +113,5 @@ def _answer(modules: dict[str | None, nn.Module], pipe: Connection) -> None:
                 found = None
             pipe.send(found)
     finally:
-        # What the parent had buffered for its own output must not be written twice.
+        # Exit without flushing: the parent's buffered output must not be written twice.
         os._exit(0)

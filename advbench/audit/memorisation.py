@@ -1,4 +1,4 @@
-"""Whether a model is better on the points that were measured than on others of the same data set."""
+"""Checks whether a model is better on the measured points than on others of the same data set."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from attacks_pool.calling.randomness import keyed_generator
 from leaderboards import Flag
 
 WANTED = 200
-"""Points held out, if the data set has them."""
+"""The most held-out points to use."""
 CRAFTED = 100
-"""Points held out that attacks meet, and points on either side that are crafted on another model."""
+"""How many held-out points are attacked, and how many points per side are crafted on another model."""
 LEAST_POINTS = 50
-"""Fewest points on either side that are compared."""
+"""The fewest points per side that are compared."""
 LEAST_DIFFERENCE, LARGEST_P = 0.1, 0.001
 CODE = "better-on-measured-points"
 Bools = NDArray[np.bool_]
 
 
 def held_out(data: DataSet) -> Split | None:
-    """Points that no run measures: validation points, and training points where those are few.
+    """Points that no run measures: validation points, and also training points if those are few.
 
-    A model does no worse on points that it was trained on, so these hide memorisation and never feign it. A
-    folder's test images may be easier than its training images, so none of those are compared.
+    A model does at least as well on points that it was trained on, so these can hide memorisation but never
+    falsely show it. Folders have no such points: their test images may be easier than their training images.
     """
     if data.name.startswith(FOLDER):
         return None
@@ -48,16 +48,16 @@ def unseen_flags(
 ) -> Iterator[Flag]:
     """``better-on-measured-points``, by points that were crafted on another model.
 
-    The model is asked about points near images held out before it is asked about those images. One that
-    repeats an earlier answer near an image, wherever it keeps that answer, has none to repeat.
+    The model is queried near held-out images before it is queried with these images. A model that repeats
+    earlier answers near an image, wherever it stores them, then has no answer to repeat.
 
     Args:
         model: maps images to logits.
-        surrogate: what points are crafted on.
-        measured: test points, which the model has been asked about.
-        others: points held out, which it has not.
+        surrogate: the model that points are crafted on.
+        measured: test points, which the model has already seen.
+        others: held-out points, which it has not.
         attack: the search on the surrogate.
-        seed: keys every draw.
+        seed: the key of every draw.
     """
     count = min(len(measured), len(others), CRAFTED)
     right = []
@@ -71,15 +71,15 @@ def unseen_flags(
 def memorisation_flags(
     clean: Bools, robust: Bools, clean_there: Bools, robust_there: Bools, attack: Attack
 ) -> Iterator[Flag]:
-    """``better-on-measured-points``: measured points are right more often than points held out.
+    """``better-on-measured-points``: measured points are right more often than held-out points.
 
-    A model that has never met the test set does as well on other points of the same kind. One that was
-    trained on it, or that looks answers up, does better: Fisher's exact test, one-sided, and a difference of
-    ten points at least.
+    A model that has never seen the test set does as well on other points of the same kind. A model that was
+    trained on it, or that looks answers up, does better: by a one-sided Fisher's exact test, and by at least
+    ten percentage points.
 
     Args:
-        clean, robust: (n,) measured test points that are right clean, and after ``attack`` too.
-        clean_there, robust_there: (m,) the same of points held out.
+        clean, robust: (n,) whether measured test points are correct clean, and also after ``attack``.
+        clean_there, robust_there: (m,) the same for held-out points.
         attack: the probe.
     """
     sides = (
@@ -93,7 +93,7 @@ def memorisation_flags(
 
 
 def _compared(words: str, text: str, here: Bools, there: Bools) -> Iterator[Flag]:
-    """The flag, where measured points are right more often than others; ``words`` say when."""
+    """The flag if measured points are right more often than others; ``words`` describe the situation."""
     if min(len(here), len(there)) < LEAST_POINTS:
         return
     counts = [[int(side.sum()), len(side) - int(side.sum())] for side in (here, there)]

@@ -1,4 +1,4 @@
-"""Which network answers which attack: a target-aware defense has several, and each is judged for itself."""
+"""The networks of a defense: a target-aware one has several, and each is audited separately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attacks_pool import Attack
 class Network:
     """One of the networks behind a view.
 
-    ``label`` is the text of the first attack of the run that meets it, None where clean images do.
+    ``label`` is the text of the run's first attack on it, or None for the network of clean images.
     """
 
     label: str | None
@@ -25,20 +25,20 @@ class Network:
     clean: nn.Module
 
     def view(self, attack: Attack | None) -> nn.Module:
-        """This network for every attack; who is right clean is asked as in the run."""
+        """This network for every attack; clean predictions use the same network as in the run."""
         return self.clean if attack is None else self.module
 
 
 def networks(
     view: View, attacks: Sequence[Attack], x: Tensor, seed: int = 0
 ) -> tuple[list[Network], dict[str, str | None]]:
-    """The different networks that ``attacks`` meet, that of clean images first, and which one each meets.
+    """The different networks that ``attacks`` face, the network of clean images first.
 
-    Two modules are one network if they give images ``x`` (N, C, H, W) the very same logits: views may be
-    built anew each time they are asked for.
+    Two modules are one network if they give exactly the same logits for images ``x`` (N, C, H, W), because a
+    defense may build a new view for each call.
 
     Returns:
-        The networks, and for the text of each attack the label of its own.
+        The networks, and a mapping from the text of each attack to the label of its network.
     """
     clean = view(None)
     found, labels = [Network(None, clean, clean)], dict[str, str | None]()

@@ -1,4 +1,4 @@
-"""The binarisation test: tasks that are certainly attackable, for the run's own attacks to solve."""
+"""The binarisation test: tasks with known adversarial points, which the run's own attacks must find."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 
 MOST_POINTS, LEAST_POINTS = 32, 8
-"""Points that get a task: a sixteenth of those that the run measured, within these bounds."""
+"""Bounds of the number of points with a task, which is a sixteenth of the points that the run measured."""
 NEIGHBOURS = 64
-"""Points of each ball that the planted one must differ from."""
+"""The number of points of each ball that the planted point must differ from."""
 RIDGE = 1e-3
-"""Regularisation of the covariance of logits, relative to its mean diagonal."""
+"""The regularisation of the covariance of logits, relative to its mean diagonal."""
 LEAST_FOUND = 0.6
-"""Share of the planted points that the run's attacks must find."""
+"""The share of the planted points that the run's attacks must find."""
 DEAREST = 2000
-"""Passes a point up to which an attack of the run is asked, unless there is no cheaper one."""
+"""The most passes per point of an attack that is used, unless all attacks need more."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tasks:
 
 
 class Planted(nn.Module):
-    """A model with two classes instead of its own: an image is judged by the task of the nearest centre."""
+    """A model with two classes instead of its own: the task of the nearest centre classifies an image."""
 
     def __init__(self, model: nn.Module, tasks: Tasks) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class Planted(nn.Module):
 
 
 def plant(model: nn.Module, x: Tensor, *, norm: str, eps: float, seed: int) -> Tasks | None:
-    """Tasks around points ``x`` (n, C, H, W); points where none can be made are left out.
+    """Make tasks around points ``x`` (n, C, H, W), except points for which no task is possible.
 
-    Zimmermann et al., arXiv:2206.13991. Of `NEIGHBOURS` random points on the surface of the ball one is
-    planted: the one whose logits a linear readout tells best from those of the centre, of the others and of
-    as many inside the ball. The readout is Fisher's, w = (Σ + λI)⁻¹(z* − z̄), its threshold halfway between
-    the planted point and the nearest of the rest. Where logits do not vary, none is told apart.
+    Zimmermann et al., arXiv:2206.13991. One of `NEIGHBOURS` random points on the surface of the ball is
+    planted: the one whose logits a linear readout separates best from those of the centre, of the other
+    points and of as many points inside the ball. The readout is Fisher's, w = (Σ + λI)⁻¹(z* − z̄), with its
+    threshold halfway between the planted point and the nearest other. Constant logits allow no task.
     """
     kept, weights, biases = [], [], []
     with buffers_kept(model):
@@ -84,7 +84,7 @@ def plant(model: nn.Module, x: Tensor, *, norm: str, eps: float, seed: int) -> T
 
 
 def _surface(x: Tensor, norm: str, eps: float, draws: torch.Generator) -> Tensor:
-    """Random points as far from ``x`` as ball and box let them be."""
+    """Random points as far from ``x`` as the ball and the box allow."""
     direction = normal(x, draws)
     if norm == "linf":
         return (x + eps * direction.sign()).clamp(0, 1)
@@ -92,7 +92,7 @@ def _surface(x: Tensor, norm: str, eps: float, draws: torch.Generator) -> Tensor
 
 
 def _readout(z: Tensor) -> tuple[Tensor, Tensor] | None:
-    """w (K,) and b of the readout that tells one of the first `NEIGHBOURS` rows of ``z`` from all others."""
+    """w (K,) and b of the readout that best separates one of the first `NEIGHBOURS` rows of ``z``."""
     if not bool(torch.isfinite(z).all()):
         return None
     middle = z - z.mean(0)
@@ -121,14 +121,14 @@ def _readout(z: Tensor) -> tuple[Tensor, Tensor] | None:
 def planted_flags(
     model: nn.Module, x: Tensor, attacks: Sequence[Attack], *, points: int, seed: int
 ) -> Iterator[Flag]:
-    """``planted-not-found``: the run's own attacks miss points that are certainly there.
+    """``planted-not-found``: the run's own attacks miss points that certainly exist.
 
     Args:
-        model: maps images to logits; must not answer at random.
+        model: maps images to logits; must not be randomised.
         x: points (N, C, H, W) that it gets right.
-        attacks: those of the run; the cheapest are asked first, dearer ones about what is left.
+        attacks: the run's attacks; the cheapest run first, the others on the remaining tasks.
         points: how many points the run measured.
-        seed: keys every draw.
+        seed: the key of every draw.
     """
     count = min(max(points // 16, LEAST_POINTS), MOST_POINTS)
     for norm in ("linf", "l2"):
@@ -158,9 +158,9 @@ def planted_flags(
 
 
 def _asked(attacks: Sequence[Attack]) -> list[Attack]:
-    """The run's white-box attacks by cost, without the dearest; black-box ones if there are no others.
+    """The run's white-box attacks by cost, without the most expensive; black-box ones if there are no others.
 
-    Random search finds planted points without any gradient, so it must not speak for those that follow one.
+    Random search finds planted points without gradients, so its success says nothing about gradient attacks.
     """
 
     def passes(attack: Attack) -> int:
@@ -173,7 +173,7 @@ def _asked(attacks: Sequence[Attack]) -> list[Attack]:
 
 
 def _found(planted: Planted, tasks: Tasks, attacks: Sequence[Attack], seed: int) -> tuple[int, list[Attack]]:
-    """How many tasks are solved, and which attacks were asked."""
+    """How many tasks are solved, and which attacks were used."""
     x, y = tasks.x, torch.zeros(len(tasks.x), dtype=torch.int64, device=tasks.x.device)
     left = torch.ones(len(x), dtype=torch.bool, device=x.device)
     asked = []

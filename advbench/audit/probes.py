@@ -1,4 +1,4 @@
-"""Further measurements on a model, cheap next to a run: how it behaves, and what probe attacks find."""
+"""Further measurements on a model, cheap compared with a run: its behaviour, and probe attacks."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from leaderboards.audits.comparisons import Probed
 from leaderboards.audits.following import found_on
 
 POINTS = 200
-"""Test points that probes are measured on; a quarter of them where each answer takes many draws."""
+"""Test points that probes are measured on; a quarter of them if each answer takes many draws."""
 
 
 @dataclass(frozen=True)
 class Probes:
-    """What was measured on the first ``points`` test points.
+    """The measurements on the first ``points`` test points.
 
-    For each network (see `networks`) ``rows`` are the probe attacks searched on it and, with a surrogate, on
-    that; a last row is of the attacks that were asked for from there. ``attacks`` are those of each row.
-    ``gradients`` are by the label of the network, ``networks`` has the label for each attack of the run.
-    ``surrogate`` names that, or says why there is none. ``flags`` are what behaviour alone shows.
-    A model that has not ``learned`` is not asked about its gradients. ``held_out``: its points were compared
-    with others.
+    For each network (see `networks`), ``rows`` holds the probe attacks on it and, with a surrogate, those
+    crafted on the surrogate; the last row holds requested transfer attacks. ``attacks`` lists the attacks of
+    each row. ``gradients`` maps the labels of networks, ``networks`` maps each attack of the run to a label.
+    ``surrogate`` names the surrogate, or says why there is none. ``flags`` are those from behaviour alone.
+    The gradients of a model that has not ``learned`` are not checked. ``held_out`` says whether the points
+    were compared with held-out points.
     """
 
     points: int
@@ -62,12 +62,12 @@ class Probes:
 
     @property
     def clean(self) -> NDArray[np.bool_]:
-        """(points,) right clean."""
+        """(points,) whether each point is classified correctly when clean."""
         return self.rows[0].clean
 
     @property
     def cells(self) -> list[Cell]:
-        """A cell a probe attack; transferred ones say so in their threat."""
+        """One cell per probe attack; the threat of transferred ones says so."""
         return [cell for row in self.rows for cell in row.cells[1:]]
 
     @property
@@ -77,7 +77,7 @@ class Probes:
 
     @property
     def robust(self) -> NDArray[np.bool_]:
-        """(P, most points) what survives each probe attack, in the order of ``cells``."""
+        """(P, most points) which points survive each probe attack, in the order of ``cells``."""
         most = max(row.robust.shape[1] for row in self.rows)
         return np.concatenate(
             [np.pad(row.robust, ((0, 0), (0, most - row.robust.shape[1]))) for row in self.rows]
@@ -85,7 +85,7 @@ class Probes:
 
     @property
     def measured(self) -> list[Probed]:
-        """The probe attacks, ready to be compared."""
+        """The probe attacks in the form for comparisons."""
         bound = [attack for attacks in self.attacks for attack in attacks]
         return [
             Probed(attack, robust, cell.n, cell.threat.access, probe=True, network=cell.network)
@@ -113,23 +113,23 @@ def probe(
 ) -> Probes:
     """Measure what an audit needs beyond a run.
 
-    Where attacks meet several networks, as those of a target-aware defense do, each of them is probed, so
-    that a probe looks at the very network that cells of the run were measured on.
+    If attacks face several networks, as with a target-aware defense, each network is probed, so that probes
+    attack the same networks as the run.
 
     Args:
-        view: the module to look at for an attack (``Defense.view``; ``lambda _: model`` for a plain model).
-        data: test points; all are asked clean, the first ``points`` are attacked.
-        attacks: those of the run, whose norms and budgets the probes take.
-        surrogate: another model of the same images and classes, to craft transferred points on.
-        surrogate_name: how the record calls it (by default: another model), or why there is none.
-        seed: of the run; keys every draw.
-        stage: what the cells call the row.
+        view: returns the module for an attack (``Defense.view``; ``lambda _: model`` for a plain model).
+        data: test points; all are predicted clean, the first ``points`` are attacked.
+        attacks: the run's attacks, whose norms and budgets the probes use.
+        surrogate: another model for the same images and classes, to craft transferred points on.
+        surrogate_name: its name in the record (by default: another model), or why there is none.
+        seed: the run's seed, the key of every draw.
+        stage: the stage of the cells.
         points: how many test points to attack.
-        stochastic: whether the model answers at random; ``None`` asks it twice.
-        device: where the model is; where ``data`` lie by default.
-        kept, attack_timeout: of the evaluator.
-        transferred: attacks to craft on the surrogate beside the probes, each with its number of points.
-        fresh: the model from before it was asked anything; by default as it is now.
+        stochastic: whether the model is randomised; ``None`` queries it twice to find out.
+        device: the device of the model; by default that of ``data``.
+        kept, attack_timeout: passed to the evaluator.
+        transferred: further attacks to craft on the surrogate, each with its number of points.
+        fresh: a copy of the model from before its first query; by default a copy of its present state.
         held_out: points of the data set that the run did not measure.
     """
     place, key = device or data.x.device, key_seed("probe", seed)
@@ -142,7 +142,7 @@ def probe(
         few = Split(data.x[:count].to(place), data.y[:count].to(place))
         every, labels = networks(view, attacks, asked, key)
         asking = Asking(few, attacks, surrogate, key, random)
-        # Before the probe attacks: a model that remembers has seen the run's points, and no others yet.
+        # Do this before the probe attacks, while a model with memory has seen only the run's points.
         watched = {network.label: Watched(network.module, key, place) for network in every}
         flags: dict[str | None, list[Flag]] = {}
         for network in every:
@@ -170,7 +170,7 @@ def probe(
             flags[met[0].label] += _composed(measure, met[0], rows[0], made[0], few, attacks)
         for network in every:
             with watched[network.label].listening():
-                # By the other loss, and with as many points at once as the probes.
+                # Use the other loss, and as many points at once as the probes.
                 measure.again(network.view, few, step, rows[0].clean)
             said = {flag.code for flag in flags[network.label]}
             heard = watched_flags(watched[network.label])
@@ -178,7 +178,7 @@ def probe(
     memorised: list[Flag] | None = None
     if held_out is not None and len(held_out) and not random and not untaught:
         others = Split(held_out.x[:CRAFTED].to(place), held_out.y[:CRAFTED].to(place))
-        # First of all: nothing near these points has been asked before.
+        # Do this first, before the model is queried near these points.
         memorised, short = [], searched(attacks)
         if surrogate is not None:
             memorised += unseen_flags(view(None), surrogate, few, others, short, key)
@@ -208,7 +208,7 @@ def probe(
 
 @dataclass(frozen=True)
 class _Measure:
-    """How the rows of an audit are measured: what `evaluate` takes, and the surrogate with its digest."""
+    """How the rows of an audit are measured: arguments of `evaluate`, and the surrogate with its digest."""
 
     stage: int
     key: int
@@ -228,7 +228,7 @@ class _Measure:
         moved: bool = False,
         name: str = "",
     ) -> MatrixRow:
-        """A row of attacks, crafted on the surrogate where ``moved``; ``name`` tells kept pieces apart."""
+        """A row of attacks, crafted on the surrogate if ``moved``; ``name`` distinguishes cached pieces."""
         other = self.surrogate if moved else None
         return evaluate(
             view,
@@ -245,7 +245,7 @@ class _Measure:
         )
 
     def again(self, view: View, data: Split, attack: Attack, clean: NDArray[np.bool_]) -> None:
-        """Make an attack on points that are right clean, as a row makes it; what it finds does not matter."""
+        """Run an attack on correctly classified points, as for a row, and ignore its result."""
         made = measure_some(
             view,
             data,
@@ -263,7 +263,7 @@ class _Measure:
 def _searches(
     measure: _Measure, met: Sequence[Network], few: Split, attacks: Sequence[Attack], own: Sequence[Attack]
 ) -> tuple[list[MatrixRow], list[list[Attack]]]:
-    """The rows of the battery and of transferred points, network by network, and the attacks of each."""
+    """The rows of the battery and of transferred points, by network, and the attacks of each row."""
     searches = [(False, battery(attacks, brief=measure.random))]
     if measure.surrogate is not None:
         texts = {attack.text for attack in own}
@@ -282,7 +282,7 @@ def _searches(
 def _memorised(
     measure: _Measure, network: Network, row: MatrixRow, made: Sequence[Attack], others: Split, attack: Attack
 ) -> Iterator[Flag]:
-    """``better-on-measured-points``, from a row that has ``attack`` and the same on points held out."""
+    """``better-on-measured-points``, from a row with ``attack`` and the same attack on held-out points."""
     there = measure.row(network.view, others, [(attack, len(others))], name="held out ")
     here = row.robust[[one.text for one in made].index(attack.text)]
     return memorisation_flags(row.clean, here, there.clean, there.robust[0], attack)
@@ -296,12 +296,12 @@ def _composed(
     few: Split,
     attacks: Sequence[Attack],
 ) -> Iterator[Flag]:
-    """``worse-on-new-images``: new images under a quick search, ``few`` in the row under a longer one."""
+    """``worse-on-new-images``: new images under a quick search, against ``few`` under a longer one."""
     new, places = composed(few, measure.key)
     if not len(new):
         return
     quick, long = brief(attacks), reference(attacks)
-    # Nothing of this search is kept: a resumed audit watches it like any other.
+    # Do not cache this search: a resumed audit must watch it again.
     there = replace(measure, kept=None).row(network.view, new, [(quick, len(new))])
     here = row.robust[[one.text for one in made].index(long.text)]
     known = Split(few.x[places], few.y[places])
@@ -314,7 +314,7 @@ def _composed(
 
 
 def _labelled(row: MatrixRow, network: str | Mapping[str, str | None] | None) -> MatrixRow:
-    """The row, its cells saying which network they were measured on: one for all, or each attack's own."""
+    """The row with the network of each cell set: one network for all, or each attack's own."""
 
     def label(cell: Cell) -> str | None:
         return network.get(cell.attack) if isinstance(network, Mapping) else network

@@ -1,4 +1,4 @@
-"""Whether a model's input gradient is the slope of what the model answers."""
+"""Checks that a model's input gradient is the slope of its answers."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 
 RISES = (1e-3, 1e-2, 1e-1)
-"""Rises of the margin to look for, relative to the largest logit: a step is this rise over the slope."""
+"""Target rises of the margin, relative to the largest logit: a step length is the rise over the slope."""
 FURTHEST = 0.02
-"""Longest step, per pixel (root mean square)."""
+"""The longest step, per pixel (root mean square)."""
 NOISE = 2e-6
-"""Rounding of a difference of two float32 logits, relative to the largest logit."""
+"""The rounding error of a difference of two float32 logits, relative to the largest logit."""
 CLOSE = 0.25
-"""Relative difference of the two slopes up to which they agree; a kink may lie between the two points."""
+"""The relative difference up to which two slopes agree; a kink may lie between the two points."""
 LEAST_AGREEMENT = 0.9
-"""Share of points whose slopes must agree."""
+"""The share of points whose slopes must agree."""
 LEAST_JUDGED = 8
-"""Fewest points that say something about a model."""
+"""The fewest points that allow a statement about a model."""
 
 
 def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Iterator[Flag]:
     """``false-gradient``: the gradient of the margin is not the slope of the margin.
 
     With m(x) = z_y(x) − z_k(x), k the class that competes with y, and u = ∇m / ‖∇m‖₂, an honest model has
-    (m(x + h·u) − m(x − h·u)) / 2h ≈ ‖∇m‖₂. A model that returns the label of one function and the gradient
-    of another (``a + b − b.detach()``), or that flips or shuffles its gradient, has not. Three step lengths
-    h are tried, because a piecewise linear model has kinks; a point agrees if any of them does.
+    (m(x + h·u) − m(x − h·u)) / 2h ≈ ‖∇m‖₂. This does not hold for a model that returns the value of one
+    function and the gradient of another (``a + b − b.detach()``), or that flips or shuffles its gradient.
+    Three step lengths h are tried, because a piecewise linear model has kinks; any of them may agree.
 
     Args:
-        model: maps images to logits; must not answer at random.
+        model: maps images to logits; must not be randomised.
         x, y: points (N, C, H, W) and labels (N,) that the model gets right. They go through the model in the
             blocks of a search.
         eps: points are moved by noise of up to this size and away from the walls of the box, so that neither
             clean points nor a clamped input hide a slope.
-        seed: keys the noise.
+        seed: the key of the noise.
     """
     if not len(x):
         return
@@ -56,7 +56,7 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
     judged, agrees = torch.zeros_like(present), torch.zeros_like(present)
     furthest = FURTHEST * x[0].numel() ** 0.5
     for rise in RISES:
-        # A step within the box in every pixel, long enough for float32 to resolve the rise.
+        # The step stays within the box in every pixel, and is long enough for float32 to resolve the rise.
         step = (rise * size / slope.clamp_min(1e-300)).clamp_max(furthest)
         step = torch.minimum(step, 2 * FURTHEST / unit.flatten(1).abs().amax(1).clamp_min(1e-12))
         up, down = (
@@ -80,7 +80,7 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the margin (N, C, H, W), each point's rival class (N,), its largest logit (N,)."""
+    """The margin's gradient (N, C, H, W), each point's rival class (N,) and largest logit (N,)."""
     found = [_of_block(model, x[block], y[block], seed) for block in blocks(x.shape[1:], len(x))]
     gradients, rivals, sizes = zip(*found, strict=True)
     return torch.cat(gradients), torch.cat(rivals), torch.cat(sizes)

@@ -1,4 +1,4 @@
-"""A finished run, audited again from its saved weights and outcomes."""
+"""Audits a finished run again, from its saved weights and outcomes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from leaderboards import Audit, Flag, RecordError, read_outcomes
 from leaderboards.audits.following import verdict_of
 
 RECORDED = ("nan-logits", "changed-model", "stochastic")
-"""What was seen while the run was measured, which its stored outcomes no longer show."""
+"""Flags that were raised while the run was measured and do not follow from its stored outcomes."""
 
 
 @undisturbed()
 def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -> Audit:
-    """Probe the final model of a run and judge it, with what the run measured; writes nothing.
+    """Probe the final model of a run and audit it with the run's measurements; nothing is written.
 
     Args:
         run: the run, whose weights, data and stored outcomes are read.
-        surrogate: the run on whose final model transferred points are crafted; row 0 of ``run`` by default.
-        points: test points that probes attack.
+        surrogate: the run whose final model transferred points are crafted on; row 0 of ``run`` by default.
+        points: how many test points probes attack.
 
     Raises:
-        InputError: weights or data that cannot be read, or a surrogate of other images or classes.
-        RecordError: stored outcomes that cannot be read or do not fit the record.
+        InputError: weights or data cannot be read, or the surrogate is for other images or classes.
+        RecordError: stored outcomes cannot be read or do not fit the record.
     """
     name, model = surrogate_model(run, surrogate)
     attacks = _attacks(run)
@@ -64,7 +64,7 @@ def surrogate_model(run: Run, surrogate: Run | None) -> tuple[str, nn.Module]:
     """The name and the model that transferred points are crafted on.
 
     Raises:
-        InputError: the surrogate takes other images, or knows other classes.
+        InputError: the surrogate is for other images or classes.
     """
     if surrogate is None:
         return "row 0", run.stage(run.record.stages[0].index)
@@ -85,10 +85,10 @@ def _attacks(run: Run) -> list[tuple[Attack, int]]:
 
 
 def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[MatrixRow]:
-    """The rows of R as stored; ``attacks`` are the record's, each with its number of points.
+    """The stored rows of R; ``attacks`` are the record's, each with its number of points.
 
     Raises:
-        RecordError: stored outcomes that cannot be read or do not fit.
+        RecordError: stored outcomes cannot be read or do not fit.
     """
     clean, robust = read_outcomes(run.path / "outcomes.npz")
     stages = [stage.index for stage in run.record.stages]

@@ -1,4 +1,4 @@
-"""The model that an evaluation crafts its transferred points on: a run's, or a plain one trained for it."""
+"""The model that an evaluation crafts transferred points on: a run's, or a plain one trained for this."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from attacks_pool.verifier import predict_exactly
 from defenses import TrainPlan, registry
 
 Surrogate = tuple[str | None, nn.Module | None]
-"""How the record calls the model, and the model; without one the name says why, None if none was wanted."""
+"""The model's name in the record, and the model; without a model, the name says why or is None."""
 
 NONE = "none"
 IMAGES = 5000
-"""Training images that a surrogate sees at most; it is measured on at most as many validation images."""
+"""The most training images for a surrogate, and the most validation images to measure it on."""
 PLAN = TrainPlan(epochs=5, batch_size=64, optimizer="adam", lr=2e-3, weight_decay=0.0, mixed_precision="off")
-"""A surrogate's training: a few seconds on one core for digits, MNIST and CIFAR-10."""
+"""A surrogate's training plan, which takes a few seconds on one core for digits, MNIST and CIFAR-10."""
 PORTION = 250
-"""Images looked at together."""
+"""The number of images in a batch."""
 SIDE = 32
-"""Images of twice this side or more are averaged down towards it before the surrogate looks at them."""
+"""Images with at least twice this side are averaged down towards it for the surrogate."""
 SMALLEST = {"digits-cnn": 4, "lenet": 12}
-"""The zoo's small models, each with the least side that it takes."""
+"""The zoo's small models, each with the smallest image side that it accepts."""
 LEAST_GAIN, LARGEST_P = 0.1, 0.01
-"""A surrogate is of use if it is right on this share of what chance gets wrong, and not by luck."""
+"""A surrogate is useful if it gets this share right of what chance gets wrong, significantly."""
 
 
 def given_surrogate(given: str | Path | None, data: DataSet) -> Surrogate | None:
-    """What ``--surrogate`` asks for: the final model of a run, no model (``none``), or None: train one.
+    """The surrogate of ``--surrogate``: a run's final model, no model (``none``), or None for training one.
 
     Raises:
-        RecordError, InputError: no such run, or its images or classes are others.
+        RecordError, InputError: there is no such run, or it is for other images or classes.
     """
     if given is None:
         return None
@@ -47,16 +47,16 @@ def given_surrogate(given: str | Path | None, data: DataSet) -> Surrogate | None
 
 
 def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate:
-    """A small classifier, trained on clean images of the data set's training split; the same for one seed.
+    """A small classifier, trained on clean images of the training split; determined by the seed.
 
-    What transfers says something about a model only if the surrogate has learned what the images show. One
-    that hardly beats chance is not used, and its name says so. The global random state stays as it was.
+    Transfer says something about a model only if the surrogate has learned to classify the images. A
+    surrogate that hardly beats chance is not used, and its name says so. The global random state is kept.
 
     Args:
-        data: its training images, at most :data:`IMAGES` of them, are learned from; the accuracy in the name
-            is on validation images. Test images are not looked at.
+        data: at most :data:`IMAGES` of its training images are used for training; the accuracy in the name
+            is on validation images. Test images are not used.
         seed: determines weights, images and their order.
-        device: where it is trained, and stays.
+        device: where the surrogate is trained, and stays.
     """
     channels, height, width = data.image_shape
     factor = max(1, min(height, width) // SIDE)
@@ -65,7 +65,7 @@ def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate
     if not fitting or not len(data.train):
         lacking = f"a model for {height}×{width} pixels" if not fitting else "training images"
         return f"none, for want of {lacking}", None
-    # The other defaults are deep networks, which would take longer to train than the whole evaluation.
+    # The other default models are deep; training one would take longer than the whole evaluation.
     text = data.default_model if data.default_model in fitting else fitting[-1]
     key = key_seed("surrogate", seed)
     drawn = torch.randperm(len(data.train), generator=keyed_generator(key))[:IMAGES]
@@ -87,13 +87,13 @@ def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate
 
 
 def _averaged(x: Tensor, rows: Tensor, factor: int) -> Tensor:
-    """These rows, smaller by ``factor``; in portions, since large images must not be copied all at once."""
+    """The images ``rows``, scaled down by ``factor``, in portions to limit the memory for large images."""
     parts = [rows[begin : begin + PORTION] for begin in range(0, len(rows), PORTION)]
     return torch.cat([F.avg_pool2d(x[part], factor) for part in parts])
 
 
 def _right(model: nn.Module, data: Split, device: torch.device) -> tuple[int, int]:
-    """How many of the first validation images are right, and how many were asked."""
+    """How many of the first validation images are right, and how many were predicted."""
     asked = min(len(data), IMAGES)
     right = 0
     for begin in range(0, asked, PORTION):
@@ -104,17 +104,17 @@ def _right(model: nn.Module, data: Split, device: torch.device) -> tuple[int, in
 
 
 def _learned(right: int, asked: int, y: Tensor) -> bool:
-    """Whether that is more than naming the commonest class every time."""
+    """Whether that is better than always predicting the most common class."""
     chance = float(y.bincount().max()) / len(y)
     p = binomtest(right, asked, chance, alternative="greater").pvalue
     return right / asked >= chance + LEAST_GAIN * (1 - chance) and bool(p < LARGEST_P)
 
 
 def surrogate_of(path: str | Path, data: DataSet) -> tuple[str, nn.Module]:
-    """The final model of a finished run, and its name, to craft transferred points on.
+    """The name and the final model of a finished run, to craft transferred points on.
 
     Raises:
-        RecordError, InputError: no such run, or its images or classes are others.
+        RecordError, InputError: there is no such run, or it is for other images or classes.
     """
     other = load_run(path)
     facts = other.record.environment["data"]

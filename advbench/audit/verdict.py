@@ -1,4 +1,4 @@
-"""From measurements to flags, and from flags to the verdict."""
+"""Derives flags from measurements, and the verdict from flags."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def audit(
     stochastic: bool = False,
     probes: Probes | None = None,
 ) -> Audit:
-    """The verdict: ``invalid`` after NaN logits, ``suspect`` after flags that are not only said, else ``ok``.
+    """The audit: ``invalid`` for NaN logits, ``suspect`` for flags that affect the verdict, otherwise ``ok``.
 
-    ``weak-suite`` is only said, unless all probes together leave 25 points less than all of the run's own
-    attacks: the run's numbers then say far more than is true. A model that has learned nothing is not accused
-    of masking: no comparison is made then.
+    ``weak-suite`` affects the verdict only if all probes together leave 25 points less than all of the run's
+    own attacks, so that the run overclaims heavily. For a model that has learned nothing, attacks are not
+    compared, since its failure is not masking.
 
-    Comparisons look at the final row and the probes, and flag only a difference of at least 5 points with a
-    paired p below 0.01 (exact McNemar test on the points that both attacks saw). Attacks that met different
-    networks of a target-aware defense are not compared. A stochastic defense stays ``suspect`` though it is
-    judged by many draws: its numbers hold only as far as these draws did.
+    Comparisons use the final row and the probes, and flag only a difference of at least 5 points with a
+    paired p below 0.01 (exact McNemar test on the points that both attacks tried). Attacks on different
+    networks of a target-aware defense are not compared. A stochastic defense stays ``suspect`` although many
+    draws judge it: its numbers hold only for these draws.
 
     Args:
-        rows: of R, the last one being the model in question; may be empty when there are probes.
-        attacks: those of each row, with the points that each was measured on.
-        stochastic: whether the defense is declared to answer at random.
+        rows: the rows of R, the last one for the audited model; may be empty if there are probes.
+        attacks: the attacks of each row, with the number of points of each.
+        stochastic: whether the defense is declared as randomised.
         probes: further measurements on the final model.
     """
     labels = {} if probes is None else probes.networks
@@ -121,7 +121,7 @@ def _faults(rows: Sequence[MatrixRow]) -> Iterator[Flag]:
 
 
 def _faults_of_probes(probes: Probes) -> Iterator[Flag]:
-    """The same faults, each said once: many attacks on one model run into one fault many times."""
+    """The same faults, each reported once, since many attacks on one model meet the same fault."""
     broken = sum(row.not_a_number for row in probes.rows)
     if broken:
         message = f"{broken} predictions on {probes.points} points, clean and probed, are not numbers"
@@ -139,7 +139,7 @@ def _faults_of_probes(probes: Probes) -> Iterator[Flag]:
 
 
 def _chance(rows: Sequence[MatrixRow], probes: Probes | None, stochastic: bool) -> Iterator[Flag]:
-    """``stochastic``, with what a single draw would have said of the last row."""
+    """``stochastic``, with the result that a single draw gives for the last row."""
     found = probes.stochastic if probes is not None else any(row.draws > 1 for row in rows)
     if not (stochastic or found):
         return
@@ -159,7 +159,7 @@ def _chance(rows: Sequence[MatrixRow], probes: Probes | None, stochastic: bool) 
 
 
 def _on_each_network(probes: Probes, measured: Sequence[Probed]) -> Iterator[Flag]:
-    """``zero-gradient``, and attacks that did less before, on each network that attacks met."""
+    """``zero-gradient``, and attacks that do better when repeated, for each network of the run."""
     for network in dict.fromkeys(one.network for one in measured):
         here = [one for one in measured if one.network == network]
         for flag in (*_zero_gradient(probes.gradients[network], here), *made_again(here)):
@@ -167,11 +167,11 @@ def _on_each_network(probes: Probes, measured: Sequence[Probed]) -> Iterator[Fla
 
 
 def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Flag]:
-    """No gradient of the margin, which no confidence explains; or none of the CE, where that blinds the run.
+    """``zero-gradient``: the margin has no gradient, or the CE has none and the run's attacks suffer from it.
 
-    The CE of an honest, very confident model underflows too. That is said only where a search by the margin
-    finds what the search by the CE of the same budget does not, and where the run's own attacks of that norm
-    together claim far more than that search leaves.
+    High confidence never explains a missing gradient of the margin, but the CE of an honest, very confident
+    model underflows. So a missing CE gradient is flagged only if a search with the margin finds points that
+    the CE search of the same budget misses, and leaves far less than the run's own attacks of that norm.
     """
     shares = {"points": found.points, "zero_by_ce": found.ce, "zero_by_margin": found.margin}
     if found.points and found.share("margin") >= LEAST_SHARE:
@@ -192,7 +192,7 @@ def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Fla
 
 
 def _beats_own(probe: Probed, measured: Sequence[Probed]) -> bool:
-    """Whether a probe leaves far less than the run's own attacks of its norm together, if there are any."""
+    """Whether a probe leaves far less than all of the run's own attacks of its norm, if there are any."""
     norm = probe.attack.info.norm
     own = [one for one in measured if not one.probe and one.attack.info.norm == norm]
     return not own or any(OVERCLAIMED in flag.evidence for flag in weak_suite([*own, probe]))

@@ -1,4 +1,4 @@
-"""Whether a search is answered as the judge is: its logits and gradients, recorded while it runs."""
+"""Checks that a model answers a search as it answers the judge, by recording logits and gradients."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 
 KEPT = 12
-"""Points of each call of the model that are kept, drawn anew for each call."""
+"""How many points of each model call are recorded, drawn anew for each call."""
 RISES = (1e-2, 1e-1, 1e-3)
-"""Rises to look for, relative to the size of the logits; a later one only where the earlier disagree."""
+"""Target rises, relative to the size of the logits; a later one is tried only if earlier ones disagree."""
 BLIND, CLEAR = 0.1, 50
-"""Where a gradient is of no use: the step along a random direction, as a share of the furthest, and how many
-times rounding a change must be to show that there is a slope."""
+"""For points without a useful gradient: the step along a random direction, as a share of the longest step,
+and by what factor a change must exceed rounding to show a slope."""
 LEAST_UPON = 1e-6
-"""The loss's largest gradient with respect to a logit, below which images may get none in float32."""
+"""If no gradient of the loss by a logit exceeds this, the image's gradient may underflow in float32."""
 LEAST_AGREEMENT, LEAST_JUDGED = 0.5, 6
-"""Share of a call's points whose slopes must agree, and the fewest points that are judged."""
+"""The share of a call's points whose slopes must agree, and the fewest points for a judgement."""
 
 
 @dataclass
 class Call:
-    """Some points of one call: images, logits, and the loss's gradients with respect to both."""
+    """Some points of one model call: images, logits, and the loss's gradients with respect to both."""
 
     x: Tensor
     logits: Tensor
@@ -46,7 +46,7 @@ class Call:
 
 @dataclass
 class Watched:
-    """What searches on ``model`` saw at ``place``; ``seed`` draws the points that are kept."""
+    """Recorded calls of searches on ``model`` at ``place``; ``seed`` draws the points to record."""
 
     model: nn.Module
     seed: int
@@ -54,15 +54,15 @@ class Watched:
     calls: list[Call] = field(default_factory=list)
 
     def __deepcopy__(self, _memo: object) -> Watched:
-        # A search may run on a copy of the model, hook and all; it is not what is watched.
+        # A search may run on a deep copy of the model, including its hook; recordings stay in one place.
         return self
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Records every differentiable call of the model inside, in full float32 as the judge has it.
+        """Record every differentiable call of the model within the block, in full float32 like the judge.
 
-        It is a hook, so the model is called by exactly what calls it anyway. A script takes no hooks, and
-        cannot look at its callers either.
+        A hook records the calls, so the model sees the same callers as without it. A TorchScript module takes
+        no hooks, but it cannot inspect its callers either.
         """
         if isinstance(self.model, torch.jit.ScriptModule):
             yield
@@ -91,7 +91,7 @@ class Watched:
         def back(gradient: Tensor) -> None:
             call.gradient = gradient.detach()[rows].clone()
 
-        # A view, whose hook runs before any that the model has put on its own output.
+        # Hook a view, so that this hook runs before any hooks of the model on its own output.
         shown: Tensor = output.view_as(output)
         shown.register_hook(upon)  # type: ignore[no-untyped-call]
         x.register_hook(back)  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ def _differentiable(tensor: object) -> TypeGuard[Tensor]:
 
 
 class _Heard(nn.Module):
-    """A model whose logits are kept."""
+    """A model wrapper that stores the logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Heard(nn.Module):
 
 
 def told_to_the_judge(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) of images (N, C, H, W), asked for by the judge's own code."""
+    """The logits (N, K) of images (N, C, H, W), computed by the judge's own code."""
     heard = _Heard(model)
     with buffers_kept(model):
         for block in blocks(x.shape[1:], len(x)):
@@ -128,11 +128,11 @@ def told_to_the_judge(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def watched_flags(watched: Watched) -> Iterator[Flag]:
-    """``batch-dependent`` and ``false-gradient``, from what searches saw.
+    """``batch-dependent`` and ``false-gradient``, from the recorded calls of searches.
 
-    A model may look at its caller: at the stack, at hooks, at the random state. What it told a search of an
-    image is compared with what it tells the judge of the same image, and the gradient that the search got,
-    at every single call, with the slope of what the judge is told.
+    A model may inspect its caller: the stack, hooks, the random state. So its logits in a search are compared
+    with its logits for the judge on the same image, and the gradient that the search got, in every single
+    call, with the slope of the judge's logits.
     """
     calls = [call for call in watched.calls if call.gradient is not None and call.upon is not None]
     if not calls:
@@ -172,15 +172,15 @@ def watched_flags(watched: Watched) -> Iterator[Flag]:
 
 
 def _slopes(watched: Watched, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
-    """Which points of all calls can be judged, and whose gradient is the slope (N,)."""
+    """(N,) which points of all calls can be judged, and for which the gradient is the slope."""
     x = torch.cat([call.x for call in calls])
     upon = torch.cat([call.upon for call in calls if call.upon is not None]).double()
     gradient = torch.cat([call.gradient for call in calls if call.gradient is not None]).double()
     logits = torch.cat([call.logits for call in calls]).double()
-    # What does not move the loss has no slope; a loss of no size underflows on its way back.
+    # Points whose logits do not affect the loss have no slope; a tiny gradient underflows on its way back.
     moved = (upon.abs().amax(1) > LEAST_UPON) & torch.isfinite(torch.cat([upon, logits], 1)).all(1)
     size = (upon * logits).abs().amax(1).clamp_min(1e-30)
-    # Only pixels with room to either side, and with a slope that is a number, are moved.
+    # Move only pixels with space on both sides and a finite slope.
     room = (x > 2 * FURTHEST) & (x < 1 - 2 * FURTHEST)
     used = torch.where(room & torch.isfinite(gradient), gradient, 0.0)
     slope, furthest = used.flatten(1).norm(dim=1), FURTHEST * x[0].numel() ** 0.5

@@ -1,1 +1,1 @@
-"""The benchmark: a defense trained and measured stage by stage."""
+"""The benchmark: trains a defense and measures it, stage by stage."""

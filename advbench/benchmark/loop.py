@@ -32,12 +32,12 @@ from leaderboards.records.layout import OUTCOMES, STAGES
 
 
 class Benchmark:
-    """One run under way, from its beginning or from what its checkpoint holds.
+    """One run in progress, from its start or from its checkpoint.
 
     Args:
-        prepared: what to run.
+        prepared: the checked configuration.
         place: the run's directory.
-        listeners: told of everything.
+        listeners: called with every event.
         attack_timeout: seconds that an attack may take for one batch or block.
     """
 
@@ -85,7 +85,7 @@ class Benchmark:
         plain = registry.build("standard", classifier, seed=config.seed)
         self._pretrain(plain)
         if self.surrogate is None:
-            # Copied: the defense trains this very classifier on.
+            # Copy the classifier, because the defense continues to train it.
             self.surrogate = ("row 0", copy.deepcopy(plain).eval())
         passes = Passes(plain.passes.forwards, plain.passes.backwards)
         defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
@@ -107,7 +107,7 @@ class Benchmark:
         self._tell(Event("end", stage=config.stages, stages=config.stages, text=str(self.directory)))
 
     def _pretrain(self, plain: Defense) -> None:
-        """Stage 0, trained now or before."""
+        """Train stage 0, or restore it."""
         found = self.checkpoint.trained(0, self.device) if self.place.resumed else None
         if found is not None:
             self._restore(plain, found)
@@ -119,10 +119,10 @@ class Benchmark:
         self._measure(plain, 0, [])
 
     def _take_up(self, defense: Defense) -> tuple[int, int]:
-        """Put what the checkpoint holds of a later stage into the newly built ``defense``.
+        """Restore the newly built ``defense`` from the checkpoint of a later stage.
 
         Returns:
-            How many stages are finished with their rows, and the stage whose end was restored, else 0.
+            How many stages are finished with their rows, and the stage whose end was restored, or 0.
         """
         found, number = None, min(len(self.saved), self.config.stages)
         while number > 0 and (found := self.checkpoint.trained(number, self.device)) is None:
@@ -160,7 +160,7 @@ class Benchmark:
         self._tell(Event("phase", stage=stage, text="measure"))
         defense.eval()
         if stage == self.config.stages:
-            # Before the first test point: what the defense remembers of this row must not answer for it.
+            # Copy before the first test point, so that the copy has no memory of this row.
             self._fresh = Fresh(defense.view, [attack for attack, _ in self.measured], self.device)
 
         def progress(cell: Cell) -> None:
@@ -173,7 +173,7 @@ class Benchmark:
             stage=stage,
             seed=self.config.seed,
             progress=progress,
-            # Declared ones always; any other is asked twice.
+            # Declared defenses always count as stochastic; any other is queried twice.
             stochastic=defense.info.stochastic or None,
             device=self.device,
             kept=self.checkpoint.pieces(weights),
@@ -192,7 +192,7 @@ class Benchmark:
         self._tell(Event("stage", stage=stage, stages=self.config.stages))
 
     def _take(self, stage: int) -> None:
-        """A row that was finished before."""
+        """Take over a row that was finished earlier."""
         saved = self.saved[stage]
         self.rows.append(saved.row)
         self.stages.append(saved.stage)
@@ -225,7 +225,7 @@ class Benchmark:
         return found
 
     def _more(self, defense: Defense) -> dict[str, float | None]:
-        """What only some defenses have to show: routers, regenerated images."""
+        """Metrics that only some defenses have: of routers and of regenerated images."""
         began = time.perf_counter()
         found: dict[str, float | None] = {}
         if isinstance(defense, Routes):
@@ -238,7 +238,7 @@ class Benchmark:
         return found
 
     def _regenerate(self, defense: Defense) -> dict[str, float | None]:
-        """What a defense that can draw what it understood makes of attacked images, and a picture of it."""
+        """Metrics of images that a defense regenerates from attacked images; also writes a picture."""
         found = regenerate(
             defense, self.test, self.attacks["seen"], seed=self.config.seed, device=self.device
         )
@@ -258,7 +258,7 @@ class Benchmark:
             training_seconds=self.seconds["training"],
             evaluation_seconds=self.seconds["evaluation"],
             parameters=sum(parameter.numel() for parameter in defense.parameters()),
-            # Of the network that answers: a target-aware defense itself may be several.
+            # Count the network that answers, because a target-aware defense may contain several.
             multiply_adds=multiply_adds(defense.view(None), self.test.x[:1].to(self.device)),
             audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
             environment=describe(self.device, self.data),

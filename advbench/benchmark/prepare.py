@@ -1,4 +1,4 @@
-"""Everything that is checked before a run starts; nothing is written."""
+"""The checks before a run starts, which write nothing."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Prepared:
     Attributes:
         config: the resolved configuration.
         data: the loaded data set.
-        device: where it runs.
+        device: the device of the run.
         threads: the CPU threads that it uses.
-        identity: 64 hexadecimal digits over all that its numbers depend on.
-        facts: what the identity is made of beside the config, to say what differs.
-        surrogate: name and model that the audit crafts transferred points on, if not row 0's.
-        surrogate_path: where that came from.
+        identity: 64 hexadecimal digits over everything that its numbers depend on.
+        facts: the other inputs of the identity, for reporting differences.
+        surrogate: the name and model that the audit crafts transferred points on, if not row 0's.
+        surrogate_path: the path of the surrogate's run.
     """
 
     config: RunConfig
@@ -61,18 +61,18 @@ def prepare(
     surrogate: str | Path | None = None,
     data: DataSet | None = None,
 ) -> Prepared:
-    """Check and resolve what a run was asked to do.
+    """Check and resolve the options of a run.
 
     Code that the options name is imported: whoever calls this has decided that it is trusted.
 
     Args:
         options: as :func:`advbench.run` takes them.
-        sample_seed: what ``sample:k`` is drawn with; the run's seed by default.
-        surrogate: a finished run on whose model the audit crafts transferred points.
+        sample_seed: the seed for drawing ``sample:k``; the run's seed by default.
+        surrogate: a finished run whose model the audit crafts transferred points on.
         data: the data set that the options name, if it is loaded already.
 
     Raises:
-        InputError, RecordError: anything that cannot be run.
+        InputError, RecordError: the options cannot be run.
     """
     chosen = with_plugins(options if isinstance(options, Options) else Options.of(options))
     device = choose_device(chosen.device)
@@ -99,7 +99,7 @@ def prepare(
 
 
 def _threads(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:
-    """Those asked for, else one where threads would mostly wait for each other, else torch's own."""
+    """The requested number of threads; by default 1 for small work, otherwise torch's own number."""
     if config.threads is None and device.type == "cpu":
         with isolated_randomness(0, device):
             if not worthwhile(classifier, data.validation.x[:1].clone()):
@@ -108,7 +108,7 @@ def _threads(config: RunConfig, classifier: nn.Module, data: DataSet, device: to
 
 
 def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
-    """Build the defense for nothing: what it refuses is found before anything is written."""
+    """Build the defense once and discard it, to find errors before anything is written."""
     if config.model not in MODELS:
         with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
             images = data.validation.x[:2]
@@ -125,4 +125,4 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
     try:
         json.dumps(defense.spec(), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"defense {config.defense!r} has a spec() that is no JSON: {error}") from None
+        raise InputError(f"defense {config.defense!r} has a spec() that is not JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""One run: ``advbench run`` for library users."""
+"""Runs one benchmark: ``advbench run`` for Python."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def run(
     progress: bool | None = None,
     **options: Any,
 ) -> Run:
-    """Train and evaluate one defense; what ``advbench run`` does.
+    """Train and evaluate one defense, as ``advbench run`` does.
 
     Args:
         defense: a name that ``advbench defenses`` lists, or ``package.module:Class``; ``air`` by default.
-        sequence: the attacks that it meets, ``fgsm,pgd:eps=0.1,cw`` (the default: ``fgsm,pgd,cw``) or a list
+        sequence: the attacks to train against, ``fgsm,pgd:eps=0.1,cw`` (the default: ``fgsm,pgd,cw``) or a list
             of such texts; an attack may be named as ``package.module:function``.
-        runs_dir: where the run's directory is made.
+        runs_dir: where the run's directory is created.
         listeners: called with every :class:`advbench.runtime.events.Event`.
         tensorboard: also write scalars for TensorBoard.
-        sample_seed: what ``sample:k`` is drawn with; the run's seed by default.
-        surrogate: a finished run on whose model the audit crafts its transferred points; by default the
+        sample_seed: the seed for drawing ``sample:k``; the run's seed by default.
+        surrogate: a finished run whose model the audit crafts its transferred points on; by default the
             plain classifier of row 0.
-        resume: None goes on with an unfinished run of ``runs_dir`` that was asked to do the very same, with
-            the same code, data and torch, and begins a new one where there is none. False always begins a
-            new one. A path goes on with that run, whose manifest has all other options.
-        reuse: take a complete run that was asked to do the very same as it is.
+        resume: None resumes an unfinished run in ``runs_dir`` with exactly the same options, code, data and
+            torch, and starts a new run if there is none. False always starts a new run. A path resumes that
+            run, whose manifest has all other options.
+        reuse: return a complete run with exactly the same options, if there is one.
         attack_timeout: seconds that an attack may take for one batch or block of points.
         trust: with the path of a run to resume, import code, ``package.module:name``, that it names.
         progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
@@ -72,10 +72,9 @@ def run(
         The finished run, as :func:`advbench.load_run` reads it.
 
     Raises:
-        InputError, RecordError: anything in the options that cannot be run, or a run that another process is
-            writing.
-        TrainingDivergedError: the training loss is no longer a number.
-        RunFailedError: anything else that went wrong on the way; what was finished is kept.
+        InputError, RecordError: the options cannot be run, or another process is writing the run.
+        TrainingDivergedError: the training loss is not finite any more.
+        RunFailedError: anything else failed during the run; finished parts are kept.
     """
     check_timeout(attack_timeout)
     sample_seed = None if sample_seed is None else whole_number("sample_seed", sample_seed)
@@ -99,19 +98,19 @@ def run(
                 return load_run(path, trust=True, data_dir=prepared.config.data_dir)
     with watched(listeners, progress) as told:
         directory = _go(prepared, Path(runs_dir), named, resume is False, told, tensorboard, attack_timeout)
-    # What the user typed just now, they trust.
+    # The user has just named the model, and so trusts its code.
     return load_run(directory, trust=True, data_dir=prepared.config.data_dir)
 
 
 def refuse_options(given: set[str]) -> None:
-    """A run that is gone on with has its options already.
+    """Refuse options for a resumed run, whose manifest has its options.
 
     Raises:
-        InputError: there are any.
+        InputError: options are given.
     """
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
-        raise InputError(f"{names}: a run to resume has its options in its manifest, give none")
+        raise InputError(f"{names}: a resumed run takes its options from its manifest, so give none")
 
 
 def _go(
@@ -123,7 +122,7 @@ def _go(
     tensorboard: bool,
     attack_timeout: float | None,
 ) -> Path:
-    """Run it in a directory of its own; returns that."""
+    """Run it in a directory of its own; return the directory."""
 
     def manifest(name: str) -> Manifest:
         return Manifest(
@@ -152,7 +151,7 @@ def _go(
         )
         log = JsonLog(directory / LOG)
         stack.callback(log.close)
-        # First, so that whoever else listens may stop the run without a gap in the log.
+        # The log comes first, so that another listener can stop the run without a gap in the log.
         everyone: list[Listener] = [log]
         if tensorboard:
             board = TensorBoardLog(directory / "tensorboard")
@@ -164,15 +163,15 @@ def _go(
 
 
 def _prepared_again(path: Path, trust: bool) -> Prepared:
-    """What the run at ``path`` was asked to do, if this is the code, data and torch that began it.
+    """The checked configuration of the run at ``path``, if code, data and torch are those that began it.
 
     Raises:
-        InputError, RecordError: it cannot be gone on with.
+        InputError, RecordError: the run cannot be resumed.
     """
     directory, manifest = unfinished(path)
     if manifest.kind != "run":
         raise InputError(
-            f"run {directory.name} is an evaluation: give its advbench eval command again, and it goes on"
+            f"run {directory.name} is an evaluation: give its advbench eval command again to resume it"
         )
     try:
         config = RunConfig.model_validate(manifest.config)
@@ -181,7 +180,7 @@ def _prepared_again(path: Path, trust: bool) -> Prepared:
     named = code_named(config.model_dump())
     if named and not trust:
         raise InputError(
-            f"run {directory.name} was made with {named[0]}, and going on imports that code: "
+            f"run {directory.name} was made with {named[0]}, and resuming imports that code: "
             "add --trust if you trust it"
         )
     prepared = prepare(Options.of(config.model_dump()), surrogate=manifest.more.get("surrogate"))
@@ -191,14 +190,14 @@ def _prepared_again(path: Path, trust: bool) -> Prepared:
             "code of its model"
         ]
         raise InputError(
-            f"run {directory.name} was made with other {' and '.join(other)}: what it holds is of no use "
-            "here; begin a new run"
+            f"run {directory.name} was made with other {' and '.join(other)}: it cannot be resumed "
+            "here; start a new run"
         )
     return prepared
 
 
 def _stem(prepared: Prepared) -> str:
-    """The name of a run's directory, before a number that keeps it apart."""
+    """The name of a run's directory, without the number that makes it unique."""
     config, when = prepared.config, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     regime = "" if config.regime == "continual" else f"-{config.regime}"
     return f"{when}-{config.defense}{regime}-{plain_name(prepared.data.name)}-s{config.seed}"

@@ -1,4 +1,4 @@
-"""Training of one stage inside a run: with snapshots, from snapshots, under a limit."""
+"""Trains one stage of a run: writes snapshots, resumes from them, and limits the time of attacks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Trainer:
     """Trains stages of one run.
 
     Args:
-        prepared: what to run.
-        checkpoint: where snapshots go.
-        clock: told of finished epochs.
-        tell: told of everything else.
+        prepared: the checked configuration.
+        checkpoint: stores the snapshots.
+        clock: notified of finished epochs.
+        tell: called with every other event.
         attack_timeout: seconds that an attack may take for one batch.
     """
 
@@ -54,18 +54,18 @@ class Trainer:
         spent: dict[str, float],
         found: UnderWay | None = None,
     ) -> dict[str, float]:
-        """Train one stage to its end and keep what it left.
+        """Train one stage to its end and keep its result.
 
         Args:
-            defense: ready for the stage; with ``found`` newly built.
-            stage: its number, 0 for pretraining.
-            attacks: what it trains against.
-            plan: its budget.
+            defense: the defense after the previous stage; newly built if ``found`` is given.
+            stage: the number of the stage, 0 for pretraining.
+            attacks: the attacks to train against.
+            plan: the training plan.
             spent: the seconds of the run so far.
-            found: where it stood when it was stopped.
+            found: the snapshot to resume from.
 
         Returns:
-            The seconds of the run now.
+            The seconds of the run after the stage.
         """
         began = time.perf_counter()
         names = "+".join(attack.name for attack in attacks) or "clean"
@@ -102,7 +102,7 @@ class Trainer:
         try:
             keep()
         except PackingError as error:
-            text = f"{self.config.defense}: {error}: an interrupted run repeats its stage, or begins again"
+            text = f"{self.config.defense}: {error}: an interrupted run repeats its stage, or starts again"
             if text not in self._noted:
                 self._noted.add(text)
                 self.tell(Event("note", text=text))
@@ -129,5 +129,5 @@ class Trainer:
 
 
 def _goes_on(defense: Defense) -> bool:
-    """Whether the defense stops and goes on within a stage: one with a ``fit`` of its own may not."""
+    """Whether the defense can be resumed within a stage: one with a ``fit`` of its own may not be."""
     return {"checkpoint", "resume"} <= inspect.signature(defense.fit).parameters.keys()

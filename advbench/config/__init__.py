@@ -1,1 +1,1 @@
-"""What a run is asked to do: options, files, their resolution, and the identity that follows."""
+"""The configuration of a run: options, files, their resolution, and the run's identity."""

@@ -12,7 +12,7 @@ from attacks_pool.errors import InputError
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML without aliases, of which a few nested ones unfold to gigabytes, and without a key twice."""
+    """YAML without aliases, since a few nested ones expand to gigabytes, and without duplicate keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """The next node, unless it is an alias."""
@@ -26,12 +26,12 @@ class _Strict(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
-                raise InputError(f"{key!r} stands there twice")
+                raise InputError(f"{key!r} is listed twice")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, kind: str) -> Any:
-    """What a YAML or JSON file holds; ``kind`` says in errors what it was to be.
+    """Read a YAML or JSON file; ``kind`` describes the file in errors.
 
     Raises:
         InputError: the file is missing, unreadable or very large, uses YAML aliases, or has a key twice.
@@ -57,15 +57,15 @@ def read_yaml(path: Path, kind: str) -> Any:
 
 
 def kind_of(value: object) -> str:
-    """What a message calls the type of a value from a file."""
+    """The name of the type of a value from a file, for messages."""
     return "nothing" if value is None else type(value).__name__
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The options in a YAML or JSON file; of a ``record.json``, its config.
+    """The options in a YAML or JSON file; for a ``record.json``, its config.
 
     Raises:
-        InputError: the file is missing or unreadable, uses YAML aliases, or does not hold options.
+        InputError: the file is missing or unreadable, uses YAML aliases, or does not contain options.
     """
     content = read_yaml(path, "config")
     if isinstance(content, dict) and "schema" in content:
@@ -75,6 +75,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"config {path} must hold key: value pairs, not {kind_of(content)}")
     content = {str(key).replace("-", "_"): value for key, value in content.items()}
-    # Also where the command line overrides it: a file with a mistake in it is not to be trusted.
+    # Check all options, even those that the command line overrides: a file with a mistake is not used.
     Options.of(content)
     return content

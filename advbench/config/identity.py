@@ -1,4 +1,4 @@
-"""Which run a run is: a hash over everything that its numbers depend on."""
+"""The identity of a run: a hash over everything that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from defenses import registry
 from leaderboards.statistics.naming import attack_name
 
 WHERE_NOT_WHAT = ("data_dir", "device", "threads")
-"""Keys of a config that say where a run is made; what matters of them is hashed as it was resolved."""
+"""Keys of a config about where a run is made; only their resolved effects are hashed."""
 FACTS = ("code", "data", "torch", "device", "threads")
-"""What an identity is made of beside the config."""
+"""The inputs of an identity in addition to the config."""
 
 
 def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threads: int) -> str:
-    """64 hexadecimal digits: equal where two runs must give the same numbers, bit for bit on a CPU.
+    """64 hexadecimal digits: equal if two runs must give the same numbers, bit for bit on a CPU.
 
     Args:
         config: the resolved configuration.
-        data: the loaded data set, of which the fingerprint counts and not the place.
+        data: the loaded data set, which counts by fingerprint, not by location.
         device: the device that the run uses.
         threads: the CPU threads that it uses.
     """
@@ -46,12 +46,12 @@ def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threa
 def identity_from(config: RunConfig, dataset: str, facts: Mapping[str, Any]) -> str:
     """The identity of a run made under these facts: ``code``, ``data``, ``torch``, ``device``, ``threads``.
 
-    ``dataset`` is the name of the loaded data set; where a folder was is not in it.
+    ``dataset`` is the name of the loaded data set, without the location of a folder.
     """
     values = config.model_dump(mode="json")
     for key in WHERE_NOT_WHAT:
         del values[key]
-    # A folder may be found elsewhere; its content is in the fingerprint.
+    # A folder may have another path; the fingerprint covers its content.
     values["dataset"] = dataset
     return digest({"config": values, **{key: facts[key] for key in FACTS}})
 

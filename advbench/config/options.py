@@ -1,4 +1,4 @@
-"""What a run is: one frozen, resolved configuration, and the options that users write."""
+"""The options that users write, and the frozen, resolved configuration of a run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from defenses.training.plan import MOST_EPOCHS, TrainPlan
 from leaderboards.statistics.naming import attack_name
 
 MOST_THREADS = 1024
-"""torch crashes when it is asked for millions."""
+"""The most threads; torch crashes with millions."""
 
 EVALUATION_VERSION = 1
-"""Raised whenever the evaluator itself changes what a number means; part of every protocol."""
+"""The evaluator's version, increased if the meaning of its numbers changes; part of every protocol."""
 
 
 class Options(BaseModel):
-    """A run as a user writes it: a command line, a file, a call. Everything has a default.
+    """The options of a run, from a command line, a file or a call. Everything has a default.
 
-    The keys of a resolved :class:`RunConfig` are accepted too, so a record repeats its own run.
+    The keys of a resolved :class:`RunConfig` are accepted too, so a record can repeat its own run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +57,7 @@ class Options(BaseModel):
     @field_validator("epochs", "points", "seed", "threads", mode="before")
     @classmethod
     def _whole(cls, given: object) -> object:
-        """NumPy's integers as plain ones, also those of a mapping; True is no number."""
+        """Convert NumPy's integers to plain ones, also in a mapping; True is not a number."""
         if isinstance(given, Mapping):
             return {key: cls._whole(value) for key, value in given.items()}
         if isinstance(given, bool):
@@ -66,10 +66,10 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
-        """Options from untyped values.
+        """Make options from untyped values.
 
         Raises:
-            InputError: an unknown key or a value of the wrong type.
+            InputError: a key is unknown or a value has the wrong type.
         """
         for key in given:
             if key not in cls.model_fields:
@@ -81,7 +81,7 @@ class Options(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """A run with nothing left open: canonical attack texts, all parameters, both training plans."""
+    """A fully resolved run: canonical attack texts, all parameters, both training plans."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -115,17 +115,17 @@ class RunConfig(BaseModel):
 
     @property
     def protocol(self) -> str:
-        """12 hexadecimal digits over what evaluation does: attacks, points and the evaluator's version."""
+        """12 hexadecimal digits over the evaluation: attacks, points and the evaluator's version."""
         return protocol_of([*self.sequence, *self.unseen, *self.eval], self.points)
 
     @property
     def stages(self) -> int:
-        """How many stages are trained: one per attack in the continual regime, else one."""
+        """How many stages are trained: one per attack in the continual regime, otherwise one."""
         return len(self.sequence) if self.regime == "continual" else 1
 
     @property
     def stage_plan(self) -> TrainPlan:
-        """The plan of one stage; every regime gets the same number of epochs in all."""
+        """The plan of one stage; every regime gets the same total number of epochs."""
         epochs = self.plan.epochs * len(self.sequence) // self.stages
         return self.plan.model_copy(update={"epochs": epochs})
 
@@ -133,7 +133,7 @@ class RunConfig(BaseModel):
 def protocol_of(attacks: Sequence[str], points: Mapping[str, int], abstain: str | None = None) -> str:
     """12 hexadecimal digits over the evaluated attacks, in any order, their points and the evaluator.
 
-    A model that may ``abstain`` is measured by another protocol than one that must answer.
+    A model that may ``abstain`` has another protocol than one that must answer.
     """
     values = (EVALUATION_VERSION, sorted(attacks), sorted(points.items()))
     content = repr(values if abstain is None else (*values, abstain))
@@ -141,20 +141,20 @@ def protocol_of(attacks: Sequence[str], points: Mapping[str, int], abstain: str 
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault of a pydantic error, as ``key: what is wrong (given …)``."""
+    """The first fault of a pydantic error, as ``key: fault (given …)``."""
     fault = error.errors()[0]
     message = fault["msg"].removeprefix("Value error, ").replace("\n", " ")
     key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function", "union")))
-    # Without a key it is about values together, and says which.
+    # A fault without a key concerns several values, which the message names.
     return f"{key}: {message} (given {reprlib.repr(fault['input'])})".replace("\n", " ") if key else message
 
 
 def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with what was ``given`` on top.
+    """``config`` updated with the ``given`` options.
 
-    What a record resolved for its old choices goes where a new one makes it stale: a new defense drops its
-    parameters and regime; a new sequence, its training texts and what it now names from unseen and points;
-    a new data set, everything that followed from its budgets, of attacks all but their names.
+    Values that a record resolved for its old choices are dropped if a new choice makes them stale. A new
+    defense drops parameters and regime. A new sequence drops the training texts, and its attacks from unseen
+    and points. A new data set drops everything that followed from its budgets, including attacks' knobs.
     """
     merged = dict(config)
     changed = {key for key in given if given[key] != config.get(key)}
@@ -181,7 +181,7 @@ def _drop(merged: dict[str, Any], *keys: str) -> None:
 
 
 def _make_room(merged: dict[str, Any], sequence: str) -> None:
-    """A sequence that names what was unseen makes it seen; points of attacks that are gone go too."""
+    """Remove a new sequence's attacks from the unseen ones, and the points of attacks that are gone."""
     names = {name for name, _ in parse_attacks(sequence)} if sequence.strip() else set()
     for key in _lists(merged, "unseen", "eval"):
         kept = [text for text in merged[key] if attack_name(text) not in names]
@@ -192,12 +192,12 @@ def _make_room(merged: dict[str, Any], sequence: str) -> None:
 
 
 def _lists(merged: Mapping[str, Any], *keys: str) -> list[str]:
-    """The keys that hold lists of attacks, as records do; what a user wrote as text stays as it is."""
+    """The keys whose values are lists of attacks, as in records; texts from users stay unchanged."""
     return [key for key in keys if isinstance(merged.get(key), list)]
 
 
 def _rescale_warmup(merged: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """A recorded warm-up keeps its share of the stage when the number of epochs changes."""
+    """Keep a recorded warm-up's share of the stage if the number of epochs changes."""
     plan = merged.get("plan") or {}
     before, warmup = plan.get("epochs"), plan.get("eps_warmup")
     epochs = given.get("set", {}).get("epochs", given.get("epochs"))
@@ -211,10 +211,10 @@ def as_text(attacks: str | Sequence[str]) -> str:
 
 
 def attack_texts(key: str, given: object) -> str | list[str] | None:
-    """Attacks as a caller gives them: one text, or a list of texts; None where there are none.
+    """Attacks as a caller gives them: one text, or a list of texts; None if there are none.
 
     Raises:
-        InputError: anything else.
+        InputError: the value is anything else.
     """
     if given is None or isinstance(given, str):
         return given

@@ -1,4 +1,4 @@
-"""From what a user wrote to a resolved configuration, with every mistake found before anything runs."""
+"""Resolves a user's options to a configuration, and finds every mistake before anything runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from defenses import TrainPlan, registry
 from defenses.metadata import parameters_of, parse_parameters
 
 SMALL = {"lr": 0.1, "schedule": "one-cycle", "max_grad_norm": 1.0}
-"""Small networks: rising rates and clipped gradients let a new attack or a strong distillation in gently."""
+"""For small networks: warm-up and gradient clipping soften a new attack or a strong distillation."""
 
 PLANS: Mapping[str, Mapping[str, Any]] = {
     "digits": {"epochs": 20, "batch_size": 64, **SMALL},
@@ -27,31 +27,31 @@ PLANS: Mapping[str, Mapping[str, Any]] = {
     "cifar10": {"epochs": 30, "batch_size": 128, "lr": 0.1},
     "imagenet": {"epochs": 30, "batch_size": 128, "lr": 0.1},
 }
-"""A stage's plan by the data set's row of budgets; the rest are the defaults of ``TrainPlan``."""
+"""The plan of a stage for each row of budgets; other values are the defaults of ``TrainPlan``."""
 
 WARMUPS: Mapping[str, float] = {"digits": 1 / 4, "mnist": 1 / 3, "cifar10": 0.0, "imagenet": 0.0}
-"""The share of a stage over which eps grows; of however many epochs the user asks for."""
+"""The share of a stage over which eps grows, for any number of epochs."""
 
 PRETRAIN_EPOCHS: Mapping[str, int] = {"digits": 20, "mnist": 2, "cifar10": 30, "imagenet": 30}
-"""Epochs of clean pretraining, before row 0."""
+"""The epochs of clean pretraining, before row 0."""
 
 
 Parsed = list[tuple[str, dict[str, Value]]]
-"""Names of attacks, each with its knobs."""
+"""The names of attacks, each with its knobs."""
 DEFAULT_UNSEEN = ("apgd", "pgd-l2", "square")
-"""Kept out of training unless the sequence names them: an adaptive attack, another norm, a black box."""
+"""Attacks not used in training unless the sequence names them: an adaptive one, another norm, a black box."""
 
 
 def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) -> RunConfig:
-    """The configuration that ``options`` mean on ``data``.
+    """Resolve ``options`` for ``data`` to a configuration.
 
     Args:
-        options: what the user wrote.
+        options: the user's options.
         data: the loaded data set that they name.
-        sample_seed: what ``--sequence sample:k`` is drawn with; the run's seed by default.
+        sample_seed: the seed for drawing ``--sequence sample:k``; the run's seed by default.
 
     Raises:
-        InputError: anything unknown, out of range or contradictory.
+        InputError: an option is unknown, out of range or contradictory.
     """
     defense, regime = registry.resolve(options.defense, options.regime)
     name = defense.info.name
@@ -91,7 +91,7 @@ def bound_attacks(config: RunConfig) -> dict[str, list[Attack]]:
     """The attacks of a resolved configuration by role: ``seen`` (in order), ``unseen``, ``eval``.
 
     Raises:
-        InputError: attacks that are not here, or other ones in ``training`` than in ``sequence``.
+        InputError: an attack is not in the pool, or ``training`` and ``sequence`` name different attacks.
     """
     sequence, training = parsed(config.sequence), parsed(config.training)
     _check_training(sequence, training)
@@ -107,12 +107,12 @@ def bound_attacks(config: RunConfig) -> dict[str, list[Attack]]:
 
 
 def points_of(config: RunConfig, attack: Attack, available: int) -> int:
-    """How many test points, from the first on, ``attack`` is measured on."""
+    """The number of test points, from the first on, that ``attack`` is measured on."""
     return min(config.points.get(attack.name, config.points.get("default", available)), available)
 
 
 def parsed(texts: list[str]) -> Parsed:
-    """Name and knobs of each text of one attack."""
+    """The name and knobs of each text, which must be of one attack."""
     return [parse_attacks(text)[0] for text in texts]
 
 
@@ -136,7 +136,7 @@ def _check_training(sequence: Parsed, training: Parsed) -> None:
 
 
 def _others(options: Options, budget: str, sequence: list[Attack]) -> tuple[list[Attack], list[Attack]]:
-    """Attacks kept out of training, and further ones that are only measured."""
+    """The unseen attacks, and further attacks that are only measured."""
     taken = {attack.text: "the sequence" for attack in sequence}
     extra = _optional(options.eval, budget)
     if options.unseen == "auto":
@@ -146,7 +146,7 @@ def _others(options: Options, budget: str, sequence: list[Attack]) -> tuple[list
         unseen = _optional(options.unseen, budget)
     for attack in unseen:
         if attack.text in taken:
-            raise InputError(f"unseen attack {attack.name!r} stands in the sequence: it would be seen")
+            raise InputError(f"unseen attack {attack.name!r} is in the sequence: it would be seen")
         taken[attack.text] = "unseen"
     for attack in extra:
         if attack.text in taken:
@@ -160,7 +160,7 @@ def _optional(text: str | list[str], budget: str) -> list[Attack]:
 
 
 def _training_knobs(given: Mapping[str, Any]) -> dict[str, dict[str, Value]]:
-    """``{"pgd.steps": 7}`` as ``{"pgd": {"steps": 7}}``."""
+    """Convert ``{"pgd.steps": 7}`` to ``{"pgd": {"steps": 7}}``."""
     knobs: dict[str, dict[str, Value]] = {}
     for key, value in given.items():
         attack, dot, knob = key.rpartition(".")
@@ -173,7 +173,7 @@ def _training_knobs(given: Mapping[str, Any]) -> dict[str, dict[str, Value]]:
 def _sort_settings(
     given: Mapping[str, Any], name: str, defense: type
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Which settings are the defense's, the plan's and, after ``pretrain.``, pretraining's."""
+    """Split settings into those of the defense, of the plan and, with ``pretrain.``, of pretraining."""
     own, plan = parameters_of(defense), TrainPlan.model_fields
     params: dict[str, Any] = {}
     plan_set: dict[str, Any] = {}
@@ -211,7 +211,7 @@ def _plan(options: Options, data: DataSet, settings: Mapping[str, Any]) -> Train
 
 
 def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mapping[str, Any]) -> TrainPlan:
-    """Pretraining follows the stage's plan, but for its own epochs and what only attacks need."""
+    """The plan of pretraining: the stage's plan, with its own epochs and without settings for attacks."""
     inherited = {
         **plan.model_dump(),
         "epochs": PRETRAIN_EPOCHS[data.budget],
@@ -222,7 +222,7 @@ def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mappin
 
 
 def _checked_plan(values: Mapping[str, Any], prefix: str = "") -> TrainPlan:
-    """The plan of ``values``; errors name a key as the user writes it, with its ``prefix``."""
+    """The plan with ``values``; errors name a key as the user writes it, with its ``prefix``."""
     for key in values:
         if key not in TrainPlan.model_fields:
             raise unknown("plan key", prefix + key, [prefix + name for name in TrainPlan.model_fields])
@@ -239,10 +239,10 @@ def _model(text: str) -> str:
 
 
 def parse_points(given: object, data: DataSet, attacks: list[Attack]) -> dict[str, int]:
-    """``1000``, ``cw=1000``, ``5000,cw=1000`` or a mapping, as a mapping with ``default``; None is empty.
+    """Parse ``1000``, ``cw=1000``, ``5000,cw=1000`` or a mapping; the key ``default`` covers other attacks.
 
     Raises:
-        InputError: anything else, an attack that is not among ``attacks``, or points that ``data`` lacks.
+        InputError: the value is anything else, names an attack not in ``attacks``, or exceeds ``data``.
     """
     points: dict[str, int] = {}
     names = {attack.name for attack in attacks}
@@ -259,7 +259,7 @@ def parse_points(given: object, data: DataSet, attacks: list[Attack]) -> dict[st
 
 
 def _point_pieces(given: object) -> dict[str, object]:
-    """What was given, by attack or ``default``."""
+    """The given numbers, by attack or ``default``."""
     if given is None or isinstance(given, Mapping):
         return dict(given or {})
     if not isinstance(given, str):
@@ -276,7 +276,7 @@ def _point_pieces(given: object) -> dict[str, object]:
 
 
 def _count(value: object) -> int | None:
-    """A whole number, or the text of one; None where it is none."""
+    """Parse a whole number, or the text of one; None if it is not one."""
     if not isinstance(value, str):
         try:
             return whole_number("points", value)

@@ -18,7 +18,7 @@ SHORT = "1 and 3 channels, 3 and 10 classes, 8×8 and 8×12 pixels"
 
 
 def metadata(trial: Trial) -> str:
-    """The name is free or its own, ``spec`` names the class and its parameters, the classifier is kept."""
+    """The name is free or its own, ``spec`` gives the class and its parameters, the classifier is kept."""
     name, kind = trial.info.name, trial.kind
     registry.names()
     for taken in (name, *trial.info.aliases):
@@ -58,7 +58,7 @@ def input_gradients(trial: Trial) -> str:
 
 
 def other_images(trial: Trial) -> str:
-    """It trains on colour, on ten classes and on images that are not square, and answers as before."""
+    """It trains on colour, ten classes and non-square images, and its answers keep their promises."""
     plan = PLAN.model_copy(update={"epochs": 1})
     for images in KINDS[1:]:
         for mode in trial.modes:
@@ -72,7 +72,7 @@ def other_images(trial: Trial) -> str:
 
 
 def eval_mode(trial: Trial) -> str:
-    """After training it is in eval mode, where answering and crafting move neither weights nor buffers."""
+    """After training it is in eval mode, where answering and crafting change neither weights nor buffers."""
     for mode in trial.modes:
         defense = trial.reference(mode).defense
         training = [name for name, module in defense.named_modules() if module.training]
@@ -90,19 +90,19 @@ def eval_mode(trial: Trial) -> str:
         x_adv = defense.craft(trial.attacks[1].for_training(), x, y)
         _unmoved("craft", defense, before)
         if _modes(defense) != modes:
-            raise BrokenPromiseError("craft leaves a module in another mode than it found it in")
+            raise BrokenPromiseError("craft changes the mode of a module")
         if x_adv.shape != x.shape or float((x_adv - x).abs().max()) > trial.attacks[1].eps + 1e-5:
             raise BrokenPromiseError("craft gives points outside the attack's budget")
         defense.eval()
         if _trained(defense) != trained:
-            raise BrokenPromiseError("answering changes which parameters ask for gradients")
+            raise BrokenPromiseError("answering changes which parameters require gradients")
     same = "" if trial.info.stochastic else ", answers the same whatever else is in the batch"
     return f"moves nothing{same}"
 
 
 @contextmanager
 def _on(images: Images, trial: Trial) -> Iterator[None]:
-    """Whatever goes wrong inside is said of these images."""
+    """Report errors within the block as concerning these images."""
     try:
         yield
     except BrokenPromiseError as broken:
@@ -112,10 +112,10 @@ def _on(images: Images, trial: Trial) -> Iterator[None]:
 
 
 def check_answers(trial: Trial, defense: Defense, images: Images) -> None:
-    """Every view gives float32 logits (N, K), all finite.
+    """Check that every view gives float32 logits (N, K), all finite.
 
     Raises:
-        BrokenPromiseError: one does not.
+        BrokenPromiseError: a view does not.
     """
     x, _ = easy_images(images, POINTS, seed=1)
     for view in trial.views(defense):
@@ -131,10 +131,10 @@ def check_answers(trial: Trial, defense: Defense, images: Images) -> None:
 
 
 def check_gradients(trial: Trial, defense: Defense, images: Images) -> None:
-    """Through every view each image's logits have a gradient to it.
+    """Check that through every view, each image's logits have a gradient to the image.
 
     Raises:
-        BrokenPromiseError: one has not.
+        BrokenPromiseError: an image gets no gradient.
     """
     x, _ = easy_images(images, POINTS, seed=1)
     weights = torch.linspace(1, 2, images.classes)
@@ -175,4 +175,4 @@ def _trained(defense: Defense) -> dict[str, bool]:
 
 def _unmoved(what: str, defense: Defense, before: dict[str, Tensor]) -> None:
     if found := differing(before, copied(defense)):
-        raise BrokenPromiseError(f"{what} moves weights or buffers: {found}")
+        raise BrokenPromiseError(f"{what} changes weights or buffers: {found}")

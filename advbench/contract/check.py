@@ -1,4 +1,4 @@
-"""The contract that every defense keeps, as a list of promises that are tried one by one."""
+"""The contract that every defense must keep, as a list of promises that are tested one by one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from defenses import Defense, DefenseInfo, registry
 
 
 def find_defense(text: str) -> type[Defense]:
-    """The class that a registered name, or ``package.module:Class``, names.
+    """Find a defense class by its registered name or by ``package.module:Class``.
 
-    A module need not be installed: one below the current directory will do.
+    A module need not be installed: it may be below the current directory.
 
     Raises:
-        InputError: no such name, module or class, a module that fails to import, or a class that is none of
-            defenses.
+        InputError: the name, module or class does not exist, the module fails to import, or the class is not
+            a defense.
     """
     return import_defense(text) if ":" in text else registry.resolve(text)[0]
 
@@ -49,18 +49,18 @@ CONTRACT: tuple[Promise[Trial], ...] = (
     Promise("test data", secrecy.no_test_data, REPEATED),
     Promise("memory", keeping.memory, TRAINED),
 )
-"""Every promise, with those that must hold before it is tried."""
+"""Every promise, with the promises that must hold before it is tested."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """How one promise came out.
+    """The result of testing one promise.
 
     Attributes:
         name: the promise.
-        status: ``holds``, ``fails``, or ``not run`` where a promise that it builds on fails.
-        detail: what was measured, or why it fails, in one line.
-        seconds: how long it took; trainings that several promises share count for the first.
+        status: ``holds``, ``fails``, or ``not run`` if a promise that it depends on fails.
+        detail: the measurement or the reason of the failure, in one line.
+        seconds: the time of the test; trainings that several promises share count for the first.
     """
 
     name: str
@@ -70,11 +70,11 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether the promise was tried and holds."""
+        """Whether the promise was tested and holds."""
         return self.status == "holds"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The check as plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -88,21 +88,21 @@ def check_defense(
     network: Network = small_network,
     progress: Callable[[str], None] | None = None,
 ) -> list[Check]:
-    """Run the contract on a class of defense, on easy 8×8 images made on the spot; it takes seconds.
+    """Run the contract on a defense class, on easy generated 8×8 images; it takes seconds.
 
     ``assert all(check.holds for check in check_defense(MyDefense))`` is a test for your own package.
 
     Args:
         defense: a subclass of ``defenses.Defense``, registered or not.
-        parameters: values of its parameters; those without a default need one.
-        network: makes the classifier that it wraps, from the channels, classes, height and width of images.
-        progress: called with the name of each promise before it is tried.
+        parameters: values of its parameters; required for parameters without a default.
+        network: makes the classifier to wrap, from the channels, classes, height and width of images.
+        progress: called with the name of each promise before it is tested.
 
     Returns:
-        One check a promise, in the order of ``CONTRACT``.
+        One check per promise, in the order of ``CONTRACT``.
 
     Raises:
-        InputError: no subclass of Defense, no metadata, or parameters that it does not take.
+        InputError: the class is not a subclass of Defense, has no metadata, or lacks a given parameter.
     """
     if not (inspect.isclass(defense) and issubclass(defense, Defense)):
         raise InputError(f"{defense!r} is not a subclass of defenses.Defense")
@@ -131,7 +131,7 @@ def try_promises(
             progress(promise.name)
         broken = [need for need in promise.needs if not found[need].holds]
         if broken:
-            found[promise.name] = Check(promise.name, "not run", f"it builds on {broken[0]!r}")
+            found[promise.name] = Check(promise.name, "not run", f"it depends on {broken[0]!r}")
         else:
             found[promise.name] = _try(promise, trial, subject)
     return list(found.values())

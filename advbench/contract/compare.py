@@ -1,4 +1,4 @@
-"""What the contract compares: weights bit for bit, answers, the process's state, how a call is refused."""
+"""Comparisons for the contract: weights bit for bit, answers, the process's state, refused calls."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from defenses import Defense
 
 
 class BrokenPromiseError(Exception):
-    """What was asked of the defense does not hold; the message says why."""
+    """A promise does not hold; the message says why."""
 
 
 def global_state() -> dict[str, Any]:
-    """What a defense must leave as it finds it."""
+    """The state of the process that a defense must not change."""
     numpy_state: Any = np.random.get_state()
     return {
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
@@ -36,22 +36,22 @@ def global_state() -> dict[str, Any]:
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict."""
+    """A copy of the module's state dict."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
-    """Which tensors of two state dicts differ in any bit, in words; empty where none does."""
+    """Which tensors of two state dicts differ in any bit, in words; empty if none does."""
     if set(first) != set(second):
         odd = sorted(set(first) ^ set(second))
-        return f"{len(odd)} tensors are in one alone ({odd[0]}, …)"
-    # equal_nan has no bitwise form: training that gives NaN fails before it is compared.
+        return f"{len(odd)} tensors are in only one of them ({odd[0]}, …)"
+    # NaN never compares equal, but training that gives NaN fails before the comparison.
     wrong = [name for name, value in first.items() if not torch.equal(value, second[name])]
     return f"{len(wrong)} of {len(first)} tensors differ ({wrong[0]}, …)" if wrong else ""
 
 
 def logits(module: nn.Module, x: Tensor) -> Tensor:
-    """What it answers in eval mode; draws of a stochastic defense are the same for the same call."""
+    """The logits in eval mode; equal calls use equal draws of a stochastic defense."""
     module.eval()
     if isinstance(module, Defense):
         module.generator = keyed_generator("contract", "answer")
@@ -61,10 +61,10 @@ def logits(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def refuses(what: str, call: Callable[..., Any], *arguments: Any, **more: Any) -> bool:
-    """Whether ``call`` raises an InputError; ``what`` is how errors name it.
+    """Whether ``call`` raises an InputError; ``what`` describes the call in errors.
 
     Raises:
-        BrokenPromiseError: it raises something else, or an error of several lines.
+        BrokenPromiseError: it raises another error, or one with several lines.
     """
     try:
         call(*arguments, **more)
@@ -90,10 +90,10 @@ def described(error: BaseException, kind: Callable[..., Any]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message."""
+    """The first line of the error's message."""
     return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def goes_on(defense: Defense) -> bool:
-    """Whether its ``fit`` can stop within a stage and go on."""
+    """Whether the defense's ``fit`` can be stopped and resumed within a stage."""
     return {"checkpoint", "resume"} <= inspect.signature(defense.fit).parameters.keys()

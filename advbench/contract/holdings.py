@@ -1,4 +1,4 @@
-"""What an object holds: every tensor and array that its attributes lead to."""
+"""Finds every tensor and array that an object's attributes reach."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CODE = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType, torch.G
 
 
 def holdings(defense: Defense) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of all that ``defense`` holds: weights, whatever else it keeps, ``training_state()``.
+    """The names and tensors that ``defense`` holds: weights, other attributes, ``training_state()``.
 
-    Attributes are followed through modules, containers and objects; so are attributes of its class. What code
-    keeps in closures and in variables of its module is not seen.
+    The search follows attributes of the defense and its class through modules, containers and objects. It
+    does not see closures and module variables.
     """
     seen: dict[int, Any] = {}
     yield from _walk(defense, "self", seen)
@@ -32,9 +32,9 @@ def holdings(defense: Defense) -> Iterator[tuple[str, Tensor]]:
 
 
 def held_bytes(defense: Defense) -> int:
-    """Bytes of all that it holds; shared memory counts once.
+    """The bytes of everything that the defense holds; shared memory counts once.
 
-    What ``training_state()`` copies of a tensor that is an attribute too counts again: that is constant.
+    Copies that ``training_state()`` makes of attributes count again, which adds a constant.
     """
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -47,7 +47,7 @@ def held_bytes(defense: Defense) -> int:
 def _walk(value: Any, place: str, seen: dict[int, Any]) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, CODE) or id(value) in seen:
         return
-    # Kept, so that no later object gets the number of one that is gone.
+    # Keep a reference, so that no later object reuses the id of a deleted one.
     seen[id(value)] = value
     if isinstance(value, Tensor):
         yield place, value

@@ -1,4 +1,4 @@
-"""Promises about what a defense keeps: in files, in snapshots, in memory."""
+"""Promises about the state of a defense: in files, in snapshots, in memory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from defenses.training.packing import PackingError
 
 OTHER_START = 1
 SLACK = 0.05
-"""Growth below this share of the parameters is bookkeeping."""
+"""Growth below this share of the parameters counts as bookkeeping."""
 
 
-class _Stop(Exception):  # noqa: N818 - no error: it ends a training on purpose
+class _Stop(Exception):  # noqa: N818 - not an error: it ends a training on purpose
     pass
 
 
 def save_and_load(trial: Trial) -> str:
-    """``spec()`` as JSON and the weights in a file give the same logits around another classifier."""
+    """A defense rebuilt from ``spec()`` as JSON and the weights in a file gives the same logits."""
     for mode in trial.modes:
         defense = trial.reference(mode).defense
         spec = _as_json(defense)
@@ -54,7 +54,7 @@ def save_and_load(trial: Trial) -> str:
                     "in the state dict nor in spec()"
                 )
         if rebuilt.spec() != defense.spec():
-            raise BrokenPromiseError("spec() of what was loaded is another one")
+            raise BrokenPromiseError("the loaded defense has a different spec()")
     return "the same logits through a file, in every view"
 
 
@@ -67,7 +67,7 @@ def _as_json(defense: Defense) -> dict[str, Any]:
 
 
 def resume(trial: Trial) -> str:
-    """Stopped in the middle of an epoch and gone on with from the snapshot's bytes: the same bits."""
+    """Training stopped in the middle of an epoch and resumed from the snapshot's bytes gives equal bits."""
     for mode in trial.modes:
         reference, stages = trial.reference(mode), trial.stages(mode)
         stage = min(1, len(stages) - 1)
@@ -76,21 +76,21 @@ def resume(trial: Trial) -> str:
         losses = trial.fit(defense, stages[stage], resume=snapshot)
         place = f"after epoch 2, batch 1 of stage {stage + 1}"
         if found := differing(defense.state_dict(), reference.weights[stage]):
-            raise BrokenPromiseError(f"interrupted {place} and gone on with: {found}")
+            raise BrokenPromiseError(f"interrupted {place} and resumed: {found}")
         if losses != reference.losses[stage]:
-            raise BrokenPromiseError(f"interrupted {place}: fit returns other losses than without a break")
+            raise BrokenPromiseError(f"interrupted {place}: fit returns other losses than uninterrupted")
         for later in range(stage + 1, len(stages)):
             trial.fit(defense, stages[later])
             if found := differing(defense.state_dict(), reference.weights[later]):
                 raise BrokenPromiseError(
-                    f"interrupted {place} and gone on with: after stage {later + 1} {found}; "
+                    f"interrupted {place} and resumed: after stage {later + 1} {found}; "
                     "training_state() misses what later stages need"
                 )
-    return "stopped in the middle of an epoch and gone on with: equal bit for bit"
+    return "stopped in the middle of an epoch and resumed: equal bit for bit"
 
 
 def _interrupted(trial: Trial, mode: Mode, stage: int) -> Snapshot:
-    """A snapshot of epoch 2, batch 1, after a way through bytes."""
+    """A snapshot of epoch 2, batch 1, after conversion to bytes and back."""
 
     def stop(now: Progress) -> None:
         if (now.epoch, now.batch) == (2, 1):
@@ -118,29 +118,29 @@ def _interrupted(trial: Trial, mode: Mode, stage: int) -> Snapshot:
 
 
 def memory(trial: Trial) -> str:
-    """What it holds grows neither over stages nor over epochs, beyond what ``info`` declares."""
+    """Memory grows neither over stages nor over epochs, beyond what ``info`` declares."""
     told = []
     for mode in trial.modes:
         sizes = _stage_sizes(trial) if mode == "continual" else _epoch_sizes(trial)
         what = "stages" if mode == "continual" else "epochs"
         shown = ", ".join(f"{size / 1000:.1f}" for size in sizes)
         told.append(f"{shown} kB after {what} 1 to {len(sizes)}")
-        # A second stage may freeze a copy of the first, and the second half of a stage one of its first half.
+        # A second stage may keep a frozen copy of the first; so may the second half of a single stage.
         _flat(trial, sizes, told[-1], from_place=1 if mode == "continual" else 2)
     return "; ".join(told)
 
 
 def _flat(trial: Trial, sizes: list[int], told: str, from_place: int) -> None:
-    """From the size in this place on."""
+    """Check that sizes from this index on do not grow."""
     info, parameters = trial.info, sum(one.numel() for one in trial.classifier().parameters())
     pixels = BASE.channels * BASE.height * BASE.width
     # A stored sample has pixels, a label, perhaps logits and a little bookkeeping.
     declared = info.memory * (4 * (pixels + BASE.classes) + 64)
     steps = [later - earlier for earlier, later in pairwise(sizes[from_place:])]
-    # What only varies, with the size of the last batch say, does not grow.
+    # Mere variation, for example with the size of the last batch, is not growth.
     growth = max(sizes[from_place + 1 :], default=0) - max(sizes[: from_place + 1])
     if info.grows:
-        # A stage adds its share; shares that grow are no longer declared.
+        # Each stage may add an equal share; growing shares are not covered by the declaration.
         declared += int(len(steps) * 1.1 * min(steps, default=0))
     if growth > declared + SLACK * 4 * parameters:
         raise BrokenPromiseError(

@@ -1,4 +1,4 @@
-"""Promises about training: regimes, precision, that it learns, that a seed determines it."""
+"""Promises about training: regimes, precision, learning, and determinism by seed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from defenses import Defense, Registry
 
 REGIMES = ("continual", "joint", "meta")
 ABOVE_CHANCE = 0.3
-"""How much robust accuracy the easy images must give above chance."""
+"""How far above chance robust accuracy on the easy images must be."""
 LEARNING = PLAN.model_copy(update={"epochs": 4, "lr": 0.1, "augmentation": ()})
 POINTS = 60
 
 
 def regimes(trial: Trial) -> str:
-    """Each declared regime trains; any other, and a number of attacks that it cannot use, is refused."""
+    """Each declared regime trains; other regimes and unusable numbers of attacks are refused."""
     registry = Registry()
     registry.register(trial.kind)
     for regime in REGIMES:
@@ -37,11 +37,11 @@ def regimes(trial: Trial) -> str:
             raise BrokenPromiseError(f"stages is {reference.defense.stages} after {stages} calls of fit")
         for losses in reference.losses:
             if len(losses) != PLAN.epochs or not all("loss" in epoch for epoch in losses):
-                raise BrokenPromiseError(f"fit must return one dict with 'loss' an epoch, not {losses}")
+                raise BrokenPromiseError(f"fit must return one dict with 'loss' per epoch, not {losses}")
             if not all(math.isfinite(value) for epoch in losses for value in epoch.values()):
                 raise BrokenPromiseError(f"a loss is not finite: {losses}")
         if not differing(trial.build().state_dict(), reference.weights[0]):
-            raise BrokenPromiseError("training leaves every weight as it was")
+            raise BrokenPromiseError("training changes no weight")
         if reference.defense.passes.forwards <= 0:
             raise BrokenPromiseError("training counts no sample-passes")
     _odd_numbers_of_attacks(trial)
@@ -49,7 +49,7 @@ def regimes(trial: Trial) -> str:
 
 
 def _odd_numbers_of_attacks(trial: Trial) -> None:
-    """None, one for what wants several, several for what wants one: trained on, or refused in one line."""
+    """Training with no attack, one or several either works or is refused in one line."""
     only_continual = trial.modes == ["continual"]
     requests = {"no attack": [], "one attack": trial.attacks[:1], "two attacks": trial.attacks[:2]}
     for what, attacks in requests.items():
@@ -62,7 +62,7 @@ def _odd_numbers_of_attacks(trial: Trial) -> None:
 
 
 def mixed_precision(trial: Trial) -> str:
-    """It trains in bfloat16 and still answers in float32."""
+    """It trains in bfloat16 and answers in float32."""
     plan = PLAN.model_copy(update={"epochs": 1, "mixed_precision": "on"})
     for mode in trial.modes:
         defense = trial.build()
@@ -90,7 +90,7 @@ def learns(trial: Trial) -> str:
 
 
 def robust_accuracy(trial: Trial, defense: Defense, x: Tensor, y: Tensor) -> float:
-    """Share of points that are right clean and under PGD, through the view for that attack."""
+    """The share of points that are correct clean and under PGD, through the view for that attack."""
     attack = trial.attacks[1]
     steps = type(attack)(attack.info, attack.function, {**attack.knobs, "steps": 10}, attack.training_knobs)
     view = defense.view(attack)
@@ -101,7 +101,7 @@ def robust_accuracy(trial: Trial, defense: Defense, x: Tensor, y: Tensor) -> flo
 
 
 def determinism(trial: Trial) -> str:
-    """The same seed gives the same bits, whatever the global random state; another seed others."""
+    """Equal seeds give equal bits under any global random state; another seed gives other bits."""
     for mode in trial.modes:
         reference = trial.reference(mode)
         again = trial.reference(mode, stages=2, noise=1)
@@ -118,16 +118,16 @@ def determinism(trial: Trial) -> str:
 
 
 def global_state_kept(trial: Trial) -> str:
-    """Building, training and answering leave the process's random state and modes as they were."""
+    """Building, training and answering do not change the process's random state and modes."""
     for mode in trial.modes:
         if moved := trial.reference(mode).moved:
             raise BrokenPromiseError(f"it changes {', '.join(moved)}")
-    return "random states of torch, NumPy and Python, modes, default type: as they were"
+    return "random states of torch, NumPy and Python, modes, default type: unchanged"
 
 
 def training_data(trial: Trial) -> str:
-    """The batches that ``fit`` is given stay as they are: others train on them too."""
-    # Augmentation would make copies.
+    """``fit`` does not change its batches, because later trainings use them too."""
+    # Augmentation would make copies and hide changes.
     plan = PLAN.model_copy(update={"epochs": 1, "augmentation": ()})
     for mode in trial.modes:
         given, defense = trial.copied_data(), trial.build()
@@ -136,4 +136,4 @@ def training_data(trial: Trial) -> str:
         for (x, y), (now_x, now_y) in zip(trial.data, given, strict=True):
             if not (torch.equal(x, now_x) and torch.equal(y, now_y)):
                 raise BrokenPromiseError("training writes into the batches that fit is given")
-    return "batches are left as they were given"
+    return "batches are unchanged"

@@ -1,4 +1,4 @@
-"""The promise that training never sees test data, as far as it can be tried from outside."""
+"""The promise that training never sees test data, as far as it can be tested from outside."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SEED = 2
 
 
 def no_test_data(trial: Trial) -> str:
-    """Evaluated before every stage, it trains as if nobody had: no test image comes back.
+    """Evaluation before each stage does not influence training: no test image is used or stored.
 
-    Tried are: what goes through the forward of any module during ``fit``; the tensors that the defense holds
-    afterwards; and the weights, against those of a twin that was never evaluated.
+    Tested are the inputs of every module's forward during ``fit``, the tensors that the defense holds
+    afterwards, and the weights against those of a twin that was never evaluated.
     """
     for mode in trial.modes:
         x, y = easy_images(BASE, POINTS, seed=SEED)
@@ -40,7 +40,7 @@ def no_test_data(trial: Trial) -> str:
                 )
             if found := differing(defense.state_dict(), trial.reference(mode).weights[stage]):
                 raise BrokenPromiseError(
-                    f"evaluated before stage {stage + 1}, it trains otherwise than a twin: {found}"
+                    f"evaluated before stage {stage + 1}, it trains differently from a twin: {found}"
                 )
         for place, tensor in holdings(defense):
             if count := held_images(tensor, x):
@@ -51,7 +51,7 @@ def no_test_data(trial: Trial) -> str:
 
 
 def _evaluate(trial: Trial, defense: Defense, x: Tensor, y: Tensor) -> None:
-    """As a row of R is measured: clean and attacked, through each view."""
+    """Evaluate as for a row of R: clean and attacked, through each view."""
     defense.eval()
     for attack in trial.attacks[:2]:
         view = defense.view(attack)
@@ -62,10 +62,10 @@ def _evaluate(trial: Trial, defense: Defense, x: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def tripwire(x: Tensor) -> Iterator[dict[str, int]]:
-    """Collects the modules whose forward meets images of ``x`` or points within the attacks' budget of one.
+    """Collect the modules whose forward gets images of ``x``, or points within the attacks' budget of one.
 
     Yields:
-        The class name of each such module, and how many of the images came to it at once.
+        The class name of each such module, and how many of the images it got at once.
     """
     crossed: dict[str, int] = {}
 
@@ -83,9 +83,9 @@ def tripwire(x: Tensor) -> Iterator[dict[str, int]]:
 
 
 def held_images(tensor: Tensor, x: Tensor) -> int:
-    """How many images of ``x`` (N, C, H, W) ``tensor`` holds, each pixel within the attacks' budget.
+    """How many images of ``x`` (N, C, H, W) ``tensor`` contains, each pixel within the attacks' budget.
 
-    Images of one class differ by noise on every pixel, so that no two are that near by accident.
+    Images of one class differ by noise on every pixel, so that no two are that close by accident.
     """
     pixels = x[0].numel()
     if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.numel() % pixels or not tensor.numel():
@@ -97,5 +97,5 @@ def held_images(tensor: Tensor, x: Tensor) -> int:
         near = (rows[:, None] - x.flatten(1)[None]).abs().amax(2) <= EPS + 1e-6
         return int(near.any(0).sum())
     except RuntimeError:
-        # Inside a function transform values cannot be looked at; the weights are compared all the same.
+        # Values cannot be read inside a function transform; the comparison of weights still applies.
         return 0

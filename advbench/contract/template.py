@@ -1,4 +1,4 @@
-"""A small package with a defense in it that works, to be changed into one's own."""
+"""A template: a small package with a working defense, for authors to adapt."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ from defenses.parts.mixing import craft_batch
 class $class_name(Defense):
     """Adversarial training with paired logits: L = CE(f(x̃), y) + λ · ‖f(x̃) − f(x)‖².
 
-    x̃ is crafted on the present f by the stage's attack; several attacks share the batch. The second term is
-    the mean over the batch (Kannan et al., arXiv:1803.06373). Change the loss into yours.
+    x̃ is crafted on the current f by the stage's attack; several attacks share the batch. The second term is
+    the mean over the batch (Kannan et al., arXiv:1803.06373). Replace the loss with your own.
 
     Args:
         model: the classifier, from images (N, C, H, W) in [0, 1] to logits (N, K).
@@ -78,7 +78,7 @@ class $class_name(Defense):
         return {"loss": ce + self.pairing * pairing, "ce": ce, "pairing": pairing}
 '''
 
-TEST = '''"""The contract that every defense of advbench keeps."""
+TEST = '''"""The contract that every defense of advbench must keep."""
 
 from advbench.contract import check_defense
 from $module import $class_name
@@ -92,10 +92,10 @@ def test_contract() -> None:
 
 README = """# $name
 
-A defense for advbench, in `$module.py`: change its loss into yours.
+A defense for advbench, in `$module.py`: replace its loss with your own.
 
 ```sh
-pip install -e .                              # makes it known to advbench
+pip install -e .                              # registers it with advbench
 advbench defenses check $name
 advbench run --defense $name --sequence fgsm,pgd
 python -m pytest                              # the same contract, as a test
@@ -106,18 +106,18 @@ Before it is installed: `advbench defenses check $module:$class_name`, in this d
 
 
 def write_package(name: str, parent: Path) -> list[Path]:
-    """Write ``parent/name/``: a project file, a defense that works, its test and a README.
+    """Write ``parent/name/``: a project file, a working defense, its test and a README.
 
     Args:
         name: the name of the defense, such as ``my-defense``; the module is then ``my_defense`` and the
             class ``MyDefense``.
-        parent: where the directory goes; it is made where it is missing.
+        parent: where to create the directory; ``parent`` itself is created if missing.
 
     Returns:
         The files.
 
     Raises:
-        InputError: a name that will not do or is taken, a directory that exists or cannot be written.
+        InputError: the name is invalid or taken, or the directory exists or cannot be written.
     """
     module, class_name = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
     _check_name(name, module, class_name)
@@ -151,7 +151,7 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
         raise InputError(f"{folder} exists already: choose another name or --dir")
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place and then renamed: a package is there whole or not at all.
+        # Write beside the target and rename, so that the package appears complete or not at all.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=parent) as beside:
             made = Path(beside) / name
             made.mkdir()

@@ -1,4 +1,4 @@
-"""One class under test: what it is trained with, and trainings that several promises share."""
+"""A class under test: its training data and attacks, and trainings that several promises share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH_SIZE = 32
 
 
 class Images(NamedTuple):
-    """The kind of images and labels that a classifier is for."""
+    """The shape of images and number of classes of a classifier."""
 
     channels: int = 1
     classes: int = 3
@@ -37,13 +37,13 @@ class Images(NamedTuple):
 
 BASE = Images()
 KINDS = (BASE, Images(channels=3), Images(classes=10), Images(width=12))
-"""The usual images of the contract, and three that each differ from them in one respect."""
+"""The usual images of the contract, and three variants that each differ in one respect."""
 
 Network = Callable[[Images], nn.Module]
 
 
 def small_network(images: Images) -> nn.Module:
-    """Two convolutions with batch norm and one linear layer, in two halves like every model of the zoo."""
+    """Two convolutions with batch norm and one linear layer, in two parts like every model of the zoo."""
     height, width = (-(-side // 2) for side in (images.height, images.width))
     features: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(images.channels, 8, 3, padding=1),
@@ -57,10 +57,10 @@ def small_network(images: Images) -> nn.Module:
 
 
 def easy_images(images: Images, points: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Each class a fixed pattern of 2×2 blocks of 0.2 or 0.8, and noise N(0, 0.1²) on every pixel.
+    """Images where each class is a fixed pattern of 2×2 blocks of 0.2 or 0.8, with noise N(0, 0.1²).
 
     Returns:
-        x float32 (points, C, H, W) in [0, 1] and y int64 (points,), the classes in turn.
+        x float32 (points, C, H, W) in [0, 1] and y int64 (points,), cycling through the classes.
     """
     channels, classes, height, width = images
     blocks = (classes, channels, -(-height // 2), -(-width // 2))
@@ -79,12 +79,12 @@ def batches(images: Images, points: int, *, seed: int = 0) -> Batches:
 
 
 Mode = Literal["continual", "several"]
-"""An attack a stage; or one stage with several attacks, which is how joint and meta train."""
+"""One attack per stage, or one stage with several attacks, as joint and meta train."""
 
 EPS = 0.1
-"""The budget of the contract's attacks, linf; pixels of two classes lie 0.6 apart."""
+"""The linf budget of the contract's attacks; pixels of two classes are 0.6 apart."""
 ATTACKS = ",".join(f"{name}:eps={EPS}" for name in ("fgsm", "pgd", "mim", "ffgsm"))
-"""Stages of the continual mode; the first three, of three families, are what the other mode meets."""
+"""The stages of the continual mode; the other mode uses the first three, which are of three families."""
 FEW_STEPS = {name: {"steps": 2} for name in ("pgd", "mim")}
 PLAN = TrainPlan(
     epochs=2,
@@ -100,13 +100,13 @@ SEED, OTHER_SEED = 5, 6
 
 @dataclass
 class TrialReference:
-    """An uninterrupted training, which other ways to the same weights are compared with.
+    """An uninterrupted training, for comparison with other ways to the same weights.
 
     Attributes:
-        defense: as it was at the end.
+        defense: the defense at the end.
         weights: the state dict after each stage.
-        losses: what ``fit`` returned for each stage.
-        moved: what of the process's global state the training moved.
+        losses: the return value of ``fit`` for each stage.
+        moved: the parts of the process's global state that the training changed.
     """
 
     defense: Defense
@@ -120,8 +120,8 @@ class Trial:
 
     Args:
         kind: the class.
-        parameters: values of its own parameters, as text or values; what is not given has its default.
-        network: makes the classifiers that it wraps.
+        parameters: values of its own parameters, as text or values; others have their defaults.
+        network: makes the classifiers to wrap.
     """
 
     def __init__(
@@ -133,12 +133,12 @@ class Trial:
 
     @property
     def info(self) -> DefenseInfo:
-        """What the class says of itself."""
+        """The metadata of the class."""
         return self.kind.info
 
     @cached_property
     def modes(self) -> list[Mode]:
-        """How its regimes train, that of the default regime first."""
+        """The modes of its regimes, that of the default regime first."""
         found: list[Mode] = ["continual" if one == "continual" else "several" for one in self.info.regimes]
         return list(dict.fromkeys(found))
 
@@ -152,7 +152,7 @@ class Trial:
         return [[attack] for attack in self.attacks] if mode == "continual" else [self.attacks[:3]]
 
     def classifier(self, images: Images = BASE, *, start: int = 0) -> nn.Module:
-        """An untrained classifier; its weights depend on ``start`` alone."""
+        """An untrained classifier; its weights depend only on ``start``."""
         with isolated_randomness(key_seed("contract", "network", start), torch.device("cpu")):
             return self.network(images)
 
@@ -171,21 +171,21 @@ class Trial:
         return [(x.clone(), y.clone()) for x, y in self.data]
 
     def fit(self, defense: Defense, attacks: Sequence[Attack], **more: Any) -> list[dict[str, float]]:
-        """One stage on a copy of ``data``."""
+        """Train one stage on a copy of ``data``."""
         return defense.fit(self.copied_data(), attacks, plan=PLAN, **more)
 
     def views(self, defense: Defense) -> list[nn.Module]:
-        """What evaluation would attack: the defense without an attack in mind, and for each of two."""
+        """The modules that evaluation would attack: the views for clean images and for two attacks."""
         return [defense.view(attack) for attack in (None, *self.attacks[:2])]
 
     def reference(self, mode: Mode, *, stages: int = 4, seed: int = SEED, noise: int = 0) -> TrialReference:
-        """Training without a break; the same trainings are done once.
+        """An uninterrupted training; equal trainings are done only once.
 
         Args:
-            mode: how its stages meet the attacks.
-            stages: at most so many of them.
-            seed: the defense's.
-            noise: what the global generators are seeded with; must make no difference.
+            mode: how the stages use the attacks.
+            stages: the most stages.
+            seed: the defense's seed.
+            noise: the seed of the global generators, which must make no difference.
         """
         key = (mode, seed, noise)
         if key not in self._references:
@@ -211,8 +211,8 @@ Tried = TypeVar("Tried")
 class Promise(Generic[Tried]):
     """One promise of a contract, about what a trial of type ``Tried`` tries.
 
-    ``attempt`` returns what was measured and raises BrokenPromiseError where it does not hold; ``needs`` are
-    the promises without which it cannot be tried.
+    ``attempt`` returns the measurement and raises BrokenPromiseError if the promise does not hold; ``needs``
+    lists the promises without which it cannot be tested.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Data sets as tensors: what there is, how it is split, and the loader that batches it.
+"""Data sets as tensors: the available sets, their splits, and the loader that batches them.
 
 Importing this package loads no torch; loading a data set or a ``TensorLoader`` does.
 """

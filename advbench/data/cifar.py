@@ -20,9 +20,9 @@ LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
 def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
-    """``cifar10`` or ``cifar100`` (the 100 fine classes) from ``data_dir``.
+    """Load ``cifar10`` or ``cifar100`` (the 100 fine classes) from ``data_dir``.
 
-    The test set keeps its official order: it is random already, and others' subsets are its first n.
+    The test set keeps its official order, which is random already; others use its first n as subsets.
 
     Raises:
         InputError: A file is missing or its MD5 is not the official one.
@@ -63,7 +63,7 @@ def _batch(name: str, path: Path, md5: str) -> dict[str, Any]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and numpy arrays; others, which could run code, are refused."""
+    """Unpickles dicts, lists, strings, numbers and numpy arrays; refuses others, which could run code."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         """The few constructors that a pickled array needs."""
@@ -75,9 +75,9 @@ class _ArraysOnly(pickle.Unpickler):
             return np.dtype
         if (module, name) == ("_codecs", "encode"):
             return str.encode
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, and only arrays are read")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, and only arrays are read")
 
 
 def _empty_array(*_: Any) -> Any:
-    """What ``_reconstruct`` makes, whose home differs between numpy versions; its state follows."""
+    """A stand-in for numpy's ``_reconstruct``, whose module depends on the version; its state follows."""
     return np.ndarray((0,), dtype=np.uint8)

@@ -11,7 +11,7 @@ TEST_SIZE = 360
 
 
 def load(defaults: Defaults) -> DataSet:
-    """The digits, values / 16: a stratified 360 are the test set, the other 1,437 train and validate."""
+    """Load the digits, values / 16: a stratified 360 are the test set, the other 1,437 train and validate."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

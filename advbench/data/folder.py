@@ -21,9 +21,9 @@ THREADS_FROM = 128 * 128
 
 
 def load(path: Path) -> DataSet:
-    """The images below ``path``; the classes are the sorted names of the folders in ``path/train``.
+    """Load the images below ``path``; the classes are the sorted names of the folders in ``path/train``.
 
-    All images have one size. They are grey if every one is, otherwise grey ones get three equal channels.
+    All images must have one size. If any image is in colour, grey images get three equal channels.
 
     Raises:
         InputError: A folder is missing or empty, classes do not fit, or an image is damaged or of odd size.
@@ -45,7 +45,7 @@ def _load(root: Path) -> DataSet:
     pixels = _read([file for part in files for group in part for file in group])
     pool = SplitPool(pixels, np.repeat(np.tile(np.arange(len(classes)), 2), per_class), classes)
     count = sum(per_class[: len(classes)])
-    # Files come class by class: without a shuffle the first n test points would be of the first classes only.
+    # Files are sorted by class: without a shuffle, the first n test points would cover few classes.
     order = count + permutation(len(pixels) - count, TEST_SEED)
     defaults = defaults_for((pixels.shape[1], pixels.shape[2], pixels.shape[3]))
     return assemble(f"folder:{root.resolve().name}", pool, np.arange(count), order, defaults)
@@ -66,7 +66,7 @@ def _class_folders(root: Path, part: str) -> dict[str, Path]:
 def _matching(root: Path, train: dict[str, Path], test: dict[str, Path]) -> tuple[str, ...]:
     classes = tuple(sorted(train))
     for name in classes:
-        # Control characters, and bytes that are no UTF-8, which Python reads as lone surrogates.
+        # Refuse control characters, and bytes that are not UTF-8, which Python reads as lone surrogates.
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise InputError(f"class folder {name!r} in {root / 'train'} has a name that cannot be printed")
     if len(classes) < 2:
@@ -88,7 +88,7 @@ def _images(folder: Path) -> list[Path]:
         key=lambda file: file.name,
     )
     if not files:
-        raise InputError(f"class folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise InputError(f"class folder {folder} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
@@ -97,7 +97,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _read(files: list[Path]) -> NDArray[np.uint8]:
-    """All images as one uint8 array (N, C, H, W), C being 1 if every image is grey and 3 otherwise."""
+    """All images as one uint8 array (N, C, H, W), with C = 1 if every image is grey and C = 3 otherwise."""
     first = decode(files[0])
     height, width = first.shape[1:]
     pixels = np.empty((len(files), first.shape[0], height, width), dtype=np.uint8)
@@ -114,8 +114,8 @@ def _read(files: list[Path]) -> NDArray[np.uint8]:
 
 
 def _decoded(files: list[Path], *, threaded: bool) -> Iterator[NDArray[np.uint8]]:
-    """The images in order, never decoded more than a chunk ahead."""
-    # Decoders release the interpreter's lock, but for small images handing it over costs more than decoding.
+    """The images in order, decoded at most a chunk ahead."""
+    # Decoders release the interpreter's lock, but for small images the switch costs more than decoding.
     if not threaded:
         yield from map(decode, files)
         return

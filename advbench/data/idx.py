@@ -33,7 +33,7 @@ CLASSES = {
 
 
 def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
-    """``mnist`` or ``fashion-mnist`` from ``data_dir/MNIST/raw`` or ``data_dir/FashionMNIST/raw``.
+    """Load ``mnist`` or ``fashion-mnist`` from ``data_dir/MNIST/raw`` or ``data_dir/FashionMNIST/raw``.
 
     Raises:
         InputError: A file is missing, damaged, or does not fit the others.
@@ -50,19 +50,19 @@ def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
                 f"{len(y)} labels up to {y.max(initial=0)}; expected 28×28 pixels, a label for each, 0 to 9"
             )
         if not len(x):
-            raise InputError(f"data set {name!r}: {part} holds no images")
+            raise InputError(f"data set {name!r}: {part} contains no images")
         images.append(x)
         labels.append(y)
     pool = SplitPool(np.concatenate(images)[:, None], np.concatenate(labels).astype(np.int64), CLASSES[name])
     count = len(images[0])
     # Plain classifiers err twice as often on the first half of MNIST's test file as on the second (measured),
-    # so its first n points are no fair sample in the official order.
+    # so the first n points in the official order are not a fair sample.
     test = count + permutation(len(images[1]), TEST_SEED)
     return assemble(name, pool, np.arange(count), test, defaults)
 
 
 def _array(name: str, data_dir: Path | None, relative: str, dimensions: int) -> NDArray[np.uint8]:
-    """The unsigned bytes of one IDX file: a magic number, big-endian sizes, then the values."""
+    """Read the unsigned bytes of one IDX file: a magic number, big-endian sizes, then the values."""
     path = locate(name, data_dir, relative, or_suffix=".gz")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -78,6 +78,6 @@ def _array(name: str, data_dir: Path | None, relative: str, dimensions: int) -> 
     if values.size != int(np.prod(shape)):
         raise InputError(
             f"data set {name!r}: {path} is damaged: "
-            f"it says {'×'.join(map(str, shape))} values and holds {values.size}"
+            f"its header says {'×'.join(map(str, shape))} values, but it has {values.size}"
         )
     return values.reshape(shape)

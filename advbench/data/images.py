@@ -1,4 +1,4 @@
-"""One image file as an array of bytes, whatever its format and mode."""
+"""Decodes an image file of any format and mode to an array of bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attacks_pool.errors import InputError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-# What decoders raise on damaged files, besides OSError.
+# The errors that decoders raise on damaged files, besides OSError.
 _DAMAGE = (
     SyntaxError,
     ValueError,
@@ -28,16 +28,16 @@ _DAMAGE = (
 
 
 def decode(file: Path) -> NDArray[np.uint8]:
-    """The image as uint8 (1, H, W) if it is grey and (3, H, W) if it is in colour.
+    """Decode an image to uint8: (1, H, W) if it is grey and (3, H, W) if it is in colour.
 
-    16 bits are rounded to 8, transparent pixels are laid over white as viewers show them, a palette of greys
-    is grey, and of several frames the first is taken.
+    16 bits are rounded to 8, transparent pixels are drawn over white as viewers show them, a palette of greys
+    counts as grey, and the first of several frames is used.
 
     Raises:
         InputError: The file is not a readable image, or its values have no known range.
     """
     try:
-        # Read whole: the decoders' many small reads cost more than the decoding of a small image.
+        # Read the whole file: the decoders' many small reads cost more than decoding a small image.
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             image.load()
             pixels = _bytes(image)

@@ -1,4 +1,4 @@
-"""Finding files below ``--data-dir``, which holds data sets as torchvision lays them out."""
+"""Finds files below ``--data-dir``, which has torchvision's layout of data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def locate(name: str, data_dir: Path | None, relative: str, *, or_suffix: str = 
     """The file ``relative`` below ``data_dir``, or the one with ``or_suffix`` appended if only that exists.
 
     Raises:
-        InputError: No directory was given, or the file is not there.
+        InputError: No directory was given, or the file does not exist.
     """
     if data_dir is None:
         raise InputError(

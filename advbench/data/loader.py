@@ -1,4 +1,4 @@
-"""Batches from tensors that already lie on the device: no workers, no copies from the host."""
+"""Batches from tensors that are already on the device: no workers, no copies from the host."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from attacks_pool.errors import InputError
 class TensorLoader:
     """A re-iterable of batches ``(x, y)``: ``x`` float32 (B, C, H, W), ``y`` int64 (B,).
 
-    The order of an epoch depends on ``(seed, epoch)`` alone, not on the device, the batch size or the global
-    random state. Each new iteration is the next epoch, from 0, unless ``set_epoch`` says otherwise.
+    The order of an epoch depends only on ``(seed, epoch)``, not on the device, the batch size or the global
+    random state. Each new iteration is the next epoch, starting from 0, unless ``set_epoch`` changes it.
 
     The last batch may be smaller than the others, except that a single point joins the batch before it, since
-    batch normalisation cannot train on one.
+    batch normalisation cannot train on one point.
 
     Args:
         split: The points; they are moved to ``device`` once.
-        batch_size: Points a batch.
-        seed: Key of the shuffles.
+        batch_size: The points per batch.
+        seed: The key of the shuffles.
         shuffle: If false, every epoch is in the order of ``split``.
-        device: Where batches lie; None leaves ``split`` where it is.
+        device: The device of the batches; None leaves ``split`` where it is.
 
     Raises:
         InputError: ``split`` is empty or ``batch_size`` is below 1.
@@ -53,15 +53,15 @@ class TensorLoader:
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration epoch ``epoch``, as resuming needs; later ones count on from there."""
+        """Make the next iteration epoch ``epoch``, for resuming; later iterations count on from there."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
         return len(self._bounds()) - 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # Not a generator itself: the epoch must advance when iteration is asked for, not at the first batch.
+        # This is not a generator: the epoch must advance when iteration starts, not at the first batch.
         epoch, self._epoch = self._epoch, self._epoch + 1
         return self._batches(self._order(epoch) if self.shuffle else None)
 

@@ -1,4 +1,4 @@
-"""The data sets there are: listed without loading them, and loaded by name."""
+"""The available data sets: listed without loading them, and loaded by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = "folder:"
 
 @dataclass(frozen=True)
 class DataSetInfo:
-    """What is known of a data set before it is loaded; None where only the files can tell.
+    """Facts about a data set before it is loaded; None for facts that only its files show.
 
     ``image_shape`` is (channels, height, width); ``train``, ``validation`` and ``test`` count images.
     """
@@ -53,7 +53,7 @@ _LISTED = (
         "digits", "scikit-learn's handwritten digits; nothing to download", (1, 8, 8), 10, (1293, 144, 360)
     ),
     _info("mnist", "handwritten digits", (1, 28, 28), 10, (54000, 6000, 10000)),
-    # No flip for fashion: every shoe of it points the same way, in the test set too.
+    # Do not flip Fashion-MNIST: all of its shoes point the same way, in the test set too.
     _info("fashion-mnist", "pictures of clothes, in grey", (1, 28, 28), 10, (54000, 6000, 10000)),
     _info("cifar10", "small colour photographs", (3, 32, 32), 10, (45000, 5000, 10000)),
     _info("cifar100", "small colour photographs, the fine classes", (3, 32, 32), 100, (45000, 5000, 10000)),
@@ -72,11 +72,11 @@ DATASETS: dict[str, DataSetInfo] = {info.name: info for info in _LISTED}
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None) -> DataSet:
-    """The data set ``name``, read from files on this machine; nothing is ever downloaded.
+    """Load the data set ``name`` from files on this machine; nothing is ever downloaded.
 
     Args:
         name: One of ``DATASETS``, or ``folder:`` and the path of a folder.
-        data_dir: Holds the data sets as torchvision lays them out; ``digits`` and folders need none.
+        data_dir: A directory with torchvision's layout; not needed for ``digits`` and folders.
 
     Raises:
         InputError: The name is unknown, or files are missing or unusable.
@@ -96,7 +96,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> DataSet:
 
 
 def _load_listed(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
-    # Imported here because they load numpy and torch, which listing must not.
+    # Import these here because they load numpy and torch, which listing must not do.
     from advbench.data import cifar, digits, idx
 
     if name == "digits":

@@ -1,4 +1,4 @@
-"""What a loaded data set is, and the defaults that follow from the shape of its images."""
+"""The classes of loaded data sets, and the defaults that follow from the shape of their images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class DataSet:
     """Three disjoint splits of one data set.
 
     Attributes:
-        name: As listed by ``advbench datasets``; a folder is ``folder:`` and its last path component.
-        train: What training sees, in a fixed order.
+        name: As listed by ``advbench datasets``; for a folder, ``folder:`` and its last path component.
+        train: The points for training, in a fixed order.
         validation: A stratified tenth of the training images, for hyper-parameters and selection.
-        test: What evaluation sees; its first n points are a fair sample for every n.
+        test: The points for evaluation; its first n points are a fair sample for every n.
         classes: The class names; label k is ``classes[k]``.
         fingerprint: 16 hexadecimal digits of the SHA-256 of pixels, labels, split indices and classes.
         budget: The row of default eps: ``digits``, ``mnist``, ``cifar10`` or ``imagenet``.
-        augmentation: What training applies by default, of ``crop`` and ``flip``.
+        augmentation: The default augmentations in training, of ``crop`` and ``flip``.
         default_model: A model text that ``advbench.models.build_model`` takes.
     """
 
@@ -60,7 +60,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a data set suggests to the runs that use it; see the same names in ``DataSet``."""
+    """The defaults of a data set for runs on it; see the same names in ``DataSet``."""
 
     budget: str
     augmentation: tuple[str, ...]
@@ -68,11 +68,11 @@ class Defaults:
 
 
 def defaults_for(shape: tuple[int, int, int]) -> Defaults:
-    """The defaults for images of ``shape`` (C, H, W): those of the known data set nearest to it."""
+    """The defaults for images of ``shape`` (C, H, W): those of the most similar known data set."""
     channels, size = shape[0], max(shape[1:])
     if channels == 1:
         return Defaults("digits", (), "digits-cnn") if size <= 12 else Defaults("mnist", (), "lenet")
     if size <= 96:
         return Defaults("cifar10", ("crop", "flip"), "resnet18")
-    # The zoo's networks keep full resolution through their first stage, which 224 pixels make too slow.
+    # The zoo's networks keep full resolution in their first stage, which is too slow for 224 pixels.
     return Defaults("imagenet", ("crop", "flip"), "torchvision.models:resnet18")

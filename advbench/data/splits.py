@@ -1,4 +1,4 @@
-"""From a pool of raw images to fixed, stratified splits and the fingerprint that identifies them."""
+"""Makes fixed, stratified splits from a pool of raw images, and the fingerprint that identifies them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SplitPool:
 def permutation(n: int, seed: int) -> NDArray[np.int64]:
     """A fixed order of 0..n-1, the same on every machine and for every library version.
 
-    NumPy keeps the stream of ``RandomState`` frozen; ``Generator``, torch and scikit-learn may change theirs.
+    NumPy guarantees the stream of ``RandomState``; ``Generator``, torch and scikit-learn may change theirs.
     """
     return np.random.RandomState(seed).permutation(n).astype(np.int64)
 
@@ -38,13 +38,13 @@ def permutation(n: int, seed: int) -> NDArray[np.int64]:
 def stratified_holdout(
     labels: NDArray[np.int64], size: int, *, classes: Sequence[str], seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hold ``size`` of the points out, each class in proportion.
+    """Hold out ``size`` of the points, each class in proportion.
 
-    Seats go by largest remainder, then every class keeps and gives at least one point, so that many tiny
-    classes may make the held-out part larger than ``size``.
+    Points are allotted to classes by largest remainder, but every class keeps and gives at least one point,
+    so that many tiny classes may make the held-out part larger than ``size``.
 
     Returns:
-        The indices that stay, ascending, and those held out, shuffled so that any first n are a fair sample.
+        The remaining indices, ascending, and the held-out ones, shuffled so that any first n are fair.
 
     Raises:
         InputError: A class has fewer than two points and so cannot be in both parts.
@@ -53,7 +53,7 @@ def stratified_holdout(
     for name, count in zip(classes, counts, strict=True):
         if count < 2:
             raise InputError(
-                f"class {name!r} has {count} training image{'s' * (count != 1)}, and 2 are needed: "
+                f"class {name!r} has {count} training image{'s' * (count != 1)}, but 2 are needed: "
                 "one to train on and one for the validation split"
             )
     total = len(labels)
@@ -62,7 +62,7 @@ def stratified_holdout(
     for k in by_remainder[: size - sum(seats)]:
         seats[k] += 1
     order = permutation(total, seed)
-    # A slice of one shuffled order per class keeps that order: the held-out part needs no second shuffle.
+    # Slicing one shuffled order keeps it shuffled: the held-out part needs no second shuffle.
     held = np.zeros(total, dtype=bool)
     for k, count in enumerate(counts):
         held[order[labels[order] == k][: min(max(seats[k], 1), count - 1)]] = True
@@ -74,7 +74,7 @@ def fingerprint(pool: SplitPool, parts: Sequence[NDArray[np.int64]]) -> str:
     digest = hashlib.sha256(f"{pool.pixels.shape} {pool.scale} {pool.classes!r}".encode())
     digest.update(np.ascontiguousarray(pool.pixels).data)
     for numbers in (pool.labels, *parts):
-        # Little-endian whatever the machine; the length parts one array from the next.
+        # Use little-endian on every machine; the length separates one array from the next.
         digest.update(f" {len(numbers)} ".encode() + numbers.astype("<i8").tobytes())
     return digest.hexdigest()[:16]
 

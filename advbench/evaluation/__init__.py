@@ -1,1 +1,1 @@
-"""Attacks measured on a model: blocks of points, random models, rows of R."""
+"""Measures attacks on a model: blocks of points, randomised models, rows of R."""

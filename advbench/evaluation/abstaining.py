@@ -1,7 +1,7 @@
-"""Models with one output more than there are classes, by which they abstain.
+"""Models that can abstain, by one output more than there are classes.
 
-To abstain is wrong on clean points, and right on attacked ones: the attack was noticed. An attack succeeds
-only with a class that is not the true one, and searches for exactly that.
+Abstaining is wrong on clean points, and right on attacked points, because the attack was noticed. An attack
+succeeds only with a class other than the true one, and searches for exactly that.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from attacks_pool.errors import unknown
 
 LAST = "last"
-"""The one way to abstain: by the last output."""
+"""The only way to abstain: by the last output."""
 
 
 def check_abstain(given: str | None) -> bool:
-    """Whether a model abstains, by what ``--abstain`` says.
+    """Whether a model abstains, from the value of ``--abstain``.
 
     Raises:
-        InputError: it says something else.
+        InputError: the value is unknown.
     """
     if given not in (None, LAST):
         raise unknown("way to abstain", str(given), [LAST])
@@ -27,15 +27,15 @@ def check_abstain(given: str | None) -> bool:
 
 
 def abstains(model: nn.Module) -> bool:
-    """Whether the last output of ``model`` abstains; its attribute ``abstains`` says so."""
+    """Whether the last output of ``model`` means abstaining, by its attribute ``abstains``."""
     return bool(getattr(model, "abstains", False))
 
 
 class AbstainingIsRight(nn.Module):
-    """K scores of a model of K + 1, for points of one class: the larger of its own score and the last one.
+    """K scores of a model of K + 1, for points of one class, which gets the larger of its own and the last.
 
-    The prediction is ``label`` where the model predicts that class or abstains, and any other class where it
-    is wrong, so that every attack and the verifier work on it as on any model.
+    The prediction is ``label`` if the model predicts that class or abstains, and another class if the model
+    is wrong, so that every attack and the verifier can treat it like any model.
 
     Args:
         model: maps images (N, C, H, W) to scores (N, K + 1).
@@ -56,7 +56,7 @@ class AbstainingIsRight(nn.Module):
 
 
 class AbstentionsSeen(AbstainingIsRight):
-    """The same for a verdict: ``abstained`` (N,) says where in the last batch the model abstained."""
+    """The same for a verdict: ``abstained`` (N,) marks the points of the last batch where it abstained."""
 
     def __init__(self, model: nn.Module, label: int) -> None:
         super().__init__(model, label)
@@ -70,5 +70,5 @@ class AbstentionsSeen(AbstainingIsRight):
 
 
 def last_is_largest(scores: Tensor) -> Tensor:
-    """(N,) rows of scores (N, K + 1) by which the model abstains."""
+    """(N,) whether each row of scores (N, K + 1) means abstaining."""
     return scores.argmax(1) == scores.shape[1] - 1

@@ -1,4 +1,4 @@
-"""The evaluation contract: which points an attack gets, what it draws with, and who judges the result."""
+"""The evaluation contract: the points of an attack, its random draws, and the verdict on its result."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 LOOKED_AT = 32
-"""Points by which a stochastic defense is found."""
+"""The number of points for detecting a stochastic defense."""
 
 
 class Kept(Protocol):
-    """Where finished pieces are kept, so that none is measured twice."""
+    """A store of finished pieces, so that none is measured twice."""
 
     def get(self, shard: Shard, setting: Setting) -> Piece | None:
-        """The piece of this shard, if it was kept."""
+        """The stored piece of this shard, if there is one."""
         ...
 
     def put(self, shard: Shard, setting: Setting, piece: Piece) -> None:
@@ -63,22 +63,22 @@ def evaluate(
 ) -> MatrixRow:
     """Measure one row of R.
 
-    An attack gets only points that are right clean; every crafted point is verified and predicted again in
-    float32 on the defense as it is. A stochastic defense is judged, clean and attacked alike, by the mean
-    softmax over 16 fresh draws, and searched with gradients averaged over 20 others.
+    An attack gets only points that are classified correctly when clean; every crafted point is verified and
+    predicted again in float32 on the unmodified defense. A stochastic defense is judged, clean and attacked,
+    by the mean softmax over 16 fresh draws, and attacked with gradients averaged over 20 others.
 
     Args:
-        view: the module to attack and judge for an attack (``Defense.view``); ``None`` for clean.
+        view: returns the module to attack and judge for an attack (``Defense.view``), or ``None`` for clean.
         data: test points; one block at a time is moved to ``device``.
         attacks: each with the number of points, from the first on, that it is measured on.
-        stage: the row; with ``seed``, the attack's text and the block it keys every random draw.
-        seed: of the run.
+        stage: the row; together with ``seed``, the attack's text and the block, the key of every draw.
+        seed: the run's seed.
         progress: called after each cell, the clean one first.
-        stochastic: whether the defense answers at random; ``None`` asks it twice to find out.
-        surrogate: what attacks search instead of the defense; access is then ``transfer``.
-        surrogate_key: tells surrogates apart where pieces are kept.
-        device: where the model is; where ``data`` lie by default.
-        kept: where finished pieces are found and put.
+        stochastic: whether the defense is randomised; ``None`` queries it twice to find out.
+        surrogate: the model that attacks search instead of the defense; access is then ``transfer``.
+        surrogate_key: distinguishes surrogates in the store of pieces.
+        device: the device of the model; by default that of ``data``.
+        kept: the store of finished pieces.
         attack_timeout: seconds that an attack may take for a block.
 
     Raises:
@@ -116,7 +116,7 @@ def measure_share(
 ) -> None:
     """Measure every ``of``-th shard of a row from ``number`` on, for :func:`evaluate` to find in ``kept``.
 
-    Takes what :func:`evaluate` takes. Clean points, which all shards need, are looked at as they are needed.
+    The arguments are those of :func:`evaluate`. Clean points, which all shards need, are predicted on demand.
 
     Raises:
         AttackTimeoutError: an attack took longer than ``attack_timeout``.
@@ -143,13 +143,13 @@ def measure_some(
     stochastic: bool | None = None,
     device: torch.device | None = None,
 ) -> Iterator[tuple[Shard, Piece]]:
-    """Measure those shards of a row that are ``wanted``, just as :func:`evaluate` would.
+    """Measure the ``wanted`` shards of a row, exactly as :func:`evaluate` would.
 
     Args:
-        view, data, attacks, stage, seed, stochastic, device: as :func:`evaluate` takes them; any other value
-            may change what a shard gives.
-        clean: (n,) points that attacks are given: those that are right clean.
-        wanted: which shards, clean ones among them.
+        view, data, attacks, stage, seed, stochastic, device: the arguments of :func:`evaluate`; other values
+            may change the results of a shard.
+        clean: (n,) the points that attacks get: those that are correct clean.
+        wanted: selects the shards, including clean ones.
     """
     view = _last_one(view)
     setting = _judged(Setting(stage, seed, 1, device or data.x.device), view, data, stochastic)
@@ -158,7 +158,7 @@ def measure_some(
 
 
 def _judged(setting: Setting, view: View, data: Split, stochastic: bool | None) -> Setting:
-    """With as many draws as the model needs."""
+    """The setting with the number of draws that the model needs."""
     if stochastic is None:
         stochastic = is_stochastic(view(None), data.x[:LOOKED_AT].to(setting.device), setting.seed)
     return replace(setting, draws=JUDGED_BY) if stochastic else setting
@@ -173,10 +173,10 @@ def _piece(
     kept: Kept | None,
     attack_timeout: float | None,
 ) -> Piece:
-    """The piece of a shard, as it was kept or measured now."""
+    """The piece of a shard, from the store or measured now."""
     piece = None if kept is None else kept.get(shard, setting)
     if piece is None:
-        # Clean passes are the defense's own, and it is the user's: nothing limits them.
+        # Clean passes run only the user's defense, so no limit applies to them.
         seconds = None if shard.attack is None else attack_timeout
         with limited(seconds, f"attack {shard.text!r} on row {setting.stage}, block {shard.index}"):
             piece = compute(shard, view, data, setting, clean)
@@ -186,7 +186,7 @@ def _piece(
 
 
 def _last_one(view: View) -> View:
-    """The same, but asked once for the blocks of an attack: a view may have to be built."""
+    """The same view, called once for all blocks of an attack, because building a view may take time."""
     kept: list[tuple[Attack | None, nn.Module]] = []
 
     def asked(attack: Attack | None) -> nn.Module:
@@ -203,7 +203,7 @@ def assemble(
     setting: Setting,
     pieces: Mapping[tuple[str, int], Piece],
 ) -> MatrixRow:
-    """The row of pieces that were computed anywhere, by attack text (``clean`` too) and block.
+    """Assemble a row from pieces that were computed anywhere, by attack text (or ``clean``) and block.
 
     Raises:
         KeyError: a piece is missing.

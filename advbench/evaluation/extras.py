@@ -1,4 +1,4 @@
-"""What a run measures of some defenses beside robust accuracy: routing by adapters, regenerated images."""
+"""Further measurements of some defenses: routing by adapters, and regenerated images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from defenses import Defense
 from defenses.parts.lowrank import nmi
 
 POINTS = 100
-"""Test points, from the first on, that are attacked and then routed or regenerated."""
+"""How many test points, from the first on, are attacked and then routed or regenerated."""
 
 
 @runtime_checkable
@@ -28,11 +28,11 @@ class Routes(Protocol):
     """A defense that mixes its adapters for each image."""
 
     def router_weights(self, x: Tensor) -> Tensor:
-        """(N, E) weights of the adapters, E = 0 where nothing is mixed."""
+        """(N, E) weights of the adapters, with E = 0 if nothing is mixed."""
         ...
 
     def merged(self, task: int | Tensor | None) -> nn.Module:
-        """The plain network of one adapter, of fixed weights, or of none."""
+        """The plain network with one adapter merged, with fixed weights, or without adapters."""
         ...
 
 
@@ -44,18 +44,18 @@ def routing(
     seed: int,
     device: torch.device | None = None,
 ) -> dict[str, float | None]:
-    """``router_nmi`` and ``router_overhead`` of a defense with a router; nothing of another.
+    """``router_nmi`` and ``router_overhead`` of a defense with a router; empty for other defenses.
 
     ``router_nmi`` is the normalised mutual information between the heaviest adapter and the attack, over the
-    first 100 test points, clean and after each attack on the defense. ``router_overhead`` is the
-    multiply-adds of an image over those of the plain network.
+    first 100 test points, clean and after each attack on the defense. ``router_overhead`` is the ratio of
+    multiply-adds per image to those of the plain network.
 
     Args:
         defense: has ``router_weights``, and is in eval mode.
         data: test points.
-        attacks: each crafts on every point, as at evaluation, whether or not it was right clean.
-        seed: keys every draw.
-        device: where ``defense`` is; where ``data`` lie by default.
+        attacks: each crafts on every point, as in evaluation, even on misclassified points.
+        seed: the key of every draw.
+        device: the device of ``defense``; by default that of ``data``.
     """
     assert isinstance(defense, Routes)
     place = device or data.x.device
@@ -77,14 +77,14 @@ def routing(
 
 
 PICTURE = "regenerated.png"
-"""The picture's name in a run directory."""
+"""The file name of the picture in a run directory."""
 SHOWN = 8
 """Of those in the picture."""
 
 
 @runtime_checkable
 class Regenerates(Protocol):
-    """A defense that draws what it understood of an image."""
+    """A defense that can regenerate images from its features."""
 
     def regenerate(self, x: Tensor) -> Tensor:
         """Images like ``x`` (N, C, H, W)."""
@@ -93,10 +93,10 @@ class Regenerates(Protocol):
 
 @dataclass(frozen=True)
 class Regenerated:
-    """What came out, over all attacks.
+    """The results of regeneration, over all attacks.
 
-    ``metrics`` are ``regenerated_psnr``, ``regenerated_ssim``, and ``adversarial_`` the same of the attacked
-    images themselves; ``picture`` is a PNG.
+    ``metrics`` are ``regenerated_psnr``, ``regenerated_ssim``, and, with the prefix ``adversarial_``, the
+    same for the attacked images themselves; ``picture`` is a PNG.
     """
 
     metrics: dict[str, float | None]
@@ -116,9 +116,9 @@ def regenerate(
     Args:
         defense: has ``regenerate``, and is in eval mode.
         data: test points.
-        attacks: each crafts on every point, as at evaluation, whether or not it was right clean.
-        seed: keys every draw.
-        device: where ``defense`` is; where ``data`` lie by default.
+        attacks: each crafts on every point, as in evaluation, even on misclassified points.
+        seed: the key of every draw.
+        device: the device of ``defense``; by default that of ``data``.
     """
     assert isinstance(defense, Regenerates)
     place = device or data.x.device
@@ -137,9 +137,9 @@ def regenerate(
 
 
 def psnr(images: Tensor, clean: Tensor) -> float | None:
-    """Peak signal-to-noise ratio in dB, 10·log10(1 / MSE), of the squared error over all images in [0, 1].
+    """The peak signal-to-noise ratio in dB, 10·log10(1 / MSE), with the MSE over all images in [0, 1].
 
-    None where all are equal: the ratio is infinite then.
+    None if all images are equal, since the ratio is then infinite.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -148,9 +148,10 @@ def psnr(images: Tensor, clean: Tensor) -> float | None:
 
 
 def ssim(images: Tensor, clean: Tensor) -> float:
-    """Structural similarity, mean over images (N, C, H, W) in [0, 1], at most 1.
+    """The structural similarity, averaged over images (N, C, H, W) in [0, 1], at most 1.
 
-    Wang's Gaussian window (σ = 1.5, 11 pixels), borders reflected; below 6 pixels a side, the 3×3 mean.
+    It uses Wang's Gaussian window (σ = 1.5, 11 pixels) with reflected borders; below 6 pixels per side, the
+    3×3 mean.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -162,7 +163,7 @@ def ssim(images: Tensor, clean: Tensor) -> float:
 
 
 def picture(x: Tensor, names: Sequence[str], crafted: Sequence[Tensor], drawn: Sequence[Tensor]) -> bytes:
-    """A PNG: a row of clean images, then for each attack the attacked, their difference, the regenerated."""
+    """A PNG with a row of clean images, then rows of attacked images, differences and regenerated images."""
     from leaderboards.pictures import ImageRow, difference, image_grid
 
     clean = pixels(x[:SHOWN])
@@ -175,5 +176,5 @@ def picture(x: Tensor, names: Sequence[str], crafted: Sequence[Tensor], drawn: S
 
 
 def pixels(x: Tensor) -> NDArray[np.float32]:
-    """Images (N, C, H, W) as pictures take them, (N, H, W, C)."""
+    """Convert images (N, C, H, W) to the layout of pictures, (N, H, W, C)."""
     return x.detach().permute(0, 2, 3, 1).cpu().numpy().astype(np.float32)

@@ -1,4 +1,4 @@
-"""One row of R: what one stage of a defense withstands."""
+"""One row of R: the robustness of one stage of a defense."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from leaderboards import Cell, Threat
 
 @dataclass
 class MatrixRow:
-    """One row of R: clean predictions (n,), what survives each attack (A, n), cells, and what went wrong.
+    """One row of R: clean predictions (n,), points that survive each attack (A, n), cells, and faults.
 
-    ``draws`` is how many draws of the defense judged each point: 1 unless it is stochastic; ``single`` then
-    maps the attacks (and ``clean``) to the points that survive by one draw alone.
+    ``draws`` is how many draws of the defense judged each point: 1 unless it is stochastic. For a stochastic
+    defense, ``single`` maps the attacks (and ``clean``) to the points that survive by a single draw.
     """
 
     stage: int

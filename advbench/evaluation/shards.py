@@ -1,4 +1,4 @@
-"""The smallest parts of an evaluation: one attack on one block of test points, in any order, anywhere."""
+"""The smallest units of an evaluation: one attack on one block of test points, in any order, anywhere."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from attacks_pool.verifier import exact_arithmetic, no_number, predict_exactly
 from leaderboards import CLEAN
 
 BLOCK_ELEMENTS = 2**20
-"""Pixels in a block. Blocks are part of what a number means: changing this changes random draws."""
+"""The pixels in a block. Random draws, and so all numbers, depend on the blocks."""
 WORTH_PREPARING = 8
-"""Forward passes a point from which a search is worth a faster form of the model."""
+"""From this number of forward passes per point on, a search is worth preparing a faster form of the model."""
 View = Callable[[Attack | None], nn.Module]
-"""The module to attack and judge for an attack; ``None`` asks for the one that sees clean points."""
+"""Returns the module to attack and judge for an attack, or the module for clean points for ``None``."""
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all shards of one row have in common.
+    """The settings that all shards of one row share.
 
     Attributes:
-        stage: the row; with ``seed``, the attack's text and the block it keys every random draw.
-        seed: of the run.
+        stage: the row; together with ``seed``, the attack's text and the block, the key of every draw.
+        seed: the run's seed.
         draws: how many draws of the model judge each point: 1 unless it is stochastic.
-        device: where blocks are moved to; where the data lie by default.
-        surrogate: what attacks search instead of the model; access is then ``transfer``.
-        surrogate_key: tells surrogates apart where pieces are kept.
+        device: the device that blocks are moved to; by default that of the data.
+        surrogate: the model that attacks search instead; access is then ``transfer``.
+        surrogate_key: distinguishes surrogates in the store of pieces.
     """
 
     stage: int
@@ -66,22 +66,22 @@ class Shard:
 
     @property
     def block(self) -> slice:
-        """The test points."""
+        """The slice of the test points."""
         return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one shard gave.
+    """The result of one shard.
 
     Attributes:
-        right: (points,) right clean or, for an attack, right clean and after it.
-        invalid: crafted points that break a bound.
-        not_a_number: points whose scores are no numbers.
-        seconds, forwards, backwards: what it took; passes are sample-passes.
+        right: (points,) correct clean or, for an attack, correct clean and after it.
+        invalid: how many crafted points break a bound.
+        not_a_number: how many points have NaN scores.
+        seconds, forwards, backwards: the cost; passes are sample-passes.
         changed: what the search changed in the model, in words.
-        single: of a stochastic model, the points that are right by one draw alone.
-        abstained: of a model that may abstain, the points on which it does; for an attack, of those that are
+        single: for a stochastic model, how many points are right by a single draw.
+        abstained: for a model that may abstain, on how many points it does; for an attack, of those that are
             ``right``.
     """
 
@@ -97,7 +97,7 @@ class Piece:
 
 
 def blocks(shape: Sequence[int], points: int) -> Iterator[slice]:
-    """Fixed runs of test points, from the image shape alone: a power of two between 16 and 512 each."""
+    """The blocks of test points, each of a power of two between 16 and 512, set by the image shape."""
     size = 16
     while size < 512 and 2 * size * int(np.prod(shape)) <= BLOCK_ELEMENTS:
         size *= 2
@@ -106,7 +106,7 @@ def blocks(shape: Sequence[int], points: int) -> Iterator[slice]:
 
 
 def shards(data: Split, attacks: Sequence[tuple[Attack, int]], *, clean: bool = True) -> Iterator[Shard]:
-    """All shards of a row: clean ones first, which those of attacks need, then attack by attack."""
+    """All shards of a row: first the clean ones, which the others need, then those of each attack."""
     wanted: list[tuple[Attack | None, int]] = [(None, len(data))] if clean else []
     for attack, limit in [*wanted, *attacks]:
         for index, block in enumerate(blocks(data.x.shape[1:], limit)):
@@ -116,15 +116,15 @@ def shards(data: Split, attacks: Sequence[tuple[Attack, int]], *, clean: bool = 
 def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bools | None = None) -> Piece:
     """Measure one shard.
 
-    An attack gets only points that are right clean; every crafted point is verified and predicted again in
-    float32 on the model as it is.
+    An attack gets only points that are correct clean; every crafted point is verified and predicted again in
+    float32 on the unmodified model.
 
     Args:
-        shard: what to measure.
-        view: the module to attack and judge for an attack; ``None`` for clean.
+        shard: the shard to measure.
+        view: returns the module to attack and judge for an attack, or ``None`` for clean.
         data: test points, of which only the shard's block is moved to the device.
-        setting: what the row's shards share.
-        clean: for an attack, (points,) of the block that are right clean.
+        setting: the settings of the row.
+        clean: for an attack, (points,) which points of the block are correct clean.
     """
     began = time.perf_counter()
     place = setting.device or data.x.device
@@ -133,7 +133,7 @@ def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bool
         found = _clean(view(None), x, y, shard, setting)
     else:
         if clean is None:
-            raise ValueError("an attack's shard needs to know which points are right clean")
+            raise ValueError("an attack's shard needs the clean outcomes of its points")
         model = view(shard.attack)
         found = (_class_by_class if abstains(model) else _attacked)(
             shard.attack, model, x, y, shard, setting, clean
@@ -142,14 +142,14 @@ def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bool
 
 
 def _judge(model: nn.Module, shard: Shard, setting: Setting) -> nn.Module:
-    """What gives the verdict's scores; its draws are keyed apart from those of any search."""
+    """The module whose scores give the verdict; its draws have other keys than those of any search."""
     if setting.draws == 1:
         return model
     return MeanOfDraws(model, (setting.stage, setting.seed, shard.text, shard.index), setting.draws)
 
 
 def _single(judge: nn.Module, y: Tensor, label: int | None = None) -> int | None:
-    """What the first draw alone gets right; with a ``label`` of all points, to abstain is right."""
+    """How many points a single draw gets right; with a ``label`` of all points, abstaining is right."""
     if isinstance(judge, AbstainingIsRight):
         return _single(judge.model, y, judge.label)
     if not isinstance(judge, MeanOfDraws):
@@ -174,7 +174,7 @@ def _clean(model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Settin
 def _class_by_class(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, shard: Shard, setting: Setting, clean: Bools
 ) -> Piece:
-    """As :func:`_attacked`, for a model that abstains: which outputs are right depends on the class."""
+    """Like :func:`_attacked`, for a model that abstains: which outputs are right depends on the class."""
     labels = y.cpu().numpy()
     pieces = [
         _attacked(attack, model, x, y, shard, setting, clean & (labels == label), int(label))
@@ -203,9 +203,9 @@ def _attacked(
     clean: Bools,
     label: int | None = None,
 ) -> Piece:
-    """One attack on one view; with a surrogate the search runs there, for all its steps.
+    """Run one attack on one view; with a surrogate, the whole search runs on the surrogate.
 
-    A ``label``, which all points then have, says that the last output abstains.
+    If ``label`` is given, all points have it, and the last output means abstaining.
     """
     survived = np.zeros(len(x), dtype=bool)
     if not clean.any():
@@ -221,7 +221,7 @@ def _attacked(
         x_adv, passes = _craft(attack, model, x, y, draws, stochastic=setting.draws > 1, label=label)
     changes = state.changes()
     if changes:
-        # The search ran on a model that it moved; the verdict must not.
+        # The search may have changed the model; the verdict must not depend on that.
         state.restore()
     judge = _judge(model, shard, setting)
     if label is not None:
@@ -246,7 +246,7 @@ def _abstained(judge: nn.Module, robust: Tensor) -> int | None:
 
 
 def _forgiving(model: nn.Module, label: int | None) -> nn.Module:
-    """The model, or with a ``label`` one to which abstaining is that class."""
+    """The model or, with a ``label``, a wrapper that counts abstaining as that class."""
     return model if label is None else AbstainingIsRight(model, label)
 
 
@@ -261,10 +261,10 @@ def _craft(
     early_stop: bool = True,
     label: int | None = None,
 ) -> tuple[Tensor, Passes]:
-    """What the attack finds, and the sample-passes that it took, on whichever form of the model."""
+    """The points that the attack crafts, and its sample-passes; may use a faster form of the model."""
     cost = attack.info.passes(attack.knobs)
     plain = searched = _forgiving(AveragedDraws(model) if stochastic else model, label)
-    # A point that fools these draws by a hair fools no others: it is searched to the end.
+    # A point that barely fools these draws may not fool others, so its search continues to the end.
     early_stop = early_stop and not stochastic
     if not stochastic and cost is not None and cost[0] >= WORTH_PREPARING:
         searched = search_model(plain, x, reduced=attack.info.reduced_precision)

@@ -1,4 +1,4 @@
-"""Defenses that answer at random: how they are found, judged by many draws and attacked by many draws."""
+"""Randomised defenses: their detection, and judging and attacking them with many draws."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from attacks_pool.losses import RULED_OUT, log_probabilities
 from attacks_pool.verifier import predict_exactly
 
 JUDGED_BY = 16
-"""Draws that a stochastic defense is judged by."""
+"""How many draws judge a stochastic defense."""
 CRAFTED_BY = 20
-"""Draws that each gradient of a search against a stochastic defense is averaged over."""
+"""How many draws each gradient of a search against a stochastic defense averages over."""
 TOLERANCE = 1e-4
-"""Difference of logits, relative to the largest one, that rounding explains."""
+"""The largest difference of logits, relative to the largest logit, that rounding explains."""
 
 
 class MeanOfDraws(nn.Module):
-    """Scores by which a stochastic model is judged: the mean softmax over fresh draws, (N, K).
+    """The scores (N, K) that judge a stochastic model: the mean softmax over fresh draws.
 
-    Each draw is seeded by ``key`` and its number. After a call ``single`` (N,) holds what the first draw
-    alone predicts, and ``outputs`` is K.
+    Each draw is seeded by ``key`` and its number. After a call, ``single`` (N,) holds the predictions of the
+    first draw, and ``outputs`` is K.
     """
 
     def __init__(self, model: nn.Module, key: tuple[Any, ...], draws: int = JUDGED_BY) -> None:
@@ -47,11 +47,11 @@ class MeanOfDraws(nn.Module):
 
 
 class AveragedDraws(nn.Module):
-    """What a search against a stochastic model looks at: log of the mean softmax over fresh draws, (N, K).
+    """The scores (N, K) for a search against a stochastic model: log of the mean softmax over fresh draws.
 
     Its gradient averages those of the draws (expectation over transformation, arXiv:1707.07397), each
-    weighted by the probability that it gives the true class: the gradient of what the judge looks at. Draws
-    come from the global random state, which every attack seeds for itself.
+    weighted by its probability of the true class: this is the gradient of the judge's scores. Draws come from
+    the global random state, which every attack seeds for itself.
     """
 
     def __init__(self, model: nn.Module, draws: int = CRAFTED_BY) -> None:
@@ -61,21 +61,21 @@ class AveragedDraws(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Log of mean probabilities."""
         each = [log_probabilities(self.model(x).float()) for _ in range(self.draws)]
-        # Finite until here: the gradient of a sum of exp(−∞) is no number.
+        # Values are kept finite until here: the gradient of a sum of exp(−∞) is NaN.
         mean = torch.logsumexp(torch.stack(each), 0) - math.log(self.draws)
         return mean.masked_fill(mean < RULED_OUT / 2, -torch.inf)
 
 
 def logits_of(model: nn.Module, x: Tensor, seed: int) -> Tensor:
-    """Exact logits under a seeded global random state, which is put back."""
+    """Exact logits under a seeded global random state, which is restored afterwards."""
     with isolated_randomness(seed, x.device):
         return predict_exactly(model, x)
 
 
 def gap(first: Tensor, second: Tensor) -> float:
-    """The largest difference, relative to the largest logit; above `TOLERANCE` it is no rounding.
+    """The largest difference, relative to the largest logit; rounding explains it up to `TOLERANCE`.
 
-    A number against NaN, and an infinity against another, differ by infinity.
+    A number and NaN, or two different infinities, differ by infinity.
     """
     if first.shape != second.shape:
         return math.inf
@@ -92,7 +92,7 @@ def gap(first: Tensor, second: Tensor) -> float:
 def is_stochastic(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
     """Whether two passes over ``x`` in eval mode differ by chance.
 
-    A model that merely remembers what it was asked before is not random: see `history_gap`.
+    A model whose answers depend on earlier queries is not random: see `history_gap`.
     """
     if not len(x):
         return False
@@ -101,10 +101,10 @@ def is_stochastic(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
 
 
 def history_gap(model: nn.Module, x: Tensor, seed: int = 0) -> float:
-    """How far the logits of ``x`` depend on what a copy of the model was asked before, else 0.
+    """How much the logits of ``x`` depend on earlier queries of a copy of the model; 0 if not at all.
 
-    The histories have equal shapes and all passes equal seeds, so that chance does not count. Where equal
-    histories give unequal answers, chance has hidden itself from seeding, and nothing can be told.
+    The histories have equal shapes and all passes equal seeds, so that chance does not count. If equal
+    histories give different answers, seeds do not control the randomness, and the result is 0.
     """
     noise = uniform(x, keyed_generator("history", seed))
     near = (x + 0.02 * (noise - 0.5)).clamp(0, 1)
@@ -113,12 +113,12 @@ def history_gap(model: nn.Module, x: Tensor, seed: int = 0) -> float:
         if gap(reference, _after(model, noise, x, seed)) > TOLERANCE:
             return 0.0
         return max(gap(reference, _after(model, before, x, seed)) for before in (x, near, x.flip(0)))
-    except Exception:  # a stranger's module may refuse to be copied
+    except Exception:  # a foreign module may not be copyable
         return 0.0
 
 
 def _after(model: nn.Module, before: Tensor, x: Tensor, seed: int) -> Tensor:
-    """Logits of ``x`` from a copy of the model that was asked ``before``, twice, first."""
+    """The logits of ``x`` from a copy of the model that was first queried twice with ``before``."""
     fresh = copy.deepcopy(model)
     for number in range(2):
         logits_of(fresh, before, key_seed("before", seed, number))

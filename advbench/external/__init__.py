@@ -1,4 +1,4 @@
-"""Models that were trained elsewhere: found, loaded without running their pickles, and asked for logits."""
+"""Models that were trained elsewhere: finding them, loading them without running pickles, evaluating them."""
 
 from advbench.external.load import Foreign, Source, load_foreign
 from advbench.external.wrapper import ForeignModel

@@ -1,4 +1,4 @@
-"""Archives of strangers: what they hold, before anything reads them."""
+"""Checks of untrusted model archives before anything reads them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ STATE_MEMBERS = re.compile(
     r"(?:[^/]+/)?(?:data\.pkl|version|byteorder|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id|data/[0-9]+)"
 )
-"""All that ``torch.save`` writes for a state dict."""
+"""The members that ``torch.save`` writes for a state dict."""
 MAGIC = b"PK\x03\x04"
 """The first bytes of a file that torch reads as an archive."""
 
 
 def members(path: Path, what: str) -> list[str]:
-    """The names in a zip archive, which ``.pt`` and ``.pt2`` files are; none in another file.
+    """The names in a zip archive, such as a ``.pt`` or ``.pt2`` file; none for other files.
 
     Args:
         path: the file.
-        what: how errors call it.
+        what: its name in errors.
 
     Raises:
         InputError: a name leads out of the archive (``../x``, ``/x``, ``C:\\x``), or it is damaged.
@@ -33,7 +33,7 @@ def members(path: Path, what: str) -> list[str]:
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """What program an archive with these members is; None where it is none that torch runs."""
+    """The kind of torch program in an archive with these members; None if it is not a program."""
     names = list(names)
     if any(name.endswith("archive_format") for name in names):
         return PROGRAM
@@ -41,14 +41,14 @@ def kind_of(names: Iterable[str]) -> str | None:
 
 
 def check_state(path: Path, what: str) -> None:
-    """Refuse an archive that is more than a state dict, before torch opens it.
+    """Refuse an archive that contains more than a state dict, before torch opens it.
 
     Args:
         path: a file of weights, in an archive or not.
-        what: how errors call it.
+        what: its name in errors.
 
     Raises:
-        InputError: it is a program, or holds members that a state dict has not, or more than it has bytes.
+        InputError: it is a program, has members that a state dict lacks, or claims more bytes than it has.
     """
     entries = _entries(path, what)
     other = [entry.filename for entry in entries if not STATE_MEMBERS.fullmatch(entry.filename)]
@@ -59,7 +59,7 @@ def check_state(path: Path, what: str) -> None:
             f"{what} {said}, and a program can run any code: save its state_dict() as safetensors, or, if "
             "you trust it, give it with --model FILE --trust"
         )
-    # torch.save compresses nothing, so that an archive cannot unfold to more than it is.
+    # torch.save does not compress, so a genuine archive cannot unpack to more bytes than it has.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
         sum(entry.file_size for entry in entries) > path.stat().st_size
     ):
@@ -69,7 +69,7 @@ def check_state(path: Path, what: str) -> None:
 
 
 def _entries(path: Path, what: str) -> list[zipfile.ZipInfo]:
-    """The members of a zip archive; none of another file."""
+    """The members of a zip archive; none for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -1,4 +1,4 @@
-"""Evaluation of models that were trained elsewhere: any attacks, the same verifier, the same audit."""
+"""Evaluates models that were trained elsewhere: any attacks, the same verifier, the same audit."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def evaluate_model(
     progress: bool | None = None,
     **options: Any,
 ) -> Run:
-    """Measure what a model that was trained elsewhere withstands; what ``advbench eval`` does.
+    """Evaluate a model that was trained elsewhere, as ``advbench eval`` does.
 
     Args:
         model: a text, a module, or a function from images (N, C, H, W) in [0, 1] to logits (N, K); see
             :class:`advbench.EvalRequest`.
         dataset: a name that ``advbench datasets`` lists.
-        runs_dir: where the run's directory is made.
+        runs_dir: where the run's directory is created.
         listeners: called with every :class:`advbench.runtime.events.Event`.
-        resume: None goes on with an unfinished evaluation of ``runs_dir`` that was asked to do the very same
-            on the same weights; False always begins a new one. Only a model given as text can be known again.
-        workers: processes that share the blocks of all attacks, each on one thread unless ``threads`` says
-            otherwise; the numbers do not depend on it.
+        resume: None resumes an unfinished evaluation in ``runs_dir`` with exactly the same options and
+            weights; False always starts a new one. Only a model given as text can be recognised again.
+        workers: processes that share the blocks of all attacks, each with one thread unless ``threads`` is
+            set; the numbers do not depend on it.
         ray: a Ray cluster that shares them instead: ``auto``, ``local`` or ``host:port``; ``workers`` is then
             the number of tasks, one a CPU by default.
         progress: show on stderr how far it is; None, the default, shows it in notebooks alone.
@@ -53,11 +53,11 @@ def evaluate_model(
             ``seed``, ``weights``, ``abstain``, …
 
     Returns:
-        The evaluation; ``.record`` has everything that was measured.
+        The evaluation; ``.record`` has all measurements.
 
     Raises:
-        InputError, RecordError: anything that cannot be run; nothing is left on disk then.
-        RunFailedError: anything that went wrong on the way; what was finished is kept.
+        InputError, RecordError: the request cannot be run; nothing is left on disk.
+        RunFailedError: something failed during the evaluation; finished parts are kept.
     """
     workers = None if workers is None else whole_number("workers", workers)
     if workers is not None and not 1 <= workers <= MOST_WORKERS:

@@ -1,4 +1,4 @@
-"""One evaluation of a foreign model under way: measured, audited, written, gone on with."""
+"""Runs one evaluation of a foreign model: measures, audits, writes the record, and resumes."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from leaderboards.records.layout import CHECKPOINT, EVALUATED, LOG, OUTCOMES
 
 
 def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
-    """What was asked for, checked and loaded, and its identity, if it has one.
+    """Check and load a request; return the evaluation and its identity, if it has one.
 
     Raises:
-        InputError, RecordError: anything that cannot be run.
+        InputError, RecordError: the request cannot be run.
     """
     gives_up = check_abstain(request.abstain)
     place = _device(request.model, request.device)
@@ -72,7 +72,7 @@ def _plain(attacks: str | Sequence[str]) -> str | list[str]:
 
 
 def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:
-    """The modules that build the model; None for one that cannot be known again: it came without a text."""
+    """The modules that build the model; None for one without a text, which cannot be recognised again."""
     if not isinstance(source, Source):
         return None
     module, colon, _ = source.model.partition(":")
@@ -84,14 +84,14 @@ def _device(model: object, text: str) -> torch.device:
     if text == "auto" and isinstance(model, nn.Module):
         return next((tensor.device for tensor in model.parameters()), device)
     if text == "auto" and not isinstance(model, str):
-        # A function keeps its tensors where its author put them, which nobody but a GPU's owner changes.
+        # The tensors of a function stay where its author put them, so give it CPU images by default.
         return torch.device("cpu")
     return device
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation, with nothing left open: each attack with its number of points."""
+    """One fully resolved evaluation: each attack with its number of points."""
 
     foreign: Foreign
     data: DataSet
@@ -104,13 +104,13 @@ class Evaluation:
 
     @property
     def test(self) -> Split:
-        """The test points that are measured, on the CPU."""
+        """The test points to measure, on the CPU."""
         size = max(count for _, count in self.attacks)
         return Split(self.data.test.x[:size], self.data.test.y[:size])
 
 
 def identity_of(job: Evaluation, code: tuple[str, ...]) -> str:
-    """64 hexadecimal digits over all that the numbers depend on; ``code``: modules that build the model."""
+    """64 hexadecimal digits over all that the numbers depend on; ``code`` lists the model's modules."""
     environment = describe(job.device, job.data)
     config = {key: value for key, value in job.config.items() if key not in WHERE_NOT_WHAT}
     return digest(
@@ -128,7 +128,7 @@ def identity_of(job: Evaluation, code: tuple[str, ...]) -> str:
 
 
 def _transferred_from(surrogate: Surrogate | None) -> str:
-    """What names the surrogate; the plain one follows from seed, data and code."""
+    """An identifier of the surrogate; the plain one is determined by seed, data and code."""
     if surrogate is None:
         return "plain"
     return "none" if surrogate[1] is None else weights_digest(surrogate[1].state_dict())
@@ -143,16 +143,16 @@ def evaluate_job(
     fresh: bool,
     share_out: Callable[[Path], list[str]] | None = None,
 ) -> Run:
-    """Measure it in a directory of its own.
+    """Measure a job in a directory of its own.
 
     Args:
-        job: what to measure.
-        runs_dir: where the directory is made, or an unfinished one of this identity is found.
-        listeners: told of everything.
-        identity: None for a model that cannot be known again; nothing of it is kept then.
-        fresh: look for no unfinished one.
-        share_out: has others put pieces into a directory, before what is missing is measured here; says
-            what they could not.
+        job: the evaluation.
+        runs_dir: where the directory is created, or an unfinished one with this identity is found.
+        listeners: called with every event.
+        identity: None for a model that cannot be recognised again; no pieces are then stored.
+        fresh: do not look for an unfinished one.
+        share_out: makes other processes write pieces to a directory, before missing pieces are measured here;
+            returns their problems.
     """
 
     def manifest(name: str) -> Manifest:
@@ -163,7 +163,7 @@ def evaluate_job(
     with ExitStack() as stack:
         found = stack.enter_context(place(runs_dir, _stem(job), manifest, identity=identity, fresh=fresh))
         directory = found.directory
-        how = "give the same command again, and it goes on" if identity else "but begins again next time"
+        how = "give the same command again to resume it" if identity else "but it cannot be resumed"
         stack.enter_context(failing(directory, lambda: f"evaluation of {job.foreign.name}", how))
         log = JsonLog(directory / LOG)
         stack.callback(log.close)
@@ -174,7 +174,7 @@ def evaluate_job(
             pieces = Pieces(directory / CHECKPOINT / "pieces", identity, state_of(job))
             if share_out is not None:
                 for problem in share_out(pieces.directory):
-                    _say(job, told, "note", text=f"{problem}: what is missing is measured here")
+                    _say(job, told, "note", text=f"{problem}: the missing pieces are measured here")
         record = _measured(job, directory, told, pieces)
         _say(job, told, "end", text=str(directory))
     return Run(directory, record, data_dir=job.config["data_dir"])
@@ -193,7 +193,7 @@ def _say(job: Evaluation, listeners: Sequence[Listener], kind: Kind, **values: A
 def _measured(
     job: Evaluation, directory: Path, listeners: Sequence[Listener], pieces: Pieces | None
 ) -> Record:
-    """Attack, audit and write; the record last."""
+    """Attack and audit the model; return the record."""
     model, seed = job.foreign.model, job.config["seed"]
     began = time.perf_counter()
 
@@ -204,7 +204,7 @@ def _measured(
         _say(job, listeners, "cell", attack=cell.attack, cell=cell)
 
     more: dict[str, Any] = {"device": job.device, "kept": pieces, "attack_timeout": job.attack_timeout}
-    # Before the first question: what the model remembers of this evaluation must not answer for it.
+    # Copy the model before the first query, so that the copy has no memory of this evaluation.
     with Fresh(view, [], job.device) as fresh:
         row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
         name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
@@ -239,5 +239,5 @@ def _measured(
 
 
 def state_of(job: Evaluation) -> str:
-    """What names the model's weights."""
+    """An identifier of the model's weights."""
     return digest({key: value for key, value in job.foreign.origin.items() if key.endswith("sha256")})

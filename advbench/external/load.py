@@ -1,4 +1,4 @@
-"""From a model's text, module or function to a :class:`ForeignModel` and where its weights came from."""
+"""Loads a :class:`ForeignModel` from a text, module or function, with the origin of its weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMS = "package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or ro
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: the text, and what its weights and normalisation are read from.
+    """The source of a model: its text, and the files of its weights and normalisation.
 
     ``trust`` allows loading a file that holds a program, which can run any code.
     """
@@ -46,7 +46,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A loaded model; ``file`` holds its weights (None: none was given), ``origin`` goes on record."""
+    """A loaded model; ``file`` has its weights (None if not given), ``origin`` goes into the record."""
 
     model: ForeignModel
     name: str
@@ -62,7 +62,7 @@ class Foreign:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """``origin`` as tables tell models of one name apart: digests in short."""
+        """``origin`` with short digests, as tables show it to distinguish models of one name."""
         short = {key: value for key, value in self.origin.items() if not key.endswith("sha256")}
         state = self.origin["state_sha256"]
         return {**short, "state": None if state is None else state[:12]}
@@ -76,18 +76,18 @@ def load_foreign(
     name: str | None = None,
     abstain: bool = False,
 ) -> Foreign:
-    """The model, in eval mode, after a first look at what it gives for ``data``'s images.
+    """Load a model in eval mode, and check its output for images of ``data``'s shape.
 
     Args:
         source: a text with its files, a module, or a function from images to logits.
-        data: its image shape and number of classes are what the model must fit.
-        seed: decides the weights of architectures that come without any.
-        name: how tables call it; the text by default.
-        abstain: whether it has one logit more than there are classes, by which it abstains.
+        data: the data set, whose image shape and number of classes the model must fit.
+        seed: determines the weights of architectures that come without any.
+        name: its name in tables; the text by default.
+        abstain: whether it has one more logit than there are classes, by which it abstains.
 
     Raises:
-        InputError: it cannot be found, read or built, is a program that is not trusted, or gives something
-            else than logits of ``data``.
+        InputError: it cannot be found, read or built, is a program that is not trusted, or its output is not
+            logits for ``data``.
     """
     if isinstance(source, Source):
         return _from_source(source, data, seed, name, abstain)
@@ -105,14 +105,14 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
         raise unknown("threat", str(source.threat), THREATS)
     if source.threat is not None and not text.startswith(ROBUSTBENCH):
         raise InputError(
-            "--threat says which of RobustBench's models it is: it goes with robustbench:NAME, and --attacks "
-            "says what any model meets"
+            "--threat chooses one of RobustBench's models: it goes with robustbench:NAME; --attacks chooses "
+            "the attacks for any model"
         )
     if source.model_dir is not None and not text.startswith(ROBUSTBENCH):
         raise InputError("--model-dir is where RobustBench's checkpoints are: it goes with robustbench:NAME")
     path = Path(text).expanduser()
     if path.suffix == ".safetensors":
-        raise InputError(f"model {text!r} holds weights alone: give {WITH_FACTORY}")
+        raise InputError(f"model {text!r} contains only weights: give {WITH_FACTORY}")
     if path.suffix in (*SCRIPTS, EXPORTED):
         if file is not None:
             raise InputError(f"model {text!r} has weights of its own: --weights goes with a factory or a zoo")
@@ -137,7 +137,7 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
 
 
 def _built(source: Source, data: DataSet, seed: int, classes: int) -> tuple[nn.Module, Path | None]:
-    """A module of so many ``classes`` built from code, with the weights of a file where one is given."""
+    """A module with ``classes`` outputs, built from code, with the weights of a file if one is given."""
     text, weights = source.model, source.weights
     if text.startswith(ROBUSTBENCH):
         return from_robustbench(
@@ -169,7 +169,7 @@ def _normalised(model: ForeignModel, mean: Sequence[float], std: Sequence[float]
 
 
 def _look(model: ForeignModel, data: DataSet) -> None:
-    """Two empty images and one, in eval mode: whatever is wrong with the model's answers is said here."""
+    """Try two empty images and one, in eval mode, to report faults of the model's output early."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     out_of_inference(model)
     with torch.no_grad(), isolated_randomness(0, device), evaluation_mode(model):

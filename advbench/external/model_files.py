@@ -1,4 +1,4 @@
-"""Programs saved to files: TorchScript (``torch.jit.save``) and exported ones (``torch.export.save``)."""
+"""Loads programs from files: TorchScript (``torch.jit.save``) and exported (``torch.export.save``)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WITH_FACTORY = "--model package.module:factory --weights FILE.safetensors"
 
 
 def load_program(path: Path, shape: tuple[int, ...], classes: int, *, trust: bool) -> ForeignModel:
-    """A model from a file that holds its program, which torch runs: a file that nobody trusts is not opened.
+    """Load a model from a file with its program, which torch runs; an untrusted file is not opened.
 
     Args:
         path: a TorchScript file or one of ``torch.export.save``; its content decides which.
-        shape: (C, H, W) of the images that it will be given.
-        classes: how many logits it gives.
+        shape: (C, H, W) of its input images.
+        classes: the number of its logits.
         trust: whether it may be loaded.
 
     Raises:
@@ -38,10 +38,10 @@ def load_program(path: Path, shape: tuple[int, ...], classes: int, *, trust: boo
         raise InputError(f"model {str(path)!r}: there is no such file; nothing is downloaded")
     kind = kind_of(members(path, f"model {str(path)!r}"))
     if kind is None and path.suffix == EXPORTED:
-        raise InputError(f"model {str(path)!r} is no program that torch.export.save wrote")
+        raise InputError(f"model {str(path)!r} is not a program of torch.export.save")
     if kind is None:
         raise InputError(
-            f"model {str(path)!r} is no TorchScript file, and a pickle could run any code: "
+            f"model {str(path)!r} is not a TorchScript file, and a pickle could run any code: "
             f"save its state_dict() as safetensors and give {WITH_FACTORY}"
         )
     if not trust:
@@ -53,7 +53,7 @@ def load_program(path: Path, shape: tuple[int, ...], classes: int, *, trust: boo
 
 
 def load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
-    """A trusted TorchScript file; ``shape`` (C, H, W) is that of the images it will be given.
+    """Load a trusted TorchScript file; ``shape`` (C, H, W) is that of its input images.
 
     Raises:
         InputError: the file is damaged.
@@ -69,7 +69,7 @@ def load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignMode
 
 
 def load_exported(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
-    """A trusted program of ``torch.export.save``; its batch size is read from what it was exported for.
+    """Load a trusted program of ``torch.export.save``; its batch size is that of the export.
 
     Raises:
         InputError: the file is damaged, or is for images of another shape.
@@ -108,7 +108,7 @@ def _batch(size: Any, ranges: Any) -> tuple[int, int | None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's remarks that these formats are old, or new; errors still arrive."""
+    """Suppress torch's warnings that these formats are old, or new, but not its errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -121,7 +121,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """No pickle that ``torch.load`` reads may hold more than tensors; torch has other ways, hence trust."""
+    """Restrict ``torch.load`` to tensors; torch has other ways to run code, so files still need trust."""
     load = torch.load
 
     @functools.wraps(load)

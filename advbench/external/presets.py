@@ -1,4 +1,4 @@
-"""Which attacks ``advbench eval`` makes: those that a user lists, or a preset."""
+"""The attacks of ``advbench eval``: those that a user lists, or a preset."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STANDARD: tuple[Choices, ...] = (
     ("square",),
     ("pgd-l2:restarts=2,steps=40",),
 )
-"""A single step, iterated and adaptive gradients on two losses and on targets, the nearest boundary, queries
-without gradients, and another norm: of each group the first that the pool has."""
+"""Groups of attacks: a single step, iterated and adaptive gradients with two losses and with targets, the
+nearest boundary, queries without gradients, another norm. The first of each group in the pool is used."""
 
 PRESETS: Mapping[str, tuple[Choices, ...]] = {
     "standard": STANDARD,
@@ -32,10 +32,10 @@ DEFAULT = "standard"
 
 
 def suite(attacks: str | Sequence[str] | None, preset: str | None, data: DataSet) -> list[Attack]:
-    """The attacks to make, with the budgets of ``data``; the preset ``standard`` if neither is given.
+    """The attacks to run, with the budgets of ``data``; the preset ``standard`` if neither is given.
 
     Raises:
-        InputError: both are given, an unknown name, or attacks that cannot treat the images of ``data``.
+        InputError: both are given, a name is unknown, or an attack does not support the images of ``data``.
     """
     if attacks is not None and preset is not None:
         raise InputError("attacks and preset are both given: a preset is a list of attacks")
@@ -46,10 +46,10 @@ def suite(attacks: str | Sequence[str] | None, preset: str | None, data: DataSet
 
 
 def preset_attacks(preset: str) -> list[str]:
-    """The attack texts of a preset, those of them that the pool has.
+    """The attack texts of a preset, as far as the pool has them.
 
     Raises:
-        InputError: no such preset, or none of a group's attacks is in the pool.
+        InputError: there is no such preset, or none of a group's attacks is in the pool.
     """
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
@@ -58,6 +58,6 @@ def preset_attacks(preset: str) -> list[str]:
     for choices in PRESETS[preset]:
         text = next((text for text in choices if attack_name(text) in known), None)
         if text is None:
-            raise InputError(f"preset {preset!r} needs an attack that is not here: {attack_name(choices[0])}")
+            raise InputError(f"preset {preset!r} needs an attack that is missing: {attack_name(choices[0])}")
         found.append(text)
     return found

@@ -1,4 +1,4 @@
-"""What to measure of a model that was trained elsewhere, as one value."""
+"""The request for evaluating a model that was trained elsewhere, as one value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attacks_pool.metadata import whole_number
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """An evaluation as :func:`advbench.evaluate_model` is asked for it, checked as far as it can be alone.
+    """A request for :func:`advbench.evaluate_model`; its values are checked as far as possible without data.
 
     Attributes:
         model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file that is
@@ -27,22 +27,22 @@ class EvalRequest:
             (N, C, H, W) in [0, 1] to logits (N, K).
         dataset: a name that ``advbench datasets`` lists.
         attacks: ``fgsm,pgd:steps=50`` or a list of such texts.
-        preset: the name of a list of attacks; ``standard`` when neither it nor ``attacks`` is given.
-        name: how tables call the model.
-        points: test points: ``1000``, ``"cw=1000"``, all by default.
+        preset: the name of a list of attacks; ``standard`` if neither it nor ``attacks`` is given.
+        name: the model's name in tables.
+        points: test points: ``1000``, ``"cw=1000"``; all by default.
         seed: determines every draw.
         device: ``auto`` leaves a module where it is; a module is moved to any other.
         threads: CPU threads.
         weights: safetensors, or a state dict without other pickles, for a model built from code.
-        model_dir: where RobustBench's checkpoints are.
-        threat: of RobustBench's models: ``linf`` (the default), ``l2`` or ``corruptions``.
-        mean, std: normalisation to put before the model, one value a channel.
+        model_dir: the folder with RobustBench's checkpoints.
+        threat: the threat of RobustBench's models: ``linf`` (the default), ``l2`` or ``corruptions``.
+        mean, std: the normalisation to apply before the model, one value per channel.
         surrogate: a run whose model the audit crafts transferred points on, or ``none``; by default a small
-            plain model is trained for it on the data set's training images.
-        data_dir: where the data sets' files are.
+            plain model is trained on the data set's training images.
+        data_dir: the folder with the files of data sets.
         attack_timeout: seconds that an attack may take for a block of points.
-        abstain: ``last`` for a model that has one output more than there are classes, by which it abstains:
-            right on attacked points, wrong on clean ones. Attacks search against exactly that.
+        abstain: ``last`` for a model with one more output than there are classes, by which it abstains:
+            right on attacked points, wrong on clean ones. Attacks take this into account.
         trust: load a TorchScript or exported file: such a program can run any code.
     """
 
@@ -68,10 +68,10 @@ class EvalRequest:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EvalRequest:
-        """The request that these options make, with NumPy's numbers as plain ones.
+        """Make a request from options, converting NumPy's numbers to plain ones.
 
         Raises:
-            InputError: an unknown option, or a value that no evaluation can have.
+            InputError: an option is unknown, or a value is invalid.
         """
         known = [field.name for field in fields(cls)]
         for option in options:
@@ -89,10 +89,10 @@ class EvalRequest:
 
     @property
     def source(self) -> Source | Callable[[Tensor], Any]:
-        """Where the model comes from.
+        """The source of the model.
 
         Raises:
-            InputError: files or normalisation for a module, which has its own.
+            InputError: files or normalisation are given for a module, which has its own.
         """
         if isinstance(self.model, str):
             mean, std = (None if given is None else _floats(given) for given in (self.mean, self.std))

@@ -1,4 +1,4 @@
-"""The record of a model that was evaluated, not trained: one row of R, no sequence."""
+"""Makes the record of a model that was evaluated, not trained: one row of R, no sequence."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from leaderboards.records.layout import EVALUATED
 from leaderboards.statistics.measured import eval_metrics
 
 GROUP = "evaluated models"
-"""What they have in place of a model, so that they are ranked with one another and nothing else."""
+"""The model name in records of evaluations, so that they are ranked only with each other."""
 NOT_KEPT = "not-kept"
-"""Stands for the weights of a stage that the run directory has no copy of."""
+"""The placeholder for the weights of a stage if the run directory has no copy of them."""
 
 
 def eval_config(foreign: Foreign, attacks: Sequence[Attack], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record keeps of the request, under the keys that every record has; ``rest`` adds to them."""
+    """The request as a record stores it, under the keys that every record has, with further keys ``rest``."""
     return {
         "defense": foreign.name,
         "params": foreign.parameters,
@@ -50,7 +50,7 @@ def eval_config(foreign: Foreign, attacks: Sequence[Attack], rest: Mapping[str, 
 
 
 def kept(foreign: Foreign) -> bool:
-    """Whether the run directory gets a copy of the weights: of safetensors, which cannot hold code."""
+    """Whether the run directory gets a copy of the weights: only safetensors, which cannot contain code."""
     return foreign.file is not None and foreign.file.suffix == ".safetensors"
 
 
@@ -66,7 +66,7 @@ def eval_record(
     seconds: float,
     environment: dict[str, Any],
 ) -> Record:
-    """The record called ``name`` of one measured row."""
+    """The record with id ``name`` of one measured row."""
     counts = [count for _, count in attacks]
     spec = {"defense": foreign.name, "copied": kept(foreign), **foreign.origin}
     model = foreign.model
@@ -112,10 +112,10 @@ def eval_record(
 
 
 def counted(model: nn.Module, x: torch.Tensor) -> int:
-    """Multiply-adds of one image ``x`` (1, C, H, W); 0 where a program hides its arithmetic."""
+    """The multiply-adds for one image ``x`` (1, C, H, W); 0 if a program does not allow counting."""
     device = next((tensor.device for tensor in model.parameters()), x.device)
     try:
         with evaluation_mode(model), isolated_randomness(0, device):
             return multiply_adds(model, x.to(device))
-    except Exception:  # a compiled program may refuse to be counted
+    except Exception:  # counting may fail for a compiled program
         return 0

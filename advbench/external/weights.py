@@ -1,4 +1,4 @@
-"""Weights from files: safetensors, or a state dict read without running what a pickle may hold."""
+"""Reads weights from files: safetensors, or a state dict without running code in a pickle."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from leaderboards.records.limits import weights_fault
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
 """Keys under which training programs keep the state dict of a checkpoint."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What data-parallel and compiled training, and wrappers, put before every key."""
+"""The prefixes that data-parallel training, compiled training and wrappers add to every key."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name: safetensors, else a state dict of nothing but tensors.
+    """The tensors of a weights file by name: safetensors, or a state dict that contains only tensors.
 
     Raises:
-        InputError: the file is missing or damaged, a program, holds pickled objects, names that lead out of
-            it, or no tensors.
+        InputError: the file is missing or damaged, is a program, or contains pickled objects, names that lead
+            out of it, or no tensors.
     """
     if not path.is_file():
         raise InputError(f"weights {path}: there is no such file; nothing is downloaded")
-    # By content, whatever the file is called, and before anything opens it.
+    # Check the content, whatever the file's name, before torch opens the file.
     check_state(path, f"weights {path}")
     if path.suffix == ".safetensors":
         try:
@@ -48,7 +48,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            f"weights {path} are no plain state dict ({type(error).__name__}), and other pickles are not "
+            f"weights {path} are not a plain state dict ({type(error).__name__}), and other pickles are not "
             "read: save model.state_dict() as safetensors"
         ) from None
     return _unwrapped(content, path)
@@ -62,7 +62,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         if tensors:
             return tensors
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    raise InputError(f"weights {path} hold no tensors by name, as model.state_dict() gives them")
+    raise InputError(f"weights {path} contain no named tensors, as model.state_dict() has")
 
 
 def load_state(
@@ -71,10 +71,10 @@ def load_state(
     """Load ``state`` into ``model``, without the prefixes that wrappers add to every key.
 
     Args:
-        model: takes the weights.
-        state: what :func:`read_state` gave.
-        path: names the file in errors.
-        spare: keys that may be missing or too many, such as a normalisation that the architecture adds.
+        model: the model to load into.
+        state: the result of :func:`read_state`.
+        path: the name of the file in errors.
+        spare: keys that may be missing or extra, such as a normalisation that the architecture adds.
 
     Raises:
         InputError: keys or sizes differ.
@@ -108,6 +108,6 @@ def _renamed(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""One evaluation shared out: other processes, here or on a Ray cluster, measure shards of it."""
+"""Distributes an evaluation: other processes, here or on a Ray cluster, measure its shards."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Share:
-    """The ``number``-th of ``of`` parts of an evaluation; plain values, so that it can be sent anywhere.
+    """Part ``number`` of ``of`` parts of an evaluation, as plain values that can be sent anywhere.
 
-    ``request`` is what was asked for, ``identity`` that of the evaluation, ``directory`` where pieces are
-    kept.
+    ``request`` and ``identity`` are those of the evaluation; pieces are stored in ``directory``.
     """
 
     request: EvalRequest
@@ -38,17 +37,17 @@ class Share:
 def share(
     request: EvalRequest, identity: str, directory: Path, *, workers: int | None, ray: str | None
 ) -> list[str]:
-    """Have ``workers`` processes, or tasks on the cluster ``ray``, put pieces into ``directory``.
+    """Make ``workers`` processes, or tasks on the cluster ``ray``, write pieces to ``directory``.
 
-    What one of them could not measure is missing there, and no more: whoever evaluates measures it, and meets
-    its error. On a cluster, every node needs this version of advbench, the data and the model's files at the
-    same places, and a factory that can be imported there.
+    A piece that a worker could not measure is just missing: the caller then measures it, and gets its error.
+    On a cluster, every node needs this version of advbench, the data and the model's files at the same paths,
+    and the model's factory must be importable there.
 
     Returns:
-        A line for each share that is not whole.
+        A line for each incomplete share.
 
     Raises:
-        InputError: no cluster there.
+        InputError: there is no cluster at the address.
     """
     if ray is not None:
         return _share_on_ray(request, identity, directory, workers, ray)
@@ -70,10 +69,10 @@ def share(
 
 
 def measure(part: Share) -> None:
-    """Put the pieces of a share into its directory.
+    """Measure a share and write its pieces to its directory.
 
     Raises:
-        InputError: it cannot be run here, or would be another evaluation than the one that is shared.
+        InputError: it cannot be run here, or the evaluation would differ from the distributed one.
         AttackTimeoutError: an attack took too long.
     """
     from advbench.evaluation.evaluate import measure_share
@@ -84,7 +83,7 @@ def measure(part: Share) -> None:
     with reproducible(part.request.threads):
         job, identity = prepare_job(part.request)
         if identity != part.identity:
-            raise InputError("this would be another evaluation: code, versions, device or files differ here")
+            raise InputError("the evaluation would differ: code, versions, device or files differ here")
 
         def view(_attack: Attack | None) -> nn.Module:
             return job.foreign.model
@@ -104,7 +103,7 @@ def measure(part: Share) -> None:
 
 
 def _work(part: Share) -> None:
-    """A process: silent, and gone with its parent. Pieces are written whole or not at all."""
+    """The work of a process: it is silent, ends with its parent, and writes pieces atomically."""
     with open(os.devnull, "r+b") as nothing:
         for descriptor in (0, 1, 2):
             os.dup2(nothing.fileno(), descriptor)
@@ -120,7 +119,7 @@ def _end_with(parent: Any) -> None:
 
 
 def _on_node(part: Share) -> dict[str, bytes]:
-    """A task: the files of its pieces by name."""
+    """The work of a Ray task; returns the files of its pieces by name."""
     with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
         directory = Path(folder)
         measure(Share(part.request, part.identity, directory, part.number, part.of))

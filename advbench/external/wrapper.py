@@ -1,4 +1,4 @@
-"""A stranger's model as a module that gives logits or says in one line why it does not."""
+"""Wraps a foreign model as a module that gives logits, or an error in one line."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from attacks_pool.calling.logits import image_types, logits_in
 from attacks_pool.errors import InputError
 
 PROBED = (*range(1, 17), 20, 25, 32, 50, 64, 100, 128, 200, 250, 256, 500, 512)
-"""Batch sizes that are tried on a model which refuses batches of two or of three."""
+"""Batch sizes to try on a model that refuses batches of two or of three."""
 
 Answer = TypeVar("Answer")
 UNKNOWN_TYPES = [torch.float64, torch.bfloat16, torch.float16]
-"""What is tried on a function that takes no float32 images, whose weights nobody sees."""
+"""Types to try for a function that does not take float32 images, since its weights are not visible."""
 
 
 class ForeignModel(nn.Module):
     """Images (N, C, H, W) in [0, 1] to logits (N, ``classes``), by any module or function ``inner``.
 
     Args:
-        inner: what is asked; a module may be a loaded TorchScript or exported program.
-        label: names it in errors.
-        classes: how many logits an image has.
+        inner: the model; a module may be a loaded TorchScript or exported program.
+        label: its name in errors.
+        classes: the number of logits per image.
         batch: the least and the most images it takes at once. Larger batches are split; smaller ones are
             filled up with copies of their first image, whose logits are dropped.
-        abstains: whether the last of the ``classes`` logits is no class, but says that it abstains.
-        modal: whether ``inner`` has train and eval modes; exported programs were fixed in one.
+        abstains: whether the last of the ``classes`` logits means abstaining.
+        modal: whether ``inner`` has train and eval modes; exported programs are fixed in one.
 
-    ``copies`` gives ``inner`` a copy of the images, for one that writes into what it is given; ``dtype`` is
-    the type that it gets them in, see :meth:`in_its_type`. Of an object with ``.logits``, or a mapping with
-    ``"logits"``, these are taken. ``forward`` raises InputError for anything but logits of that shape, and
-    for whatever ``inner`` raises.
+    With ``copies``, ``inner`` gets a copy of the images, in case it writes into its input; ``dtype`` is the
+    type of the images, see :meth:`in_its_type`. If the output has ``.logits``, or is a mapping with
+    ``"logits"``, these are used. ``forward`` raises InputError if the output is not logits of that shape, and
+    for any error of ``inner``.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ForeignModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, ``classes``)."""
         if isinstance(x, torch.fx.Proxy):
-            # Being traced: what is checked below are values, and a trace has none.
+            # The checks below need values, which a trace does not have.
             return self.inner(self._given(x))
         least, most = self.batch
         if least <= len(x) <= (most or len(x)):
@@ -65,12 +65,12 @@ class ForeignModel(nn.Module):
         return torch.cat([self._fill(part, least) for part in torch.split(x, most or len(x))])
 
     def in_its_type(self, attempt: Callable[[], Answer]) -> Answer:
-        """What ``attempt``, which asks this model, gives in the first type of images for which it succeeds.
+        """The result of ``attempt``, which calls this model, with the first type of images that works.
 
-        ``dtype`` is then that: float32 if ``inner`` takes it, else a type of its weights.
+        This sets ``dtype``: to float32 if ``inner`` accepts it, or else to a type of its weights.
 
         Raises:
-            InputError: it succeeds for none.
+            InputError: no type works.
         """
         kinds = image_types(self)
         if len(kinds) == 1 and not isinstance(self.inner, nn.Module):
@@ -82,11 +82,11 @@ class ForeignModel(nn.Module):
                 return attempt()
             except InputError as error:
                 refused.append(error)
-        # What a function says of types that were only tried is no reason.
+        # For a function, report the error for float32, because the other types were only guesses.
         raise refused[-1 if isinstance(self.inner, nn.Module) else 0]
 
     def train(self, mode: bool = True) -> ForeignModel:
-        """Set the mode, of what has one."""
+        """Set the mode of ``inner``, if it has modes."""
         if self.modal:
             return super().train(mode)
         self.training = mode
@@ -140,12 +140,12 @@ class ForeignModel(nn.Module):
 def probed_batch(model: Callable[[Tensor], Any], shape: tuple[int, ...]) -> tuple[int, int | None]:
     """The least and the most images of ``shape`` (C, H, W) that ``model`` takes at once.
 
-    A trace may have its batch size baked in. A model that takes batches of two and of three takes any.
+    A trace may have a fixed batch size. A model that takes batches of two and of three takes any size.
     """
     if _takes(model, shape, 2) and _takes(model, shape, 3):
         return (1, None) if _takes(model, shape, 1) else (2, None)
     found = next((size for size in PROBED if _takes(model, shape, size)), None)
-    # Where none fits, the caller's own first question brings the reason to light.
+    # If no size works, the caller's first query reports the reason.
     return (1, None) if found is None else (found, found)
 
 

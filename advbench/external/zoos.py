@@ -19,21 +19,21 @@ from advbench.models.factory import one_line
 from attacks_pool.errors import InputError, unknown
 
 THREAT = "linf"
-"""Of RobustBench's models where no other is asked for."""
+"""The default threat of RobustBench's models."""
 THREATS: Mapping[str, str] = {"linf": "Linf", "l2": "L2", "corruptions": "corruptions"}
 CLASSES: Mapping[int, str] = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 NORMALISATION = tuple(
     f"{layer}{key}" for layer in ("", "normalize.", "0.") for key in ("mean", "std", "mu", "sigma")
 )
 SPARE = (*NORMALISATION, "model_preact_hl1.1.weight", "conv1.scores")
-"""Keys in which published checkpoints and RobustBench's architectures differ without meaning it."""
+"""Keys that may differ between published checkpoints and RobustBench's architectures, without effect."""
 
 
 def from_torchvision(name: str, classes: int) -> nn.Module:
     """A classifier of ``torchvision.models`` with ``classes`` logits and fresh weights.
 
     Raises:
-        InputError: no such classifier, or it cannot be built so.
+        InputError: there is no such classifier, or it cannot be built with these arguments.
     """
     from torchvision import models
 
@@ -52,13 +52,13 @@ def from_torchvision(name: str, classes: int) -> nn.Module:
 def from_robustbench(
     name: str, classes: int, *, threat: str, weights: Path | None, model_dir: Path | None
 ) -> tuple[nn.Module, Path]:
-    """An architecture of RobustBench's zoo with a local checkpoint, and the path of that.
+    """An architecture of RobustBench's zoo with a local checkpoint, and the checkpoint's path.
 
     Args:
         name: the zoo's name of the model, such as ``Standard``.
-        classes: 10, 100 or 1000; they say which of the zoo's data sets it is.
+        classes: 10, 100 or 1000, which determines the zoo's data set.
         threat: ``linf``, ``l2`` or ``corruptions``.
-        weights: the checkpoint; by default ``model_dir``/DATASET/THREAT/NAME.pt, as RobustBench lays them.
+        weights: the checkpoint; by default ``model_dir``/DATASET/THREAT/NAME.pt, as in RobustBench.
         model_dir: see ``weights``.
 
     Raises:
@@ -97,7 +97,7 @@ def _zoo_entry(name: str, dataset: str, threat: str) -> dict[str, Any]:
 
 
 def _zoo() -> Mapping[Any, Any]:
-    """The table of models, imported without the package that its evaluation wants."""
+    """The zoo's table of models, imported without the package that its evaluation needs."""
     try:
         with _alias("autoattack", "pyautoattack"), _offline(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -126,7 +126,7 @@ def _checkpoint(label: str, place: Path, weights: Path | None, model_dir: Path |
 
 @contextmanager
 def _alias(name: str, real: str) -> Iterator[None]:
-    """``import name`` finds the package ``real`` inside, if there is no ``name``; nothing stays behind."""
+    """Within the block, ``import name`` finds the package ``real`` if ``name`` does not exist."""
     if name in sys.modules or importlib.util.find_spec(name) or not importlib.util.find_spec(real):
         yield
         return
@@ -141,10 +141,10 @@ def _alias(name: str, real: str) -> Iterator[None]:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Some architectures fetch weights while they are built; inside, nothing reaches a network."""
+    """Block downloads, since some architectures fetch weights while they are built."""
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise OSError("it asks for a download, and nothing is downloaded")
+        raise OSError("it needs a download, and nothing is downloaded")
 
     before = socket.getaddrinfo, socket.create_connection
     socket.getaddrinfo, socket.create_connection = refuse, refuse

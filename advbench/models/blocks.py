@@ -1,4 +1,4 @@
-"""What the zoo's networks share: their outer shape and their checks."""
+"""The shared structure and checks of the zoo's networks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def square_or_pair(image_size: int | tuple[int, int], *, least: int, model: str)
 
 
 def pooled_head(width: int, num_classes: int) -> dict[str, nn.Module]:
-    """Global average pooling and one linear layer."""
+    """A classifier of global average pooling and one linear layer."""
     return {
         "pool": nn.AdaptiveAvgPool2d(1),
         "flatten": nn.Flatten(),

@@ -1,4 +1,4 @@
-"""What a model costs."""
+"""The computational cost of a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def multiply_adds(model: nn.Module, x: torch.Tensor) -> int:
-    """Multiply-adds of one image's inference, in convolutions and matrix products."""
+    """The multiply-adds for predicting one image, in convolutions and matrix products."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(x)

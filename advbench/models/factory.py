@@ -1,4 +1,4 @@
-"""Finding ``package.module:factory``, installed or below the current directory, with one-line errors."""
+"""Finds ``package.module:factory``, installed or below the current directory, with one-line errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def one_line(error: BaseException) -> str:
 
 
 def find_factory(text: str) -> Callable[..., Any]:
-    """The callable that ``package.module:name`` names.
+    """Import the callable ``package.module:name``.
 
     Raises:
         InputError: As `find_named`, or ``name`` is not a callable.
@@ -37,9 +37,9 @@ def find_factory(text: str) -> Callable[..., Any]:
 
 
 def find_named(text: str, *, kind: str = "model", what: str = "factory") -> Any:
-    """What ``package.module:name`` names; ``kind`` and ``what`` are how errors call it.
+    """Import the object ``package.module:name``; errors describe it with ``kind`` and ``what``.
 
-    An importable module comes first, else one from a file below the current directory.
+    An importable module is preferred to a file below the current directory.
 
     Raises:
         InputError: The text is malformed, the module is missing or fails to import, or has no such name.
@@ -64,16 +64,16 @@ def find_named(text: str, *, kind: str = "model", what: str = "factory") -> Any:
 
 
 def _beside(error: BaseException) -> str:
-    """How a module finds what lies beside it: nothing but itself is looked for in the current directory."""
+    """A hint for a failed import of a file in the current directory, where only the factory is searched."""
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     top = (name or "").partition(".")[0]
     if top and PathFinder.find_spec(top, [str(Path.cwd())]) is not None:
-        return " (it lies in the current directory: set PYTHONPATH=. for it to be found)"
+        return " (it is in the current directory: set PYTHONPATH=. to make it importable)"
     return ""
 
 
 def _shadow(module: ModuleType) -> str:
-    """Which file was imported, where the current directory has another of that name."""
+    """A hint on which file was imported, if the current directory has another file of that name."""
     found = Path(getattr(module, "__file__", None) or ".")
     stem = Path.cwd().joinpath(*module.__name__.split("."))
     here = next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
@@ -84,7 +84,7 @@ def _shadow(module: ModuleType) -> str:
 
 
 def accepted(factory: Callable[..., Any], offered: dict[str, Any], always: str) -> dict[str, Any]:
-    """Those of ``offered`` that the factory's signature names; ``always`` also if it takes ``**kwargs``."""
+    """The ``offered`` arguments in the factory's signature; ``always`` is included if it has ``**kwargs``."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
@@ -99,17 +99,17 @@ def _installed(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # A module that this one imports being absent is a failure of this one, not its absence.
+        # If an import inside this module fails, the module exists but is broken.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             return None
         raise
 
 
 def _local(name: str, folder: Path) -> ModuleType | None:
-    """The module from ``folder``, without putting that on ``sys.path``: nothing else is found there."""
+    """Import the module from ``folder``, without adding the folder to ``sys.path`` for other imports."""
     top = name.partition(".")[0]
     if top in sys.modules:
-        # Another package has the first name (say "models"): load the one file beside it.
+        # Another package has the first name (such as "models"), so load the single file directly.
         stem = folder.joinpath(*name.split("."))
         files = [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
         return _execute(importlib.util.spec_from_file_location(name, files[0])) if files else None
@@ -124,7 +124,7 @@ def _execute(spec: ModuleSpec | None) -> ModuleType | None:
     if spec is None:
         return None
     module = importlib.util.module_from_spec(spec)
-    # Registered first, as an import does, so that the module's own relative imports find it.
+    # Register the module first, as an import does, so that its own relative imports find it.
     sys.modules[spec.name] = module
     try:
         if spec.loader is not None:

@@ -15,8 +15,8 @@ class Normalize(nn.Module):
     """(x − mean) / std for each channel of ``x`` (N, C, H, W).
 
     Args:
-        mean: One value a channel, in the units of ``x``.
-        std: As many, each above 0.
+        mean: One value per channel, in the units of ``x``.
+        std: One value per channel, each above 0.
 
     Raises:
         InputError: The statistics are empty, not finite, differ in length, or a deviation is not positive; in
@@ -30,7 +30,7 @@ class Normalize(nn.Module):
         super().__init__()
         if not mean or len(mean) != len(std):
             raise InputError(
-                f"normalisation has {len(mean)} means and {len(std)} deviations: one of each a channel"
+                f"normalisation has {len(mean)} means and {len(std)} deviations: give one of each per channel"
             )
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise InputError(
@@ -42,7 +42,7 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised images, of the shape of ``x``."""
-        # Broadcasting would silently make three channels of one.
+        # Broadcasting would silently turn one channel into three.
         if x.dim() != 4 or x.shape[1] != self.mean.shape[1]:
             raise InputError(
                 f"normalisation of {self.mean.shape[1]} channels got images of shape {tuple(x.shape)}"

@@ -48,7 +48,7 @@ def lenet(
 ) -> nn.Sequential:
     """Two 4×4 convolutions of stride 2 (32, 64), a hidden layer of 256: for images of about 28×28 pixels.
 
-    The shape that fast adversarial training uses on MNIST (arXiv:2001.03994), twice as wide; strides in
+    This is the network of fast adversarial training on MNIST (arXiv:2001.03994), twice as wide; strides in
     place of pooling keep it cheap.
 
     Raises:
@@ -65,7 +65,7 @@ def lenet_small(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Sequential:
-    """Two 4×4 convolutions of stride 2 (16, 32), a hidden layer of 100: the shape of arXiv:2001.03994 itself.
+    """Two 4×4 convolutions of stride 2 (16, 32), a hidden layer of 100: the network of arXiv:2001.03994.
 
     A quarter of the multiply-adds of :func:`lenet`, for sweeps on a processor.
 

@@ -13,7 +13,7 @@ from advbench.models.blocks import network, pooled_head
 class WideBlock(nn.Module):
     """Batch normalisation and ReLU before each of two 3×3 convolutions, added to the input.
 
-    Where the number of channels changes, the shortcut is a 1×1 convolution of the *activated* input.
+    If the number of channels changes, the shortcut is a 1×1 convolution of the *activated* input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -59,7 +59,7 @@ def wide_resnet(
     features |= {"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU()}
     model = network(features, pooled_head(channels, num_classes), mean=mean, std=std)
     for module in model.modules():
-        # As the authors' code initialises: He's normal distribution over the outputs.
+        # Initialise like the authors' code: with He's normal distribution over the outputs.
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model of the zoo; ``parameters`` counts them at 10 classes and its usual ``input``."""
+    """A model of the zoo; ``parameters`` is their number for 10 classes and its usual ``input``."""
 
     name: str
     description: str
@@ -73,13 +73,13 @@ def build_model(
     """A freshly initialised classifier from [0, 1] images (N, C, H, W) to logits (N, ``num_classes``).
 
     Args:
-        text: A name in ``MODELS``, or ``package.module:factory``, which may lie below the current directory.
+        text: A name in ``MODELS``, or ``package.module:factory``, which may be below the current directory.
             The factory gets those of ``num_classes``, ``in_channels`` and ``image_size`` that its signature
             names, and ``num_classes`` also if it takes ``**kwargs``.
-        num_classes: Classes.
-        in_channels: Channels of an image.
-        image_size: Side of an image in pixels, or (height, width).
-        seed: Decides the initial weights; the global random state stays as it was.
+        num_classes: The number of classes.
+        in_channels: The channels of an image.
+        image_size: The side of an image in pixels, or (height, width).
+        seed: Determines the initial weights; the global random state is unchanged.
 
     Raises:
         InputError: There is no such model, building it fails, or its logits have another shape.
@@ -128,7 +128,7 @@ def _call(text: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> 
 
 
 def _check_logits(text: str, model: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
-    """One pass over zeros in eval mode, which moves no batch-norm statistics; modes are put back."""
+    """Run one pass over zeros in eval mode, which changes no batch-norm statistics; modes are restored."""
     import torch
 
     from attacks_pool.calling.logits import ask
@@ -161,17 +161,17 @@ def changes_images(model: Callable[[Tensor], Any], x: Tensor) -> bool:
     before = given._version
     with torch.no_grad():
         model(given)
-    # The counter also sees an operation in place that happens to change nothing, at which autograd fails.
+    # The counter also detects in-place operations that change no value, which autograd refuses.
     return given._version != before or not torch.equal(given, x)
 
 
 def _seeded(seed: int) -> AbstractContextManager[None]:
-    """Random numbers from ``seed`` inside, and the global random state as before afterwards."""
+    """Seed random numbers within the block, and restore the global random state afterwards."""
     import torch
 
     from attacks_pool.calling.randomness import isolated_randomness
 
-    # A GPU that is not in use yet stays so: building a model must not open one.
+    # Building a model must not initialise a GPU that is not in use yet.
     gpu_in_use: Callable[[], bool] = torch.cuda.is_initialized
     device = torch.device("cuda", torch.cuda.current_device()) if gpu_in_use() else torch.device("cpu")
     return isolated_randomness(seed, device)

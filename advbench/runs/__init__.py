@@ -1,1 +1,1 @@
-"""A run on disk: its directory, checkpoint, record, pictures, and the run read back."""
+"""A run on disk: its directory, checkpoint, record and pictures, and reading it back."""

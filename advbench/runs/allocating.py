@@ -1,4 +1,4 @@
-"""A bound on the memory that a model is built in from a stranger's record, whose words its sizes follow."""
+"""Bounds the memory for building a model from an untrusted record, which determines the model's sizes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attacks_pool.errors import InputError
 
 ELEMENT = 4
-"""Bytes of a float32 weight."""
+"""The bytes of a float32 weight."""
 TIMES, SPARE = 20, 2**29
-"""A model may take so many times the bytes of its weights while it is built, and these bytes besides."""
+"""Building a model may take this multiple of the bytes of its weights, plus these bytes."""
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the elements of all tensors that are made inside, before they are."""
+    """Counts the elements of all tensors within the block, before they are allocated."""
 
     def __init__(self, most: int, what: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -33,7 +33,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The operation itself, unless the sizes that it is given are too much."""
+        """Run the operation, unless its sizes exceed the bound."""
         sizes = [arg for arg in args if isinstance(arg, list | tuple) and all(type(n) is int for n in arg)]
         self.left -= max((math.prod(size) for size in sizes if min(size, default=0) >= 0), default=0)
         if self.left < 0:
@@ -46,11 +46,11 @@ def bounded_by(weights: Path, what: str) -> Iterator[None]:
     """Refuse to make tensors that are out of proportion to a file of weights.
 
     Args:
-        weights: the file; one that is missing counts as empty.
-        what: how the error calls the model.
+        weights: the file; a missing file counts as empty.
+        what: the model's description in the error.
 
     Raises:
-        InputError: more is made than that.
+        InputError: the tensors exceed the bound.
     """
     size = weights.stat().st_size if weights.is_file() else 0
     with _Bounded(
@@ -61,14 +61,14 @@ def bounded_by(weights: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def bounded_by_model(model: nn.Module, what: str) -> Iterator[None]:
-    """Refuse to make tensors that are out of proportion to a model that is there already.
+    """Refuse to make tensors that are out of proportion to an existing model.
 
     Args:
         model: the model.
-        what: what is built of it, as the error calls it.
+        what: the description in the error of what is built from it.
 
     Raises:
-        InputError: more is made than that.
+        InputError: the tensors exceed the bound.
     """
     tensors = [*model.parameters(), *model.buffers()]
     most = TIMES * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SPARE

@@ -1,4 +1,4 @@
-"""What an unfinished run keeps to go on from: training snapshots, finished rows and pieces of rows."""
+"""The checkpoint of an unfinished run: training snapshots, finished rows and pieces of rows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from leaderboards import RecordedStage, write_bytes
 from leaderboards.records.layout import CHECKPOINT
 
 KEPT = 2
-"""Snapshots of a stage under way, and states between stages, that are kept: the newest may be damaged."""
+"""How many snapshots of a stage, and states between stages, are kept, in case the newest is damaged."""
 Seconds = dict[str, float]
 
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """A finished row: what was measured, on which weights, and the seconds that the run took until then."""
+    """A finished row: its measurements, its weights, and the seconds that the run took until then."""
 
     row: MatrixRow
     stage: RecordedStage
@@ -40,7 +40,7 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a whole stage left."""
+    """The state after a finished stage."""
 
     state: DefenseState
     seconds: Seconds
@@ -48,7 +48,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """Where a stage stood."""
+    """The state within an unfinished stage."""
 
     snapshot: Snapshot
     seconds: Seconds
@@ -57,13 +57,13 @@ class UnderWay:
 class Checkpoint:
     """The directory ``checkpoint`` of a run.
 
-    Everything in it names the run's identity and is checked against a checksum: what is damaged, or another
-    run's, is as good as missing, and ``note`` is told so.
+    Every file in it names the run's identity and has a checksum: files that are damaged, or belong to another
+    run, count as missing and are reported to ``note``.
 
     Args:
         run_dir: the run's directory.
-        identity: of the run.
-        note: told, in one line, of everything that is damaged.
+        identity: the run's identity.
+        note: called with one line for each damaged file.
     """
 
     def __init__(self, run_dir: Path, identity: str, note: Callable[[str], None]) -> None:
@@ -71,18 +71,18 @@ class Checkpoint:
         self.directory = run_dir / CHECKPOINT
 
     def keep_snapshot(self, snapshot: Snapshot, *, stage: int, before: str, seconds: Seconds) -> None:
-        """Keep where ``stage`` stands; ``before`` is the digest of the weights that it began with.
+        """Save a snapshot of ``stage``; ``before`` is the digest of the weights that the stage began with.
 
         Raises:
-            RecordError: it cannot be written.
-            PackingError: the defense's training state holds something that cannot be saved.
+            RecordError: the snapshot cannot be written.
+            PackingError: the defense's training state contains something that cannot be saved.
         """
         name = f"stage-{stage}-{snapshot.epoch:05d}-{snapshot.batch:07d}"
         self._keep(name, "snapshot", snapshot, {"before": before, "seconds": seconds})
         self._prune(f"stage-{stage}-*")
 
     def snapshot(self, stage: int, before: str, device: torch.device) -> UnderWay | None:
-        """The newest sound snapshot of a stage that began with the weights ``before``."""
+        """The newest undamaged snapshot of a stage that began with the weights ``before``."""
         for path in reversed(self._files(f"stage-{stage}-*")):
             found = self._read(path, Snapshot, device)
             if found is not None and found["before"] == before:
@@ -90,29 +90,29 @@ class Checkpoint:
         return None
 
     def keep_trained(self, state: DefenseState, *, stage: int, seconds: Seconds) -> None:
-        """Keep what a whole stage left; its snapshots go.
+        """Save the state after a finished stage, and remove its snapshots.
 
         Raises:
             RecordError, PackingError: see `keep_snapshot`.
         """
         self._keep(f"trained-{stage:05d}", "state", state, {"stage": stage, "seconds": seconds})
         if stage:
-            # Stage 0 stays: it is what the first stage begins with, and what transferred points are made on.
+            # Keep stage 0: the first stage begins with it, and transferred points are crafted on it.
             self._prune("trained-*", keep=(f"trained-{0:05d}.safetensors",))
         for path in self._files(f"stage-{stage}-*"):
             _remove(path)
 
     def trained(self, stage: int, device: torch.device) -> Trained | None:
-        """What a whole stage left, if it is here and sound."""
+        """The state after a finished stage, if it is stored and undamaged."""
         path = self.directory / f"trained-{stage:05d}.safetensors"
         found = self._read(path, DefenseState, device) if path.exists() else None
         return None if found is None else Trained(found["state"], found["seconds"])
 
     def keep_row(self, measured: MeasuredRow) -> None:
-        """Keep a finished row in one file; its pieces go.
+        """Save a finished row in one file, and remove its pieces.
 
         Raises:
-            RecordError: it cannot be written.
+            RecordError: the row cannot be written.
         """
         tree = {
             "identity": self.identity,
@@ -126,7 +126,7 @@ class Checkpoint:
         shutil.rmtree(self.directory / "pieces", ignore_errors=True)
 
     def rows(self) -> list[MeasuredRow]:
-        """The finished rows from 0 on, as far as they and the weights of their stages are sound."""
+        """The finished rows from 0 on, as far as they and the weights of their stages are undamaged."""
         found: list[MeasuredRow] = []
         while (path := self._row(len(found))).exists():
             tree = unseal(path.read_bytes())
@@ -148,11 +148,11 @@ class Checkpoint:
         return found
 
     def pieces(self, weights: str) -> Pieces:
-        """Where pieces of what is measured on these weights are kept."""
+        """The store for pieces of measurements on these weights."""
         return Pieces(self.directory / "pieces", self.identity, weights)
 
     def clear(self) -> None:
-        """Remove all of it: the run is finished."""
+        """Remove the checkpoint of a finished run."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _row(self, stage: int) -> Path:
@@ -171,7 +171,7 @@ class Checkpoint:
         data = pack({"identity": self.identity, "kind": kind, "state": to_tree(state), **more})
         self.directory.mkdir(exist_ok=True)
         path = self.directory / f"{name}.safetensors"
-        # The checksum first: without its file it means nothing, and a file without it is damaged.
+        # Write the checksum first: a checksum without a file is harmless, but a file needs its checksum.
         write_bytes(_checksum(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
         write_bytes(path, data)
 
@@ -185,7 +185,7 @@ class Checkpoint:
             tree["state"] = snapshot_of(kind, tree["state"])
         except (OSError, PackingError) as error:
             reason = getattr(error, "strerror", None) or error
-            self.note(f"{path} is damaged ({reason}): going on from before it")
+            self.note(f"{path} is damaged ({reason}): the run resumes from an earlier state")
             return None
         return tree if tree["identity"] == self.identity else None
 

@@ -1,4 +1,4 @@
-"""The directory that a run writes into: a new one, its own unfinished one, or one that the user names."""
+"""The directory that a run writes to: a new one, its own unfinished one, or one that the user names."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from leaderboards.records.layout import CHECKPOINT, RECORD, STAGES, temporary_of
 
 @dataclass(frozen=True)
 class Place:
-    """A run's directory, which nobody else writes, and whether there is work in it to go on from."""
+    """A run's directory, which is locked for this process, and whether it has work to resume from."""
 
     directory: Path
     resumed: bool
 
 
 def unfinished(path: str | Path) -> tuple[Path, Manifest]:
-    """The directory and manifest of a run that the user wants to go on with.
+    """The directory and manifest of a run that the user wants to resume.
 
     Raises:
-        InputError: it is complete.
-        RecordError: it is no run, or its manifest cannot be read.
+        InputError: the run is complete.
+        RecordError: the directory is not a run, or its manifest cannot be read.
     """
     directory = Path(path).expanduser()
     if (directory / RECORD).exists():
@@ -60,18 +60,18 @@ def place(
     resume: Path | None = None,
     fresh: bool = False,
 ) -> Iterator[Place]:
-    """Hold the directory of a run while it is written.
+    """Lock the directory of a run while it is written.
 
     Args:
-        runs_dir: where new runs are made and unfinished ones are looked for.
-        stem: the name of a new one, before a number that keeps it apart.
-        manifest: the manifest of a new run of this name.
-        identity: an unfinished run of this identity is gone on with; None looks for none.
-        resume: go on with this one.
-        fresh: look for none.
+        runs_dir: where new runs are created and unfinished ones are searched.
+        stem: the name of a new run, without the number that makes it unique.
+        manifest: makes the manifest of a new run with a given name.
+        identity: an unfinished run with this identity is resumed; None does not search.
+        resume: the run to resume.
+        fresh: do not search for an unfinished run.
 
     Raises:
-        RecordError: the directory cannot be made or written, or another process writes it.
+        RecordError: the directory cannot be created or written, or another process writes it.
     """
     made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
     with ExitStack() as stack:
@@ -80,17 +80,17 @@ def place(
         try:
             yield Place(directory, found is not None)
         except InputError:
-            # What the user gave cannot be run, found late: nothing here is worth keeping, unless a stage is.
+            # The options turned out to be unusable: discard the directory unless it has a finished stage.
             if found is None and not _has_work(directory):
                 _discard(directory, made)
             raise
 
 
 def finish(directory: Path, record: Record) -> None:
-    """Write the checksums and, last of all, the record; then what only an unfinished run needs goes.
+    """Write the checksums and, last, the record; then remove files that only an unfinished run needs.
 
     Raises:
-        RecordError: they cannot be written.
+        RecordError: the files cannot be written.
     """
     (directory / ERROR_LOG).unlink(missing_ok=True)
     data = json_bytes(record.dump())
@@ -100,21 +100,21 @@ def finish(directory: Path, record: Record) -> None:
 
 
 def now() -> str:
-    """The time, as manifests have it."""
+    """The current time in the format of manifests."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def plain_name(text: str, length: int = 100) -> str:
-    """``text`` as a part of a directory's name, of at most ``length`` bytes."""
+    """Convert ``text`` to a part of a directory's name, of at most ``length`` bytes."""
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
     return plain.encode()[:length].decode(errors="ignore")
 
 
 def _held(stack: ExitStack, runs_dir: Path, identity: str | None, resume: Path | None) -> Path | None:
-    """The unfinished run to go on with, held; None where there is none."""
+    """The unfinished run to resume, locked; None if there is none."""
     if resume is not None:
         stack.enter_context(hold(resume))
-        # Whoever held it until now may have finished it.
+        # The previous holder may have finished it.
         unfinished(resume)
         _tidy(resume)
         return resume
@@ -141,14 +141,14 @@ def _new(stack: ExitStack, runs_dir: Path, stem: str, manifest: Callable[[str], 
 
 
 def _tidy(directory: Path) -> None:
-    """Remove what a killed process was writing."""
+    """Remove the partial files of a killed process."""
     for path in directory.rglob(".*"):
         if temporary_of(path.name) is not None:
             path.unlink(missing_ok=True)
 
 
 def _has_work(directory: Path) -> bool:
-    """Whether a stage of the defense itself was finished or, in an evaluation, an attack on a block."""
+    """Whether a stage of the defense or, in an evaluation, an attack on a block was finished."""
     trained = [*directory.glob(f"{STAGES}/*"), *directory.glob(f"{CHECKPOINT}/trained-*.safetensors")]
     if not trained:
         return any(holds_attack(path) for path in directory.glob(f"{CHECKPOINT}/pieces/*.json"))

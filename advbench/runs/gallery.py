@@ -1,4 +1,4 @@
-"""Grids of images: test points clean, attacked, the difference and, where a defense can, regenerated."""
+"""Grids of images: test points clean, attacked, their difference and, if the defense can, regenerated."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from leaderboards.pictures import LIGHT, ImageRow, Picture, Theme, difference, i
 from leaderboards.statistics.naming import short_names
 
 POINTS = 8
-"""Columns of a grid."""
+"""The default number of columns of a grid."""
 MOST_ATTACKS = 8
-"""Attacks that one grid has room for."""
+"""The most attacks in one grid."""
 TOO_FAR = ", too far"
 
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What one attack made of the points.
+    """The points that one attack crafted.
 
     Attributes:
-        name: short, with its budget.
-        x: (n, C, H, W) crafted points; a budgeted one that broke its bound is projected back.
-        predicted: (n,) the defense's answers to them.
+        name: its short name, with its budget.
+        x: (n, C, H, W) crafted points; budgeted ones that broke their bound are projected back.
+        predicted: (n,) the defense's predictions for them.
         too_far: (n,) minimal-norm points beyond eps: evaluation counts them as failures of the attack.
-        regenerated: (n, C, H, W) what the defense draws of them, None where it cannot.
+        regenerated: (n, C, H, W) the defense's regenerated images, or None if it cannot make any.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Attacked:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Test points (n, C, H, W) that are right clean, their labels (n,), and what each attack made of them."""
+    """Correctly classified test points (n, C, H, W), their labels (n,), and the results of each attack."""
 
     x: Tensor
     y: Tensor
@@ -59,11 +59,11 @@ class Gallery:
 
 @undisturbed()
 def gallery(run: Run, *, points: int = POINTS, attacks: Sequence[str] = ()) -> Gallery:
-    """Attack a run's final model anew, with the run's own attacks, on a few of its test points.
+    """Attack a run's final model again, with the run's own attacks, on a few of its test points.
 
-    The points are the first that are right clean, one of each class in turn; they are not chosen by what the
-    attacks achieve. Draws are keyed by the run's seed and the attack, so that a grid is the same each time;
-    they are not those of the evaluation. A stochastic defense is searched and judged as at evaluation.
+    The points are the first correct ones, one of each class in turn, independent of the success of attacks.
+    Draws are keyed by the run's seed and the attack, so that a grid is the same each time; they are not those
+    of the evaluation. A stochastic defense is attacked and judged as in evaluation.
 
     Args:
         run: a finished run, whose weights and data are read.
@@ -71,13 +71,13 @@ def gallery(run: Run, *, points: int = POINTS, attacks: Sequence[str] = ()) -> G
         attacks: names of the run's attacks; those of its sequence by default.
 
     Raises:
-        InputError: an attack that is not the run's, too many, too few points that are right, or weights or
-            data that cannot be read.
+        InputError: the run lacks an attack, there are too many attacks or too few correct points, or weights
+            or data cannot be read.
     """
     chosen = _chosen(run, attacks)
     names = short_names([attack.text for attack in chosen])
     defense, classes = run.model, run.data.classes
-    # More threads than the run had would round otherwise, and a grid is too small to gain by them.
+    # More threads than in the run would change rounding, and a grid is too small to benefit from them.
     with reproducible(min(int(run.record.environment["threads"]), torch.get_num_threads())):
         x, y = _points(run, defense, points)
         made = [
@@ -87,7 +87,7 @@ def gallery(run: Run, *, points: int = POINTS, attacks: Sequence[str] = ()) -> G
 
 
 def draw(run: Run, found: Gallery, *, theme: Theme = LIGHT, title: str | None = None) -> Picture:
-    """The grid of a gallery, a column a test point."""
+    """Draw the grid of a gallery, with a column per test point."""
     clean = pixels(found.x)
     true = [found.classes[label] for label in found.y.tolist()]
     rows = [ImageRow("clean", clean, true)]
@@ -139,12 +139,12 @@ def _chosen(run: Run, names: Sequence[str]) -> list[Attack]:
 
 
 def _points(run: Run, defense: Defense, count: int) -> tuple[Tensor, Tensor]:
-    """The first of every class that is right clean, then the second of every class, and so on."""
+    """The first correctly classified point of every class, then the second of every class, and so on."""
     x, y = run.test_data
     judge = _judge(defense, defense.view(None), ("clean", run.config.seed))
     right = (predict_exactly(judge, x).argmax(1) == y).nonzero().flatten().tolist()
     if len(right) < count:
-        raise InputError(f"run {run.record.id} is right on {len(right)} test points, {count} were asked for")
+        raise InputError(f"run {run.record.id} is right on {len(right)} test points, {count} are requested")
     seen: dict[int, int] = {}
     places = []
     for index in right:
@@ -161,7 +161,7 @@ def _attacked(run: Run, defense: Defense, attack: Attack, name: str, x: Tensor, 
     draws = keyed_generator("gallery", run.config.seed, attack.text)
     stochastic = defense.info.stochastic
     search = AveragedDraws(view) if stochastic else view
-    # As evaluation does: what fools the model already is left as it is.
+    # As in evaluation, points that fool the model already stay unchanged.
     crafted = attack(search, x, y, generator=draws, early_stop=not stochastic)
     judge = _judge(defense, view, (attack.text, run.config.seed))
     verdict = verify(judge, x, y, crafted, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)

@@ -18,7 +18,7 @@ PACKAGES = ("advbench", "torch", "torchvision", "numpy", "scikit-learn", "scipy"
 
 
 def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
-    """The environment part of a record."""
+    """Describe the environment of a run for its record."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     channels, height, width = data.image_shape
     return {
@@ -42,7 +42,7 @@ def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
 
 
 def cpu() -> str:
-    """The processor and the instructions that torch uses of it: others round in other places."""
+    """The processor and the instruction set that torch uses, because rounding depends on them."""
     name = platform.processor() or platform.machine()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -64,7 +64,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that runs, ``+`` behind it when files differ; None when installed."""
+    """The commit of the running checkout, followed by ``+`` if files differ; None if installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Finished pieces of an evaluation on disk: found again by everything that they depend on."""
+"""Stores finished pieces of an evaluation on disk, keyed by everything that they depend on."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from leaderboards import CLEAN, Cell, write_bytes
 
 
 class Pieces:
-    """Keeps pieces as files of one directory.
+    """Stores pieces as files of one directory.
 
-    A piece is named by a hash over the run's identity, the digest of the weights that were measured, and the
-    shard: row, seed, attack with all its knobs, test points, draws and surrogate.
+    A piece's name is a hash over the run's identity, the digest of the measured weights, and the shard: row,
+    seed, attack with all its knobs, test points, draws and surrogate.
     """
 
     def __init__(self, directory: Path, identity: str, weights: str) -> None:
         self.directory, self.identity, self.weights = directory, identity, weights
 
     def get(self, shard: Shard, setting: Setting) -> Piece | None:
-        """The piece of this shard; None where it is missing, damaged or another's."""
+        """The piece of this shard; None if it is missing, damaged or belongs to another shard."""
         key = self._key(shard, setting)
         try:
             found = unseal(self._path(key).read_bytes())
@@ -39,10 +39,10 @@ class Pieces:
         return Piece(right=bools(found["right"]), changed=tuple(found["changed"]), **values)
 
     def put(self, shard: Shard, setting: Setting, piece: Piece) -> None:
-        """Keep it.
+        """Store the piece of a shard.
 
         Raises:
-            RecordError: it cannot be written.
+            RecordError: the piece cannot be written.
         """
         key = self._key(shard, setting)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -66,18 +66,18 @@ class Pieces:
 
 
 def holds_attack(path: Path) -> bool:
-    """Whether a file is a sound piece of an attack, not of clean points."""
+    """Whether a file is an undamaged piece of an attack, not of clean points."""
     found = unseal(path.read_bytes())
     return found is not None and found["key"]["attack"] != CLEAN
 
 
 def seal(value: dict[str, Any]) -> bytes:
-    """JSON with a checksum of itself."""
+    """The JSON of a value with a checksum of itself."""
     return json.dumps({"sha256": digest(value), "value": value}, allow_nan=False).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:
-    """What was sealed; None where the checksum says that it is something else."""
+    """The value that `seal` wrote; None if the checksum does not match."""
     try:
         tree = json.loads(data)
         value = tree["value"]
@@ -97,7 +97,7 @@ def row_tree(row: MatrixRow) -> dict[str, Any]:
 
 
 def row_of(tree: dict[str, Any]) -> MatrixRow:
-    """The row that `row_tree` was given."""
+    """The row of JSON values that `row_tree` made."""
     clean = bools(tree["clean"])
     robust = np.array([bools(outcome) for outcome in tree["robust"]], dtype=bool).reshape(-1, len(clean))
     cells = [Cell.model_validate(cell) for cell in tree["cells"]]
@@ -105,10 +105,10 @@ def row_of(tree: dict[str, Any]) -> MatrixRow:
 
 
 def bits(outcome: Iterable[Any]) -> str:
-    """Outcomes as ``0`` and ``1``."""
+    """Convert outcomes to a text of ``0`` and ``1``."""
     return "".join("1" if right else "0" for right in outcome)
 
 
 def bools(text: str) -> NDArray[np.bool_]:
-    """``0`` and ``1`` as outcomes."""
+    """Convert a text of ``0`` and ``1`` to outcomes."""
     return np.array([letter == "1" for letter in text], dtype=bool)

@@ -1,4 +1,4 @@
-"""From what was measured to the run record."""
+"""Makes the run record from measurements."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Measured:
-    """All that a run measured; attacks by role, points an attack in the order seen, unseen, eval.
+    """All measurements of a run; attacks are by role, points per attack are in the order seen, unseen, eval.
 
-    ``more`` are metrics that not every defense has.
+    ``more`` has metrics that only some defenses have.
     """
 
     attacks: dict[str, list[Attack]]
@@ -48,17 +48,17 @@ class Measured:
 
     @property
     def clean(self) -> NDArray[np.bool_]:
-        """(T+1, n) right clean."""
+        """(T+1, n) whether each point is classified correctly when clean."""
         return np.stack([row.clean for row in self.rows])
 
     @property
     def robust(self) -> NDArray[np.bool_]:
-        """(T+1, A, n) right clean and after the attack."""
+        """(T+1, A, n) whether each point is classified correctly, clean and after the attack."""
         return np.stack([row.robust for row in self.rows])
 
 
 def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str) -> Record:
-    """The run record; tables are derived from it and stored nowhere."""
+    """Make the run record; tables are derived from it and not stored."""
     training = {attack.text: attack.training_text for attack in measured.attacks["seen"]}
     return Record(
         schema=SCHEMA,
@@ -118,13 +118,13 @@ def attack_entry(attack: Attack, role: Role, training: str | None) -> AttackEntr
 
 
 def per_class_counts(data: DataSet, clean: Bools, robust: Bools, texts: Sequence[str]) -> list[PerClass]:
-    """Counts of the final stage by class; the worst case is over the points that all attacks saw.
+    """Counts of the final stage by class; the worst case is over the points that all attacks share.
 
     Args:
-        data: labels of the test points, and what classes are called.
-        clean: (n,) right clean.
-        robust: (A, n) right clean and after the attack.
-        texts: of the attacks.
+        data: the data set, for the labels of the test points and the names of classes.
+        clean: (n,) whether each point is correct clean.
+        robust: (A, n) whether it is correct clean and after the attack.
+        texts: the texts of the attacks.
     """
     labels = data.test.y[: len(clean)].numpy()
     survived = robust.all(0)

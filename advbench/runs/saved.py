@@ -1,4 +1,4 @@
-"""Finished runs, read back: record, trained defense and the very points it was judged on."""
+"""Reads finished runs: the record, the trained defense and exactly the points that it was evaluated on."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Run:
         if self.record.regime == EVALUATED:
             raise InputError(
                 f"run {self.record.id} evaluated a model that was trained elsewhere: advbench show reads its "
-                "record, but there is nothing to load"
+                "record, but it has no model to load"
             )
         try:
             return RunConfig.model_validate(self.record.config)
@@ -81,13 +81,13 @@ class Run:
     @cached_property
     @ordinary_mode()
     def test_data(self) -> tuple[Tensor, Tensor]:
-        """``x`` float32 (n, C, H, W) and ``y`` int64 (n,), exactly as evaluated and in that order."""
+        """``x`` float32 (n, C, H, W) and ``y`` int64 (n,), exactly as evaluated and in the same order."""
         points = max(cell.n for cell in self.record.cells)
         return self.data.test.x[:points], self.data.test.y[:points]
 
     @property
     def dataset(self) -> str:
-        """The name that the data set is loaded by; of a folder, from where ``data_dir`` says."""
+        """The name for loading the data set; for a folder, with the path in ``data_dir`` if given."""
         name: str = self.record.config["dataset"]
         return f"{FOLDER}{self.data_dir}" if self.data_dir and name.startswith(FOLDER) else name
 
@@ -97,24 +97,24 @@ class Run:
         """The data set of the run.
 
         Raises:
-            InputError: it is not here, or its fingerprint is another.
+            InputError: it is missing, or its fingerprint differs.
         """
         data = load_dataset(self.dataset, self.data_dir or self.record.config.get("data_dir"))
         recorded = self.record.environment["data"]["fingerprint"]
         if data.fingerprint != recorded:
             raise InputError(
                 f"data set {data.name!r} is not the one of run {self.record.id}: its fingerprint is "
-                f"{data.fingerprint}, recorded is {recorded}"
+                f"{data.fingerprint}, the record has {recorded}"
             )
         return data
 
     @ordinary_mode()
     def stage(self, index: int) -> Defense:
-        """The defense as it was after a stage; 0 is the plain pretrained classifier.
+        """The defense after a stage; stage 0 is the plain pretrained classifier.
 
         Raises:
-            InputError: no such stage, missing or damaged weights, a model that needs ``trust=True`` or is far
-                larger than its weights.
+            InputError: there is no such stage, weights are missing or damaged, the model needs ``trust=True``
+                or is far larger than its weights.
         """
         found = [stage for stage in self.record.stages if stage.index == index]
         if not found:
@@ -127,7 +127,7 @@ class Run:
             except InputError:
                 raise
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                # A record comes from anybody: its spec may lack what every defense writes there.
+                # A record may come from anyone: its spec may lack values that every defense writes.
                 raise InputError(
                     f"run {self.record.id}: the model of stage {index} cannot be built from its spec: "
                     f"{one_line(error)}"
@@ -154,7 +154,7 @@ class Run:
 def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = None) -> Run:
     """Read a run: ``.record``, ``.model`` (the trained defense) and ``.test_data`` (``x, y`` as evaluated).
 
-    Model and data are read when they are first asked for.
+    Model and data are read at their first use.
 
     Args:
         path: the run directory or its ``record.json``.
@@ -162,7 +162,7 @@ def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = No
         data_dir: where the data set is, if not where the record says.
 
     Raises:
-        RecordError: no record there, or one that cannot be read.
+        RecordError: there is no record, or it cannot be read.
         InputError: see :class:`Run`.
     """
     record = read_record(Path(path))
@@ -173,7 +173,7 @@ def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = No
 
 
 def new_classifier(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The untrained classifier of a run: ``shape`` (C, H, W); its weights depend on the run's seed alone."""
+    """The untrained classifier of a run: ``shape`` (C, H, W); its weights depend only on the run's seed."""
     channels, height, width = shape
     return build_model(
         config.model,
@@ -185,7 +185,7 @@ def new_classifier(config: RunConfig, shape: tuple[int, int, int], classes: int)
 
 
 def rebuild(config: RunConfig, data: dict[str, Any], spec: dict[str, Any]) -> Defense:
-    """A defense of the structure that ``spec`` describes, in eval mode, before its weights are loaded."""
+    """Build a defense from its ``spec``, in eval mode, without loading its weights."""
     channels, height, width = data["shape"]
     classifier = new_classifier(config, (channels, height, width), data["classes"])
     defense = registry.build(
@@ -199,7 +199,7 @@ def load_weights(defense: Defense, path: Path) -> None:
     """Load safetensors weights into ``defense``.
 
     Raises:
-        InputError: the file is missing or damaged, or holds other weights.
+        InputError: the file is missing or damaged, or contains other weights.
     """
     try:
         if fault := weights_fault(path):

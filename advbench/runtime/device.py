@@ -1,4 +1,4 @@
-"""What a run ran on: device, threads, versions, commit."""
+"""Devices, threads and torch's modes for a run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from attacks_pool.errors import InputError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MALLOPT = {"trim threshold": (-1, 512 * 2**20), "mmap threshold": (-3, 32 * 2**20)}
-"""glibc's parameters, and bytes: what is freed up to there stays with the process. More it does not allow."""
+"""glibc's parameters, and a size in bytes (its maximum): smaller freed blocks stay with the process."""
 
 
 def choose_device(text: str) -> torch.device:
-    """``auto`` takes a CUDA GPU where there is one, else the CPU; ``cpu``, ``cuda``, ``cuda:1`` say which.
+    """The device ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        InputError: no such device here.
+        InputError: this machine has no such device.
     """
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,19 +33,19 @@ def choose_device(text: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise InputError(f"device {text!r} is not here: this machine has {count} CUDA devices")
+            raise InputError(f"device {text!r} is not available: this machine has {count} CUDA devices")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device 'mps' is not here: use auto or cpu")
+        raise InputError("device 'mps' is not available: use auto or cpu")
     return torch.device(text)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """As :func:`ordinary_mode`, and no autocast of the caller's inside; also a decorator.
+    """Like :func:`ordinary_mode`, and also switch off the caller's autocast; usable as a decorator.
 
-    It switches flags and enters no autocast of its own: torch forgets the weights that an autocast has
-    rounded when the outermost one ends, and training inside would go on with the rounded weights of its first
-    step. Inside an autocast of the caller's nothing rounded is kept, for the same reason.
+    It sets flags and does not enter an autocast of its own: torch clears its cache of rounded weights only
+    when the outermost autocast ends, and training inside would reuse the rounded weights of its first step.
+    For the same reason, the cache is off inside a caller's autocast.
     """
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     enabled, kept = [torch.is_autocast_enabled(kind) for kind in kinds], torch.is_autocast_cache_enabled()
@@ -65,7 +65,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def reproducible(threads: int | None) -> Iterator[None]:
-    """The thread count asked for, and deterministic convolutions on a GPU; afterwards as before."""
+    """Use ``threads`` threads, and deterministic convolutions on a GPU; restore both afterwards."""
     keep_freed_memory()
     before, cudnn = torch.get_num_threads(), torch.backends.cudnn
     flags = cudnn.deterministic, cudnn.benchmark
@@ -81,13 +81,13 @@ def reproducible(threads: int | None) -> Iterator[None]:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, where its allocator is glibc's and nobody has set that otherwise.
+    """Make the process keep freed memory, if its allocator is glibc's and the user has not configured it.
 
-    By default each layer's output of a megabyte or so goes back to the system, and the next one has all its
-    pages made and cleared anew: up to half the time of a small network's forward pass.
+    By default, each layer's output of a megabyte or so is returned to the system, and the next one needs new,
+    cleared pages: up to half the time of a small network's forward pass.
 
     Returns:
-        Whether it does.
+        Whether the process keeps freed memory.
     """
     own = any(name.startswith("MALLOC_") for name in os.environ)
     own = own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on, and who listens."""
+"""Progress events of a run, and listeners for them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Kind = Literal["start", "resume", "note", "phase", "batch", "epoch", "cell", "st
 
 @dataclass(frozen=True)
 class Event:
-    """One moment of a run: where it stands, what was measured, seconds gone and (an estimate) left.
+    """One event of a run: its progress, measurements, elapsed seconds and estimated remaining seconds.
 
-    ``resume`` takes the place of ``start``; ``step`` counts the epochs of the whole run. Stage 0 is clean
-    pretraining; ``attack`` is the text that is trained against or was measured. A ``phase`` begins with the
-    ``text`` ``train`` or ``measure``; a ``note`` is something to tell the user.
+    ``resume`` replaces ``start`` in a resumed run; ``step`` counts the epochs of the whole run. Stage 0 is
+    clean pretraining; ``attack`` is the text of the attack in training or measurement. A ``phase`` begins
+    with the ``text`` ``train`` or ``measure``; a ``note`` is a message for the user.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ Listener = Callable[[Event], None]
 
 
 class Clock:
-    """Seconds gone, and left: mean time of an epoch and of a row so far, times those still to come."""
+    """Elapsed and remaining seconds: mean times of epochs and rows so far, times the remaining numbers."""
 
     def __init__(self, epochs: int, rows: int) -> None:
         self._began = time.perf_counter()
@@ -55,14 +55,14 @@ class Clock:
         self._last = self._began
 
     def tick(self, what: Literal["epoch", "row"]) -> None:
-        """One epoch or row is finished."""
+        """Count one finished epoch or row."""
         now = time.perf_counter()
         self._spent[what] += now - self._last
         self._done[what] += 1
         self._last = now
 
     def skip(self, what: Literal["epoch", "row"], count: int) -> None:
-        """So many were finished before the start."""
+        """Count epochs or rows that were finished before the start."""
         if what == "epoch":
             self._epochs -= count
         else:
@@ -75,7 +75,7 @@ class Clock:
 
     @property
     def left(self) -> float | None:
-        """Estimated seconds to go; None until one epoch and one row are done."""
+        """The estimated remaining seconds; None until one epoch and one row are done."""
         if not (self._done["epoch"] and self._done["row"]):
             return None
         totals = {"epoch": self._epochs, "row": self._rows}
@@ -85,7 +85,7 @@ class Clock:
 
 
 class JsonLog:
-    """Appends every event but phases and single batches to ``log.jsonl``, a line each, flushed at once."""
+    """Appends every event except phases and single batches to ``log.jsonl``, one flushed line per event."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
@@ -116,7 +116,7 @@ class TensorBoardLog:
         self._writer = SummaryWriter(str(path))
 
     def __call__(self, event: Event) -> None:
-        """Add what the event measured."""
+        """Add the measurements of the event."""
         if event.kind == "epoch":
             for name, value in event.losses.items():
                 self._writer.add_scalar(f"train/{name}", value, event.step)
@@ -130,21 +130,21 @@ class TensorBoardLog:
 
 
 def check_tensorboard() -> None:
-    """Raises InputError where the package is missing, before a run has begun."""
+    """Raise InputError if the package is missing, before a run starts."""
     try:
-        import torch.utils.tensorboard  # noqa: F401 - only whether it loads
+        import torch.utils.tensorboard  # noqa: F401 - tests only whether it loads
     except ImportError:
         raise InputError("tensorboard is not installed: pip install 'advbench[tensorboard]'") from None
 
 
 def tell(listeners: Sequence[Listener], event: Event) -> None:
-    """Give ``event`` to everyone who listens."""
+    """Call every listener with ``event``."""
     for listener in listeners:
         listener(event)
 
 
 def _brief(event: Event) -> dict[str, Any]:
-    """The event's fields that say something."""
+    """The event's fields that are set."""
     values = {name: value for name, value in vars(event).items() if value not in (None, "", {}, 0)}
     values["stage"] = event.stage
     if event.cell is not None:

@@ -1,4 +1,4 @@
-"""How a run that fails in the middle says so: one line, the finished work kept."""
+"""Errors of a run that fails before its end: one line, with finished work kept."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ERROR_LOG = "error.log"
 
 
 class RunFailedError(RuntimeError):
-    """A run stopped in the middle; one line says where, why, and how to go on.
+    """A run failed before its end; one line says where, why, and how to resume it.
 
     Attributes:
-        what: the line without what is kept and how to go on.
+        what: the line without the part about kept work and resuming.
     """
 
     def __init__(self, what: str, kept: str = "") -> None:
@@ -32,24 +32,24 @@ class RunFailedError(RuntimeError):
 
 @contextmanager
 def failing(directory: Path, place: Callable[[], str], how: str) -> Iterator[None]:
-    """Turn what is raised inside into one line; a traceback goes to ``error.log``.
+    """Turn errors within the block into one line; the traceback goes to ``error.log``.
 
     Args:
         directory: the run's directory.
-        place: where the run stands.
-        how: how to go on, in words.
+        place: returns the current stage of the run, in words.
+        how: how to resume, in words.
 
     Raises:
-        Interrupted: as it came, but it says how to go on.
-        RunFailedError: whatever went wrong, but for what the user gave.
-        TrainingDivergedError: the loss is no longer a number.
+        Interrupted: an interrupt, with a text on how to resume.
+        RunFailedError: any other error, except mistakes of the user.
+        TrainingDivergedError: the loss is not finite any more.
     """
     try:
         yield
     except (InputError, RunFailedError):
         raise
     except Interrupted as stop:
-        # The record is the last that is written: with it the run is complete, whatever was still to be said.
+        # The record is written last: if it exists, the run is complete, even if events are missing.
         stop.how = f"run {directory.name} is complete" if (directory / RECORD).exists() else how
         raise
     except TrainingDivergedError as error:
@@ -70,5 +70,5 @@ def _line(error: BaseException) -> str:
 
 
 def resume_command(directory: Path) -> str:
-    """How to go on with a run."""
-    return f"go on with: advbench run --resume {directory}"
+    """The command that resumes a run."""
+    return f"resume with: advbench run --resume {directory}"

@@ -18,15 +18,15 @@ PACKAGES = ("advbench", "attacks_pool", "defenses", "leaderboards")
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """The SHA-256 of a JSON value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_digest(state: Mapping[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors of a state dict.
+    """The SHA-256 over names, types, shapes and bytes of the tensors of a state dict.
 
-    A stranger's may hold other things too: quantised tensors, alone or in tuples, count by their values.
+    State dicts of foreign models may contain quantised tensors, alone or in tuples; these count by value.
     """
     found = hashlib.sha256()
     for name in sorted(state):
@@ -47,10 +47,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def code_version(*modules: str) -> str:
-    """SHA-256 over the source of this suite, and of the packages that the given ``modules`` belong to.
+    """The SHA-256 over the source of this suite, and of the packages that the given ``modules`` belong to.
 
-    A module that is no file, or that cannot be imported, counts by its name. Looked at once a process: what
-    is edited meanwhile is not what runs.
+    A module without a file, or one that cannot be imported, counts by its name. Sources are read once per
+    process, because later edits do not affect the running code.
     """
     return _code_version(*(name for name in modules if name.partition(".")[0] not in PACKAGES))
 
@@ -65,11 +65,11 @@ def _code_version(*foreign: str) -> str:
 
 
 def _sources(module: str) -> Iterable[tuple[str, bytes]]:
-    """Relative path and content of each source file of the package, or single module, that holds it."""
+    """The relative path and content of each source file of the module's package, or of a single module."""
     top = module.partition(".")[0]
     try:
         loaded = sys.modules.get(top) or importlib.import_module(top)
-    except Exception:  # a stranger's package; whoever needs it will say what is wrong with it
+    except Exception:  # a foreign package may fail; the code that needs it reports the fault
         return [(module, b"")]
     file = getattr(loaded, "__file__", None)
     if file is None:

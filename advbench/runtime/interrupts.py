@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first stops a run where it can go on later, the second at once."""
+"""SIGINT and SIGTERM: the first stops a run where it can be resumed later, the second at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Interrupted(BaseException):
 
     Attributes:
         code: the exit code that shells give: 130 after SIGINT, 143 after SIGTERM.
-        how: the words that say how to go on with the run that was under way, if one was.
+        how: the words that say how to resume the running run, if there was one.
     """
 
     def __init__(self, code: int) -> None:
@@ -33,7 +33,7 @@ class Interrupted(BaseException):
 class Interrupts:
     """A listener that raises `Interrupted` where a run can be stopped.
 
-    While a stage trains that is after a batch, anywhere else at once.
+    During training this is after a batch, at other times it is at once.
     """
 
     def __init__(self) -> None:
@@ -41,16 +41,16 @@ class Interrupts:
         self._patient = False
 
     def __call__(self, event: Event) -> None:
-        """Hear where the run stands."""
+        """Handle an event: stop the run here if a signal has arrived."""
         self._patient = event.kind in ("batch", "epoch") or (event.kind == "phase" and event.text == "train")
-        # At its end a run is complete: there is nothing to stop.
+        # A run at its end is complete, so there is nothing to stop.
         if self.code is not None and event.kind != "end":
             raise Interrupted(self.code)
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """What the system calls with a signal."""
+        """The signal handler."""
         if self.code is not None:
-            # Nothing is lost: files are written beside their places, and the system unlocks the run.
+            # Nothing is lost: files are written atomically, and the system unlocks the run.
             os._exit(128 + number)
         self.code = 128 + number
         if not self._patient:
@@ -59,7 +59,7 @@ class Interrupts:
 
 @contextmanager
 def interrupts() -> Iterator[Interrupts]:
-    """Listen to signals inside, if this is the main thread; afterwards as before."""
+    """Handle signals within the block, if this is the main thread; restore the handlers afterwards."""
     found = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield found

@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster."""
+"""Joins or starts a Ray cluster."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from advbench.runtime.reasons import reason
 from attacks_pool import InputError
 
 REACHED = 5.0
-"""Seconds that a cluster has to answer at its address."""
+"""Seconds to wait for a cluster's answer."""
 
 
 def load_ray() -> Any:
-    """The package.
+    """Import the package ray.
 
     Raises:
         InputError: it is not installed.
     """
-    # Before the import: Ray reads it then. Nothing is to be sent anywhere but to the cluster.
+    # Ray reads this at import. It must not send data anywhere except to the cluster.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray
@@ -29,22 +29,22 @@ def load_ray() -> Any:
 
 
 def check_address(address: str) -> None:
-    """Whether it can be one: ``auto``, ``local`` or ``host:port``.
+    """Check the form of an address: ``auto``, ``local`` or ``host:port``.
 
     Raises:
-        InputError: it is none.
+        InputError: it has another form.
     """
     host, colon, port = address.rpartition(":")
     named = bool(host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 65536)
     if address not in ("auto", "local") and (not named or "/" in host):
-        raise InputError(f"--ray {address!r} is no address: write auto, local or host:port")
+        raise InputError(f"--ray {address!r} is not an address: write auto, local or host:port")
 
 
 def connect(ray: Any, address: str) -> None:
     """Join or start a cluster.
 
     Raises:
-        InputError: nothing answers there.
+        InputError: no cluster answers at the address.
     """
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":

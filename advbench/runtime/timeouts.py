@@ -1,4 +1,4 @@
-"""A limit on how long an attack, or a whole verification, may take, also where it cannot be interrupted."""
+"""Time limits for an attack or a whole verification, even for code that cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from attacks_pool import Attack, InputError
 from leaderboards.printable import printable
 
 GRACE = 5.0
-"""Seconds after the limit until the process is ended, if what runs cannot be interrupted."""
+"""Seconds after the limit until the process is ended, if the code cannot be interrupted."""
 AGAIN = 0.5
-"""Seconds between alarms: one that is raised where exceptions are dropped must not be the last."""
+"""Seconds between alarms, which repeat in case code drops the exception of one."""
 FAILED, REFUSED = 1, 2
-"""The exit codes of a run that failed, and of what cannot be done as it was asked."""
+"""The exit codes of a failed run, and of a request that cannot be fulfilled."""
 
 
 class AttackTimeoutError(RuntimeError):
-    """An attack took longer than it may; says which, and where."""
+    """An attack exceeded its time limit; the message says which attack, and where."""
 
 
 class _Alarm(BaseException):
-    """Not an Exception: an attack that catches those must not catch this."""
+    """Raised by the timer; not an Exception, so that an attack that catches those does not catch it."""
 
 
 @contextmanager
 def limited(seconds: float | None, what: str) -> Iterator[None]:
-    """Stop what runs inside after so many seconds; None sets no limit.
+    """Stop the code within the block after ``seconds``; None sets no limit.
 
-    In the main thread it is interrupted by a timer (``SIGALRM``, where the system has it). Code that does
-    not react, because it is no Python or catches everything, is ended together with the process, after one
-    line that says ``what`` it was.
+    In the main thread a timer interrupts it (``SIGALRM``, if the system has it). Code that does not react,
+    because it is not Python or catches everything, is ended together with the process, after one line that
+    names ``what`` it was.
 
     Raises:
         AttackTimeoutError: the time is over.
@@ -51,7 +51,7 @@ def limited(seconds: float | None, what: str) -> Iterator[None]:
 def limited_verification(
     seconds: float | None, what: str, *, leave: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """The same for a verification; ``leave`` removes what it made if the process must be ended.
+    """The same for a verification; ``leave`` removes its files if the process must be ended.
 
     Raises:
         InputError: the time is over.
@@ -81,7 +81,7 @@ def _stopped(
 
 
 def timed(attack: Attack, seconds: float | None) -> Attack:
-    """The same attack, which raises `AttackTimeoutError` where one call takes longer; None: never."""
+    """The same attack with a time limit per call, which raises `AttackTimeoutError`; None sets no limit."""
     if seconds is None:
         return attack
     return replace(attack, within=lambda: limited(seconds, f"attack {attack.name!r} on a batch of training"))
@@ -103,14 +103,14 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
         yield
     finally:
-        # First, so that an alarm on the way out is no longer raised.
+        # Set this first, so that no alarm is raised while leaving the block.
         over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
 def _end(message: str, leave: Callable[[], None], code: int) -> None:
-    """From another thread: whatever runs cannot be interrupted."""
+    """End the process from another thread, because the running code cannot be interrupted."""
     line = f"error: {message} and cannot be interrupted: the process ends"
     print(printable(line), file=sys.stderr, flush=True)
     try:
@@ -120,7 +120,7 @@ def _end(message: str, leave: Callable[[], None], code: int) -> None:
 
 
 def check_timeout(seconds: float | None, name: str = "attack-timeout") -> None:
-    """Refuse a limit that is none.
+    """Refuse an invalid time limit.
 
     Raises:
         InputError: it is not above 0, or not finite.

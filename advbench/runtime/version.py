@@ -1,3 +1,3 @@
-"""The version of this suite, which records name."""
+"""The version of this suite, which is stored in records."""
 
 __version__ = "0.2.0"

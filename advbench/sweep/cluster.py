@@ -1,4 +1,4 @@
-"""The cells of a sweep as tasks of a Ray cluster, whose nodes need not share a file system."""
+"""Runs the cells of a sweep as tasks of a Ray cluster, whose nodes need not share a file system."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from leaderboards import RecordError
 from leaderboards.records.lock import hold
 
 PATIENCE = 0.5
-"""Seconds to wait for news before looking whether to stop."""
+"""Seconds to wait for messages before checking whether to stop."""
 AHEAD = 3
-"""Pieces that may wait to be fetched from a task."""
+"""How many pieces may wait to be fetched from a task."""
 ELSEWHERE = re.compile(r" \(its traceback is in .*|; (finished work|the last good state) is kept.*")
-"""Of what a failed run says: files of a temporary directory on a node."""
+"""The part of a failed run's message about files in a temporary directory on a node."""
 WAITING = 16
-"""Tasks that are handed over beyond those that run, so that a growing cluster has something to do."""
+"""How many tasks are submitted beyond the running ones, so that a growing cluster has work."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cell takes on a node: CPUs, GPUs and bytes of memory (None: not asked for)."""
+    """The resources of a cell on a node: CPUs, GPUs and bytes of memory (None: not requested)."""
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory: int | None = None
 
     def as_options(self) -> dict[str, Any]:
-        """As Ray's tasks take them."""
+        """The resources as options of a Ray task."""
         options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         return options if self.memory is None else {**options, "memory": self.memory}
 
@@ -58,16 +58,16 @@ def run_on_ray(
 ) -> SweepOutcome:
     """Run cells as tasks on a cluster; every finished run's files come back and are stored here.
 
-    Each node needs this version of advbench, and the data at the place that the grid says. SIGINT and
-    SIGTERM end the tasks under way; what has arrived is kept.
+    Each node needs this version of advbench, and the data at the path in the grid. SIGINT and SIGTERM end the
+    running tasks; runs that have arrived are kept.
 
     Args:
-        cells: what is left to do, in order.
+        cells: the cells to run, in order.
         runs_dir: the store, on this machine.
-        address: ``auto``, ``local`` (a cluster of this machine alone, for this sweep) or ``host:port``.
-        resources: what each cell takes.
+        address: ``auto``, ``local`` (a cluster on this machine only, for this sweep) or ``host:port``.
+        resources: the resources of each cell.
         attack_timeout: seconds after which an attack counts as hanging.
-        tell: called with what happens.
+        tell: called with every event.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at the address.
@@ -86,9 +86,9 @@ def run_on_ray(
 
 
 def _task(job: Job, gpus: float) -> Iterator[tuple[Any, ...]]:
-    """A cell on a node: ``("begin", host)``, then its files in pieces, or ``("failed", reason)``."""
+    """Run a cell on a node: yield ``("begin", host)``, then its files in pieces or ``("failed", reason)``."""
     if not gpus:
-        # Whatever Ray leaves visible: a cell that asked for none was planned for the CPU.
+        # Hide GPUs that Ray leaves visible: a cell without GPUs was planned for the CPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     yield "begin", socket.gethostname()
     with _workplace(job.identity) as folder:
@@ -105,9 +105,9 @@ def _task(job: Job, gpus: float) -> Iterator[tuple[Any, ...]]:
 
 @contextlib.contextmanager
 def _workplace(identity: str) -> Iterator[Path]:
-    """Where a node runs a cell: always the same place, so that what a lost task has finished is gone on with.
+    """The directory where a node runs a cell: always the same one, so that a lost task's work is resumed.
 
-    Where another task is at the same cell, or the place is not ours, it is a temporary directory.
+    If another task runs the same cell, or the directory is another user's, a temporary directory is used.
     """
     owner = os.getuid() if os.name == "posix" else 0
     place = Path(tempfile.gettempdir()) / f"advbench-{owner}" / identity
@@ -115,7 +115,7 @@ def _workplace(identity: str) -> Iterator[Path]:
         try:
             place.parent.mkdir(mode=0o700, exist_ok=True)
             if place.parent.is_symlink() or place.parent.stat().st_uid != owner:
-                raise PermissionError(f"{place.parent} is somebody else's")
+                raise PermissionError(f"{place.parent} belongs to another user")
             place.mkdir(mode=0o700, exist_ok=True)
             stack.enter_context(hold(place))
         except (OSError, RecordError):
@@ -124,7 +124,7 @@ def _workplace(identity: str) -> Iterator[Path]:
 
 
 class _Driver:
-    """Hands out tasks and takes in what they send."""
+    """Submits tasks and receives their messages."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class _Driver:
         self.outcome = SweepOutcome()
 
     def run(self) -> None:
-        """Until nothing is left to do, or a signal says stop."""
+        """Run until nothing is left to do, or a signal stops it."""
         try:
             while (self.queue or self.under_way) and not self.stop.count:
                 begun = sum(one.begun for one in self.under_way.values())
@@ -159,7 +159,7 @@ class _Driver:
                     self._hear(stream)
         finally:
             for stream, receiving in list(self.under_way.items()):
-                with contextlib.suppress(Exception):  # whatever Ray says of a task that is not wanted
+                with contextlib.suppress(Exception):  # errors of a cancelled task do not matter
                     self.ray.cancel(stream, force=True)
                 receiving.close()
 
@@ -202,7 +202,7 @@ class _Driver:
 
 
 class _Receiving:
-    """A run that is on its way; its temporary directory is made when the first file comes."""
+    """A run that is being received; its temporary directory is created with the first file."""
 
     def __init__(self, cell: SweepCell, runs_dir: Path) -> None:
         self.cell, self.runs_dir = cell, runs_dir
@@ -211,28 +211,28 @@ class _Receiving:
         self._folder: Path | None = None
 
     def begin(self) -> None:
-        """The task runs."""
+        """Note that the task runs."""
         self.begun = True
 
     def take(self, name: str, piece: bytes) -> None:
-        """A piece of a file has come."""
+        """Write a received piece of a file."""
         if self._folder is None:
             self._folder = self._open.enter_context(arrival(self.runs_dir))
         receive(self._folder, name, piece)
 
     def adopt(self) -> Path:
-        """All is here: into the store with it."""
+        """Move the complete run to the store."""
         if self._folder is None:
             raise RecordError("the run sent no files")
         return adopt(self._folder, self.runs_dir)
 
     def close(self) -> None:
-        """Remove what is left of it."""
+        """Remove the temporary directory."""
         self._open.close()
 
 
 def _explain(error: Exception) -> str:
-    """What happened to a task, without Ray's page of advice."""
+    """The fault of a task, without Ray's long advice."""
     cause = getattr(error, "cause", None)
     text = reason(cause if isinstance(cause, BaseException) else error)
     return f"its task was lost: {text}"

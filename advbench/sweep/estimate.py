@@ -1,4 +1,4 @@
-"""How long a run will take: sample-passes counted from its configuration, and seconds a pass from here."""
+"""Estimates how long a run takes: sample-passes from its configuration, times seconds per pass."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from leaderboards import Record, RecordError
 
 REPEATS = 3
 FEW, SHORT = 16, 0.1
-"""The images of a first timing, and how long it may take for a whole batch to be timed after it."""
+"""The number of images in a first timing, and its longest time for timing a whole batch afterwards."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a data set the work depends on."""
+    """The sizes of a data set that determine the work."""
 
     train: int
     validation: int
@@ -40,14 +40,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that one image takes forward and backward, and where that is known from."""
+    """The seconds per image forward and backward, and the source of these numbers."""
 
     forward: float
     backward: float
     source: str
 
     def seconds(self, work: Passes) -> float:
-        """The time for so many passes."""
+        """The time for these passes."""
         return self.forward * work.forwards + self.backward * work.backwards
 
 
@@ -57,12 +57,12 @@ def sizes_of(data: DataSet) -> Sizes:
 
 
 def work_of(config: RunConfig, sizes: Sizes) -> Passes:
-    """The sample-passes of a run: an upper bound of evaluation, and training without a method's extras.
+    """The sample-passes of a run: an upper bound for evaluation, and training without a method's extras.
 
     Training: epochs × images × (crafting + one step forward and backward). Evaluation: rows × points ×
-    (the most that the attack takes + one verdict); of the audit's probes one row. Points that are wrong
-    clean, or that fool early, cost less. What a method computes beside its step, such as AIR's replay, is
-    not known beforehand; runs in the store correct for both.
+    (the attack's maximum + one verdict), plus one row of the audit's probes. Points that are misclassified
+    when clean, or that fool early, cost less. A method's further computations, such as AIR's replay, are not
+    known beforehand; runs in the store correct for both.
     """
     defense = registry.resolve(config.defense)[0]
     attacks = bound_attacks(config)
@@ -77,7 +77,7 @@ def work_of(config: RunConfig, sizes: Sizes) -> Passes:
     measured = [(attack, points_of(config, attack, sizes.test)) for attack in every]
     random = defense.info.stochastic
     points = max((count for _, count in measured), default=0)
-    # A plain classifier gives row 0; it answers the same every time.
+    # Row 0 is a plain classifier, which is not randomised.
     _add(work, _evaluation(measured, points, sizes, random=False))
     _add(work, _evaluation(measured, points, sizes, random=random), len(stages))
     probed = min(max(POINTS // 4, 1) if random else POINTS, points)
@@ -102,10 +102,10 @@ def measured_speed(config: RunConfig, data: DataSet, device: torch.device) -> Sp
 
 
 def recorded_speed(records: Iterable[Record], config: RunConfig, fingerprint: str) -> Speed | None:
-    """Seconds a pass of complete runs of the same data, model, threads and device; None if there are none.
+    """Seconds per pass from complete runs with the same data, model, threads and device; None without any.
 
-    Those of the same defense are taken if there are any. Their passes are counted as those of a run to
-    come are, so that what the counting leaves out or counts too high cancels. Backward counts as two.
+    Runs of the same defense are preferred. Their passes are counted as those of a planned run, so that errors
+    of the counting cancel. A backward pass counts as two.
     """
     found = [record for record in records if _alike(record, config, fingerprint)]
     same = [record for record in found if record.config["defense"] == config.defense]
@@ -127,7 +127,7 @@ def recorded_speed(records: Iterable[Record], config: RunConfig, fingerprint: st
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """How long ``workers`` need for these jobs, each taking the next one when it is free."""
+    """How long ``workers`` need for these jobs, if each takes the next job when it is free."""
     free = [0.0] * max(workers, 1)
     for one in seconds:
         free[free.index(min(free))] += one
@@ -135,7 +135,7 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def _training(attacks: list[Attack], plan: TrainPlan, sizes: Sizes, *, split: bool) -> Passes:
-    """One stage; a batch that is split between its attacks costs as much as their mean."""
+    """The passes of one stage; a batch that is split among its attacks costs as much as their mean."""
     costs = [cost_of(attack, sizes.classes) for attack in attacks]
     share = len(costs) if split and costs else 1
     forwards, backwards = (sum(cost[way] for cost in costs) / share for way in (0, 1))
@@ -160,7 +160,7 @@ def _evaluation(measured: list[tuple[Attack, int]], clean: int, sizes: Sizes, *,
 
 
 def cost_of(attack: Attack, classes: int) -> tuple[int, int]:
-    """The passes that the attack declares for one point; one a step where it declares none."""
+    """The passes that the attack declares for one point; by default one per step."""
     found = attack.info.passes(attack.knobs, classes)
     if found is None:
         steps = int(attack.knobs.get("steps", 1)) * int(attack.knobs.get("restarts", 1))
@@ -174,7 +174,7 @@ def _add(total: Passes, more: Passes, times: int = 1) -> None:
 
 
 def _timed(model: torch.nn.Module, data: DataSet, count: int, device: torch.device) -> tuple[float, float]:
-    """Seconds forward alone, and what backward adds."""
+    """The seconds of a forward pass, and the additional seconds of the backward pass."""
     x, y = data.train.x[:count].to(device), data.train.y[:count].to(device)
     began = _now(device)
     with torch.no_grad():

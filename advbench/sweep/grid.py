@@ -1,4 +1,4 @@
-"""The grid file: axes, options common to all cells, what is left out and what is added."""
+"""The grid file: axes, options common to all cells, excluded and added cells."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MOST_SEEDS = 1000
 
 
 def parse_seeds(given: Any, *, counts: bool = True) -> list[int]:
-    """The seeds that a number, a list or text such as ``0-4`` and ``0,3,7`` means.
+    """Parse seeds from a number, a list or a text such as ``0-4`` and ``0,3,7``.
 
     Args:
         given: the value in the file.
-        counts: whether a single number is how many there are (``seeds: 5``) or the one seed (``seed: 5``).
+        counts: whether a single number is the number of seeds (``seeds: 5``) or the only seed (``seed: 5``).
 
     Raises:
-        InputError: nothing that can be read so, a seed twice, below 0 or from 2**63 on, more than 1,000.
+        InputError: the value is malformed, or a seed is duplicated or out of range, or there are over 1,000.
     """
     wrong = InputError(f"seeds: {given!r} cannot be read: write 5, [0, 3, 7] or 0-4")
     seeds = _listed(given, counts, wrong)
@@ -58,7 +58,7 @@ def _listed(given: Any, counts: bool, wrong: InputError) -> range | list[int]:
 
 
 def _up_to(low: int, end: int) -> range:
-    # Never longer than what is refused anyway: len() of a longer one may overflow.
+    # Limit the length to just more than is allowed: len() of a longer range may overflow.
     return range(low, min(end, low + MOST_SEEDS + 1))
 
 
@@ -67,19 +67,19 @@ def _is_number(value: Any) -> bool:
 
 
 AXES = ("dataset", "model", "sequence", "defense", "seed")
-"""Slowest first: cells that belong together stand together."""
+"""The axes, the slowest-changing first, so that related cells are adjacent."""
 PLURALS = {"datasets": "dataset", "models": "model", "sequences": "sequence", "defenses": "defense"}
 OWN_OPTIONS = ("dataset", "sequence", "defense")
-"""Axes whose values may be mappings, with options that go along with them."""
+"""Axes whose values may be mappings, with further options for these values."""
 LISTS = ("exclude", "include")
 MOST_CELLS = 10_000
 MERGED = ("set", "train_set")
-"""Options that add up where the others replace."""
+"""Options that are merged, while others are replaced."""
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """One run of a grid: its options, and the seed that ``sequence: sample:k`` is drawn with."""
+    """One run of a grid: its options, and the seed for drawing ``sequence: sample:k``."""
 
     options: dict[str, Any]
     sample_seed: int
@@ -134,7 +134,7 @@ def parse_grid(content: Mapping[Any, Any]) -> list[GridCell]:
 
 
 def _singular(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """The mapping under one spelling of its keys; ``seeds`` is read, as it may be a count."""
+    """The mapping with singular keys; ``seeds`` is parsed, since it may be a count."""
     found: dict[str, Any] = {}
     for given, value in content.items():
         key = str(given).replace("-", "_")
@@ -154,10 +154,10 @@ def _mappings(key: str, given: Any) -> list[dict[Any, Any]]:
 
 
 def _expand(given: Mapping[str, Any]) -> list[GridCell]:
-    """Every combination of the axes, each with all other options."""
+    """All combinations of the axes, each with all other options."""
     for key in LISTS:
         if key in given:
-            raise InputError(f"{key} stands at the top of the file only")
+            raise InputError(f"{key} is allowed only at the top of the file")
     axes = {key: _values(key, given[key]) for key in AXES if key in given}
     common = {key: value for key, value in given.items() if key not in AXES}
     _check_count(math.prod(len(values) for values in axes.values()))
@@ -205,7 +205,7 @@ def _value(key: str, value: Any) -> Any:
 
 
 def _own_options(axis: str, entry: dict[Any, Any]) -> dict[str, Any]:
-    """A defense, sequence or data set with options of its own."""
+    """The options of a defense, sequence or data set with options of its own."""
     found = _singular(entry)
     if axis == "sequence" and isinstance(found.get(axis), list):
         found[axis] = _value(axis, found[axis])
@@ -218,7 +218,7 @@ def _own_options(axis: str, entry: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _completed(given: Mapping[str, Any], extra: Mapping[Any, Any], number: int) -> dict[str, Any]:
-    """An entry of ``include`` with all common options, and with the axes that have one value only."""
+    """An entry of ``include`` with all common options, and with the axes that have a single value."""
     own = _singular(extra)
     found = {key: value for key, value in given.items() if key not in AXES}
     for key in AXES:
@@ -226,18 +226,18 @@ def _completed(given: Mapping[str, Any], extra: Mapping[Any, Any], number: int) 
             found[key] = _values(key, given[key])
             if len(found[key]) > 1:
                 raise InputError(
-                    f"include, entry {number}, must say which {key}: the grid has {len(found[key])}"
+                    f"include, entry {number}, must name a {key}: the grid has {len(found[key])}"
                 )
     _put(found, own)
     return found
 
 
 def _matcher(rule: Mapping[Any, Any]) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether a cell's options have, for every key of a rule, one of its values."""
+    """A function that tests whether a cell's options have one of the rule's values for every key."""
     wanted: dict[str, list[Any]] = {}
     for key, value in _singular(rule).items():
         if key in LISTS:
-            raise InputError(f"{key} stands at the top of the file only")
+            raise InputError(f"{key} is allowed only at the top of the file")
         values = _values(key, value) if key in AXES else value if isinstance(value, list) else [value]
         if any(isinstance(one, dict) for one in values if key in OWN_OPTIONS):
             raise InputError(f"exclude names a {key}; its other options are keys beside it")

@@ -1,4 +1,4 @@
-"""The cells of a sweep in worker processes on this machine."""
+"""Runs the cells of a sweep in worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from advbench.sweep.outcome import Stop, SweepOutcome, Tell, Told
 from advbench.sweep.plan import SweepCell
 
 PATIENCE = 0.5
-"""Seconds to wait for news before looking whether to stop."""
+"""Seconds to wait for messages before checking whether to stop."""
 STARTS = 3
 """How often in a row a worker may die before it is ready."""
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def default_workers(cells: Sequence[SweepCell], gpus: int) -> int:
-    """One for each GPU that the cells use, else one for as many cores as a cell has threads."""
+    """One worker per GPU if the cells use GPUs; otherwise the cores divided by the threads of a cell."""
     if gpus:
         return gpus
     threads = max((cell.config.threads or 1 for cell in cells), default=1)
@@ -49,17 +49,17 @@ def run_here(
     attack_timeout: float | None = None,
     tell: Tell = lambda _: None,
 ) -> SweepOutcome:
-    """Run cells in ``workers`` processes; one that fails, or whose process dies, leaves the others alone.
+    """Run cells in ``workers`` processes; a cell that fails, or whose process dies, does not affect others.
 
-    SIGINT and SIGTERM let every worker finish its batch and save; a second one ends them at once.
+    After SIGINT or SIGTERM, every worker finishes its batch and saves; a second signal ends them at once.
 
     Args:
-        cells: what is left to do, in order.
+        cells: the cells to run, in order.
         runs_dir: the store.
-        workers: how many processes.
-        gpus: of this machine, to share out between the workers; 0 leaves the choice to the cells.
+        workers: the number of processes.
+        gpus: the number of GPUs to distribute among the workers; 0 leaves the choice to the cells.
         attack_timeout: seconds after which an attack counts as hanging.
-        tell: called with everything that happens.
+        tell: called with every event.
     """
     with tempfile.TemporaryDirectory(prefix="advbench-sweep-") as logs, Stop() as stop:
         pool = _Pool(cells, runs_dir, Path(logs), gpus, attack_timeout, tell, stop)
@@ -72,7 +72,7 @@ def run_here(
 
 
 class _Worker:
-    """A worker process as its parent sees it."""
+    """The parent's handle of a worker process."""
 
     def __init__(self, number: int, log: Path, runs_dir: Path, gpu: int | None) -> None:
         self.number, self.log = number, log
@@ -88,20 +88,20 @@ class _Worker:
         theirs.close()
 
     def end(self) -> str:
-        """Wait for the process; says in a line how it went."""
+        """Wait for the process; return a line on how it ended."""
         self.connection.close()
         self.process.join()
         code = self.process.exitcode or 0
         if code < 0:
             more = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return f"its process was ended by {_signal_name(-code)}{more}; the same command goes on with it"
+            return f"its process was ended by {_signal_name(-code)}{more}; the same command resumes it"
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         return f"its process ended with code {code}: {last}"
 
 
 class _Pool:
-    """Workers, and the cells that wait for them."""
+    """The workers, and the queue of cells."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Pool:
         self.started = 0
 
     def run(self, count: int) -> None:
-        """Until nothing is left to do, or a signal says stop. Idle workers need no time to end."""
+        """Run until nothing is left to do, or a signal stops it. Idle workers end at once."""
         for number in range(1, count + 1):
             self._start(number)
         stopping = 0
@@ -135,7 +135,7 @@ class _Pool:
                 self._hear(waiting[connection])  # type: ignore[index]
 
     def kill(self) -> None:
-        """End what is still there."""
+        """Kill the remaining processes."""
         for worker in self.workers.values():
             worker.process.kill()
             worker.process.join()
@@ -170,7 +170,7 @@ class _Pool:
 
     def _note(self, kind: Any, cell: SweepCell, worker: int, what: Any) -> None:
         if kind == "cut" and not self.stop.count:
-            kind, what = "failed", "its process was told to stop; the same command goes on with it"
+            kind, what = "failed", "its process was told to stop; the same command resumes it"
         if kind == "done":
             self.outcome.done[cell.number] = Path(what)
         elif kind == "failed":
@@ -178,7 +178,7 @@ class _Pool:
         self.tell(Told(kind, cell, worker, text=str(what)))
 
     def _feed(self, worker: _Worker) -> None:
-        """Give a free worker its next cell, or let it go."""
+        """Give a free worker its next cell, or end it."""
         cell = self.queue.popleft() if self.queue and not self.stop.count else None
         job = None
         if cell is not None:
@@ -186,7 +186,7 @@ class _Pool:
         try:
             worker.connection.send(job)
         except OSError:
-            # It died just now; its pipe says so in the next round.
+            # The worker has just died; the next round notices that by its pipe.
             if cell is not None:
                 self.queue.appendleft(cell)
             return
@@ -195,7 +195,7 @@ class _Pool:
             self.tell(Told("begin", cell, worker.number))
 
     def _bury(self, worker: _Worker) -> None:
-        """A worker is gone: the cell that it had has failed, and another takes its place."""
+        """Handle the end of a worker: its cell has failed, and a new worker replaces it."""
         how = worker.end()
         del self.workers[worker.number]
         if worker.cell is not None:
@@ -225,7 +225,7 @@ def _signal_name(number: int) -> str:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """A process that is started inside sets up its thread pools for one thread, until a run asks for more."""
+    """Processes started within the block use thread pools of one thread, until a run requests more."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

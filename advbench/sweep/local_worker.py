@@ -1,4 +1,4 @@
-"""A worker process: imports torch once, then takes one cell after another from its parent."""
+"""The worker process: imports torch once, then runs one cell after another for its parent."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from advbench.runtime.reasons import reason
 from advbench.sweep.one_run import Job, perform
 
 QUIET = 0.25
-"""Seconds between two reports of single batches."""
+"""The minimum seconds between two reports of single batches."""
 GRACE = 600.0
-"""Seconds that a run has to save when the parent is gone."""
+"""Seconds that a run has for saving after the parent has ended."""
 
 
 def work(connection: Connection[Any, Any], log: Path, runs_dir: Path, gpu: int | None) -> None:
-    """The life of a worker; it ends when its parent says so, closes the pipe or is gone.
+    """The main function of a worker; it ends if its parent tells it to, closes the pipe or ends.
 
-    Sends ``("ready",)``, then for each job any number of ``("event", event)`` and one of ``("done", path)``,
-    ``("failed", reason)`` and ``("cut",)``.
+    It sends ``("ready",)``, then for each job any number of ``("event", event)`` and one of
+    ``("done", path)``, ``("failed", reason)`` and ``("cut",)``.
     """
     _step_aside(log)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    import advbench.benchmark.run  # noqa: F401 - once, before the first cell
+    import advbench.benchmark.run  # noqa: F401 - imported once, before the first cell
 
     connection.send(("ready",))
     while True:
@@ -58,7 +58,7 @@ def _one(job: Job, runs_dir: Path, connection: Connection[Any, Any]) -> tuple[An
         now = time.monotonic()
         if event.kind != "batch" or now - last >= QUIET:
             last = now
-            with contextlib.suppress(OSError):  # a parent that is gone must not keep the run from saving
+            with contextlib.suppress(OSError):  # the run must save even if the parent has ended
                 connection.send(("event", event))
 
     try:
@@ -72,9 +72,9 @@ def _one(job: Job, runs_dir: Path, connection: Connection[Any, Any]) -> tuple[An
 
 
 def _step_aside(log: Path) -> None:
-    """Leave the terminal to the parent, and see to it that this process ends with it."""
+    """Detach from the terminal, and make this process end with its parent."""
     if hasattr(os, "setsid"):
-        # Ctrl-C reaches the parent alone, which then stops its workers in order.
+        # Ctrl-C then reaches only the parent, which stops its workers in order.
         os.setsid()
     silent, target = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(silent, 0)
@@ -87,7 +87,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        # A run under way finishes its batch and saves; between two there is nothing to lose.
+        # A running run finishes its batch and saves; between runs there is nothing to lose.
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE)
         os._exit(1)

@@ -1,4 +1,4 @@
-"""One cell, wherever it is run: what is sent there, and what is checked before and while it runs."""
+"""Runs one cell, on any machine, with checks before and during the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Job:
-    """A cell as it is sent to whoever runs it; plain values only."""
+    """A cell in the form that is sent to a worker, with plain values only."""
 
     number: int
     options: dict[str, Any]
@@ -29,12 +29,12 @@ class Job:
 
 
 def perform(job: Job, runs_dir: Path, listeners: Sequence[Listener] = ()) -> Path:
-    """Run a cell, or go on with its unfinished run; returns the run's directory.
+    """Run a cell, or resume its unfinished run; return the run's directory.
 
     Raises:
-        InputError: it cannot be run here, or would not be the run that was planned.
-        RecordError: another process is at it, or the store cannot be written.
-        TrainingDivergedError, RunFailedError: it did not get to its end.
+        InputError: it cannot be run here, or the run would differ from the planned one.
+        RecordError: another process runs it, or the store cannot be written.
+        TrainingDivergedError, RunFailedError: it failed before its end.
     """
     from advbench.benchmark.run import run
 
@@ -62,7 +62,7 @@ def perform(job: Job, runs_dir: Path, listeners: Sequence[Listener] = ()) -> Pat
 
 
 def _same(runs_dir: Path, identity: str) -> list[RunEntry]:
-    """The runs of an identity in a store, complete ones first."""
+    """The runs with an identity in a store, complete ones first."""
     found = []
     for path in run_directories(runs_dir) if runs_dir.is_dir() else []:
         try:

@@ -1,4 +1,4 @@
-"""What became of the cells of a sweep, and what it says while it goes on."""
+"""The outcome of a sweep, and its events."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from advbench.sweep.plan import SweepCell
 
 
 class Stop:
-    """Counts the signals that ask to stop while the context is open; elsewhere than in the main thread none.
+    """Counts stop signals within the block, if it runs in the main thread.
 
     Attributes:
-        count: how many there were.
-        signal: the first one; None if there was none.
+        count: the number of signals.
+        signal: the first signal; None without any.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ Kind = Literal["begin", "event", "done", "failed", "cut"]
 
 @dataclass(frozen=True)
 class Told:
-    """One moment of a sweep: a cell begins on a worker, gets on, is done, has failed or was cut off."""
+    """One event of a sweep: a cell begins on a worker, progresses, is done, has failed or was cut off."""
 
     kind: Kind
     cell: SweepCell
@@ -62,7 +62,7 @@ Tell = Callable[[Told], None]
 
 @dataclass
 class SweepOutcome:
-    """The cells of a sweep by what became of them; ``signal`` is what stopped it, if something did."""
+    """The cells of a sweep by outcome; ``signal`` is the signal that stopped the sweep, if any."""
 
     done: dict[int, Path] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a sweep has to do: every cell resolved, checked and looked up before any of them runs."""
+"""Plans a sweep: resolves and checks every cell, and looks it up in the store, before any cell runs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class SweepCell:
     """One run of a sweep.
 
     Attributes:
-        number: its place in the grid, from 1.
-        options: as ``advbench run`` takes them.
-        sample_seed: what ``sequence: sample:k`` is drawn with.
-        config: what they resolve to.
-        identity: of the run; equal here and wherever it is made.
-        state: ``complete``, ``unfinished`` (to go on with), ``running`` (in another process) or ``new``.
-        work: the sample-passes that it takes.
-        seconds: how long it takes, estimated; 0 where it is complete.
+        number: its position in the grid, from 1.
+        options: the options of ``advbench run``.
+        sample_seed: the seed for drawing ``sequence: sample:k``.
+        config: the resolved configuration.
+        identity: the run's identity, which is equal on all machines.
+        state: ``complete``, ``unfinished`` (can be resumed), ``running`` (in another process) or ``new``.
+        work: its sample-passes.
+        seconds: its estimated time; 0 if it is complete.
     """
 
     number: int
@@ -56,12 +56,12 @@ class SweepCell:
 
     @property
     def group_key(self) -> str:
-        """Equal for cells that differ in their seed alone."""
+        """A key that is equal for cells that differ only in seed."""
         return self.config.model_copy(update={"seed": 0}).model_dump_json()
 
     @property
     def group(self) -> str:
-        """The same without the seed; cells that differ in other settings share it."""
+        """The label without the seed; cells that differ in other settings share it."""
         config = self.config
         names = ",".join(attack_name(text) for text in config.sequence)
         regime = "" if config.regime == "continual" else f" ({config.regime})"
@@ -70,12 +70,12 @@ class SweepCell:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The cells of a sweep, and where their times are known from."""
+    """The cells of a sweep, and the sources of their estimated times."""
 
     cells: list[SweepCell]
     speeds: list[Speed]
     gpus: int = 0
-    """CUDA devices to share out between local workers; 0 where no cell takes one."""
+    """The number of CUDA devices to distribute among local workers; 0 if no cell uses one."""
 
     def count(self, state: State) -> int:
         """How many cells there are in a state."""
@@ -83,28 +83,28 @@ class SweepPlan:
 
     @property
     def to_do(self) -> list[SweepCell]:
-        """The cells that are not complete; those that another process is at come last."""
+        """The cells that are not complete; those that another process runs come last."""
         found = [cell for cell in self.cells if cell.state != "complete"]
         return sorted(found, key=lambda cell: cell.state == "running")
 
     def seconds(self, workers: int) -> float:
-        """The estimated time for what is left."""
+        """The estimated time for the remaining cells."""
         return makespan([cell.seconds for cell in self.to_do], workers)
 
 
 def make_plan(
     grid: Sequence[GridCell], runs_dir: Path, *, elsewhere: bool = False, gpus: float = 0
 ) -> SweepPlan:
-    """Resolve and check every cell, look for it in ``runs_dir`` and estimate what is left.
+    """Resolve and check every cell, look for it in ``runs_dir`` and estimate the remaining time.
 
     Args:
-        grid: the cells as they were written. Those that say nothing of threads get one each.
+        grid: the cells as written. Cells without ``threads`` get one thread each.
         runs_dir: the store; it need not exist.
         elsewhere: whether cells run on other machines, with ``gpus`` each, and not on this one.
-        gpus: what ``device: auto`` then means: a GPU where there is at least a part of one.
+        gpus: for ``elsewhere``: ``device: auto`` means a GPU if this is above 0.
 
     Raises:
-        InputError: a cell that cannot be run, or two that are the same run.
+        InputError: a cell cannot be run, or two cells are the same run.
         RecordError: the store cannot be read.
     """
     if runs_dir.exists() and not runs_dir.is_dir():
@@ -130,7 +130,7 @@ class _Planner:
         self.models: dict[tuple[Any, ...], torch.device] = {}
 
     def cell(self, number: int, entry: GridCell) -> SweepCell:
-        """One cell, resolved."""
+        """Resolve one cell."""
         given = {"threads": 1, **entry.options}
         try:
             options = Options.of(given)
@@ -150,7 +150,7 @@ class _Planner:
         )
 
     def _prepared(self, options: Options, sample_seed: int, data: DataSet) -> tuple[RunConfig, str]:
-        """Configuration and identity; a cell that runs elsewhere gets the device that its node has for it."""
+        """The configuration and identity; a cell that runs elsewhere gets the device of its node."""
         wanted = options.device
         if not self.elsewhere:
             here = prepare(options, data=data, sample_seed=sample_seed)
@@ -164,7 +164,7 @@ class _Planner:
         return config, identity_of(config, data, device=device, threads=there.threads)
 
     def timed(self, cells: list[SweepCell]) -> SweepPlan:
-        """The cells with their estimates; nothing is timed where nothing is left to do."""
+        """The plan with estimated times; nothing is timed if nothing is left to do."""
         speeds: dict[tuple[Any, ...], Speed] = {}
         records = self._records() if any(cell.state != "complete" for cell in cells) else []
         found = []
@@ -179,7 +179,7 @@ class _Planner:
         return SweepPlan(found, list(dict.fromkeys(speeds.values())), self._gpus())
 
     def _gpus(self) -> int:
-        """Only where cells leave the choice of the device open can it be made for them."""
+        """The number of GPUs to distribute, which only cells without a chosen device can use."""
         if self.elsewhere:
             return 0
         automatic = [device for (*_, text), device in self.models.items() if text in ("auto", "cuda")]
@@ -192,7 +192,7 @@ class _Planner:
         for (_defense, *model), speed in known.items():
             if tuple(model) == _model_key(config):
                 return speed
-        # Where the cells run elsewhere, this machine is all there is to time.
+        # If the cells run elsewhere, only this machine can be timed.
         here = torch.device("cpu") if self.elsewhere else self.models[_model_key(config)]
         return measured_speed(config, data, here)
 

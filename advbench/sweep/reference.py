@@ -1,7 +1,7 @@
-"""Building a reference table: the defenses known best against each attack alone, trained and evaluated.
+"""Builds a reference table: trains and evaluates the best known defenses against each attack alone.
 
-The runs are those of an ordinary sweep; what is finished is not run again. The table is the best that any
-finished run of the store reached.
+The runs are those of an ordinary sweep; finished runs are not repeated. The table has the best accuracy that
+any finished run of the store reached.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from leaderboards.peers.best_known import best_known, make_reference
 from leaderboards.peers.reference import Reference
 
 DEFENSES = "at,trades"
-"""Adversarial training and TRADES: what training against one lp attack alone is mostly done with."""
+"""The default defenses: adversarial training and TRADES, the usual methods against a single lp attack."""
 
 
 @dataclass(frozen=True)
 class ReferencePlan:
-    """What there is to run for a reference table, and what the table will be over.
+    """The runs for a reference table, and the contents of the table.
 
     Attributes:
         sweep: the runs.
         wanted: name, eps, canonical text and test points of each attack.
         dataset: the name of the data.
-        fingerprint: of the data.
+        fingerprint: the fingerprint of the data.
         model: the architecture.
     """
 
@@ -49,17 +49,17 @@ class ReferencePlan:
 def plan_reference(
     attacks: str, defenses: str, seeds: Sequence[int], runs_dir: Path, options: Mapping[str, Any]
 ) -> ReferencePlan:
-    """A run for each attack, defense and seed: trained against exactly that attack, measured on it.
+    """Plan a run for each attack, defense and seed, trained against exactly that attack and measured on it.
 
     Args:
-        attacks: texts such as ``pgd:eps=0.1,pgd:eps=0.2``; one attack at two budgets is two.
-        defenses: names, parted by commas.
-        seeds: of the runs.
+        attacks: texts such as ``pgd:eps=0.1,pgd:eps=0.2``; one attack at two budgets counts as two.
+        defenses: names, separated by commas.
+        seeds: the seeds of the runs.
         runs_dir: the store; it need not exist.
-        options: the other options of a run, as ``advbench run`` takes them.
+        options: the other options of ``advbench run``.
 
     Raises:
-        InputError: anything that cannot be run, an attack without eps, or the same attack and eps twice.
+        InputError: a run is not possible, an attack has no eps, or the same attack and eps is listed twice.
         RecordError: the store cannot be read.
     """
     data = load_dataset(options.get("dataset", "digits"), options.get("data_dir"))
@@ -98,27 +98,27 @@ def plan_reference(
 
 
 def check_attacks(attacks: Iterable[Attack]) -> None:
-    """Whether each attack has a strength, and none is there twice at the same one.
+    """Check that each attack has an eps, and that no attack is listed twice with the same eps.
 
     Raises:
-        InputError: an eps of 0, or two that are the same attack at the same eps.
+        InputError: an eps is 0, or two attacks have the same name and eps.
     """
     seen: set[tuple[str, float]] = set()
     for attack in attacks:
         if not attack.eps > 0:
             raise InputError(f"--attacks: {attack.text} changes nothing: give it an eps above 0")
         if (attack.name, attack.eps) in seen:
-            raise InputError(f"--attacks: {attack.name} at eps {attack.eps:g} stands there twice")
+            raise InputError(f"--attacks: {attack.name} at eps {attack.eps:g} is listed twice")
         seen.add((attack.name, attack.eps))
 
 
 def build_reference(
     plan: ReferencePlan, records: Iterable[Record]
 ) -> tuple[Reference | None, list[tuple[str, float]]]:
-    """The table, and the attacks at whose eps no run counts; None where that is all of them.
+    """The table (None if it would be empty), and the attacks without a run that counts at their eps.
 
     Args:
-        plan: what the table is over.
+        plan: the contents of the table.
         records: all finished runs of the store.
     """
     terms, missing = best_known(records, plan.wanted, fingerprint=plan.fingerprint, model=plan.model)
@@ -129,7 +129,7 @@ def build_reference(
 
 
 def _written(attacks: str, found: Sequence[Attack]) -> list[str]:
-    """Each attack as the user wrote it, which is short to read; in full where one piece means several."""
+    """Each attack in the user's short form; in full if one part of the text means several attacks."""
     pieces = [
         (name, ",".join(f"{key}={value}" for key, value in own.items()))
         for name, own in parse_attacks(attacks)
@@ -140,7 +140,7 @@ def _written(attacks: str, found: Sequence[Attack]) -> list[str]:
 
 
 def _own_knobs(train_set: Mapping[str, Any], names: Set[str]) -> dict[str, dict[str, Any]]:
-    """The training knobs ``attack.knob`` by attack, so that each run is given those of its own only."""
+    """The training knobs ``attack.knob`` by attack, so that each run gets only those of its attack."""
     found: dict[str, dict[str, Any]] = {}
     for key, value in train_set.items():
         name = key.rpartition(".")[0]

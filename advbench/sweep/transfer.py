@@ -1,4 +1,4 @@
-"""Runs that were made elsewhere: sent in pieces, and put into the store whole or not at all."""
+"""Transfers runs from other machines: in pieces, stored completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from leaderboards.records.manifest import read_manifest, write_manifest
 from leaderboards.records.store import json_bytes
 
 FOLDER = ".arriving"
-"""Below the runs directory; what lies deeper than a run's own record is never taken for one."""
+"""The subdirectory of the runs directory for incoming runs, deep enough that none counts as a run."""
 PIECE = 4 * 2**20
-"""Bytes that travel at once."""
+"""The bytes of a piece."""
 
 
 def pieces(run_dir: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of a finished run, by name relative to it, in pieces in order."""
+    """The files of a finished run, as ordered pieces with names relative to the run."""
     for path in sorted(run_dir.rglob("*")):
         name = path.relative_to(run_dir).as_posix()
         if path.is_file() and name != LOCK:
             with path.open("rb") as file:
-                # An empty file is one empty piece.
+                # An empty file gives one empty piece.
                 yield name, file.read(PIECE)
                 while piece := file.read(PIECE):
                     yield name, piece
@@ -36,10 +36,10 @@ def pieces(run_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 @contextlib.contextmanager
 def arrival(runs_dir: Path) -> Iterator[Path]:
-    """A temporary directory in the store, for one run; gone when the block ends.
+    """A temporary directory in the store, for one run; it is removed when the block ends.
 
     Raises:
-        RecordError: it cannot be written.
+        RecordError: the directory cannot be written.
     """
     path = runs_dir / FOLDER / secrets.token_hex(8)
     try:
@@ -55,7 +55,7 @@ def arrival(runs_dir: Path) -> Iterator[Path]:
 
 
 def clear_arrivals(runs_dir: Path) -> None:
-    """Remove what a process that is gone left half received."""
+    """Remove incomplete runs of processes that have ended."""
     folder = runs_dir / FOLDER
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if not is_held(path):
@@ -68,7 +68,7 @@ def receive(folder: Path, name: str, piece: bytes) -> None:
     """Append a piece to a file below ``folder``.
 
     Raises:
-        RecordError: the name leads elsewhere.
+        RecordError: the name leads out of ``folder``.
         OSError: the file cannot be written.
     """
     path = PurePosixPath(name)
@@ -83,13 +83,13 @@ def receive(folder: Path, name: str, piece: bytes) -> None:
 
 
 def adopt(folder: Path, runs_dir: Path) -> Path:
-    """Move a run that has arrived into the store, under its name or that with a number; its record last.
+    """Move a received run to the store, under its name, with a number if needed; its record comes last.
 
     Raises:
-        RecordError: files are missing or not as they were sent, or the store cannot be written.
+        RecordError: files are missing or changed, or the store cannot be written.
     """
     if problems := verify_checksums(folder):
-        raise RecordError(f"the run did not arrive whole: {problems[0]}")
+        raise RecordError(f"the run arrived incomplete: {problems[0]}")
     content, record = (folder / RECORD).read_bytes(), read_record(folder)
     target = new_run_directory(runs_dir, record.id)
     if target.name != record.id:

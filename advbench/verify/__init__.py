@@ -1,4 +1,4 @@
-"""Whether a run's numbers are true: recomputed from what is stored, measured again, trained again."""
+"""Verifies a run's numbers: recomputes them from stored data, measures again, and trains again."""
 
 from advbench.verify.attack_again import verify_run
 from advbench.verify.report import Comparison, Report

@@ -1,4 +1,4 @@
-"""``advbench accept``: an archive that somebody sent, unpacked with suspicion, verified, and added whole."""
+"""``advbench accept``: unpacks an untrusted archive safely, verifies its run, and adds it completely."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from leaderboards import (
 )
 
 MOST_FAULTS, LONGEST = 1000, 2000
-"""Lines that a mark keeps, and letters of each: they repeat what the record holds, which may be anything."""
+"""The most lines of a mark, and characters per line, since the lines quote untrusted records."""
 
 
 def mark(report: Report) -> str:
-    """Leave the mark of what a verification found; returns a line that says what was done.
+    """Write the mark of a verification; return a line that says what was done.
 
     ``re-evaluated`` needs every stage and every attack, each on at least one whole block of test points, and
-    the audit repeated. ``retrained`` needs an exact repetition, and says more: no later re-evaluation
-    replaces it. A partial check confirms the run but does not mark it. A run that is refuted loses its mark
-    and is marked as refuted, so that leaderboards do not rank it.
+    a repeated audit. ``retrained`` needs an exact repetition and is the stronger mark: no later re-evaluation
+    replaces it. A partial check confirms the run but does not mark it. A refuted run loses its mark and is
+    marked as refuted, so that leaderboards do not rank it.
 
     Raises:
         RecordError: the mark cannot be written or removed.
@@ -52,13 +52,13 @@ def mark(report: Report) -> str:
     if not report.confirmed:
         return _refute(report)
     if not report.complete and report.how == "retrained":
-        return "not marked as retrained: the repetition was no exact one"
+        return "not marked as retrained: the repetition was not exact"
     if not report.complete:
         return "not marked as re-evaluated: that needs every stage and every attack"
     before = trust_of(report.path)
     remove_refuted(report.path)
     if before == "retrained" and report.how != "retrained":
-        return "its mark as retrained stays, which says more than re-evaluated"
+        return "its mark as retrained stays, which is stronger than re-evaluated"
     write_verified(
         report.path,
         Verified(
@@ -105,9 +105,9 @@ def _cut(fault: str) -> str:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What became of an archive: the verification, and where the run is now; None if it was refuted.
+    """The result for an archive: the verification, and the run's new path (None if it was refuted).
 
-    ``known`` tells that the very same run was there already.
+    ``known`` says that exactly this run existed already.
     """
 
     report: Report
@@ -129,25 +129,25 @@ def accept(
 ) -> Accepted:
     """Verify an archive of ``advbench submit`` and add it to ``runs_dir`` in one step, or leave no trace.
 
-    Another run of the same id keeps its place: the new one gets a number behind its directory's name.
+    If another run has the same id, a number is appended to the directory's name of the new run.
 
     Args:
         file: the archive.
-        runs_dir: where it is added; made when it is missing.
-        asked: what the verification looks at, beside every stage and every attack.
+        runs_dir: where to add the run; created if missing.
+        asked: the extent of the verification, which must include every stage and every attack.
         trust: import a model factory, or load a program, that the record names: both can run any code.
-        data_dir: where the data are.
+        data_dir: the folder of the data.
         surrogate, weights, told: see `verify_run`.
         timeout: seconds that unpacking and verifying may take; nothing is added after them.
 
     Raises:
-        RecordError: the file is no such archive, is damaged or holds what a run does not; or ``runs_dir``
-            cannot be written.
+        RecordError: the file is not such an archive, is damaged or has files that a run does not have; or
+            ``runs_dir`` cannot be written.
         InputError: it cannot be verified here, or not in time.
     """
     runs_dir = Path(runs_dir)
     with _place(runs_dir) as (directory, leave):
-        # Cleaning up and adding are outside of the limit: neither is stopped half way.
+        # Cleaning up and adding are outside the time limit, so that neither is stopped halfway.
         with limited_verification(timeout, f"accepting {file}", leave=leave):
             unpack(Path(file), directory)
             record = read_record(directory)
@@ -157,7 +157,7 @@ def accept(
         if not report.confirmed:
             return Accepted(report, None)
         if not report.complete:
-            raise InputError("a run is accepted only when every stage and every attack was looked at")
+            raise InputError("a run is accepted only if every stage and every attack was checked")
         mark(report)
         place, known = _add(directory, runs_dir, record.id)
         report.path = place
@@ -168,14 +168,14 @@ def accept(
 
 def _check_id(name: str) -> None:
     if plain_name(name) != name or name.startswith(".") or not name:
-        raise RecordError(f"the archive's run is called {name!r}, which is no name of a run")
+        raise RecordError(f"the archive's run is called {name!r}, which is not a valid name of a run")
 
 
 @contextmanager
 def _place(runs_dir: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A hidden directory in ``runs_dir``, and what removes it again with all that was made for it."""
+    """A hidden directory in ``runs_dir``, and a function that removes it with everything created for it."""
     made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
-    # Named as temporary files are, so that advbench runs gc finds it should this process be killed.
+    # Use the name pattern of temporary files, so that advbench runs gc finds it if this process is killed.
     directory = runs_dir / f".accept.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         directory.mkdir(parents=True)
@@ -198,7 +198,7 @@ def _place(runs_dir: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 
 def _add(directory: Path, runs_dir: Path, name: str) -> tuple[Path, bool]:
-    """Move the directory to its name in one step; or the place of the very same run, and True."""
+    """Move the directory to its name in one step; or return the path of an equal existing run, and True."""
     digests = digests_of(directory)
     for number in count(1):
         target = runs_dir / (name if number == 1 else f"{name}-{number}")
@@ -208,7 +208,7 @@ def _add(directory: Path, runs_dir: Path, name: str) -> tuple[Path, bool]:
                     return target, True
             continue
         try:
-            # A directory that appears meanwhile and is not empty is an error, not a loss.
+            # If a directory appears meanwhile and is not empty, renaming fails and nothing is lost.
             directory.rename(target)
         except OSError as error:
             if target.exists():

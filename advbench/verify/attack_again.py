@@ -1,4 +1,4 @@
-"""``advbench verify``: the saved stages, attacked again on a sample of points and compared point by point."""
+"""``advbench verify``: attacks the saved stages again on a sample of points and compares each point."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from leaderboards import CLEAN, read_outcomes
 from leaderboards.records.layout import OUTCOMES
 
 COUNTED = ("forwards", "backwards", "invalid", "abstained")
-"""What is counted beside outcomes, block by block."""
+"""The counts of each block in addition to outcomes."""
 Told = Callable[[str], None]
-"""Is told of each attack on each stage as it was compared."""
+"""Called with each comparison of an attack on a stage."""
 
 
 @undisturbed()
@@ -49,21 +49,21 @@ def verify_run(
     told: Told | None = None,
     timeout: float | None = None,
 ) -> Report:
-    """Confirm or refute a run: what is stored against itself, then its models on a sample of points.
+    """Confirm or refute a run: check stored data for consistency, then its models on a sample of points.
 
-    Nothing is written. A run whose stored parts contradict one another is refuted before any model is run.
+    Nothing is written. A run whose stored parts contradict each other is refuted before any model is run.
 
     Args:
         run: a finished run or evaluation, with its weights.
-        asked: what to look at; every stage and attack, and 500 points of each, by default.
-        surrogate: the run that the audit's transferred points were crafted on, where it was one.
-        weights: of an evaluated model: the file that the run has no copy of.
-        told: is told how far it is.
-        timeout: seconds that all of it may take.
+        asked: the extent; by default every stage and attack, with 500 points of each.
+        surrogate: the run that the audit's transferred points were crafted on, if it was a run.
+        weights: for an evaluated model, its file of weights if the run has no copy.
+        told: called with the progress.
+        timeout: seconds that the whole verification may take.
 
     Raises:
-        InputError: it cannot be verified here, or not in time: weights, data or code that are not there, or
-            a sample that the run does not have.
+        InputError: it cannot be verified here, or not in time: weights, data or code are missing, or the run
+            lacks the requested sample.
         RecordError: the record cannot be read.
     """
     began = time.perf_counter()
@@ -83,7 +83,7 @@ def _verify(
     if report.confirmed:
         if without_weights(subject):
             raise InputError(
-                f"run {run.record.id} is kept without its weights, so there is nothing to attack again: "
+                f"run {run.record.id} is stored without its weights, so there is nothing to attack again: "
                 "advbench verify --retrain trains it again"
             )
         check_labels(subject, report)
@@ -98,7 +98,7 @@ def _verify(
 
 
 def device_of(run: Run, asked: str | None, report: Report) -> torch.device:
-    """The device asked for, or the record's kind, or the CPU where there is none of that."""
+    """The requested device, or the record's kind of device, or the CPU if that is missing."""
     if asked is not None:
         return choose_device(asked)
     kind = str(run.record.environment["device"]).partition(" ")[0]
@@ -110,14 +110,14 @@ def device_of(run: Run, asked: str | None, report: Report) -> torch.device:
 
 
 def threads_of(run: Run, asked: int | None) -> int:
-    """The CPU threads asked for, or the record's.
+    """The requested number of CPU threads, or the record's.
 
     Raises:
-        InputError: the record's are no number of threads.
+        InputError: the record's value is not a number of threads.
     """
     found: Any = run.record.environment["threads"] if asked is None else asked
     if type(found) is not int or not 1 <= found <= MOST_THREADS:
-        raise InputError(f"run {run.record.id}: threads {found!r} is no number of threads: give --threads")
+        raise InputError(f"run {run.record.id}: {found!r} is not a number of threads: give --threads")
     return found
 
 
@@ -142,7 +142,7 @@ def _remeasure(
             report.faults += check_size(subject, looked, device)
             report.faults += check_regenerated(subject, looked, device)
             repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags, exact=not other)
-    # Regenerated images belong to the last stage, and are looked at with it.
+    # Regenerated images belong to the last stage, and are checked with it.
     leave_metrics(subject, report, ROUTED if last in sample.stages else OF_THE_MODEL)
     if last not in sample.stages:
         report.not_looked_at.append(
@@ -163,9 +163,9 @@ def _compare_stage(
     *,
     exact: bool,
 ) -> set[str]:
-    """Attack one stage again; the codes of flags that it earned on the way.
+    """Attack one stage again; return the codes of flags that this raises.
 
-    Passes follow from every bit: with ``exact`` those of each cell that was looked at whole are compared.
+    Passes depend on every bit: with ``exact``, they are compared for each cell that was measured completely.
     """
     clean, robust = read_outcomes(subject.run.path / OUTCOMES)
     row = [entry.index for entry in subject.record.stages].index(stage)
@@ -176,7 +176,7 @@ def _compare_stage(
     looked_at = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
     counts = {text: np.zeros(len(COUNTED), dtype=np.int64) for text in limits}
     flags: set[str] = set()
-    # The points that the record has as right clean, so that one that differs here moves no draw of others.
+    # Attack the points that are correct in the record, so that a difference here changes no other draws.
     pieces = measure_some(
         looked.view,
         subject.test,
@@ -212,12 +212,12 @@ def _compare_stage(
 
 
 def _other_counts(subject: Subject, stage: int, found: Mapping[str, list[int]]) -> Iterator[str]:
-    """Cells of a stage that took other passes, or have another number of invalid examples."""
+    """One line for each cell of a stage whose passes or number of invalid examples differ."""
     for cell in subject.record.cells:
         if cell.stage == stage and cell.attack in found:
             for name, count in zip(COUNTED, found[cell.attack], strict=True):
                 said = getattr(cell, name)
-                # Older records do not say how often a model abstained.
+                # Older records do not count how often a model abstained.
                 if said is not None and said != count:
                     yield f"stage {stage}, {cell.attack}: {name} is {said} in the record, {count} here"
 
@@ -234,7 +234,7 @@ def _line(
 
 
 def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: list[str]) -> None:
-    """What the verdict leaves open, and whether it was made where bits should be the same."""
+    """Report what the verdict does not cover, and whether this environment should give equal bits."""
     left_out = sample.left_out(subject)
     report.complete = not left_out
     report.not_looked_at += left_out
@@ -246,13 +246,13 @@ def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: l
     if not subject.evaluated:
         report.not_looked_at.append("how the weights were trained: advbench verify --retrain trains again")
     if other:
-        report.not_looked_at.append("passes, which follow from every bit, but for what attacks can take")
+        report.not_looked_at.append("passes, which depend on every bit, except for their upper bounds")
     elif parts:
-        report.not_looked_at.append("passes of cells that were looked at in part")
+        report.not_looked_at.append("passes of cells that were measured in part")
     report.not_looked_at.append("how long everything took")
     if other:
         report.notes.append(f"not the record's environment, bits may differ: {'; '.join(other)}")
     else:
         report.notes.append("this is the record's environment: every outcome should be the same")
     if not subject.evaluated:
-        report.notes.append("passes of training were not looked at: only training again counts them")
+        report.notes.append("passes of training were not checked: only training again counts them")

@@ -1,4 +1,4 @@
-"""What belongs to a run's final model beside its attacks, measured again: its audit, size and pictures."""
+"""Repeats further measurements of a run's final model: its audit, size and regenerated images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.store import read_probe_outcomes
 
 ROW_0, OF_RUN, PLAIN = "row 0", "run ", "plain "
-"""How records call the model that transferred points were crafted on."""
+"""The prefix in records for a run that transferred points were crafted on."""
 FAR = 0.01
-"""Relative difference up to which a regenerated image's quality is the same."""
+"""The relative difference up to which the quality of regenerated images counts as equal."""
 
 
 def repeat_audit(
@@ -41,16 +41,16 @@ def repeat_audit(
     seen: set[str],
     exact: bool,
 ) -> None:
-    """Probe the final model again and compare: probes point by point, then what the audit says of them.
+    """Probe the final model again and compare: probes point by point, then the audit's flags.
 
     Args:
-        subject: what is verified.
+        subject: the run to verify.
         looked: its final model.
-        device: where that is.
-        report: gets what was found.
-        surrogate: the run that transferred points were crafted on, where it was one.
-        seen: codes of flags that the re-evaluation of the stages has earned.
-        exact: whether every bit should be the same, and so the passes of probes.
+        device: the device of the model.
+        report: receives the findings.
+        surrogate: the run that transferred points were crafted on, if it was a run.
+        seen: codes of flags that the re-evaluation of the stages has raised.
+        exact: whether every bit should be equal, and therefore also the passes of probes.
     """
     probes = _probe(subject, looked, device, report, surrogate)
     recorded = subject.record.audit
@@ -59,39 +59,39 @@ def repeat_audit(
     found = audit(rows, subject.measured, stochastic=looked.declared, probes=probes)
     here = {flag.code for flag in found.flags} | seen
     there = {flag.code for flag in recorded.flags}
-    # Flags that follow from outcomes are recomputed from the stored ones; where all probes are there, a
-    # point here or there that differs must not decide.
+    # Flags that follow from outcomes are recomputed from the stored ones; if all probes are stored, a few
+    # points that differ here must not decide.
     settled = set(FROM_OUTCOMES) if battery else set()
     if not probes.transferred:
         settled |= {*BY_TRANSFER, "weak-suite"}
     if older(recorded):
-        # An older audit made fewer probes, and took every flat loss for a mask.
+        # An older audit made fewer probes, and flagged every flat loss as masking.
         settled |= {*FROM_OUTCOMES, "zero-gradient"}
     if recorded.probes and not set(BY_PROBES) <= set(recorded.checks):
         report.notes.append(
-            "the record's audit is older and made fewer checks: those it lacks were made here"
+            "the record's audit is older and has fewer checks: the missing ones were made here"
         )
     for code in sorted(here - there - settled):
-        report.faults.append(f"audit: {code} is found here, and not in the record")
+        report.faults.append(f"audit: {code} is found here, but not in the record")
     for code in sorted(there - here - settled - set(RECORDED)):
-        report.faults.append(f"audit: {code} is in the record, and not found here")
+        report.faults.append(f"audit: {code} is in the record, but not found here")
     report.checked.append("the audit, repeated")
 
 
 def check_surrogate(record: Record, given: Record | None) -> None:
-    """Whether the run that was given is the one that the record's transferred points were crafted on.
+    """Check that the given run is the one that the record's transferred points were crafted on.
 
     Args:
-        record: of the run to verify.
-        given: of the run given with ``--surrogate``; None where there is none.
+        record: the record of the run to verify.
+        given: the record of the run given with ``--surrogate``; None without it.
 
     Raises:
-        InputError: it is another, or the record names no run.
+        InputError: it is another run, or the record names no run.
     """
     if given is None or (name := record.audit.surrogate) == f"{OF_RUN}{given.id}":
         return
     said = f"crafted its transferred points on {name!r}" if name else "has no transferred points"
-    more = "" if name and name.startswith(OF_RUN) else "; leave --surrogate away"
+    more = "" if name and name.startswith(OF_RUN) else "; omit --surrogate"
     raise InputError(f"the audit of run {record.id} {said}, not on {OF_RUN + given.id!r}{more}")
 
 
@@ -103,9 +103,9 @@ def _probe(
     if model is None and any(cell.threat.access == "transfer" for cell in recorded.probes):
         how = " (give --surrogate)" if str(recorded.surrogate).startswith(OF_RUN) else ""
         report.not_looked_at.append(f"points transferred from {recorded.surrogate}{how}")
-    # Some probes take fewer points than the others, and transferred ones may take more.
+    # Some probes use fewer points than the others, and transferred ones may use more.
     count = max((cell.n for cell in recorded.probes if cell.threat.access != "transfer"), default=0)
-    # Chance makes answers dear: the audit then takes a quarter of the points that it is asked for.
+    # A randomised model is expensive to query: the audit then uses a quarter of the requested points.
     points = (count * 4 if looked.stochastic else count) or POINTS
     return probe(
         looked.view,
@@ -126,7 +126,7 @@ def _probe(
 def _surrogate(
     subject: Subject, device: torch.device, given: Run | None
 ) -> tuple[str | None, nn.Module | None]:
-    """The model that transferred points were crafted on, where it can be had again."""
+    """The model that transferred points were crafted on, if it is available."""
     name = subject.record.audit.surrogate
     if given is not None:
         return surrogate_model(subject.run, given)
@@ -140,7 +140,7 @@ def _surrogate(
 
 
 def _compare(subject: Subject, probes: Probes, report: Report, *, exact: bool) -> bool:
-    """Compare the probes with the stored ones; whether the record has all that are made here."""
+    """Compare the probes with the stored ones; return whether the record has all probes made here."""
     stored = read_probe_outcomes(subject.run.path / OUTCOMES)
     cells = subject.record.audit.probes
     places = {_place(cell): number for number, cell in enumerate(cells)}
@@ -168,12 +168,12 @@ def _compare(subject: Subject, probes: Probes, report: Report, *, exact: bool) -
 
 
 def _place(cell: Cell) -> tuple[str, str, str | None]:
-    """What no two probes share."""
+    """A key that identifies a probe."""
     return cell.attack, cell.threat.access, cell.network
 
 
 def check_size(subject: Subject, looked: Looked, device: torch.device) -> Iterator[str]:
-    """Parameters and multiply-adds of the final model, by which tables compare costs."""
+    """A line if the final model's parameters or multiply-adds, which tables compare, differ."""
     image = subject.run.data.test.x[:1]
     parameters = sum(parameter.numel() for parameter in looked.module.parameters())
     adds = (
@@ -188,7 +188,7 @@ def check_size(subject: Subject, looked: Looked, device: torch.device) -> Iterat
 
 
 def check_regenerated(subject: Subject, looked: Looked, device: torch.device) -> Iterator[str]:
-    """The quality of regenerated images, where the defense draws any."""
+    """A line for each different quality of regenerated images, if the defense makes any."""
     found: dict[str, float | None] = {}
     if isinstance(looked.module, Regenerates):
         found = regenerate(

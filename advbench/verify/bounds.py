@@ -1,4 +1,4 @@
-"""What a record claims to have measured, against its data set: looked at before anything is allocated."""
+"""Checks the sizes that a record claims against its data set, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from leaderboards.records.archive import outcomes_size
 from leaderboards.records.layout import OUTCOMES
 
 BATCH = 8
-"""Training images that a stage may look at while it is built."""
+"""The number of training images for building a stage."""
 
 
 def beyond_the_data(subject: Subject) -> Iterator[str]:
-    """Points that the data set does not have, images of another size, and more outcomes than that makes.
+    """A line for points that the data set lacks, images of another size, and too many outcomes.
 
-    Where the data set is not here, or is another, no model is run later, and the limits that hold for every
-    record are enough.
+    If the data set is missing or different, no model is run later, and the general limits for records
+    suffice.
 
     Raises:
         RecordError: the outcomes are damaged.
@@ -42,19 +42,19 @@ def beyond_the_data(subject: Subject) -> Iterator[str]:
     cells = [*record.cells, *record.audit.probes]
     expected = len(record.stages) * (len(record.attacks) + 1) + len(record.audit.probes)
     bound = expected * max((cell.n for cell in cells), default=0)
-    # A small file may unfold to more than there is memory.
+    # A small file may unpack to more than the memory.
     if (size := outcomes_size(subject.run.path / OUTCOMES)) > bound + 2**16:
         yield f"{OUTCOMES}: {size} bytes of outcomes, the record has no more than {bound}"
 
 
 def check_allocations(subject: Subject) -> None:
-    """Build what the configuration makes of the classifier, stage by stage and untrained, within bounds.
+    """Build the untrained defense of the configuration, stage by stage, within a memory bound.
 
-    The parameters of a defense come from a stranger's record: ranks, widths and the like decide how much
+    The parameters of a defense come from an untrusted record: ranks, widths and the like determine how much
     memory training takes.
 
     Raises:
-        InputError: it is far larger than the classifier, cannot be built, or the data set is not here.
+        InputError: it is far larger than the classifier, cannot be built, or the data set is missing.
     """
     run, config, data = subject.run, subject.run.config, subject.run.data
     sizes = [f"{key}={reprlib.repr(value)}" for key, value in config.params.items() if type(value) is int]

@@ -1,4 +1,4 @@
-"""What a record claims, recomputed from what else is stored; no model is run and no weights are loaded."""
+"""Recomputes a record's claims from other stored data; no model is run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from leaderboards.statistics.measured import eval_metrics, metrics_of, transfer_
 
 
 def check_identity(subject: Subject) -> Iterator[str]:
-    """``run.json`` asks for this very run, and its identity is the hash of what it says."""
+    """A line if ``run.json`` does not match the record, or its identity is not the hash of its contents."""
     run, record = subject.run, subject.record
     if not (run.path / MANIFEST).exists():
         return
@@ -41,7 +41,7 @@ def check_identity(subject: Subject) -> Iterator[str]:
             for key in {**manifest.config, **record.config}
             if _differs(manifest.config, record.config, key)
         ]
-        yield f"{MANIFEST}: asked for another {' and '.join(sorted(keys))} than the record's"
+        yield f"{MANIFEST}: has another {' and '.join(sorted(keys))} than the record"
     if manifest.kind != ("eval" if subject.evaluated else "run"):
         yield f"{MANIFEST}: of another kind of run, {manifest.kind!r}"
     facts = manifest.more.get("facts")
@@ -57,7 +57,7 @@ def check_identity(subject: Subject) -> Iterator[str]:
         if facts.get(key) != value:
             yield f"{MANIFEST}: {key} is {facts.get(key)!r}, in the record {value!r}"
     if any(name.partition(".")[0] not in PACKAGES for name in code_modules(run.config)):
-        # The manifest has the hash of this suite alone; other code went into the identity.
+        # The manifest has only the hash of this suite, but other code also entered the identity.
         return
     try:
         identity = identity_from(run.config, environment["data"]["name"], facts)
@@ -76,19 +76,19 @@ def _differs(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool
 
 ROUTED = ("router_nmi", "router_overhead")
 OF_THE_MODEL = ("regenerated_psnr", "regenerated_ssim", "adversarial_psnr", "adversarial_ssim", *ROUTED)
-"""Metrics that no outcomes give: only the model itself can."""
+"""Metrics that do not follow from outcomes, only from the model itself."""
 Claim = Callable[[Subject], Iterator[str]]
 LEEWAY = 50
-"""Passes of a cell over those that its attack declares: 20 draws a gradient, and looks that none declares."""
+"""The most passes of a cell relative to its attack's declaration: 20 draws per gradient, and some extra."""
 
 
 def check_claims(subject: Subject, report: Report) -> None:
-    """Everything that needs neither model nor data: files, counts, metrics, attacks, identity, audit.
+    """Check everything that needs neither model nor data: files, counts, metrics, attacks, identity, audit.
 
-    What is wrong goes to ``report.faults``.
+    Faults go to ``report.faults``.
 
     Raises:
-        InputError: the record names what is not here, such as a defense.
+        InputError: the record names something unknown here, such as a defense.
     """
     for what, claim in CLAIMS.items():
         before = len(report.faults)
@@ -99,10 +99,10 @@ def check_claims(subject: Subject, report: Report) -> None:
         except InputError:
             raise
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-            # A stranger's record may lack what every run of this suite writes.
+            # A record from elsewhere may lack fields that every run of this suite writes.
             report.faults.append(f"{what}: cannot be recomputed ({one_line(error)})")
         if what == "files" and len(report.faults) > before:
-            # The rest reads what has just been found damaged.
+            # The other checks would read the damaged files.
             return
         report.checked.append(what)
     if not (subject.run.path / MANIFEST).exists():
@@ -110,16 +110,16 @@ def check_claims(subject: Subject, report: Report) -> None:
 
 
 def leave_metrics(subject: Subject, report: Report, names: Sequence[str]) -> None:
-    """Say which of these metrics the record has: no outcomes give them, and nobody measured them again."""
+    """Report which of these metrics the record has: they do not follow from outcomes and were not checked."""
     if others := [name for name in names if name in subject.record.metrics]:
         report.not_looked_at.append(f"metrics that no outcomes give: {', '.join(others)}")
 
 
 def check_labels(subject: Subject, report: Report) -> None:
-    """What needs the labels of the data set: counts by class, and how many points there are.
+    """Check what needs the labels of the data set: counts by class, and numbers of points.
 
     Raises:
-        InputError: the data set is not here.
+        InputError: the data set is missing.
     """
     found = subject.measured
     cells = {cell.attack: cell.n for cell in subject.record.cells if cell.attack != CLEAN}
@@ -137,7 +137,7 @@ def check_labels(subject: Subject, report: Report) -> None:
 
 
 def without_weights(subject: Subject) -> bool:
-    """Whether the run's weights were left away, all of them: such a run can only be trained again."""
+    """Whether all of the run's weights were left out: such a run can only be trained again."""
     names = {stage.weights for stage in subject.record.stages} | {WEIGHTS}
     return not subject.evaluated and not any((subject.run.path / name).exists() for name in names)
 
@@ -147,7 +147,7 @@ def _files(subject: Subject) -> Iterator[str]:
     if faults := list(beyond_the_data(subject)):
         yield from faults
         return
-    # Of a run that is kept without its weights, other files may have been left away too.
+    # If a run is stored without its weights, other files may have been left out too.
     thin = without_weights(subject)
     for problem in check_run(directory).problems:
         if not (thin and problem.endswith(": missing") and problem[:-9] not in (RECORD, OUTCOMES)):
@@ -155,16 +155,16 @@ def _files(subject: Subject) -> Iterator[str]:
 
 
 def _weights(subject: Subject) -> Iterator[str]:
-    """The final weights are those of the last stage, tensor by tensor; a copied file is the evaluated one."""
+    """A line if the final weights are not those of the last stage, or a copied file not the evaluated one."""
     path, record = subject.run.path, subject.record
     if subject.evaluated:
         spec = record.stages[0].spec
         if spec.get("copied") and digest_of(path / WEIGHTS) != spec.get("weights_sha256"):
-            yield f"{WEIGHTS}: not the weights that were evaluated: their SHA-256 is another"
+            yield f"{WEIGHTS}: not the weights that were evaluated: their SHA-256 differs"
         return
     for position, stage in enumerate(record.stages):
         if stage.index != position or stage.weights != f"{STAGES}/{position}.safetensors":
-            yield f"stage {stage.index} stands at place {position}, with weights {stage.weights!r}"
+            yield f"stage {stage.index} is at position {position}, with weights {stage.weights!r}"
             return
     last = path / record.stages[-1].weights
     if last.is_file() and (path / WEIGHTS).is_file() and not _same_tensors(last, path / WEIGHTS):
@@ -178,7 +178,7 @@ def _same_tensors(one: Path, other: Path) -> bool:
 
 
 def _configured(subject: Subject) -> Iterator[str]:
-    """Attacks, protocol and stages follow from the configuration."""
+    """A line for each attack, protocol or stage that does not follow from the configuration."""
     record, roles = subject.record, subject.attacks
     seen = {attack.text: attack.training_text for attack in roles["seen"]}
     expected = [
@@ -205,17 +205,17 @@ def _configured(subject: Subject) -> Iterator[str]:
 
 
 def _trained(subject: Subject) -> Iterator[str]:
-    """Stages, and whether it is to be ranked apart."""
+    """A line for each wrong stage, and for a wrong mark as target-aware."""
     record, config = subject.record, subject.run.config
     texts = [attack.text for attack in subject.attacks["seen"]]
     met = [[text] for text in texts] if config.regime == "continual" else [texts]
     if [stage.attacks for stage in record.stages] != [[], *met]:
         yield "stages: not those that the sequence and the regime give"
     if registry.resolve(config.defense)[0].info.target_aware != config.target_aware:
-        yield f"target_aware: {config.target_aware} is not so of {config.defense}"
+        yield f"target_aware: {config.target_aware} is wrong for {config.defense}"
     for stage in record.stages[1:]:
         if stage.spec.get("defense") != config.defense:
-            yield f"stage {stage.index} is of defense {stage.spec.get('defense')!r}, not {config.defense!r}"
+            yield f"stage {stage.index} has defense {stage.spec.get('defense')!r}, not {config.defense!r}"
 
 
 def _metrics(subject: Subject) -> Iterator[str]:
@@ -239,7 +239,7 @@ def _metrics(subject: Subject) -> Iterator[str]:
 
 
 def _passes(subject: Subject) -> Iterator[str]:
-    """No more passes than the attacks can have taken; `implausible` looks at what nothing else bounds."""
+    """A line for each cell with more passes than its attack can take; see also `implausible`."""
     infos = {attack.text: attack for attack in subject.every}
     classes = int(subject.record.environment["data"]["classes"])
     for cell in subject.record.cells:
@@ -260,7 +260,7 @@ def _passes(subject: Subject) -> Iterator[str]:
 
 
 def _classes(subject: Subject) -> Iterator[str]:
-    """Counts by class add up; which point is of which class only the labels tell."""
+    """A line for each count by class that does not add up (checking more needs labels)."""
     rows: list[PerClass] = subject.record.per_class
     last = {
         cell.attack: cell for cell in subject.record.cells if cell.stage == subject.record.stages[-1].index

@@ -1,4 +1,4 @@
-"""Whether an audit's verdict follows from its flags, and these from stored outcomes."""
+"""Checks that an audit's verdict follows from its flags, and the flags from stored outcomes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from leaderboards.records.store import read_all_outcomes
 
 
 def check_audit(subject: Subject) -> Iterator[str]:
-    """The verdict follows from the flags, and what flags can follow from stored outcomes does.
+    """A line for each flag that stored outcomes contradict, and for a verdict that the flags contradict.
 
-    Attacks are those of the pool, whatever the record says of them.
+    The metadata of attacks is the pool's, not the record's.
     """
-    # Outcomes of probes may be missing: the audit is then repeated on the model.
+    # The outcomes of probes may be missing: the audit is then repeated on the model.
     return audit_faults(subject.record, compared(subject))
 
 
 def compared(subject: Subject) -> tuple[list[Probed], int] | None:
-    """What the audit compared, from stored outcomes, and how many points that it attacked are right clean.
+    """The attacks that the audit compared, from stored outcomes, and how many of the points are right clean.
 
-    None where the outcomes of the record's probes are not there.
+    None if the outcomes of the record's probes are missing.
     """
     audit = subject.record.audit
     _, robust, probes = read_all_outcomes(subject.run.path / OUTCOMES)

@@ -1,4 +1,4 @@
-"""Whether a model knows the test points: its accuracy on them, and on points that the numbers are not of."""
+"""Checks whether a model has memorised test points, by its accuracy on measured and on other points."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from leaderboards import CLEAN
 from leaderboards.audits.comparisons import LARGEST_P, LEAST_DIFFERENCE
 
 MOST_POINTS, MOST_ATTACKED = 2000, 500
-"""Points of each group, drawn anew by each verification: clean, and under an attack."""
+"""The most points of each group, clean and under an attack; each verification draws them anew."""
 LEAST_NEAR_ALL = 0.02
 FEWER_ERRORS = 4
 CHEAP = 100
-"""Forward passes a point up to which an attack of the record is repeated on other points."""
+"""The most forward passes per point of an attack that is repeated on other points."""
 MEASURED, TRAINING, VALIDATION, UNMEASURED = (
     "measured test points",
     "training points",
@@ -37,14 +37,14 @@ MEASURED, TRAINING, VALIDATION, UNMEASURED = (
 
 @dataclass(frozen=True)
 class PointGroup:
-    """Points that are looked at together; ``numbers`` are their places in ``split``."""
+    """Points that are measured together; ``numbers`` are their indices in ``split``."""
 
     name: str
     split: Split
     numbers: range
 
     def drawn(self, seed: int) -> Split:
-        """At most ``MOST_POINTS`` of them, in a random order that ``seed`` gives."""
+        """At most ``MOST_POINTS`` of the points, in a random order determined by ``seed``."""
         generator = keyed_generator("memorised", seed, self.name, self.numbers.start)
         chosen = torch.randperm(len(self.numbers), generator=generator)[:MOST_POINTS] + self.numbers.start
         return Split(self.split.x[chosen], self.split.y[chosen])
@@ -52,7 +52,7 @@ class PointGroup:
 
 @dataclass(frozen=True)
 class Found:
-    """Of ``points`` points of a group, ``right`` are right under ``attack`` (or ``clean``)."""
+    """The result for a group: ``right`` of ``points`` points are right under ``attack`` (or ``clean``)."""
 
     group: str
     attack: str
@@ -70,18 +70,18 @@ def check_memorised(
 ) -> None:
     """Compare the final model's accuracy on measured test points with that on other points.
 
-    The others are test points that no attack of the record met, where there are any, the validation points
-    (a tenth of the training images, on which no defense trains) and training points. An honest model does
-    not know one test point better than another, and is no better on test points than on those that it was
-    fitted to. Both are asked clean and under the cheapest attack of the record.
+    The others are test points that no attack of the record used, if there are any, the validation points (a
+    tenth of the training images, on which no defense trains) and training points. An honest model is equally
+    good on all test points, and no better on test points than on its training points. All groups are
+    predicted clean and under the cheapest attack of the record.
 
-    The report gets all accuracies, and a fault where the measured points lead by 5 points, or by 2 with a
-    quarter of the errors, and p is below 0.01 over the number of comparisons (Fisher's exact test,
-    one-sided). A folder of images may hold test images that are easier than its training images: there only
-    unmeasured test points refute.
+    The report gets all accuracies, and a fault if the measured points lead by 5 percentage points, or by 2
+    with a quarter of the errors, and p is below 0.01 over the number of comparisons (Fisher's exact test,
+    one-sided). A folder's test images may be easier than its training images: for folders, only unmeasured
+    test points can refute a run.
 
-    What this cannot see: a model that learnt a few test points only, a slight gain from learning test points
-    beside all training points, and a model that learnt the validation points too. Only training again shows
+    This cannot detect a model that learnt only a few test points, a slight gain from learning test points
+    along with all training points, or a model that also learnt the validation points. Only retraining shows
     how a model was trained.
     """
     attack = _cheapest(subject)
@@ -112,10 +112,10 @@ def check_memorised(
 
 
 def better(pairs: Sequence[tuple[Found, Found]]) -> Iterator[tuple[str, str]]:
-    """Lines for the pairs whose first accuracy is significantly above the second; each with the rival group.
+    """Lines for the pairs whose first accuracy is significantly higher, each with the other group's name.
 
     Args:
-        pairs: all that are compared; the first of each are measured test points.
+        pairs: all compared pairs; the first of each has measured test points.
     """
     for one, other in pairs:
         if not _far(one, other):
@@ -133,9 +133,9 @@ def better(pairs: Sequence[tuple[Found, Found]]) -> Iterator[tuple[str, str]]:
 
 
 def _far(one: Found, other: Found) -> bool:
-    """Whether the lead is more than one between two fair samples of images, however many points show it.
+    """Whether the lead is larger than between two fair samples of images, for any number of points.
 
-    That is 5 points or, where accuracies are close to 100 %, 2 points and a quarter of the errors.
+    That is 5 percentage points or, close to 100 %, 2 percentage points and a quarter of the errors.
     """
     lead = one.accuracy - other.accuracy
     fewer = (1 - other.accuracy) >= FEWER_ERRORS * (1 - one.accuracy)
@@ -154,14 +154,14 @@ def shown(accuracies: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _cheapest(subject: Subject) -> Attack | None:
-    """The attack of the record that takes fewest passes; None where all are dear or do not say."""
+    """The attack of the record with the fewest passes; None if all are expensive or of unknown cost."""
     costs = [(cost[0], attack) for attack in subject.every if (cost := attack.info.passes(attack.knobs))]
     cheap = [pair for pair in costs if pair[0] <= CHEAP]
     return min(cheap, key=lambda pair: pair[0])[1] if cheap else None
 
 
 def _groups(subject: Subject) -> tuple[list[PointGroup], list[PointGroup]]:
-    """Measured test points, in parts that the same attacks met, and what they are compared with."""
+    """The measured test points, in parts with the same attacks, and the groups to compare them with."""
     data = subject.run.data
     ends = sorted({0, *(count for _, count in subject.measured)})
     parts = list(pairwise(ends))

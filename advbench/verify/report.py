@@ -1,4 +1,4 @@
-"""What a verification found: point by point, in words, and the verdict."""
+"""The report of a verification: comparisons point by point, findings in words, and the verdict."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from leaderboards import Record
 from leaderboards.audits.comparisons import LARGEST_P
 
 MOST_DISCORDANCE = 0.01
-"""On another machine: the share of points whose outcome may differ, of an attack on a stage and of all."""
+"""The share of points that may differ on another machine, for an attack on a stage and in total."""
 FEW = 2
-"""On another machine than the record's, one point that differs refutes nothing: rounding explains it."""
+"""The number of points that may differ on another machine in any case, because of rounding."""
 ENVIRONMENT = ("versions", "python", "platform", "device", "cpu", "threads")
-"""What must be the same for bits to be the same."""
+"""The parts of the environment that must be equal for equal bits."""
 SHOWN = 10
-"""Points that a line names."""
+"""The most points that a line names."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Comparison:
     """One attack (or ``clean``) on one stage, point by point.
 
     Attributes:
-        stage, attack: which; ``probe`` where it is one of the audit's, ``transferred`` where that was
+        stage, attack: the stage and attack; ``probe`` marks the audit's attacks, ``transferred`` those
             crafted on a surrogate.
-        points: test points that the record has of it.
-        compared: of those that were compared.
-        record_only: points that survive in the record and not here.
-        here_only: points that survive here and not in the record.
+        points: the number of test points in the record.
+        compared: the number of compared points.
+        record_only: the points that survive only in the record.
+        here_only: the points that survive only here.
     """
 
     stage: int
@@ -62,7 +62,7 @@ class Comparison:
         probe: bool = False,
         transferred: bool = False,
     ) -> Comparison:
-        """Compare outcomes (n,) where they were ``looked_at`` (n,)."""
+        """Compare outcomes (n,) at the points ``looked_at`` (n,)."""
         return cls(
             stage,
             attack,
@@ -76,17 +76,17 @@ class Comparison:
 
     @property
     def discordant(self) -> int:
-        """Points whose outcomes differ."""
+        """The number of points whose outcomes differ."""
         return len(self.record_only) + len(self.here_only)
 
     @property
     def label(self) -> str:
-        """Stage and attack in words."""
+        """The stage and attack in words."""
         probe = "transferred probe of " if self.transferred else "probe of " if self.probe else ""
         return f"{probe}stage {self.stage}, {self.attack}"
 
     def line(self) -> str:
-        """What differs, in which direction, and where."""
+        """One line on how many points differ, in which direction, and which."""
         parts = [f"{self.label}: {self.discordant} of {self.compared} points differ"]
         for points, what in ((self.record_only, "robust only in the record"), (self.here_only, "only here")):
             if points:
@@ -96,21 +96,21 @@ class Comparison:
 
 @dataclass
 class Report:
-    """A verification.
+    """The report of a verification.
 
     Attributes:
         run: the record's id.
         path: its directory.
         how: ``re-evaluated`` or ``retrained``.
-        checked: what was checked beside outcomes, in words.
-        faults: what refutes the run, a line each; none confirms it.
-        comparisons: what was compared point by point.
-        notes: what else is worth knowing.
+        checked: the checks other than of outcomes, in words.
+        faults: the findings that refute the run, one line each; none confirms it.
+        comparisons: the comparisons point by point.
+        notes: other remarks.
         accuracies: of the final model, clean and under a cheap attack, on measured test points and on others.
-        not_looked_at: what the verdict says nothing about.
-        complete: whether enough was looked at to mark the run as verified.
-        sample: what chose the points, to repeat it.
-        machine: where this was found.
+        not_looked_at: what the verdict does not cover.
+        complete: whether enough was checked to mark the run as verified.
+        sample: how the points were chosen, for repeating the verification.
+        machine: the environment of the verification.
         seconds: how long it took.
     """
 
@@ -130,7 +130,7 @@ class Report:
 
     @property
     def confirmed(self) -> bool:
-        """Whether nothing speaks against the run."""
+        """Whether nothing refutes the run."""
         return not self.faults
 
     @property
@@ -140,12 +140,12 @@ class Report:
 
     @property
     def compared(self) -> int:
-        """Outcomes that were compared."""
+        """The number of compared outcomes."""
         return sum(one.compared for one in self.comparisons)
 
     @property
     def discordant(self) -> int:
-        """Outcomes that differ."""
+        """The number of outcomes that differ."""
         return sum(one.discordant for one in self.comparisons)
 
     def tree(self) -> dict[str, Any]:
@@ -162,14 +162,14 @@ class Report:
 
 
 def judge(comparisons: Sequence[Comparison], *, same_machine: bool) -> list[str]:
-    """The lines that refute.
+    """The lines that refute a run.
 
-    Where every bit should be the same, a single outcome that differs refutes. Elsewhere rounding explains up
+    If every bit should be equal, a single different outcome refutes the run. Otherwise rounding explains up
     to 1 % of an attack's points and of all points, as long as it favours neither side: see `_one_sided`.
 
     Args:
         comparisons: outcomes point by point.
-        same_machine: whether every bit should be the same.
+        same_machine: whether every bit should be equal.
     """
     if same_machine:
         return [one.line() for one in comparisons if one.discordant]
@@ -186,10 +186,10 @@ def judge(comparisons: Sequence[Comparison], *, same_machine: bool) -> list[str]
 
 
 def _one_sided(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """A line where differences favour the record more often than rounding would.
+    """A line if differences favour the record more often than rounding would.
 
-    A point counts once, for the side that most of its outcomes favour: one that is wrong clean falls under
-    every attack. Rounding favours both sides alike (sign test, one-sided, p < 0.01).
+    A point counts once, for the side that most of its outcomes favour, since a point that is wrong clean
+    counts against every attack. Rounding favours both sides equally (sign test, one-sided, p < 0.01).
     """
     lead: Counter[int] = Counter()
     for one in comparisons:
@@ -209,13 +209,13 @@ def _one_sided(comparisons: Sequence[Comparison]) -> Iterator[str]:
 
 
 def machine_of(device: torch.device, data: DataSet) -> dict[str, Any]:
-    """Where a verification was made."""
+    """The environment of a verification."""
     facts = describe(device, data)
     return {key: facts[key] for key in (*ENVIRONMENT, "commit")}
 
 
 def differences(record: Record, machine: Mapping[str, Any]) -> list[str]:
-    """In what this machine differs from the record's, in words; none where bits should be the same."""
+    """How this machine differs from the record's, in words; empty if bits should be equal."""
     found = []
     for key in ENVIRONMENT:
         before, now = record.environment.get(key), machine[key]

@@ -1,4 +1,4 @@
-"""Whether rounding alone explains a difference: training again, several times, with rounding that differs."""
+"""Tests whether rounding alone explains a difference, by training several times with different rounding."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from leaderboards.audits.comparisons import LARGEST_P, LEAST_DIFFERENCE
 from leaderboards.statistics.naming import attack_name
 
 AGAIN = 4
-"""Trainings beside the first one, each with a learning rate that is another millionth larger."""
+"""The number of further trainings, each with a learning rate that is another millionth larger."""
 IN_DOUBT = 19
-"""As many, all in all, for what those four leave in doubt."""
+"""The total number of trainings for comparisons that these leave in doubt."""
 NUDGE = 1e-6
 
 
 @dataclass(frozen=True)
 class RoundingSpread:
-    """What trainings that differ in rounding alone make of one attack on one stage.
+    """The results of trainings that differ only in rounding, for one attack on one stage.
 
     Attributes:
-        comparison: the record beside the first of them.
+        comparison: the comparison of the record with the first training.
         recorded: the record's accuracy.
-        found: theirs.
-        tests: how many comparisons it was the most striking of.
+        found: the accuracies of the trainings.
+        tests: the number of comparisons from which this one was selected.
     """
 
     comparison: Comparison
@@ -44,7 +44,7 @@ class RoundingSpread:
 
     @property
     def p(self) -> float:
-        """Of a t-test: t = (recorded − mean) / (s √(1 + 1/n)) with n − 1 degrees of freedom, two-sided."""
+        """The two-sided p-value of t = (recorded − mean) / (s √(1 + 1/n)) with n − 1 degrees of freedom."""
         n = len(self.found)
         distance = abs(self.recorded - float(np.mean(self.found)))
         spread = float(np.std(self.found, ddof=1)) * float(np.sqrt(1 + 1 / n))
@@ -54,17 +54,17 @@ class RoundingSpread:
 
     @property
     def doubtful(self) -> bool:
-        """Whether it would refute alone: 5 points or more from their mean, p below 0.01."""
+        """Whether a single test would refute it: at least 5 points from the mean, p below 0.01."""
         far = abs(self.recorded - float(np.mean(self.found))) >= LEAST_DIFFERENCE
         return far and self.p < LARGEST_P
 
     @property
     def refutes(self) -> bool:
-        """Whether rounding does not explain it: p is below 0.01 over the number of comparisons too."""
+        """Whether rounding does not explain it: p is also below 0.01 over the number of comparisons."""
         return self.doubtful and self.p < LARGEST_P / self.tests
 
     def line(self) -> str:
-        """Both accuracies, and what follows."""
+        """One line with both accuracies and the p-value."""
         mean, std = 100 * float(np.mean(self.found)), 100 * float(np.std(self.found, ddof=1))
         here = f"{mean:.1f} ± {std:.1f} % in {len(self.found)} trainings that differ in rounding"
         p = f"p {self.p:.2g}, less than {LARGEST_P / self.tests:.2g} refutes"
@@ -72,7 +72,7 @@ class RoundingSpread:
 
 
 def far_off(comparisons: Sequence[Comparison]) -> Iterator[Comparison]:
-    """What differs by 5 points or more with a paired p below 0.01: too far for the same model."""
+    """Comparisons that differ by at least 5 points with a paired p below 0.01: too far for one model."""
     for one in comparisons:
         if abs(_lead(one)) < LEAST_DIFFERENCE:
             continue
@@ -88,20 +88,19 @@ def spreads(
     *,
     tests: int,
 ) -> list[RoundingSpread]:
-    """Train ``AGAIN`` times more and see how far rounding leads each of ``suspects``.
+    """Train ``AGAIN`` more times and measure how far rounding moves each of ``suspects``.
 
-    The paired test over points takes two models as they are. Training amplifies rounding, so that models of
-    the same run on two machines may be as far from each other as those of two seeds: how far, only
-    repetitions show. Of few repetitions the standard deviation is uncertain, and suspects are the most
-    striking of many comparisons: what is in doubt after ``AGAIN`` trainings, and not refuted by any of them,
-    is repeated up to ``IN_DOUBT`` times.
+    The paired test over points treats the two models as fixed. Training amplifies rounding, so that models of
+    the same run on two machines may differ as much as those of two seeds; only repetitions show how much. The
+    standard deviation of a few repetitions is uncertain, and suspects are the most extreme of many
+    comparisons. So suspects in doubt after ``AGAIN`` trainings, and not refuted, get up to ``IN_DOUBT``.
 
     Args:
         suspects: comparisons of the record with the first training.
-        made: that training.
-        options: what it was asked; attacks that nobody suspects are left out.
-        listeners: told of each training's events.
-        tests: the number of comparisons of which these are the suspects.
+        made: the first training.
+        options: its options; attacks without suspects are left out.
+        listeners: called with each training's events.
+        tests: the number of comparisons from which the suspects were selected.
     """
     accuracies = {one.label: [accuracy(made, one)] for one in suspects}
 
@@ -128,7 +127,7 @@ def spreads(
 def _again(
     wanted: Sequence[Comparison], options: Mapping[str, Any], listeners: Sequence[Listener], number: int
 ) -> dict[str, float]:
-    """Accuracies, by the comparison's label, of a training with rounding of its own."""
+    """The accuracies, by the comparison's label, of a training with different rounding."""
     attacks = {one.attack for one in wanted}
     fewer: dict[str, Any] = {
         key: [text for text in options[key] if text in attacks] or "none" for key in ("unseen", "eval")
@@ -144,7 +143,7 @@ def _again(
 
 
 def accuracy(run: Run, one: Comparison) -> float:
-    """A run's accuracy where another was compared with it, out of all points."""
+    """A run's accuracy, over all points, for the stage and attack of a comparison."""
     for cell in run.record.cells:
         if (cell.stage, cell.attack) == (one.stage, one.attack):
             return (cell.clean_correct if one.attack == CLEAN else cell.robust) / cell.n
@@ -152,7 +151,7 @@ def accuracy(run: Run, one: Comparison) -> float:
 
 
 def _lead(one: Comparison) -> float:
-    """By how much the record's accuracy is above the first training's."""
+    """The record's accuracy minus that of the first training."""
     return (len(one.record_only) - len(one.here_only)) / one.compared
 
 

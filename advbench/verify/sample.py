@@ -1,4 +1,4 @@
-"""Which stages, attacks and blocks of test points a verification looks at."""
+"""The sample of a verification: which stages, attacks and blocks of test points it measures."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from attacks_pool.sequences import parse_attacks
 
 ALL = "all"
 POINTS = 500
-"""Test points of each attack on each stage, in whole blocks: every point of the digits, a block of MNIST."""
+"""The default test points of each attack on each stage: all of the digits, one block of MNIST."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user wants looked at.
+    """The sample that a user requests.
 
     Attributes:
         stages: ``all``, ``last`` or numbers: ``0,3``.
         attacks: ``all``, or names or texts of attacks of the record: ``pgd,cw``, ``pgd:eps=0.2``.
         points: test points of each attack on each stage, rounded up to whole blocks.
-        seed: chooses the blocks; drawn by chance by default, so that nobody can know them before.
-        device: where; the kind of device that the record was made on by default.
+        seed: chooses the blocks; random by default, so that nobody can predict them.
+        device: the device; by default of the kind that the record was made on.
         threads: CPU threads; the record's by default.
     """
 
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Sample:
-    """What is looked at: stages, attacks and, for each of both, the numbers of blocks."""
+    """The sample: stages, attacks and, for each pair of them, the numbers of blocks."""
 
     stages: list[int]
     attacks: list[Attack]
@@ -54,11 +54,11 @@ class Sample:
     seed: int
 
     def wants(self, stage: int, shard: Shard) -> bool:
-        """Whether the shard of a stage is to be measured; clean points, which cost little, all are."""
+        """Whether to measure a shard of a stage; clean points, which cost little, are always measured."""
         return shard.attack is None or shard.index in self.chosen.get((stage, shard.text), ())
 
     def left_out(self, subject: Subject) -> list[str]:
-        """What is not looked at, in words; parts of attacks aside."""
+        """The stages and attacks that are not measured at all, in words."""
         stages = [stage.index for stage in subject.record.stages if stage.index not in self.stages]
         texts = [attack.text for attack in subject.every if attack not in self.attacks]
         found = [f"stages {', '.join(map(str, stages))}"] if stages else []
@@ -71,13 +71,13 @@ class Sample:
 
 
 def choose(subject: Subject, asked: Asked) -> Sample:
-    """The sample that was asked for; blocks are drawn anew for each stage and attack.
+    """The requested sample; blocks are drawn independently for each stage and attack.
 
-    A block is a fixed run of test points that shares its random draws, so that a whole one gives, on the
-    record's machine, the very outcomes that it gave; a part of one would not.
+    A block is a fixed range of test points that shares its random draws. So a whole block gives exactly the
+    same outcomes on the record's machine; a part of one would not.
 
     Raises:
-        InputError: a stage or an attack that the record does not have, or points below 1.
+        InputError: the record lacks a stage or an attack, or points are below 1.
     """
     if asked.points < 1:
         raise InputError(f"points={asked.points} is out of range: it must be at least 1")
@@ -126,7 +126,7 @@ def _attacks(subject: Subject, text: str) -> list[Attack]:
         return subject.every
     found: list[Attack] = []
     for name, knobs in parse_attacks(text):
-        # Through the text of both, so that 8/255 and its decimal are one.
+        # Compare canonical texts, so that 8/255 equals its decimal.
         fitting = [attack for attack in subject.every if attack.name == name and _has(attack, knobs)]
         named = [attack.text for attack in subject.every if attack.name == name]
         if not named:

@@ -1,4 +1,4 @@
-"""Whether another run beside this one has its weights under another training seed."""
+"""Checks whether another run in the same directory has the same weights under another training seed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from leaderboards.boards.refusing import same_model
 
 
 def check_siblings(subject: Subject) -> Iterator[str]:
-    """A line for each run of the same directory that differs in seed alone and has the same final weights.
+    """A line for each run of the same directory that differs only in seed and has the same final weights.
 
-    Two seeds do not train one model. Which of them the weights are of only training again shows, so that each
-    of the two is refuted. Evaluated models are no training's: their seeds are those of the evaluation.
+    Two seeds do not train one model. Only retraining shows which seed gave the weights, so both runs are
+    refuted. Evaluated models are exempt: their seeds are those of the evaluation.
     """
     if subject.evaluated:
         return
@@ -36,7 +36,7 @@ def check_siblings(subject: Subject) -> Iterator[str]:
 
 
 def _digest(subject: Subject, result: Result) -> str:
-    """Of the tensors themselves, whatever the file around them; empty where they are not kept."""
+    """A digest of the tensors, independent of the file format; empty if they are not stored."""
     path = Path(result.directory) / subject.record.stages[-1].weights
     try:
         return weights_digest(load_file(path))

@@ -1,4 +1,4 @@
-"""What is verified: a run with its attacks, its points and, stage by stage, its model."""
+"""The subject of a verification: a run with its attacks, its points and the model of each stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from leaderboards.records.layout import EVALUATED
 
 @dataclass(frozen=True)
 class Looked:
-    """The model of one stage: what evaluation asks for views, the module itself, whether chance is in it."""
+    """The model of one stage: its view for evaluation, the module itself, and whether it is randomised."""
 
     view: View
     module: nn.Module
@@ -43,8 +43,8 @@ class Subject:
 
     Args:
         run: the run, trusted or not.
-        attacks: by role, bound as its configuration says.
-        weights: of an evaluated model: the file that the record names and the run has no copy of.
+        attacks: its attacks by role, as in its configuration.
+        weights: for an evaluated model, its file of weights if the run has no copy.
     """
 
     def __init__(self, run: Run, attacks: dict[str, list[Attack]], *, weights: Path | None = None) -> None:
@@ -60,12 +60,12 @@ class Subject:
 
     @property
     def points(self) -> dict[str, int]:
-        """How many points, from the first on, attacks are measured on, as the configuration says."""
+        """How many points, from the first on, attacks are measured on, by the configuration."""
         found: dict[str, int] = self.record.config["points"]
         return found
 
     def limits(self, available: int) -> list[int]:
-        """The same for each attack, of so many test points."""
+        """The number of points of each attack, out of ``available`` test points."""
         default = self.points.get("default", available)
         return [min(self.points.get(attack.name, default), available) for attack in self.every]
 
@@ -82,7 +82,7 @@ class Subject:
         return Split(test.x[:size], test.y[:size])
 
     def missing(self) -> list[str]:
-        """Weights that the record names and that are not there."""
+        """The files of weights that the record names but that do not exist."""
         names = [stage.weights for stage in self.record.stages if stage.weights != NOT_KEPT]
         return [name for name in names if not (self.run.path / name).is_file()]
 
@@ -90,7 +90,7 @@ class Subject:
         """The model of a stage, on ``device`` and in eval mode.
 
         Raises:
-            InputError: weights that are missing, damaged or not those of the record, or code without trust.
+            InputError: weights are missing, damaged or not the record's, or code is not trusted.
         """
         if self.evaluated:
             model: nn.Module = self.foreign.model.to(device).eval()
@@ -102,17 +102,17 @@ class Subject:
     def _looked(
         self, view: View, module: nn.Module, device: torch.device, *, declared: bool, transfer: bool
     ) -> Looked:
-        # As the evaluator does it: with the same draws.
+        # Detect randomness like the evaluator, with the same draws.
         chance = declared or is_stochastic(view(None), self.test.x[:LOOKED_AT].to(device), self.seed)
         return Looked(view, module, chance, declared, transfer)
 
     @cached_property
     def foreign(self) -> Foreign:
-        """The evaluated model, loaded again from what the record says of it.
+        """Load the evaluated model again, as the record describes it.
 
         Raises:
-            InputError: nothing says how, its weights are not here or not those that were evaluated, or it is
-                code without trust.
+            InputError: the record does not say how, the weights are missing or not the evaluated ones, or the
+                model is untrusted code.
         """
         config = self.record.config
         found = load_foreign(
@@ -123,7 +123,7 @@ class Subject:
             abstain=check_abstain(config.get("abstain")),
         )
         known = self.record.stages[0].spec
-        # A script has no weights that can be told apart from its program: its file is compared.
+        # The weights of a script are not separate from its program, so its file is compared.
         keys = [key for key in ("state_sha256", "weights_sha256") if known.get(key) and found.origin.get(key)]
         if not keys or found.origin[keys[0]] != known[keys[0]]:
             raise InputError(
@@ -138,7 +138,7 @@ class Subject:
         start = f"run {self.record.id} evaluated {text!r}"
         script = Path(text).suffix in (*SCRIPTS, EXPORTED)
         if not (script or ":" in text or text in MODELS):
-            raise InputError(f"{start}, a module given to Python: nothing here says how to build it again")
+            raise InputError(f"{start}, a module given to Python: the record does not say how to build it")
         zoo = text.startswith((TORCHVISION, ROBUSTBENCH)) or text in MODELS
         if not (script or zoo or self.run.trust):
             raise InputError(f"{start}, and loading it imports that code: add --trust if you trust it")
@@ -159,7 +159,7 @@ class Subject:
         )
 
     def _channels(self, spec: dict[str, Any], key: str) -> tuple[float, ...] | None:
-        """One number a channel, where the record has them."""
+        """One number per channel, if the record has them."""
         found = spec.get(key)
         if found is None:
             return None
@@ -169,10 +169,10 @@ class Subject:
 
 
 def subject_of(run: Run, *, weights: Path | None = None) -> Subject:
-    """What a run says that it is, ready to be verified; no model is built yet.
+    """Prepare a run for verification; no model is built yet.
 
     Raises:
-        InputError: a configuration that is not one of this program's, or attacks that are not here.
+        InputError: the configuration is not one of this program's, or attacks are missing.
     """
     if run.record.regime != EVALUATED:
         run.check_trust()
@@ -188,7 +188,7 @@ def subject_of(run: Run, *, weights: Path | None = None) -> Subject:
             f"run {run.record.id}: its config has no eval and points, as advbench eval writes them"
         )
     if any(not isinstance(text, str) for text in texts):
-        raise InputError(f"run {run.record.id}: its config has an attack in eval that is no text")
+        raise InputError(f"run {run.record.id}: its config has an attack in eval that is not text")
     for key, value in points.items():
         whole_number(f"run {run.record.id}: points of {key!r}", value)
     _import_plugins(run)

@@ -1,4 +1,4 @@
-"""``advbench verify --retrain``: the run made once more from its record, and compared with it."""
+"""``advbench verify --retrain``: repeats a run from its record and compares the results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from leaderboards.records.layout import EVALUATED, OUTCOMES
 
 SIZES = ("parameters", "multiply_adds")
 PASSES = ("training_forwards", "training_backwards")
-"""Attacks of training may stop early, so that these follow from every bit."""
+"""Costs that depend on every bit, because attacks in training may stop early."""
 
 
 @undisturbed()
@@ -56,23 +56,23 @@ def retrain_run(
     listeners: Sequence[Listener] = (),
     timeout: float | None = None,
 ) -> Report:
-    """Make a run again, and compare cell for cell and outcome for outcome.
+    """Repeat a run, and compare every cell and every outcome.
 
-    Weights are not needed, but compared where they, or their checksums, are there. On the record's machine,
-    with its versions and thread count, all is the same bit for bit. Elsewhere rounding leads training
-    astray, and the report says that the repetition was no exact one. Where an attack then differs by 5
-    points or more with a paired p below 0.01, the run is made four times more, each with rounding of its own,
-    and up to 19 times where those leave a doubt. The record is refuted if it lies outside of what they give:
-    5 points or more from their mean, p below 0.01 over the number of comparisons.
+    Weights are not needed, but are compared if they, or their checksums, are stored. On the record's machine,
+    with its versions and thread count, everything is equal bit for bit. Elsewhere training amplifies rounding
+    differences, and the report says that the repetition was not exact. If an attack then differs by at least
+    5 points with a paired p below 0.01, the run is repeated four more times, each with different rounding,
+    and up to 19 times if doubt remains. The record is refuted if it lies outside their results: at least 5
+    points from their mean, with p below 0.01 over the number of comparisons.
 
     Args:
         run: a finished run.
-        surrogate: the run that the audit's transferred points were crafted on, where it was one.
+        surrogate: the run that the audit's transferred points were crafted on, if it was a run.
         device, threads: those of the record by default.
-        keep: the directory where the run that is made again stays, with its weights. What was begun there is
-            gone on with, and what is finished is taken. By default it is made in a temporary place.
-        listeners: told of the training's events.
-        timeout: seconds that all of it may take.
+        keep: the directory for keeping the repeated run, with its weights. An unfinished run there is
+            resumed, and a finished one is used. By default, a temporary directory is used.
+        listeners: called with the training's events.
+        timeout: seconds that the whole verification may take.
 
     Raises:
         InputError: it cannot be repeated here, or not in time or memory, or ``keep`` has the run itself.
@@ -83,7 +83,7 @@ def retrain_run(
             f"run {run.record.id} evaluated a model that was trained elsewhere: --retrain is for runs"
         )
     if keep is not None and run.path.resolve().is_relative_to(keep.resolve()):
-        raise InputError(f"--keep {keep} has run {run.record.id} itself: what was made before proves nothing")
+        raise InputError(f"--keep {keep} has run {run.record.id} itself, which cannot verify itself")
     report = Report(run.record.id, run.path, "retrained")
     with _place(keep) as place:
 
@@ -113,10 +113,10 @@ def _repeat(
     options: dict[str, Any],
     listeners: Sequence[Listener],
 ) -> None:
-    """Make the run in ``place`` and compare it."""
+    """Repeat the run in ``place`` and compare it."""
     made = run_benchmark(runs_dir=place, listeners=listeners, reuse=True, **options)
     if made.record.id == subject.record.id:
-        raise InputError(f"--keep {place} has a copy of run {made.record.id}, not one made again from it")
+        raise InputError(f"--keep {place} has a copy of run {made.record.id}, not a repetition of it")
     place_of = torch.device(str(made.record.environment["device"]).partition(" ")[0])
     report.machine = {**machine_of(place_of, subject.run.data), "threads": options["threads"]}
     _compare(subject, made, report)
@@ -126,11 +126,11 @@ def _repeat(
 
 @contextmanager
 def _place(keep: Path | None) -> Iterator[str | Path]:
-    """Where the run is made again; whoever is stopped there is told what is left of it."""
+    """The directory for the repeated run; an interruption reports what is kept."""
     kept = (
         "nothing of it is kept (--keep DIR keeps it)"
         if keep is None
-        else f"the same command goes on in {keep}"
+        else f"the same command resumes it in {keep}"
     )
     try:
         if keep is not None:
@@ -148,7 +148,7 @@ def _place(keep: Path | None) -> Iterator[str | Path]:
 
 
 def _options(run: Run, device: str | None, threads: int | None, surrogate: Path | None) -> dict[str, Any]:
-    """What :func:`advbench.run` is asked: the recorded configuration, where it was made."""
+    """The options of :func:`advbench.run`: the recorded configuration, device and threads."""
     config: RunConfig = run.config
     kind = str(run.record.environment["device"]).partition(" ")[0]
     crafted_on = run.record.audit.surrogate or ""
@@ -172,7 +172,7 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     other = differences(record, report.machine)
     same = _weights(subject, made, report)
     report.comparisons = list(_outcomes(subject, made))
-    # One stage that is the same bit for bit shows that this machine rounds as the record's did.
+    # One stage that is equal bit for bit shows that this machine rounds like the record's.
     exact = any(same) or not other
     compared = report.comparisons
     report.faults += judge(compared, same_machine=True) if exact else []
@@ -189,10 +189,10 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
     codes, codes_again = ({flag.code for flag in one.audit.flags} for one in (record, again))
     if codes != codes_again:
         found = f"audit: flags {_names(codes)} in the record, {_names(codes_again)} here"
-        # Where the record's audit is older, it looked for fewer signs than the one made here.
+        # If the record's audit is older, it made fewer checks than the audit made here.
         (report.faults if exact and not older(record.audit) else report.notes).append(found)
     if exact and not report.discordant and not all(same):
-        report.faults.append("weights: not those that training gives, though every outcome is the same")
+        report.faults.append("weights: not those that training gives, although every outcome is the same")
     report.complete = exact
     report.sample = {"stages": [stage.index for stage in record.stages], "points": "all"}
     if other:
@@ -200,10 +200,10 @@ def _compare(subject: Subject, made: Run, report: Report) -> None:
 
 
 def _explained(made: Run, report: Report, options: Mapping[str, Any], listeners: Sequence[Listener]) -> None:
-    """What differs so much that it needs an explanation: whether rounding is one."""
+    """Report large differences that rounding does not explain."""
     report.notes.append(
-        "no exact repetition: on another machine rounding leads training astray, and a difference refutes "
-        "only where it is larger than what more trainings show rounding to make"
+        "no exact repetition: on another machine training amplifies rounding, and a difference refutes "
+        "only if it is larger than rounding causes in further trainings"
     )
     if not (suspects := list(far_off(report.comparisons))):
         return
@@ -216,7 +216,7 @@ def _names(codes: set[str]) -> str:
 
 
 def _outcomes(subject: Subject, made: Run) -> Iterator[Comparison]:
-    """Point by point, over all points."""
+    """The comparisons of all points."""
     clean, robust = read_outcomes(subject.run.path / OUTCOMES)
     clean_again, robust_again = read_outcomes(made.path / OUTCOMES)
     for row, stage in enumerate(subject.record.stages):
@@ -233,7 +233,7 @@ def _outcomes(subject: Subject, made: Run) -> Iterator[Comparison]:
 
 
 def _other_counts(recorded: Sequence[Cell], again: Sequence[Cell], *, exact: bool) -> Iterator[str]:
-    """Examples that broke a bound and, where bits are the same, passes; the rest follows from outcomes."""
+    """Lines for different numbers of invalid examples and, if bits should be equal, of passes."""
     here = {(cell.stage, cell.attack): cell for cell in again}
     for cell in recorded:
         found = here[cell.stage, cell.attack]
@@ -245,7 +245,7 @@ def _other_counts(recorded: Sequence[Cell], again: Sequence[Cell], *, exact: boo
 
 
 def _metrics_of_the_model(record: Record, again: Record) -> Iterator[str]:
-    """What no outcomes give, so that only training again shows whether it is true."""
+    """Lines for different metrics that do not follow from outcomes, which only retraining can check."""
     for name in sorted(record.metrics.keys() & OF_THE_MODEL):
         said, found = record.metrics[name], again.metrics.get(name)
         if not equal(said, found):
@@ -253,7 +253,7 @@ def _metrics_of_the_model(record: Record, again: Record) -> Iterator[str]:
 
 
 def _weights(subject: Subject, made: Run, report: Report) -> list[bool]:
-    """For each stage whose weights or checksums are there: whether they are the same bit for bit."""
+    """For each stage whose weights or checksums are stored: whether they are equal bit for bit."""
     same: list[bool] = []
     lines: list[str] = []
     listed = _listed(subject.run.path)
@@ -286,7 +286,7 @@ def _listed(directory: Path) -> Mapping[str, str]:
 
 
 def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
-    """How far two sets of weights are from each other, relative to the length of the first."""
+    """The distance of two sets of weights, relative to the length of the first."""
     if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
         return "of another structure"
     difference, length = (

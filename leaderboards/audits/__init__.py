@@ -1,1 +1,1 @@
-"""What of an audit follows from stored outcomes, so that no model is needed to see whether a record fits."""
+"""The parts of an audit that follow from stored outcomes, which check a record without running its model."""

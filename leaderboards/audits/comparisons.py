@@ -1,4 +1,4 @@
-"""Paired comparisons of attacks on one model: where the weaker attack wins, the stronger one was blind."""
+"""Paired comparisons of attacks on one model: if a weaker attack wins, the stronger one's search failed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from leaderboards.records.entries import Flag
 LEAST_DIFFERENCE = 0.05
 LARGEST_P = 0.01
 LEAST_FALL, STEEPER = 0.2, 3.0
-"""A cliff: from eps to 5 % beyond it accuracy falls by this share, and this many times as far as before."""
+"""A cliff: accuracy falls by this share from eps to 5 % above it, this many times as far as just below."""
 LEAST_BEFORE = 0.03
-"""A fall just before eps counts as this share at least, so that a level stretch alone makes no cliff."""
+"""The least fall just below eps that counts, so that a flat stretch alone makes no cliff."""
 FEW = 500
-"""Points up to which integers give the p-value fast."""
+"""Up to this many points, integer arithmetic gives the p-value faster than scipy."""
 OVERCLAIM, OVERCLAIMED = 0.25, "overclaimed"
-"""``weak-suite`` has this key in its evidence where all probes together leave this share less."""
+"""The evidence of ``weak-suite`` has this key if all probes together leave less by at least this share."""
 
 
 class Info(Protocol):
@@ -29,11 +29,11 @@ class Info(Protocol):
 
     @property
     def norm(self) -> str | None:
-        """The norm that bounds it, if one does."""
+        """The norm that bounds the attack; None if no norm does."""
 
     @property
     def family(self) -> str:
-        """Such as single-step or ensemble."""
+        """The kind of attack, such as single-step or ensemble."""
 
     @property
     def access(self) -> str:
@@ -41,7 +41,7 @@ class Info(Protocol):
 
 
 class ProbedAttack(Protocol):
-    """An attack of the pool, or what a record says of one."""
+    """An attack of the pool, or an attack as a record describes it."""
 
     @property
     def text(self) -> str:
@@ -66,9 +66,9 @@ class ProbedAttack(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """One measured attack: which of the first ``points`` test points survive it, (n,), and by what access.
+    """One measured attack: which of the first ``points`` test points survive it, (n,), and its access.
 
-    ``network`` says on which network of a target-aware defense: only attacks on one network are compared.
+    ``network`` names the attacked network of a target-aware defense; attacks on one network are compared.
     """
 
     attack: ProbedAttack
@@ -80,12 +80,12 @@ class Probed:
 
     @property
     def single_step(self) -> bool:
-        """One gradient step on the model itself."""
+        """Whether the attack takes one gradient step on the model itself."""
         return self.access == "white-box" and self.attack.info.family == "single-step"
 
     @property
     def iterative(self) -> bool:
-        """More than one step with gradients of the model itself."""
+        """Whether the attack takes several gradient steps on the model itself."""
         return self.access == "white-box" and not self.single_step
 
 
@@ -97,13 +97,13 @@ WEAK: Sequence[tuple[str, Callable[[Probed], bool]]] = (
 
 
 def weak_beats_strong(measured: Sequence[Probed], *, together: bool = True) -> Iterator[Flag]:
-    """Weak attacks that fool more points than the best iterative one of the same norm.
+    """Weak attacks that fool more points than the best iterative attack of the same norm.
 
-    A run's own attack is compared with the run's own of no smaller budget, a probe, or an attack without such
-    a rival, with all of its very budget. Where a probe of that budget then does as well as the run's weak
-    attack, gradients are sound and the run's own search was poor: ``weak-suite``. A weak probe must beat all
-    of its rivals ``together``: each of several sound searches misses a few points that another finds. Where
-    no attack of the run follows gradients, a blind probe is no fault of what its other attacks left.
+    The run's own attacks are compared with its attacks of the same or a larger budget. A probe, or an attack
+    without such a rival, is compared with all attacks of exactly its budget. If a probe of that budget then
+    does as well as the run's weak attack, gradients work and the run's own search was poor: ``weak-suite``.
+    With ``together``, a weak probe must beat all rivals combined: each sound search misses a few points that
+    another finds. If none of the run's attacks uses gradients, a probe that fails says nothing about them.
     """
     iterative = [one for one in measured if one.iterative]
     for code, is_weak in WEAK:
@@ -127,17 +127,17 @@ def weak_beats_strong(measured: Sequence[Probed], *, together: bool = True) -> I
 
 
 def _same_norm(one: Probed, other: Probed) -> bool:
-    # Attacks without a norm share no budget: there is nothing that they have in common.
+    # Attacks without a norm have no common scale for their budgets.
     return one.attack.info.norm is not None and one.attack.info.norm == other.attack.info.norm
 
 
 def _best(rivals: Sequence[Probed], weak: Probed) -> Probed:
-    """The rival that leaves the smallest share of the points that both saw."""
+    """The rival that leaves the smallest share of the points that it and ``weak`` both attacked."""
     return min(rivals, key=lambda one: _share(one, min(one.points, weak.points)))
 
 
 def _is_known(weak: Probed, measured: Sequence[Probed]) -> bool:
-    """Whether the run's own attacks of no smaller budget together leave about as few points as ``weak``."""
+    """Whether the run's attacks of at least its budget together leave about as few points as ``weak``."""
     own = [
         one
         for one in measured
@@ -147,20 +147,20 @@ def _is_known(weak: Probed, measured: Sequence[Probed]) -> bool:
 
 
 def _union(rivals: Sequence[Probed], best: Probed) -> Probed:
-    """What survives all of the rivals, on the points that they all saw, under the name of the best."""
+    """The points that survive all rivals, of those that all attacked, as one attack named after the best."""
     points = min(one.points for one in rivals)
     left = np.logical_and.reduce([one.robust[:points] for one in rivals])
     return Probed(best.attack, left, points, best.access, network=best.network)
 
 
 def _lead(weak: Probed, strong: Probed) -> float:
-    """How much less ``weak`` leaves, as a share of the points that both saw."""
+    """How much less ``weak`` leaves than ``strong``, as a share of the points that both attacked."""
     points = min(weak.points, strong.points)
     return _share(strong, points) - _share(weak, points)
 
 
 def rises_with_eps(ladder: Sequence[Probed]) -> Iterator[Flag]:
-    """The clearest case of one search that fools fewer points with a larger budget."""
+    """The clearest case where one search fools fewer points with a larger budget."""
     flags = [
         flag
         for small in ladder
@@ -173,11 +173,11 @@ def rises_with_eps(ladder: Sequence[Probed]) -> Iterator[Flag]:
 
 
 def cliff(ladder: Sequence[Probed], eps: float) -> Iterator[Flag]:
-    """``cliff``: what holds at exactly ``eps`` falls just beyond it.
+    """``cliff``: accuracy that holds at exactly ``eps`` falls just above it.
 
-    A defense that knows the budget, or that looks clean images up within it, has such an edge; others lose
-    accuracy evenly. ``ladder`` are one search at several budgets, the nearest to either side of ``eps`` among
-    them.
+    A defense that knows the budget, or that looks up clean images within it, has such an edge; others lose
+    accuracy evenly. ``ladder`` is one search at several budgets, including the nearest on either side of
+    ``eps``.
     """
     below = max((one for one in ladder if one.attack.eps < eps), key=lambda one: one.attack.eps, default=None)
     above = min((one for one in ladder if one.attack.eps > eps), key=lambda one: one.attack.eps, default=None)
@@ -196,8 +196,8 @@ def cliff(ladder: Sequence[Probed], eps: float) -> Iterator[Flag]:
 def weak_suite(measured: Sequence[Probed], *, alone: bool = True) -> Iterator[Flag]:
     """Norms in which a probe, or an ensemble, leaves far fewer points than all other attacks of the run.
 
-    Where a network is not ``alone`` it is met by some of the run's attacks only, and overclaims nothing: its
-    row is marked as target-aware, and ranked apart.
+    A network that is not ``alone`` faces only some of the run's attacks. It then overclaims nothing, because
+    its row is marked as target-aware and ranked separately.
     """
     for norm in sorted({str(one.attack.info.norm) for one in measured if one.attack.info.norm}):
         here = [one for one in measured if one.attack.info.norm == norm]
@@ -224,9 +224,9 @@ def weak_suite(measured: Sequence[Probed], *, alone: bool = True) -> Iterator[Fl
 
 
 def made_again(measured: Sequence[Probed]) -> Iterator[Flag]:
-    """``batch-dependent``: an attack of the run, made again by the audit, leaves far less than it did before.
+    """``batch-dependent``: one of the run's attacks leaves far less when the audit repeats it.
 
-    Only a model that has changed in the meantime answers so; draws alone move few points.
+    Only a model that has changed in the meantime behaves like this; random draws alone change few points.
     """
     for again in (one for one in measured if one.probe and one.access != "transfer"):
         for before in measured:
@@ -239,10 +239,10 @@ def made_again(measured: Sequence[Probed]) -> Iterator[Flag]:
 
 
 def compare(code: str, weak: Probed, strong: Probed, *, than: str) -> Flag | None:
-    """A flag where ``weak`` leaves at least 5 points less than ``strong`` with a paired p below 0.01.
+    """A flag if ``weak`` leaves at least 5 points less than ``strong`` with a paired p below 0.01.
 
-    The test is McNemar's, exact, on the points that both attacks saw. ``than`` ends the message; ``{}`` in it
-    is the strong attack.
+    The test is McNemar's exact test on the points that both attacks tried. ``than`` ends the message; its
+    ``{}`` is replaced by the strong attack.
     """
     points = min(weak.points, strong.points)
     left, right = weak.robust[:points], strong.robust[:points]
@@ -271,7 +271,7 @@ def compare(code: str, weak: Probed, strong: Probed, *, than: str) -> Flag | Non
 
 
 def label(one: Probed, other: Probed) -> str:
-    """The attack's name, what tells it from ``other``, and whether its points came from another model."""
+    """The attack's name, its differences from ``other``, and whether its images came from another model."""
     name = one.attack.name
     if name == other.attack.name:
         knobs, others = knobs_of(one.attack.text), knobs_of(other.attack.text)
@@ -281,7 +281,7 @@ def label(one: Probed, other: Probed) -> str:
 
 
 def knobs_of(text: str) -> dict[str, str]:
-    """The knobs in an attack's canonical text, as they are written there.
+    """The knobs in an attack's canonical text, with their values as text.
 
     >>> knobs_of("pgd:eps=0.2,steps=50")
     {'eps': '0.2', 'steps': '50'}
@@ -295,7 +295,7 @@ def knobs_of(text: str) -> dict[str, str]:
 def _p_value(fooled: int, total: int) -> float:
     """P(X >= fooled) for X ~ Bin(total, 1/2)."""
     if total <= FEW:
-        # Importing scipy takes longer than judging a hundred records.
+        # Importing scipy takes longer than checking a hundred records.
         return float(sum(math.comb(total, count) for count in range(fooled, total + 1)) / 2**total)
     from scipy.special import bdtrc
 

@@ -1,4 +1,4 @@
-"""Whether a record fits the outcomes stored beside it, as far as that shows without a model."""
+"""Checks of a record against the outcomes stored beside it, as far as they need no model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from leaderboards.records.store import Bools, read_all_outcomes
 from leaderboards.statistics.measured import eval_metrics, metrics_of
 
 SINGLE_STEP_PROBE = "fgsm"
-"""The one probe of the audit that takes a single step."""
+"""The audit's only probe that takes a single step."""
 BY_PROBES = ("accuracy-rises-with-eps", "unbounded-attack-fails", "cliff")
-"""Checks that compare probes with one another."""
+"""Checks that compare probes with each other."""
 MORE = ("steps", "restarts")
-"""Knobs of which a larger value makes a search no weaker; the size of a step may follow from them."""
+"""Knobs whose larger values make a search no weaker; the step size may depend on them."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """An attack as a record describes it; its own metadata."""
+    """An attack as a record describes it; it serves as its own metadata."""
 
     text: str
     name: str
@@ -48,9 +48,9 @@ class Recorded:
 
 
 def contradiction_of(run_dir: Path, record: Record) -> str:
-    """The first line of `contradictions` for a run where it lies; empty where there is none.
+    """The first line of `contradictions` for the run in ``run_dir``; empty if there is none.
 
-    Outcomes that are missing or damaged contradict nothing: whoever needs them finds that they are not there.
+    Missing or damaged outcomes contradict nothing: code that needs them reports them itself.
     """
     try:
         outcomes = read_all_outcomes(Path(run_dir) / OUTCOMES)
@@ -60,32 +60,32 @@ def contradiction_of(run_dir: Path, record: Record) -> str:
 
 
 def first_contradiction(record: Record, clean: Bools, robust: Bools, probes: Bools) -> str:
-    """The first line of `contradictions`; empty where there is none."""
+    """The first line of `contradictions`; empty if there is none."""
     try:
         return next(contradictions(record, clean, robust, probes), "")
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        # A stranger's record may lack what every run of this suite writes.
+        # A record from elsewhere may lack fields that every run of this suite writes.
         return f"its audit cannot be recomputed from its outcomes ({' '.join(str(error).split())[:200]})"
 
 
 def contradictions(record: Record, clean: Bools, robust: Bools, probes: Bools) -> Iterator[str]:
-    """One line for each number of a record that its outcomes do not give.
+    """One line for each number of a record that does not follow from its outcomes.
 
-    Counts, metrics, sums by class, the audit's flags as far as they follow from outcomes, and a verdict that
-    does not follow from the flags. Whoever makes all of these fit one another, or leaves the audit out, fools
-    this, but not ``advbench verify``.
+    Checked are counts, metrics, sums by class, the audit's flags as far as they follow from outcomes, and
+    that the verdict follows from the flags. A forger who makes all of these consistent, or leaves the audit
+    out, passes this check, but not ``advbench verify``.
 
     Args:
         record: the record.
-        clean: (T+1, n) right clean.
-        robust: (T+1, A, n) right clean and after each attack.
-        probes: (P, m) what survives each of the audit's probes; (0, 0) where none is kept.
+        clean: (T+1, n) whether each point is classified correctly when clean.
+        robust: (T+1, A, n) whether it is correct both clean and after each attack.
+        probes: (P, m) which points survive each of the audit's probes; (0, 0) if none is stored.
 
     Raises:
-        Exception: whatever a record answers with that lacks what every run of this suite writes.
+        Exception: a record that lacks fields that every run of this suite writes raises various errors.
     """
     if not record.attacks or not set(FROM_OUTCOMES) & set(record.audit.checks):
-        # An audit that compared nothing claims nothing about outcomes; boards look at what they rank by.
+        # An audit that compared nothing claims nothing about outcomes; boards check what they rank by.
         return
     faults = [*outcome_faults(record, clean, robust), *probe_faults(record, probes)]
     yield from faults
@@ -97,41 +97,41 @@ def contradictions(record: Record, clean: Bools, robust: Bools, probes: Bools) -
     stored = recorded(record, robust, probes)
     yield from audit_faults(record, stored)
     if stored is None:
-        yield f"audit: {len(record.audit.probes)} probes, the outcomes of none are kept"
+        yield f"audit: it has {len(record.audit.probes)} probes, but their outcomes are not stored"
         return
     if not record.audit.probes and (named := [code for code in BY_PROBES if code in record.audit.checks]):
-        yield f"audit: it says that it looked for {named[0]}, which takes probes, and has none"
+        yield f"audit: it lists the check {named[0]}, which needs probes, but has none"
     yield from _less_with_more(record.audit, [one for one in stored[0] if not one.probe])
 
 
 def audit_faults(record: Record, stored: tuple[Sequence[Probed], int] | None) -> Iterator[str]:
-    """The verdict follows from the flags, and what flags can follow from stored outcomes does.
+    """One line for each flag that the stored outcomes contradict, and for a verdict that flags contradict.
 
     Args:
         record: the record.
-        stored: what `from_outcomes` compares; None where the outcomes of the audit's probes are not kept.
+        stored: the arguments of `from_outcomes`; None if the outcomes of the audit's probes are not stored.
     """
     audit = record.audit
     if audit.verdict != (verdict := verdict_of(audit.flags)):
-        yield f"audit: {audit.verdict}, its flags say {verdict}"
+        yield f"audit: the verdict is {audit.verdict}, its flags give {verdict}"
     broken = any(cell.invalid for cell in (*record.cells, *audit.probes))
     if broken != any(flag.code == "invalid-examples" for flag in audit.flags):
-        yield f"audit: invalid-examples is {'not ' if broken else ''}flagged, against the cells"
+        yield f"audit: invalid-examples is {'not ' if broken else ''}flagged, which the cells contradict"
     if stored is None:
         return
     claimed = [flag for flag in audit.flags if flag.code in FROM_OUTCOMES]
-    # No comparison is made on a model that has learned nothing.
+    # The audit compares no attacks on a model that has learned nothing.
     untaught = any(flag.code in UNTAUGHT for flag in audit.flags)
-    # An older audit does not say by how much a weak suite overclaims.
+    # An older audit does not record by how much a weak suite overclaims.
     unsaid = {"p", OVERCLAIMED} if older(audit) else {"p"}
     found = [] if untaught else from_outcomes(*stored, older=older(audit))
     yield from _flags(found, claimed, unsaid)
 
 
 def recorded(record: Record, robust: Bools, probes: Bools) -> tuple[list[Probed], int] | None:
-    """What `from_outcomes` compares, with the attacks as the record describes them.
+    """The arguments of `from_outcomes`, with the attacks as the record describes them.
 
-    None where the outcomes of the record's probes are not kept.
+    None if the outcomes of the record's probes are not stored.
     """
     cells = record.audit.probes
     if cells and not probes.size:
@@ -168,13 +168,13 @@ def _knobs(text: str) -> Mapping[str, Any]:
 
 
 def right_clean(audit: Audit) -> int:
-    """How many of the points that probes attacked are right clean."""
+    """How many of the points that probes attacked are classified correctly when clean."""
     own = [cell for cell in audit.probes if cell.threat.access != "transfer"]
     return max(own, key=lambda cell: cell.n).clean_correct if own else 0
 
 
 def _threats(record: Record) -> Iterator[str]:
-    """Cells are of the attacks that the record lists."""
+    """One line for each cell whose threat differs from that of the listed attack."""
     entries: dict[str, tuple[str | None, float | None, Access]] = {
         one.text: (one.norm, one.eps, one.access) for one in record.attacks
     }
@@ -206,7 +206,7 @@ def _metrics(record: Record, clean: Bools, robust: Bools) -> Iterator[str]:
 
 
 def _classes(record: Record) -> Iterator[str]:
-    """Counts by class add up; which point is of which class only the labels tell."""
+    """One line for each count by class that does not add up (checking more would need labels)."""
     rows, last = record.per_class, record.stages[-1].index
     for cell in record.cells if rows else ():
         if cell.stage == last:
@@ -217,7 +217,7 @@ def _classes(record: Record) -> Iterator[str]:
 
 
 def _less_with_more(audit: Audit, own: Sequence[Probed]) -> Iterator[str]:
-    """Of a model that is called ok: no search does far worse with more steps, nor an ensemble than others."""
+    """In an ok audit, one line for each larger search or ensemble that does far worse than a smaller one."""
     if audit.verdict != "ok":
         return
     for more, less in itertools.permutations(own, 2):
@@ -270,7 +270,7 @@ def _flags(found: list[Flag], claimed: list[Flag], unsaid: set[str]) -> Iterator
 
 
 def equal(one: float | None, other: float | None) -> bool:
-    """Whether two numbers are the same but for the last digits; None is only None."""
+    """Whether two numbers are equal up to rounding; None equals only None."""
     if one is None or other is None:
         return one is other
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)

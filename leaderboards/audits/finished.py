@@ -1,4 +1,4 @@
-"""The finished runs of a directory, and which records are not as they were when the run was finished."""
+"""Reading the finished runs of a directory, and finding records that were changed after the run."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from leaderboards.records.trust import trust_of
 
 
 def read_finished(run_dir: Path) -> tuple[Record, str | None]:
-    """A run's record, and one line if it is not what ``SHA256SUMS`` says it was.
+    """A run's record, and one line if the record does not match ``SHA256SUMS``.
 
-    Nothing is said of a run without checksums, made before there were any. Whoever changes both files fools
-    this, but not ``advbench verify``.
+    A run without checksums, made before they existed, gets no such line. Changing both files passes this
+    check, but not ``advbench verify``.
 
     Raises:
         RecordError: there is no record, it cannot be read (see `parse_record`), or it holds numbers that no
@@ -38,9 +38,9 @@ def read_finished(run_dir: Path) -> tuple[Record, str | None]:
 def find_records(runs_dir: Path, *, measured: bool = False) -> tuple[list[Record], list[str]]:
     """All readable records ``runs_dir/*/record.json`` in path order, and one line for each damaged one.
 
-    One that can be read, but was changed since, is among both. With ``measured`` a run without outcomes, one
-    that contradicts its own, and one that a verification refuted, is left out with a line: nothing is to be
-    built on their numbers.
+    A record that can be read but was changed since is returned and also gets a line. With ``measured``, runs
+    without outcomes, runs that contradict their outcomes, and runs that a verification refuted are left out,
+    each with a line: nothing should rely on their numbers.
 
     Raises:
         RecordError: there is no such directory.
@@ -51,7 +51,7 @@ def find_records(runs_dir: Path, *, measured: bool = False) -> tuple[list[Record
         try:
             record, changed = read_finished(Path(directory))
         except RecordError as error:
-            # No record yet: a run in progress, or a stray file. That is no damage.
+            # There is no record yet: this is a run in progress or a stray file, not damage.
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 problems.append(str(error))
         else:

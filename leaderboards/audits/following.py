@@ -1,4 +1,4 @@
-"""From stored outcomes to flags, and from flags to the verdict; no model is run."""
+"""Derives flags from stored outcomes, and the verdict from flags, without running a model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from leaderboards.records.entries import CLEAN, Audit, Flag, Verdict
 
 STEPS: Final = 40
 BRIEF_STEPS: Final = 15
-"""Steps of a gradient probe; the fewer ones where each step takes many draws."""
+"""Steps of a gradient probe; the smaller number applies if each step averages many draws."""
 PGD: Final = {"linf": "pgd", "l2": "pgd-l2"}
 DID_NOT_TRAIN: Final = "did-not-train"
 CHECK_NORMALISATION: Final = "check-normalisation"
 UNTAUGHT: Final = (DID_NOT_TRAIN, CHECK_NORMALISATION)
 NEWEST = "planted-not-found"
-"""A check that the audits of older records did not make."""
+"""A check that older audits did not run."""
 INVALIDATING = ("nan-logits",)
 FROM_OUTCOMES = (
     *(code for code, _ in WEAK),
@@ -36,13 +36,13 @@ FROM_OUTCOMES = (
     "weak-suite",
 )
 ONLY_SAID = ("weak-suite",)
-"""Faults of the run's attacks, not of the model: said, unless they make the run claim far too much."""
+"""Faults of the run's attacks, not of the model: reported only, unless they make the run overclaim."""
 UNBOUNDED_LEFT = 0.05
-"""Share of the points right clean that may survive an unbounded attack."""
+"""The share of correctly classified points that may survive an unbounded attack."""
 
 
 def older(audit: Audit) -> bool:
-    """Whether the audit is of a version that made fewer probes and knew fewer signs."""
+    """Whether the audit was made by a version with fewer probes and checks."""
     return bool(audit.probes) and NEWEST not in audit.checks
 
 
@@ -57,8 +57,8 @@ def from_outcomes(measured: Sequence[Probed], right: int, *, older: bool = False
 
     Args:
         measured: the run's own attacks on the final model, then the probes.
-        right: how many of the points that probes attacked are right clean.
-        older: as an older audit compared: see `older`.
+        right: how many of the points that probes attacked are classified correctly when clean.
+        older: compare as an older audit did: see `older`.
     """
     found: list[Flag] = []
     for network in dict.fromkeys(one.network for one in measured):
@@ -71,12 +71,12 @@ def from_outcomes(measured: Sequence[Probed], right: int, *, older: bool = False
 
 
 def count_networks(measured: Sequence[Probed]) -> int:
-    """How many networks the defense has: that of clean images is always there."""
+    """How many networks the defense has; the network for clean images always counts."""
     return len({None, *(one.network for one in measured)})
 
 
 def by_loss(measured: Sequence[Probed], norm: str = "linf") -> dict[str, list[Probed]]:
-    """The PGD probes of a norm on the model itself, without an attack of the run that was made again."""
+    """The PGD probes of a norm on the model itself, by loss, without repeated attacks of the run."""
     found = [
         one
         for one in measured
@@ -92,13 +92,13 @@ def _ladder(measured: Sequence[Probed]) -> Iterator[Flag]:
     for norm in ("linf", "l2"):
         found = by_loss(measured, norm)
         yield from rises_with_eps(found["ce"])
-        # The margin is searched at the run's budget, and without any.
+        # The margin loss is searched at the run's budget, and without a bound.
         for eps in {one.attack.eps for one in found["margin"] if norm == "l2" or one.attack.eps < 1}:
             yield from cliff(found["ce"], eps)
 
 
 def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
-    """An attack that may draw any image must find one that is misread."""
+    """A flag if too many points survive attacks that may produce any image."""
     unbounded = [one for ones in by_loss(measured).values() for one in ones if one.attack.eps == 1.0]
     if not unbounded:
         return
@@ -111,7 +111,7 @@ def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
 
 
 def found_on(flag: Flag, label: str | None, among: int) -> Flag:
-    """The flag, saying on which of ``among`` networks it was raised if there are several."""
+    """The flag, with the network that it was raised on if there are several (``among``)."""
     if among < 2:
         return flag
     name = label or CLEAN

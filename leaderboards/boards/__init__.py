@@ -1,1 +1,1 @@
-"""Boards: rows that can be compared, ranked and filtered; their columns, and tables in every format."""
+"""Leaderboards: ranking, comparing and filtering rows; their columns, and tables in every format."""

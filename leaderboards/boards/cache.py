@@ -1,11 +1,11 @@
-"""What leaderboards read of a runs directory, kept in one hidden file there, so that it is read once.
+"""A cache of the records and outcomes of a runs directory, kept in one hidden file in that directory.
 
-A record that was read and found valid, outcomes packed to bits, and whether these fit it, are kept under the
-size, times and inode of their files. They are used only while all of these are the same; a file that changed
-less than two seconds before it was read is not kept, since a second change could leave the same times. The
-file is used whole or not at all: it ends where its own checksum says, and was written by the very code that
-reads it. It is written atomically, when it saves reading fifty files or more, and where that fails nothing is
-lost but time. Of outcomes it keeps 64 MB; beyond that they are read from the runs each time.
+The cache stores valid records, outcomes packed to bits, and whether the outcomes fit the record. Each entry
+is keyed by the size, times and inode of its files and is used only while all of these are unchanged. A file
+that changed less than two seconds before it was read is not cached, because a second change could leave the
+same times. The cache file is used as a whole or not at all: its checksum must match, and the same version of
+the code must have written it. It is written atomically, if that saves reading fifty files or more; if writing
+fails, only time is lost. It holds at most 64 MB of outcomes; the rest is read from the runs each time.
 """
 
 import contextlib
@@ -44,14 +44,14 @@ NAME: Final = ".leaderboard-cache"
 WORTHWHILE: Final = 50
 LIMIT: Final = 64_000_000
 _SETTLED: Final = 2_000_000_000
-"""Nanoseconds after which the times of a changed file are sure to differ from what they were."""
+"""Nanoseconds after which a change to a file is certain to change its times."""
 _MAGIC: Final = b"advbench leaderboard cache\n"
 
 Key = list[int]
 
 
 class Cache:
-    """The kept results and outcomes of one runs directory."""
+    """The cached results and outcomes of one runs directory."""
 
     def __init__(self, runs_dir: Path) -> None:
         self.path = Path(runs_dir) / NAME
@@ -62,13 +62,13 @@ class Cache:
         self._conditions: dict[str, Conditions] = {}
         self._packed = 0
         self._new = 0
-        # Whatever is wrong with the file: it is as if there were none.
+        # Treat a cache file with any fault as missing.
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
             limits.check_plain(self.path)
             self._load(self.path.read_bytes())
 
     def result(self, directory: str, found: os.stat_result) -> Result | None:
-        """The result of a run whose record has not changed since it was kept."""
+        """The cached result of a run; None if its record has changed since."""
         name = directory.rpartition(os.sep)[2]
         old = self._old.get(name)
         if old is None or old[0] != _key(found):
@@ -81,8 +81,8 @@ class Cache:
         return result
 
     def keep(self, result: Result, found: os.stat_result | None) -> Result:
-        """Remember a result that was just read; ``found`` describes the record before that."""
-        # Seeds of one row share their conditions, in memory as in the file.
+        """Cache a result that was just read; ``found`` is the status of its record before reading."""
+        # The seeds of one row share one conditions object, in memory and in the file.
         shared = self._conditions.setdefault(result.group, result.conditions)
         result = replace(result, conditions=shared)
         if found is not None and _settled(found):
@@ -91,10 +91,10 @@ class Cache:
         return result
 
     def outcomes(self, directory: str) -> tuple[Bools, Bools]:
-        """(clean, robust) of a run, see `read_outcomes`.
+        """The outcomes (clean, robust) of a run, see `read_outcomes`.
 
         Raises:
-            RecordError: there are none, or they cannot be read.
+            RecordError: the outcomes are missing or cannot be read.
         """
         name, path = directory.rpartition(os.sep)[2], f"{directory}{os.sep}{OUTCOMES}"
         found = None
@@ -108,7 +108,9 @@ class Cache:
         return clean, robust
 
     def contradiction(self, directory: str, record: Record | None = None) -> str:
-        """How the outcomes of a run contradict its record, see `contradiction_of`; ``record`` if it was read.
+        """How the outcomes of a run contradict its record, see `contradiction_of`.
+
+        Give ``record`` if it was already read.
 
         Raises:
             RecordError: the record cannot be read.
@@ -117,7 +119,7 @@ class Cache:
         try:
             found = [os.stat(f"{directory}{os.sep}{file}") for file in (RECORD, OUTCOMES)]
         except OSError:
-            # Without outcomes there is nothing to contradict it.
+            # Without outcomes, nothing contradicts the record.
             return ""
         key = [*_key(found[0]), *_key(found[1])]
         kept = self._contradictions.get(name)
@@ -145,7 +147,7 @@ class Cache:
                 self._new += 1
 
     def save(self) -> None:
-        """Write the file, if that is worthwhile; where it cannot be written, there is none."""
+        """Write the cache file if that is worthwhile; a failure to write is ignored."""
         if self._new < WORTHWHILE:
             return
         self._new = 0
@@ -210,7 +212,7 @@ def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
         try:
             found = os.stat(f"{path}{os.sep}{RECORD}")
         except (FileNotFoundError, NotADirectoryError):
-            # No record yet: a run in progress, or a stray file. That is no damage.
+            # There is no record yet: this is a run in progress or a stray file, not damage.
             continue
         except OSError:
             found = None
@@ -227,7 +229,7 @@ def find_all_results(runs_dirs: Iterable[Path]) -> tuple[list[Result], list[str]
     """The results of several directories together, and one line for each damaged record: see `find_results`.
 
     Raises:
-        RecordError: one of the directories is not there.
+        RecordError: one of the directories does not exist.
     """
     results: list[Result] = []
     problems: list[str] = []
@@ -241,11 +243,11 @@ def find_all_results(runs_dirs: Iterable[Path]) -> tuple[list[Result], list[str]
 def _read(path: str, cache: Cache, found: os.stat_result | None, problems: list[str]) -> Result:
     record, changed = read_finished(Path(path))
     result = result_of(record, path, cache)
-    # Now, while the record is at hand.
+    # Compute and cache this now, while the record is in memory.
     cache.contradiction(path, record)
     if changed is None:
         return cache.keep(result, found)
-    # Not kept: a cached result is whole.
+    # A changed record is not cached: only undamaged results are.
     problems.append(changed)
     return result
 
@@ -285,7 +287,7 @@ def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
 
 @cache
 def _code() -> str:
-    """A hash of what decides which record is valid and what is kept of it."""
+    """A hash of the code that decides which records are valid and what is cached of them."""
     digest = hashlib.sha256()
     deciding = (checksums, entries, finished, limits, matching, plausible, points, record, results)
     judging = (checking, comparisons, contradictions, following, measured, metrics)

@@ -1,4 +1,4 @@
-"""Columns of a leaderboard: their names, headings and kinds, and how a value is written for people."""
+"""Columns of a leaderboard: their names, headings and kinds, and how their values are displayed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ Kind = Literal["text", "count", "number", "spread", "interval"]
 LABEL: Final = "label"
 AUDIT: Final = "audit"
 _READING: Final = {LABEL: "defense", AUDIT: "audit"}
-"""Columns for reading: the defense with the settings that tell it apart, and the verdict with its flags."""
+"""Columns for display only: the defense with its distinguishing settings, and the verdict with its flags."""
 _HEADINGS: Final = {
     "average_robust_accuracy": "average",
     "clean_accuracy": "clean",
@@ -49,11 +49,11 @@ NONE: Final = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """A column by its name, with its heading and what its values are.
+    """A column: its name, its heading and how its values are shown.
 
-    ``metric`` is the metric or cost that it shows, if any; ``sign`` the better direction (0: neither). Values
-    of ``spread`` are shown as mean ± standard deviation, of ``interval`` as both ends; ``percent`` says that
-    fractions are shown as hundredths.
+    ``metric`` is the metric or cost that it shows, if any; ``sign`` is the better direction (0: neither).
+    With ``spread``, values are shown as mean ± standard deviation; with ``interval``, as both ends; with
+    ``percent``, fractions are shown as percentages.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Column:
 
     @property
     def left(self) -> bool:
-        """Whether its values stand at the left."""
+        """Whether its values are aligned to the left."""
         return self.kind == "text"
 
 
 def column_of(name: str, rows: Sequence[Row]) -> Column:
     """The column of a name: a key of `flat`, ``params.NAME`` and the like, a metric or cost (mean ± standard
-    deviation), ``METRIC_interval``, ``label`` or ``audit``; short words do for metrics. ``robust.ATTACK`` is
-    one where the rows were asked for it, see `ranking.rows`.
+    deviation), ``METRIC_interval``, ``label`` or ``audit``. Metrics also have short names. ``robust.ATTACK``
+    is a column if the rows were computed with it, see `ranking.rows`.
 
     Raises:
         RecordError: there is no such column.
@@ -110,7 +110,7 @@ def _metric_column(metric: str, part: str) -> Column:
 
 
 def default_columns(rows: Sequence[Row], *, compact: bool = False) -> list[Column]:
-    """Rank, defense, the metrics that some row has, seeds, audit: what fits 100 characters if ``compact``."""
+    """Rank, defense, the metrics that some row has, seeds, audit; within 100 characters if ``compact``."""
     key = rows[0].ranked_by
     names = ["rank", LABEL, *([] if compact else ["regime"]), key]
     if any((summary := row.metrics[key]) is not None and summary.low is not None for row in rows):
@@ -143,7 +143,7 @@ def _narrow(column: Column) -> str:
 
 
 def data_columns(names: Iterable[str], rows: Sequence[Row]) -> list[str]:
-    """Columns for data: a metric stands for its mean, standard deviation and both ends of its interval."""
+    """Column names for data: a metric becomes its mean, standard deviation and both ends of its interval."""
     found: list[str] = []
     for name in names:
         column = column_of(name, rows)
@@ -166,7 +166,7 @@ def raw(row: Row, column: Column, label: str) -> Any:
 
 
 def written(column: Column, value: Any) -> str:
-    """A value as people read it: percent to one decimal, ``52.2 ± 0.7``, ``[47.1, 57.2]``."""
+    """A value as displayed: percent to one decimal, ``52.2 ± 0.7``, ``[47.1, 57.2]``."""
     if value is None:
         return NONE
     if isinstance(value, Summary):

@@ -1,4 +1,4 @@
-"""Two rows of a leaderboard against each other, or two defenses over several leaderboards."""
+"""Comparisons of two rows of a leaderboard, or of two defenses over several leaderboards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ class RowComparison:
 
     ``difference`` is the first row's mean minus the second's, ``low`` to ``high`` its 95 % interval over
     seeds and test points (see `leaderboards.statistics.contrasts`). ``p`` is the two-sided p-value of the
-    paired test ``test`` of these models, ``p_seeds`` that of the paired difference over other seeds too; it
-    is None where the test is exact (one seed each). All of these are None where outcomes are missing;
-    ``note`` then says which.
+    paired test ``test`` on exactly these models; ``p_seeds`` also accounts for the choice of seeds, and is
+    None if the test is exact (one seed each). All of these are None if outcomes are missing; ``note`` then
+    says which.
     """
 
     metric: str
@@ -45,7 +45,7 @@ class RowComparison:
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """Which row is better, neither p-value being 0.05 or more; None for neither."""
+        """Which row is better if both p-values are below 0.05; otherwise None."""
         if self.p is None or max(self.p, self.p_seeds or 0.0) >= ALPHA:
             return None
         return "first" if self.difference * sign_of(self.metric) > 0 else "second"
@@ -54,17 +54,17 @@ class RowComparison:
 def compare(row_a: Row, row_b: Row, metric: str | None = None) -> RowComparison:
     """Compare two rows of one board in one metric, point by point.
 
-    A share of test points (average, clean, worst-case, unseen) is tested with McNemar's test: exact where
-    both rows count every point once, else with test points as clusters (see
-    `leaderboards.statistics.mcnemar`). Other metrics are tested with the bootstrap of their paired
-    difference. The p-values are of this one comparison; ranks correct theirs for the number of pairs.
+    A share of test points (average, clean, worst-case, unseen) is tested with McNemar's test: exact if both
+    rows count every point once, otherwise with test points as clusters (see
+    `leaderboards.statistics.mcnemar`). Other metrics are tested with a bootstrap of their paired difference.
+    The p-values are for this comparison alone; ranks correct theirs for the number of pairs.
 
     Args:
-        row_a, row_b: rows whose runs can be read, of one comparison group.
-        metric: a metric or its short word; by default what ``row_a`` is ranked by.
+        row_a, row_b: rows of one comparison group whose runs can be read.
+        metric: a metric or its short name; by default the one that ``row_a`` is ranked by.
 
     Raises:
-        RecordError: rows that cannot be compared, an unknown metric, or one that a row does not have.
+        RecordError: the rows cannot be compared, the metric is unknown, or a row does not have it.
     """
     name = metric_of(metric or row_a.ranked_by)
     standings = _standings(row_a, row_b)
@@ -83,19 +83,19 @@ def compare(row_a: Row, row_b: Row, metric: str | None = None) -> RowComparison:
 def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) -> RowComparison:
     """Compare two defenses over several boards: the mean over boards of the first's minus the second's.
 
-    The boards have the same test points, so that each point counts once: McNemar's test with points as
-    clusters takes its mean difference over boards. Replicates draw points for all boards together, and seeds
-    of the same names count once, with their mean over boards, so that what boards have in common is no
-    independent evidence (see `leaderboards.statistics.contrasts`). Neither says anything of sequences that
-    are not among the boards. One pair is :func:`compare`'s.
+    The boards have the same test points, and each point counts once: McNemar's test, with points as clusters,
+    uses each point's mean difference over boards. The bootstrap draws points for all boards together, and a
+    seed that occurs on several boards counts once, with its mean over boards. So what boards share does not
+    count as independent evidence (see `leaderboards.statistics.contrasts`). The results do not generalise to
+    sequences other than those of the boards. A single pair is compared by :func:`compare`.
 
     Args:
         pairs: the rows of the two defenses on each board.
-        metric: a metric or its short word; by default what the first row is ranked by.
+        metric: a metric or its short name; by default the one that the first row is ranked by.
 
     Raises:
-        RecordError: no pair, rows that cannot be compared, boards of other data sets or of attacks on other
-            numbers of points, an unknown metric, or one that a row lacks.
+        RecordError: there is no pair, the rows cannot be compared, the boards differ in data set or in the
+            number of attacked points, the metric is unknown, or a row lacks it.
     """
     if not pairs:
         raise RecordError("no board has both rows")
@@ -117,7 +117,7 @@ def compare_over(pairs: Sequence[tuple[Row, Row]], metric: str | None = None) ->
         parts += _parts(standings, name)
         shares.append([one[:, 0, 0].mean(axis=0) for one in _terms(standings, name)])
     if len(points) > 1:
-        raise RecordError("boards that are measured on other points cannot be compared together")
+        raise RecordError("boards that are measured on different points cannot be compared together")
     mean = contrast([(factor / len(pairs), one) for factor, one in parts])
     low, high = mean.interval()
     over_seeds = mean.p(difference)
@@ -133,7 +133,7 @@ def _standings(row_a: Row, row_b: Row) -> list[Standing]:
     """Two rows with their outcomes.
 
     Raises:
-        RecordError: they are of different boards.
+        RecordError: the rows belong to different boards.
     """
     if row_a.comparison != row_b.comparison or row_a.target_aware != row_b.target_aware:
         raise RecordError(
@@ -152,14 +152,14 @@ def _difference(rows: Sequence[Row], standings: Sequence[Standing], name: str) -
             check_attack(name, [(one.id, one.attacks) for one in standing.results])
             summary = over_seeds([one.value(name) for one in standing.results])
         if summary is None:
-            asked = f": ask rows for it, under={name!r}" if attack_of(name) and not standing.results else ""
+            asked = f": pass under={name!r} to rows" if attack_of(name) and not standing.results else ""
             raise RecordError(f"{row.defense} has no {spoken(name)}{asked}")
         means.append(summary.mean)
     return means[0] - means[1]
 
 
 def _parts(standings: Sequence[Standing], name: str) -> list[tuple[float, Drawn]]:
-    """The first row minus the second."""
+    """The terms of the first row, minus those of the second."""
     first, second = drawn(standings, name, _terms(standings, name))
     return [(1.0, first), (-1.0, second)]
 
@@ -176,7 +176,7 @@ def _standing(row: Row) -> Standing:
     results = []
     for run, directory in zip(row.runs, row.directories, strict=True):
         if not directory:
-            return Standing([], note=f"outcomes of {run} not at hand: a record alone")
+            return Standing([], note=f"outcomes of {run} not available: a record alone")
         results.append(result_of(read_record(Path(directory)), directory))
     standing = Standing(results)
     standing.read()

@@ -1,4 +1,4 @@
-"""Short names for people: a row's defense, its verdict, its comparison group."""
+"""Short names for display: a row's defense, its verdict, its comparison group."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from leaderboards.statistics.results import canonical
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """Each row's defense, with the settings in which rows of the same defense and regime differ."""
+    """Each row's defense, with the settings that differ among rows of the same defense and regime."""
 
     def settings(row: Row) -> dict[str, str]:
         plan = {f"plan.{name}": value for name, value in row.plan.items()}
@@ -33,12 +33,12 @@ def _label(row: Row, own: dict[str, str], group: Sequence[dict[str, str]]) -> st
 
 
 def audit(row: Row) -> str:
-    """The verdict and its flags."""
+    """The verdict of a row and its flags, as one text."""
     return f"{row.verdict}: {', '.join(row.flags)}" if row.flags else row.verdict
 
 
 def title_of(row: Row) -> str:
-    """Data set, sequence, model and protocol: what a row is compared within."""
+    """The title of a row's comparison group: data set, sequence, model and protocol."""
     about = [
         f"{row.dataset} ({short_hash(row.fingerprint)})",
         " → ".join(map(brief, row.sequence)),

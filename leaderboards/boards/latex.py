@@ -1,4 +1,4 @@
-"""Leaderboards as LaTeX tables in the manner of booktabs."""
+"""Leaderboards as LaTeX tables in booktabs style."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -46,9 +46,9 @@ _ESCAPES: Final = {
 
 
 def escape(text: str) -> str:
-    """Text that any LaTeX prints as it is; a letter that it may lack becomes its code point, ``[U+4E2D]``."""
+    """Escape text for LaTeX; a letter that fonts may lack becomes its code point, ``[U+4E2D]``."""
     plain = " ".join(text.split())
-    # Two hyphens, or two apostrophes, would join.
+    # LaTeX would join two hyphens, or two apostrophes, into one character.
     parts = (_ESCAPES.get(letter) or _letter(letter) for letter in plain)
     return "".join(parts).replace("--", "-{}-").replace(_DASH, "--")
 
@@ -56,13 +56,13 @@ def escape(text: str) -> str:
 def _letter(letter: str) -> str:
     if " " <= letter <= "~":
         return letter
-    # The accented letters of western Europe, which every font of LaTeX can compose.
+    # Every LaTeX font has the accented letters of western Europe.
     accented = "\u00c0" <= letter <= "\u00ff" and letter.isalpha() and letter not in "ÐÞðþ"
     return letter if accented else f"[U+{ord(letter):04X}]"
 
 
 def to_latex(rows: Iterable[Row], view: View | None = None) -> str:
-    """A ``table`` for each sheet, in percent: best value bold, second underlined, everything escaped."""
+    """One ``table`` for each sheet, in percent: best value bold, second underlined, all text escaped."""
     found = [_table(sheet) for sheet in sheets(list(rows), view)]
     return "\n\n".join([_PREAMBLE, *found]) + "\n"
 
@@ -87,7 +87,7 @@ def _table(sheet: Sheet) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    # A bracket or a star after the end of a line would be read as its argument.
+    # LaTeX would read a bracket or a star after the end of a line as its argument.
     return " & ".join(f"{{{cell}}}" if cell.startswith(("[", "*")) else cell for cell in cells) + r" \\"
 
 

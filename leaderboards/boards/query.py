@@ -1,4 +1,4 @@
-"""Which rows of a leaderboard are shown: filters by data set, defense and the like, or by any key."""
+"""Filters for the rows of a leaderboard: by data set, defense and the like, or by any key."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from leaderboards.statistics.matching import number, same_attacks
 from leaderboards.statistics.under import PREFIX, attack_of
 
 Texts = str | Sequence[str] | None
-"""One wanted value, several of which any will do, or None for all."""
+"""One wanted value, several values of which any matches, or None for all."""
 
 _FIXED: Final = {"verdict": get_args(Verdict), "trust": ("verified", *LEVELS)}
 
 
 @dataclass(frozen=True)
 class Query:
-    """Conditions that a row must all meet; of several values of one key any will do.
+    """Conditions that a row must all meet; if a key has several values, any of them matches.
 
-    ``sequence`` is written as ``--sequence`` takes it: ``fgsm,pgd:eps=0.1`` finds the sequences of these
-    attacks in this order, whatever their other knobs.
+    ``sequence`` has the syntax of ``--sequence``: ``fgsm,pgd:eps=0.1`` finds the sequences of these attacks
+    in this order, whatever their other knobs.
     """
 
     conditions: tuple[tuple[str, tuple[str, ...]], ...]
@@ -39,7 +39,7 @@ class Query:
         sequence: Texts,
         where: Iterable[str],
     ) -> "Query":
-        """From the options of the command line; ``where`` holds ``KEY=VALUE`` texts.
+        """Make a query from command-line options; ``where`` holds ``KEY=VALUE`` texts.
 
         Raises:
             RecordError: one of ``where`` cannot be read.
@@ -57,7 +57,7 @@ class Query:
             if values is not None:
                 found.setdefault(key, []).extend([values] if isinstance(values, str) else values)
         for text in [where] if isinstance(where, str) else where:
-            # The attack of robust.pgd:eps=0.1_mean=0.5 has a sign of its own.
+            # The attack in robust.pgd:eps=0.1_mean=0.5 has an equals sign of its own.
             cut = text.rpartition if text.strip().startswith(PREFIX) else text.partition
             key, equals, value = cut("=")
             if not (equals and key.strip()):
@@ -66,14 +66,14 @@ class Query:
         return cls(tuple((key, tuple(values)) for key, values in found.items() if values))
 
     def under(self) -> list[str]:
-        """The accuracies under single attacks that it asks for: metrics ``robust.ATTACK``."""
+        """The accuracies under single attacks that the query uses: metrics ``robust.ATTACK``."""
         return [split_part(key)[0] for key, _ in self.conditions if attack_of(key)]
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Look for keys and values that no row has; without any rows nothing is wrong.
+        """Check that some row has each key and value; without any rows, every query is valid.
 
         Raises:
-            RecordError: there is one.
+            RecordError: no row has one of the keys or values.
         """
         names = known_keys(rows)
         for key, values in self.conditions:
@@ -86,11 +86,11 @@ class Query:
                     _check_value(key, value, rows)
 
     def shows(self, row: Row) -> bool:
-        """Whether a row meets the conditions, but for its rank."""
+        """Whether a row meets all conditions except those on its rank."""
         return all(_meets(row, key, values) for key, values in self.conditions if key != "rank")
 
     def shows_ranked(self, row: Row) -> bool:
-        """Whether its rank is a wanted one."""
+        """Whether a row's rank meets the conditions on it."""
         return all(_meets(row, key, values) for key, values in self.conditions if key == "rank")
 
 

@@ -1,4 +1,4 @@
-"""Leaderboard rows: runs grouped over seeds and ranked where they can be compared."""
+"""Leaderboard rows: runs grouped over seeds, and ranked among comparable rows."""
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -40,26 +40,27 @@ def rows(
 ) -> list[Row]:
     """Aggregate runs over seeds and rank them.
 
-    A group shares defense and parameters, sequence and its training knobs, regime, data fingerprint, model,
-    train plan, pretraining and protocol; of two records of one group and seed the newest counts. Ranks are
-    within one data set × sequence × model × protocol, target-aware rows apart: 1 + the number of rows that
-    are better by a paired test (see `leaderboards.statistics.pairwise`), or by their values where outcomes
-    are not at hand. Suspect rows rank below every ok one, invalid rows not at all. A run that is refused (see
-    `leaderboards.boards.refusing`) is a row of its own, without a rank.
+    The runs of a group share defense and parameters, sequence and its training knobs, regime, data
+    fingerprint, model, train plan, pretraining and protocol; the newest of several records of one group and
+    seed counts. Rows are ranked within one data set × sequence × model × protocol, target-aware rows
+    separately. A rank is 1 + the number of rows that are better by a paired test (see
+    `leaderboards.statistics.pairwise`), or by their values if outcomes are not available. Suspect rows rank
+    below every ok row; invalid rows have no rank. A refused run (see `leaderboards.boards.refusing`) is a row
+    of its own, without a rank.
 
     Args:
-        records: what `find_results` found; of records alone there are no outcomes.
-        dataset, defense, regime, model, verdict, sequence, where: which rows to give, see `Query`. Ranks are
-            those of the whole board: a filter hides rows and moves none up.
-        rank_by: a metric or its short word, see `leaderboards.statistics.keys`; ``robust.autoattack`` is
-            the accuracy under that attack after the last stage, ``robust.pgd:eps=0.1`` tells it from others
-            of its name.
+        records: the results of `find_results`, or records alone, which have no outcomes.
+        dataset, defense, regime, model, verdict, sequence, where: which rows to return, see `Query`. Ranks
+            are those of the whole board: a filter hides rows but moves none up.
+        rank_by: a metric or its short name, see `leaderboards.statistics.keys`; ``robust.autoattack`` is the
+            accuracy under that attack after the last stage; knobs, as in ``robust.pgd:eps=0.1``, choose among
+            attacks of one name.
         intervals: the metrics that get a 95 % interval; True for all, False for none.
         under: further accuracies under single attacks, as metrics of the rows.
 
     Raises:
-        RecordError: an unknown metric or key, a value that no record has, an attack that no row has met or
-            that means several of a row.
+        RecordError: a metric or key is unknown, no record has a value, or no row was evaluated with an
+            attack, or a row with several that match.
     """
     key = metric_of(rank_by)
     query = Query.of(dataset, defense, regime, model, verdict, sequence, where)
@@ -75,11 +76,11 @@ def rows(
         key=lambda pair: _order(pair[0], key),
     )
     query.check([row for row, _ in pairs])
-    # The seeds of a row have one protocol, and so the same attacks.
+    # The seeds of a row have one protocol, and therefore the same attacks.
     met = [(one[0].id, one[0].attacks) for row, one in pairs if query.shows(row)]
     for name in single:
         check_attack(name, met)
-    # One data set may go by two names (two folders, one content): the fingerprint decides, not the name.
+    # One data set may have two names (two folders with equal content): the fingerprint decides.
     names: dict[str, str] = {}
     boards: dict[tuple[str, ...], list[tuple[Row, list[Result]]]] = {}
     for row, members in pairs:
@@ -94,7 +95,7 @@ def rows(
 
 
 def _grouped(results: Iterable[Result]) -> list[list[Result]]:
-    """The runs of each row by seed, the newest of each seed."""
+    """The runs of each row, ordered by seed, with only the newest run of each seed."""
     groups: dict[str, dict[int, Result]] = {}
     for result in sorted(results, key=lambda one: (datetime.fromisoformat(one.created), one.id)):
         groups.setdefault(result.group, {})[result.seed] = result
@@ -108,7 +109,7 @@ def _trust(directory: str) -> Trust:
 def _unranked(
     results: list[Result], single: Sequence[str], trust: Callable[[str], Trust]
 ) -> tuple[Row, list[Result]]:
-    """One row of runs that differ in seed only."""
+    """One row for runs that differ only in seed, without a rank."""
     first, shared = results[0], results[0].conditions
     extra = sorted({name for result in results for name in result.metrics} - set(METRICS))
     row = Row(
@@ -157,7 +158,7 @@ def _order(row: Row, key: str) -> tuple[Any, ...]:
 def _parted(
     row: Row, results: list[Result], key: str, single: Sequence[str], trust: Callable[[str], Trust]
 ) -> Iterator[tuple[Row, Standing]]:
-    """The row of the runs that may be ranked, and rows of those that may not."""
+    """The row of the runs that may be ranked, and one row for each group of refused runs."""
     standing = Standing(results)
     standing.read()
     refused = refusals(standing, key, trust)
@@ -182,7 +183,7 @@ def _board(
     single: Sequence[str],
     trust: Callable[[str], Trust],
 ) -> list[Row]:
-    """The rows of one comparison group that a query asks for, ranked in the order that they have."""
+    """The rows of one comparison group that match a query, ranked and in order."""
     if not any(query.shows(row) for row, _ in groups):
         return []
     parts = [pair for row, results in groups for pair in _parted(row, results, key, single, trust)]
@@ -201,7 +202,7 @@ def _board(
 
 
 def _ranks(ordered: Sequence[Row], standings: Sequence[Standing], key: str) -> list[int | None]:
-    """Ranks of rows in `_order`; ok and suspect rows are tested apart, and target-aware ones too."""
+    """Ranks of rows in `_order`; ok, suspect and target-aware rows are each tested separately."""
     result: list[int | None] = [None] * len(ordered)
     for aware in (False, True):
         above = 0

@@ -1,4 +1,4 @@
-"""Runs that a leaderboard lists and does not rank: those without outcomes, and those that are one model."""
+"""Runs that a leaderboard lists but does not rank, such as runs without outcomes or with equal weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from leaderboards.statistics.results import Result
 from leaderboards.statistics.standing import Standing
 
 LEAST_ALIKE: Final = 50
-"""Points that an attack must leave, and as many that it must fool, for equal outcomes to mean equal models.
+"""An attack must leave and fool at least this many points for equal outcomes to imply equal models.
 
-Of 1,311 pairs of published runs that differ in seed alone, none came closer than 6 points."""
+In 1,311 pairs of published runs that differ only in seed, at least 6 points differed."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Runs, by their ``places`` in a row, that become a row of their own; ``why`` in a word and in a line."""
+    """Runs, by their ``places`` in a row, that become a row of their own, and why: a word and a line."""
 
     places: list[int]
     why: Refusal
@@ -33,17 +33,17 @@ class Refused:
 def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> list[Refused]:
     """The runs of a row that may not be ranked.
 
-    A run is refused when ``advbench verify`` refuted it, when its outcomes are missing or contradict its
-    record (see `leaderboards.audits.contradictions`), or when another run of the row has the same weights
-    under another seed. Nobody can say which of two training seeds such weights are of, so both are refused,
-    unless training again has shown it. A model that was evaluated under several seeds, without being trained
-    here, counts once.
+    A run is refused if ``advbench verify`` refuted it, if its outcomes are missing or contradict its record
+    (see `leaderboards.audits.contradictions`), or if another run of the row has the same weights under
+    another seed. Nothing shows which of the two training seeds gave such weights, so both are refused, unless
+    retraining has shown it. A model that was evaluated under several seeds, without being trained here,
+    counts once.
 
     Args:
         standing: the runs of a row, which differ in seed, with their outcomes as far as they can be read.
-            Records alone, without a directory, are not refused for their outcomes.
+            Records alone, without a directory, are not refused for missing outcomes.
         key: the metric that rows are ranked by.
-        trust: of a run's directory, see `trust_of`.
+        trust: returns the trust of a run's directory, see `trust_of`.
     """
     results = standing.results
     trusted = [trust(one.directory) for one in results]
@@ -65,13 +65,13 @@ def refusals(standing: Standing, key: str, trust: Callable[[str], Trust]) -> lis
         kept = [place for place in kept if place not in faults]
     for place, other in _alike(standing, kept).items():
         if trusted[place] != "retrained":
-            # Rows of their own: seeds that are not told apart are not counted.
+            # Each becomes a row of its own: seeds with equal weights do not count.
             found.append(Refused([place], "weights", _same(results[place], results[other])))
     return found
 
 
 def _against(result: Result) -> str:
-    """What outcomes say against a record that nobody verified; empty where they are not there to say it."""
+    """How outcomes contradict an unverified record; empty if they are missing or consistent."""
     if not result.directory:
         return ""
     try:
@@ -85,7 +85,7 @@ def _against(result: Result) -> str:
 
 
 def _without_outcomes(results: Sequence[Result], kept: Sequence[int], key: str) -> dict[int, str]:
-    """Runs whose outcomes are not there, are damaged, are another run's, or do not fit the other seeds'."""
+    """Runs whose outcomes are missing, damaged, from another run, or inconsistent with the other seeds."""
     faults = {place: _fault([results[place]], key) for place in kept if results[place].directory}
     sound = [place for place, fault in faults.items() if not fault]
     together = _fault([results[place] for place in sound], key) if sound else ""
@@ -100,7 +100,7 @@ def _fault(results: Sequence[Result], key: str) -> str:
 
 
 def _alike(standing: Standing, places: Sequence[int]) -> dict[int, int]:
-    """Runs that have the weights of another seed, each with that one."""
+    """Maps each run that has the weights of another seed to that other run."""
     results, stored = standing.results, standing.outcomes
     found: dict[int, int] = {}
     outcomes = {
@@ -118,13 +118,13 @@ def _alike(standing: Standing, places: Sequence[int]) -> dict[int, int]:
 
 
 def same_model(one: Result, other: Result) -> bool:
-    """Whether two runs have one set of weights: by their digests or, if these were disguised, by outcomes."""
+    """Whether two runs have the same weights: by their digests or, if these were disguised, by outcomes."""
     same = bool(one.weights) and one.weights == other.weights
     return same or (one.counts == other.counts and _stand_and_fall(one.counts, _last(one), _last(other)))
 
 
 def _last(result: Result) -> Bools | None:
-    """(A, n) outcomes of the last stage; None where there are none."""
+    """(A, n) outcomes of the last stage; None if there are none."""
     if not result.directory:
         return None
     try:
@@ -135,7 +135,7 @@ def _last(result: Result) -> Bools | None:
 
 
 def _stand_and_fall(counts: Sequence[int], left: Bools | None, right: Bools | None) -> bool:
-    """Whether two models answer alike to an attack that is neither hopeless nor harmless, on every point.
+    """Whether two models have equal outcomes on every point, for an attack that fools some and leaves some.
 
     Models of two seeds do not.
     """
@@ -150,4 +150,4 @@ def _same(one: Result, other: Result) -> str:
     what = f"run {one.id} of seed {one.seed} and run {other.id} of seed {other.seed} are one model"
     if one.conditions.regime == "eval":
         return f"{what}: it counts once, whatever the seeds of its evaluations"
-    return f"{what}: the same weights cannot come of two training seeds (advbench verify --retrain decides)"
+    return f"{what}: two training seeds cannot give the same weights (advbench verify --retrain decides)"

@@ -9,7 +9,7 @@ from leaderboards.statistics.results import canonical
 from leaderboards.statistics.summary import Summary
 
 Refusal = Literal["", "outcomes", "weights", "refuted"]
-"""Nothing; outcomes missing or against the record; weights of another seed; ``advbench verify``."""
+"""Why a row is refused: not at all; bad or missing outcomes; another seed's weights; failed verification."""
 WORST_CASE: Final = "worst_case_accuracy"
 
 
@@ -18,12 +18,12 @@ class Row:
     """One defense under one set of conditions, over its seeds.
 
     ``rank`` counts from 1 within the row's comparison group (None: invalid, refused, or not measured), by the
-    metric ``ranked_by``; equal ranks are ties. ``verdict`` is the worst of the seeds', ``flags`` the codes of
-    all of them, ``trust`` the least of theirs. ``metrics`` and ``cost`` are over seeds; a metric is None when
-    a seed lacks it. ``worst_case_points`` is the number of test points that the worst case is of: those that
-    all attacks share. ``runs`` holds record ids in the order of ``seeds``, ``directories`` where they are
-    (empty for a record alone). ``refused`` names what is wrong with a row that is listed and never ranked;
-    ``note`` says it in words, or says why there is no interval and no test.
+    metric ``ranked_by``; equal ranks are ties. ``verdict`` is the worst verdict of the seeds, ``flags`` holds
+    the codes of all seeds, ``trust`` is the lowest trust. ``metrics`` and ``cost`` are over seeds; a metric
+    is None if a seed lacks it. ``worst_case_points`` is the number of test points in the worst case: those
+    that all attacks share. ``runs`` holds record ids in the order of ``seeds``, ``directories`` their paths
+    (empty for a record alone). ``refused`` names the fault of a row that is listed but never ranked; ``note``
+    describes it in words, or says why there is no interval and no test.
     """
 
     rank: int | None
@@ -59,11 +59,11 @@ class Row:
 
     @property
     def worst_case_note(self) -> str:
-        """What to say beside a worst case; empty where there is none, or nothing says of how many points."""
+        """The number of points of the worst case, as a note; empty if there is none or it is unknown."""
         shown = self.metrics.get(WORST_CASE) is not None and self.worst_case_points is not None
         return f"worst case on {self.worst_case_points:,} points" if shown else ""
 
     @property
     def honest(self) -> bool:
-        """Whether the audit found nothing and the row is not refused: the rows that may be the best."""
+        """Whether the row may be marked as best: the audit found nothing and the row is not refused."""
         return self.verdict == "ok" and not self.refused

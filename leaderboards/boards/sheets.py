@@ -1,4 +1,4 @@
-"""Leaderboards as sheets: chosen columns, grouped or pivoted, before any format writes them."""
+"""Leaderboards as sheets: chosen columns, grouped or pivoted, independent of any output format."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,15 +17,15 @@ from leaderboards.statistics.under import attack_of
 
 Mark = Literal["best", "second"]
 LOSSES = frozenset({"forgetting", "backward_transfer", "unseen_gap"})
-"""Metrics that say how much is lost, and nothing of how much there was."""
+"""Metrics of how much accuracy is lost, which say nothing about how much there was."""
 SPARE: Final = ("forgetting_mean", "unseen_accuracy_mean", "clean_accuracy_mean", "worst_case_accuracy_mean")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table: raw values a row, ``marks`` of the best and the second, and rows that begin below a line.
+    """One table: raw values by row, ``marks`` of the best and second best, and rows that follow a line.
 
-    ``spare`` are columns that a narrow terminal can do without, the first of them first.
+    ``spare`` lists columns that a narrow terminal may drop, in the order in which it drops them.
     """
 
     title: str
@@ -37,17 +37,17 @@ class Sheet:
     spare: tuple[str, ...] = ()
 
     def text(self, row: int, column: int) -> str:
-        """A value as people read it, safe for a terminal."""
+        """A value as displayed, safe for a terminal."""
         return in_line(written(self.columns[column], self.rows[row][column]))
 
 
 @dataclass(frozen=True)
 class View:
-    """How rows are laid out; what is None or empty is as by default.
+    """How rows are laid out; None or empty means the default.
 
     Attributes:
         columns: names of columns, see `column_of`.
-        group_by: a key; one table for each of its values rather than for each comparison.
+        group_by: a key; makes one table for each of its values rather than for each comparison group.
         pivot: ``(rows, columns, value)``, three keys.
     """
 
@@ -59,10 +59,10 @@ class View:
     def of(
         cls, columns: str | Iterable[str] = (), group_by: str | None = None, pivot: str | None = None
     ) -> "View":
-        """From the options of the command line.
+        """Make a view from command-line options.
 
         Raises:
-            RecordError: ``pivot`` does not name three keys, or goes with another option.
+            RecordError: ``pivot`` does not name three keys, or is given with another option.
         """
         listed = (names_in(columns) if columns.strip() else []) if isinstance(columns, str) else columns
         names = tuple(name.strip() for name in listed)
@@ -76,7 +76,7 @@ class View:
         return cls(pivot=(keys[0], keys[1], keys[2]))
 
     def intervals(self, default: Iterable[str]) -> list[str]:
-        """The metrics whose intervals are shown; ``default`` where the columns are the default ones."""
+        """The metrics whose intervals are shown; ``default`` if the columns are the default ones."""
         names = [self.pivot[2]] if self.pivot else self.columns
         if not names:
             return list(default)
@@ -85,13 +85,13 @@ class View:
         return [metric for metric in (*METRICS, *self.under()) if metric in asked]
 
     def under(self) -> list[str]:
-        """The accuracies under single attacks that it shows: metrics ``robust.ATTACK``."""
+        """The accuracies under single attacks that are shown: metrics ``robust.ATTACK``."""
         names = [*self.columns, *(self.pivot or ()), *filter(None, [self.group_by])]
         return list(dict.fromkeys(split_part(name)[0] for name in names if attack_of(name)))
 
 
 def names_in(text: str) -> list[str]:
-    """The names in a list with commas; those in the knobs of ``robust.pgd:eps=0.1,steps=50`` part none.
+    """The names in a comma-separated list; commas inside ``robust.pgd:eps=0.1,steps=50`` separate knobs.
 
     >>> names_in("label, robust.pgd:eps=0.1,steps=50_mean, clean")
     ['label', 'robust.pgd:eps=0.1,steps=50_mean', 'clean']
@@ -108,12 +108,12 @@ def names_in(text: str) -> list[str]:
 def sheets(rows: Sequence[Row], view: View | None = None, *, compact: bool = False) -> list[Sheet]:
     """One sheet for each comparison group, or for each value of ``view.group_by``, or the pivot.
 
-    The title names data set, sequence, model and protocol; the caption spells the sequence out and says
-    where there are no intervals. Target-aware rows stand below a line, with ranks of their own. Metrics
+    The title names data set, sequence, model and protocol; the caption gives the full sequence and says
+    which rows have no intervals. Target-aware rows are below a line, with ranks of their own. Metrics
     that no row has are left out of the default columns.
 
     Raises:
-        RecordError: an unknown column or key, or a pivot with two rows in one place.
+        RecordError: a column or key is unknown, or a pivot has two rows in one cell.
     """
     view = view or View()
     if view.pivot is not None:
@@ -166,14 +166,14 @@ def _sheet(rows: list[Row], title: str, names: Sequence[str], compact: bool, *, 
 
 
 def _worst_case(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """On how many points the worst case is, where it is shown: other columns may be of more."""
+    """On how many points the worst case is measured, if shown: other columns may cover more points."""
     if not any(column.metric == WORST_CASE for column in columns):
         return ""
     return "; ".join(dict.fromkeys(note for row in rows if (note := row.worst_case_note)))
 
 
 def _notes(rows: Sequence[Row]) -> str:
-    """Why some rows are not ranked, and others have no intervals and no tests."""
+    """Why some rows are not ranked, and why others have no intervals and no tests."""
     stored = [row for row in rows if row.note and row.directories and all(row.directories)]
     lines = []
     for what, notes in (
@@ -192,9 +192,9 @@ def _marks(
     rows: Sequence[Row],
     boards: Sequence[Hashable],
 ) -> dict[tuple[int, int], Mark]:
-    """The best and the second value of each metric among the ok rows of a board, as far as they are shown.
+    """The best and second best value of each metric among the ok rows of a board, as far as shown.
 
-    Who never learnt forgets nothing: how much a defense loses is marked only where it is ranked by that.
+    A defense that never learnt forgets nothing, so metrics of loss are marked only if rows are ranked by one.
     """
     found: dict[tuple[int, int], Mark] = {}
     for board in dict.fromkeys(boards):
@@ -211,7 +211,7 @@ def _marks(
 
 
 def best_two(column: Column, values: dict[int, Any]) -> dict[int, Mark]:
-    """The places of the best and the second best value; values that are written alike are equal."""
+    """The places of the best and the second best value; values that are displayed alike are equal."""
     alone = replace(column, kind="number")
     shown: dict[int, float] = {}
     for place, value in values.items():
@@ -225,10 +225,10 @@ def best_two(column: Column, values: dict[int, Any]) -> dict[int, Mark]:
 
 
 def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
-    """A sheet with a row and a column for each value of two keys, and a third one's value where they meet.
+    """A sheet with a row per value of the first key, a column per value of the second, the third in cells.
 
     Raises:
-        RecordError: an unknown key, or two rows that meet in one place.
+        RecordError: a key is unknown, or two rows belong in one cell.
     """
     down, across, value = (column_of(key, rows) for key in keys)
     named = labels(rows)
@@ -239,7 +239,7 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
     places: dict[tuple[str, str], int] = {}
     for index, place in enumerate(zip(lefts, tops, strict=True)):
         if place in places and (rows[index].refused or rows[places[place]].refused):
-            # Who is not ranked gives way.
+            # A ranked row replaces a refused one.
             if rows[places[place]].refused:
                 places[place] = index
             continue
@@ -270,7 +270,7 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
 
 
 def _headings(column: Column, values: Sequence[Any]) -> list[str]:
-    """Each value as people read it; in full where two of them would read alike."""
+    """Each value as displayed; in full if two of them would look alike."""
     texts: dict[str, set[str]] = {}
     for one in values:
         texts.setdefault(written(column, one), set()).add(_full(one))
@@ -282,7 +282,7 @@ def _full(value: Any) -> str:
 
 
 def _crowded(first: Row, second: Row, place: Sequence[str], keys: Sequence[str]) -> str:
-    """Two rows in one place of a pivot: what tells them apart."""
+    """The error for two rows in one cell of a pivot: how they differ."""
     names = (
         "dataset",
         "fingerprint",

@@ -1,4 +1,4 @@
-"""Leaderboards as a table for a terminal, JSON, CSV, Markdown and a data frame (LaTeX: `latex`)."""
+"""Leaderboards as terminal tables, JSON, CSV, Markdown and data frames (for LaTeX see `latex`)."""
 
 import csv
 import io
@@ -42,8 +42,8 @@ __all__ = [
 def data(rows: Sequence[Row], view: View | None = None) -> tuple[list[str], list[list[Any]]]:
     """The names and values of a board as data, at full precision.
 
-    By default the columns of `flat`. Of chosen columns a metric gives its mean, standard deviation and both
-    ends of its interval, of a pivot its mean. A group key comes first, and its rows together.
+    The default columns are those of `flat`. A metric among chosen columns gives its mean, standard deviation
+    and both ends of its interval; in a pivot, its mean. A group key is the first column, and sorts the rows.
 
     Raises:
         RecordError: see `sheets`.
@@ -83,8 +83,8 @@ def _number(value: Any) -> Any:
 def to_json(rows: Iterable[Row], view: View | None = None) -> str:
     """Rows as a JSON list of objects, at full precision.
 
-    By default an object has all fields of a row, metrics being ``{mean, std, n, low, high}`` or null; with a
-    `View` it has the columns of `data`.
+    By default an object has all fields of a row, with metrics as ``{mean, std, n, low, high}`` or null; with
+    a `View` it has the columns of `data`.
     """
     rows = list(rows)
     if view is None or view == View():
@@ -96,7 +96,7 @@ def to_json(rows: Iterable[Row], view: View | None = None) -> str:
 
 
 def _tree(row: Row) -> dict[str, Any]:
-    # Where the runs are is the reader's own affair.
+    # The paths of the runs concern only this machine.
     tree = {one.name: getattr(row, one.name) for one in fields(row) if one.name != "directories"}
     for name in ("metrics", "cost"):
         tree[name] = {key: None if one is None else vars(one) for key, one in tree[name].items()}
@@ -106,8 +106,8 @@ def _tree(row: Row) -> dict[str, Any]:
 def to_csv(rows: Iterable[Row], view: View | None = None) -> str:
     """Rows as CSV, at full precision, with the columns of `data`; an undefined value is empty.
 
-    A text that a spreadsheet would run, since it begins with ``=``, ``+``, ``-``, ``@``, a tab or an end of a
-    line, gets a single quote before it. Numbers are as they are.
+    A text that a spreadsheet would evaluate, because it begins with ``=``, ``+``, ``-``, ``@``, a tab or a
+    newline, gets a leading single quote. Numbers are unchanged.
     """
     names, values = data(list(rows), view)
     buffer = io.StringIO()
@@ -134,12 +134,12 @@ def load(
 ) -> "pd.DataFrame":
     """The ranked rows of all runs in one or more directories as a data frame, with the columns of `data`.
 
-    A record that cannot be read is a warning. The options are those of ``advbench leaderboard``: which
+    A record that cannot be read gives a warning. The options are those of ``advbench leaderboard``: the
     columns, a key to group by, a pivot ``ROWS,COLUMNS,VALUE``, filters (see `rows`) and the metric to rank
     by.
 
     Raises:
-        RecordError: there is no such directory, or an option that means nothing there.
+        RecordError: there is no such directory, or an option has an unknown value.
     """
     import pandas as pd
 
@@ -167,8 +167,8 @@ def load(
 def to_table(rows: Iterable[Row], view: View | None = None, *, compact: bool = False) -> "list[Table]":
     """One table for each sheet (see `sheets`), in percent, mean ± standard deviation over seeds.
 
-    The best value of a metric is bold, the second underlined. A ``compact`` table fits 100 characters: of all
-    metrics but the ranking key it shows the mean alone.
+    The best value of a metric is bold, the second underlined. A ``compact`` table fits 100 characters: it
+    shows only the mean of every metric except the ranking key.
     """
     from leaderboards.boards.terminal import SheetTable
 
@@ -211,5 +211,5 @@ def _marked(sheet: Sheet, row: int, column: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escape text so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(" ".join(text.split())))

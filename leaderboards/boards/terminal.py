@@ -1,4 +1,4 @@
-"""Leaderboards on a terminal: rich's own tables, drawn faster where nothing has to be folded."""
+"""Leaderboards on a terminal: rich tables, with a faster path for tables that fit without wrapping."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,10 +22,10 @@ _STYLES: Final = {"best": "bold", "second": "underline"}
 
 
 class SheetTable(Table):
-    """A sheet as a table of rich.
+    """A sheet as a rich table.
 
-    Rich measures and folds every cell, a millisecond a row. Where all columns fit as they are, the
-    rows are drawn here, line by line, within the frame that rich draws around the first of them.
+    Rich measures and wraps every cell, which takes a millisecond per row. If all columns fit without
+    wrapping, this class draws the rows itself, inside the frame that rich draws around the first row.
     """
 
     def __init__(self, sheet: Sheet) -> None:
@@ -34,7 +34,7 @@ class SheetTable(Table):
         self._sheet = sheet
         self._filled = False
         for column in sheet.columns:
-            # Numbers are never cut or folded: what is too wide is folded among words.
+            # Numbers are never cut or wrapped: only columns of words are.
             self.add_column(
                 Text(in_line(column.heading)),
                 justify="left" if column.left else "right",
@@ -57,7 +57,7 @@ class SheetTable(Table):
         least = [column.min_width or 0 for column in self.columns]
         widths = [max(low, *map(cell_len, own)) for low, *own in zip(least, headings, *texts, strict=True)]
         frame_width = 3 * len(widths) + 1
-        # Words can be folded, but not to nothing.
+        # Words can be wrapped, but keep a minimum width.
         folded = [
             min(width, _NAME_WIDTH) if column.left else width
             for width, column in zip(widths, sheet.columns, strict=True)
@@ -119,7 +119,7 @@ class SheetTable(Table):
         return super().__rich_measure__(console, options)
 
     def _fill(self) -> None:
-        """Give rich the rows, which it needs for folding them."""
+        """Pass the rows to rich, which needs them for wrapping."""
         if self._filled:
             return
         self._filled = True
@@ -127,7 +127,7 @@ class SheetTable(Table):
         for index in range(len(sheet.rows)):
             if index in sheet.rules:
                 self.add_section()
-            # Text, not str: parameters may hold brackets, which rich would read as markup.
+            # Use Text, not str: rich would read brackets in parameters as markup.
             self.add_row(
                 *(
                     Text(sheet.text(index, place), style=_STYLES.get(sheet.marks.get((index, place), ""), ""))
@@ -137,7 +137,7 @@ class SheetTable(Table):
 
 
 def _narrower(sheet: Sheet) -> Sheet | None:
-    """The sheet without its first spare column, saying so; None where there is none to spare."""
+    """The sheet without its first spare column, which its caption names; None if it has no spare column."""
     names = [column.name for column in sheet.columns]
     for index, name in enumerate(sheet.spare):
         if name in names:

@@ -1,4 +1,4 @@
-"""The values of a row under stable names: the columns of every format, and the keys of every filter."""
+"""The values of a row under stable names, which serve as columns of all formats and keys of all filters."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -38,10 +38,10 @@ _NESTED: Final = ("params", "plan", "pretrain")
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """One row as scalars under stable names; lists and mappings as JSON text.
+    """One row as scalars under stable names; lists and mappings become JSON text.
 
-    Every metric gives four columns, ``NAME_mean``, ``NAME_std``, ``NAME_low`` and ``NAME_high``, every cost
-    the first two. Metrics beyond the standard ones come last.
+    Every metric gives four columns, ``NAME_mean``, ``NAME_std``, ``NAME_low`` and ``NAME_high``; every cost
+    gives the first two. Metrics beyond the standard ones come last.
     """
     names = [*standard_columns(), *extra_columns([row])]
     return {name: scalar(cell(row, name)) for name in names}
@@ -60,7 +60,7 @@ def extra_columns(rows: Iterable[Row]) -> list[str]:
 
 
 def known_keys(rows: Iterable[Row]) -> list[str]:
-    """Every key that `cell` knows for some of the rows: columns, and ``params.NAME`` and the like."""
+    """Every key that `cell` accepts for some of the rows: columns, and ``params.NAME`` and the like."""
     rows = list(rows)
     nested = {
         f"{outer}.{inner}"
@@ -72,12 +72,12 @@ def known_keys(rows: Iterable[Row]) -> list[str]:
 
 
 def scalar(value: Any) -> Any:
-    """A value that fits one field: lists and mappings as JSON text."""
+    """A value for a single field: lists and mappings become JSON text."""
     return canonical(value) if isinstance(value, list | tuple | dict) else value
 
 
 def full_name(name: str) -> str:
-    """A column's own name for one that begins with a short word: ``average_mean``, ``worst-case_low``."""
+    """The full name of a column given with a short metric name: ``average_mean``, ``worst-case_low``."""
     for short, metric in SHORT.items():
         for part in ("", *(f"_{part}" for part in (*PARTS, "interval"))):
             if name.replace("-", "_") == short.replace("-", "_") + part:
@@ -86,7 +86,7 @@ def full_name(name: str) -> str:
 
 
 def split_part(name: str) -> tuple[str, str]:
-    """A metric's name and the part of it that a column shows, which is empty for the whole.
+    """The metric of a column name and the part that the column shows; the part is empty for the whole.
 
     >>> split_part("robust.pgd_low"), split_part("clean_accuracy")
     (('robust.pgd', 'low'), ('clean_accuracy', ''))
@@ -96,12 +96,12 @@ def split_part(name: str) -> tuple[str, str]:
 
 
 def cell(row: Row, name: str) -> Any:
-    """A row's value of a plain column, of ``NAME_mean`` and the like, or of ``params.NAME``.
+    """A row's value in a plain column, in ``NAME_mean`` and the like, or in ``params.NAME``.
 
-    None where the row has none.
+    None if the row has no value there.
 
     Raises:
-        RecordError: no such column.
+        RecordError: there is no such column.
     """
     if name in PLAIN:
         return getattr(row, name)

@@ -1,1 +1,1 @@
-"""What others have published: the best known results, competitiveness beside them, RobustBench's files."""
+"""Published results of others: the best known accuracies, competitiveness ratios, RobustBench's files."""

@@ -1,4 +1,4 @@
-"""A reference table out of finished runs: the best that any of them reached against each attack alone."""
+"""Builds a reference table from finished runs: the best accuracy that any reached against each attack."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from leaderboards.records.record import Record
 def best_known(
     records: Iterable[Record], wanted: Sequence[tuple[str, float, str, int]], *, fingerprint: str, model: str
 ) -> tuple[list[Term], list[tuple[str, float]]]:
-    """The best that runs reached against each attack alone, and what no run counts for.
+    """The best accuracy that runs reached against each attack alone, and the attacks without any such run.
 
-    Only runs on this data and model count, with audit verdict ``ok`` and not target-aware, that measured the
-    attack after their last stage on as many points. It is a maximum over runs on test data: a bar to measure
-    against, not an estimate.
+    A run counts if it is on this data and model, has audit verdict ``ok``, is not target-aware, and measured
+    the attack after its last stage on the same number of points. The result is a maximum over runs on test
+    data: a standard to compare with, not an estimate.
 
     Args:
         records: finished runs.
         wanted: name, eps, canonical text and number of points of each attack.
-        fingerprint: of the data.
+        fingerprint: the fingerprint of the data.
         model: the architecture.
     """
     usable = [
@@ -39,7 +39,7 @@ def best_known(
         if not cells:
             missing.append((name, eps))
             continue
-        # Of equals the first by name, so that the table does not depend on the order of a directory.
+        # Ties go to the first run by name, so that the table does not depend on directory order.
         cell, record = min(cells, key=lambda pair: (-pair[0].robust, pair[1].id))
         terms.append(
             Term(
@@ -56,7 +56,7 @@ def best_known(
 
 
 def make_reference(terms: Sequence[Term], *, dataset: str, fingerprint: str, model: str) -> Reference:
-    """A reference of these terms that requires all of their attacks."""
+    """A reference table with these terms, which requires all of their attacks."""
     required = list(dict.fromkeys(term.attack for term in terms))
     return Reference(
         reference=FORMAT,

@@ -18,15 +18,15 @@ from leaderboards.statistics.results import Result
 
 @dataclass(frozen=True)
 class Ratio:
-    """How near a run comes to the best known; 1 is level with it, more is better.
+    """A run's accuracy relative to the best known; 1 means equal, more is better.
 
     Attributes:
-        average: mean over attacks of each attack's mean over its own measured eps; None with ``reason``.
-        worst: the lowest ratio of all terms; None with ``reason``.
+        average: the mean over attacks of each attack's mean over its measured eps; None if ``reason`` is set.
+        worst: the lowest ratio of all terms; None if ``reason`` is set.
         measured: how many terms of the table the run measured.
-        total: how many there are, of the attacks that the ratio is over.
-        attacks: each of these attacks' own mean; None where no term of it was measured.
-        reason: why there is no ratio; empty where there is one.
+        total: how many terms the table has for the chosen attacks.
+        attacks: the mean of each chosen attack; None if none of its terms was measured.
+        reason: why there is no ratio; empty if there is one.
     """
 
     average: float | None
@@ -45,22 +45,22 @@ class Ratio:
 def competitiveness(
     record: Record, reference: Reference, *, attacks: Collection[str] | None = None, clean: bool = False
 ) -> Ratio:
-    """The ratio of a run after its last stage.
+    """The competitiveness ratio of a run after its last stage.
 
-    A term counts only where the run measured that very attack at exactly its eps (`Term.measured_by`); of
-    several attacks that do, the lowest accuracy. A best accuracy of 0 cannot be divided by: such a term is
-    never measured. There is no ratio where an attack has no measured term, or on other data or (where the
-    table names one) another model.
+    A term counts only if the run measured exactly its attack at exactly its eps (`Term.measured_by`); if
+    several attacks of the run match, the lowest accuracy counts. A term whose best accuracy is 0 never
+    counts, because it cannot be divided by. There is no ratio if an attack has no measured term, or if the
+    run's data or (if the table names one) its model is not the table's.
 
     Args:
         record: the run.
         reference: the table.
-        attacks: the attacks of the table that the ratio is over, instead of all that it requires.
+        attacks: the attacks of the table to average over, instead of all that it requires.
         clean: also count clean accuracy as one more strength of every attack, eps 0, as the leaderboard of
-            the paper does. Here clean accuracy is a column of its own.
+            the paper does. On our leaderboards, clean accuracy is a column of its own.
 
     Raises:
-        RecordError: ``attacks`` names one that the table does not have, or none.
+        RecordError: ``attacks`` is empty or names an attack that the table does not have.
     """
     chosen = chosen_attacks(reference, attacks)
     terms = [term for term in reference.terms if term.attack in chosen]
@@ -71,7 +71,7 @@ def competitiveness(
 
 
 def _ratio(record: Record, chosen: Sequence[str], terms: Sequence[Term], clean: float | None) -> Ratio:
-    """The ratio over ``terms``, which are those of the ``chosen`` attacks; ``clean`` is the best known."""
+    """The ratio over ``terms``, the terms of the ``chosen`` attacks; ``clean`` is the best clean accuracy."""
     best = {(term.attack, term.eps): term.accuracy for term in terms if term.accuracy > 0}
     reached = {key: value for key, value in _measured(record, terms).items() if key in best}
     measured = len(reached)
@@ -90,10 +90,10 @@ def _ratio(record: Record, chosen: Sequence[str], terms: Sequence[Term], clean: 
 
 
 def chosen_attacks(reference: Reference, attacks: Collection[str] | None) -> list[str]:
-    """The attacks that a ratio is over: those given, else those that the table requires.
+    """The attacks that a ratio averages over: ``attacks``, or else those that the table requires.
 
     Raises:
-        RecordError: one is not in the table, or there are none.
+        RecordError: one is not in the table, or none is given.
     """
     if attacks is None:
         return list(dict.fromkeys(reference.required))
@@ -104,7 +104,7 @@ def chosen_attacks(reference: Reference, attacks: Collection[str] | None) -> lis
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(reference.attacks)}"
             raise RecordError(f"the reference has no attack {name!r}: {hint}")
     if not chosen:
-        raise RecordError("the reference is to be over no attack: name some of its own")
+        raise RecordError("no attack is chosen for the reference: name at least one of its attacks")
     return chosen
 
 
@@ -113,7 +113,7 @@ def with_competitiveness(
 ) -> tuple[list[Result], list[str]]:
     """Results with the metrics `COMPETITIVENESS`, and a line for each reason why some have no ratio.
 
-    A record is read only where the table is about its data and model.
+    A record is read only if the table covers its data and model.
 
     Raises:
         RecordError: see `competitiveness`, or a record cannot be read.
@@ -139,18 +139,18 @@ def with_competitiveness(
 
 
 def last_cells(record: Record) -> dict[str, Cell]:
-    """The cells after the last stage, by attack."""
+    """The cells of a record after its last stage, by attack."""
     last = max((cell.stage for cell in record.cells), default=0)
     return {cell.attack: cell for cell in record.cells if cell.stage == last}
 
 
 def _elsewhere(reference: Reference, dataset: str, fingerprint: str, model: Any) -> str:
-    """Why a table is not about this data and model; empty where it is."""
+    """Why a table does not cover this data and model; empty if it does."""
     if reference.fingerprint is None:
         if reference.dataset != dataset:
             return f"the reference is for {reference.dataset}, not {dataset}"
     elif reference.fingerprint != fingerprint:
-        return f"the reference is for other data than this {dataset}"
+        return f"the reference is for data other than this {dataset}"
     if reference.model is not None and reference.model != model:
         return f"the reference is for the model {reference.model}, not {model}"
     return ""

@@ -31,22 +31,22 @@ VERSIONS: Final = ("version=standard", "version=plus")
 PUBLISHED: Final[Mapping[str, str]] = MappingProxyType(
     {"AutoLinfAttack": "autoattack", "AutoL2Attack": "autoattack-l2", "AutoL1Attack": "autoattack-l1"}
 )
-"""The threats of the published table that an attack of ours measures, eps on the same scale.
+"""The threats of the published table that one of our attacks measures, with eps on the same scale.
 
-Theirs are the worst case in an lp ball, searched by APGD-T and FAB-T of AutoAttack; ours runs both of these
-and two more, in the versions ``standard`` and ``plus``. A weaker attack at the same eps, PGD say, is another
-threat: it would flatter. Nothing else is taken for the same. Their Contrast scales about black, their
-Brightness only brightens, their Hue counts in radians, and their ElasticAttack and Saturation have other
-transformations than ours of these names; for the rest of their attacks there is none here.
+Theirs are the worst case in an lp ball, searched by APGD-T and FAB-T of AutoAttack; our AutoAttack runs both
+and two more, in the versions ``standard`` and ``plus``. A weaker attack at the same eps, such as PGD, would
+flatter the model and does not match. No other threats match. Their Contrast scales about black, their
+Brightness only brightens, their Hue counts in radians, and their ElasticAttack and Saturation use other
+transformations than our attacks of these names; their remaining attacks have no counterpart here.
 """
 
 
 class Term(Frozen):
     """The best accuracy known against one attack at one eps.
 
-    ``text`` is the canonical text of the attack that measures it; without one, any attack of the name
-    ``attack`` at exactly this eps does. ``accuracy`` is a share; ``robust`` of ``n`` points, where they are
-    known, are it. ``source`` says where it comes from.
+    ``text`` is the canonical text of the attack that measures it; without one, any attack named ``attack``
+    at exactly this eps does. ``accuracy`` is a share: ``robust`` / ``n`` points, if these are known.
+    ``source`` says where the accuracy comes from.
     """
 
     attack: str = Field(min_length=1)
@@ -66,7 +66,7 @@ class Term(Frozen):
         return self
 
     def measured_by(self, entry: AttackEntry) -> bool:
-        """Whether an attack of a run is the very one that this term is about, at exactly its eps."""
+        """Whether an attack of a run is exactly the attack of this term, at exactly its eps."""
         if entry.access == "transfer":
             return False
         if self.text is not None:
@@ -81,9 +81,9 @@ class Term(Frozen):
 class Reference(Frozen):
     """A reference table. ``format_number`` is ``reference`` in JSON and as a constructor argument.
 
-    ``dataset`` names the data, ``fingerprint`` says exactly which (None: known by name only); ``model`` is
-    the architecture (None: any). ``required`` are the attacks that a ratio is over: without a measured term
-    of each there is none. ``clean`` is the best clean accuracy known.
+    ``dataset`` names the data, ``fingerprint`` identifies it exactly (None: known by name only); ``model`` is
+    the architecture (None: any). ``required`` lists the attacks that a ratio averages over; a ratio needs a
+    measured term of each. ``clean`` is the best clean accuracy known.
     """
 
     format_number: Literal[1] = Field(alias="reference")
@@ -113,7 +113,7 @@ class Reference(Frozen):
 
     @property
     def attacks(self) -> list[str]:
-        """The attacks that have terms, in order."""
+        """The attacks that have terms, in the order of the terms."""
         return list(dict.fromkeys(term.attack for term in self.terms))
 
 
@@ -121,7 +121,7 @@ def read_reference(path: Path) -> Reference:
     """Read a reference table in our format or in that of MultiRobustBench.
 
     Raises:
-        RecordError: there is none, or it is damaged or something else.
+        RecordError: the file is missing or damaged, or is not a reference table.
     """
     path = Path(path)
     try:
@@ -132,10 +132,10 @@ def read_reference(path: Path) -> Reference:
 
 
 def parse_reference(data: Mapping[str, Any] | bytes | str, source: str) -> Reference:
-    """A reference from JSON text or its decoded mapping; ``source`` names the file in errors.
+    """Parse a reference from JSON text or its decoded mapping; ``source`` names the file in errors.
 
     Raises:
-        RecordError: not JSON, neither of the formats, or a value is wrong.
+        RecordError: it is not JSON, has neither format, or holds a wrong value.
     """
     try:
         tree = dict(data) if isinstance(data, Mapping) else json.loads(data)
@@ -146,7 +146,7 @@ def parse_reference(data: Mapping[str, Any] | bytes | str, source: str) -> Refer
         text = json.dumps(_published(tree, source))
     elif not isinstance(tree, dict) or "reference" not in tree:
         raise RecordError(
-            f"reference {source}: neither what advbench reference writes nor MultiRobustBench's table"
+            f"reference {source}: neither a table of advbench reference nor MultiRobustBench's table"
         )
     elif type(tree["reference"]) is not int or tree["reference"] != FORMAT:
         found = json.dumps(tree["reference"])[:40]
@@ -161,21 +161,21 @@ def write_reference(path: Path, reference: Reference) -> None:
     """Write a reference in our format, atomically.
 
     Raises:
-        RecordError: the file cannot be written, or it holds something else than a reference of ours.
+        RecordError: the file cannot be written, or it exists and is not a reference in our format.
     """
     check_target(path)
     write_json(path, reference.model_dump(mode="json", by_alias=True))
 
 
 def check_target(path: Path) -> None:
-    """Whether a reference may be written to ``path``.
+    """Check that a reference may be written to ``path``.
 
     Raises:
-        RecordError: there is no such folder, or what is there is no reference of ours and would be lost.
+        RecordError: the folder does not exist, or the file exists and is not a reference in our format.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise RecordError(f"cannot write reference {path}: there is no folder {path.parent}")
+        raise RecordError(f"cannot write reference {path}: the folder {path.parent} does not exist")
     if not path.exists():
         return
     try:
@@ -183,15 +183,15 @@ def check_target(path: Path) -> None:
     except (OSError, ValueError, TypeError, RecursionError):
         ours = False
     if not ours:
-        raise RecordError(f"{path} is there already and is no reference of ours: name another file")
+        raise RecordError(f"{path} exists and was not written by advbench reference: name another file")
 
 
 def _published(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """MultiRobustBench's table in our format; its attacks beyond the leaderboard's set are not required."""
+    """Convert MultiRobustBench's table to our format; attacks outside its leaderboard set become optional."""
     table, names = tree["ata"], tree["leaderboard_set"]
     if not isinstance(table, dict) or not isinstance(names, list):
         raise RecordError(
-            f"reference {source}: ata must map attacks to accuracies, leaderboard_set list some"
+            f"reference {source}: ata must map attacks to accuracies, leaderboard_set must list attacks"
         )
     terms = []
     for attack, strengths in table.items():

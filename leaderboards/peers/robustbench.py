@@ -1,8 +1,8 @@
-"""RobustBench's ``model_info``: one JSON file a model, below a folder a data set and a threat.
+"""RobustBench's ``model_info``: one JSON file per model, in a folder per data set and threat.
 
 Its files have ten different sets of keys, numbers as text, ``null`` beside ``""`` and ``"null"``, and one has
-a key twice. `Entry` keeps all of that: pairs in their order, unknown keys, the text of every number. What is
-read *from* them are properties.
+a duplicate key. `ZooEntry` preserves all of that: the order of keys, unknown keys, the text of every number.
+Its properties give the interpreted values.
 """
 
 import json
@@ -18,11 +18,11 @@ from leaderboards.records.store import write_bytes
 
 CORRUPTIONS: Final = "corruptions"
 THREATS: Final = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-"""Our norms, as RobustBench's folders are called; it has no leaderboard for l1."""
+"""RobustBench's folder name for each of our norms; it has no leaderboard for l1."""
 UNSORTED: Final = "no threat folder"
-"""The threat of a file that does not lie where RobustBench's do."""
+"""The threat of a file outside RobustBench's threat folders."""
 ABSENT: Final = (None, "", "null")
-"""How its files say that there is no number."""
+"""The values that stand for a missing number in its files."""
 PERCENT: Final = (
     "clean_acc",
     "autoattack_acc",
@@ -35,19 +35,20 @@ _NEEDED: Final = ("name", "dataset", "clean_acc")
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a JSON file, as it was written there."""
+    """A number of a JSON file, with its original text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """One model.
+    """RobustBench's entry of one model.
 
     Attributes:
-        id: the file's name without its ending, RobustBench's name of the model.
-        dataset: the folder's; the file itself sometimes says another. Outside such folders, the file's.
-        threat: the folder's: ``Linf``, ``L2`` or ``corruptions``; else `UNSORTED`.
+        id: the file's name without its suffix, which is RobustBench's name of the model.
+        dataset: the data set by the folder, since files sometimes name another; outside such folders, by the
+            file.
+        threat: the threat by the folder: ``Linf``, ``L2`` or ``corruptions``; otherwise `UNSORTED`.
         pairs: keys and values in the order of the file; numbers are `Number`.
     """
 
@@ -57,16 +58,16 @@ class ZooEntry:
     pairs: tuple[tuple[str, Any], ...]
 
     def get(self, key: str) -> Any:
-        """The value of a key, the last if it stands there twice; None where there is none."""
+        """The value of a key, the last one if the key is duplicated; None if it is missing."""
         return dict(self.pairs).get(key)
 
     def number(self, key: str) -> float | None:
-        """The number under a key, be it text or not; None where the file says that there is none."""
+        """The number under a key, whether or not it is text; None if the file marks it as missing."""
         return _number(self.get(key))
 
     @property
     def name(self) -> str:
-        """The title of the paper, mostly."""
+        """The entry's name, usually the title of the paper."""
         return str(self.get("name"))
 
     @property
@@ -76,10 +77,10 @@ class ZooEntry:
 
     @property
     def robust(self) -> float | None:
-        """The best known bound on robust accuracy as a share, as RobustBench ranks by it.
+        """The best known bound on robust accuracy as a share, by which RobustBench ranks.
 
-        The accuracy under AutoAttack, or what another evaluation left (``external``), whichever is lower;
-        for corruptions, the mean accuracy over them.
+        This is the lower of the accuracies under AutoAttack and under another evaluation (``external``); for
+        corruptions, it is the mean accuracy over them.
         """
         if self.threat == CORRUPTIONS:
             return _share(self.number("corruptions_acc"))
@@ -88,7 +89,7 @@ class ZooEntry:
 
     @property
     def eps(self) -> float | None:
-        """The budget; of a corruption model what it was trained with, if anything."""
+        """The budget; for a corruption model, the budget of its training, if any."""
         return self.number("eps")
 
     @property
@@ -98,10 +99,10 @@ class ZooEntry:
 
 
 def read_entry(path: Path) -> ZooEntry:
-    """Read one file; its folder says the threat, and the folder above that the data set.
+    """Read one file; its folder gives the threat, and the folder above that the data set.
 
     Raises:
-        RecordError: there is none, or it is damaged or no row of RobustBench's.
+        RecordError: the file is missing or damaged, or is not a RobustBench row.
     """
     path = Path(path)
     try:
@@ -116,11 +117,11 @@ def read_entry(path: Path) -> ZooEntry:
 
 
 def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat: str) -> ZooEntry:
-    """An entry from JSON text; ``source`` names the file in errors.
+    """Parse an entry from JSON text; ``source`` names the file in errors.
 
     Raises:
-        RecordError: not JSON, or no row of RobustBench's: name, dataset and clean_acc are missing, or what
-            must be a number is none.
+        RecordError: the text is not JSON or not a RobustBench row: it lacks name, dataset or clean_acc, or
+            has a wrong value where a number is expected.
     """
     where = f"RobustBench row {source}"
     try:
@@ -138,7 +139,7 @@ def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat
     entry = ZooEntry(id, dataset, threat, pairs)
     keys = {key for key, _ in pairs}
     if missing := [key for key in _NEEDED if key not in keys]:
-        raise RecordError(f"{where}: missing {', '.join(missing)}: this is no row of RobustBench's")
+        raise RecordError(f"{where}: missing {', '.join(missing)}: this is not a RobustBench row")
     for key in [*PERCENT, "eps"]:
         _check(entry, key, where)
     if entry.clean is None:
@@ -147,14 +148,14 @@ def parse_entry(data: bytes | str, source: str, *, id: str, dataset: str, threat
 
 
 def find_entries(folder: Path, datasets: Collection[str] | None = None) -> list[ZooEntry]:
-    """The entries of a ``model_info`` folder, of one of its data sets or of one threat, by path.
+    """The entries of a ``model_info`` folder, or of a data set's or threat's folder in it, in path order.
 
     Args:
         folder: the folder.
         datasets: only these data sets.
 
     Raises:
-        RecordError: there is no such folder, no file in it, or one that cannot be read.
+        RecordError: the folder does not exist, has no JSON files, or has one that cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -167,7 +168,7 @@ def find_entries(folder: Path, datasets: Collection[str] | None = None) -> list[
 
 
 def to_text(entry: ZooEntry) -> str:
-    """The entry as JSON, a key a line: nothing is added, left out, reordered or rounded."""
+    """The entry as JSON, one key per line; nothing is added, left out, reordered or rounded."""
     lines = [f"  {json.dumps(key)}: {_text(value)}" for key, value in entry.pairs]
     return "{\n" + ",\n".join(lines) + "\n}\n" if lines else "{}\n"
 
@@ -192,10 +193,10 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A number, text of one, or a fraction such as ``8/255``; None for `ABSENT`.
+    """Parse a number, its text, or a fraction such as ``8/255``; None for `ABSENT`.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the value is anything else.
     """
     if value in ABSENT:
         return None

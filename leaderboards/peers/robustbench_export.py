@@ -1,4 +1,4 @@
-"""A run of ours as a row of RobustBench's."""
+"""Exports one of our runs as a RobustBench row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ THEIR_EPS: Final[Mapping[tuple[str, str], float]] = MappingProxyType(
         ("imagenet", "Linf"): 4 / 255,
     }
 )
-"""The budgets of its leaderboards."""
+"""The budgets of RobustBench's leaderboards."""
 AUTOATTACK: Final = {"linf": "autoattack", "l2": "autoattack-l2", "l1": "autoattack-l1"}
-"""The attacks that spend exactly the published budgets, in the version ``standard``."""
+"""The attacks that use exactly the published budgets, in the version ``standard``."""
 
 
 def entry_of(
@@ -35,23 +35,24 @@ def entry_of(
     venue: str = "",
     additional_data: bool = False,
 ) -> ZooEntry:
-    """A run after its last stage as RobustBench's row for one norm.
+    """Convert a run, after its last stage, to a RobustBench row for one norm.
 
-    ``autoattack_acc`` stands there only where AutoAttack was run in its published version ``standard`` on all
-    test points, which is the only thing that a reader may take it for. What else there is to know stands in
-    ``footnote``: the run, other attacks, fewer points, another eps than the leaderboard's, the audit.
+    ``autoattack_acc`` is set only if AutoAttack was run in its published version ``standard`` on all test
+    points, because readers will assume that. ``footnote`` holds everything else: the run, other attacks,
+    fewer points, an eps other than the leaderboard's, the audit.
 
     Args:
         record: the run.
-        norm: ``linf``, ``l2`` or ``l1``; that of AutoAttack, else of the attacks, if there is but one.
-        name: title of the paper; the defense's name by default.
-        link: of the paper.
-        authors: as RobustBench writes them, parted by commas.
-        venue: as RobustBench writes it: ``ICLR 2020``.
+        norm: ``linf``, ``l2`` or ``l1``; by default AutoAttack's norm, or else the only norm of the attacks.
+        name: the title of the paper; the defense's name by default.
+        link: a link to the paper.
+        authors: the authors as RobustBench writes them, separated by commas.
+        venue: the venue as RobustBench writes it: ``ICLR 2020``.
         additional_data: whether training used more than the data set.
 
     Raises:
-        RecordError: no attack of this norm, several norms and none chosen, or no clean accuracy.
+        RecordError: there is no attack of this norm, there are several norms and none was chosen, or there is
+            no clean accuracy.
     """
     found = _find(record, norm)
     config = record.config
@@ -63,7 +64,7 @@ def entry_of(
         ("number_forward_passes", Number(str(_passes(record)))),
         ("dataset", found.dataset),
         ("venue", venue),
-        # The model of an evaluation is what is judged, and stands where a defense does.
+        # In an evaluation, the field "defense" names the evaluated model.
         ("architecture", str(config["defense"] if record.regime == EVALUATED else config["model"])),
         ("eps", None if found.eps is None else eps_text(found.eps)),
         ("clean_acc", _percent(found.clean)),
@@ -85,7 +86,7 @@ def entry_of(
 
 @dataclass(frozen=True)
 class _Found:
-    """What a run says of one norm: cells after the last stage, AutoAttack if it ran, its strongest attack."""
+    """A run's results for one norm: cells after the last stage, AutoAttack if it ran, the best attack."""
 
     dataset: str
     norm: str
@@ -138,7 +139,7 @@ def _find(record: Record, norm: str | None) -> _Found:
 
 
 def eps_text(eps: float) -> str:
-    """A budget as RobustBench writes it: the decimal where it is short, else ``8/255`` where it is that.
+    """A budget as RobustBench writes it: the decimal if it is short, or else a fraction such as ``8/255``.
 
     >>> eps_text(8 / 255), eps_text(0.5), eps_text(0.031)
     ('8/255', '0.5', '0.031')
@@ -161,7 +162,7 @@ def _norm(record: Record, norm: str | None) -> str:
 
 
 def _published(ours: list[AttackEntry], norm: str, theirs: float | None) -> AttackEntry | None:
-    """AutoAttack in its published version; of several budgets the leaderboard's, else the largest."""
+    """AutoAttack in its published version; among several budgets, the leaderboard's or else the largest."""
     found = [
         entry for entry in ours if entry.name == AUTOATTACK[norm] and entry.text.endswith("version=standard")
     ]
@@ -169,13 +170,13 @@ def _published(ours: list[AttackEntry], norm: str, theirs: float | None) -> Atta
 
 
 def _passes(record: Record) -> int:
-    """Forward passes of one prediction: a model that answers at random was judged by several."""
+    """Forward passes per prediction; a randomised model is evaluated with several."""
     draws = [flag.evidence.get("draws") for flag in record.audit.flags if flag.code == "stochastic"]
     return next((draw for draw in draws if isinstance(draw, int)), 1)
 
 
 def _about(found: _Found) -> list[str]:
-    """What was attacked with, and on how many points."""
+    """Footnotes on the attacks, and on how many points they used."""
     notes = []
     if found.clean.n != found.test_points:
         notes.append(f"Clean accuracy is on {found.clean.n} of {found.all_points} test points.")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def to_reference_tables(entries: Iterable[ZooEntry]) -> "list[Table]":
-    """One table for each data set and threat, sorted by robust accuracy: reference rows, without ranks."""
+    """One table of unranked reference rows for each data set and threat, sorted by robust accuracy."""
     groups: dict[tuple[str, str], list[ZooEntry]] = {}
     for entry in entries:
         groups.setdefault((entry.dataset, entry.threat), []).append(entry)

@@ -1,8 +1,8 @@
 """Pictures of runs, in one style: matplotlib figures, drawn without pyplot or any global state.
 
-Every function takes records (`trade_off`: rows, `image_grid`: images) and a theme and returns a `Picture`, a
-`matplotlib.figure.Figure` that also knows its title, a description in words, and how to `render` itself as
-SVG, PNG or PDF with the same bytes each time. Importing this package imports matplotlib.
+Every function takes records (`trade_off`: rows, `image_grid`: images) and a theme and returns a `Picture`: a
+`matplotlib.figure.Figure` with a title, a description in words, and a method `render` that gives SVG, PNG or
+PDF with the same bytes each time. Importing this package imports matplotlib.
 """
 
 from leaderboards.pictures.budgets import eps_curves

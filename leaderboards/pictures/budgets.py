@@ -1,4 +1,4 @@
-"""Robust accuracy against eps: attacks measured at several budgets, of the run and of its audit."""
+"""Robust accuracy against eps, for attacks measured at several budgets by the run or its audit."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from leaderboards.records.record import Record
 from leaderboards.statistics.naming import attack_name, knobs_of
 
 FOLLOWS_EPS = ("eps", "step_size")
-"""Knobs in which one attack at two budgets may differ."""
+"""Knobs that may differ between two budgets of one attack."""
 Kind = tuple[str, str, tuple[tuple[str, str], ...], bool]
 """Norm, attack, its other knobs, and whether the audit made it."""
 
 
 @dataclass(frozen=True, eq=False)
 class BudgetCurve:
-    """One attack of one series, after the last stage: robust accuracy at each eps, 0 being clean accuracy."""
+    """One attack of one series after the last stage: robust accuracy at each eps (eps 0: clean accuracy)."""
 
     series: Series
     norm: str
@@ -36,24 +36,24 @@ class BudgetCurve:
 
     @property
     def attack(self) -> str:
-        """The attack, and whose it is."""
+        """The attack, and whether the run or the audit made it."""
         return f"{self.name} (audit)" if self.probe else self.name
 
 
 def curves(found: Sequence[Series]) -> list[BudgetCurve]:
-    """All attacks at two budgets or more, the audit's at three, with equal points and other knobs."""
+    """Attacks at two or more budgets (the audit's at three), with equal points and equal other knobs."""
     return [one for series in found for one in _of(series)]
 
 
 def eps_curves(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None = None) -> Picture:
-    """Robust accuracy of the final model against eps: a panel a norm, a line an attack and defense.
+    """Robust accuracy of the final model against eps: a panel per norm, a line per attack and defense.
 
-    Lines come from attacks that a run was evaluated with at several eps, and from the audit's probes, which
-    climb a ladder of eps. They begin at eps 0, which is clean accuracy. Over several seeds: mean, and
-    standard deviation as bars.
+    Lines show attacks that a run was evaluated with at several eps, and the audit's probes, which use a
+    series of eps. They begin at eps 0, which is clean accuracy. Several seeds are shown as their mean, with
+    the standard deviation as bars.
 
     Raises:
-        RecordError: no record, too many, or no attack at two eps.
+        RecordError: there are no records, too many, or no attack at two eps.
     """
     found = series_of(records)
     lines = curves(found)
@@ -80,7 +80,7 @@ def eps_curves(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | 
 
 
 def _legend(found: Sequence[Series], attacks: Sequence[str], theme: Theme) -> list[Line2D]:
-    """Colours of defenses, then marks of attacks; of a single defense, attacks in their own colours."""
+    """Colours of defenses, then markers of attacks; for a single defense, each attack has its own colour."""
     if len(found) == 1:
         return [
             Line2D([], [], label=name, color=_colour(theme, at), **_marks(at))
@@ -113,7 +113,7 @@ def _of(series: Series) -> Iterator[BudgetCurve]:
     for kind, cells in tables[0].items():
         norm, name, knobs, probe = kind
         shared = sorted(set(cells).intersection(*(table.get(kind, {}) for table in tables[1:])))
-        # Two rungs of the audit's ladder, the run's eps and the whole box, make no curve.
+        # Only two budgets of the audit, the run's eps and the unbounded one, do not make a curve.
         if len(shared) < (3 if probe else 2):
             continue
         values = []
@@ -144,7 +144,7 @@ def _of(series: Series) -> Iterator[BudgetCurve]:
 
 
 def _budgets(record: Record) -> dict[Kind, dict[float, Cell]]:
-    """Cells after the last stage by eps, of each attack, the run's own and the audit's."""
+    """The cells after the last stage, by eps, for each attack of the run and of the audit."""
     last = max((cell.stage for cell in record.cells), default=0)
     found: dict[Kind, dict[float, Cell]] = {}
     own = [cell for cell in record.cells if cell.stage == last and cell.attack != CLEAN]

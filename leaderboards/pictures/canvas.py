@@ -1,4 +1,4 @@
-"""An empty picture in the style, with title, legend and small print, and the files it makes."""
+"""Empty pictures in the common style, with title, legend and notes, and saving them to files."""
 
 import io
 import textwrap
@@ -26,16 +26,16 @@ class Picture(Figure):
     description: str
 
     def savefig(self, fname: Any, **options: Any) -> None:
-        """As of `matplotlib.figure.Figure`, in the look that the picture was drawn in."""
+        """Save as `matplotlib.figure.Figure` does, with the settings that the picture was drawn with."""
         with drawing(self.theme), warnings.catch_warnings():
-            # A class may be named in a script that the font lacks: its boxes are seen, and no fault of a run.
+            # The font may lack the letters of a class name; the picture then shows boxes, which is harmless.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             super().savefig(fname, **options)
 
     def render(self, form: str, *, dpi: int = 200) -> bytes:
-        """The picture as a file of ``FORMATS``; the same picture is always the same bytes.
+        """The bytes of the picture in one of ``FORMATS``; equal pictures give equal bytes.
 
-        Title and description are in its metadata, in an SVG for screen readers too. ``dpi`` is of PNGs.
+        The metadata holds title and description; in an SVG, screen readers see them too. ``dpi`` is for PNG.
         """
         about = {"Title": self.title, "Description": self.description}
         metadata: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ class Picture(Figure):
 
 
 def _readable(svg: bytes, title: str, description: str) -> bytes:
-    """An SVG that a screen reader takes for one image with a name and a description."""
+    """The SVG with the attributes that make screen readers treat it as one image with a description."""
     name = f"<title>{escape(title)}</title>"
     text = svg.decode().replace(
         ' version="1.1">', f' version="1.1" role="img" aria-label={quoteattr(title)}>', 1
@@ -73,10 +73,10 @@ def picture(
     about: str = "",
     legend: Sequence[Artist] = (),
 ) -> Picture:
-    """An empty picture, in inches; call it, and draw in it, inside `drawing`.
+    """An empty picture, sized in inches; call this, and draw, inside `drawing`.
 
-    ``title`` stands above it instead of ``heading``; an empty one leaves the room to the picture, which then
-    has its heading in its metadata only. Below are a line ``about`` the runs and a ``legend``.
+    ``title`` replaces ``heading`` above the picture; an empty title leaves its space to the picture, and the
+    heading is then only in the metadata. A line ``about`` the runs and a ``legend`` follow.
     """
     engine = ConstrainedLayoutEngine()
     height += 0.18 * (len(legend) // _columns(legend, width))
@@ -93,13 +93,13 @@ def picture(
 
 
 def _columns(legend: Sequence[Artist], width: float) -> int:
-    """Columns of a legend that find room in ``width`` inches."""
+    """How many columns of a legend fit ``width`` inches."""
     longest = max((len(str(handle.get_label())) for handle in legend), default=0)
     return min(max(int(15.5 * width / (longest + 6)), 1), 4)
 
 
 def _crown(figure: Picture, lines: Sequence[str], legend: Sequence[Artist], pad: float) -> None:
-    """Title, what the runs have in common, legend: the layout leaves room for a title of all lines."""
+    """Draw title, line about the runs, and legend; the layout reserves space for a title of all lines."""
     present = [line for line in lines if line]
     columns = _columns(legend, figure.get_figwidth())
     rows = -(-len(legend) // columns)
@@ -132,14 +132,14 @@ def _crown(figure: Picture, lines: Sequence[str], legend: Sequence[Artist], pad:
 
 
 def note(figure: Picture, *parts: str) -> None:
-    """Small print under the picture: its parts, but for empty ones, as one sentence."""
+    """Write a note under the picture: its non-empty parts as one sentence."""
     text = "; ".join(filter(None, parts))
     lines = textwrap.fill(text[:1].upper() + text[1:], int(17 * figure.get_figwidth()))
     figure.supxlabel(lines, x=0.012, ha="left", fontsize=SMALL, color=figure.theme.muted)
 
 
 def percent_axis(axes: Axes, label: str = "robust accuracy, %") -> None:
-    """A vertical axis of 0 to 100 %, with room for markers at both ends."""
+    """Set a vertical axis of 0 to 100 %, with room for markers at both ends."""
     axes.set_ylim(-3, 103)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel(label)

@@ -17,7 +17,7 @@ from leaderboards.records.record import Record
 from leaderboards.statistics.naming import short_names
 
 ROWS = 4
-"""Sequences that one picture has room for."""
+"""The number of sequences that fit one picture."""
 CLEAN = -1
 """The column of clean accuracy."""
 
@@ -32,7 +32,7 @@ class StageCurve:
 
     @property
     def words(self) -> str:
-        """Name and numbers."""
+        """The curve in words: its name and numbers."""
         said = [self.values.said(at) for at in range(len(self.stages))]
         return f"{self.name} {', '.join(said)}"
 
@@ -40,26 +40,26 @@ class StageCurve:
 def forgetting_curves(
     records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None = None
 ) -> Picture:
-    """Robust accuracy over the stages; over several seeds the mean, in a band of one standard deviation.
+    """Robust accuracy over the stages; several seeds are shown as mean and a band of one standard deviation.
 
-    A single defense gets two panels, the attacks of its sequence and the others, a line an attack. Several
-    get a panel an attack of the sequence, a line a defense; a row of panels a sequence. A run of one stage
-    (joint, meta) is a level line at what it reaches.
+    A single defense gets two panels, one for the attacks of its sequence and one for the others, with a line
+    per attack. Several defenses get a row of panels per sequence, with a panel per attack and a line per
+    defense. A run with one stage (joint, meta) is a horizontal line at its accuracy.
 
     Raises:
-        RecordError: no record, too many, none of two stages or more, or too many sequences.
+        RecordError: there are no records, too many, too many sequences, or no run with two or more stages.
     """
     found = series_of(records)
     if not any(len(series.stages) > 2 for series in found):
         raise RecordError(
-            "forgetting curves need a run of two stages or more: give one of a sequence, like fgsm,pgd,cw"
+            "forgetting curves need a run with two or more stages: name one with a sequence like fgsm,pgd,cw"
         )
     with drawing(theme):
         return _one(found[0], theme, title) if len(found) == 1 else _several(found, theme, title)
 
 
 def curve(series: Series, column: int, name: str) -> StageCurve:
-    """An attack by its column, or clean accuracy."""
+    """The curve of the attack in ``column``, or of clean accuracy."""
     values = series.clean if column == CLEAN else series.matrix.column(column)
     return StageCurve(name, np.arange(len(values.mean), dtype=np.float64), values)
 
@@ -132,12 +132,12 @@ def _several(found: list[Series], theme: Theme, title: str | None) -> Picture:
 
 
 def _by_sequence(found: Sequence[Series]) -> Iterator[dict[str, Series]]:
-    """Series of one data set and sequence together, by what tells them apart; those of one stage last."""
+    """Series grouped by data set and sequence, under distinguishing names; one-stage series come last."""
     groups: dict[tuple[object, ...], list[Series]] = {}
     for series in found:
         if series.trained:
             groups.setdefault((series.row.fingerprint, series.row.sequence), []).append(series)
-    # One name and one colour for a defense, whatever its sequence is.
+    # A defense has one name and one colour in all sequences.
     apart = [replace(one.row, sequence=(), training=(), protocol="", dataset="") for one in found]
     names = {id(one.row): name for one, name in zip(found, labels(apart), strict=True)}
     for group in groups.values():
@@ -164,7 +164,7 @@ def _style(theme: Theme, names: Sequence[str], name: str, level: bool) -> dict[s
 def _compare(
     axes: Axes, mine: dict[str, Series], text: str, said: str, names: Sequence[str], theme: Theme
 ) -> str:
-    """One attack of a sequence: a line a defense. Returns it in words."""
+    """Draw one attack of a sequence with a line per defense; return the panel in words."""
     words = []
     for label, series in mine.items():
         column = [entry.text for entry in series.first.attacks].index(text)
@@ -190,7 +190,7 @@ def _draw(axes: Axes, one: StageCurve, style: dict[str, Any]) -> None:
 
 
 def _name_ends(axes: Axes, curves: Sequence[StageCurve]) -> None:
-    """Each line's name at its end, moved where names would meet, and tied to the line then."""
+    """Write each line's name at its end; names that would overlap are moved and connected to their line."""
     known = [one for one in curves if not np.isnan(one.values.mean[-1])]
     ends = [float(one.values.mean[-1]) for one in known]
     for one, end, place in zip(known, ends, spread_apart(ends, 6.8, 0, 100), strict=True):
@@ -209,7 +209,7 @@ def _name_ends(axes: Axes, curves: Sequence[StageCurve]) -> None:
 
 
 def _mark_own_stages(axes: Axes, series: Series, columns: Sequence[int], theme: Theme) -> None:
-    """A ring around the points at which a stage has just trained against the attack."""
+    """Draw a ring around each attack's point at the stage that trained against it."""
     matrix, entries = series.matrix.mean, series.first.attacks
     for stage in series.first.stages:
         for column in columns:

@@ -16,7 +16,7 @@ from leaderboards.records.record import Record
 from leaderboards.statistics.naming import short_names
 
 GAP = 0.22
-"""Between clean, seen and unseen attacks, in cells."""
+"""The gap between clean, seen and unseen attacks, in cells."""
 HEADINGS = {
     "clean": "",
     "seen": "trained against",
@@ -27,7 +27,7 @@ HEADINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Neighbouring columns: kind, names, left edge, values (rows, columns), and where a stage trained."""
+    """Adjacent columns: kind, names, left edge, values (rows, columns), and which cells a stage trained."""
 
     kind: str
     names: list[str]
@@ -37,13 +37,13 @@ class Block:
 
 
 def heat_map(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None = None) -> Picture:
-    """R in percent, a row a stage and a column an attack, clean accuracy first; a panel a defense.
+    """R in percent: a row per stage, a column per attack, clean accuracy first; a panel per defense.
 
-    Seeds are one panel: the mean colours a cell, mean and standard deviation are written in it. Cells of the
-    attacks that a stage trains against are framed. A cell that was not measured is hatched.
+    Seeds share a panel: the mean gives a cell its colour, and mean and standard deviation are written in it.
+    Cells of the attacks that a stage trains against are framed. A cell that was not measured is hatched.
 
     Raises:
-        RecordError: no record, or too many.
+        RecordError: there are no records, or too many.
     """
     found = series_of(records)
     blocks = [list(_blocks(series)) for series in found]
@@ -76,7 +76,7 @@ def heat_map(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | No
 
 
 def _blocks(series: Series) -> Iterator[Block]:
-    """Clean accuracy, then the attacks by role."""
+    """The blocks of columns: clean accuracy, then the attacks by role."""
     clean, matrix, entries = series.clean, series.matrix, series.first.attacks
     names = short_names([entry.text for entry in entries])
     column = Spread(clean.mean[:, None], None if clean.std is None else clean.std[:, None])
@@ -157,7 +157,7 @@ def _panel(axes: Axes, series: Series, blocks: list[Block], columns: float, them
 
 
 def _write(axes: Axes, block: Block) -> None:
-    """The numbers, and frames around what a stage trained against."""
+    """Write the numbers, and frame the cells that a stage trained against."""
     std = block.values.std
     for (row, column), value in np.ndenumerate(block.values.mean):
         x, y = block.left + column + 0.5, row + 0.5
@@ -180,7 +180,7 @@ def _write(axes: Axes, block: Block) -> None:
 
 
 def _title(series: Series, found: list[Series]) -> str:
-    """Label, and what the picture's heading does not say of the series."""
+    """A panel's title: the label, and details of the series that the picture's heading lacks."""
     said = common(found).split(" · ")
     return " · ".join([series.label, *(part for part in series.about.split(" · ") if part not in said)])
 

@@ -15,9 +15,9 @@ from leaderboards.pictures.style import LIGHT, SMALL, Theme, drawing
 
 Images = NDArray[np.float32]
 SIDE = 0.78
-"""Inches, of an image."""
+"""The size of an image in inches."""
 GAP = 0.07
-"""Between images, in their widths."""
+"""The gap between images, in image widths."""
 CAPTION = 0.2
 Extent = tuple[float, float, float, float]
 
@@ -27,11 +27,11 @@ class ImageRow:
     """One row of a grid.
 
     Attributes:
-        label: what the row shows, beside it.
-        images: (n, H, W, C) of 1 or 3 channels in [0, 1], or differences in [−1, 1].
+        label: the text beside the row.
+        images: (n, H, W, C) with 1 or 3 channels in [0, 1], or differences in [−1, 1].
         captions: n lines under the images, or none.
-        wrong: n flags, for captions that tell of an error.
-        scale: for differences: what is drawn as fully up or down; None for images.
+        wrong: n flags, which mark the captions of misclassified images.
+        scale: the difference that is drawn at full colour; None for images.
     """
 
     label: str
@@ -42,7 +42,7 @@ class ImageRow:
 
 
 def difference(label: str, clean: Images, changed: Images) -> ImageRow:
-    """The row of ``changed − clean``, whose largest change is drawn in full; the label says how large."""
+    """The row of ``changed − clean``, scaled to its largest change, which the label gives."""
     change = changed.astype(np.float64) - clean
     scale = float(np.abs(change).max()) or 1.0
     return ImageRow(f"{label}\n± {scale:.2g}", change.astype(np.float32), scale=scale)
@@ -57,17 +57,17 @@ def image_grid(
     title: str | None = None,
     said: Sequence[str] = (),
 ) -> Picture:
-    """A grid with a column a test point, under ``heading`` (or ``title``) and ``about``; ``said`` goes below.
+    """A grid with a column per test point; ``heading`` (or ``title``) and ``about`` above, ``said`` below.
 
-    Differences of grey images are blue where a pixel fell and red where it rose, those of colour images are
-    moved around grey.
+    Differences of grey images are blue where a pixel got darker and red where it got lighter; differences of
+    colour images are drawn relative to grey.
 
     Raises:
-        RecordError: no images, or rows of unequal numbers of them.
+        RecordError: there are no images, or rows have different numbers of images.
     """
     counts = {len(row.images) for row in rows}
     if len(counts) != 1 or 0 in counts:
-        raise RecordError(f"a grid needs rows of equally many images, not of {sorted(counts)}")
+        raise RecordError(f"a grid needs rows with equal numbers of images, not {sorted(counts)}")
     columns, (height, width) = counts.pop(), rows[0].images.shape[1:3]
     tall = height / width
     tops: list[float] = []
@@ -97,7 +97,7 @@ def image_grid(
 
 
 def _image(axes: Axes, row: ImageRow, column: int, extent: Extent, theme: Theme) -> None:
-    """One image within (left, right, bottom, top), its frame and its caption."""
+    """Draw one image within (left, right, bottom, top), its frame and its caption."""
     pixels = row.images[column]
     grey = pixels.shape[2] == 1
     if row.scale is not None and grey:
@@ -108,7 +108,7 @@ def _image(axes: Axes, row: ImageRow, column: int, extent: Extent, theme: Theme)
     axes.imshow(pixels[:, :, 0] if grey else pixels, extent=extent, interpolation="nearest", **options)
     left, right, bottom, top = extent
     wrong = bool(row.captions) and bool(row.wrong) and bool(row.wrong[column])
-    # A wrong answer has bold type too: colour alone tells nothing.
+    # A wrong answer is also bold: colour alone does not reach every reader.
     look: dict[str, Any] = (
         {"edgecolor": theme.lines[1], "linewidth": 2.2}
         if wrong

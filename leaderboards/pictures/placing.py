@@ -1,4 +1,4 @@
-"""Where names stand in a picture, so that they cover neither each other nor what is drawn."""
+"""Places names in a picture so that they cover neither each other nor other marks."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,13 +25,13 @@ SIDES: Final = (
     (12, -16),
     (-12, -16),
 )
-"""Where a name may stand, in points from its mark, the first choice first."""
+"""Candidate positions of a name, in points from its mark, in order of preference."""
 NEAR: Final = 10
-"""A name higher or lower than this is tied to its mark."""
+"""A name with a larger vertical distance from its mark is connected to it by a line."""
 
 
 def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Where labels of ``values`` go so that neighbours keep ``gap``, near their values, from low to high."""
+    """Positions of labels near their ``values``, between low and high, at least ``gap`` apart."""
     order = sorted(range(len(values)), key=lambda index: values[index])
     places: list[float] = []
     for index in order:
@@ -54,7 +54,7 @@ def name_marks(
     names: Sequence[str],
     colour: str,
 ) -> None:
-    """Each name beside its mark, on the side where it covers least of names, marks, bars and the front."""
+    """Write each name beside its mark, where it covers the least of names, marks, bars and the front."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
@@ -89,7 +89,7 @@ def name_marks(
 
 
 def _cross(axes: Axes, point: Point, error: Point) -> list[Box]:
-    """Where a mark and its error bars are, in pixels."""
+    """The boxes of a mark and its error bars, in pixels."""
     (x, y), (dx, dy) = point, error
     corners = [(x, y), (x - dx, y), (x + dx, y), (x, y - dy), (x, y + dy)]
     at, left, right, low, high = (tuple(map(float, place)) for place in axes.transData.transform(corners))
@@ -102,7 +102,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def _outside(place: Box, axes: Axes) -> float:
-    """The area of a box that lies beyond the panel."""
+    """The area of a box outside the panel."""
     box = axes.get_window_extent()
     inside = _overlap(place, (box.x0, box.y0, box.x1, box.y1))
     return max(0.0, (place[2] - place[0]) * (place[3] - place[1]) - inside)

@@ -1,4 +1,4 @@
-"""A radar of attack families: what the final model keeps against each."""
+"""A radar chart of attack families: the final model's accuracy against each."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,31 +14,31 @@ from leaderboards.pictures.style import LIGHT, SMALL, WIDTH, Theme, drawing
 from leaderboards.records.record import Record
 
 LEAST = 2
-"""Families; with clean accuracy they make a polygon."""
+"""The least number of families; with clean accuracy they make a polygon."""
 
 
 def families(series: Series) -> tuple[list[str], Spread]:
     """``clean`` and the families of a series' attacks, and the lowest accuracy of each after the last stage.
 
-    Of each family the lowest accuracy over its attacks is taken, seed by seed. It is an upper bound of what
-    survives all of them.
+    The lowest accuracy over the attacks of a family is taken for each seed. It is an upper bound of the
+    accuracy under all of them together.
     """
     names = sorted({entry.family for entry in series.first.attacks})
     return ["clean", *names], Spread.of([_lowest(record, names) for record in series.records])
 
 
 def radar(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None = None) -> Picture:
-    """Accuracy after the last stage by attack family, clean accuracy on top; a polygon a defense.
+    """Accuracy after the last stage by attack family, clean accuracy at the top; a polygon per defense.
 
-    Over several seeds: mean, and standard deviation as bars.
+    Several seeds are shown as their mean, with the standard deviation as bars.
 
     Raises:
-        RecordError: no record, too many, fewer than two families, or records of unlike attacks or data.
+        RecordError: there are no records, too many, fewer than two families, or different attacks or data.
     """
     found = series_of(records)
     names, _ = families(found[0])
     if len(names) <= LEAST:
-        raise RecordError(f"a radar needs attacks of {LEAST} families or more: these are all {names[-1]}")
+        raise RecordError(f"a radar needs attacks of at least {LEAST} families: these are all {names[-1]}")
     _refuse_unlike(found)
     heading = (
         f"{found[0].label}: accuracy in % by attack family"
@@ -75,7 +75,7 @@ def radar(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None 
 
 
 def _spokes(axes: PolarAxes, angles: Floats, names: Sequence[str], theme: Theme) -> None:
-    """The rings' numbers, and each spoke's name beyond its end."""
+    """Write the numbers of the rings, and each spoke's name outside its end."""
     axes.set_yticks([25, 50, 75, 100], ["25", "50", "75", "100"], fontsize=SMALL, color=theme.muted)
     axes.set_rlabel_position(180 / len(names))
     for label in axes.get_yticklabels():
@@ -100,7 +100,7 @@ def _lowest(record: Record, names: Sequence[str]) -> Floats:
 
 
 def _refuse_unlike(found: Sequence[Series]) -> None:
-    """Polygons are compared: one data set, and the same attacks."""
+    """Refuse series with different data sets or attacks: their polygons cannot be compared."""
 
     def conditions(series: Series) -> tuple[str, frozenset[tuple[str, int]]]:
         last = max(cell.stage for cell in series.first.cells)

@@ -1,4 +1,4 @@
-"""Runs as pictures show them: seeds together, under a name that tells a run from the others."""
+"""Runs as pictures show them: grouped over seeds, each group under a distinguishing name."""
 
 import math
 import textwrap
@@ -18,9 +18,9 @@ from leaderboards.statistics.results import canonical
 
 Floats = NDArray[np.float64]
 MOST = 12
-"""Defenses that one picture can tell apart."""
+"""The most defenses that one picture can distinguish."""
 LONGEST = 60
-"""Letters of a label."""
+"""The most characters of a label."""
 SETTINGS = (
     "regime",
     "params",
@@ -32,7 +32,7 @@ SETTINGS = (
     "dataset",
     "protocol",
 )
-"""In what rows of one defense may differ, the telling ones first."""
+"""Settings that may differ among rows of one defense, the most informative first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +59,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[Floats]) -> "Spread":
-        """Of one array of shares, from 0 to 1, a seed."""
+        """Make a spread from one array of shares, from 0 to 1, per seed."""
         percent = 100 * np.stack(values)
         return cls(percent.mean(0), percent.std(0, ddof=1) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One defense under one set of conditions: its leaderboard row, and a record a seed."""
+    """One defense under one set of conditions: its leaderboard row, and one record per seed."""
 
     label: str
     row: Row
@@ -74,7 +74,7 @@ class Series:
 
     @property
     def first(self) -> Record:
-        """Of the lowest seed; attacks and stages are the same in all."""
+        """The record of the lowest seed; attacks and stages are the same in all."""
         return self.records[0]
 
     @property
@@ -89,7 +89,7 @@ class Series:
 
     @property
     def stages(self) -> list[str]:
-        """What each stage trained against; the first is ``plain``."""
+        """The names of the attacks that each stage trained against; the first is ``plain``."""
         if not self.trained:
             return [self.row.defense]
         stages = sorted(self.first.stages, key=lambda stage: stage.index)
@@ -104,7 +104,7 @@ class Series:
 
     @property
     def about(self) -> str:
-        """Data set, model and seeds, for a title."""
+        """The data set, model and seeds, for a title."""
         seeds = self.row.seeds
         counted = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
         return " · ".join(
@@ -123,7 +123,7 @@ def series_of(records: Iterable[Record]) -> list[Series]:
     """Records grouped over seeds as the leaderboard groups them, in its order.
 
     Raises:
-        RecordError: no record, two different ones of one id, or more defenses than a picture can tell apart.
+        RecordError: there are no records, two different ones with one id, or too many defenses for a picture.
     """
     known: dict[str, Record] = {}
     for record in records:
@@ -141,13 +141,13 @@ def series_of(records: Iterable[Record]) -> list[Series]:
 
 
 def common(found: Sequence[Series]) -> str:
-    """What all series share of data set, model and seeds, for a title."""
+    """The data set, model and seeds as far as all series share them, for a title."""
     parts = [series.about.split(" · ") for series in found]
     return " · ".join(part for part in parts[0] if all(part in other for other in parts))
 
 
 def labels(found: Sequence[Row]) -> list[str]:
-    """Each row's defense, with the settings in which rows of that name differ, the telling ones first."""
+    """Each row's defense, with the settings that differ among rows of that name, most informative first."""
     chosen = [{"defense": row.defense} for row in found]
     for name in SETTINGS:
         taken = [tuple(label.values()) for label in chosen]
@@ -163,7 +163,7 @@ def _joined(parts: list[str]) -> str:
 
 
 def _difference(name: str, row: Row, twins: Sequence[Row]) -> str:
-    """How ``row`` differs from ``twins`` in one of its settings, in words; empty where it does not."""
+    """How ``row`` differs from ``twins`` in one of its settings, in words; empty if it does not."""
     own, others = getattr(row, name), [getattr(twin, name) for twin in twins]
     if all(other == own for other in others):
         return ""

@@ -1,4 +1,4 @@
-"""One look for all pictures: themes, type, sizes, and files that are the same bytes each time."""
+"""The common style of all pictures: themes, fonts, sizes, and settings that make files reproducible."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from leaderboards.colours import SCALE
 
 WIDTH: Final = 7.0
-"""Inches: the text width of a paper."""
+"""The text width of a paper, in inches."""
 SMALL: Final = 7.5
-"""Points, of notes and of numbers in cells."""
+"""The font size of notes and of numbers in cells, in points."""
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
@@ -22,8 +22,8 @@ DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1
 class Theme:
     """Colours of a picture as ``#rrggbb``.
 
-    ``ink`` is for text, ``muted`` for less of it, ``faint`` for grids. ``lines`` are Okabe and Ito's colours
-    (Color Universal Design, 2008), those of them that keep a contrast of 3 against ``paper``.
+    ``ink`` is for text, ``muted`` for secondary text, ``faint`` for grids. ``lines`` holds Okabe and Ito's
+    colours (Color Universal Design, 2008) that have a contrast of at least 3 against ``paper``.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Theme:
     lines: tuple[str, ...]
 
     def line(self, index: int) -> dict[str, Any]:
-        """Colour, marker and dashes of the ``index``-th line; no two of the first 140 share all three."""
+        """The colour, marker and dashes of line ``index``; no two of the first 140 share all three."""
         colours = len(self.lines)
         return {
             "color": self.lines[index % colours],
@@ -66,7 +66,7 @@ COLOURS: Final = LinearSegmentedColormap.from_list("accuracy", SCALE)
 
 @contextmanager
 def drawing(theme: Theme) -> Iterator[None]:
-    """Matplotlib's settings for a theme inside, whatever the user's own are, and as before afterwards."""
+    """Use matplotlib's settings for a theme within the block, and restore the user's settings afterwards."""
     with rc_context():
         rcdefaults()
         rcParams.update(_settings(theme))
@@ -81,7 +81,7 @@ def _settings(theme: Theme) -> Any:
             ["figure.facecolor", "axes.facecolor", "savefig.facecolor", "hatch.color"], theme.paper
         ),
         **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], theme.muted),
-        # It comes with matplotlib, so that a picture is the same on every machine.
+        # This font comes with matplotlib, so that a picture is the same on every machine.
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "axes.titlesize": 9,
@@ -105,7 +105,7 @@ def _settings(theme: Theme) -> Any:
         "errorbar.capsize": 2.5,
         "legend.frameon": False,
         "legend.handlelength": 2.6,
-        # Names of classes and folders may hold dollars.
+        # Names of classes and folders may contain dollar signs.
         "text.parse_math": False,
         "svg.hashsalt": "advbench",
         "figure.dpi": 100,

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy, and the Pareto front of the rows that nobody beats in both."""
+"""Clean against robust accuracy, with the Pareto front of the rows that no other row beats in both."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -27,7 +27,7 @@ MOST_PANELS: Final = 6
 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other one equals or exceeds in both values and exceeds in one, by x.
+    """The indices of the Pareto-optimal points, sorted by x.
 
     >>> pareto_front([(1, 3), (2, 2), (1, 2), (3, 0), (2, 2)])
     [0, 1, 4, 3]
@@ -45,11 +45,12 @@ def trade_off(
 ) -> Picture:
     """Clean accuracy against a robust one (a key of ``MEASURES``), mean and standard deviation over seeds.
 
-    A panel a comparison (data set, sequence, model, protocol). The front is of ``ok`` rows; target-aware and
-    suspect rows are hollow and never on it, invalid ones and rows without a value are left out.
+    Each comparison (data set, sequence, model, protocol) has a panel. The front is made of ``ok`` rows;
+    target-aware and suspect rows are hollow and never on it; invalid rows and rows without a value are left
+    out.
 
     Raises:
-        RecordError: no row with both values, too many of them, an unknown measure.
+        RecordError: no row has both values, there are too many rows, or the measure is unknown.
     """
     if measure not in MEASURES:
         near = difflib.get_close_matches(measure, MEASURES, n=1, cutoff=0.5)
@@ -100,7 +101,7 @@ def _about(row: Row) -> str:
 
 
 def _told_apart(row: Row, groups: Collection[Sequence[Row]]) -> str:
-    """What a panel is about; where another has the same title, its protocol too: other attacks or points."""
+    """A panel's title; if another panel has the same title, the protocol is added to distinguish them."""
     about = _about(row)
     alike = sum(_about(group[0]) == about for group in groups)
     return about if alike == 1 else f"{about} · protocol {short_hash(row.protocol)}"
@@ -117,7 +118,7 @@ def _std(row: Row, metric: str) -> float:
 
 
 def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
-    """One comparison; returns it in words."""
+    """Draw one comparison; return it in words."""
     points = [(100 * _value(row, "clean_accuracy").mean, 100 * _value(row, metric).mean) for row in group]
     ranked = [index for index, row in enumerate(group) if row.honest and not row.target_aware]
     front = [ranked[index] for index in pareto_front([points[index] for index in ranked])]
@@ -153,7 +154,7 @@ def _panel(axes: Axes, group: Sequence[Row], metric: str, theme: Theme) -> str:
 
 
 def _stairs(axes: Axes, front: Sequence[Point], theme: Theme) -> list[Point]:
-    """Draw the border of what the front beats, from edge to edge; returns its corners."""
+    """Draw the border of the area that the front dominates, from edge to edge; return its corners."""
     if not front:
         return []
     (left, _), (low, _) = axes.get_xlim(), axes.get_ylim()

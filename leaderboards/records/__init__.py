@@ -1,1 +1,1 @@
-"""Runs as they lie on disk: records and their parts, checksums, locks, archives, and what becomes garbage."""
+"""Runs on disk: records and their parts, checksums, locks, archives, and removal of leftovers."""

@@ -1,4 +1,4 @@
-"""One file that holds a finished run, to be sent to others: written always the same, read with suspicion."""
+"""Archives of finished runs for sending to others: written reproducibly, read without trusting the sender."""
 
 import os
 import re
@@ -21,29 +21,29 @@ NAMES: Final = re.compile(
     r"record\.json|outcomes\.npz|SHA256SUMS|run\.json|model\.safetensors|regenerated\.png"
     r"|stages/(0|[1-9][0-9]{0,3})\.safetensors"
 )
-"""All that an archive may hold."""
+"""The only file names that an archive may contain."""
 REQUIRED: Final = (RECORD, OUTCOMES, CHECKSUMS)
 MOST_MEMBERS: Final = 1024
 MOST_BYTES: Final = 4 * 2**30
-"""Of all members together, as they are unpacked."""
+"""The most bytes of all unpacked members together."""
 _TIME: Final = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(run_dir: Path, out: Path) -> list[str]:
     """Write a finished run into a zip archive, without compression; the same files give the same bytes.
 
-    Logs, locks and marks of verification stay behind.
+    Logs, locks and marks of verification are left out.
 
     Args:
-        run_dir: a whole run; what its checksums list is packed.
+        run_dir: a complete run; the files that its checksums list are packed.
         out: the archive, which must not exist.
 
     Returns:
         The names of the members.
 
     Raises:
-        RecordError: the run is unfinished or damaged, has no checksums or holds what an archive may not, or
-            the archive is there already or cannot be written.
+        RecordError: the run is unfinished or damaged, has no checksums or contains files that an archive may
+            not, or the archive exists already or cannot be written.
     """
     run_dir, out = Path(run_dir), Path(out)
     read_record(run_dir)
@@ -54,7 +54,7 @@ def pack(run_dir: Path, out: Path) -> list[str]:
     names = sorted({*listed_files(run_dir), CHECKSUMS})
     for name in names:
         if not NAMES.fullmatch(name):
-            raise RecordError(f"run {run_dir.name} holds {name!r}, which is no part of a run: move it away")
+            raise RecordError(f"run {run_dir.name} has {name!r}, which is not part of a run: move it away")
     missing = [name for name in names if not (run_dir / name).exists()]
     if missing:
         raise RecordError(f"run {run_dir.name} has no {missing[0]}: only a run with its weights can be sent")
@@ -62,7 +62,7 @@ def pack(run_dir: Path, out: Path) -> list[str]:
     if total > MOST_BYTES:
         raise RecordError(f"run {run_dir.name} has {total} bytes; an archive holds {MOST_BYTES} at most")
     if out.exists():
-        raise RecordError(f"{out} is there already: name another with --out")
+        raise RecordError(f"{out} exists already: name another with --out")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -80,7 +80,7 @@ def _write(run_dir: Path, names: list[str], out: Path) -> None:
     with zipfile.ZipFile(out, "x", zipfile.ZIP_STORED) as archive:
         for name in names:
             entry = zipfile.ZipInfo(name, _TIME)
-            # Neither the writer's system nor the permissions on it may show.
+            # The archive must not depend on the writer's system or its permissions.
             entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
             entry.file_size = (run_dir / name).stat().st_size
             with (run_dir / name).open("rb") as source, archive.open(entry, "w") as member:
@@ -88,16 +88,16 @@ def _write(run_dir: Path, names: list[str], out: Path) -> None:
 
 
 def unpack(file: Path, directory: Path) -> list[str]:
-    """Unpack an archive that a stranger sent into an empty directory; nothing of it is run or believed.
+    """Unpack an untrusted archive into an empty directory; nothing in it is executed or trusted.
 
-    All members are looked at before the first is written: only names that a run has, each once, plain files
-    without compression, none that claims more than it holds.
+    All members are checked before the first is written: they must have names that a run has, without
+    duplicates, be plain files without compression, and be as large as they claim.
 
     Returns:
         The names of the members.
 
     Raises:
-        RecordError: it is no such archive, or is damaged; some of it may have been unpacked then.
+        RecordError: the file is not such an archive, or is damaged; part of it may have been unpacked.
     """
     file, directory = Path(file), Path(directory)
     try:
@@ -120,25 +120,25 @@ def unpack(file: Path, directory: Path) -> list[str]:
     except OSError as error:
         raise RecordError(f"cannot read archive {file}: {error.strerror or type(error).__name__}") from error
     except Exception as error:
-        # zipfile answers damage with errors of its own, of struct, zlib and a few more.
-        raise RecordError(f"archive {file} is no archive of advbench submit, or damaged") from error
+        # Damage makes zipfile raise its own errors and those of struct, zlib and others.
+        raise RecordError(f"archive {file} is not an archive of advbench submit, or is damaged") from error
     return [entry.filename for entry in entries]
 
 
 def _faults(entries: list[zipfile.ZipInfo], size: int) -> Iterator[str]:
-    """What is wrong with the members; the archive has ``size`` bytes."""
+    """One line for each fault of the members; the archive has ``size`` bytes."""
     if len(entries) > MOST_MEMBERS:
         yield f"{len(entries)} members, a run has {MOST_MEMBERS} at most"
     names: set[str] = set()
     for entry in entries:
-        # The name as it stands in the file: zipfile cuts at a NUL and turns backslashes on some systems.
+        # Check the original name: zipfile cuts names at a NUL and changes backslashes on some systems.
         if not NAMES.fullmatch(entry.filename) or entry.orig_filename != entry.filename:
-            yield f"it holds {entry.orig_filename!r}, which is no file of a run"
+            yield f"it contains {entry.orig_filename!r}, which is not a file of a run"
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if entry.is_dir() or kind not in (0, stat.S_IFREG):
-            yield f"{entry.filename!r} is no plain file"
+            yield f"{entry.filename!r} is not a plain file"
         if entry.filename in names:
-            yield f"{entry.filename!r} stands twice"
+            yield f"{entry.filename!r} is listed twice"
         names.add(entry.filename)
         if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
             yield f"{entry.filename!r} is compressed or encrypted, which advbench submit does not do"
@@ -147,17 +147,17 @@ def _faults(entries: list[zipfile.ZipInfo], size: int) -> Iterator[str]:
     # Members without compression cannot hold more than the archive, unless they overlap.
     total = sum(entry.file_size for entry in entries)
     if total > min(size, MOST_BYTES):
-        yield f"its members claim {total} bytes, more than there can be"
+        yield f"its members claim {total} bytes, which is more than possible"
     for name in REQUIRED:
         if name not in names:
-            yield f"it holds no {name}"
+            yield f"it contains no {name}"
 
 
 def outcomes_size(path: Path) -> int:
-    """Bytes that the arrays of an ``outcomes.npz`` take in memory, as it says itself; nothing is unpacked.
+    """The bytes that the arrays of an ``outcomes.npz`` claim to need in memory; nothing is unpacked.
 
     Raises:
-        RecordError: it is no such file.
+        RecordError: the file is not a valid ``outcomes.npz``.
     """
     try:
         check_plain(path)

@@ -1,4 +1,4 @@
-"""Whether a finished run is whole: checksums, schema, and record, outcomes and weights against each other."""
+"""Integrity checks of a finished run: checksums, schema, and consistency of record, outcomes and weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,17 +29,17 @@ from leaderboards.records.store import Bools, read_outcomes, read_probe_outcomes
 
 @dataclass(frozen=True)
 class Findings:
-    """What `check_run` found: one line for each thing that is damaged, and notes on what is no damage."""
+    """The result of `check_run`: one line for each damage, and notes on harmless findings."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def check_run(run_dir: Path) -> Findings:
-    """Check all that a run directory holds; nothing is changed.
+    """Check everything in a run directory, without changing it.
 
-    A run without a record is unfinished: no damage, and only its manifest is looked at. Nor is it damage
-    where all weights are missing: a published record can do without.
+    A run without a record is unfinished, which is not damage; only its manifest is checked. It is not damage
+    either if all weights are missing: published records may leave them out.
     """
     run_dir = Path(run_dir)
     found = Findings()
@@ -66,8 +66,8 @@ def _check_unfinished(run_dir: Path, found: Findings) -> None:
     if is_held(run_dir):
         found.notes.append("running")
     elif (run_dir / CHECKSUMS).exists() and not (run_dir / CHECKPOINT).exists():
-        # Checkpoints go after the record was written: without them there was one.
-        found.problems.append(f"{RECORD}: missing, though the run was finished: there is a {CHECKSUMS}")
+        # Checkpoints are removed after the record is written: without them, a record must have existed.
+        found.problems.append(f"{RECORD}: missing, though the run was finished: it has a {CHECKSUMS}")
     else:
         found.notes.append("unfinished")
     try:
@@ -86,18 +86,18 @@ def _check_files(run_dir: Path, found: Findings) -> None:
         elif (run_dir / MANIFEST).exists():
             found.problems.append(f"{CHECKSUMS}: missing")
         else:
-            found.notes.append("no checksums: made before there were any; the rest was checked")
+            found.notes.append("no checksums: the run predates them; the rest was checked")
 
 
 def _brief(run_dir: Path, found: Findings) -> Findings:
-    """The lines without the directory, and no file's content complained about twice."""
+    """The findings without the directory's path, and with one line per file whose content is wrong."""
     places = (f"{run_dir}/", f"{run_dir}\\")
     lines = [line.replace(places[0], "").replace(places[1], "") for line in found.problems]
     return Findings(list(dict.fromkeys(lines)), found.notes)
 
 
 def _without_weights(run_dir: Path, found: Findings) -> Findings:
-    """Weights that are all missing were left out, as of records that are published: no damage, but said."""
+    """Turn the lines on weights into a note if all are missing, as published records leave them out."""
     if any(path.suffix == ".safetensors" for path in files_below(run_dir)):
         return found
     left = [line for line in found.problems if not line.endswith(".safetensors: missing")]
@@ -114,7 +114,7 @@ def _manifest(run_dir: Path, record: Record) -> Iterator[str]:
     if (run_dir / MANIFEST).exists():
         manifest = read_manifest(run_dir)
         if manifest.id != record.id:
-            yield f"{MANIFEST}: is of run {manifest.id!r}, the record of {record.id!r}"
+            yield f"{MANIFEST}: belongs to run {manifest.id!r}, the record to {record.id!r}"
 
 
 def _outcomes(run_dir: Path, record: Record) -> Iterator[str]:
@@ -122,14 +122,14 @@ def _outcomes(run_dir: Path, record: Record) -> Iterator[str]:
 
 
 def outcome_faults(record: Record, clean: Bools, robust: Bools) -> Iterator[str]:
-    """Shapes, then every cell's integer counts."""
+    """One line for each fault of the outcomes' shapes, then of every cell's integer counts."""
     points = max((cell.n for cell in record.cells), default=0)
     expected = (len(record.stages), len(record.attacks), points)
     if robust.shape != expected:
         yield f"{OUTCOMES}: robust has shape {robust.shape}, the record {expected} (stages, attacks, points)"
         return
     if (robust & ~clean[:, None]).any():
-        yield f"{OUTCOMES}: points that are wrong clean are marked robust"
+        yield f"{OUTCOMES}: points that are misclassified when clean are marked robust"
     rows = {stage.index: row for row, stage in enumerate(record.stages)}
     columns = {entry.text: column for column, entry in enumerate(record.attacks)}
     wanted = {(stage, attack) for stage in rows for attack in (CLEAN, *columns)}
@@ -137,11 +137,11 @@ def outcome_faults(record: Record, clean: Bools, robust: Bools) -> Iterator[str]
         yield f"{RECORD}: no cell for stage {stage}, attack {attack}"
     for cell in record.cells:
         if cell.stage not in rows:
-            yield f"{RECORD}: a cell is of stage {cell.stage}, which is not among the stages"
+            yield f"{RECORD}: a cell names stage {cell.stage}, which is not among the stages"
             continue
         right = clean[rows[cell.stage]]
         kept = right if cell.attack == CLEAN else robust[rows[cell.stage], columns[cell.attack]]
-        # Beyond the points that an attack was measured on nothing may be marked.
+        # Points on which an attack was not measured must not be marked.
         counts = int(right[: cell.n].sum()), int(kept.sum())
         if (cell.clean_correct, cell.robust) != counts:
             yield (
@@ -155,10 +155,10 @@ def _probes(run_dir: Path, record: Record) -> Iterator[str]:
 
 
 def probe_faults(record: Record, probes: Bools) -> Iterator[str]:
-    """The shape, then every probe's count."""
+    """One line for a wrong shape of the probes' outcomes, then for each wrong count of a probe."""
     cells = record.audit.probes
     if probes.size == 0:
-        # None was kept, or none made.
+        # No outcomes of probes were stored, or there are no probes.
         return
     points = max((cell.n for cell in cells), default=0)
     if probes.shape != (len(cells), points):
@@ -170,7 +170,7 @@ def probe_faults(record: Record, probes: Bools) -> Iterator[str]:
 
 
 def _weights(run_dir: Path, record: Record) -> Iterator[str]:
-    """Each file is there, and as long as its own header says."""
+    """One line for each file of weights that is missing or not as long as its header says."""
     names = [stage.weights for stage in record.stages if stage.weights.endswith(".safetensors")]
     for name in dict.fromkeys([*names, *([] if record.regime == EVALUATED else [WEIGHTS])]):
         path = run_dir / name

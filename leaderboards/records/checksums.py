@@ -1,4 +1,4 @@
-"""``SHA256SUMS`` of a finished run: what its files were when it was finished."""
+"""``SHA256SUMS`` of a finished run: the checksums of its files at the time when it finished."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ from leaderboards.records.limits import check_plain, read_bounded
 from leaderboards.records.store import write_bytes
 
 NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED, REFUTED})
-"""Logs, which grow until the very end, and what does not belong to a finished run or comes after it."""
+"""Files without a checksum: logs, which grow until the end, and files that are no part of a finished run."""
 CHANGED: Final = "changed since the run was finished (its checksum differs)"
 _LINE: Final = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
@@ -32,8 +32,8 @@ def write_checksums(run_dir: Path, record: bytes) -> Path:
     """Write ``SHA256SUMS`` in the format of the ``sha256sum`` program, atomically; returns its path.
 
     Args:
-        run_dir: a run that is finished but for its record.
-        record: the bytes that ``record.json`` is about to have.
+        run_dir: a run that is finished except for its record.
+        record: the future content of ``record.json``.
 
     Raises:
         RecordError: a file cannot be read, or the checksums cannot be written.
@@ -47,7 +47,7 @@ def write_checksums(run_dir: Path, record: bytes) -> Path:
 
 
 def verify_checksums(run_dir: Path) -> list[str]:
-    """One line for each file that is missing, changed or not listed; none where all is as it was.
+    """One line for each file that is missing, changed or not listed; none if nothing has changed.
 
     Raises:
         RecordError: ``SHA256SUMS`` is missing or cannot be read.
@@ -63,7 +63,7 @@ def verify_checksums(run_dir: Path) -> list[str]:
 
 
 def listed_files(run_dir: Path) -> dict[str, str]:
-    """The files that ``SHA256SUMS`` lists, each with its digest, whether or not they are there.
+    """The files that ``SHA256SUMS`` lists, each with its digest, whether or not they exist.
 
     Raises:
         RecordError: ``SHA256SUMS`` is missing or cannot be read.
@@ -72,11 +72,11 @@ def listed_files(run_dir: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[str]]:
-    """Names with digests, and what is wrong with other lines."""
+    """The names with their digests, and one line for each line that cannot be read."""
     try:
         text = read_bounded(path).decode("utf-8")
     except FileNotFoundError as error:
-        raise RecordError(f"no checksums at {path}: the run was made before there were any") from error
+        raise RecordError(f"no checksums at {path}: the run predates them") from error
     except OSError as error:
         raise RecordError(f"cannot read {path}: {_reason(error)}") from error
     except ValueError as error:
@@ -86,17 +86,17 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         entry = _parse(line)
         if entry is None:
-            problems.append(f"{CHECKSUMS}: line {number} is no checksum of a file inside the run")
+            problems.append(f"{CHECKSUMS}: line {number} is not a checksum of a file inside the run")
         else:
             listed[entry[0]] = entry[1]
     return listed, problems
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits; read in pieces, whatever its size.
+    """The SHA-256 of a file, 64 hexadecimal digits; the file is read in pieces.
 
     Raises:
-        RecordError: it cannot be read.
+        RecordError: the file cannot be read.
     """
     try:
         check_plain(path)
@@ -117,7 +117,7 @@ def _compare(path: Path, name: str, expected: str) -> list[str]:
 
 
 def _files(run_dir: Path) -> Iterator[str]:
-    """Names, with forward slashes, of the files that a finished run keeps."""
+    """The names, with forward slashes, of the files that a finished run keeps."""
     for path in files_below(run_dir):
         parts = path.relative_to(run_dir).parts
         if parts[0] not in NOT_LISTED and temporary_of(parts[-1]) is None and path.is_file():
@@ -125,7 +125,7 @@ def _files(run_dir: Path) -> Iterator[str]:
 
 
 def _line(name: str, digest: str) -> str:
-    # As sha256sum does: a name that does not fit a line is escaped, and the line begins with a backslash.
+    # Follow sha256sum: a name with a newline or backslash is escaped, and the line begins with a backslash.
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}"
 

@@ -35,11 +35,11 @@ Verdict = Literal["ok", "suspect", "invalid"]
 
 
 def _as_json(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    # Checked when an entry is built, not when a long run ends and is written; the copy also keeps a
-    # caller's later changes out and turns tuples into the lists that a reader will get.
+    # Check this when an entry is built, not when a long run ends and is written. The copy also isolates the
+    # entry from later changes by the caller, and turns tuples into the lists that a reader will get.
     try:
         text = json.dumps(value, allow_nan=False)
-        # What was just read from JSON is nobody else's.
+        # No caller can change a value that was just read from JSON, so it needs no copy.
         copy: dict[str, Any] = value if info.mode == "json" else json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
@@ -52,13 +52,13 @@ Name = Annotated[str, Field(max_length=MOST_NAME)]
 AttackText = Annotated[str, Field(max_length=MOST_ATTACK)]
 """An attack's name with its knobs, or ``clean``."""
 Entries = Field(max_length=MOST_ENTRIES)
-"""Of lists: a record of nothing but faults must not take gigabytes to complain about."""
+"""A list with a maximum length, so that a record full of faults cannot produce gigabytes of errors."""
 
 
 class Frozen(BaseModel):
-    """Base of all models: immutable, no unknown keys, no coercion, no NaN or infinity, no endless text."""
+    """The base of all models: immutable, no unknown keys, no coercion, no NaN or infinity, bounded texts."""
 
-    # strict: a number written as a string is an error, not a number.
+    # strict makes a number that is written as a string an error.
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_max_length=MOST_STRING
     )
@@ -75,13 +75,13 @@ class Threat(Frozen):
 class Cell(Frozen):
     """One entry of the stage × attack matrix, in integer counts of test points.
 
-    ``n`` points were measured, ``clean_correct`` of them are right clean, ``robust`` of those also after
-    the attack; ``invalid`` crafted examples broke a bound. ``attack`` is canonical text, or ``clean``
-    (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes. A probe of a
-    target-aware defense says in ``network`` by which attack of the run the network is known that it looked
-    at; None is the one that sees clean images. Of a model that may abstain ``abstained`` counts the points on
-    which it does: wrong ones where ``attack`` is ``clean``, else some of those in ``robust``. None is for
-    models that may not, and for records from before it was counted.
+    ``n`` points were measured, ``clean_correct`` of them are classified correctly when clean, ``robust`` of
+    those also after the attack; ``invalid`` crafted examples broke a bound. ``attack`` is canonical text, or
+    ``clean`` (then ``robust`` equals ``clean_correct``). ``forwards`` and ``backwards`` are sample-passes.
+    For a probe of a target-aware defense, ``network`` is the attack of the run whose network was probed; None
+    means the network for clean images. For a model that may abstain, ``abstained`` counts the points on which
+    it does: these count as wrong if ``attack`` is ``clean``, and are otherwise part of ``robust``. It is None
+    for models that cannot abstain, and for records made before it was counted.
     """
 
     stage: int = Field(ge=0, le=MOST_STAGE)
@@ -100,7 +100,7 @@ class Cell(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # As a cell was written before there was a network to name, or abstaining to count.
+        # Omit unset keys that older versions did not write, so that older cells are written unchanged.
         values: dict[str, Any] = write(self)
         later = ("network", "abstained")
         return {key: value for key, value in values.items() if value is not None or key not in later}
@@ -119,7 +119,7 @@ class Cell(Frozen):
 
     @property
     def accuracy(self) -> float:
-        """robust / n: the share of all points, right clean and after the attack."""
+        """robust / n: the share of all points that are classified correctly, clean and after the attack."""
         return self.robust / self.n
 
 
@@ -134,10 +134,10 @@ class Flag(Frozen):
 class Audit(Frozen):
     """The audit's verdict, its flags, and the codes of the checks that were run.
 
-    ``probes`` are the cells of the attacks that only the audit made, on the last stage; transferred ones
-    were crafted on ``surrogate``, which may also say why there are none of those. Of a defense that answers
-    attacks with different networks ``networks`` says which, by the text of each attack: see `Cell.network`.
-    Records from before there were probes have none.
+    ``probes`` are the cells of the attacks that only the audit made, on the last stage. Transferred probes
+    were crafted on ``surrogate``, which may instead say why there are none. For a defense that uses different
+    networks for different attacks, ``networks`` maps the text of each attack to its network: see
+    `Cell.network`. Records made before probes existed have none.
     """
 
     verdict: Verdict
@@ -149,7 +149,7 @@ class Audit(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A record without probes is written as it was before there were any.
+        # Omit unset keys that older versions did not write, so that older audits are written unchanged.
         values: dict[str, Any] = write(self)
         later = ("probes", "surrogate", "networks")
         return {key: value for key, value in values.items() if value or key not in later}
@@ -180,7 +180,7 @@ class RecordedStage(Frozen):
     @field_validator("weights")
     @classmethod
     def _inside_the_run(cls, value: str) -> str:
-        # Records come from strangers: a weights path must not lead out of the run directory.
+        # Records may come from anyone: a weights path must not lead out of the run directory.
         path = PurePosixPath(value)
         if not value or path.is_absolute() or PureWindowsPath(value).anchor or ".." in path.parts:
             raise ValueError(f"weights must be a relative path inside the run directory, not {value!r}")
@@ -190,7 +190,7 @@ class RecordedStage(Frozen):
 class PerClass(Frozen):
     """Counts of one class after the last stage; ``robust`` maps attack text to points that survive it.
 
-    In JSON the label's key is ``class``, which Python reserves: build one with `PerClass.of`.
+    In JSON the label's key is ``class``, a reserved word in Python: use `PerClass.of` to build one.
     """
 
     label: Name = Field(alias="class")
@@ -214,7 +214,7 @@ class PerClass(Frozen):
 
 
 class Cost(Frozen):
-    """What a run took: training includes pretraining and teachers; passes are sample-passes."""
+    """The cost of a run: training includes pretraining and teachers; passes are sample-passes."""
 
     training_seconds: float = Field(ge=0)
     training_forwards: Count

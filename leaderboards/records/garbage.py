@@ -1,4 +1,4 @@
-"""What a runs directory can do without: runs that are provably unfinished, and strays of killed processes."""
+"""Removable parts of a runs directory: provably unfinished runs, and leftovers of killed processes."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ What = Literal["unfinished run", "empty directory", "leftover checkpoint", "temp
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that can go: its place, what it is, its size in bytes, and the run whose lock it is under."""
+    """Something removable: its path, what it is, its size in bytes, and the run whose lock protects it."""
 
     path: Path
     what: What
@@ -42,17 +42,17 @@ class Garbage:
 
 
 def find_garbage(runs_dir: Path) -> list[Garbage]:
-    """All that can go, by name. Never a run with a record, never what a living process may still write.
+    """Everything removable, by name: never a run with a record or files that a live process may still write.
 
-    An unfinished run counts when its manifest can be read or, where it has none, when it holds no more than
-    a log of ours. Times decide nothing.
+    An unfinished run counts if its manifest can be read or, without a manifest, if it contains at most a log
+    of this program. File times are not considered.
 
     Raises:
         RecordError: there is no such directory, or it cannot be read.
     """
     found: list[Garbage] = []
     for path in run_directories(runs_dir):
-        # What is not ours to read is not ours to remove, and what is going needs no help.
+        # Skip paths that cannot be read, and paths that another process is removing.
         with contextlib.suppress(OSError):
             found += list(_of_directory(path))
     strays = [Garbage(path, "temporary file", size_of(path)) for path in _strays(Path(runs_dir).iterdir())]
@@ -60,17 +60,17 @@ def find_garbage(runs_dir: Path) -> list[Garbage]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes in a file or in all files below a directory; links are not followed."""
+    """The bytes of a file or of all files below a directory; links are not followed."""
     total = 0
     for one in files_below(path) if path.is_dir() and not path.is_symlink() else [path]:
-        # What others remove meanwhile has no size.
+        # Skip files that other processes remove meanwhile.
         with contextlib.suppress(OSError):
             total += one.lstat().st_size
     return total
 
 
 def remove(garbage: Garbage) -> bool:
-    """Remove it, holding its run's lock; False where it is no longer what it was, or someone has taken it.
+    """Remove it while holding its run's lock; False if it has changed or another process uses it.
 
     Raises:
         RecordError: it cannot be removed.
@@ -107,20 +107,20 @@ def _of_directory(path: Path) -> Iterator[Garbage]:
 
 
 def _abandoned(path: Path) -> bool:
-    """Whether nothing here was ever finished, given that no one else holds the run."""
-    # Checksums are written when all but the record is finished: who has them lost a record.
+    """Whether the run was never finished, given that no other process holds it."""
+    # Checksums are written last before the record: a run that has them was finished and lost its record.
     if any((path / name).exists() for name in (RECORD, CHECKSUMS)):
         return False
     try:
         read_manifest(path)
     except RecordError as error:
-        # A manifest that cannot be read may be a newer version's, or no run's at all.
+        # A manifest that cannot be read may be from a newer version, or not belong to a run at all.
         return isinstance(error.__cause__, FileNotFoundError) and _bare(path)
     return True
 
 
 def _bare(path: Path) -> bool:
-    """Whether a directory holds a log of ours at most."""
+    """Whether a directory contains at most a log of this program."""
     names = {one.name for one in path.iterdir() if temporary_of(one.name) is None}
     if not names or names - {LOG, LOCK, TENSORBOARD}:
         return False
@@ -140,10 +140,10 @@ def _our_log(path: Path) -> bool:
 
 
 def _maker_lives(path: Path) -> bool:
-    """Whether whoever made a directory may be about to write its manifest."""
+    """Whether the process that made a directory may be about to write its manifest."""
     signed = signature(path)
     if signed is None:
-        # Nothing in it: its maker is just signing. None at all: from before runs were signed.
+        # An empty lock means that its maker is just signing; without a lock, the run predates signatures.
         return (path / LOCK).exists() and not _has_manifest(path)
     return not _has_manifest(path) and (signed[1] != socket.gethostname() or is_alive(signed[0]))
 
@@ -157,7 +157,7 @@ def _has_manifest(path: Path) -> bool:
 
 
 def _strays(paths: Iterator[Path]) -> Iterator[Path]:
-    """Temporary files, and runs half removed, of processes that no longer live."""
+    """Temporary files and half-removed runs of processes that are no longer alive."""
     for path in paths:
         maker = temporary_of(path.name)
         if maker is not None and not is_alive(maker):
@@ -183,10 +183,10 @@ def _remove(garbage: Garbage) -> bool:
             return False
         hidden = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         if os.name == "posix":
-            # In one step, and under the lock: whoever wants the run finds all of it or nothing.
+            # Rename in one step, under the lock: other processes find the whole run or nothing.
             path.rename(hidden)
     if os.name != "posix":
-        # Windows renames nothing that is open: this fails where someone took the run just now.
+        # Windows cannot rename open files: this fails if another process has just taken the run.
         path.rename(hidden)
     _delete(hidden)
     return True

@@ -1,4 +1,4 @@
-"""What is in a runs directory: finished, running, unfinished and damaged runs."""
+"""The contents of a runs directory: finished, running, unfinished and damaged runs."""
 
 import re
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class RunEntry:
     Attributes:
         path: the directory.
         id: its name.
-        state: ``complete`` has a record that can be read; ``running`` has none yet and a living process that
-            writes it; ``unfinished`` has none and nobody; ``damaged`` cannot be read: see ``problem``.
-        kind: ``run`` or ``eval``; empty where nothing says which.
-        identity: of the manifest; empty where there is none.
-        summary: what is finished: ``stage 2 of 3``.
-        problem: one line, empty where there is none.
+        state: ``complete`` has a readable record; ``running`` has no record yet, and a live process writes
+            it; ``unfinished`` has neither record nor process; ``damaged`` cannot be read: see ``problem``.
+        kind: ``run`` or ``eval``; empty if unknown.
+        identity: the manifest's identity; empty without a manifest.
+        summary: the finished part: ``stage 2 of 3``.
+        problem: one line; empty if there is no problem.
         subject: the defense or the evaluated model.
         dataset: the name of the data set.
-        trust: of a finished run, what a verification made of it: see `leaderboards.records.trust`.
+        trust: how far a finished run was verified: see `leaderboards.records.trust`.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class RunEntry:
 
 
 def inventory(runs_dir: Path) -> list[RunEntry]:
-    """The runs of a directory by name, their numbers by value; what is no run is passed by.
+    """The runs of a directory, sorted by name with numbers by value; other entries are skipped.
 
     Raises:
         RecordError: there is no such directory, or it cannot be read.
@@ -56,7 +56,7 @@ def inventory(runs_dir: Path) -> list[RunEntry]:
 
 
 def run_directories(runs_dir: Path) -> list[Path]:
-    """The directories in a runs directory, by name; hidden ones are temporary.
+    """The directories in a runs directory, by name, without hidden ones, which are temporary.
 
     Raises:
         RecordError: there is no such directory, or it cannot be read.
@@ -74,8 +74,8 @@ def run_directories(runs_dir: Path) -> list[Path]:
 
 
 def entry_of(path: Path) -> RunEntry | None:
-    """What a directory is; None for one that holds nothing of a run."""
-    # Asked first: a run that finishes meanwhile is then seen as running or complete, never as abandoned.
+    """The entry of a directory; None if it contains no part of a run."""
+    # Check the lock first: a run that finishes meanwhile then counts as running or complete, not abandoned.
     held = is_held(path)
     manifest, problem = _manifest(path)
     try:
@@ -95,9 +95,9 @@ def entry_of(path: Path) -> RunEntry | None:
 
 
 def find_unfinished(runs_dir: Path, identity: str) -> list[Path]:
-    """The runs of an identity that have no record and that nobody holds, oldest name first.
+    """The runs with an identity that have no record and that no process holds, oldest name first.
 
-    Another process may take one at any moment: whoever goes on with a run holds it first.
+    Another process may take one at any moment, so lock a run before resuming it.
 
     Raises:
         RecordError: see `inventory`.
@@ -106,7 +106,7 @@ def find_unfinished(runs_dir: Path, identity: str) -> list[Path]:
 
 
 def find_complete(runs_dir: Path, identity: str) -> list[Path]:
-    """The finished runs of an identity, by name.
+    """The finished runs with an identity, by name.
 
     Raises:
         RecordError: see `inventory`.
@@ -117,7 +117,7 @@ def find_complete(runs_dir: Path, identity: str) -> list[Path]:
 def _find(runs_dir: Path, identity: str, state: State) -> list[Path]:
     found = []
     for path in run_directories(runs_dir):
-        # A manifest is small; a record is read only where the identity fits.
+        # Manifests are small; read a record only if the identity matches.
         manifest, _ = _manifest(path)
         if manifest is not None and manifest.identity == identity:
             entry = entry_of(path)
@@ -127,7 +127,7 @@ def _find(runs_dir: Path, identity: str, state: State) -> list[Path]:
 
 
 def _manifest(path: Path) -> tuple[Manifest | None, str]:
-    """The manifest, if there is one, and what is wrong with it."""
+    """The manifest, if there is one, and its fault, if any."""
     try:
         return read_manifest(path), ""
     except RecordError as error:
@@ -179,7 +179,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _progress(path: Path, config: dict[str, Any]) -> str:
-    """How many stages are finished, by their weights; each is written when its row has been measured."""
+    """How many stages are finished, judged by their weights, which are written once a stage is measured."""
     sequence = config.get("sequence")
     if not isinstance(sequence, list):
         return ""

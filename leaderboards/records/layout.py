@@ -1,4 +1,4 @@
-"""What the files of a run directory are called."""
+"""The names of the files of a run directory."""
 
 import os
 import re
@@ -16,29 +16,29 @@ WEIGHTS: Final = "model.safetensors"
 LOG: Final = "log.jsonl"
 VERIFIED: Final = "verified.json"
 REFUTED: Final = "refuted.json"
-"""Written where a run was verified, after it was finished; see `leaderboards.records.trust`."""
+"""The marks that a verification adds to a finished run; see `leaderboards.records.trust`."""
 LOCK: Final = ".lock"
 STAGES: Final = "stages"
 CHECKPOINT: Final = "checkpoint"
-"""Training snapshots and finished pieces of an evaluation; of no use once there is a record."""
+"""Training snapshots and finished pieces of an evaluation, which a finished run no longer needs."""
 TENSORBOARD: Final = "tensorboard"
 
 _TEMPORARY: Final = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 
 
 def temporary_of(name: str) -> int | None:
-    """The process that made a temporary file of this name; None for any other file."""
+    """The id of the process that made the temporary file of this name; None for any other name."""
     found = _TEMPORARY.fullmatch(name)
     return int(found["pid"]) if found else None
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
-    """Sorting key of a name, its numbers by value: ``run-2`` comes before ``run-10``."""
+    """A sorting key that compares numbers in names by value: ``run-2`` comes before ``run-10``."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """All files in a directory, however deep; links are not followed, what vanishes meanwhile is no error."""
+    """All files below a directory; links are not followed, and files that vanish meanwhile are skipped."""
     for root, _, names in os.walk(directory):
         yield from (Path(root) / name for name in names)

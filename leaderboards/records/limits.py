@@ -1,4 +1,4 @@
-"""How large the files of a run may be: they come from strangers, and what they claim is not allocated."""
+"""Size limits for the files of a run, which may be untrusted, and readers that enforce the limits."""
 
 import math
 import os
@@ -14,35 +14,35 @@ from numpy.typing import NDArray
 from leaderboards.errors import RecordError
 
 MOST_TEXT: Final = 16 * 2**20
-"""Bytes of one JSON file or list of checksums; the largest published record has 50 kB."""
+"""The most bytes of a JSON file or list of checksums; the largest published record has 50 kB."""
 MOST_STRING: Final = 2**16
-"""Letters of one text in a record."""
+"""The most characters of one text in a record."""
 MOST_NAME: Final = 300
-"""Letters of one name: of a run, a defense, a data set, an attack; the name of any file or folder fits."""
+"""The most characters of the name of a run, defense, data set or attack; any file or folder name fits."""
 MOST_ATTACK: Final = 1000
-"""Letters of an attack with its knobs; the longest known has 92."""
+"""The most characters of an attack with its knobs; the longest known has 92."""
 MOST_SETTING: Final = 4096
-"""Letters of one text in a configuration, among them paths."""
+"""The most characters of one text in a configuration, which includes paths."""
 MOST_OUTCOMES: Final = 64 * 2**20
-"""Bytes of all outcomes of a run as they are unpacked: a byte for each stage, attack and point."""
+"""The most bytes of a run's unpacked outcomes, with a byte for each stage, attack and point."""
 MOST_HEADER: Final = 16 * 2**20
-"""Bytes of the header of a safetensors file."""
+"""The most bytes of the header of a safetensors file."""
 MOST_POINTS: Final = 10**7
-"""Test points; no data set has as many."""
+"""The most test points; no data set has as many."""
 MOST_STAGE: Final = 9999
 """The largest index of a stage."""
 MOST_ENTRIES: Final = 100_000
-"""Entries of one list of a record, and of its matrix."""
+"""The most entries of a list of a record, and of its matrix."""
 MOST_COUNT: Final = 2**63 - 1
-"""What fits the integers of numpy."""
+"""The largest integer that fits numpy's integers."""
 
 
 def read_bounded(path: Path, most: int = MOST_TEXT) -> bytes:
-    """The content of a plain file that has no more than ``most`` bytes.
+    """Read a plain file of at most ``most`` bytes.
 
     Raises:
-        OSError: it is not there or cannot be read.
-        RecordError: it is larger, or no plain file.
+        OSError: the file is missing or cannot be read.
+        RecordError: the file is larger, or is not a plain file.
     """
     found = check_plain(path)
     if found.st_size > most:
@@ -55,24 +55,24 @@ def read_bounded(path: Path, most: int = MOST_TEXT) -> bytes:
 
 
 def check_plain(path: Path) -> os.stat_result:
-    """What the system says of a file; it is asked before the file is opened, which may wait for ever.
+    """The status of a file that is not a pipe or device, which could block for ever when opened.
 
     Raises:
-        OSError: it is not there.
-        RecordError: it is no plain file; a directory is left to whoever opens it.
+        OSError: the file does not exist.
+        RecordError: it is not a plain file; directories are accepted here, and fail when opened.
     """
     found = os.stat(path)
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise RecordError(f"cannot read {path}: it is no plain file")
+        raise RecordError(f"cannot read {path}: it is not a plain file")
     return found
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of an npz by name, those that it has; their sizes are checked before anything is unpacked.
+    """The arrays of an npz by name, as far as it has them; sizes are checked before anything is unpacked.
 
     Raises:
-        RecordError: they are larger than outcomes may be, or it is no plain file.
-        Exception: whatever zipfile, zlib and numpy answer damage with.
+        RecordError: the arrays are larger than outcomes may be, or the file is not a plain file.
+        Exception: zipfile, zlib and numpy raise various errors for a damaged file.
     """
     check_plain(path)
     found: dict[str, NDArray[Any]] = {}
@@ -93,7 +93,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 
 
 def _array(member: IO[bytes], size: int) -> NDArray[Any]:
-    """The array in a member of ``size`` bytes; a header that claims more or less than that is refused."""
+    """The array in a member of ``size`` bytes; a header that claims another size is refused."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, fortran, dtype = readers[np.lib.format.read_magic(member)](member)
     length = math.prod(shape) * dtype.itemsize
@@ -106,11 +106,11 @@ def _array(member: IO[bytes], size: int) -> NDArray[Any]:
 
 
 def weights_fault(path: Path) -> str:
-    """What is wrong with the header of a safetensors file before it is read; empty where nothing is.
+    """The fault of a safetensors file's header, checked before the file is read; empty if there is none.
 
     Raises:
         OSError: the file cannot be read.
-        RecordError: it is no plain file.
+        RecordError: it is not a plain file.
     """
     check_plain(path)
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Who writes a run: a lock that the system lets go of when its process dies."""
+"""The lock of the process that writes a run, which the system releases when the process dies."""
 
 import contextlib
 import os
@@ -14,16 +14,16 @@ from leaderboards.records.layout import LOCK, RECORD
 from leaderboards.records.limits import read_bounded
 
 TRIES: Final = 100
-"""How often a lock is asked for again while others only look whether it is held."""
+"""How often locking is retried while other processes only check whether the lock is held."""
 
 if sys.platform == "win32":
     import msvcrt
 
-    # Far behind the text, which others read.
+    # Lock a byte far behind the text, so that others can read the text.
     _PLACE: Final = 1 << 30
 
     def _lock(descriptor: int, *, shared: bool = False) -> bool:
-        del shared  # there is but one kind of lock here
+        del shared  # Windows has only one kind of lock
         os.lseek(descriptor, _PLACE, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -54,13 +54,13 @@ class RunBusyError(RecordError):
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Be the only one who writes a run directory, until the block ends or the process dies.
+    """Hold the exclusive right to write a run directory, until the block ends or the process dies.
 
-    The file ``.lock`` stays in an unfinished run and means nothing once its process is gone; in a run that
-    has a record it is removed.
+    The file ``.lock`` stays in an unfinished run and has no effect once its process has ended; in a run with
+    a record it is removed.
 
     Raises:
-        RunBusyError: someone else holds it.
+        RunBusyError: another process or another holder in this process holds it.
         RecordError: there is no such directory, or it cannot be written.
     """
     run_dir = Path(run_dir)
@@ -76,7 +76,7 @@ def hold(run_dir: Path) -> Iterator[None]:
     finally:
         done = (run_dir / RECORD).exists()
         with contextlib.suppress(OSError):
-            # Removed before it is let go of: whoever gets it next sees that it is no longer the file.
+            # Remove the file before releasing it: the next holder then notices that the file has changed.
             if done and sys.platform != "win32":
                 path.unlink()
         _unlock(descriptor)
@@ -93,18 +93,18 @@ def _acquire(path: Path) -> int:
             if not _take(descriptor):
                 raise RunBusyError(_busy(path))
             if _is_file(descriptor, path):
-                with contextlib.suppress(OSError):  # only who it is; a full disk must not keep anyone out
+                with contextlib.suppress(OSError):  # the signature is optional, in case the disk is full
                     _sign(descriptor)
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        # Its last holder removed it between opening and locking.
+        # The last holder removed the file between opening and locking.
         os.close(descriptor)
 
 
 def _take(descriptor: int) -> bool:
-    """Lock for writing. Those who only look share the lock for an instant: they are waited for."""
+    """Lock for writing; retry while other processes share the lock for an instant to check it."""
     for _ in range(TRIES):
         if _lock(descriptor):
             return True
@@ -138,8 +138,8 @@ def claim(run_dir: Path) -> None:
     """Sign a run directory that was just made, so that its maker is known before it holds the lock.
 
     Raises:
-        FileNotFoundError: the directory has gone again.
-        OSError: it cannot be written.
+        FileNotFoundError: the directory was removed again.
+        OSError: the directory cannot be written.
     """
     descriptor = os.open(Path(run_dir) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -149,7 +149,7 @@ def claim(run_dir: Path) -> None:
 
 
 def signature(run_dir: Path) -> tuple[int, str] | None:
-    """Process and host that last held a run, None where nothing says so."""
+    """The process and host that last held a run; None if unknown."""
     try:
         process, host = read_bounded(Path(run_dir) / LOCK).decode().split()
         return int(process), host
@@ -158,9 +158,9 @@ def signature(run_dir: Path) -> tuple[int, str] | None:
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether a living process is writing the run; also where that cannot be found out."""
+    """Whether a live process is writing the run; True if that cannot be determined."""
     try:
-        # Of a pipe in its place, nobody may ever write the other end.
+        # If the file is a pipe, opening it could block for ever.
         descriptor = os.open(Path(run_dir) / LOCK, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -178,7 +178,7 @@ def is_held(run_dir: Path) -> bool:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine lives; True where that cannot be found out."""
+    """Whether a process of this machine is alive; True if that cannot be determined."""
     if sys.platform == "win32":
         return True
     try:

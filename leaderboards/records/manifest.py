@@ -1,4 +1,4 @@
-"""The manifest of a run, ``run.json``: what was asked for, written before anything else."""
+"""The manifest of a run, ``run.json``: the requested configuration, written before anything else."""
 
 import json
 from pathlib import Path
@@ -19,10 +19,10 @@ MANIFEST_SCHEMA: Final = 1
 
 
 class Manifest(Frozen):
-    """What a run was asked to do. ``schema_number`` is ``schema`` in JSON and as a constructor argument.
+    """The request of a run. ``schema_number`` is ``schema`` in JSON and as a constructor argument.
 
-    ``identity`` is a hash of everything that the run's numbers depend on: two runs with one identity give
-    the same record. ``more`` holds what a kind of run needs beside its config.
+    ``identity`` is a hash of everything that the run's numbers depend on: two runs with the same identity
+    give the same record. ``more`` holds what some kinds of run need in addition to the config.
     """
 
     schema_number: Literal[1] = Field(default=1, alias="schema")
@@ -53,14 +53,14 @@ def read_manifest(run_dir: Path) -> Manifest:
     """Read ``run.json`` of a run directory.
 
     Raises:
-        RecordError: there is none, it is damaged, or its schema is unknown.
+        RecordError: the manifest is missing or damaged, or its schema is unknown.
     """
     path = Path(run_dir) / MANIFEST
     try:
         tree = json.loads(read_bounded(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError(
-            f"no manifest at {path}: this is no run, or one made before there were any"
+            f"no manifest at {path}: this is not a run, or a run that predates manifests"
         ) from error
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
@@ -68,7 +68,7 @@ def read_manifest(run_dir: Path) -> Manifest:
         raise RecordError(f"{path}: not a JSON manifest: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RecordError(f"{path}: a manifest is a JSON object, not a {type(tree).__name__}")
-    # Looked at first: another schema's keys mean nothing here.
+    # Check the schema first: the keys of other schemas are unknown here.
     number = tree.get("schema")
     if type(number) is not int or number != MANIFEST_SCHEMA:
         found = " ".join(json.dumps(number).split())[:40]

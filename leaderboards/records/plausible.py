@@ -1,4 +1,4 @@
-"""Numbers of a record that no run can have, so that nothing is added up or shown that is absurd."""
+"""Finds numbers of a record that no run can have, so that absurd numbers are never summed or shown."""
 
 import math
 import sys
@@ -10,13 +10,13 @@ from leaderboards.records.record import Record
 MOST_SECONDS: Final = 10 * 366 * 24 * 3600
 """Ten years."""
 MOST_PASSES: Final = 10**15
-"""Passes of one cell or of a training; 300 epochs of ImageNet with 50 steps a point take 2 · 10^10."""
+"""The most passes of a cell or training; 300 epochs of ImageNet with 50 steps per point take 2 · 10^10."""
 MOST_METRIC: Final = 10**6
-"""Metrics are shares, decibels and ratios."""
+"""The largest absolute value of a metric; metrics are shares, decibels and ratios."""
 
 
 def implausible(record: Record) -> Iterator[str]:
-    """One line for each number that is larger than that of any run."""
+    """One line for each number that is larger than any run can have."""
     cells = [(f"stage {cell.stage}, {cell.attack}", cell) for cell in record.cells]
     cells += [(f"probe {cell.attack}", cell) for cell in record.audit.probes]
     for label, cell in cells:
@@ -34,6 +34,6 @@ def implausible(record: Record) -> Iterator[str]:
 
 def _above(what: str, value: float, most: int) -> Iterator[str]:
     if value > most:
-        # Ten to the power of 400 is an integer that no float holds.
+        # A huge integer such as 10^400 does not fit a float.
         shown = f"10^{math.log10(value):.0f}" if value > sys.float_info.max else f"{value:.2g}"
         yield f"{what} is {shown}, more than the {most:.2g} that any run can have"

@@ -1,4 +1,4 @@
-"""The run record: what ``record.json`` holds, and how it is read."""
+"""The run record: the contents of ``record.json``, and how to read it."""
 
 import contextlib
 import json
@@ -54,9 +54,9 @@ __all__ = [
 
 SCHEMA: Final = 1
 LONGEST: Final = 400
-"""Letters of what an error repeats of a record."""
+"""The most characters that an error quotes from a record."""
 
-# What tables read of a config, with the types they rely on.
+# The config keys that tables read, with the types that they need.
 _CONFIG: Final[dict[str, tuple[type, ...]]] = {
     "defense": (str,),
     "params": (dict,),
@@ -73,16 +73,16 @@ _LONGEST_SETTINGS: Final = {
     **dict.fromkeys(("defense", "regime", "dataset"), MOST_NAME),
     **dict.fromkeys(("sequence", "training", "unseen", "eval"), MOST_ATTACK),
 }
-"""What tables and pictures write out."""
+"""The config keys that tables and pictures show."""
 _ENVIRONMENT: Final = ("versions", "commit", "device", "threads", "data", "python", "platform")
 
 
 class Record(Frozen):
     """A finished run. ``schema_number`` is ``schema`` in JSON and as a constructor argument.
 
-    ``config`` and ``environment`` are open mappings, but the keys that tables and ``verify`` read must be
-    there: defense, params, sequence, training, regime, dataset, model, plan, pretrain and an integer
-    seed; versions, commit, device, threads, python, platform and data with its name and fingerprint.
+    ``config`` and ``environment`` may have any keys, but must have those that tables and ``verify`` read:
+    defense, params, sequence, training, regime, dataset, model, plan, pretrain and an integer seed;
+    versions, commit, device, threads, python, platform and data with its name and fingerprint.
     """
 
     schema_number: Literal[1] = Field(alias="schema")
@@ -126,7 +126,7 @@ class Record(Frozen):
         if missing := [key for key in _CONFIG if key not in value]:
             raise ValueError(f"missing {', '.join(missing)}")
         for key, kinds in _CONFIG.items():
-            # bool is an int to isinstance, but no seed.
+            # isinstance accepts a bool as an int, but a bool is not a seed.
             if not isinstance(value[key], kinds) or isinstance(value[key], bool):
                 raise ValueError(f"{key} must be {kinds[0].__name__}, not {value[key]!r}")
         for key, text in value.items():
@@ -146,7 +146,7 @@ class Record(Frozen):
 
     @model_validator(mode="after")
     def _cells_are_a_matrix(self) -> Self:
-        # The matrix has a row for each stage up to the last, whether or not there is a cell for it.
+        # The matrix has a row for each stage up to the last, even for stages without a cell.
         if (size := (self._last + 1) * (len(self.attacks) + 1)) > MOST_ENTRIES:
             raise ValueError(f"stages and attacks make a matrix of {size} cells, {MOST_ENTRIES} are allowed")
         known = {entry.text for entry in self.attacks} | {CLEAN}
@@ -178,9 +178,9 @@ class Record(Frozen):
         return self._columns(texts)
 
     def worst_case_points(self) -> int | None:
-        """The number of test points that the worst case is of: those that all attacks share.
+        """The number of test points in the worst case: those that all attacks share.
 
-        None where an attack was not measured after the last stage, or there are no attacks.
+        None if an attack was not measured after the last stage, or if there are no attacks.
         """
         last = max((cell.stage for cell in self.cells), default=0)
         counts = {cell.attack: cell.n for cell in self.cells if cell.stage == last}
@@ -203,10 +203,10 @@ class Record(Frozen):
 
 
 def comparable(record: Record) -> dict[str, Any]:
-    """What two runs of one command on one machine must agree on, as JSON values.
+    """The parts of a record that two runs of one command on one machine must share, as JSON values.
 
-    The record without its id, its creation time, every duration, and the commit: that names the checkout,
-    which may move on between two runs whose code is the same.
+    This is the record without its id, its creation time, all durations, and the commit, since the checkout
+    may change between two runs of the same code.
     """
     tree = record.dump()
     del tree["id"], tree["created"], tree["cost"]["training_seconds"], tree["cost"]["evaluation_seconds"]
@@ -217,14 +217,14 @@ def comparable(record: Record) -> dict[str, Any]:
 
 
 def parse_record(data: Mapping[str, Any] | bytes | str, source: str) -> Record:
-    """Read a record from JSON text or its decoded mapping; ``source`` names the file in errors.
+    """Parse a record from JSON text or its decoded mapping; ``source`` names the file in errors.
 
     Raises:
-        RecordError: not JSON, an unknown schema number (looked at first: another schema's keys mean
-            nothing here), or a key that is missing, unknown or holds a wrong value.
+        RecordError: it is not JSON, its schema number is unknown (checked first, because the keys of other
+            schemas are unknown here), or a key is missing, unknown or has a wrong value.
     """
     if isinstance(data, bytes):
-        # More than twice as fast as the way below, which finds the words for what is wrong.
+        # This is more than twice as fast as the code below, which explains the fault.
         with contextlib.suppress(ValidationError):
             return Record.model_validate_json(data)
     try:
@@ -246,7 +246,7 @@ def parse_record(data: Mapping[str, Any] | bytes | str, source: str) -> Record:
 
 
 def _check_lengths(key: str, value: object, most: int) -> None:
-    """Look at every text in a value of a configuration, keys among them."""
+    """Check the length of every text in a value of a configuration, including keys."""
     found = [value]
     while found:
         one = found.pop()
@@ -260,12 +260,12 @@ def _check_lengths(key: str, value: object, most: int) -> None:
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
-    # It repeats what the record holds, which may be anything.
+    # The text quotes the record, which may contain anything.
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault with its key, and how many more there are."""
+    """The first fault of a validation error with its key, and how many more there are."""
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]
     key = _one_line(".".join(str(part) for part in first["loc"]))

@@ -1,4 +1,4 @@
-"""Run directories on disk: atomic writes, exclusive creation, reading back."""
+"""Run directories on disk: atomic writes, exclusive creation, and reading."""
 
 import io
 import json
@@ -23,10 +23,10 @@ Bools = NDArray[np.bool_]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that readers, and a crash at any moment, find the old content or all of the new.
+    """Write a file atomically: readers, even after a crash, find either the old or the complete new content.
 
     Raises:
-        RecordError: the file cannot be written; the old one, if any, is untouched.
+        RecordError: the file cannot be written; an existing file is then unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -46,7 +46,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    # The rename itself survives a power cut only once the directory is on disk. Windows cannot open one.
+    # A rename survives a power cut only once the directory is on disk. Windows cannot open directories.
     if os.name != "posix":
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -64,7 +64,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, in UTF-8, atomically; floats keep full precision.
 
     Raises:
-        RecordError: the file cannot be written, or a text is no UTF-8.
+        RecordError: the file cannot be written, or a text is not valid UTF-8.
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
     write_bytes(path, json_bytes(value))
@@ -74,7 +74,7 @@ def json_bytes(value: Any) -> bytes:
     """The bytes that `write_json` writes.
 
     Raises:
-        RecordError: a text is no UTF-8, as the names of files may be.
+        RecordError: a text is not valid UTF-8, which can happen with file names.
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -82,7 +82,7 @@ def json_bytes(value: Any) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         near = text[max(error.start - 20, 0) : error.end + 20].strip()
-        raise RecordError(f"{near!a} holds bytes that are no UTF-8: no record can keep them") from None
+        raise RecordError(f"{near!a} contains bytes that are not UTF-8: a record cannot hold them") from None
 
 
 def write_record(run_dir: Path, record: Record) -> Path:
@@ -96,8 +96,8 @@ def write_outcomes(path: Path, clean: Bools, robust: Bools, *, probes: Bools | N
     """Write per-point outcomes, atomically; the same arrays always give the same bytes.
 
     ``clean`` is boolean (T+1, n); ``robust`` is boolean (T+1, A, n), attacks in the record's order, False
-    for points on which an attack was not measured. ``probes`` is boolean (P, m), what survives each of the
-    audit's probes, of the first m points.
+    for points on which an attack was not measured. ``probes`` is boolean (P, m): which of the first m points
+    survive each of the audit's probes.
 
     Raises:
         RecordError: the file cannot be written.
@@ -117,19 +117,19 @@ def read_outcomes(path: Path) -> tuple[Bools, Bools]:
     """Read what `write_outcomes` wrote: (clean, robust).
 
     Raises:
-        RecordError: the file is missing, damaged, too large or holds something else.
+        RecordError: the file is missing, damaged or too large, or has other contents.
     """
     arrays = _read(path, ("clean", "robust"))
     return arrays["clean"], arrays["robust"]
 
 
 def read_all_outcomes(path: Path) -> tuple[Bools, Bools, Bools]:
-    """(clean, robust) of `read_outcomes`, then what survives each of the audit's probes.
+    """The arrays (clean, robust) of `read_outcomes`, then which points survive each of the audit's probes.
 
-    The last is (P, m), in the order of the audit's cells; (0, 0) where none is kept.
+    The last is (P, m), in the order of the audit's cells; (0, 0) if none is stored.
 
     Raises:
-        RecordError: the file is missing, damaged or holds something else.
+        RecordError: the file is missing or damaged, or has other contents.
     """
     arrays = _read(path, ("clean", "robust", "probes"))
     probes = arrays.get("probes", np.zeros((0, 0), dtype=bool))
@@ -147,7 +147,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     except OSError as error:
         raise RecordError(f"cannot read outcomes {path}: {_reason(error)}") from error
     except Exception as error:
-        # zipfile, zlib and numpy's header parser answer damage with a dozen unrelated exceptions.
+        # Damaged files make zipfile, zlib and numpy's header parser raise a dozen unrelated exceptions.
         raise RecordError(f"damaged outcomes {path}: expected an npz with clean and robust") from error
     if fault := _outcome_fault(clean, robust):
         raise RecordError(f"damaged outcomes {path}: {fault}")
@@ -155,10 +155,10 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def read_probe_outcomes(path: Path) -> Bools:
-    """The last array of `read_all_outcomes`.
+    """The probes' outcomes, the last array of `read_all_outcomes`.
 
     Raises:
-        RecordError: the file is missing, damaged or holds something else.
+        RecordError: the file is missing or damaged, or has other contents.
     """
     return read_all_outcomes(path)[2]
 
@@ -172,12 +172,12 @@ def _outcome_fault(clean: NDArray[Any], robust: NDArray[Any]) -> str | None:
 
 
 def new_run_directory(runs_dir: Path, stem: str) -> Path:
-    """Create ``runs_dir/stem``, or ``stem-2``, ``stem-3``… when taken: a directory no one else got.
+    """Create a new directory ``runs_dir/stem``, or ``stem-2``, ``stem-3``… if the name is taken.
 
-    ``runs_dir`` is made when missing. Safe with many processes.
+    ``runs_dir`` is created if missing. Many processes may call this at once: each gets its own directory.
 
     Raises:
-        RecordError: ``stem`` is no plain name, or ``runs_dir`` is a file or cannot be written.
+        RecordError: ``stem`` is not a plain name, or ``runs_dir`` is a file or cannot be written.
     """
     runs_dir = Path(runs_dir)
     if not stem or stem in (".", "..") or Path(stem).name != stem or "\\" in stem:
@@ -201,13 +201,13 @@ def new_run_directory(runs_dir: Path, stem: str) -> Path:
 
 
 def _make(path: Path) -> None:
-    """Make a directory that says who made it, so that no one takes it for an abandoned one."""
+    """Make a directory and sign it, so that no process considers it abandoned."""
     while True:
         path.mkdir()
         try:
             return claim(path)
         except FileNotFoundError:
-            # Removed again while it was empty, as clearing up does.
+            # A cleanup removed the directory while it was empty.
             continue
         except OSError:
             shutil.rmtree(path, ignore_errors=True)
@@ -218,7 +218,7 @@ def read_record(path: Path) -> Record:
     """Read a record from a run directory or from its ``record.json``.
 
     Raises:
-        RecordError: there is none, or it cannot be read (see `parse_record`).
+        RecordError: there is no record, or it cannot be read (see `parse_record`).
     """
     path = Path(path)
     if path.is_dir():
@@ -226,14 +226,14 @@ def read_record(path: Path) -> Record:
     try:
         data = read_bounded(path)
     except FileNotFoundError as error:
-        raise RecordError(f"no record at {path}: the run did not finish, or this is no run") from error
+        raise RecordError(f"no record at {path}: the run did not finish, or this is not a run") from error
     except OSError as error:
         raise RecordError(f"cannot read {path}: {_reason(error)}") from error
     return parse_record(data, str(path))
 
 
 def run_paths(runs_dir: Path) -> list[str]:
-    """Everything in a runs directory, in path order; which of it is a run is for the reader to find out.
+    """The paths of everything in a runs directory, in path order, whether or not it is a run.
 
     Raises:
         RecordError: there is no such directory.

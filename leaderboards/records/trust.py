@@ -1,4 +1,4 @@
-"""How far a run's numbers were verified where it lies, or whether they are what somebody says."""
+"""How far the numbers of a run were verified in its present directory."""
 
 import contextlib
 import json
@@ -18,21 +18,21 @@ from leaderboards.records.store import write_json
 How = Literal["retrained", "re-evaluated"]
 Trust = Literal["retrained", "re-evaluated", "self-reported", "refuted"]
 LEVELS: Final[tuple[Trust, ...]] = get_args(Trust)
-"""From the most that is known of a run to the least.
+"""The levels of trust, from the most to the least.
 
-``retrained``: the run was made again from its record, and gave the same. ``re-evaluated``: its saved weights
-were attacked again; how they were trained nobody looked at. ``self-reported``: nobody looked at anything.
-``refuted``: somebody did, and found other numbers.
+``retrained``: the run was repeated from its record and gave the same numbers. ``re-evaluated``: its saved
+weights were attacked again; their training was not checked. ``self-reported``: nothing was checked.
+``refuted``: a verification found other numbers.
 """
 VERIFIED_SCHEMA: Final = 1
 
 
 class Verified(Frozen):
-    """``verified.json``: a verification that confirmed a run and looked at enough of it.
+    """``verified.json``: a verification that confirmed a run and checked enough of it.
 
     ``schema_number`` is ``schema`` in JSON and as a constructor argument. ``files`` maps record, outcomes and
-    weights, as they were when they were verified, to their SHA-256. ``how`` tells a re-evaluation of the
-    saved stages from training once more; ``sample`` says what was compared, ``machine`` where.
+    weights to their SHA-256 at the time of verification. ``how`` says whether the saved stages were
+    re-evaluated or the run was retrained; ``sample`` says what was compared, ``machine`` where.
     """
 
     schema_number: Literal[1] = Field(default=1, alias="schema")
@@ -50,7 +50,7 @@ class Verified(Frozen):
 
 
 class Refuted(Frozen):
-    """``refuted.json``: a verification that refuted a run, and the lines that did.
+    """``refuted.json``: a verification that refuted a run, and the contradictions that it found.
 
     ``schema_number`` is ``schema`` in JSON and as a constructor argument; ``files`` is that of `Verified`.
     """
@@ -71,13 +71,13 @@ Mark = TypeVar("Mark", Verified, Refuted)
 
 
 def trust_of(run_dir: Path) -> Trust:
-    """What a verification made of the very files that lie there, else ``self-reported``: see `LEVELS`.
+    """The trust level of a run by its verification marks; ``self-reported`` without any: see `LEVELS`.
 
-    A mark counts only while record, outcomes and weights are those that it names: none changed, none gone,
-    none added. It is as good as whoever can write the directory; archives of others bring none with them.
+    A mark counts only while record, outcomes and weights are exactly the files that it lists: none changed,
+    removed or added. Anyone who can write the directory can write a mark; archives do not contain any.
     """
     run_dir = Path(run_dir)
-    # First, and cheap: most runs have none, and nothing of them is read.
+    # Look for marks first: most runs have none, and their other files then need not be read.
     marks: list[tuple[Trust, Mapping[str, str]]] = []
     with contextlib.suppress(RecordError):
         if (run_dir / REFUTED).is_file():
@@ -96,7 +96,7 @@ def trust_of(run_dir: Path) -> Trust:
 
 
 def refutation_of(run_dir: Path) -> str:
-    """The first line that refuted a run whose trust is ``refuted``; empty where that cannot be read."""
+    """The first contradiction of a run whose trust is ``refuted``; empty if its mark cannot be read."""
     try:
         faults = read_refuted(run_dir).faults
     except RecordError:
@@ -105,7 +105,7 @@ def refutation_of(run_dir: Path) -> str:
 
 
 def digests_of(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of the record, the outcomes and all weights of a run, by name.
+    """The SHA-256 of the record, the outcomes and all weights of a run, by name.
 
     Raises:
         RecordError: a file cannot be read, or there is no record.
@@ -157,19 +157,19 @@ def read_refuted(run_dir: Path) -> Refuted:
 
 
 def remove_verified(run_dir: Path) -> bool:
-    """Remove the mark of a run that was confirmed; says whether there was one.
+    """Remove ``verified.json``; return whether it existed.
 
     Raises:
-        RecordError: it cannot be removed.
+        RecordError: the file cannot be removed.
     """
     return _remove(Path(run_dir) / VERIFIED)
 
 
 def remove_refuted(run_dir: Path) -> bool:
-    """Remove the mark of a run that was refuted; says whether there was one.
+    """Remove ``refuted.json``; return whether it existed.
 
     Raises:
-        RecordError: it cannot be removed.
+        RecordError: the file cannot be removed.
     """
     return _remove(Path(run_dir) / REFUTED)
 
@@ -181,7 +181,7 @@ def _read(path: Path, kind: type[Mark]) -> Mark:
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
     except (ValidationError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: no mark of a verification that this version reads") from error
+        raise RecordError(f"{path}: not a verification mark that this version can read") from error
 
 
 def _remove(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The static site: leaderboards that sort, search and filter, and a page a run. No network, no server."""
+"""The static site: leaderboards that sort, search and filter, and a page per run. No network, no server."""
 
 from leaderboards.site.build import write_site
 

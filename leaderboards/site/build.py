@@ -1,4 +1,4 @@
-"""From rows and records to the files of the site."""
+"""Builds the files of the site from rows and records."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from leaderboards.site.sources import SiteSource, Sources
 from leaderboards.site.swap import replacing
 
 ASSETS: Final = ("site.css", "board.js", "run.js")
-# Scripts and styles are files beside the pages; `file:` is what 'self' is to a page opened from a disk.
+# Scripts and styles are files beside the pages; for a page opened from disk, `file:` is needed for 'self'.
 POLICY: Final = (
     "default-src 'none'; script-src 'self' file:; style-src 'self' file:; base-uri 'none'; form-action 'none'"
 )
@@ -30,16 +30,16 @@ POLICY: Final = (
 def write_site(
     out: Path, rows: Sequence[Row], records: Iterable[Record] = (), runs_dir: Path | None = None
 ) -> int:
-    """Write the site of ``rows`` as the directory ``out``, all of it or nothing; returns how many run pages.
+    """Write the site of ``rows`` to ``out``, completely or not at all; return the number of run pages.
 
     Args:
         out: a new or empty directory, or an earlier site, which is replaced.
-        rows: what is shown, in this order.
-        records: the records of rows that do not know where their runs are; others are left out.
-        runs_dir: where stored outcomes of those are, for worst cases by threat; without it there are none.
+        rows: the rows to show, in this order.
+        records: the records of rows without a run directory; other records are left out.
+        runs_dir: the directory with the outcomes of these records, which worst cases by threat need.
 
     Raises:
-        RecordError: ``out`` holds something else or cannot be written, or a row's record cannot be had.
+        RecordError: ``out`` has other contents or cannot be written, or a row's record is missing.
     """
     names = iter(slugs(name for row in rows for name in row.runs))
     pages = [[next(names) for _ in row.runs] for row in rows]
@@ -76,7 +76,7 @@ def _templates() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """What a template writes of a value: control characters in names are spelled out."""
+    """A value as a template writes it, with control characters in names escaped."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -91,7 +91,7 @@ def _index_page(template: Template, rows: Sequence[Row], pages: Sequence[list[st
 
 
 def _embedded(data: Mapping[str, Any]) -> Markup:
-    """JSON to stand in a script element: nothing in it can end that element or begin a comment."""
+    """JSON for a script element, escaped so that it cannot end the element or begin a comment."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -101,7 +101,7 @@ def _embedded(data: Mapping[str, Any]) -> Markup:
 def _run_pages(
     template: Template, row: Row, names: Sequence[str], sources: Sources
 ) -> Iterator[tuple[SiteSource, str, str]]:
-    """Of each seed its source, the name of its directory and its page."""
+    """For each seed, its source, the name of its directory and its page."""
     values = {"row": row, "group": title_of(row), "siblings": list(zip(row.seeds, names, strict=True))}
     for place, name in enumerate(names):
         source = sources.of(row, place)

@@ -20,9 +20,9 @@ _FILES: Final = (".pt", ".pth", ".ts", ".pt2")
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, quoted for a shell, on several lines; ``text`` is None where there is none.
+    """A command line, quoted for a shell, on several lines; ``text`` is None if there is none.
 
-    ``note`` is empty, or one sentence: why there is none, or what it needs beside itself.
+    ``note`` is empty, or one sentence: why there is no command, or what else it needs.
     """
 
     text: str | None
@@ -30,11 +30,11 @@ class Command:
 
 
 class _CannotSpellError(ValueError):
-    """A config that no command line gives; the message says why."""
+    """No command line gives the config; the message says why."""
 
 
 def from_record(config: Mapping[str, Any]) -> Command:
-    """``advbench run --config record.json``; of a model evaluated from elsewhere there is none."""
+    """The command ``advbench run --config record.json``; there is none for a model trained elsewhere."""
     if config.get("regime") == EVALUATED:
         return Command(None, "A model that was trained elsewhere is evaluated again by advbench eval.")
     model = config.get("model")
@@ -44,10 +44,10 @@ def from_record(config: Mapping[str, Any]) -> Command:
 
 
 def spelled_out(config: Mapping[str, Any]) -> Command:
-    """Every option of a record's config on one command line, which resolves to that config again.
+    """A command line with every option of a record's config, which resolves to the same config.
 
-    Records come from strangers: arguments are quoted for the shell, and one that holds a character which
-    cannot be seen (a control character could end the quotes when it is pasted) makes no command.
+    Records may come from anyone, so arguments are quoted for the shell. An argument with an invisible
+    character gives no command, because a pasted control character could end the quotes.
     """
     try:
         evaluated = config.get("regime") == EVALUATED
@@ -64,17 +64,17 @@ def spelled_out(config: Mapping[str, Any]) -> Command:
 
 
 def _needs(origin: Mapping[str, Any]) -> Iterator[str]:
-    """What must be there, or be trusted, before the command is given."""
+    """Sentences on what must be available or trusted before the command is run."""
     if ":" in origin["model"] and not origin["model"].startswith(_ZOOS):
         yield f"It imports the code of {origin['model']}: read that first."
     if origin["model"].endswith(_FILES) and origin.get("weights"):
         yield f"It loads the program {origin['model']}, which can run any code: add --trust if you trust it."
     if origin.get("weights"):
-        yield f"It needs the file {origin['weights']}, whose checksum stands in the record."
+        yield f"It needs the file {origin['weights']}, whose checksum is in the record."
 
 
 def _filled(options: Sequence[str]) -> list[str]:
-    """Options joined to lines that are no longer than need be."""
+    """Options joined to lines of limited length."""
     lines = [""]
     for option in options:
         if lines[-1] and len(lines[-1]) + len(option) >= _LINE:
@@ -97,7 +97,7 @@ def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     plan_keys = {*config["plan"], *(f"pretrain.{key}" for key in config["pretrain"])}
     for key, value in config["params"].items():
         if key in plan_keys:
-            raise _CannotSpellError(f"--set {key} is the defense's and the training plan's")
+            raise _CannotSpellError(f"--set {key} would set both the defense and the training plan")
         yield "--set", f"{key}={_yaml(value)}"
     for prefix, plan in (("", config["plan"]), ("pretrain.", config["pretrain"])):
         for key, value in plan.items():
@@ -112,7 +112,7 @@ def _evaluation(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     model, weights = _text(origin["model"]), origin.get("weights")
     from_file = model.endswith(_FILES)
     if weights is None and ":" not in model and not from_file:
-        raise _CannotSpellError("The model was given from Python, not by a text")
+        raise _CannotSpellError("The model was passed as a Python object, not named by a text")
     yield "--model", model
     if weights is not None and not from_file:
         yield "--weights", _text(weights)
@@ -141,10 +141,10 @@ def _where_and_how(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _training_knobs(sequence: Sequence[str], training: Sequence[str]) -> dict[str, str]:
-    """``attack.knob`` and value of every training knob.
+    """The name ``attack.knob`` and the value of every training knob.
 
-    ``--train-set`` names an attack, so two attacks of one name share what it says. Where they differ in eps,
-    which follows evaluation's, and in steps of one length relative to it, nothing need be said.
+    ``--train-set`` names an attack, so two attacks with one name share its value. Two attacks that differ
+    only in eps, which evaluation sets, and have equal step sizes relative to it, need no option.
     """
     named: dict[str, list[tuple[dict[str, str], dict[str, str]]]] = {}
     for text, trained in zip(sequence, training, strict=True):
@@ -158,7 +158,7 @@ def _training_knobs(sequence: Sequence[str], training: Sequence[str]) -> dict[st
         follows = all(own.get("eps") == knobs.get("eps") for own, knobs in twins)
         if free and not (free <= {"eps", "step_size"} and follows and len(lengths) <= 1):
             raise _CannotSpellError(
-                f"{name} stands twice in the sequence and is trained differently each time"
+                f"{name} is listed twice in the sequence and is trained differently each time"
             )
         found |= {f"{name}.{knob}": value for knob, value in sorted(agreed)}
     return found
@@ -181,14 +181,14 @@ def _text(value: object) -> str:
 
 
 def _plan_value(value: object) -> str:
-    """As the training plan reads it: ``crop+flip``, ``none``, or the value's own text."""
+    """A value in the syntax of the training plan: ``crop+flip``, ``none``, or the value's own text."""
     if isinstance(value, list):
         return "+".join(map(_text, value)) or "none"
     return "none" if value is None else str(value)
 
 
 def _yaml(value: Any) -> str:
-    """As YAML reads it: numbers with an exponent need a point, words that mean something else quotes."""
+    """A value in YAML: numbers with an exponent need a point, words with a special meaning need quotes."""
     if isinstance(value, float):
         mantissa, e, exponent = repr(value).partition("e")
         return repr(value) if not e or "." in mantissa else f"{mantissa}.0e{exponent}"
@@ -203,5 +203,5 @@ def _yaml(value: Any) -> str:
 
 def _quoted(name: str, value: str) -> str:
     if not value.isprintable():
-        raise _CannotSpellError(f"The value of {name} holds characters that cannot be seen")
+        raise _CannotSpellError(f"The value of {name} contains invisible characters")
     return shlex.quote(value)

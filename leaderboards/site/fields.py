@@ -1,4 +1,4 @@
-"""What the site shows of a row: which metrics, in what order, under what headings, in what units."""
+"""How the site shows metrics: which ones, in what order, with what headings and units."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +31,11 @@ _ORDER: Final = (
     "backward_transfer",
     "forward_transfer",
 )
-"""The standard metrics as the site shows them: what is asked first stands first."""
+"""The standard metrics in the order of the site, the most important first."""
 
 
 def trust_of_run(directory: Path | None) -> str:
-    """What is known of a run's numbers, by the mark in its directory: see `LEVELS` of its module."""
+    """How far a run's numbers were verified, by the mark in its directory: see `trust.LEVELS`."""
     return "self-reported" if directory is None else trust_of(directory)
 
 
@@ -50,9 +50,9 @@ def interval_of(summary: Summary) -> tuple[float, float] | None:
 
 
 def metric_names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """The metrics that any of the rows has: what was asked for and the standard ones, then all others.
+    """The metrics that some row has: first the ranking metric and the standard ones, then all others.
 
-    The first is what they are ranked by. The others belong to single methods.
+    The ranking metric comes first. The others belong to single methods.
     """
     present = {name for row in rows for name, summary in row.metrics.items() if summary is not None}
     asked = sorted(filter(attack_of, present))
@@ -66,7 +66,7 @@ def heading(name: str) -> str:
 
 
 def scale_of(name: str) -> tuple[float, int, str]:
-    """Factor, digits and unit with which a metric is shown: shares in percent, PSNR in dB, SSIM as it is."""
+    """The factor, digits and unit for showing a metric: shares in percent, PSNR in dB, SSIM unscaled."""
     if name.endswith("psnr"):
         return 1.0, 1, "dB"
     return (1.0, 3, "") if name.endswith("ssim") else (100.0, 1, "%")
@@ -79,5 +79,5 @@ def shown(value: float, name: str) -> str:
 
 
 def minus(text: str) -> str:
-    """A number's text with a true minus sign, and none before zero."""
+    """A number's text with a typographic minus sign, and without a sign before zero."""
     return text.replace("-", "−") if float(text) else text.removeprefix("-")

@@ -1,4 +1,4 @@
-"""The first page: comparison groups, their rows as cells, and the data that the script sorts and filters."""
+"""The index page: comparison groups, their rows as cells, and the data that the script sorts and filters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from leaderboards.statistics.under import spoken
 SECTIONS: Final = (
     "",
     "Suspect, invalid or refused: shown, never ranked above an honest row",
-    "Target-aware: told which attack it faces, ranked apart",
+    "Target-aware: given the attack that it faces, ranked separately",
 )
 FILTERS: Final = ("dataset", "defense", "regime", "verdict", "trust")
 _ROWS_AT_FIRST: Final = 1000
-"""In all tables together: what a browser lays out at once, with or without script."""
+"""The most lines in all tables together that the page shows at first, with or without a script."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are compared with one another."""
+    """Rows that are compared with each other."""
 
     number: int
     title: str
@@ -51,7 +51,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Index:
-    """The whole page; ``page`` is how many lines a table shows before it is asked for more."""
+    """The whole page; ``page`` is how many lines a table shows before the reader requests more."""
 
     groups: list[Group]
     facets: dict[str, list[str]]
@@ -59,11 +59,11 @@ class Index:
 
     @property
     def count(self) -> int:
-        """Lines in all tables."""
+        """The number of lines in all tables."""
         return sum(len(group.lines) for group in self.groups)
 
     def data(self) -> dict[str, Any]:
-        """What the script gets: everything that it can show, sort and filter by."""
+        """The data for the script: everything that it can show, sort and filter by."""
         return {
             "page": self.page,
             "sections": SECTIONS,
@@ -96,7 +96,7 @@ def make_index(rows: Sequence[Row], pages: Sequence[list[str]]) -> Index:
 
 
 def title_of(row: Row) -> str:
-    """Data set, sequence by names, model: what its comparison group is called."""
+    """The title of a row's comparison group: data set, names of the sequence, model."""
     return " · ".join(filter(None, [row.dataset, " → ".join(short_names(row.sequence)), row.model]))
 
 
@@ -109,7 +109,7 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
         line_of(row, rank, own, standard, others, best, directories)
         for row, rank, own, directories in zip(rows, ranks, settings, pages, strict=True)
     ]
-    # The order of the rows is the ranking's; sorting is stable, so it only parts the sections.
+    # The rows are in ranking order; the stable sort only separates the sections.
     pairs = sorted(zip(rows, lines, strict=True), key=lambda pair: pair[1].section)
     first = rows[0]
     return Group(
@@ -129,7 +129,7 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
 
 
 def _points(pairs: Sequence[tuple[Row, Line]]) -> list[Point]:
-    """Clean against robust accuracy of the lines that have both."""
+    """The clean and robust accuracies of the lines that have both, as points."""
     points = []
     for number, (row, line) in enumerate(pairs):
         clean, robust = row.metrics.get("clean_accuracy"), row.metrics.get("average_robust_accuracy")

@@ -1,4 +1,4 @@
-"""Rows of a leaderboard as cells: texts, and what they are sorted by."""
+"""Rows of a leaderboard as cells: texts, and their sorting keys."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _NO_BEST: Final = frozenset({"unseen_gap"})
 
 @dataclass(frozen=True)
 class SiteColumn:
-    """A column; ``up`` says that a first click sorts from the smallest."""
+    """A column; with ``up``, the first click sorts in ascending order."""
 
     key: str
     label: str
@@ -28,7 +28,7 @@ class SiteColumn:
 
 @dataclass(frozen=True)
 class SiteCell:
-    """What stands in a cell: the main text, smaller lines below, and what it is sorted by."""
+    """A cell: its main text, smaller lines below, and its sorting key."""
 
     main: str
     sub: str = ""
@@ -46,13 +46,13 @@ class Line:
     facets: tuple[str, ...]
 
     def packed(self) -> list[Any]:
-        """As the script reads it."""
+        """The line in the form that the script reads."""
         cells = [[cell.main, cell.sub, cell.key, int(cell.best)] for cell in self.cells]
         return [self.section, cells, self.runs, self.facets]
 
 
 def columns_of(standard: Sequence[str], others: Sequence[str]) -> list[SiteColumn]:
-    """The columns of a table with these metrics; those of single methods stand last."""
+    """The columns of a table with these metrics; those of single methods come last."""
 
     def metric(name: str) -> SiteColumn:
         return SiteColumn(name, heading(name), _unit(name), True, sign_of(name) < 0)
@@ -71,19 +71,19 @@ def columns_of(standard: Sequence[str], others: Sequence[str]) -> list[SiteColum
 
 
 def _unit(name: str) -> str:
-    """Beside the heading; that shares are in percent is said once, in the caption."""
+    """The unit beside a heading; the caption says once that shares are in percent."""
     return scale_of(name)[2].replace("%", "")
 
 
 def section_of(row: Row) -> int:
-    """The section of a row: ranked, not ranked above an honest one, or target-aware."""
+    """The section of a row: ranked, never ranked above an honest row, or target-aware."""
     if row.target_aware:
         return AWARE
     return OK if row.honest else SUSPECT
 
 
 def rank_texts(rows: Sequence[Row]) -> list[str]:
-    """``2``, ``2=`` where a rank is shared, a dash where there is none."""
+    """The ranks as text: ``2``, ``2=`` if a rank is shared, a dash if there is none."""
     taken = Counter((row.target_aware, row.rank) for row in rows)
     shared = ["=" if taken[row.target_aware, row.rank] > 1 else "" for row in rows]
     return ["–" if row.rank is None else f"{row.rank}{sign}" for row, sign in zip(rows, shared, strict=True)]
@@ -98,7 +98,7 @@ def line_of(
     best: Mapping[str, float | None],
     pages: list[str],
 ) -> Line:
-    """The line of a row; ``best`` holds what is to be bold, ``pages`` are the directories of its runs."""
+    """The line of a row; ``best`` holds the values to print bold, ``pages`` the directories of its runs."""
 
     def metric(name: str) -> SiteCell:
         return _metric(name, row.metrics.get(name), best[name], row)
@@ -130,7 +130,7 @@ def _metric(name: str, summary: Summary | None, best: float | None, row: Row) ->
 
 
 def best_of(name: str, rows: Sequence[Row]) -> float | None:
-    """The best mean among the rows that are ranked together, where more than one has it."""
+    """The best mean of a metric among rows that are ranked together, if several rows have the metric."""
     found = [row.metrics.get(name) for row in rows if section_of(row) == OK]
     means = [summary.mean for summary in found if summary is not None]
     if len(means) < 2 or name in _NO_BEST:

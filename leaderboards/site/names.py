@@ -1,4 +1,4 @@
-"""Short names: of attacks in column headings, of run pages in paths."""
+"""Directory names for run pages."""
 
 import re
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from typing import Final
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST: Final = 100
 _DEVICES: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-"""Names that Windows keeps for itself, with any ending."""
+"""Names that Windows reserves, with any suffix."""
 
 
 def slugs(names: Iterable[str]) -> list[str]:
-    """A directory name for each: plain ASCII, never hidden, and no two alike, not even in another case."""
+    """A directory name for each name: plain ASCII, never hidden, and unique even without regard to case."""
     taken: set[str] = set()
     found = []
     for name in names:

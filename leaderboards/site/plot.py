@@ -8,7 +8,7 @@ MOST_POINTS: Final = 300
 _WIDTH, _HEIGHT = 460, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 42
 _LABELLED: Final = 16
-"""More names than this would cover one another."""
+"""The most labels; more would overlap."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A drawn point in image units; ``bar`` is the path of its spread, (``tx``, ``ty``) its label's place."""
+    """A drawn point in image units; ``bar`` is the path of its spread, (``tx``, ``ty``) places its label."""
 
     index: int
     kind: str
@@ -42,7 +42,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """What the template draws."""
+    """The parts of the picture that the template draws."""
 
     width: int
     height: int
@@ -70,7 +70,7 @@ def trade_off(points: Sequence[Point]) -> Plot | None:
         return round(_TOP + down * (y_high - value) / (y_high - y_low), 1)
 
     def bar_of(point: Point) -> str:
-        # A share cannot leave [0, 1], whatever its deviation.
+        # Bars are cut at the axes: a share stays within [0, 1] whatever its deviation.
         dx, dy = point.clean_std or 0.0, point.robust_std or 0.0
         left, right = x_of(max(point.clean - dx, x_low)), x_of(min(point.clean + dx, x_high))
         low, high = y_of(max(point.robust - dy, y_low)), y_of(min(point.robust + dy, y_high))
@@ -104,7 +104,7 @@ def trade_off(points: Sequence[Point]) -> Plot | None:
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """The ``ok`` points that none of them beats in one accuracy without losing in the other, by clean."""
+    """The Pareto front of the ``ok`` points, sorted by clean accuracy."""
     front: list[Point] = []
     candidates = [point for point in points if point.kind == "ok"]
     for point in sorted(candidates, key=lambda point: (-point.clean, -point.robust)):
@@ -114,7 +114,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 
 def _range(values: Sequence[tuple[float, float | None]]) -> tuple[float, float, float]:
-    """Low, high and tick step around the values and their spreads, with room at the ends."""
+    """The low end, high end and tick step of an axis for the values and their spreads, with some margin."""
     low = min(value - (spread or 0.0) for value, spread in values)
     high = max(value + (spread or 0.0) for value, spread in values)
     room = max((high - low) * 0.12, 0.01)
@@ -130,7 +130,7 @@ def _ticks(low: float, high: float, step: float) -> list[float]:
 
 
 def _labelled(marks: Sequence[Mark], labels: Sequence[str]) -> list[Mark]:
-    """Names beside their points where they cover neither a point nor another name; the rest goes without."""
+    """Place labels beside their points if they cover no point or other label; leave out the rest."""
     taken = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     found = []
     for mark, label in zip(marks, labels, strict=True):

@@ -19,13 +19,13 @@ from leaderboards.statistics.naming import short_names
 from leaderboards.statistics.threats import WorstCase, worst_cases
 
 LEVELS: Final = 20
-"""Colours of the heat map beside the first: one for each 5 %."""
+"""The number of colours of the heat map, in addition to the first: one for each 5 %."""
 ROLES: Final = {"seen": "seen", "unseen": "unseen", "eval": "eval only"}
 
 
 @dataclass(frozen=True)
 class Heat:
-    """A share in a heat map: percent, colour 0 to 20, a remark, and whether it is to be outlined."""
+    """A share in a heat map: percent, colour 0 to 20, a remark, and whether it is outlined."""
 
     text: str
     level: int | None = None
@@ -44,7 +44,7 @@ class HeatTable:
 
 @dataclass(frozen=True)
 class RunPage:
-    """Everything that the template of a run reads."""
+    """The data for the template of a run page."""
 
     record: Record
     title: str
@@ -64,7 +64,7 @@ class RunPage:
 
 
 def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> RunPage:
-    """The page of a record; ``robust`` (T+1, A, n) are its stored outcomes, None if they are not at hand."""
+    """The page of a record; ``robust`` (T+1, A, n) are its stored outcomes, None if not available."""
     config = record.config
     trained = record.regime != EVALUATED
     model = config["model"] if isinstance(config["model"], str) else as_text(config["model"])
@@ -89,7 +89,7 @@ def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> R
 
 
 def as_text(value: Any) -> str:
-    """A JSON value as a reader wants it: text bare, lists of texts parted by commas, the rest as JSON."""
+    """A JSON value as readable text: texts unquoted, lists of texts separated by commas, the rest as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
@@ -120,14 +120,14 @@ def _heat(cell: Cell, *, own: bool = False) -> Heat:
 
 
 def budget_of(entry: AttackEntry) -> str:
-    """``linf 0.2``, ``eps 0.5`` or nothing: the threat model in two words."""
+    """The threat model in two words: ``linf 0.2``, ``eps 0.5`` or nothing."""
     if entry.eps is None:
         return entry.norm or ""
     return f"{entry.norm or 'eps'} {entry.eps:g}"
 
 
 def _matrix(record: Record, trained: bool) -> HeatTable:
-    """R: a row a stage, clean accuracy and a column an attack; a stage's own attacks are outlined."""
+    """R: a row per stage, clean accuracy and a column per attack; a stage's own attacks are outlined."""
     cells = {(cell.stage, cell.attack): cell for cell in record.cells}
     texts = [entry.text for entry in record.attacks]
     columns = [("clean", "")]
@@ -145,7 +145,7 @@ def _matrix(record: Record, trained: bool) -> HeatTable:
 
 
 def _metrics(record: Record) -> list[tuple[str, str]]:
-    """Name, and value with its unit, of those that are defined."""
+    """The names of the metrics that are defined, and their values with units."""
     order = [*METRICS, *(name for name in record.metrics if name not in METRICS)]
     found = []
     for name in order:
@@ -159,7 +159,7 @@ def _metrics(record: Record) -> list[tuple[str, str]]:
 
 
 def _classes(record: Record) -> HeatTable:
-    """By class after the last stage. An attack measured on fewer points has no share of a class's points."""
+    """Accuracies by class after the last stage, without attacks that were measured on fewer points."""
     most = max((cell.n for cell in record.cells), default=0)
     full = {cell.attack for cell in record.cells if cell.n == most}
     texts = [entry.text for entry in record.attacks]
@@ -181,7 +181,7 @@ def _share(share: float) -> Heat:
 
 
 def _worst(record: Record, robust: NDArray[np.bool_] | None) -> list[WorstCase]:
-    """By norm, family and access, from outcomes that are the record's: their counts are its cells'."""
+    """The worst cases by norm, family and access, if the outcomes give the counts of the record's cells."""
     last = record.stages[-1].index if record.stages else 0
     cells = {cell.attack: cell for cell in record.cells if cell.stage == last}
     own = [cells.get(entry.text) for entry in record.attacks]
@@ -196,7 +196,7 @@ def _worst(record: Record, robust: NDArray[np.bool_] | None) -> list[WorstCase]:
 
 
 def _plans(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Setting, in a stage, in pretraining."""
+    """Each setting with its value in a stage and in pretraining."""
     plan, before = config["plan"], config["pretrain"]
     if not isinstance(before, dict):
         return [(key, as_text(value), "") for key, value in plan.items()] + [

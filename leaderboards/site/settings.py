@@ -1,4 +1,4 @@
-"""What tells rows of one defense apart."""
+"""The settings that distinguish rows of one defense."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from leaderboards.statistics.results import canonical
 
 
 def differing_settings(rows: Sequence[Row]) -> list[str]:
-    """For each row the settings in which rows of its defense and regime differ, as ``name=value, …``."""
+    """For each row, the settings that differ among rows of its defense and regime: ``name=value, …``."""
     every = [_settings(row) for row in rows]
     values: dict[tuple[str, str], dict[str, set[str | None]]] = {}
     members: dict[tuple[str, str], list[int]] = {}

@@ -1,4 +1,4 @@
-"""Where a row's runs come from: their directories, or records in memory."""
+"""The runs of a row: read from their directories, or from records in memory."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from leaderboards.statistics.results import stated
 
 @dataclass(frozen=True)
 class SiteSource:
-    """A run: record, the bytes of ``record.json``, outcomes (T+1, A, n) if they are at hand, trust.
+    """A run: record, the bytes of ``record.json``, outcomes (T+1, A, n) if available, trust.
 
-    ``outcomes`` are the bytes of ``outcomes.npz``, where ``robust`` was read from one.
+    ``outcomes`` holds the bytes of ``outcomes.npz`` if ``robust`` was read from such a file.
     """
 
     record: Record
@@ -44,21 +44,21 @@ class Sources:
         """The run of the row's seed number ``place``.
 
         Raises:
-            RecordError: its record cannot be read, or is not at hand.
+            RecordError: its record cannot be read, or is not available.
         """
         if row.directories and row.directories[place]:
             return _stored(Path(row.directories[place]))
         name, seed = row.runs[place], row.seeds[place]
-        # Strangers' records may share an id; what the row says of them tells them apart.
+        # Records from elsewhere may share an id; the data of the row distinguishes them.
         for record in self._by_id.get(name, []):
             if _is_of(record, row, seed):
                 directory = self._place(name)
                 robust, stored = (None, None) if directory is None else _outcomes(directory)
                 return SiteSource(record, json_bytes(record.dump()), robust, trust_of_run(directory), stored)
-        raise RecordError(f"run {name}: a row names it, but its record is not at hand")
+        raise RecordError(f"run {name}: a row names it, but its record is not available")
 
     def _place(self, name: str) -> Path | None:
-        """The directory of that name; a name that leads elsewhere is none."""
+        """The directory of that name; None if the name leads out of the runs directory."""
         plain = Path(name).name == name and name.isprintable() and "\\" not in name and name != ".."
         return self._runs_dir / name if self._runs_dir is not None and plain else None
 

@@ -1,4 +1,4 @@
-"""A directory that is there whole or not at all, and never takes the place of somebody's own files."""
+"""Replaces a directory atomically, and never overwrites files that this program did not write."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ MARKER: Final = ".advbench-site.json"
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A new directory beside ``target`` to build in, which takes its place when the block ends well.
+    """A new directory beside ``target`` to build in, which replaces it if the block ends without an error.
 
-    What was there goes only if it is empty or a site that `replacing` made, with nothing added to it.
+    An existing target is replaced only if it is empty or a site made by `replacing`, without added files.
 
     Raises:
-        RecordError: something else stands there, or the directory cannot be written.
+        RecordError: the target has other contents, or the directory cannot be written.
     """
-    # A link is followed: what it points at is replaced, not the link.
+    # Follow links, so that the target of a link is replaced, not the link.
     target = Path(target).resolve()
     _check(target)
     try:
@@ -49,7 +49,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def _check(target: Path) -> None:
-    """Refuse a target that holds anything but a site of ours."""
+    """Refuse a target that has contents other than a site made by `replacing`."""
     try:
         names = {entry.name for entry in target.iterdir()}
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def _check(target: Path) -> None:
     if strange := sorted(names - known - {MARKER}):
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise RecordError(
-            f"--out {target} holds {strange[0]!r}{more}, which is not of the site and would be lost: "
+            f"--out {target} contains {strange[0]!r}{more}, which is not part of the site and would be lost: "
             "move it away, or name another directory"
         )
 
@@ -93,7 +93,7 @@ def _temporary(target: Path) -> str:
 
 
 def _clear_strays(target: Path) -> None:
-    """Remove what killed builds of this very directory left."""
+    """Remove the leftovers of killed builds of this directory."""
     named = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.tmp")
     for path in target.parent.iterdir():
         if named.fullmatch(path.name) and path.is_dir() and not path.is_symlink():

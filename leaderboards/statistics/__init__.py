@@ -1,1 +1,1 @@
-"""From outcomes to numbers: metrics point by point, intervals, paired tests; over seeds and under attacks."""
+"""Statistics of outcomes: metrics by test point, intervals and paired tests, over seeds and attacks."""

@@ -1,15 +1,15 @@
-"""Test points drawn again: replicates of a metric, seed by seed.
+"""The bootstrap over test points: replicates of a metric, for each seed.
 
 A replicate draws the test points with replacement (Davison and Hinkley 1997), jointly for all seeds, stages
-and attacks, because the same points stand in all of them. With draw counts w (Σ_k w_k = n) the replicate of
+and attacks, because all of them use the same points. With draw counts w (Σ_k w_k = n) the replicate of
 one seed's metric is
 
     metric*_s = mean_j max_m (1/n) Σ_k w_k · terms[s, m, j, k]     (see `leaderboards.statistics.points`).
 
-Points are drawn within the blocks on which the same attacks were measured: how many those are was decided,
-not drawn. All draws follow from the numbers of points, so that the same runs give the same interval, and rows
-with the same points meet the same draws: their differences are paired. What seeds add is in
-`leaderboards.statistics.contrasts`.
+Points are drawn within the blocks on which the same attacks were measured, because the sizes of the blocks
+are fixed, not random. All draws depend only on the numbers of points, so that the same runs give the same
+interval, and rows with the same points get the same draws, which makes their differences paired. For the
+variance from seeds see `leaderboards.statistics.contrasts`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,17 +25,17 @@ REPLICATES: Final = 2000
 LEVEL: Final = 0.95
 _KEY: Final = 20_230_210
 _BLOCK: Final = 4_000_000
-"""Weights that are in memory at once."""
+"""The most weights in memory at once."""
 _COUNT: Final = np.uint16
 _KEPT: Final = 2**26
-"""Bytes of counts that are kept for the next metric; those of more points are drawn anew each time."""
+"""The most bytes of draw counts to cache for the next metric; larger ones are drawn again each time."""
 
 
 def point_weights(strata: Sequence[int], replicates: int = REPLICATES) -> Iterator[Floats]:
-    """Draw counts of every point, (rows, n) at a time until there are ``replicates`` rows.
+    """Yield the draw counts of every point, (rows, n) at a time, until there are ``replicates`` rows.
 
     ``strata`` are the ascending ends of the blocks of points; each row of a block sums to its length. The
-    counts are multinomial: uniform draws of points, counted.
+    counts are multinomial: they count uniform draws of points.
     """
     rows = max(1, min(replicates, _BLOCK // strata[-1]))
     if np.dtype(_COUNT).itemsize * replicates * strata[-1] > _KEPT:
@@ -48,7 +48,7 @@ def point_weights(strata: Sequence[int], replicates: int = REPLICATES) -> Iterat
 
 @lru_cache(maxsize=1)
 def _kept_counts(strata: tuple[int, ...], replicates: int, rows: int) -> NDArray[np.uint16]:
-    # One metric, row and board after the other has the same points.
+    # Successive metrics, rows and boards have the same points.
     kept = np.empty((replicates, strata[-1]), dtype=_COUNT)
     begin = 0
     for drawn in _drawn(strata, replicates, rows):
@@ -78,7 +78,7 @@ def replicates_of(terms: Sequence[Floats], strata: Sequence[int], count: int = R
     """(S, count) bootstrap replicates of one metric for each of several rows that share their points.
 
     Args:
-        terms: for each row (S, M, J, n), as `Outcomes.terms` gives them.
+        terms: for each row, the terms (S, M, J, n) of `Outcomes.terms`.
         strata: ascending ends of the blocks of points, the last one being n.
     """
     points = strata[-1]

@@ -1,19 +1,19 @@
 """Standard errors over seeds and test points: of a row's mean, and of differences of rows.
 
-A contrast D = Σ_r c_r · metric_r, a row itself (c = 1) or a difference (1, −1), has one value D_s a seed
-where its rows have the same seeds. Its mean is that of a two-way table with random effects of S seeds and of
-n points, whose variance is estimated without bias by
+A contrast D = Σ_r c_r · metric_r, either a row (c = 1) or a difference (1, −1), has one value D_s per seed if
+its rows have the same seeds. Its mean is that of a two-way table with random effects of S seeds and of n
+points. An unbiased estimate of its variance is
 
-    V = V_p + (s² − ι²)/S,
+    V = V_p + (s² − ι²)/S.
 
-V_p the variance of the bootstrap's replicates of the mean, which draw points alone, s² the sample variance of
-the D_s, and ι² the part of it that is no effect of the seeds but of single seeds on single points, which V_p
-has already: Σ_s var*(D_s* − mean_s D_s*)/(S − 1) over replicates. Of s² − ι² no less than 0 counts. Rows of
-other seeds are independent: their seed parts add up. With one seed V is V_p, and nothing is said of others.
+V_p is the variance of the bootstrap replicates of the mean, which draw only points. s² is the sample variance
+of the D_s. ι² is the part of s² that comes from interactions of seeds with points, which V_p has already:
+Σ_s var*(D_s* − mean_s D_s*)/(S − 1) over replicates. A negative s² − ι² counts as 0. Rows with other seeds
+are independent: their seed parts add up. With one seed, V is V_p and says nothing about other seeds.
 
-Few seeds tell their variance badly: p-values and intervals are of Student's t with Satterthwaite's degrees of
-freedom ν = V² / Σ (s²/S)²/(S − 1), no fewer than the least S − 1. The 95 % interval is the percentile
-interval over points, stretched about its mean by √(V/V_p) · t_ν/t_∞.
+A few seeds estimate their variance poorly, so p-values and intervals use Student's t with Satterthwaite's
+degrees of freedom ν = V² / Σ (s²/S)²/(S − 1), and at least the smallest S − 1. The 95 % interval is the
+percentile interval over points, stretched about its mean by √(V/V_p) · t_ν/t_∞.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from leaderboards.statistics.points import Floats
 
 LEVEL: Final = 0.95
 _MANY: Final = 1e6
-"""As many degrees of freedom are infinitely many."""
+"""From this number on, degrees of freedom count as infinite."""
 _DUST: Final = 1e-12
 
 Seeds = tuple[int, ...]
@@ -39,9 +39,9 @@ class Drawn:
     """One metric of a row.
 
     Attributes:
-        seeds: their names.
+        seeds: the names of the seeds.
         values: (S,) the metric of each seed.
-        replicates: (S, count) bootstrap replicates of it.
+        replicates: (S, count) bootstrap replicates of the metric.
     """
 
     seeds: Seeds
@@ -55,8 +55,8 @@ class Contrast:
 
     Attributes:
         variance: V of the mean.
-        degrees: ν of its standard error; infinite where there is one seed.
-        replicates: (count,) of the mean, over points alone.
+        degrees: ν of its standard error; infinite with one seed.
+        replicates: (count,) bootstrap replicates of the mean, over points only.
     """
 
     variance: float
@@ -64,7 +64,7 @@ class Contrast:
     replicates: Floats
 
     def p(self, value: float) -> float:
-        """Two-sided p-value that the mean is zero, where it was found to be ``value``."""
+        """The two-sided p-value of the hypothesis that the mean is zero, for the observed ``value``."""
         error = float(np.sqrt(self.variance))
         t = abs(value) / error if error > _DUST else np.inf if abs(value) > _DUST else 0.0
         return float(two_sided_t(np.array(t), np.array(self.degrees)))
@@ -86,7 +86,7 @@ class Contrast:
 
 
 def contrast(parts: Sequence[tuple[float, Drawn]]) -> Contrast:
-    """Σ_r c_r · metric_r of rows on the same draws of points, each with its coefficient."""
+    """The contrast Σ_r c_r · metric_r of rows with the same draws of points, each given with its c_r."""
     values: dict[Seeds, Floats] = {}
     replicates: dict[Seeds, Floats] = {}
     for factor, one in parts:
@@ -107,7 +107,7 @@ def contrast(parts: Sequence[tuple[float, Drawn]]) -> Contrast:
 
 
 def all_differences(rows: Sequence[Drawn]) -> Floats:
-    """(G, G) two-sided p-values that two of G rows are equal: those of every `contrast` of two, at once."""
+    """(G, G) two-sided p-values that two of G rows are equal, as `contrast` gives them for each pair."""
     apart = np.array([row.values.mean() for row in rows])
     points = _spread(_covariance([row.replicates.mean(axis=0) for row in rows]))
     between, tells = np.zeros_like(points), np.zeros_like(points)
@@ -132,7 +132,7 @@ def all_differences(rows: Sequence[Drawn]) -> Floats:
     tells = np.where(alike, tells, own[:, None, 1] + own[None, :, 1])
     variance = points + np.maximum(between, 0.0)
     distance = np.abs(apart[:, None] - apart[None, :])
-    # Without any spread two rows are equal in every point, or differ in all of them alike.
+    # Without any spread, two rows are equal in every point, or differ equally in all points.
     some = variance > _DUST * max(_DUST, float(variance.max(initial=0.0)))
     root = np.sqrt(np.where(some, variance, 1.0))
     t = np.where(some, distance / root, np.where(distance > _DUST, np.inf, 0.0))
@@ -144,7 +144,7 @@ def all_differences(rows: Sequence[Drawn]) -> Floats:
 
 
 def two_sided_t(t: Floats, degrees: Floats) -> Floats:
-    """P(|T| ≥ t) of Student's t; the normal distribution's where there are infinitely many degrees."""
+    """P(|T| ≥ t) of Student's t; of the normal distribution for infinite degrees of freedom."""
     heavy: Floats = 2 * stdtr(np.minimum(degrees, _MANY), -np.abs(t))
     return np.where(degrees < _MANY, heavy, two_sided(np.abs(t)))
 
@@ -154,7 +154,7 @@ def _covariance(rows: Sequence[Floats]) -> Floats:
 
 
 def _spread(covariance: Floats) -> Floats:
-    """Variances of the differences of every two, from their covariances."""
+    """The variances of all pairwise differences, from the covariances."""
     variance = np.diagonal(covariance)
     spread: Floats = variance[:, None] + variance[None, :] - 2 * covariance
     return spread

@@ -16,14 +16,14 @@ SHORT: Final = {
     "unseen": "unseen_accuracy",
     "gap": "unseen_gap",
 }
-"""Short words for the metrics, as options take them."""
+"""The short names of metrics that options accept."""
 LOWER_IS_BETTER: Final = frozenset({"forgetting", "unseen_gap"})
 
 
 def metric_of(text: str) -> str:
-    """The metric that a short word or its own name means; dashes and underscores are one.
+    """The metric with a short or full name; dashes and underscores are equivalent.
 
-    ``robust.ATTACK`` is the accuracy under a single attack; whether there is one, the rows say.
+    ``robust.ATTACK`` is the accuracy under a single attack; the rows decide whether it exists.
 
     Raises:
         RecordError: there is no such metric.
@@ -39,5 +39,5 @@ def metric_of(text: str) -> str:
 
 
 def sign_of(metric: str) -> int:
-    """1 where more is better, -1 where less is."""
+    """1 if more is better, -1 if less is better."""
     return -1 if metric in LOWER_IS_BETTER else 1

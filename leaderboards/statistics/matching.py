@@ -1,4 +1,4 @@
-"""Attacks as people write them, ``pgd:eps=0.1``, against canonical texts, which name every knob."""
+"""Matches attacks as users write them, ``pgd:eps=0.1``, to canonical texts, which name every knob."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ Attack = tuple[str, dict[str, str]]
 
 
 def meant(attacks: Sequence[str], wanted: str) -> list[int]:
-    """The places of the canonical texts that ``wanted`` means; knobs that it does not name may be any.
+    """The indices of the canonical texts that match ``wanted``; knobs that it does not name match any value.
 
     >>> meant(["fgsm:eps=0.2", "pgd:eps=0.1,steps=50", "pgd:eps=0.2,steps=50"], "pgd:eps=1/5")
     [2]
@@ -19,7 +19,7 @@ def meant(attacks: Sequence[str], wanted: str) -> list[int]:
 
 
 def same_attacks(sequence: Sequence[str], wanted: str) -> bool:
-    """Whether the attacks are those of ``wanted`` in its order; knobs that it does not name may be any."""
+    """Whether the attacks match those of ``wanted``, in its order; knobs that it does not name match any."""
     asked = _attacks(wanted)
     return len(asked) == len(sequence) and all(
         _covers(_attacks(attack)[0], one) for attack, one in zip(sequence, asked, strict=True)
@@ -27,7 +27,7 @@ def same_attacks(sequence: Sequence[str], wanted: str) -> bool:
 
 
 def number(text: str) -> float | None:
-    """A finite number, which may be a fraction; None for any other text.
+    """Parse a finite number, which may be a fraction; None for any other text.
 
     >>> number("8/255"), number("1e400"), number("many")
     (0.03137254901960784, None, None)
@@ -41,11 +41,11 @@ def number(text: str) -> float | None:
 
 
 def _attacks(text: str) -> list[Attack]:
-    """Names and knobs of ``fgsm,pgd:eps=0.1,steps=5``: a part without a name belongs to the one before."""
+    """Names and knobs of ``fgsm,pgd:eps=0.1,steps=5``: a part without a name belongs to the attack before."""
     found: list[Attack] = []
     for part in text.split(","):
         head, equals, value = part.strip().partition("=")
-        # A name may hold a colon of its own: ta:PGD:eps=0.2
+        # A name may contain a colon: ta:PGD:eps=0.2
         name, colon, knob = head.rpartition(":") if equals else (head, "", "")
         if equals and not colon and found:
             found[-1][1][head] = value

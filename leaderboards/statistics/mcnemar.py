@@ -23,9 +23,9 @@ class Pairs:
 def exact(b: Floats, c: Floats) -> Floats:
     """Exact two-sided McNemar test (McNemar 1947, the binomial form).
 
-    b points are right under the first and wrong under the second, c the other way round. Under H0 each of the
-    b + c is either with probability 1/2, so that p = min(1, 2 · P(X ≤ min(b, c))) with X ~ Bin(b + c, 1/2); 1
-    where b = c.
+    b points are right under the first and wrong under the second, c the other way round. Under H0, each of
+    the b + c points is of either kind with probability 1/2, so that p = min(1, 2 · P(X ≤ min(b, c))) with
+    X ~ Bin(b + c, 1/2), and p = 1 if b = c.
     """
     from scipy.special import bdtr
 
@@ -37,16 +37,16 @@ def exact(b: Floats, c: Floats) -> Floats:
 def clustered(difference: Floats, squares: Floats) -> Floats:
     """McNemar's test with test points as clusters (Obuchowski 1998; Durkalski et al. 2003).
 
-    A point k that is evaluated under several seeds and attacks counts once, with the difference d_k = (its
-    share right under the first) − (its share right under the second), since its evaluations are not
-    independent:
+    A point k that is evaluated under several seeds and attacks counts once, because its evaluations are not
+    independent. Its difference is d_k = (its share right under the first) − (its share right under the
+    second), and the test is
 
         χ² = (Σ_k d_k)² / Σ_k d_k²,      p = P(χ²_1 ≥ χ²).
 
-    This is Durkalski's statistic, and Obuchowski's but for her factor (K − 1)/K where all points are
-    counted equally often; with one evaluation a point it is McNemar's (b − c)²/(b + c). It is asymptotic in
-    the number of points, and says whether *these* trained models differ on such points: how much other
-    seeds would change is in the interval, not here.
+    This is Durkalski's statistic, and Obuchowski's except for her factor (K − 1)/K if all points are counted
+    equally often; with one evaluation per point it is McNemar's (b − c)²/(b + c). It is asymptotic in the
+    number of points, and tests whether *these* trained models differ on such points; only the interval
+    accounts for other seeds.
 
     Args:
         difference: Σ_k d_k.
@@ -58,7 +58,7 @@ def clustered(difference: Floats, squares: Floats) -> Floats:
 
 def two_sided(z: Floats) -> Floats:
     """P(|N(0, 1)| ≥ z), which is P(χ²_1 ≥ z²)."""
-    # From the standard library: importing scipy's takes longer than most boards.
+    # Use the standard library: importing scipy takes longer than computing most boards.
     return np.array(list(map(math.erfc, (z / math.sqrt(2)).ravel().tolist()))).reshape(z.shape)
 
 
@@ -66,12 +66,12 @@ def all_pairs(shares: Floats, binary: NDArray[np.bool_]) -> Pairs:
     """Test all pairs of G rows on their n common points.
 
     Args:
-        shares: (G, n) share of a point's evaluations that are right, under each row.
-        binary: (G,) rows that evaluated each point once; two of those are tested exactly.
+        shares: (G, n) the share of a point's evaluations that are right, for each row.
+        binary: (G,) whether a row evaluated each point once; two such rows are tested exactly.
     """
     gram = shares @ shares.T
     own = np.diagonal(gram)
-    # The subtraction leaves dust where two rows are equal; a difference of one evaluation is far larger.
+    # Subtraction leaves rounding errors for equal rows; a difference of one evaluation is far larger.
     squares = own[:, None] + own[None, :] - 2 * gram
     squares[squares < 1e-9 * max(1.0, float(own.max(initial=0.0)))] = 0.0
     sums = shares.sum(axis=1)

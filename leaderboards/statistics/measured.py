@@ -1,4 +1,4 @@
-"""The metrics of a run from its outcomes, as they are written to its record."""
+"""Computes the metrics of a run's record from its outcomes."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,11 @@ def metrics_of(
     """The metrics that follow from outcomes.
 
     Args:
-        clean: (T+1, n) right clean.
-        robust: (T+1, A, n) right clean and after the attack; seen attacks first, then unseen ones.
+        clean: (T+1, n) whether each point is classified correctly when clean.
+        robust: (T+1, A, n) whether it is correct clean and after the attack; seen attacks first, then unseen.
         regime: ``continual``, ``joint`` or ``meta``.
         seen, unseen: how many attacks of each kind there are.
-        points: the points that each attack was measured on.
+        points: how many points each attack was measured on.
     """
     accuracy = robust.sum(2) / np.array(points)
     return summarise(
@@ -39,9 +39,9 @@ def metrics_of(
 
 
 def transfer_metric(probes: Sequence[Cell], seen: Sequence[str]) -> dict[str, float | None]:
-    """``transfer_accuracy``: the mean over the sequence of what survives it when crafted on a surrogate.
+    """``transfer_accuracy``: the mean accuracy under the sequence's attacks, crafted on a surrogate.
 
-    Only where all of that was measured. ``seen`` are the texts of the sequence.
+    It is defined only if all of them were measured. ``seen`` are the texts of the sequence.
     """
     found = {cell.attack: cell.accuracy for cell in probes if cell.threat.access == "transfer"}
     if not seen or any(text not in found for text in seen):
@@ -50,9 +50,9 @@ def transfer_metric(probes: Sequence[Cell], seen: Sequence[str]) -> dict[str, fl
 
 
 def eval_metrics(clean: Bools, robust: Bools, counts: Sequence[int]) -> dict[str, float | None]:
-    """Those that need no sequence, of clean (n,) and robust (A, n) outcomes; the average is over all attacks.
+    """The metrics that need no sequence, from outcomes clean (n,) and robust (A, n).
 
-    ``counts`` are the points that each attack was measured on.
+    The average is over all attacks. ``counts`` holds how many points each attack was measured on.
     """
     measured: dict[str, float | None] = dict.fromkeys(METRICS)
     measured["average_robust_accuracy"] = float((robust.sum(1) / np.array(counts)).mean())

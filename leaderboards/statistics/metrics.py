@@ -1,10 +1,10 @@
 """Metrics: pure functions of the stage × attack matrix.
 
-``R`` is a float array of shape (T+1, A): ``R[t, j]`` is the share of all test points that are right
-clean and after attack *j*, once stage *t* is trained. Row 0 is the plain pretrained classifier. For
-the continual metrics the columns are attacks 1..T in the order of the sequence, so A = T; formulas
-count attacks from 1. A metric that is undefined (T = 1, no attacks), or that needs a cell which was
-not measured (NaN), is None. Nothing here changes its input.
+``R`` is a float array of shape (T+1, A): ``R[t, j]`` is the share of all test points that are classified
+correctly, clean and after attack *j*, once stage *t* is trained. Row 0 is the plain pretrained classifier.
+For the continual metrics the columns are attacks 1..T in the order of the sequence, so A = T; formulas count
+attacks from 1. A metric that is undefined (T = 1, no attacks), or that needs a cell which was not measured
+(NaN), is None. No function changes its input.
 """
 
 import math
@@ -31,7 +31,7 @@ COMPETITIVENESS: Final = (
     "competitiveness_worst",
     "competitiveness_measured",
 )
-"""The metrics that a run has beside a reference table; the last is the measured share of its terms."""
+"""The metrics relative to a reference table; the last is the share of its terms that were measured."""
 REGIMES: Final = ("continual", "joint", "meta")
 
 
@@ -56,14 +56,14 @@ def _mean(values: Floats) -> float | None:
 
 
 def average_robust_accuracy(R: ArrayLike) -> float | None:
-    """mean_j R[T, j]: the last row's mean, for R of shape (T+1, A)."""
+    """mean_j R[T, j]: the mean of the last row, for R of shape (T+1, A)."""
     return _mean(_matrix(R)[-1])
 
 
 def backward_transfer(R: ArrayLike) -> float | None:
     """mean_{j<T} (R[T, j] − R[j, j]), for R of shape (T+1, T); None when T = 1.
 
-    What later stages added to (or, negative, took from) each attack since its own stage.
+    The change of each attack's accuracy since its own stage; negative if later stages lowered it.
     """
     matrix = _continual(R)
     return _mean(matrix[-1, :-1] - np.diagonal(matrix[1:])[:-1])
@@ -73,7 +73,7 @@ def forgetting(R: ArrayLike) -> float | None:
     """mean_{j<T} (max_{1≤t<T} R[t, j] − R[T, j]), for R of shape (T+1, T); None when T = 1.
 
     Chaudhry's form (arXiv:1801.10112): the best of *all* earlier stages minus the last, so it is
-    negative where the last stage is the best. Other tools call first minus last "forgetting"; that is
+    negative if the last stage is the best. Other tools call first minus last "forgetting"; that is
     −backward_transfer here. Row 0 is not a stage and never the maximum.
     """
     matrix = _continual(R)
@@ -97,7 +97,7 @@ def unseen_accuracy(R_unseen: ArrayLike) -> float | None:
 
 
 def unseen_gap(R: ArrayLike, R_unseen: ArrayLike) -> float | None:
-    """Average robust accuracy − unseen accuracy; None when either is."""
+    """Average robust accuracy − unseen accuracy; None if either is None."""
     average, unseen = average_robust_accuracy(R), unseen_accuracy(R_unseen)
     return None if average is None or unseen is None else average - unseen
 
@@ -111,11 +111,11 @@ def clean_accuracy(clean: ArrayLike) -> float | None:
 
 
 def worst_case_accuracy(robust: ArrayLike, counts: Sequence[int] | None = None) -> float | None:
-    """Share of test points that survive every attack: a union over attacks per point, not a min of means.
+    """The share of test points that survive every attack: a union per point, not a minimum of means.
 
-    ``robust`` is boolean, shape (A, n): right clean and after attack *a*. ``counts[a]`` says that attack
-    *a* was measured on the first ``counts[a]`` points only; the union is then taken over the points that
-    all attacks share, the first ``min(counts)``. None without attacks or shared points.
+    ``robust`` is boolean, shape (A, n): correct clean and after attack *a*. Attack *a* was measured only on
+    the first ``counts[a]`` points; the union is then taken over the points that all attacks share, the first
+    ``min(counts)``. None without attacks or shared points.
     """
     outcomes = np.asarray(robust)
     if outcomes.ndim != 2 or outcomes.dtype != np.bool_:
@@ -140,13 +140,13 @@ def competitiveness_ratio(
 
     ratio(a, ε) = accuracies[a, ε] / reference[a, ε], for pairs in both tables with exactly equal ε.
     Average: mean over attacks of the mean over *that attack's own* measured ε. Worst: min over pairs.
-    The code published with the paper divides each attack's sum by a count that runs on from one attack
-    to the next, so a model equal to the reference everywhere scores below 1 there; here it scores 1.
-    Ratios above 1 (better than the best known) are kept.
+    The code published with the paper never resets its count between attacks, so a model equal to the
+    reference everywhere scores below 1 there; here it scores 1. Ratios above 1 (better than the best known)
+    are kept.
 
     Returns:
-        (average, worst, pairs measured, pairs in the reference). Average and worst are None when no
-        pair was measured, or when an attack of ``required`` (default: all of the reference) has none.
+        (average, worst, pairs measured, pairs in the reference). Average and worst are None if no pair was
+        measured, or if an attack of ``required`` (default: all of the reference) has no measured pair.
 
     Raises:
         ValueError: a reference accuracy is not positive.
@@ -175,10 +175,10 @@ def summarise(
     robust: ArrayLike | None = None,
     counts: Sequence[int] | None = None,
 ) -> dict[str, float | None]:
-    """All metrics of a run by name (``METRICS``); None where one is undefined or was not measured.
+    """All metrics of a run by name (``METRICS``); None if one is undefined or was not measured.
 
     Args:
-        R: (T+1, A) over the attacks of the sequence. ``joint`` and ``meta`` are one stage: (2, A).
+        R: (T+1, A) over the attacks of the sequence. ``joint`` and ``meta`` have one stage: (2, A).
         clean: (T+1,) clean accuracy.
         regime: ``continual``, ``joint`` or ``meta``; the last two have no transfer and no forgetting.
         R_unseen: (T+1, U) over unseen attacks.

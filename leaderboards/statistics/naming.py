@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 
 def attack_name(text: str) -> str:
-    """The name in the text of one attack; names of other libraries have a colon of their own.
+    """The name in the text of one attack; names from other libraries contain a colon.
 
     >>> attack_name("pgd:eps=0.1"), attack_name("ta:PGD:eps=0.1"), attack_name("ta:PGD")
     ('pgd', 'ta:PGD', 'ta:PGD')
@@ -25,7 +25,7 @@ def knobs_of(text: str) -> dict[str, str]:
 
 
 def brief(text: str, knobs: Collection[str] = ("eps",)) -> str:
-    """The name of an attack with the given knobs alone.
+    """The name of an attack with only the given knobs.
 
     >>> brief("ta:PGD:eps=0.1,steps=5")
     'ta:PGD eps=0.1'
@@ -35,9 +35,9 @@ def brief(text: str, knobs: Collection[str] = ("eps",)) -> str:
 
 
 def short_names(texts: Sequence[str], dull: Collection[str] = ("step_size",)) -> list[str]:
-    """Each attack's name, with the knobs that tell it from another of that name.
+    """Each attack's name, with the knobs that distinguish it from others of that name.
 
-    Knobs of ``dull``, which follow from others, are named only where nothing else tells two attacks apart.
+    Knobs in ``dull``, which follow from others, are named only if nothing else distinguishes two attacks.
 
     >>> short_names(["pgd:eps=0.1,step_size=0.1", "pgd:eps=0.2,step_size=0.2", "fgsm:eps=0.2"])
     ['pgd eps=0.1', 'pgd eps=0.2', 'fgsm']

@@ -1,4 +1,4 @@
-"""Which of several rows is better: paired tests of every two of them, and ranks."""
+"""Paired tests of all pairs of rows, and the ranks that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ ALPHA: Final = 0.05
 
 @dataclass(frozen=True)
 class Tests:
-    """(G, G) two-sided p-values that two of G rows are equal in a metric; NaN where two cannot be tested.
+    """(G, G) two-sided p-values that two of G rows are equal in a metric; NaN if two cannot be tested.
 
     Attributes:
-        points: of McNemar's test, which asks about other test points and these very models; NaN for metrics
-            that are no share of points.
-        bootstrap: of the bootstrap of the paired difference Δ, which asks about other seeds as well:
+        points: p-values of McNemar's test, which generalises over test points for exactly these models; NaN
+            for metrics that are not a share of points.
+        bootstrap: p-values of the bootstrap of the paired difference Δ, which also generalises over seeds:
             p = P(|T| ≥ |Δ|/√V), T Student's t with ν degrees of freedom (see
-            `leaderboards.statistics.contrasts`). NaN where the first is exact: with one seed each there is
-            nothing to say of others.
+            `leaderboards.statistics.contrasts`). NaN where the first test is exact: one seed per row says
+            nothing about other seeds.
         exact: where McNemar's test is the exact one.
     """
 
@@ -37,12 +37,12 @@ class Tests:
 
     @property
     def p(self) -> Floats:
-        """The larger of the two: a row is better than another if neither points nor seeds explain it."""
+        """The larger p-value: a row is better only if neither points nor seeds explain the difference."""
         return np.fmax(self.points, self.bootstrap)
 
 
 def tests(standings: Sequence[Standing], metric: str) -> Tests:
-    """Test every two rows in a metric; rows without outcomes, or on other points, are not tested."""
+    """Test all pairs of rows in a metric, except rows without outcomes or on different points."""
     size = len(standings)
     points, bootstrap = (np.full((size, size), np.nan) for _ in range(2))
     exact = np.zeros((size, size), dtype=np.bool_)
@@ -65,7 +65,7 @@ def _proportions(
     for standing, one in zip(standings, terms, strict=True):
         share = one[:, 0, 0].mean(axis=0)
         once = standing.outcomes is not None and standing.outcomes.layout.binary(metric)
-        # Where fewer points than n were measured, a term is n/m; shares of evaluations are at most 1.
+        # If only m of n points were measured, a term is n/m; shares of evaluations are at most 1.
         shares.append(share / max(1.0, float(one.max())) if once else share)
         binary.append(once and len(one) == 1)
     found = all_pairs(np.stack(shares), np.array(binary))
@@ -73,11 +73,11 @@ def _proportions(
 
 
 def ranks(scores: Sequence[float], p: Floats, metric: str) -> list[int]:
-    """Ranks of rows in the order of their scores, best first, counted from 1.
+    """The ranks of rows, counted from 1; the rows are in the order of their scores, best first.
 
     A row's rank is 1 + the number of rows that are better than it: significantly (p < 0.05, adjusted by
-    Holm's method over all tested pairs) where a pair was tested, by their scores alone where it was not. It
-    never falls below the rank of a row with a better score, so that ties are shown as equal ranks.
+    Holm's method over all tested pairs) if a pair was tested, or by their scores if it was not. It is never
+    smaller than the rank of a row with a better score, so that ties are shown as equal ranks.
     """
     size = len(scores)
     upper = np.triu_indices(size, 1)

@@ -1,12 +1,12 @@
-"""Metrics point by point: what every test point adds to a metric, taken from stored outcomes.
+"""Metrics by test point: the contribution of every test point to a metric, from stored outcomes.
 
 All of `METRICS` have one form. With w the weight of each point (1 for the metric itself, a count of draws
 in a bootstrap replicate) and n the number of points,
 
     metric = mean_j max_m (1/n) Σ_k w_k · terms[m, j, k].
 
-A metric that is linear in R has a single m, and then a single j: its terms are what each point adds. Only
-forgetting has a maximum. An attack that was measured on the first m of n points counts n/m times on them.
+A metric that is linear in R has a single m, and then a single j: its terms are the points' contributions.
+Only forgetting has a maximum. An attack that was measured on the first m of n points counts n/m times there.
 """
 
 from collections.abc import Sequence
@@ -33,17 +33,17 @@ PER_POINT: Final = (
 
 
 def per_point(metric: str) -> bool:
-    """Whether a metric is a share of test points: see `PER_POINT`, and under any single attack."""
+    """Whether a metric is a share of test points: those of `PER_POINT`, and accuracy under one attack."""
     return metric in PER_POINT or bool(attack_of(metric))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the outcomes of a run are to be read; equal for the seeds of a row.
+    """The layout of a run's outcomes, which the seeds of a row share.
 
-    ``counts[a]`` is the number of points that attack *a* was measured on, ``seen`` and ``unseen`` are the
-    columns of the sequence (for ``eval``: of all attacks) and of the attacks kept out of it, ``attacks``
-    their texts.
+    ``counts[a]`` is the number of points that attack *a* was measured on; ``seen`` and ``unseen`` are the
+    columns of the sequence (for ``eval``: of all attacks) and of the attacks outside it; ``attacks`` holds
+    the attacks' texts.
     """
 
     regime: str
@@ -56,37 +56,37 @@ class Layout:
     def of(
         cls, regime: str, roles: Sequence[str], counts: Sequence[int], attacks: Sequence[str] = ()
     ) -> "Layout":
-        """From the roles, counts and texts of the attacks, in the record's order."""
+        """Make a layout from the roles, counts and texts of the attacks, in the record's order."""
         wanted = "eval" if regime == "eval" else "seen"
         seen = tuple(index for index, role in enumerate(roles) if role == wanted)
         unseen = tuple(index for index, role in enumerate(roles) if role == "unseen")
         return cls(regime, tuple(counts), seen, unseen, tuple(attacks))
 
     def strata(self, points: int) -> list[int]:
-        """Where the blocks of points end on which the same attacks were measured."""
+        """The ends of the blocks of points on which the same attacks were measured."""
         return sorted({*self.counts, points})
 
     def measured(self, metric: str, points: int) -> int:
-        """The number of points that a share of points is of; the fewest, where attacks differ in that."""
+        """The number of points behind a share of points; the smallest if attacks differ in it."""
         if metric == "clean_accuracy":
             return points
         return min(self.counts[column] for column in self._columns(metric))
 
     def binary(self, metric: str) -> bool:
-        """Whether a test point is counted once by one seed, so that it is either right or wrong.
+        """Whether one seed counts each test point once, so that a point is either right or wrong.
 
-        Of shares of points, see `per_point`.
+        This applies to shares of points, see `per_point`.
         """
         averaged = metric in ("average_robust_accuracy", "unseen_accuracy")
         return not averaged or len(self._columns(metric)) == 1
 
     def under(self, attack: str) -> int | None:
-        """The column of an attack, as people write it; None where none or several are meant."""
+        """The column of an attack as users write it; None if no attack or several attacks match."""
         found = meant(self.attacks, attack)
         return found[0] if len(found) == 1 else None
 
     def _columns(self, metric: str) -> Sequence[int]:
-        """The attacks that a share of points is taken over."""
+        """The columns of the attacks that a share of points averages over."""
         attack = attack_of(metric)
         if attack is not None:
             return meant(self.attacks, attack)
@@ -108,10 +108,10 @@ class Outcomes:
         return int(self.clean.shape[-1])
 
     def terms(self, metric: str) -> Floats | None:
-        """(S, M, J, n) terms of a metric; None where the metric is undefined.
+        """(S, M, J, n) terms of a metric; None if the metric is undefined.
 
         Raises:
-            ValueError: an unknown metric.
+            ValueError: the metric is unknown.
         """
         attack = attack_of(metric)
         if attack is not None:
@@ -134,7 +134,7 @@ class Outcomes:
         return self._continual(metric)
 
     def _continual(self, metric: str) -> Floats | None:
-        """Those that compare stages: defined for two stages or more."""
+        """The terms of metrics that compare stages, defined for two or more stages."""
         stages = len(self.layout.seen)
         if self.layout.regime != "continual" or stages < 2:
             return None
@@ -157,7 +157,7 @@ class Outcomes:
         return np.asarray(self._scaled(columns, last=True)[:, 0].mean(axis=1))
 
     def _scaled(self, columns: Sequence[int], *, last: bool = False) -> Floats:
-        """(S, T+1 or 1, columns, n) with n/m in place of one where only m points were measured."""
+        """(S, T+1 or 1, columns, n), with n/m in place of 1 if only m points were measured."""
         chosen = self.robust[:, slice(-1 if last else 0, None), list(columns)].astype(np.float64)
         counts = np.array([self.layout.counts[column] for column in columns])
         measured = np.arange(self.points) < counts[:, None]
@@ -176,5 +176,5 @@ class Outcomes:
 
 
 def values_of(terms: Floats) -> Floats:
-    """(S,) the metric of each seed, from its terms."""
+    """(S,) the metric of each seed, computed from its terms."""
     return np.asarray(terms.mean(axis=-1).max(axis=1).mean(axis=1))

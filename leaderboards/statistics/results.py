@@ -1,4 +1,4 @@
-"""What a leaderboard needs of a run: a record without its cells, its stages and its audit's evidence."""
+"""The parts of a run that a leaderboard needs: a record without cells, stages and the audit's evidence."""
 
 import hashlib
 import json
@@ -27,21 +27,21 @@ COSTS: Final = (
 
 
 class Keeper(Protocol):
-    """What keeps outcomes between readings: see `leaderboards.boards.cache`."""
+    """A cache of outcomes: see `leaderboards.boards.cache`."""
 
     def outcomes(self, directory: str) -> tuple[Bools, Bools]:
-        """(clean, robust) of a run."""
+        """The outcomes (clean, robust) of a run."""
 
     def contradiction(self, directory: str) -> str:
-        """How the outcomes of a run contradict its record; empty where they do not."""
+        """How the outcomes of a run contradict its record; empty if they do not."""
 
     def save(self) -> None:
-        """Write what is new."""
+        """Write the new entries."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the seeds of one row share, but for the name of the data set (its fingerprint counts)."""
+    """The conditions that the seeds of one row share; the data set counts by fingerprint, not by name."""
 
     defense: str
     params: dict[str, Any]
@@ -58,12 +58,12 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Result:
-    """One run as its row sees it.
+    """One run as a leaderboard uses it.
 
-    ``group`` is a hash of ``conditions``. ``attacks``, ``roles``, ``counts`` and ``robust`` are of the
-    attacks, in the record's order; ``counts`` are points after the last stage, 0 where that was not measured,
-    and ``robust`` those of them that are right clean and after the attack. ``weights`` is a digest of the
-    final weights, empty where nothing has one. ``directory`` is empty where there is only a record.
+    ``group`` is a hash of ``conditions``. ``attacks``, ``roles``, ``counts`` and ``robust`` have one entry
+    per attack, in the record's order. ``counts`` holds the measured points after the last stage (0 if not
+    measured), ``robust`` the number of them that are correct clean and after the attack. ``weights`` is a
+    digest of the final weights, empty if unknown. ``directory`` is empty if there is only a record.
     """
 
     id: str
@@ -86,11 +86,11 @@ class Result:
 
     @property
     def layout(self) -> Layout:
-        """How its outcomes are to be read."""
+        """The layout of the run's outcomes."""
         return Layout.of(self.conditions.regime, self.roles, self.counts, self.attacks)
 
     def value(self, metric: str) -> float | None:
-        """A metric of the run, or its accuracy under a single attack; None where it has none."""
+        """A metric of the run, or its accuracy under a single attack; None if it has no such value."""
         attack = attack_of(metric)
         if attack is None:
             return self.metrics.get(metric)
@@ -100,13 +100,13 @@ class Result:
         return self.robust[column] / self.counts[column]
 
     def outcomes(self) -> tuple[Bools, Bools]:
-        """(clean, robust) of the run, see `read_outcomes`.
+        """The outcomes (clean, robust) of the run, see `read_outcomes`.
 
         Raises:
-            RecordError: there are none, or they cannot be read.
+            RecordError: the outcomes are missing or cannot be read.
         """
         if not self.directory:
-            raise RecordError(f"run {self.id}: where its outcomes are is not known")
+            raise RecordError(f"run {self.id}: the location of its outcomes is unknown")
         if self.cache is not None:
             return self.cache.outcomes(self.directory)
         return read_outcomes(Path(self.directory) / OUTCOMES)
@@ -118,7 +118,7 @@ def canonical(value: Any) -> str:
 
 
 def stated(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters without those at None: one is as it was for records from before there was one."""
+    """Drop parameters whose value is None, so that records that predate the parameter compare equal."""
     return {name: value for name, value in params.items() if value is not None}
 
 
@@ -163,9 +163,9 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
 
 
 def _weights_of(record: Record, directory: Path) -> str:
-    """What tells the final weights from others: of an evaluated model the record says it.
+    """A digest of the final weights: from the record of an evaluated model, or from a run's checksums.
 
-    Of a run its checksums do, which are kept where the weights are not.
+    Checksums remain even if the weights themselves were left out.
     """
     if not record.stages:
         return ""

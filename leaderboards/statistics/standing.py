@@ -1,4 +1,4 @@
-"""A row with the outcomes of its seeds: its terms, its bootstrap replicates and its intervals."""
+"""Rows with the outcomes of their seeds: their terms, bootstrap replicates and intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +15,14 @@ from leaderboards.statistics.summary import Summary
 from leaderboards.statistics.under import spoken
 
 _BATCH: Final = 8_000_000
-"""Terms that are bootstrapped at once."""
+"""The most terms to bootstrap at once."""
 
 
 @dataclass
 class Standing:
-    """A row on its way: the results of its seeds, and their outcomes once those were read.
+    """A row under construction: the results of its seeds, and their outcomes once they are read.
 
-    ``note`` says why outcomes are not used; empty where they are.
+    ``note`` says why outcomes are not used; empty if they are used.
     """
 
     results: Sequence[Result]
@@ -34,7 +34,7 @@ class Standing:
         """Read the outcomes of all seeds, if they can be used together."""
         first = self.results[0]
         if not all(result.directory for result in self.results):
-            self.note = "outcomes not at hand: a record alone"
+            self.note = "outcomes not available: a record alone"
             return
         try:
             found = [result.outcomes() for result in self.results]
@@ -50,7 +50,7 @@ class Standing:
         self.outcomes = Outcomes(first.layout, clean, robust)
 
     def terms(self, metric: str) -> Floats | None:
-        """The terms of a metric, if the outcomes give the very numbers of the records."""
+        """The terms of a metric, if the outcomes give exactly the numbers of the records."""
         if self.outcomes is None:
             return None
         terms = self.outcomes.terms(metric)
@@ -72,7 +72,7 @@ class Standing:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows are tested in pairs where this is equal: blocks of points, the last one ending at n."""
+        """The ends of the blocks of points, the last one n; rows are tested in pairs if these are equal."""
         return () if self.outcomes is None else tuple(self.outcomes.layout.strata(self.outcomes.points))
 
 
@@ -85,7 +85,7 @@ def _fits(result: Result, shape: Sequence[int]) -> bool:
 
 
 def by_points(standings: Sequence[Standing], terms: Sequence[Floats | None]) -> list[list[int]]:
-    """The places of rows that share their points, block by block; rows without terms are left out."""
+    """The indices of rows, grouped by equal blocks of points; rows without terms are left out."""
     blocks: dict[tuple[int, ...], list[int]] = {}
     for index, one in enumerate(terms):
         if one is not None:
@@ -94,7 +94,7 @@ def by_points(standings: Sequence[Standing], terms: Sequence[Floats | None]) -> 
 
 
 def drawn(standings: Sequence[Standing], metric: str, terms: Sequence[Floats]) -> list[Drawn]:
-    """A metric of rows that share their points, with its replicates, which are drawn once for each row."""
+    """A metric of rows that share their points, with its bootstrap replicates for each row."""
     missing = [index for index, one in enumerate(standings) if metric not in one._drawn]
     while missing:
         batch, total = [missing.pop(0)], 0
@@ -110,7 +110,7 @@ def drawn(standings: Sequence[Standing], metric: str, terms: Sequence[Floats]) -
 def with_intervals(
     standings: Sequence[Standing], summaries: Sequence[Mapping[str, Summary | None]], metrics: Sequence[str]
 ) -> list[dict[str, Summary | None]]:
-    """The summaries of rows, with 95 % intervals of ``metrics`` where outcomes are at hand."""
+    """The summaries of rows, with 95 % intervals of ``metrics`` for rows whose outcomes are available."""
     found = [dict(one) for one in summaries]
     for metric in metrics:
         terms = [standing.terms(metric) for standing in standings]

@@ -13,7 +13,7 @@ class Summary:
     """One number over seeds: mean, sample standard deviation (None for a single value), count.
 
     ``low`` and ``high`` bound the 95 % interval of the mean (see `leaderboards.statistics.contrasts`); None
-    where it was not asked for, or where the outcomes of single points are not at hand.
+    if it was not requested, or if the outcomes of single points are not available.
     """
 
     mean: float
@@ -24,14 +24,14 @@ class Summary:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; equal values give exactly that value.
+    """The arithmetic mean; for equal values it is exactly that value.
 
     Raises:
         ValueError: no values.
     """
     if not values:
         raise ValueError("the mean of no values is undefined")
-    # The exact fractions of `statistics.mean` are forty times slower, and boards have thousands of rows.
+    # `statistics.mean` uses exact fractions and is forty times slower, and boards have thousands of rows.
     return float(values[0]) if _equal(values) else math.fsum(values) / len(values)
 
 
@@ -56,7 +56,7 @@ def _equal(values: Sequence[float]) -> bool:
 
 
 def over_seeds(values: Sequence[float | None]) -> Summary | None:
-    """Summary of one value a seed; None when a seed lacks it, since a mean of the rest is another number."""
+    """The summary of one value per seed; None if a seed lacks it, since a mean of the rest would mislead."""
     present = [value for value in values if value is not None]
     if not present or None in values:
         return None
@@ -64,9 +64,9 @@ def over_seeds(values: Sequence[float | None]) -> Summary | None:
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Adjusted p-values of m tests (Holm 1979), in the order given; below α in all with error rate α.
+    """The adjusted p-values of m tests (Holm 1979), in the given order; they control the family-wise error.
 
-    p̃_(i) = max_{j ≤ i} min(1, (m − j + 1) · p_(j)), p_(1) ≤ … ≤ p_(m) being the sorted ones.
+    p̃_(i) = max_{j ≤ i} min(1, (m − j + 1) · p_(j)), where p_(1) ≤ … ≤ p_(m) are the sorted p-values.
     """
     given = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(given, kind="stable")

@@ -1,8 +1,8 @@
-"""Threats taken together: the share of points that survive the worst of several attacks, point by point.
+"""Worst cases over several attacks: the share of points that survive all of them, point by point.
 
-Pure functions of stored outcomes: ``robust`` is boolean (A, n), right clean and after attack *a*, and
-``counts[a]`` says that attack *a* was measured on the first ``counts[a]`` points. A union is taken over the
-points that all of its attacks share.
+These are pure functions of stored outcomes: ``robust`` is boolean (A, n), correct clean and after attack *a*,
+and attack *a* was measured on the first ``counts[a]`` points. A union is taken over the points that all of
+its attacks share.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ GROUPINGS: Final = ("norm", "family", "access")
 
 @dataclass(frozen=True)
 class WorstCase:
-    """``robust`` of ``n`` points survive every attack of the group; ``grouping`` is ``all`` or by what."""
+    """``robust`` of ``n`` points survive every attack of the group; ``grouping`` is ``all`` or a property."""
 
     grouping: str
     group: str
@@ -34,10 +34,10 @@ class WorstCase:
 
 
 def worst_case(robust: NDArray[np.bool_], counts: Sequence[int]) -> tuple[int, int]:
-    """How many points survive all of the attacks, and of how many: a union per point, no min of means.
+    """How many points survive all of the attacks, and of how many: a union per point, not a min of means.
 
     Raises:
-        ValueError: no attacks, or shapes that do not fit.
+        ValueError: there are no attacks, or shapes do not fit.
     """
     outcomes = np.asarray(robust)
     if outcomes.ndim != 2 or outcomes.dtype != np.bool_ or not len(outcomes) or len(counts) != len(outcomes):
@@ -56,8 +56,8 @@ def worst_cases(
 ) -> list[WorstCase]:
     """The union over all attacks, then over those of each norm, family and access, sorted by name.
 
-    A grouping that does not part the attacks is left out: it would repeat the union. Attacks without a norm
-    are the group ``none``.
+    A grouping that puts all attacks into one group is left out: it would repeat the union. Attacks without a
+    norm form the group ``none``.
     """
     if not attacks:
         return []
