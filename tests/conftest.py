@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from record_trees import record_tree
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -167,35 +168,18 @@ def record_with() -> Callable[..., Record]:
             threat = {"norm": norm, "eps": eps, "access": "white-box"}
             cell = {"attack": text, "threat": threat, "clean_correct": right, "robust": robust}
             cells.append({**cell, **rest})
-        defaults: dict[str, Any] = {"defense": "at", "params": {}, "sequence": [], "training": []}
-        defaults |= {
-            "regime": "joint",
-            "dataset": data[0],
-            "model": "net",
-            "plan": {},
-            "pretrain": 0,
-            "seed": 0,
-        }
-        environment = {"versions": {}, "commit": None, "device": "cpu", "threads": 1, "python": "3.11"}
-        facts = {"name": data[0], "fingerprint": data[1], "test": test}
-        cost = {"training_seconds": 1.0, "training_forwards": 1, "training_backwards": 1}
-        tree = {
-            "schema": 1,
-            "id": id,
-            "created": "2025-01-01T00:00:00Z",
-            "status": "complete",
-            "config": defaults | config,
-            "protocol": "p",
-            "regime": config.get("regime", "joint"),
-            "attacks": entries,
-            "stages": [],
-            "environment": {**environment, "platform": "linux", "data": facts},
-            "cells": cells,
-            "metrics": {"average_robust_accuracy": 0.5, "clean_accuracy": right / n},
-            "per_class": [],
-            "cost": {**cost, "evaluation_seconds": 1.0, "parameters": 1, "multiply_adds": 1},
-            "audit": {"verdict": verdict, "flags": list(flags), "checks": []},
-        }
+        joint = {"regime": "joint", "dataset": data[0], "model": "net", "pretrain": 0}
+        tree = record_tree(
+            joint | config,
+            fingerprint=data[1],
+            id=id,
+            protocol="p",
+            attacks=entries,
+            cells=cells,
+            metrics={"average_robust_accuracy": 0.5, "clean_accuracy": right / n},
+            audit={"verdict": verdict, "flags": flags, "checks": []},
+        )
+        tree["environment"]["data"]["test"] = test
         return parse_record(tree, "here")
 
     return make

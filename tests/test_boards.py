@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_trees import record_tree
 from rich.console import Console
 from rich.table import Table
 
@@ -51,50 +52,16 @@ def record(
     defense: str = "at", score: float = 0.5, *, seed: int = 0, verdict: str = "ok", **config: Any
 ) -> Record:
     """A record with this score and these settings."""
-    flags = [] if verdict == "ok" else [{"code": "zero-gradient", "message": "m", "evidence": {}}]
     dataset = config.get("dataset", "digits")
-    base = {
-        "params": {},
-        "sequence": [FGSM, PGD],
-        "training": [FGSM, PGD],
-        "regime": "continual",
-        "dataset": dataset,
-        "model": "cnn",
-        "plan": {"epochs": 2, "lr": 0.1},
-        "pretrain": {"epochs": 5},
-    }
-    tree = {
-        "schema": 1,
-        "id": f"{defense}-{seed}-{dataset}-{verdict}",
-        "created": "2026-01-01T00:00:00Z",
-        "status": "complete",
-        "config": base | {"defense": defense, "seed": seed} | config,
-        "protocol": "sha256:bbbbbbbbbbbb",
-        "regime": config.get("regime", "continual"),
-        "attacks": [],
-        "stages": [],
-        "environment": {
-            "versions": {},
-            "commit": None,
-            "device": "cpu",
-            "threads": 1,
-            "data": {"name": dataset, "fingerprint": f"of {dataset}"},
-            "python": "3.11",
-            "platform": "linux",
-        },
-        "cells": [],
-        "metrics": SCORES | {"average_robust_accuracy": score, "regeneration_psnr": 21.125},
-        "per_class": [],
-        "cost": {
-            "training_seconds": 10.0 + seed,
-            "training_forwards": 5,
-            "training_backwards": 5,
-            "evaluation_seconds": 2.0,
-            "parameters": 85_066,
-            "multiply_adds": 1000,
-        },
-        "audit": {"verdict": verdict, "flags": flags, "checks": ["zero-gradient"]},
-    }
+    base = {"defense": defense, "seed": seed, "sequence": [FGSM, PGD], "training": [FGSM, PGD]}
+    base |= {"model": "cnn", "plan": {"epochs": 2, "lr": 0.1}, "pretrain": {"epochs": 5}}
+    tree = record_tree(
+        base | config,
+        fingerprint=f"of {dataset}",
+        verdict=verdict,
+        id=f"{defense}-{seed}-{dataset}-{verdict}",
+        metrics=SCORES | {"average_robust_accuracy": score, "regeneration_psnr": 21.125},
+    )
     return parse_record(tree, "here")
 
 

@@ -51,8 +51,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for defense in ("at", "air"):
             run(
                 defense=defense,
-                sequence="fgsm,pgd",
-                unseen="square",
+                sequence="fgsm,pgd:steps=3",
+                unseen="gaussian-noise",
                 epochs=1,
                 points=30,
                 set={"pretrain.epochs": 1},

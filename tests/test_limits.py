@@ -102,6 +102,7 @@ def little_memory(most: int = 100 * MEGABYTE) -> Iterator[None]:
         tracemalloc.stop()
 
 
+@pytest.mark.quick("huge")
 @pytest.mark.parametrize("points", [10**400, 10**10, 10**7 + 1], ids=["huge", "10^10", "10^7+1"])
 def test_more_points_than_there_can_be(points: int, archive: Path, tmp_path: Path, capsys: Captured) -> None:
     sent = repacked(archive, tmp_path / "sent.zip", claiming(points))

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.lines import Line2D
 from PIL import Image
+from record_trees import record_tree
 from rich.console import Console
 
 from advbench.cli.main import invoke
@@ -98,18 +99,9 @@ def record(
     threats = [cell(0, text, 1, 1, 1)["threat"] for text in attacks]
     names = [text.partition(":")[0] for text in attacks]
     shares = np.array(counts[-1]) / N
-    settings = {
-        "defense": defense,
-        "params": {},
-        "sequence": list(sequence),
-        "training": list(sequence),
-        "regime": "joint" if joint else "continual",
-        "dataset": "digits",
-        "model": "small-cnn",
-        "plan": {},
-        "pretrain": 5,
-        "seed": seed,
-    }
+    regime = "joint" if joint else "continual"
+    settings = {"defense": defense, "seed": seed, "pretrain": 5, "regime": regime}
+    settings |= {"sequence": list(sequence), "training": list(sequence)}
     stages = [[], list(sequence)] if joint else [[], *([text] for text in sequence)]
     cells = [
         cell(stage, text, N, row[0], row[0] if text == "clean" else count)
@@ -118,57 +110,28 @@ def record(
         if text != missing
     ]
     ladder = [cell(len(counts) - 1, f"pgd:eps={eps},loss=ce", 50, 45, count) for eps, count in probes]
-    flags = [] if verdict == "ok" else [{"code": "zero-gradient", "message": "m", "evidence": {}}]
-    tree = {
-        "schema": 1,
-        "id": f"{defense}-{settings['regime']}-{len(sequence)}-{config}-s{seed}",
-        "created": "2025-01-01T00:00:00Z",
-        "status": "complete",
-        "config": settings | config,
-        "protocol": "sha256:bb",
-        "regime": settings["regime"],
-        "attacks": [
-            {
-                "text": text,
-                "name": name,
-                "family": FAMILIES[name],
-                "kind": "budgeted",
-                "role": role,
-                "training": None,
-            }
-            | threat
+    kind: dict[str, Any] = {"kind": "budgeted", "training": None}
+    tree = record_tree(
+        settings | config,
+        fingerprint="sha256:aa",
+        id=f"{defense}-{regime}-{len(sequence)}-{config}-s{seed}",
+        attacks=[
+            {"text": text, "name": name, "family": FAMILIES[name], "role": role} | kind | threat
             for text, name, threat, role in zip(attacks, names, threats, roles, strict=True)
         ],
-        "stages": [
+        stages=[
             {"index": index, "attacks": texts, "weights": f"stages/{index}.safetensors", "spec": {}}
             for index, texts in enumerate(stages)
         ],
-        "environment": {
-            "versions": {},
-            "commit": None,
-            "device": "cpu",
-            "threads": 1,
-            "data": {"name": "digits", "fingerprint": "sha256:aa"},
-            "python": "3.11",
-            "platform": "linux",
-        },
-        "cells": cells,
-        "metrics": {
+        cells=cells,
+        metrics={
             "average_robust_accuracy": float(shares[1 : len(sequence) + 1].mean()),
             "clean_accuracy": float(shares[0]),
             "worst_case_accuracy": float(shares[1:].min()),
         },
-        "per_class": [],
-        "cost": {
-            "training_seconds": 1.0,
-            "training_forwards": 1,
-            "training_backwards": 1,
-            "evaluation_seconds": 1.0,
-            "parameters": 1,
-            "multiply_adds": 1,
-        },
-        "audit": {"verdict": verdict, "flags": flags, "checks": ["zero-gradient"], "probes": ladder},
-    }
+        verdict=verdict,
+    )
+    tree["audit"]["probes"] = ladder
     return parse_record(tree, "here")
 
 
@@ -212,6 +175,7 @@ EVERY = {
 }
 
 
+@pytest.mark.quick(r"radar-pdf|heat map-png|.*-svg")
 @pytest.mark.parametrize(
     ("kind", "form"), [("radar", "pdf"), *((kind, form) for kind in EVERY for form in ("svg", "png"))]
 )

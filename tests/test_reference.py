@@ -388,6 +388,7 @@ TINY = ["--points", "30", "--device", "cpu", "--workers", "1", "--set", "pretrai
 ATTACKS = "fgsm:eps=0.05,pgd:eps=0.05,steps=3"
 
 
+@pytest.mark.slow
 def test_building_a_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The plan alone writes nothing; repeated, the sweep does nothing more; the best of the store is kept."""
     runs, file = tmp_path / "runs", tmp_path / "reference.json"

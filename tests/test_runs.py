@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from record_trees import record_tree
 from safetensors.numpy import save
 
 from advbench.cli.main import invoke
@@ -98,27 +99,8 @@ def record_of(name: str) -> dict[str, Any]:
         {"index": index, "attacks": [], "weights": name, "spec": {}} for index, name in enumerate(weights)
     ]
     probe = cell(2, "square:eps=0.2", FEW, FEW, int(probes.sum()))
-    environment: dict[str, Any] = {"versions": {}, "commit": None, "device": "cpu", "threads": 1}
-    environment |= {"python": "", "platform": "", "data": {"name": "digits", "fingerprint": "f"}}
-    cost: dict[str, Any] = dict.fromkeys(("training_seconds", "evaluation_seconds"), 0.0)
-    cost |= dict.fromkeys(("training_forwards", "training_backwards", "parameters", "multiply_adds"), 0)
-    return {
-        "schema": 1,
-        "id": name,
-        "created": "2025-01-02T03:04:05+00:00",
-        "status": "complete",
-        "config": CONFIG,
-        "protocol": "p",
-        "regime": "continual",
-        "attacks": entries,
-        "stages": stages,
-        "environment": environment,
-        "cells": cells,
-        "metrics": {},
-        "per_class": [],
-        "cost": cost,
-        "audit": {"verdict": "ok", "flags": [], "checks": [], "probes": [probe]},
-    }
+    audit = {"verdict": "ok", "flags": [], "checks": [], "probes": [probe]}
+    return record_tree(CONFIG, id=name, attacks=entries, stages=stages, cells=cells, audit=audit)
 
 
 def unfinished(runs: Path, name: str, stages: int = 0) -> Path:

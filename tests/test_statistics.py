@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.typing import NDArray
+from record_trees import record_tree
 
 from leaderboards import (
     RecordError,
@@ -85,62 +86,20 @@ def tree(
                 "backwards": 1,
             }
         )
-    entry = {
-        "family": "f",
-        "norm": "linf",
-        "eps": 0.2,
-        "access": "white-box",
-        "kind": "budgeted",
-        "training": None,
-    }
-    return {
-        "schema": 1,
-        "id": f"{defense}-{seed}",
-        "created": "2026-01-01T00:00:00Z",
-        "status": "complete",
-        "config": {
-            "defense": defense,
-            "params": {},
-            "sequence": list(SEEN),
-            "training": list(SEEN),
-            "regime": regime,
-            "dataset": "digits",
-            "model": "cnn",
-            "plan": {"epochs": 1},
-            "pretrain": {},
-            "seed": seed,
-        },
-        "protocol": "p",
-        "regime": regime,
-        "attacks": [
-            entry | {"text": text, "name": text.partition(":")[0], "role": role}
+    entry = {"family": "f", "norm": "linf", "eps": 0.2, "access": "white-box", "kind": "budgeted"}
+    config = {"defense": defense, "seed": seed, "regime": regime, "model": "cnn", "plan": {"epochs": 1}}
+    return record_tree(
+        config | {"sequence": list(SEEN), "training": list(SEEN)},
+        id=f"{defense}-{seed}",
+        attacks=[
+            entry | {"text": text, "name": text.partition(":")[0], "role": role, "training": None}
             for text, role in zip(texts, ROLES, strict=True)
         ],
-        "stages": [],
-        "environment": {
-            "versions": {},
-            "commit": None,
-            "device": "cpu",
-            "threads": 1,
-            "data": {"name": "digits", "fingerprint": "f"},
-            "python": "3.11",
-            "platform": "linux",
-        },
-        "cells": cells,
-        "metrics": summarise(
+        cells=cells,
+        metrics=summarise(
             R[:, :3], clean.mean(1), regime=regime, R_unseen=R[:, 3:], robust=robust[-1], counts=counts
         ),
-        "per_class": [],
-        "cost": {
-            "training_seconds": 1.0,
-            "training_forwards": 5,
-            "training_backwards": 5,
-            "evaluation_seconds": 2.0,
-            "parameters": 100,
-            "multiply_adds": 1000,
-        },
-        "audit": {"verdict": "ok", "flags": [], "checks": []},
-    }
+    )
 
 
 def save(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from record_trees import record_tree
 
 from leaderboards import RecordError, find_records, parse_record
 from leaderboards.records import store
@@ -17,49 +18,7 @@ from leaderboards.records import store
 # Where child processes find the package under test.
 ROOT = Path(store.__file__).parents[1]
 
-RECORD: dict[str, Any] = {
-    "schema": 1,
-    "id": "at",
-    "created": "2025-01-02T03:04:05Z",
-    "status": "complete",
-    "config": {
-        "defense": "at",
-        "params": {},
-        "sequence": [],
-        "training": [],
-        "regime": "joint",
-        "dataset": "digits",
-        "model": "small-cnn",
-        "plan": {},
-        "pretrain": {},
-        "seed": 0,
-    },
-    "protocol": "p",
-    "regime": "joint",
-    "attacks": [],
-    "stages": [],
-    "environment": {
-        "versions": {},
-        "commit": None,
-        "device": "cpu",
-        "threads": 1,
-        "data": {"name": "digits", "fingerprint": "f"},
-        "python": "3.11",
-        "platform": "linux",
-    },
-    "cells": [],
-    "metrics": {"average_robust_accuracy": 0.1 + 0.2},
-    "per_class": [],
-    "cost": {
-        "training_seconds": 0.0,
-        "training_forwards": 0,
-        "training_backwards": 0,
-        "evaluation_seconds": 0.0,
-        "parameters": 0,
-        "multiply_adds": 0,
-    },
-    "audit": {"verdict": "ok", "flags": [], "checks": []},
-}
+RECORD = record_tree({"regime": "joint"}, id="at", metrics={"average_robust_accuracy": 0.1 + 0.2})
 
 
 def fail(*_: object) -> None:

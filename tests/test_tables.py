@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_trees import record_tree
 from rich.console import Console
 
 import leaderboards
@@ -30,49 +31,17 @@ def record(
     **config: Any,
 ) -> Record:
     """A record with this score and these settings."""
-    base = {
-        "params": {},
-        "sequence": [FGSM, PGD],
-        "training": ["fgsm:eps=0.2", "pgd:eps=0.2,steps=7"],
-        "regime": "continual",
-        "dataset": "digits",
-        "model": "small-cnn",
-        "plan": {"epochs": 2},
-        "pretrain": 5,
-    }
-    flags = [] if verdict == "ok" else [{"code": "zero-gradient", "message": "m", "evidence": {}}]
-    tree = {
-        "schema": 1,
-        "id": f"{defense}-{seed}-{created}",
-        "created": created,
-        "status": "complete",
-        "config": base | {"defense": defense, "seed": seed} | config,
-        "protocol": protocol,
-        "regime": config.get("regime", "continual"),
-        "attacks": [],
-        "stages": [],
-        "environment": {
-            "versions": {},
-            "commit": None,
-            "device": "cpu",
-            "threads": 1,
-            "data": {"name": "digits", "fingerprint": fingerprint},
-            "python": "3.11",
-            "platform": "linux",
-        },
-        "cells": [],
-        "metrics": {"average_robust_accuracy": score, "clean_accuracy": 0.9, "forgetting": None},
-        "per_class": [],
-        "cost": {
-            "training_seconds": 10.0 + seed,
-            "training_forwards": 5,
-            "training_backwards": 5,
-            "evaluation_seconds": 2.0,
-            "parameters": 100,
-            "multiply_adds": 1000,
-        },
-        "audit": {"verdict": verdict, "flags": flags, "checks": ["zero-gradient"]},
-    }
+    base = {"defense": defense, "seed": seed, "sequence": [FGSM, PGD], "plan": {"epochs": 2}, "pretrain": 5}
+    base |= {"training": ["fgsm:eps=0.2", "pgd:eps=0.2,steps=7"]}
+    tree = record_tree(
+        base | config,
+        fingerprint=fingerprint,
+        verdict=verdict,
+        id=f"{defense}-{seed}-{created}",
+        created=created,
+        protocol=protocol,
+        metrics={"average_robust_accuracy": score, "clean_accuracy": 0.9, "forgetting": None},
+    )
     return parse_record(tree, "here")
 
 
