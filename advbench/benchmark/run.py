@@ -50,7 +50,7 @@ def run(
 
     Args:
         defense: a name that ``advbench defenses`` lists, or ``package.module:Class``; ``air`` by default.
-        sequence: the attacks to train against, ``fgsm,pgd:eps=0.1,cw`` (the default: ``fgsm,pgd,cw``) or a list
+        sequence: attacks to train against, ``fgsm,pgd:eps=0.1,cw`` (the default: ``fgsm,pgd,cw``) or a list
             of such texts; an attack may be named as ``package.module:function``.
         runs_dir: where the run's directory is created.
         listeners: called with every :class:`advbench.runtime.events.Event`.
