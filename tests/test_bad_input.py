@@ -321,7 +321,7 @@ WRONG_COMMANDS: dict[str, tuple[str, str]] = {
         "none has defense at, dataset",
     ),
     "verify device": ("verify runs/good --device gpu", "unknown device 'gpu'"),
-    "verify threads": ("verify runs/good --threads 100000", "threads 100000 is no number of threads"),
+    "verify threads": ("verify runs/good --threads 100000", "100000 is not a number of threads"),
     "verify surrogate": ("verify runs/good --surrogate nowhere", "no run 'nowhere' here or in runs"),
     "verify weights": ("verify runs/good --weights a_file", "--weights goes with records of advbench eval"),
     "verify sample of training": ("verify runs/good --retrain --stages 1", "--retrain compares everything"),

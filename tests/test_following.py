@@ -46,7 +46,7 @@ def batches(count: int = 3, size: int = 16) -> list[tuple[Tensor, Tensor]]:
 @pytest.fixture(autouse=True)
 def _as_if_there_were_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 works on every processor, if slowly: the path is tested on all of them."""
-    monkeypatch.setattr(attacks_pool.search, "has_bfloat16", lambda _device: True)
+    monkeypatch.setattr(attacks_pool.fast.copy, "has_bfloat16", lambda _device: True)
 
 
 def moved(model: nn.Module) -> None:
@@ -170,7 +170,7 @@ def test_reduced_precision_is_what_the_plan_says(monkeypatch: pytest.MonkeyPatch
     exact = fitted(AT, TrainPlan(epochs=1, mixed_precision="off")).state_dict()
     reduced = fitted(AT, TrainPlan(epochs=1)).state_dict()
     assert any(not torch.equal(exact[name], reduced[name]) for name in exact)
-    monkeypatch.setattr(attacks_pool.search, "has_bfloat16", lambda _device: False)
+    monkeypatch.setattr(attacks_pool.fast.copy, "has_bfloat16", lambda _device: False)
     automatic = fitted(AT, TrainPlan(epochs=1)).state_dict()
     assert all(torch.equal(exact[name], automatic[name]) for name in exact)
 
