@@ -412,7 +412,7 @@ def test_a_limit_leaves_no_trace() -> None:
 def test_what_cannot_be_interrupted_is_ended() -> None:
     """Code that catches everything, as one without Python does: the process ends with a clear line."""
     script = """
-        from advbench import timeouts
+        from advbench.runtime import timeouts
         timeouts.GRACE = 0.2
         with timeouts.limited(0.1, "attack 'endless' on row 1, block 2"):
             while True:

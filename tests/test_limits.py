@@ -387,9 +387,9 @@ def test_accepting_ends_in_time(
 def test_what_cannot_be_interrupted_leaves_nothing(archive: Path, tmp_path: Path) -> None:
     """The process ends, after it has removed what it had unpacked."""
     script = f"""
-        from advbench import timeouts
+        from advbench.runtime import timeouts
         from advbench.cli.main import main
-        from advbench.verify import accepting
+        from advbench.verify import accept as accepting
 
         def endless(*_):
             unpack(*_)
