@@ -173,7 +173,7 @@ def test_pickles_are_not_run(digits: DataSet, tmp_path: Path, name: str) -> None
     path = tmp_path / name
     for save in (torch.save, lambda value, to: to.write_bytes(pickle.dumps(value))):
         save(Bomb(fired), path)
-        assert "no " in refused(Source(str(path)), digits)
+        assert "not a " in refused(Source(str(path)), digits)
         with pytest.raises(InputError, match="other pickles are not read"):
             read_state(path)
     torch.save(Bomb(fired), path)

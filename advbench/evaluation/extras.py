@@ -150,8 +150,7 @@ def psnr(images: Tensor, clean: Tensor) -> float | None:
 def ssim(images: Tensor, clean: Tensor) -> float:
     """The structural similarity, averaged over images (N, C, H, W) in [0, 1], at most 1.
 
-    It uses Wang's Gaussian window (σ = 1.5, 11 pixels) with reflected borders; below 6 pixels per side, the
-    3×3 mean.
+    Wang's Gaussian window (σ = 1.5, 11 pixels) with reflected borders; the 3×3 mean below 6 pixels a side.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 

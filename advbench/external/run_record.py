@@ -27,7 +27,7 @@ from leaderboards.statistics.measured import eval_metrics
 GROUP = "evaluated models"
 """The model name in records of evaluations, so that they are ranked only with each other."""
 NOT_KEPT = "not-kept"
-"""The placeholder for the weights of a stage if the run directory has no copy of them."""
+"""The placeholder for weights of a stage that the run directory has no copy of."""
 
 
 def eval_config(foreign: Foreign, attacks: Sequence[Attack], rest: Mapping[str, Any]) -> dict[str, Any]:

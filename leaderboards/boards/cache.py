@@ -108,9 +108,7 @@ class Cache:
         return clean, robust
 
     def contradiction(self, directory: str, record: Record | None = None) -> str:
-        """How the outcomes of a run contradict its record, see `contradiction_of`.
-
-        Give ``record`` if it was already read.
+        """How the outcomes of a run contradict its ``record``, if read already, see `contradiction_of`.
 
         Raises:
             RecordError: the record cannot be read.
