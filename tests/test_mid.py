@@ -299,7 +299,7 @@ class TestEncoding:
             ([nn.Conv2d(1, 3, 4), nn.Flatten()], "splits a classifier at its last nn.Linear, and this Seq"),
             ([nn.Flatten(), nn.Linear(16, 3), nn.Softplus()], "needs an nn.Linear that gives the logits"),
             ([nn.Flatten(), nn.Linear(16, 3), nn.ReLU(inplace=True)], "needs an nn.Linear that gives"),
-            ([nn.Flatten(), nn.Linear(16, 3)], "trains what comes before the last nn.Linear"),
+            ([nn.Flatten(), nn.Linear(16, 3)], "trains the layers before the last nn.Linear"),
         ],
     )
     def test_other_classifiers_are_refused(self, layers: list[nn.Module], message: str) -> None:
