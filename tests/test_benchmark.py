@@ -531,8 +531,8 @@ def test_the_package_offers_what_the_readme_names() -> None:
     """``from advbench import run, load_run``, and a clear error for anything else."""
     assert advbench.run is run
     assert advbench.load_run is load_run
-    with pytest.raises(AttributeError, match="has no attribute 'runs'"):
-        _ = advbench.runs  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = advbench.nothing  # type: ignore[attr-defined]
 
 
 class TestOptions:

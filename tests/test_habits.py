@@ -268,7 +268,7 @@ class TestRun:
 
     def test_a_dry_run_of_a_resumed_run_is_refused(self, capsys: Captured) -> None:
         _, err = call(capsys, "run", "--resume", "somewhere", "--dry-run", code=2)
-        assert err.startswith("error: --dry-run: a run to resume")
+        assert err.startswith("error: --dry-run: a resumed run")
 
     def test_code_by_its_place(self, own: str, capsys: Captured) -> None:
         """What is typed is imported; a record that names it needs trust."""
