@@ -645,7 +645,7 @@ def test_the_command_filters_and_ranks(place: Path, capsys: pytest.CaptureFixtur
         }
         assert len(found) == (2 if "clean" in more else 1)
     assert invoke(["leaderboard", "--runs-dir", str(place / "runs"), "--verdict", "invalid"]) == 0
-    assert capsys.readouterr().out == "no row is what the filters ask for\n"
+    assert capsys.readouterr().out == "no row matches the filters\n"
 
 
 def test_the_command_says_why_there_is_no_interval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def test_attacks_installed_last_are_found_out(tmp_path: Path) -> None:
     assert found.status == "warning"
     assert found.mend == "pip install --force-reinstall --no-deps robustbench==1.1.1"
     assert found.detail.startswith("1 of 3 differ from what robustbench installed (robustbench/__init__.py,")
-    assert "1 are those of torchattacks" in found.detail
+    assert "1 were overwritten by torchattacks" in found.detail
 
 
 def test_zoo_installed_last_is_in_order(tmp_path: Path) -> None:

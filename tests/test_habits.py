@@ -102,7 +102,7 @@ class TestHelp:
     def test_groups_of_options_stay(self, capsys: Captured) -> None:
         """Those of the leaderboard."""
         out, _ = call(capsys, "leaderboard", "--help")
-        assert "Which rows" in out
+        assert "Filter rows" in out
         assert out.index("--rank-by") < out.index("--dataset") < out.index("--pivot")
 
 

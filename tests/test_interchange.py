@@ -327,7 +327,7 @@ def test_export_on_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.C
     assert read_entry(out).robust == 0.4
     before = out.read_bytes()
     for arguments, said in [
-        (command, "is there already"),
+        (command, "already exists"),
         (["export", str(runs / "two"), "--out", str(tmp_path / "x.json")], "no run "),
         ([*command[:3], str(tmp_path / "no" / "x.json")], "there is no folder"),
         ([*command[:3], str(tmp_path / "x.json"), "--norm", "l2"], "no attack of norm l2"),

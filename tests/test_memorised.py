@@ -76,7 +76,7 @@ def test_trained_on_the_test_points(
     assert accept(tmp_path / "sent.zip", tmp_path / "store").place is None
     assert invoke(["verify", str(found.path), "--seed", "0"]) == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert f"against it: {CODE}: " in out
+    assert f"fault: {CODE}: " in out
     assert "of 360 measured test points" in out
     assert "of 144 validation points" in out
     assert "of 1293 training points" in out

@@ -205,7 +205,7 @@ def test_the_list_of_nothing(tmp_path: Path, capsys: Captured) -> None:
 def test_what_goes_with_the_list_alone_is_refused_elsewhere(tmp_path: Path, capsys: Captured) -> None:
     """And where runs are kept may be said before or after the word."""
     _, err = call(capsys, "--format", "json", "gc", code=2)
-    assert "--format goes with the list, not with gc" in err
+    assert "--format is for the list, not for gc" in err
     run = unfinished(tmp_path, "a")
     for arguments in (["--runs-dir", tmp_path, "check"], ["check", "--runs-dir", tmp_path]):
         assert call(capsys, *arguments)[0] == "a: unfinished\n1 run checked, none damaged\n"
@@ -560,7 +560,7 @@ def test_without_a_terminal_nothing_goes_unless_told(
         monkeypatch.setattr(sys, "stdin", nothing)
         out, err = call(capsys, "gc", "--runs-dir", tmp_path, code=2)
     assert "unfinished run  a" in out
-    assert err == "error: nothing was removed: there is no terminal to ask at; --yes removes them\n"
+    assert err == "error: nothing was removed: no terminal to ask for confirmation; use --yes\n"
     assert content(tmp_path) == before
 
 

@@ -240,9 +240,9 @@ def test_a_split_is_printed_as_options_of_run(capfd: Any) -> None:
         (["sample", "1", "--unseen", "99"], "cannot hold 99 families out: there are"),
         (["sample", "1", "--unseen", "-1"], "'--unseen': "),
         (["sample", "1", "--dataset", "digitz"], "unknown data set 'digitz'"),
-        (["--family", "noise"], "--family goes with sample"),
-        (["pgd", "--norm", "l2"], "--norm goes with sample"),
-        (["--unseen", "1"], "--unseen goes with sample"),
+        (["--family", "noise"], "--family is only for sample"),
+        (["pgd", "--norm", "l2"], "--norm is only for sample"),
+        (["--unseen", "1"], "--unseen is only for sample"),
     ],
 )
 def test_samples_that_cannot_be(arguments: list[str], line: str, capfd: Any) -> None:

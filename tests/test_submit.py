@@ -185,7 +185,7 @@ def test_nothing_of_a_refuted_run_is_added(archive: Path, tmp_path: Path, capsys
     sent = repacked(archive, tmp_path / "sent.zip", better)
     assert invoke(["accept", str(sent), "--runs-dir", str(tmp_path / "deep" / "store")]) == 1
     out = capsys.readouterr().out
-    assert "against it: metrics: average_robust_accuracy is 0.9" in out
+    assert "fault: metrics: average_robust_accuracy is 0.9" in out
     assert "nothing was added" in out
     assert not (tmp_path / "deep").exists()
 

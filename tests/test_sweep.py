@@ -298,9 +298,9 @@ def test_a_wrong_grid_is_one_line(
     [
         ("--workers 0", "workers"),
         ("--workers many", "workers"),
-        ("--cpus 2", "are for --ray"),
-        ("--gpus 1", "are for --ray"),
-        ("--memory 1GB", "are for --ray"),
+        ("--cpus 2", "need --ray"),
+        ("--gpus 1", "need --ray"),
+        ("--memory 1GB", "need --ray"),
         ("--ray local --workers 2", "--workers is for this machine"),
         ("--ray somewhere", "is not an address: write auto, local or host:port"),
         ("--ray a/b:1", "is not an address"),
@@ -490,7 +490,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    assert err.splitlines()[-1] == "error: interrupted; the same command does what is left"
+    assert err.splitlines()[-1] == "error: interrupted; repeat the command to do the rest"
     done = {path.parent for path in (tmp_path / "runs").glob("*/record.json")}
     assert len(done) < 2
     if number == signal.SIGTERM:

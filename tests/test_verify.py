@@ -633,7 +633,7 @@ def test_on_the_command_line(small_run: Run, tmp_path: Path, capsys: Captured) -
     assert trust_of(copy.path) == "self-reported"
     assert invoke(command) == 1
     out = capsys.readouterr().out
-    assert "against it: metrics: clean_accuracy is 0.999" in out
+    assert "fault: metrics: clean_accuracy is 0.999" in out
     # The mark was of another record, and counted no longer.
     assert "mark as verified was taken away, and it is marked as refuted" in out
     assert not (copy.path / "verified.json").exists()

@@ -1,4 +1,4 @@
-"""``advbench attacks``: what there is, whether one keeps the contract, and a package to start from."""
+"""``advbench attacks``: list, describe or check attacks, and write a package to start from."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from advbench.cli.options import Format, FormatOption
 app = typer.Typer(
     cls=ListsByDefault,
     help="List the attacks, describe some (advbench attacks pgd), or draw a sequence (advbench attacks "
-    "sample 4 --seed 3); check one, or begin one of your own.",
+    "sample 4 --seed 3); check one, or start one of your own.",
 )
 app.command(
     DEFAULT,
-    help="List the attacks, describe some, or draw a sequence; so does advbench attacks without a command.",
+    help="List the attacks, describe some, or draw a sequence; this is the default command.",
 )(lists.attacks)
 
 
 @app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="Name of the attack, such as my-attack.")],
-    dir: Annotated[Path, typer.Option(help="Where its directory is made.")] = Path("."),
+    dir: Annotated[Path, typer.Option(help="Directory in which to create the package.")] = Path("."),
 ) -> None:
-    """Write a small package with an attack that works and its test; nothing is ever overwritten."""
+    """Write a small package with a working attack and its test; existing files are never overwritten."""
     from advbench.contract import write_attack_package
     from leaderboards.printable import in_line
 
@@ -39,16 +39,14 @@ def new(
 
 @app.command("check")
 def check(
-    attack: Annotated[
-        str, typer.Argument(help="A registered name, or package.module:function, installed or below here.")
-    ],
+    attack: Annotated[str, typer.Argument(help="A registered name, or package.module:function.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="knob=value of the attack; repeatable.", show_default="the attack's own"),
+        typer.Option("--set", help="Set a knob: knob=value; repeatable.", show_default="its defaults"),
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Run the contract that every attack keeps: what holds, what fails and why; exit code 1 if any fails."""
+    """Run the contract checks on an attack and say which fail and why; exit code 1 if any fails."""
     from advbench.config.plugins import import_attack, names_code
     from advbench.contract import check_attack
     from attacks_pool import pool

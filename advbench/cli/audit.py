@@ -17,18 +17,18 @@ def audit(
     surrogate: Annotated[
         Path | None,
         typer.Option(
-            help="A run whose final model transferred points are crafted on.", show_default="row 0's model"
+            help="Run whose final model crafts the transferred points.", show_default="row 0's model"
         ),
     ] = None,
-    points: Annotated[int, typer.Option(min=1, help="Test points that probes attack.")] = 200,
+    points: Annotated[int, typer.Option(min=1, help="Number of test points to probe.")] = 200,
     data_dir: RecordedData = None,
     runs_dir: RunsDirs = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Import a model factory that a record names.")
+        bool, typer.Option("--trust", help="Import the model factory that the record names.")
     ] = False,
     format: FormatOption = Format.table,
 ) -> None:
-    """Look for false robustness in a finished run again, on its saved weights; exit 1 unless it is ok."""
+    """Audit a finished run again for false robustness, on its saved weights; exit 1 unless it is ok."""
     from advbench.audit.stored import audit_run
     from advbench.runs.saved import load_run
 

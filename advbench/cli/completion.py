@@ -1,4 +1,4 @@
-"""Names that a shell offers while a command is typed. Nothing here loads torch or imports a plug-in."""
+"""Names for shell completion. Nothing here loads torch or imports a plug-in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME = re.compile(r'DefenseInfo\(\s*name="([^"]+)"')
 
 
 def defense_names(incomplete: str) -> list[str]:
-    """Names of defenses: those of this package, read from its files, and those of plug-ins."""
+    """Names of defenses: built-in ones, read from their files, and those of plug-ins."""
     spec = find_spec("advbench")
     found = {point.name for point in entry_points(group="advbench.defenses")}
     if spec is not None and spec.origin is not None:
@@ -29,7 +29,7 @@ def dataset_names(incomplete: str) -> list[str]:
 
 
 def model_names(incomplete: str) -> list[str]:
-    """Names of the zoo's models."""
+    """Names of the built-in models."""
     from advbench.models import MODELS
 
     return _starting(MODELS, incomplete)

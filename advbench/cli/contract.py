@@ -1,4 +1,4 @@
-"""What ``advbench defenses check`` and ``advbench attacks check`` write."""
+"""Output of ``advbench defenses check`` and ``advbench attacks check``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def run_checks(
     kind: str, name: str, check: Callable[[Callable[[str], None]], list[Check]], format: Format
 ) -> None:
-    """Run a contract, write how each promise came out, and leave with exit code 1 if any fails.
+    """Run a contract, print the result of each check, and exit with code 1 if any fails.
 
     Args:
         kind: ``defense`` or ``attack``.
-        name: of what is checked.
-        check: runs the contract; it is given a function to call with each promise's name.
-        format: a table or JSON.
+        name: the name of the defense or attack.
+        check: runs the contract; it takes a function to call with the name of each check.
+        format: table or JSON.
     """
     from advbench.runtime.console import errors
 
@@ -41,7 +41,7 @@ def run_checks(
 
 
 def settings(given: list[str] | None) -> dict[str, str]:
-    """``["a=1", "b=2"]`` of ``--set`` as a dict."""
+    """The values of ``--set``, ``["a=1", "b=2"]``, as a dict."""
     return dict(_setting(text) for text in given or ())
 
 

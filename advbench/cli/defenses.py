@@ -1,4 +1,4 @@
-"""``advbench defenses``: what there is, whether one keeps the contract, and a package to start from."""
+"""``advbench defenses``: list, describe or check defenses, and write a package to start from."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from advbench.cli.options import Format, FormatOption
 
 app = typer.Typer(
     cls=ListsByDefault,
-    help="List the defenses, or describe some (advbench defenses air); check one, or begin one of your own.",
+    help="List the defenses, or describe some (advbench defenses air); check one, or start one of your own.",
 )
-app.command(
-    DEFAULT, help="List the defenses, or describe some; so does advbench defenses without a command."
-)(lists.defenses)
+app.command(DEFAULT, help="List the defenses, or describe some; this is the default command.")(lists.defenses)
 
 
 @app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="Name of the defense, such as my-defense.")],
-    dir: Annotated[Path, typer.Option(help="Where its directory is made.")] = Path("."),
+    dir: Annotated[Path, typer.Option(help="Directory in which to create the package.")] = Path("."),
 ) -> None:
-    """Write a small package with a defense that works and its test; nothing is ever overwritten."""
+    """Write a small package with a working defense and its test; existing files are never overwritten."""
     from advbench.contract import write_package
     from leaderboards.printable import in_line
 
@@ -37,16 +35,14 @@ def new(
 
 @app.command("check")
 def check(
-    defense: Annotated[
-        str, typer.Argument(help="A registered name, or package.module:Class, installed or below here.")
-    ],
+    defense: Annotated[str, typer.Argument(help="A registered name, or package.module:Class.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value of the defense; repeatable.", show_default="the defense's own"),
+        typer.Option("--set", help="Set a parameter: key=value; repeatable.", show_default="its defaults"),
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Run the contract that every defense keeps: what holds, what fails and why; exit code 1 if any fails."""
+    """Run the contract checks on a defense and say which fail and why; exit code 1 if any fails."""
     from advbench.contract import check_defense, find_defense
 
     kind, parameters = find_defense(defense), settings(set_)

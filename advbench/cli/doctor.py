@@ -1,4 +1,4 @@
-"""``advbench doctor``: what works here, what does not, and the command that mends it."""
+"""``advbench doctor``: what works here, what does not, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CORE = {
     "matplotlib": "matplotlib",
     "jinja2": "jinja2",
 }
-"""Package and the name that it is imported by; without one of these advbench does not work."""
+"""Required packages and the module names to import them by."""
 OPTIONAL = {
     "torchattacks": ("attacks ta:NAME", 'pip install "advbench[torchattacks]"'),
     "foolbox": ("attacks fb:NAME", 'pip install "advbench[foolbox]"'),
@@ -45,7 +45,7 @@ OPTIONAL = {
     "ray": ("sweeps and evaluations on a cluster", 'pip install "advbench[ray]"'),
     "tensorboard": ("advbench run --tensorboard", 'pip install "advbench[tensorboard]"'),
 }
-"""Package, what it is for and the command that installs it."""
+"""Optional packages: what each is for, and the command that installs it."""
 ZOO, INTRUDER = "robustbench", "torchattacks"
 """Two packages that both install the folder ``robustbench``, with different files."""
 RUNTIME_MODULE = "pkg_resources"
@@ -54,7 +54,7 @@ ALIAS = "autoattack"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: ``ok``, ``absent`` (optional), ``warning`` or ``broken`` (advbench cannot run)."""
+    """The result of one check; ``absent`` is for optional packages, ``broken`` means advbench cannot run."""
 
     name: str
     status: Status
@@ -62,23 +62,23 @@ class Finding:
     mend: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """As a dict of plain values."""
         return asdict(self)
 
 
 def examine(
     paths: Sequence[str] | None = None, *, load: Callable[[str], Any] = importlib.import_module
 ) -> list[Finding]:
-    """Every check.
+    """Run every check.
 
     Args:
-        paths: folders to find installed packages in, those of ``sys.path`` by default.
+        paths: folders to search for installed packages; ``sys.path`` by default.
         load: imports a module by name.
     """
     installed = installed_packages(paths)
     found = [Finding("python", "ok", platform.python_version())]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what libraries deprecate says nothing about this environment
+        warnings.simplefilter("ignore")  # libraries' deprecations do not concern this environment
         found += [_core(package, module, installed, load) for package, module in CORE.items()]
         found += [_optional(package, installed, load) for package in OPTIONAL]
         found += zoo_checks(installed, load)
@@ -93,7 +93,7 @@ def works(checks: Iterable[Finding]) -> bool:
 
 
 def installed_packages(paths: Sequence[str] | None = None) -> dict[str, Distribution]:
-    """Installed distributions by normalised name; of two of one name, the one that Python would find."""
+    """Installed distributions by normalised name; of duplicates, the one that Python would import."""
     every = distributions() if paths is None else distributions(path=list(paths))
     found: dict[str, Distribution] = {}
     for one in every:
@@ -116,19 +116,19 @@ def _core(
 
 
 def _devices(torch: Any) -> str:
-    """What torch can compute on."""
+    """Describe the devices that torch can use."""
     if torch.cuda.is_available():
         half = "with" if torch.cuda.is_bf16_supported() else "without"
         return f"CUDA {torch.version.cuda} on {torch.cuda.get_device_name()}, {half} bfloat16"
     if torch.backends.mps.is_available():
         return "MPS, no CUDA"
-    return "no CUDA device: it computes on the CPU"
+    return "no CUDA device: torch computes on the CPU"
 
 
 def _optional(package: str, installed: dict[str, Distribution], load: Callable[[str], Any]) -> Finding:
     purpose, command = OPTIONAL[package]
     if package not in installed:
-        return Finding(package, "absent", f"not installed; it is for {purpose}", command)
+        return Finding(package, "absent", f"not installed; needed for {purpose}", command)
     number = installed[package].version
     try:
         load(package)
@@ -138,7 +138,7 @@ def _optional(package: str, installed: dict[str, Distribution], load: Callable[[
             and isinstance(error, ModuleNotFoundError)
             and error.name in (ALIAS, RUNTIME_MODULE)
         ):
-            return Finding(package, "ok", f"{number}, once the name {error.name} is there (see below)")
+            return Finding(package, "ok", f"{number}, works once {error.name} is installed (see below)")
         return Finding(package, "warning", f"{number} does not load: {_line(error)}")
     return Finding(package, "ok", f"{number}, for {purpose}")
 
@@ -146,7 +146,7 @@ def _optional(package: str, installed: dict[str, Distribution], load: Callable[[
 def zoo_checks(
     installed: dict[str, Distribution], load: Callable[[str], Any] = importlib.import_module
 ) -> list[Finding]:
-    """What robustbench needs and its packages lack: its own files, ``pkg_resources``, ``autoattack``."""
+    """Check what robustbench needs to load: its own files, ``pkg_resources`` and ``autoattack``."""
     found = [collision(installed)]
     if ZOO not in installed:
         return [check for check in found if check]
@@ -154,28 +154,28 @@ def zoo_checks(
         load(RUNTIME_MODULE)
     except Exception as error:
         setuptools = installed["setuptools"].version if "setuptools" in installed else "none"
-        detail = f"robustbench imports it, and setuptools has it no more from 82 on (here: {setuptools})"
+        detail = f"robustbench imports it, and setuptools 82 removed it (here: {setuptools})"
         detail = detail if isinstance(error, ModuleNotFoundError) else _line(error)
         found.append(Finding(RUNTIME_MODULE, "warning", detail, 'pip install "setuptools<82"'))
     try:
         load(ALIAS)
     except Exception:
-        detail = "robustbench imports this name, which no package index has; its own benchmark() cannot run"
-        found.append(Finding(ALIAS, "warning", f"{detail}. The attacks aa:NAME and ours need it not"))
+        detail = "robustbench imports this name, which no package index has; benchmark() cannot run"
+        found.append(Finding(ALIAS, "warning", f"{detail}. The attacks aa:NAME and ours do not need it"))
     return [check for check in found if check]
 
 
 def collision(installed: dict[str, Distribution]) -> Finding | None:
-    """Whether the folder ``robustbench`` holds robustbench's files, or those that torchattacks put there.
+    """Check whether torchattacks has overwritten files in the folder ``robustbench``.
 
-    Every file that robustbench's RECORD lists is hashed and compared; ``None`` where neither is installed.
+    Every file that robustbench's RECORD lists is hashed and compared; ``None`` if neither is installed.
     """
     name, zoo, intruder = f"{ZOO} files", installed.get(ZOO), installed.get(INTRUDER)
     theirs = dict(_recorded(intruder, ZOO)) if intruder else {}
     if zoo is None:
         if not theirs:
             return None
-        detail = f"the folder {ZOO} is an old copy that {INTRUDER} brings; it has no zoo"
+        detail = f"the folder {ZOO} is an old copy that comes with {INTRUDER}; it has no zoo"
         return Finding(name, "warning", detail, OPTIONAL[ZOO][1])
     own = dict(_recorded(zoo, ZOO))
     spoilt = sorted(path for path, expected in own.items() if _hash(zoo, path) != expected)
@@ -183,7 +183,7 @@ def collision(installed: dict[str, Distribution]) -> Finding | None:
         guilty = sum(path in theirs and _hash(zoo, path) == theirs[path] for path in spoilt)
         detail = f"{len(spoilt)} of {len(own)} differ from what {ZOO} installed ({spoilt[0]}, …)"
         if guilty:
-            detail += f"; {guilty} are those of {INTRUDER}, which was installed later"
+            detail += f"; {guilty} were overwritten by {INTRUDER}, which was installed later"
         command = f"pip install --force-reinstall --no-deps {ZOO}=={zoo.version}"
         return Finding(name, "warning", detail, command)
     at_risk = sum(theirs[path] != own[path] for path in theirs if path in own)
@@ -199,7 +199,7 @@ def _recorded(package: Distribution, folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _hash(package: Distribution, path: str) -> str:
-    """The file's hash as RECORD writes it, empty where there is no such file."""
+    """The file's hash in RECORD's format; empty if there is no such file."""
     try:
         content = Path(str(package.locate_file(path))).read_bytes()
     except OSError:
@@ -209,7 +209,7 @@ def _hash(package: Distribution, path: str) -> str:
 
 
 def _registries() -> Iterator[Finding]:
-    """Our own attacks and defenses, those of plug-ins, and those of other libraries."""
+    """Check the registries: our attacks and defenses, plug-ins, and adapters of other libraries."""
     from attacks_pool import pool
     from defenses import registry
 
@@ -232,7 +232,7 @@ def _line(error: BaseException) -> str:
 
 
 def doctor(format: FormatOption = Format.table) -> None:
-    """Say which libraries load here and why others do not; exit code 1 where advbench cannot run."""
+    """Say which libraries load here and why others do not; exit code 1 if advbench cannot run."""
     checks = examine()
     if format is Format.json:
         report = {"works": works(checks), "checks": [check.to_json() for check in checks]}

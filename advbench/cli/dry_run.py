@@ -1,4 +1,4 @@
-"""``advbench run --dry-run``: what a run would do, checked and resolved; nothing is written."""
+"""``advbench run --dry-run``: check the options, say what a run would do, and write nothing."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def show_plan(
     *,
     several: bool,
 ) -> None:
-    """Say what each run would train and measure, its identity and how long it takes.
+    """Print what each run would train and measure, its identity and how long it would take.
 
     Args:
-        runs: the options of each, which differ in their seed alone.
-        runs_dir: the store, to look for runs that are there already; it need not exist.
-        sample_seed: what ``sample:k`` is drawn with.
-        surrogate: the run whose model transferred points are crafted on.
-        format: a table, or JSON: one object, or a list of them where ``several`` is set.
-        several: whether several seeds were asked for.
+        runs: the options of each run; only their seeds differ.
+        runs_dir: where to look for existing runs; the directory need not exist.
+        sample_seed: the seed with which ``sample:k`` is drawn.
+        surrogate: the run whose model crafts the transferred points.
+        format: table, or JSON: one object, or a list if ``several`` is set.
+        several: whether ``--seeds`` was given.
 
     Raises:
-        InputError, RecordError: anything that cannot be run.
+        InputError, RecordError: the run is not possible.
     """
     prepared: list[Prepared] = []
     for options in runs:
@@ -60,11 +60,11 @@ def show_plan(
         console.print(in_line(line), soft_wrap=True)
     if len(plans) > 1:
         console.print(f"{'all seeds':<18} {_shown('estimate', _total(plans))}", soft_wrap=True)
-    console.print("nothing was trained or written: leave out --dry-run to do it")
+    console.print("nothing was trained or written: leave out --dry-run to start")
 
 
 def _plans(prepared: Sequence[Prepared], runs_dir: Path) -> list[dict[str, Any]]:
-    """What each run would do, as plain values."""
+    """The plan of each run as plain values."""
     first = prepared[0]
     config, data = first.config, first.data
     exists = runs_dir.is_dir()
@@ -86,7 +86,7 @@ def _plans(prepared: Sequence[Prepared], runs_dir: Path) -> list[dict[str, Any]]
 
 
 def _resolved(one: Prepared) -> dict[str, Any]:
-    """The choices that a run's options resolve to."""
+    """The settings that a run's options resolve to."""
     config = one.config
     every = [attack for role in bound_attacks(config).values() for attack in role]
     return {
@@ -115,7 +115,7 @@ def _total(plans: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value of `_resolved` or an estimate, for people."""
+    """A value of `_resolved` or an estimate as readable text."""
     if key == "estimate":
         return f"about {duration(value['seconds'])}, {value['source']}"
     if key == "passes":

@@ -1,4 +1,4 @@
-"""Plain lines on the terminal, safely; commands write through here or `advbench.runtime.console` alone."""
+"""Safe plain output; commands write only through here or `advbench.runtime.console`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Write lines to standard output, or to stderr; what a terminal would obey is spelled out."""
+    """Write lines to stdout or stderr, with control characters escaped."""
     typer.echo(_safe(text), err=err, nl=nl)
 
 
@@ -21,7 +21,7 @@ def warn(line: str) -> None:
 
 
 def guard() -> None:
-    """Have Python's own warnings and tracebacks, which repeat names, written safely too."""
+    """Escape control characters in Python's own warnings and tracebacks too, since they repeat names."""
     format_warning = warnings.formatwarning
 
     def formatted(
@@ -38,7 +38,7 @@ def guard() -> None:
 
 def _safe(text: str) -> str:
     if text.replace("\n", "").isprintable():
-        # Most of what is written; a command that shows no more need not load the leaderboards.
+        # The usual case, which avoids importing leaderboards.
         return text
     from leaderboards.printable import printable
 

@@ -37,69 +37,65 @@ def evaluate(
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="safetensors, or a plain state dict, for a model that is built from code.",
+            help="Weights for a model built from code: safetensors, or a plain state dict.",
             show_default="none",
         ),
     ] = None,
     model_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Where RobustBench's checkpoints are, as DIR/cifar10/Linf/NAME.pt.", show_default="none"
+            help="Folder of RobustBench's checkpoints: DIR/cifar10/Linf/NAME.pt.", show_default="none"
         ),
     ] = None,
     threat: Annotated[
         str | None,
-        typer.Option(help="Of RobustBench's models: linf, l2 or corruptions.", show_default="linf"),
+        typer.Option(help="Threat of a RobustBench model: linf, l2 or corruptions.", show_default="linf"),
     ] = None,
     mean: Annotated[
         str | None,
         typer.Option(
-            help="Normalisation before the model, a number a channel: 0.49,0.48,0.45.", show_default="none"
+            help="Mean to subtract before the model, one per channel: 0.49,0.48,0.45.", show_default="none"
         ),
     ] = None,
     std: Annotated[
-        str | None, typer.Option(help="Its deviations: 0.25,0.24,0.26.", show_default="none")
+        str | None, typer.Option(help="Deviation to divide by: 0.25,0.24,0.26.", show_default="none")
     ] = None,
     attacks: Annotated[
-        str | None, typer.Option(help="Attacks to make: fgsm,pgd:steps=50,square.", show_default="--preset")
+        str | None, typer.Option(help="Attacks to run: fgsm,pgd:steps=50,square.", show_default="--preset")
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Or a list of them: standard, screen or autoattack.", show_default="standard"),
+        typer.Option(help="A list of attacks: standard, screen or autoattack.", show_default="standard"),
     ] = None,
     points: Points = None,
     name: Annotated[
-        str | None, typer.Option(help="How tables call the model.", show_default="--model")
+        str | None, typer.Option(help="Name of the model in tables.", show_default="--model")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Determines every draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Threads = None,
     abstain: Annotated[
         str | None,
         typer.Option(
-            help="last: its last output, beyond the classes, abstains: right under attack, wrong when clean.",
+            help="last: an extra last output means abstain: right under attack, wrong when clean.",
             show_default="the model always answers",
         ),
     ] = None,
     surrogate: Annotated[
         str | None,
         typer.Option(
-            help="A run whose model the audit crafts transferred points on, or none.",
-            show_default="a small plain model, trained for it",
+            help="Run whose model crafts the audit's transferred points, or none.",
+            show_default="a small plain model is trained",
         ),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin anew, even if the same evaluation was left unfinished.")
+        bool, typer.Option("--fresh", help="Start over, even if the same evaluation is unfinished.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the evaluation.", show_default="1")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes.", show_default="1")] = None,
     ray: Annotated[
         str | None,
-        typer.Option(
-            help="A Ray cluster that shares it instead: auto, local or host:port.", show_default="none"
-        ),
+        typer.Option(help="Use a Ray cluster instead: auto, local or host:port.", show_default="none"),
     ] = None,
     attack_timeout: AttackTimeout = None,
     trust: Annotated[
@@ -109,11 +105,11 @@ def evaluate(
     per_class: PerClass = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Measure what a model that was trained elsewhere withstands; it is asked for nothing but logits.
+    """Measure the robustness of a model that was trained elsewhere; it only needs to return logits.
 
-    A factory is imported, and a .pt, .ts or .pt2 program is loaded with --trust alone: both can run any code.
+    A factory is imported; a .pt, .ts or .pt2 program is loaded only with --trust. Both can run any code.
     Weights are read as tensors, never as pickles; nothing is downloaded.
-    An evaluation that was interrupted goes on when the same command is given again.
+    Repeat the command to resume an interrupted evaluation.
     """
     from advbench.cli import results
     from advbench.external.evaluate_model import evaluate_model
@@ -155,7 +151,7 @@ def evaluate(
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:
-    """``0.49,0.48,0.45`` as numbers."""
+    """Parse ``0.49,0.48,0.45`` as numbers."""
     from attacks_pool.metadata import parse_number
 
     return None if text is None else [parse_number(option, part.strip()) for part in text.split(",")]

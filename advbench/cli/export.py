@@ -14,7 +14,7 @@ from advbench.cli.options import RunPath, RunsDirs
 
 
 class Target(StrEnum):
-    """Whose format a run is written in."""
+    """The format to write."""
 
     robustbench = "robustbench"
 
@@ -27,21 +27,21 @@ def export(
     ] = Target.robustbench,
     runs_dir: RunsDirs = None,
     norm: Annotated[
-        str | None, typer.Option(help="linf, l2 or l1.", show_default="that of AutoAttack or of all attacks")
+        str | None, typer.Option(help="linf, l2 or l1.", show_default="the norm of the attacks")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Title of the paper.", show_default="the defense")] = None,
     link: Annotated[str, typer.Option(help="Address of the paper.", show_default="none")] = "",
     authors: Annotated[str, typer.Option(help="Authors, separated by commas.", show_default="none")] = "",
-    venue: Annotated[str, typer.Option(help="Where it was published: ICLR 2020.", show_default="none")] = "",
+    venue: Annotated[str, typer.Option(help="Venue of the paper: ICLR 2020.", show_default="none")] = "",
     additional_data: Annotated[
-        bool, typer.Option("--additional-data", help="Training used more than the data set.")
+        bool, typer.Option("--additional-data", help="Say that training used extra data.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a finished run as a row of another leaderboard.
 
-    An accuracy under AutoAttack is claimed only where AutoAttack was run at its published budget on all test
-    points; the row's footnote says what was run instead.
+    The row claims an AutoAttack accuracy only if AutoAttack ran at its published budget on all test points;
+    otherwise its footnote says what was run.
     """
     from leaderboards import RecordError, read_record
     from leaderboards.peers.robustbench import to_text, write_entry
@@ -58,7 +58,7 @@ def export(
         additional_data=additional_data,
     )
     if out.exists() and not force:
-        raise RecordError(f"{out} is there already: name another file, or replace it with --force")
+        raise RecordError(f"{out} already exists: name another file, or replace it with --force")
     if not out.parent.is_dir():
         raise RecordError(f"cannot write {out}: there is no folder {out.parent}")
     write_entry(out, entry)

@@ -1,4 +1,4 @@
-"""Runs that a command names: by directory, by record, or by name in a runs directory."""
+"""Find runs by directory, by record, or by name in a runs directory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from advbench.cli.options import runs_dirs
 
 
 def find_run(name: str, places: Sequence[Path]) -> Path:
-    """A run by its directory, its record or its name in one of the runs directories.
+    """Find a run by its directory, its record or its name in one of the runs directories.
 
     Raises:
-        RecordError: there is none.
+        RecordError: there is no such run.
     """
     from leaderboards import RecordError
     from leaderboards.records.inventory import entry_of, run_directories
@@ -30,7 +30,7 @@ def find_run(name: str, places: Sequence[Path]) -> Path:
 
 
 def named_run(path: Path, runs_dir: list[Path] | None) -> Path:
-    """A path that exists as it is, and otherwise the run of this name in the runs directories.
+    """The path itself if it exists, otherwise the run of this name in the runs directories.
 
     Raises:
         RecordError: there is no such run.
@@ -39,16 +39,16 @@ def named_run(path: Path, runs_dir: list[Path] | None) -> Path:
 
 
 def named_runs(paths: Sequence[Path], runs_dir: list[Path] | None) -> list[Path]:
-    """`named_run` of each."""
+    """Apply `named_run` to each path."""
     return [named_run(path, runs_dir) for path in paths]
 
 
 def surrogate_run(path: Path | None, runs_dir: list[Path] | None) -> Path | None:
-    """`named_run` of a run that was named as an option, if it was."""
+    """Apply `named_run` to an optional path."""
     return None if path is None else named_run(path, runs_dir)
 
 
 def kept_in(path: Path, runs_dir: Path) -> Path:
-    """A path, or the run of this name in ``runs_dir`` where only that exists."""
+    """The run of this name in ``runs_dir`` if only that exists, otherwise the path itself."""
     inside = runs_dir / path
     return inside if inside.exists() and not path.exists() else path

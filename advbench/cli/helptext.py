@@ -1,4 +1,4 @@
-"""How ``--help`` is laid out: full summaries, options in groups, nothing cut off in a narrow terminal."""
+"""Layout of ``--help``: full summaries, grouped options, no truncation in narrow terminals."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 NAMED = re.compile(r"\[default: \((.*?)\)(?=;|\])", re.DOTALL)
-"""A default that a text names; Typer puts it between parentheses."""
+"""A default described in words; Typer puts it in parentheses."""
 
 
 def write_options(command: Any, ctx: Any, formatter: Any) -> None:
-    """Arguments, then options by the group that they belong to."""
+    """Write the arguments, then the options by group."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)
@@ -25,7 +25,7 @@ def write_options(command: Any, ctx: Any, formatter: Any) -> None:
 
 
 def write_commands(group: Any, ctx: Any, formatter: Any) -> None:
-    """Each command with the whole first sentence of its help."""
+    """Write each command with the first paragraph of its help."""
     found = [(name, group.get_command(ctx, name)) for name in group.list_commands(ctx)]
     records = [(name, _summary(command.help or "")) for name, command in found if not command.hidden]
     if records:

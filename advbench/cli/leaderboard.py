@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 def compared_with(
     results: Sequence[Result], reference: Path | None, attacks: str | None
 ) -> tuple[list[Result], list[str]]:
-    """Runs with their competitiveness ratios, and lines that say why some have none.
+    """Add competitiveness ratios to runs, and explain why some have none.
 
     Args:
         results: finished runs.
-        reference: the table; without one, nothing is added.
-        attacks: the attacks of the table that the ratios are over, parted by commas.
+        reference: the reference table; None adds nothing.
+        attacks: the attacks of the table to average over, separated by commas.
 
     Raises:
-        RecordError: the table cannot be read, lacks one of ``attacks``, or there is none for them.
+        RecordError: the table cannot be read, lacks one of ``attacks``, or ``attacks`` has no table.
     """
     from leaderboards import RecordError
 
     names = None if attacks is None else attacks.split(",")
     if reference is None:
         if names is not None:
-            raise RecordError("--reference-attacks are attacks of a --reference: give that too")
+            raise RecordError("--reference-attacks needs --reference")
         return list(results), []
     from leaderboards.peers.competitiveness import with_competitiveness
     from leaderboards.peers.reference import read_reference
@@ -50,15 +50,15 @@ def compared_with(
 
 
 def published_tables(folder: Path | None, datasets: Sequence[str] | None, *, tables: bool) -> list[Table]:
-    """RobustBench's rows as tables of their own.
+    """Read RobustBench's rows as separate tables.
 
     Args:
         folder: its ``model_info``, or a folder in it; None for no tables.
         datasets: only these data sets.
-        tables: whether tables are what is shown.
+        tables: whether the output is tables.
 
     Raises:
-        RecordError: the folder cannot be read, or another format is written.
+        RecordError: the folder cannot be read, or the output is not tables.
     """
     if folder is None:
         return []
@@ -67,12 +67,12 @@ def published_tables(folder: Path | None, datasets: Sequence[str] | None, *, tab
     from leaderboards.peers.robustbench_tables import to_reference_tables
 
     if not tables:
-        raise RecordError("--robustbench shows tables, beside those of runs: leave out --format and --out")
+        raise RecordError("--robustbench only prints tables: leave out --format and --out")
     return to_reference_tables(find_entries(folder, datasets))
 
 
 def print_reference_tables(tables: Sequence[Table]) -> None:
-    """Print them after those of runs."""
+    """Print tables of published rows."""
     from advbench.runtime.console import output
 
     for table in tables:
@@ -80,7 +80,7 @@ def print_reference_tables(tables: Sequence[Table]) -> None:
 
 
 class BoardFormat(StrEnum):
-    """How a leaderboard is written."""
+    """Output formats of a leaderboard."""
 
     table = "table"
     csv = "csv"
@@ -91,9 +91,9 @@ class BoardFormat(StrEnum):
 
 
 DATA = (BoardFormat.csv, BoardFormat.json)
-FILTERS = "Which rows (each option may be given again: any of its values)"
-SHAPE = "Which columns"
-BESIDE = "What to compare with"
+FILTERS = "Filter rows (repeat an option to allow several values)"
+SHAPE = "Choose columns"
+BESIDE = "Compare with"
 
 
 def show(
@@ -102,7 +102,7 @@ def show(
     per_class: PerClass = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Show a finished run again; with --format json its record."""
+    """Show the result of a finished run; --format json prints its record."""
     from advbench.cli import results
     from advbench.runs.saved import Run
     from leaderboards import read_record
@@ -116,7 +116,7 @@ def show(
 
 
 def _filter(text: str) -> typer.models.OptionInfo:
-    """An option that names rows."""
+    """An option that filters rows."""
     found: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=FILTERS, show_default="all rows")
     return found
 
@@ -129,7 +129,7 @@ def leaderboard(
     rank_by: Annotated[
         str,
         typer.Option(
-            help="average, worst-case, unseen, clean, forgetting, backward, forward, gap, or under one "
+            help="average, worst-case, unseen, clean, forgetting, backward, forward, gap, or one "
             "attack: robust.autoattack, robust.pgd:eps=0.1."
         ),
     ] = "average",
@@ -139,7 +139,7 @@ def leaderboard(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write to this file rather than to the terminal; html: to this directory.",
+            help="File to write; for html, a directory.",
             show_default="the terminal",
         ),
     ] = None,
@@ -147,7 +147,7 @@ def leaderboard(
     defense: Annotated[Words, _filter("Only rows of this defense, or of this evaluated model.")] = None,
     regime: Annotated[Words, _filter("Only rows of this regime: continual, joint, meta or eval.")] = None,
     model: Annotated[Words, _filter("Only rows of this network.")] = None,
-    verdict: Annotated[Words, _filter("Only rows that the audit calls ok, suspect or invalid.")] = None,
+    verdict: Annotated[Words, _filter("Only rows with this audit verdict: ok, suspect or invalid.")] = None,
     sequence: Annotated[Words, _filter("Only rows of this sequence: fgsm,pgd or fgsm,pgd:eps=0.1.")] = None,
     where: Annotated[
         Words, _filter("KEY=VALUE: only rows with this value in this column, or params.NAME=VALUE.")
@@ -158,7 +158,7 @@ def leaderboard(
             help="Names of columns, separated by commas: rank,label,average,average_interval "
             "or clean_mean,robust.autoattack,params.sigma.",
             rich_help_panel=SHAPE,
-            show_default="the usual ones",
+            show_default="the standard columns",
         ),
     ] = "",
     group_by: Annotated[
@@ -180,7 +180,7 @@ def leaderboard(
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="Best accuracies known (advbench reference, MultiRobustBench): adds competitiveness ratios.",
+            help="Table of best accuracies (see advbench reference); adds competitiveness ratios.",
             rich_help_panel=BESIDE,
             show_default="none",
         ),
@@ -188,21 +188,23 @@ def leaderboard(
     reference_attacks: Annotated[
         str | None,
         typer.Option(
-            help="Attacks of it to compare on.", rich_help_panel=BESIDE, show_default="all that it requires"
+            help="Attacks of --reference to compare on.",
+            rich_help_panel=BESIDE,
+            show_default="all that the table requires",
         ),
     ] = None,
     robustbench: Annotated[
         Path | None,
         typer.Option(
-            help="RobustBench's model_info: its rows in tables of their own.",
+            help="RobustBench's model_info; its rows are shown in separate tables.",
             rich_help_panel=BESIDE,
             show_default="none",
         ),
     ] = None,
 ) -> None:
-    """Rank all runs: seeds aggregated, compared only on one data set, sequence, model and protocol.
+    """Rank all runs, averaged over seeds, within each data set, sequence, model and protocol.
 
-    A row's rank is 1 + the number of rows that are better by a paired test on the stored outcomes, so that
+    A row's rank is 1 + the number of rows that are better by a paired test on the stored outcomes, so
     rows with equal ranks are ties. A filter hides rows and does not change the ranks of the others.
     """
     from leaderboards import RecordError, View, rows
@@ -230,7 +232,7 @@ def leaderboard(
         sequence=sequence,
         where=where or (),
         rank_by=rank_by,
-        # By default a table has the interval of the ranking key alone, data has all, and so does a site.
+        # By default a table has only the interval of the ranking key; data and sites have all intervals.
         intervals=every
         if format is BoardFormat.html
         else view.intervals(every if format in DATA else [rank_by]),
@@ -247,19 +249,19 @@ def leaderboard(
             echo(text, nl=False)
         else:
             _save(out, text)
-    # Last, so that a mistake in an option is one line.
+    # Printed last, so that a mistake in an option gives only one line.
     for problem in problems:
         warn(f"warning: {problem}")
     for note in notes:
         warn(f"note: {note}")
     for row in found:
-        # Of outcomes that are not there the board itself has a note.
+        # The board itself has a note about missing outcomes.
         if row.refused in ("weights", "refuted"):
             warn(f"warning: not ranked: {row.note}")
 
 
 def _text(found: Sequence[Row], format: BoardFormat, view: View) -> str:
-    """A board in a format, as text that ends with a line."""
+    """A board as text in the given format, with a newline at its end."""
     from leaderboards import to_csv, to_json, to_latex, to_markdown
 
     if format is BoardFormat.json:
@@ -295,7 +297,7 @@ def _print(found: Sequence[Row], view: View, empty: Sequence[Path]) -> None:
     if empty:
         console.print(in_line(f"no finished runs in {' or '.join(map(str, empty))}: advbench run makes one"))
     elif not found:
-        console.print("no row is what the filters ask for")
+        console.print("no row matches the filters")
     elif not (view.columns or view.pivot):
         console.print(
             "ranked by the first number: mean ± standard deviation over seeds, 95 % interval over seeds and "

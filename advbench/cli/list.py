@@ -1,4 +1,4 @@
-"""``advbench attacks``, ``defenses`` and ``datasets``: what there is, and each thing in detail."""
+"""``advbench attacks``, ``defenses`` and ``datasets``: lists, and descriptions of single entries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from advbench.cli.echo import echo, warn
 from advbench.cli.options import Format, FormatOption
 
 LEAST = 30
-"""A column narrower than this is not worth showing."""
+"""Minimum width of a shortened column."""
 
 
 def attacks(
     names: Annotated[
         list[str] | None, typer.Argument(help="An attack to describe, or: sample K", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="What sample draws with.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of sample.")] = 0,
     family: Annotated[
         list[str] | None,
         typer.Option(help="Sample from this family only; repeatable.", show_default="all families"),
@@ -29,13 +29,13 @@ def attacks(
         typer.Option(help="Sample attacks of this norm only; repeatable.", show_default="all norms"),
     ] = None,
     unseen: Annotated[
-        int, typer.Option(min=0, help="Hold so many families out of the sample; draw an attack from each.")
+        int, typer.Option(min=0, help="Families to hold out of the sample; one attack is drawn from each.")
     ] = 0,
     dataset: Annotated[
-        str, typer.Option(help="Sample attacks that can treat the images of this data set.")
+        str, typer.Option(help="Sample attacks that work on images of this data set.")
     ] = "digits",
     adapters: Annotated[
-        bool, typer.Option("--adapters", help="List the attacks of other libraries that are installed.")
+        bool, typer.Option("--adapters", help="List the attacks of other installed libraries.")
     ] = False,
     format: FormatOption = Format.table,
 ) -> None:
@@ -142,7 +142,7 @@ def models(
     else:
         columns = ("name", "input", "parameters", "description")
         _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
-        echo("any other: package.module:factory, a function that builds a torch.nn.Module")
+        echo("or your own: package.module:factory, a function that builds a torch.nn.Module")
 
 
 def _attack(name: str) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _defense(name: str) -> dict[str, Any]:
 
 
 def _describe(entry: Mapping[str, Any]) -> None:
-    """``key: value`` lines; mappings indented below their key."""
+    """Print ``key: value`` lines, with mappings indented below their key."""
     for key, value in entry.items():
         if isinstance(value, dict) and value and key != "cost":
             echo(f"{key}:")
@@ -230,9 +230,9 @@ def _cell(value: Any) -> str:
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
-    """A table; where the terminal is too narrow for it, the columns in ``spare`` go in turn.
+    """Print a table; if the terminal is too narrow, drop the columns in ``spare`` in turn.
 
-    The first of them is cut short instead while :data:`LEAST` characters of it are left.
+    The first of them is shortened instead, if at least :data:`LEAST` characters fit.
     """
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""The ``advbench`` command: its sub-commands, and how every mistake becomes one line and exit code 2."""
+"""The ``advbench`` command: its sub-commands, and user errors as one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from advbench.runtime.interrupts import Interrupted
 from advbench.runtime.version import __version__
 
 LONGEST = 900
-"""Letters of an error's one line."""
+"""Most characters of an error's line."""
 INTERRUPTED = 130
-"""The exit code that shells give to a process stopped by Ctrl-C."""
+"""The shell's exit code for a process stopped by Ctrl-C."""
 
 app = typer.Typer(
     name="advbench",
     cls=CheckedGroup,
     help="A robustness benchmark for adversarial defenses.",
     no_args_is_help=True,
-    # Rich cuts names off at 80 columns, and takes its time.
+    # Rich truncates names at 80 columns, and is slow to import.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -78,21 +78,21 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """A robustness benchmark for adversarial defenses."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave the process with its exit code."""
+    """Run the command line and exit the process with its code."""
     guard()
     sys.exit(invoke(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 @functools.cache
 def _command_line() -> Any:
-    """All commands, built once a process: that takes longer than to refuse a wrong option."""
+    """All commands, built once per process because building is slow."""
     return typer.main.get_command(app)
 
 
@@ -100,7 +100,7 @@ def invoke(arguments: list[str]) -> int:
     """Run the command line.
 
     Returns:
-        0; 2 after a user's mistake, which is one line on stderr; 1 where a run itself failed; 130 after an
+        0 on success; 2 after a user error, with one line on stderr; 1 if a run failed; 130 after an
         interrupt, 143 after a termination.
     """
     try:
@@ -110,7 +110,7 @@ def invoke(arguments: list[str]) -> int:
     except Interrupted as stop:
         return _fail(f"interrupted; {stop.how}" if stop.how else "interrupted", stop.code)
     except BrokenPipeError:
-        # Whoever read our output has gone; Python must not try to flush it again on the way out.
+        # The reader of our output has exited; keep Python from flushing to it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -123,13 +123,13 @@ def invoke(arguments: list[str]) -> int:
         if message is None:
             raise
         return _fail(message, exit_code)
-    # Some versions of Typer turn an interrupt into this exit code themselves.
+    # Some versions of Typer return this exit code after an interrupt.
     return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or 0)
 
 
 def _explain(error: Exception) -> tuple[str | None, int]:
-    """The message and exit code of an error that is the user's or the run's, None for a bug of ours."""
-    # Typer carries its own copy of click in some versions, so that its errors are known by what they have.
+    """The message and exit code of a user error or a failed run; None for a bug of ours."""
+    # Some versions of Typer bundle click, so recognise its errors by an attribute, not by class.
     if hasattr(error, "format_message"):
         return _with_given(str(error.format_message()), error.__cause__), 2
     if {"InputError", "RecordError"} & {base.__name__ for base in type(error).__mro__}:
@@ -142,7 +142,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
 
 
 def _with_given(message: str, cause: BaseException | None) -> str:
-    """Typer's message for an option, with what was given and the nearest choice."""
+    """Add the given value and the nearest choice to Typer's message for an option."""
     if isinstance(cause, ValidationError):
         fault = cause.errors()[0]
         plain, given = fault["msg"].removeprefix("Value error, "), reprlib.repr(fault["input"])
@@ -159,7 +159,7 @@ def _with_given(message: str, cause: BaseException | None) -> str:
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     if len(line) > LONGEST:
-        # It repeats what was given, which may be anything; its beginning and its end say what is wrong.
+        # The middle repeats the user's input; the beginning and the end say what is wrong.
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
     warn(f"error: {line}")
     return code

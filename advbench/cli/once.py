@@ -1,4 +1,4 @@
-"""Commands that refuse an option given twice, and an empty path, which would be the current folder."""
+"""Commands that reject repeated options, and empty paths, which would mean the current folder."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from attacks_pool.errors import InputError
 
 
 class CheckedCommand(TyperCommand):
-    """A command whose options are checked."""
+    """A command that checks its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Typer does, after `_check`."""
+        """Check the arguments, then parse them."""
         _check(self, ctx, list(args))
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options of ``--help``."""
+        """Write the options section of ``--help``."""
         write_options(self, ctx, formatter)
 
 
 class CheckedGroup(TyperGroup):
-    """A group of commands whose own options are checked."""
+    """A group of commands that checks its own options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Typer does, after `_check`."""
+        """Check the arguments, then parse them."""
         _check(self, ctx, list(args))
         return super().parse_args(ctx, args)
 
@@ -46,23 +46,23 @@ DEFAULT = "list"
 
 
 class ListsByDefault(CheckedGroup):
-    """Words that are no command are the arguments of ``list``: ``advbench defenses air --format json``."""
+    """A group that passes words other than commands to ``list``: ``advbench defenses air --format json``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the word ``list`` first where no command is named."""
+        """Insert ``list`` unless a command is named."""
         if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
 
 def _check(command: Any, ctx: Any, args: list[str]) -> None:
-    """Look at what was typed before Typer keeps the last value of each option alone.
+    """Check the arguments before Typer drops all but the last value of each option.
 
     Raises:
-        InputError: an option that takes one value is given twice, or a path is empty.
+        InputError: a single-valued option is given twice, or a path is empty.
     """
     if ctx.resilient_parsing:
-        # A shell asks how the line may go on.
+        # Shell completion parses incomplete lines.
         return
     for param, values in _given(command, ctx, args):
         name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
@@ -74,12 +74,12 @@ def _check(command: Any, ctx: Any, args: list[str]) -> None:
 
 
 def _given(command: Any, ctx: Any, args: list[str]) -> Iterator[tuple[Any, list[Any]]]:
-    """Each parameter that was typed, with all of its values in order; those of a flag are booleans."""
+    """Each given parameter with all of its values in order; flags have booleans."""
     parser = command.make_parser(ctx)
     params = {param.name: param for param in command.get_params(ctx)}
     for param in params.values():
         if param.param_type_name == "option" and not _repeats(param):
-            # Added once more, the parser keeps every value under the option's name.
+            # Register the option again as repeatable, so that the parser keeps every value.
             every = copy.copy(param)
             every.multiple = True
             every.add_to_parser(parser, ctx)
@@ -94,7 +94,7 @@ def _repeats(param: Any) -> bool:
 
 
 def _paths(command: Any) -> set[str]:
-    """Names of the parameters that are files or folders: by their type, or text that is called a folder."""
+    """Names of the parameters that are files or folders, by type or by the suffix ``_dir``."""
     hints = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
     return {name for name, hint in hints.items() if name.endswith("_dir") or Path in _parts(hint)}
 

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_WORKERS = 1024
 
 
 class Format(StrEnum):
-    """How a result is written."""
+    """Output formats of a result."""
 
     table = "table"
     json = "json"
@@ -23,13 +23,13 @@ class Format(StrEnum):
 AttackTimeout = Annotated[
     float | None,
     typer.Option(
-        help="Stop when an attack takes more seconds than this for a batch or block.",
+        help="Stop if an attack takes longer than this on a batch or block, in seconds.",
         show_default="no limit",
     ),
 ]
 DataDir = Annotated[
     str | None,
-    typer.Option(help="Where the data sets' files are.", show_default="the data set's usual folder"),
+    typer.Option(help="Folder with the data sets' files.", show_default="the data set's standard folder"),
 ]
 Dataset = Annotated[
     str | None,
@@ -39,7 +39,7 @@ Dataset = Annotated[
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="table or json.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="auto")]
-DryRun = Annotated[bool, typer.Option("--dry-run", "--plan", help="Say what there is to do, and leave it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "--plan", help="Print the plan without running it.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -61,32 +61,32 @@ PerClass = Annotated[
 ]
 RecordedData = Annotated[
     str | None,
-    typer.Option(help="Where the data set's files are.", show_default="where the record says"),
+    typer.Option(help="Folder with the data set's files.", show_default="from the record"),
 ]
 RunPath = Annotated[
     Path, typer.Argument(help="A run's directory, its record.json, or its name in --runs-dir.")
 ]
-RunsDir = Annotated[Path, typer.Option(help="Where runs are kept.")]
+RunsDir = Annotated[Path, typer.Option(help="Directory of runs.")]
 RunsDirs = Annotated[
     list[Path] | None,
     typer.Option(
         "--runs-dir",
-        help="Where runs are kept; given again, the runs of all directories together.",
+        help="Directory of runs; repeatable, to combine several.",
         show_default="runs",
     ),
 ]
 Select = Annotated[
     str | None, typer.Option(help="Which epoch to keep: last or val-robust.", show_default="last")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's own number")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's default")]
 TrainingThreads = Annotated[
     int | None,
-    typer.Option(min=1, help="CPU threads.", show_default="one for a small model, else torch's own number"),
+    typer.Option(min=1, help="CPU threads.", show_default="1 for a small model, else torch's default"),
 ]
 TrainSet = Annotated[
     list[str] | None,
     typer.Option(
-        help="attack.knob=value for training, such as pgd.steps=7; repeatable.",
+        help="Set an attack's knob for training: pgd.steps=7; repeatable.",
         show_default="each attack's training values",
     ),
 ]
@@ -96,12 +96,12 @@ Workers = Annotated[
         min=1,
         max=MOST_WORKERS,
         help="Processes on this machine.",
-        show_default="one a core, or one a GPU",
+        show_default="one per core or GPU",
     ),
 ]
 
 
 def runs_dirs(given: list[Path] | None) -> list[Path]:
-    """The directories of `RunsDirs`, each once."""
+    """The directories given as `RunsDirs`, without duplicates."""
     found = {path.resolve(): path for path in reversed(given or [Path("runs")])}
     return list(reversed(found.values()))

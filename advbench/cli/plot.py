@@ -1,4 +1,4 @@
-"""``advbench plot``: pictures of finished runs, for papers and pages."""
+"""``advbench plot``: plots of finished runs for papers and web pages."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 KINDS: Final = {
-    "heatmap": "the stage × attack matrix with its numbers, a panel a defense",
+    "heatmap": "the stage × attack matrix with its numbers, one panel per defense",
     "forgetting": "accuracy on each attack after each stage, with a band over seeds",
-    "eps": "robust accuracy against the budget: attacks measured at several eps, and the audit's probes",
+    "eps": "robust accuracy against eps, from attacks measured at several eps and the audit's probes",
     "radar": "accuracy by attack family",
-    "tradeoff": "clean against robust accuracy, and the Pareto front",
-    "images": "one run's test points: clean, attacked, the difference and, where a defense can, regenerated",
+    "tradeoff": "clean against robust accuracy, with the Pareto front",
+    "images": "test points of one run: clean, attacked, the difference and, if the defense can, regenerated",
 }
 SUFFIXES: Final = (".svg", ".png", ".pdf")
 THEMES: Final = ("light", "dark", "both")
 _LIST = "\n\n".join(f"{kind}: {said}." for kind, said in KINDS.items())
-HELP = f"""Draw finished runs; seeds are drawn together.
+HELP = f"""Plot finished runs, with the seeds of a defense together.
 
 KIND is one of
 
@@ -48,13 +48,13 @@ def plot(
         Path | None,
         typer.Option(
             help="The file to write: .svg, .png or .pdf.",
-            show_default="an SVG here, named by kind and run",
+            show_default="an SVG in this folder, named by kind and run",
         ),
     ] = None,
-    theme: Annotated[str, typer.Option(help="light, dark, or both: two files.")] = "light",
+    theme: Annotated[str, typer.Option(help="light, dark, or both (two files).")] = "light",
     title: Annotated[
         str | None,
-        typer.Option(help="Another title; an empty one leaves it out.", show_default="by kind and runs"),
+        typer.Option(help="Title; an empty one removes it.", show_default="by kind and runs"),
     ] = None,
     dpi: Annotated[int, typer.Option(min=30, max=1200, help="Dots per inch of a PNG.")] = 200,
     measure: Annotated[
@@ -70,10 +70,10 @@ def plot(
     ] = None,
     data_dir: Annotated[
         str | None,
-        typer.Option(help="images: where the data set's files are.", show_default="where the record says"),
+        typer.Option(help="images: folder with the data set's files.", show_default="from the record"),
     ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="images: import a model factory that the record names.")
+        bool, typer.Option("--trust", help="images: import the model factory that the record names.")
     ] = False,
 ) -> None:
     _check_kind(kind, theme)
@@ -88,7 +88,7 @@ def plot(
     places = runs_dirs(runs_dir)
     paths = [find_run(name, places) for name in runs or []]
     themes = ("light", "dark") if theme == "both" else (theme,)
-    # Before any work: a name that cannot be written is a pity after it.
+    # Check the output names before doing any work.
     files = [_file(out, kind, paths, one if theme == "both" else "") for one in themes]
     if kind == "images":
         drawn = _images(paths, places, themes, title, attacks, points, data_dir, trust)
@@ -114,19 +114,19 @@ def _check_kind(kind: str, theme: str) -> None:
 
 
 def _check_options(kind: str, wanted: str, given: dict[str, object]) -> None:
-    """Refuse options of another kind: they would do nothing."""
+    """Reject options of another kind, which would have no effect."""
     from attacks_pool.errors import InputError
 
     names = [f"--{name}" for name, value in given.items() if value is not None]
     if names and kind != wanted:
-        raise InputError(f"{' and '.join(names)}: only {wanted} takes that, not {kind}")
+        raise InputError(f"{' and '.join(names)}: only for {wanted}, not for {kind}")
 
 
 def _file(out: Path | None, kind: str, runs: Sequence[Path], theme: str) -> Path:
-    """Where a picture goes.
+    """The file to write a picture to.
 
     Raises:
-        InputError: another suffix, a directory, or one in a directory that is not there.
+        InputError: an unknown suffix, a directory, or a missing parent directory.
     """
     from attacks_pool.errors import InputError
 
@@ -149,7 +149,7 @@ def _records(
     *,
     named: bool,
 ) -> list[Picture]:
-    """A picture a theme of the runs ``paths`` if they were ``named``, else of those in these directories."""
+    """One picture per theme; ``paths`` are runs if ``named``, otherwise directories of runs."""
     from leaderboards import pictures, read_record, result_of, rows
     from leaderboards.boards.cache import find_all_results
 
@@ -175,7 +175,7 @@ def _records(
 
 
 def _stored(places: Sequence[Path]) -> tuple[list[Record], list[str]]:
-    """The records of several directories, and one line for each damaged one."""
+    """The records in several directories, and a line for each damaged one."""
     from leaderboards import find_records
 
     found = [find_records(place) for place in places]
@@ -183,7 +183,7 @@ def _stored(places: Sequence[Path]) -> tuple[list[Record], list[str]]:
 
 
 def _all(found: tuple[list[Found], list[str]], places: Sequence[Path]) -> list[Found]:
-    """What was found in the directories; what cannot be read is a warning.
+    """The runs that were found; warn about each that cannot be read.
 
     Raises:
         RecordError: nothing was found.
@@ -215,7 +215,7 @@ def _images(
     if not paths:
         paths = [entry.path for place in places for entry in inventory(place) if entry.state == "complete"]
     if len(paths) != 1:
-        raise InputError(f"images are of one run, not of {len(paths)}: name it")
+        raise InputError(f"images takes one run, not {len(paths)}: name it")
     from advbench.runs.gallery import POINTS, draw, gallery
     from advbench.runs.saved import load_run
     from leaderboards.pictures import THEMES as KNOWN

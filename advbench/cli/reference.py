@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def reference(
     attacks: Annotated[
-        str, typer.Option(help="Attacks, one a strength: pgd:eps=0.1,pgd:eps=0.2,pgd-l2:eps=0.5.")
+        str, typer.Option(help="Attacks, one for each eps: pgd:eps=0.1,pgd:eps=0.2,pgd-l2:eps=0.5.")
     ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     defenses: Annotated[
@@ -39,11 +39,11 @@ def reference(
     data_dir: DataDir = None,
     model: Model = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of training.", show_default="by the data set")
+        int | None, typer.Option(min=1, help="Training epochs.", show_default="set by the data set")
     ] = None,
     points: Annotated[int | None, typer.Option(min=1, help="Test points.", show_default="all")] = None,
     seeds: Annotated[
-        str, typer.Option(help="A number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.")
+        str, typer.Option(help="Number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.")
     ] = "1",
     device: Device = None,
     threads: Annotated[
@@ -54,8 +54,8 @@ def reference(
         list[str] | None,
         typer.Option(
             "--set",
-            help="key=value of the defenses or of the training plan; repeatable.",
-            show_default="the defenses' and the data set's",
+            help="Set a parameter of the defenses or the training plan: key=value; repeatable.",
+            show_default="the defenses' and the data set's defaults",
         ),
     ] = None,
     train_set: TrainSet = None,
@@ -66,9 +66,9 @@ def reference(
 ) -> None:
     """Build a table for leaderboard --reference: the best accuracy reached against each attack alone.
 
-    Trains every defense against each attack by itself, evaluates it on that attack, and keeps the best that
-    any finished run of the store reached on this data and model, with where it comes from. A sweep like any
-    other: the same command again does what is left.
+    Trains every defense against each attack alone, evaluates it on that attack, and keeps the best accuracy
+    of any finished run in the store on this data and model, with its source. Repeat the command to finish
+    an interrupted sweep.
     """
     from advbench.cli import tables_sweep as sweepshow
     from advbench.cli.sweep import finish
@@ -114,10 +114,10 @@ def reference(
 
 
 def _write(plan: ReferencePlan, runs_dir: Path, out: Path) -> None:
-    """Take the best of what is finished; nothing is written where an attack has none.
+    """Write the best finished results; write nothing if an attack has none.
 
     Raises:
-        RunFailedError: an attack that no run counts for.
+        RunFailedError: no run qualifies for some attack.
     """
     from advbench.runtime.failures import RunFailedError
     from advbench.sweep.reference import build_reference
@@ -131,7 +131,7 @@ def _write(plan: ReferencePlan, runs_dir: Path, out: Path) -> None:
     if missing or table is None:
         names = ", ".join(f"{name} eps={eps:g}" for name, eps in missing)
         raise RunFailedError(
-            f"{out} is not written: no run of audit verdict ok says what can be reached against {names}; "
+            f"{out} is not written: no suitable run with audit verdict ok for {names}; "
             "train other defenses, seeds or longer"
         )
     write_reference(out, table)

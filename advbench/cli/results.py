@@ -1,4 +1,4 @@
-"""What a command says of finished runs: tables that begin with a headline, or the records as JSON."""
+"""Output of finished runs: a headline and tables, or the records as JSON."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from leaderboards.printable import in_line
 from leaderboards.records.trust import Trust
 
 MANY_CLASSES = 20
-"""Classes from which on the table by class is shown only when it is asked for."""
+"""From this number of classes on, the table by class is shown only with ``--per-class``."""
 TRUST: Mapping[Trust, str] = {
     "retrained": "retrained: trained again from its record, with the same outcomes",
     "re-evaluated": "re-evaluated: its weights were attacked again, with the same outcomes; "
-    "how they were trained was not looked at",
-    "self-reported": "self-reported: advbench verify checks it",
+    "their training was not checked",
+    "self-reported": "self-reported: check it with advbench verify",
     "refuted": "refuted: advbench verify found other numbers",
 }
 
 
 def print_run(run: Run, *, per_class: bool | None = None) -> None:
-    """A finished run: the headline, matrix, metrics and audit, then details and where the run is.
+    """Print a finished run: headline, matrix, metrics and audit, then details and the run's directory.
 
     Args:
         run: the run.
@@ -68,7 +68,7 @@ def print_run(run: Run, *, per_class: bool | None = None) -> None:
 
 
 def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
-    """Mean and standard deviation over the seeds just run."""
+    """Print mean and standard deviation over the seeds just run."""
     console = output()
     results = [result_of(run.record, run.path) for run in runs]
     for table in to_table(rows(results, intervals=["average"]), compact=console.width < COMPACT):
@@ -78,11 +78,11 @@ def print_seeds(runs: Sequence[Run], runs_dir: Path) -> None:
 
 
 def write_json(records: Sequence[Record], *, several: bool) -> None:
-    """One record, or a list of them, as JSON; each is what ``record.json`` has.
+    """Print one record, or a list of them, as JSON, with the content of ``record.json``.
 
     Args:
-        records: of finished runs.
-        several: write a list, even of one.
+        records: the records of finished runs.
+        several: write a list, even for one record.
     """
     trees = [record.dump() for record in records]
     echo(json.dumps(trees if several else trees[0], indent=1, allow_nan=False))

@@ -52,22 +52,22 @@ def run(
     data_dir: DataDir = None,
     model: Model = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of a stage.", show_default="by the data set")
+        int | None, typer.Option(min=1, help="Epochs per stage.", show_default="set by the data set")
     ] = None,
     unseen: Annotated[
-        str | None, typer.Option(help="Attacks kept out of training, auto or none.", show_default="auto")
+        str | None, typer.Option(help="Attacks to hold out of training, auto or none.", show_default="auto")
     ] = None,
     eval_: Annotated[
         str | None,
-        typer.Option("--eval", help="More attacks to measure, neither seen nor unseen.", show_default="none"),
+        typer.Option("--eval", help="More attacks, neither seen nor unseen.", show_default="none"),
     ] = None,
     points: Points = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Determines every draw.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.", show_default="0")] = None,
     seeds: Annotated[
         str | None,
         typer.Option(
             help="Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).",
-            show_default="one run, of --seed",
+            show_default="one run with --seed",
         ),
     ] = None,
     device: Device = None,
@@ -76,15 +76,15 @@ def run(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML or JSON with a run's options; a record.json repeats its run.", show_default="none"
+            help="YAML or JSON file of options; a record.json repeats its run.", show_default="none"
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="key=value of the defense or of the training plan; repeatable.",
-            show_default="the defense's and the data set's",
+            help="Set a parameter of the defense or the training plan: key=value; repeatable.",
+            show_default="the defense's and the data set's defaults",
         ),
     ] = None,
     train_set: TrainSet = None,
@@ -92,31 +92,31 @@ def run(
     surrogate: Annotated[
         Path | None,
         typer.Option(
-            help="A run whose model the audit crafts transferred points on.", show_default="row 0's model"
+            help="Run whose model crafts the audit's transferred points.", show_default="row 0's model"
         ),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with this unfinished run; it has all other options.", show_default="none"),
+        typer.Option(help="Resume this unfinished run with its own options.", show_default="none"),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin anew, even if the same run was left unfinished.")
+        bool, typer.Option("--fresh", help="Start over, even if the same run is unfinished.")
     ] = False,
     attack_timeout: AttackTimeout = None,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Import code, package.module:name, that --config or --resume names."),
+        typer.Option("--trust", help="Import code (package.module:name) that --config or --resume names."),
     ] = False,
     per_class: PerClass = None,
     format: FormatOption = Format.table,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a defense against a sequence of attacks and measure what it withstands after each.
+    """Train a defense against a sequence of attacks and measure its robustness after each.
 
-    Writes one directory a run. Prints the result in a line, the stage × attack matrix, the metrics and the
-    audit; with --format json the record, or with --seeds a list of them. A run that was interrupted goes on
-    when the same command is given again.
+    Writes one directory per run. Prints a headline, the stage × attack matrix, the metrics and the audit;
+    with --format json the record, or with --seeds a list of records. Repeat the command to resume an
+    interrupted run.
     """
     given: dict[str, Any] = {
         "defense": defense,
@@ -155,7 +155,7 @@ def run(
         options = merge(read_config(config), typed)
         _check_trust(config, {key: value for key, value in options.items() if key not in typed}, trust=trust)
     surrogate = None if surrogate is None else kept_in(surrogate, runs_dir)
-    # Checked as a whole here, so that no seed runs before a mistake is found.
+    # Check all options first, so that no seed runs before a mistake is found.
     chosen = _seeds(seeds, Options.of(options).seed)
     if dry_run:
         from advbench.cli.dry_run import show_plan
@@ -171,7 +171,7 @@ def run(
 def _write(
     runs: Sequence[dict[str, Any]], format: Format, per_class: bool | None, *, several: bool = False
 ) -> None:
-    """Make the runs one after another and print each, or all of them as JSON at the end."""
+    """Execute the runs in order and print each, or all as JSON at the end."""
     from advbench.benchmark.run import run as run_one
     from advbench.cli import results
     from advbench.runtime.interrupts import interrupts
@@ -191,7 +191,7 @@ def _write(
 
 
 def _refuse(typed: dict[str, Any]) -> None:
-    """A run that is gone on with has its options already."""
+    """Reject options given with ``--resume``: a resumed run has its own."""
     given = {key for key, value in typed.items() if value not in (None, {})}
     if given:
         from advbench.benchmark.run import refuse_options
@@ -200,15 +200,15 @@ def _refuse(typed: dict[str, Any]) -> None:
 
 
 def _check_trust(config: Path, options: dict[str, Any], *, trust: bool) -> None:
-    """A config cannot execute code: what it names is imported only with ``--trust``.
+    """Reject a config that names code to import, unless ``--trust`` is given.
 
     Args:
-        config: the file.
-        options: what comes from it, not what was typed.
+        config: the config file.
+        options: the options from the file, without those of the command line.
         trust: whether ``--trust`` was given.
 
     Raises:
-        InputError: it names code, and nobody trusts that.
+        InputError: the config names code and ``trust`` is not set.
     """
     from advbench.config.plugins import code_named
     from attacks_pool.errors import InputError
@@ -221,7 +221,7 @@ def _check_trust(config: Path, options: dict[str, Any], *, trust: bool) -> None:
 
 
 def pairs(option: str, given: list[str] | None) -> dict[str, str] | None:
-    """``["a=1", "b=2"]`` as a dict."""
+    """Parse ``["a=1", "b=2"]`` as a dict."""
     from attacks_pool.errors import InputError
 
     found: dict[str, str] = {}

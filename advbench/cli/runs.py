@@ -1,4 +1,4 @@
-"""``advbench runs``: what a runs directory holds, whether it is whole, and what can go."""
+"""``advbench runs``: list, check and clean up the runs of a directory."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from leaderboards import Garbage, RunEntry
 
 app = typer.Typer(
-    help="List the runs of a directory, check them, or clear up what was never finished.",
+    help="List the runs of a directory, check them, or remove unfinished ones.",
     invoke_without_command=True,
     no_args_is_help=False,
 )
 DAMAGED = 1
-"""The exit code of ``check`` where something is damaged."""
+"""The exit code of ``check`` if a run is damaged."""
 
 
 @app.callback()
 def list_runs(context: typer.Context, runs_dir: RunsDirs = None, format: FormatOption = Format.table) -> None:
-    """List the runs of a directory, finished or not; check and gc look after them."""
+    """List the runs of a directory, check them (check), or remove unfinished ones (gc)."""
     if context.invoked_subcommand is not None:
         if format is not Format.table:
-            raise typer.BadParameter(f"--format goes with the list, not with {context.invoked_subcommand}")
+            raise typer.BadParameter(f"--format is for the list, not for {context.invoked_subcommand}")
         context.obj = runs_dir
         return
     from leaderboards import inventory, size_of
@@ -51,7 +51,7 @@ def check(
     ] = None,
     runs_dir: RunsDirs = None,
 ) -> None:
-    """Check that runs are whole: checksums, schema, and every count against the stored outcomes."""
+    """Check that runs are intact: checksums, schema, and every count against the stored outcomes."""
     from leaderboards import check_run, inventory
     from leaderboards.printable import in_line
 
@@ -77,9 +77,9 @@ def check(
 def gc(
     context: typer.Context,
     runs_dir: RunsDirs = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove unfinished runs that nobody is writing, and strays of killed processes; asks first."""
+    """Remove inactive unfinished runs and leftovers of killed processes, after confirmation."""
     from leaderboards import RecordError, find_garbage, remove
     from leaderboards.printable import in_line
 
@@ -94,8 +94,8 @@ def gc(
             _print_garbage(some, place)
     if not yes:
         if not sys.stdin.isatty():
-            raise RecordError("nothing was removed: there is no terminal to ask at; --yes removes them")
-        if not typer.confirm("Remove them? An unfinished run cannot be gone on with afterwards."):
+            raise RecordError("nothing was removed: no terminal to ask for confirmation; use --yes")
+        if not typer.confirm("Remove them? The unfinished runs can then not be resumed."):
             echo("nothing was removed")
             return
     freed = 0
@@ -103,7 +103,7 @@ def gc(
         if remove(one):
             freed += one.size
         else:
-            echo(in_line(f"kept {one.path}: somebody has taken or changed it meanwhile"))
+            echo(in_line(f"kept {one.path}: it has changed in the meantime"))
     echo(f"{_bytes(freed)} freed")
 
 

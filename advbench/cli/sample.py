@@ -21,7 +21,7 @@ def sample(
     *,
     as_json: bool,
 ) -> None:
-    """Print a drawn sequence, and with ``unseen`` a split by family, as options of ``advbench run``."""
+    """Print a sampled sequence, or with ``unseen`` a split by family as options of ``advbench run``."""
     if len(words) != 1 or not words[0].isdecimal():
         raise InputError(
             f"sample takes one number, not {' '.join(words)!r}: advbench attacks sample 4 --seed 3"
@@ -45,10 +45,10 @@ def sample(
 
 
 def refuse_without_sample(families: Sequence[str] | None, norms: Sequence[str] | None, unseen: int) -> None:
-    """Options that only sampling reads must not be given in vain."""
+    """Reject options that only sampling uses."""
     for option, given in (("family", families), ("norm", norms), ("unseen", unseen)):
         if given:
-            raise InputError(f"--{option} goes with sample: advbench attacks sample 4 --{option} ...")
+            raise InputError(f"--{option} is only for sample: advbench attacks sample 4 --{option} ...")
 
 
 def _images(dataset: str) -> tuple[int, int, int] | None:

@@ -1,4 +1,4 @@
-"""A table of percentages as a heat map, on terminals that have the colours."""
+"""Show a table of percentages as a heat map, on terminals with enough colours."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def has_shades(console: Console) -> bool:
-    """Whether ``console`` shows many colours: a terminal, and nobody has asked for none (``NO_COLOR``)."""
+    """Whether ``console`` is a terminal with many colours and ``NO_COLOR`` is not set."""
     many = console.color_system in ("256", "truecolor")
     return console.is_terminal and not console.no_color and many
 
 
 def shaded(table: Table) -> Table:
-    """The same table with every percentage on its colour, and a row of bars that show each column's course.
+    """A copy of the table with coloured percentages, and a row of bars that show each column's course.
 
-    The first column holds names, the others percentages. Bars, from 0 to 100 %, want three rows or more.
+    The first column holds names, the others percentages. The bars, from 0 to 100 %, need at least three rows.
     """
     names, *values = table.columns
     twin = Table(title=table.title, title_justify=table.title_justify, padding=0)
     twin.add_column(_padded(str(names.header)))
     widths = [max(map(len, [*str(column.header).split("\n"), *map(str, column.cells)])) for column in values]
     for column, width in zip(values, widths, strict=True):
-        # Filled to the last space here: what rich itself aligns, it leaves without colour.
+        # Pad the cells here, because rich does not colour the padding that it adds.
         twin.add_column(_padded(str(column.header), width), no_wrap=True)
     cells = [[str(cell) for cell in column.cells] for column in values]
     for name, *row in zip(names.cells, *cells, strict=True):
@@ -43,7 +43,7 @@ def shaded(table: Table) -> Table:
 
 
 def bars(column: list[str]) -> str:
-    """Percentages as bars of eight heights; one that was not measured is a space.
+    """Percentages as bars of eight heights; a missing one is a space.
 
     >>> bars(["0.0", "50.0", "nan", "100.0"])
     '▁▅ █'
@@ -63,5 +63,5 @@ def _cell(text: str, width: int) -> Text:
 
 
 def _padded(text: str, width: int = 0) -> str:
-    """Lines at the right of ``width``, between two spaces."""
+    """Align lines at the right of ``width``, between two spaces."""
     return "\n".join(f" {line:>{width}} " for line in text.split("\n"))

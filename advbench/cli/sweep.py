@@ -22,27 +22,26 @@ def sweep(
     workers: Workers = None,
     ray: Annotated[
         str | None,
-        typer.Option(
-            help="A Ray cluster to run on instead: auto, local or host:port.", show_default="this machine"
-        ),
+        typer.Option(help="Use a Ray cluster: auto, local or host:port.", show_default="this machine"),
     ] = None,
-    cpus: Annotated[float, typer.Option(min=0.0, help="CPUs of a cell, on Ray.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of a cell, on Ray.")] = 0.0,
+    cpus: Annotated[float, typer.Option(min=0.0, help="CPUs per cell, on Ray.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs per cell, on Ray.")] = 0.0,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of a cell, on Ray: 500MB or 4GiB.", show_default="no limit")
+        str | None, typer.Option(help="Memory per cell, on Ray: 500MB or 4GiB.", show_default="no limit")
     ] = None,
     attack_timeout: AttackTimeout = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Import models package.module:factory that the grid names.")
+        bool,
+        typer.Option("--trust", help="Import model factories (package.module:factory) that the grid names."),
     ] = False,
     dry_run: DryRun = False,
     format: FormatOption = Format.table,
 ) -> None:
     """Run every cell of a grid of defenses, sequences, data sets, models and seeds.
 
-    Shows the plan first, leaves out cells that are finished and goes on with those that were cut off: the
-    same command again does what is left. A cell that fails leaves the others alone and is listed at the end.
-    With --format json the records of all finished cells are written as a list, or with --dry-run the cells.
+    Prints the plan first, skips finished cells and resumes interrupted ones; repeat the command to do the
+    rest. A failed cell does not stop the others and is listed at the end. --format json prints the records
+    of all finished cells as a list, or with --dry-run the cells.
     """
     from advbench.cli import tables_sweep as sweepshow
     from advbench.runtime.timeouts import check_timeout
@@ -53,11 +52,9 @@ def sweep(
     from attacks_pool.errors import InputError
 
     if ray is None and (cpus != 1.0 or gpus or memory is not None):
-        raise InputError(
-            "--cpus, --gpus and --memory are for --ray: cells here take the cores that --workers says"
-        )
+        raise InputError("--cpus, --gpus and --memory need --ray: on this machine use --workers")
     if ray is not None and workers is not None:
-        raise InputError("--workers is for this machine: on --ray, --cpus and --gpus say how many cells fit")
+        raise InputError("--workers is for this machine: with --ray, use --cpus and --gpus")
     check_timeout(attack_timeout)
     size = None if memory is None else _bytes(memory)
     if ray is not None:
@@ -98,7 +95,7 @@ def sweep(
 
 
 def finish(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path, *, as_json: bool = False) -> None:
-    """Say what became of the cells, or write the records of the finished ones; leave with the exit code."""
+    """Print the outcome of the cells, or the records of the finished ones, and set the exit code."""
     from advbench.cli import tables_sweep as sweepshow
     from advbench.runtime.interrupts import Interrupted
 
@@ -109,14 +106,14 @@ def finish(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path, *, as_json: b
         sweepshow.print_outcome(plan, outcome, runs_dir)
     if outcome.signal is not None:
         stop = Interrupted(128 + outcome.signal)
-        stop.how = "the same command does what is left"
+        stop.how = "repeat the command to do the rest"
         raise stop
     if outcome.failed:
         raise typer.Exit(1)
 
 
 def _bytes(text: str) -> int:
-    """``500MB``, ``4GiB``, ``1e9``: a number of bytes."""
+    """Parse ``500MB``, ``4GiB`` or ``1e9`` as a number of bytes."""
     from attacks_pool.errors import InputError
 
     plain = text.strip().upper().removesuffix("B")

@@ -1,4 +1,4 @@
-"""What a sweep shows: its plan, a live line a worker or plain lines, and how it ended."""
+"""Output of a sweep: its plan, its progress, and how it ended."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from leaderboards import find_complete, read_record
 from leaderboards.printable import in_line
 
 SHOWN = ("batch", "epoch", "cell", "end")
-"""Events that say where a run stands."""
+"""Events that show the progress of a run."""
 
 
 def print_plan(plan: SweepPlan, runs_dir: Path, *, workers: int | None, ray: str | None) -> None:
-    """The cells by data set, model, sequence and defense, how many are finished, and how long the rest takes.
+    """Print the cells by data set, model, sequence and defense, and the time that the rest will take.
 
     Args:
-        plan: what there is to do.
-        runs_dir: where runs are kept.
-        workers: processes on this machine; None on a cluster.
-        ray: the address of the cluster, if there is one.
+        plan: the plan of the sweep.
+        runs_dir: the directory of runs.
+        workers: number of processes on this machine; None on a cluster.
+        ray: the address of the cluster, or None.
     """
     console = output()
     title = in_line(f"Sweep of {_count(len(plan.cells), 'run')} in {runs_dir}")
@@ -52,7 +52,7 @@ def print_plan(plan: SweepPlan, runs_dir: Path, *, workers: int | None, ray: str
     counts = (
         f"{plan.count('complete')} finished, {plan.count('unfinished')} unfinished, {plan.count('new')} new"
     )
-    more = f", {elsewhere} being run by another process" if elsewhere else ""
+    more = f", {elsewhere} running in another process" if elsewhere else ""
     console.print(f"{_count(len(plan.cells), 'run')}: {counts}{more}")
     if not plan.to_do:
         console.print("nothing is left to do")
@@ -71,7 +71,7 @@ def print_plan(plan: SweepPlan, runs_dir: Path, *, workers: int | None, ray: str
 
 
 def write_plan(plan: SweepPlan) -> None:
-    """The cells as JSON: their options, what they resolve to, identity, state, passes and estimate."""
+    """Print the cells as JSON: options, resolved config, identity, state, passes and estimate."""
     cells = [
         {
             "cell": cell.number,
@@ -88,7 +88,7 @@ def write_plan(plan: SweepPlan) -> None:
 
 
 def write_records(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
-    """The records of the complete cells as a JSON list, in the grid's order."""
+    """Print the records of the complete cells as a JSON list, in the grid's order."""
     found = []
     for cell in plan.cells:
         if cell.number in outcome.done:
@@ -99,14 +99,14 @@ def write_records(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> Non
 
 
 def print_failures(plan: SweepPlan, outcome: SweepOutcome) -> None:
-    """Why cells failed, on stderr."""
+    """Print why cells failed, on stderr."""
     cells = {cell.number: cell for cell in plan.cells}
     for number, why in sorted(outcome.failed.items()):
         warn(f"failed: cell {number}, {cells[number].label}: {why}")
 
 
 def print_outcome(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> None:
-    """How many cells are complete."""
+    """Print how many cells are complete."""
     complete = plan.count("complete") + len(outcome.done)
     console = output()
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
@@ -114,7 +114,7 @@ def print_outcome(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path) -> Non
     console.print(f"{complete} of {_count(len(plan.cells), 'run')} complete{failed}", end="")
     console.print(f", {left} left" if left else "")
     if complete < len(plan.cells) and outcome.signal is None:
-        console.print("go on      the same command does what is left")
+        console.print("go on      repeat the command to do the rest")
     if complete:
         command = f"advbench leaderboard --runs-dir {shlex.quote(str(runs_dir))}"
         console.print(in_line(f"all runs   {command}"), soft_wrap=True)
@@ -144,7 +144,7 @@ def reporter(plan: SweepPlan, workers: int) -> Iterator[Tell]:
 
 
 class _Board:
-    """Who is at what, and how much is left."""
+    """The state of each worker, and how much is left."""
 
     def __init__(self, plan: SweepPlan, workers: int) -> None:
         self.began = time.monotonic()
@@ -156,7 +156,7 @@ class _Board:
         self.estimated = self.taken = 0.0
 
     def hear(self, told: Told) -> str | None:
-        """Take note; a line where there is something to say."""
+        """Record an event; return a line to print, or None."""
         cell, now = told.cell, time.monotonic()
         if told.kind in ("begin", "event"):
             began = self.active[cell.number][1] if cell.number in self.active else now
@@ -177,7 +177,7 @@ class _Board:
         return self._line("cut off" if told.kind == "cut" else f"failed: {told.text}", told)
 
     def lines(self) -> Group:
-        """A line a worker, and one for all."""
+        """One line per worker, and a total."""
         found = []
         for cell, began, worker, event in sorted(
             self.active.values(), key=lambda one: (one[2], one[0].number)
@@ -199,7 +199,7 @@ class _Board:
 
     @property
     def left(self) -> float:
-        """Estimated seconds to go, corrected by how long the finished cells took."""
+        """Estimated seconds left, scaled by how long the finished cells took."""
         now, scale = time.monotonic(), self.taken / self.estimated if self.estimated else 1.0
         spent = {number: now - began for number, (_, began, _, _) in self.active.items()}
         each = [
@@ -209,7 +209,7 @@ class _Board:
 
 
 def _groups(cells: Sequence[SweepCell]) -> list[list[SweepCell]]:
-    """Cells that differ in the seed alone, together."""
+    """Group the cells that differ only in the seed."""
     found: dict[str, list[SweepCell]] = {}
     for cell in cells:
         found.setdefault(cell.group_key, []).append(cell)

@@ -1,4 +1,4 @@
-"""A verification on the terminal."""
+"""Output of a verification."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from leaderboards.statistics.naming import brief
 
 
 def tell(line: str) -> None:
-    """How far a verification is, on stderr."""
+    """Report progress of a verification on stderr."""
     warn(line)
 
 
 def print_report(report: Report, more: str) -> None:
-    """The whole report, the verdict last; ``more`` is what followed from it."""
+    """Print the whole report, the verdict last; ``more`` is appended to it."""
     console = output()
     if report.comparisons:
         console.print(_table(report))
@@ -29,9 +29,9 @@ def print_report(report: Report, more: str) -> None:
         ("checked", [", ".join(report.checked)] if report.checked else []),
         ("sample", [_sample(report)] if report.sample else []),
         ("accuracy", list(shown(report.accuracies))),
-        ("not looked at", report.not_looked_at),
+        ("not checked", report.not_looked_at),
         ("note", report.notes),
-        ("against it", report.faults),
+        ("fault", report.faults),
     ):
         for line in lines:
             console.print(in_line(f"{heading}: {line}"), soft_wrap=True)
@@ -39,7 +39,7 @@ def print_report(report: Report, more: str) -> None:
 
 
 def print_summary(report: Report, more: str) -> None:
-    """One line, and what is against the run below it."""
+    """Print one line, and the faults below it."""
     console = output()
     notes = [note for note in report.notes if note.startswith("weights")]
     console.print(in_line("; ".join([headline(report), *notes, *([more] if more else [])])), soft_wrap=True)
@@ -48,12 +48,12 @@ def print_summary(report: Report, more: str) -> None:
 
 
 def print_failure(place: Path, error: Exception) -> None:
-    """One of many runs that could not be verified."""
+    """Report a run that could not be verified."""
     warn(f"failed: {place}: {' '.join(str(error).split())}")
 
 
 def headline(report: Report) -> str:
-    """The verdict in a line."""
+    """The verdict in one line."""
     what = "no model was run"
     if report.compared:
         what = f"{report.discordant} of {report.compared:,} outcomes differ"

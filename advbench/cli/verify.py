@@ -1,4 +1,4 @@
-"""``advbench verify``, ``submit`` and ``accept``: whether numbers are true, and sending them to others."""
+"""``advbench verify``, ``submit`` and ``accept``: confirm the numbers of runs, and send runs to others."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ if TYPE_CHECKING:
     from advbench.verify import Asked, Report
 
 REFUTED = 1
-"""The exit code where a run is refuted."""
+"""The exit code if a run is refuted."""
 
 
 StagesOption = Annotated[str, typer.Option(help="Stages to attack again: all, last or numbers such as 0,3.")]
 AttacksOption = Annotated[
-    str, typer.Option(help="Attacks to repeat: all, or some of the record's: pgd,cw or pgd:eps=0.2.")
+    str, typer.Option(help="Attacks to repeat: all, or a selection such as pgd,cw or pgd:eps=0.2.")
 ]
 PointsOption = Annotated[
     int,
-    typer.Option(min=1, help="Test points of each attack on each stage, rounded up to whole blocks."),
+    typer.Option(min=1, help="Test points per attack and stage, rounded up to whole blocks."),
 ]
 SampleSeedOption = Annotated[
     int | None,
-    typer.Option("--seed", min=0, help="Chooses the blocks of points.", show_default="drawn by chance"),
+    typer.Option("--seed", min=0, help="Random seed of the sample.", show_default="random"),
 ]
 SurrogateOption = Annotated[
     Path | None,
     typer.Option(
-        help="The run that the audit's transferred points were crafted on, if it was one.",
+        help="The run whose model crafted the audit's transferred points.",
         show_default="none",
     ),
 ]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(
-        help="The evaluated model's file, where a record of advbench eval has no copy of it.",
+        help="The evaluated model's file, if the run of advbench eval has no copy.",
         show_default="the run's copy",
     ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="the kind that the record names")
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="the kind in the record")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="the record's")]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust", help="Import a factory, or load a program, that a record or --weights names."),
+    typer.Option("--trust", help="Import a factory, or load a program, named by the record or --weights."),
 ]
 ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
-"""Seconds by default."""
+"""Default timeouts in seconds."""
 
 
 def verify(
@@ -69,7 +69,7 @@ def verify(
     keep: Annotated[
         Path | None,
         typer.Option(
-            help="With --retrain: where the runs made again stay; the same command goes on there.",
+            help="With --retrain: directory to keep the new runs in, so that they can be resumed.",
             show_default="nowhere",
         ),
     ] = None,
@@ -78,15 +78,15 @@ def verify(
     points: PointsOption = 500,
     seed: SampleSeedOption = None,
     run_seed: Annotated[
-        int | None, typer.Option(help="Of a directory of runs only those of this seed.", show_default="all")
+        int | None, typer.Option(help="In directories of runs, only this seed.", show_default="all")
     ] = None,
     defense: Annotated[
         str | None,
-        typer.Option(help="Of a directory of runs only those of this defense.", show_default="all"),
+        typer.Option(help="In directories of runs, only this defense.", show_default="all"),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Of a directory of runs only those on this data set.", show_default="all"),
+        typer.Option(help="In directories of runs, only this data set.", show_default="all"),
     ] = None,
     runs_dir: RunsDirs = None,
     surrogate: SurrogateOption = None,
@@ -98,21 +98,21 @@ def verify(
     timeout: Annotated[
         float | None,
         typer.Option(
-            help="Seconds that a run may take.",
+            help="Most seconds per run.",
             show_default=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}",
         ),
     ] = None,
     leave_mark: Annotated[
-        bool, typer.Option("--mark/--no-mark", help="Leave a mark of what was found beside the record.")
+        bool, typer.Option("--mark/--no-mark", help="Write the verdict to a file beside the record.")
     ] = True,
     format: FormatOption = Format.table,
 ) -> None:
     """Confirm or refute runs: attack the saved stages again and compare point by point; exit 1 if refuted.
 
-    On the record's machine a single outcome that differs refutes, elsewhere more than 1 % of an attack's
-    points or of all. First what is stored is checked against itself; last, whether the model is better on
-    the test points than on those that it cannot have learnt. A confirmed run is marked as re-evaluated. With
-    --retrain the run is made again from its record, compared with that, and marked as retrained.
+    On the record's machine a single different outcome refutes a run; elsewhere it takes more than 1 % of an
+    attack's points or of all. Also checks that the stored files agree, and that the model is not better on
+    the test points than on points that it cannot have learnt. Marks a confirmed run as re-evaluated. With
+    --retrain, trains the run again from its record, compares the two, and marks it as retrained.
     """
     from advbench.cli.tables_verify import print_failure, print_report, print_summary
     from advbench.runtime.timeouts import check_timeout
@@ -128,7 +128,7 @@ def verify(
     found, several, failed = _runs(named_runs(runs, runs_dir), trust, data_dir, wanted)
     asked = Asked(stages, attacks, points, seed, device, threads)
     if keep is not None and not retrain:
-        raise InputError("--keep is where --retrain makes runs again: give that too")
+        raise InputError("--keep needs --retrain")
     if retrain and (stages, attacks, points, seed) != ("all", "all", 500, None):
         raise InputError(
             "--stages, --attacks, --points and --seed choose a sample: --retrain compares everything"
@@ -155,7 +155,7 @@ def verify(
         try:
             marked = mark(report) if leave_mark else ""
         except RecordError as error:
-            # What was found is worth more than the mark.
+            # Report the verdict even if the mark cannot be written.
             marked = f"not marked: {error}"
         refuted += not report.confirmed
         trees.append({**report.tree(), "mark": marked})
@@ -173,10 +173,10 @@ def submit(
     run: RunPath,
     runs_dir: RunsDirs = None,
     out: Annotated[
-        Path | None, typer.Option(help="The archive to write.", show_default="RUN.zip, here")
+        Path | None, typer.Option(help="The archive to write.", show_default="RUN.zip in this folder")
     ] = None,
 ) -> None:
-    """Pack a run for others: record, outcomes, checksums and weights in one archive."""
+    """Pack a run into an archive for others: record, outcomes, checksums and weights."""
     from leaderboards import pack, read_record
     from leaderboards.printable import in_line
 
@@ -201,11 +201,11 @@ def accept(
     threads: ThreadsOption = None,
     trust: TrustOption = False,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that it may take; after them nothing is added.")
+        float, typer.Option(help="Most seconds to take; after that nothing is added.")
     ] = ACCEPTING,
     format: FormatOption = Format.table,
 ) -> None:
-    """Verify somebody's archive and add its run; exit 1, and nothing added, if it is refuted."""
+    """Verify an archive and add its run; if it is refuted, add nothing and exit 1."""
     from advbench.cli.tables_verify import print_report, tell
     from advbench.runs.saved import load_run
     from advbench.runtime.timeouts import check_timeout
@@ -229,7 +229,7 @@ def accept(
     added = (
         "nothing was added"
         if found.place is None
-        else f"{'is there already, as' if found.known else 'added, re-evaluated, as'} {found.place}"
+        else f"{'already present as' if found.known else 'added, re-evaluated, as'} {found.place}"
     )
     if format is Format.json:
         place = None if found.place is None else str(found.place)
@@ -243,7 +243,7 @@ def accept(
 def _runs(
     paths: list[Path], trust: bool, data_dir: str | None, wanted: dict[str, Any]
 ) -> tuple[list[Run], bool, int]:
-    """The runs that are meant, whether these may be several, and how many records cannot be read."""
+    """The selected runs, whether there may be several, and how many records cannot be read."""
     from advbench.cli.tables_verify import print_failure
     from advbench.runs.saved import Run
     from leaderboards import RecordError, read_record
@@ -273,7 +273,7 @@ def _runs(
             runs.append(Run(place, record, trust, data_dir))
     if not runs and not failed:
         said = ", ".join(f"{key} {value}" for key, value in given.items())
-        raise RecordError(f"of {len(places)} runs none has {said}")
+        raise RecordError(f"none of {len(places)} runs has {said}")
     return runs, several, failed
 
 
@@ -316,7 +316,7 @@ def _verified(
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether one run of many cannot be verified for a reason that one line says."""
+    """Whether an error is reported in one line, so that the other runs can continue."""
     from advbench.runtime.failures import RunFailedError
     from attacks_pool import InputError
     from defenses import TrainingDivergedError
