@@ -34,7 +34,7 @@ def compared_with(
         attacks: the attacks of the table to average over, separated by commas.
 
     Raises:
-        RecordError: the table cannot be read, lacks one of ``attacks``, or ``attacks`` has no table.
+        RecordError: the table cannot be read, lacks one of ``attacks``, or is missing.
     """
     from leaderboards import RecordError
 
@@ -188,9 +188,7 @@ def leaderboard(
     reference_attacks: Annotated[
         str | None,
         typer.Option(
-            help="Attacks of --reference to compare on.",
-            rich_help_panel=BESIDE,
-            show_default="all that the table requires",
+            help="Attacks of it to compare on.", rich_help_panel=BESIDE, show_default="all that it requires"
         ),
     ] = None,
     robustbench: Annotated[
