@@ -203,7 +203,7 @@ def test_run_prints_everything_and_show_prints_it_again(small_run: Run, tmp_path
         assert re.search(rf"│ {row.label} +│ +{row.n} │ .* +{worst} │", out)
     assert f"run        runs/{directory.name}\n" in out
     assert f"show again advbench show runs/{directory.name}\n" in out
-    assert "audit: ok (19 checks)" in out
+    assert "audit: ok (20 checks)" in out
     assert "seen" in out
     assert "unseen" in out
     progress = done.stderr.splitlines()
@@ -243,8 +243,8 @@ def test_names_are_printed_as_they_are(small_run: Run, tmp_path: Path, capsys: C
 def test_attacks_of_one_name_are_told_apart() -> None:
     """By the knobs in which they differ."""
     texts = ["pgd:eps=0.1,steps=5", "pgd:eps=0.2,steps=5", "fgsm:eps=0.2", "pgd:eps=0.2,steps=9"]
-    assert labels(texts) == ["pgd:eps=0.1,steps=5", "pgd:eps=0.2,steps=5", "fgsm", "pgd:eps=0.2,steps=9"]
-    assert labels(texts[:3]) == ["pgd:eps=0.1", "pgd:eps=0.2", "fgsm"]
+    assert labels(texts) == ["pgd eps=0.1 steps=5", "pgd eps=0.2 steps=5", "fgsm", "pgd eps=0.2 steps=9"]
+    assert labels(texts[:3]) == ["pgd eps=0.1", "pgd eps=0.2", "fgsm"]
 
 
 def test_a_terminal_gets_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:

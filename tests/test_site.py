@@ -66,7 +66,7 @@ def words_of(command: str) -> list[str]:
 def resolved(command: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """What the command line's own parser makes of a command."""
     caught: list[dict[str, Any]] = []
-    monkeypatch.setattr("advbench.cli.run._run", lambda runs: caught.extend(runs) or [])
+    monkeypatch.setattr("advbench.cli.run._write", lambda runs, *_, **_how: caught.extend(runs))
     words = words_of(command)
     assert words[0] == "advbench"
     assert invoke(words[1:]) == 0

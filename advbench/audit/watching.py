@@ -85,11 +85,12 @@ class Watched:
         call = Call(x.detach()[rows].clone(), output.detach()[rows].clone())
         self.calls.append(call)
 
-        def upon(gradient: Tensor) -> None:
-            call.upon = gradient.detach()[rows].clone()
+        # Some modules, quantised ones for example, pass on no gradient at all.
+        def upon(gradient: Tensor | None) -> None:
+            call.upon = None if gradient is None else gradient.detach()[rows].clone()
 
-        def back(gradient: Tensor) -> None:
-            call.gradient = gradient.detach()[rows].clone()
+        def back(gradient: Tensor | None) -> None:
+            call.gradient = None if gradient is None else gradient.detach()[rows].clone()
 
         # Hook a view, so that this hook runs before any hooks of the model on its own output.
         shown: Tensor = output.view_as(output)

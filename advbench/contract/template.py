@@ -185,7 +185,7 @@ def check_plain_name(name: str, kind: str) -> None:
             f"at most {LONGEST}"
         )
     if keyword.iskeyword(module) or keyword.issoftkeyword(module):
-        raise InputError(f"{name!r} is a word of Python: its module could not be imported")
+        raise InputError(f"{name!r} is a Python keyword: its module could not be imported")
     if name in COMMANDS:
         raise InputError(f"{name!r} is a command of advbench {kind}s: choose another name")
 
@@ -203,7 +203,7 @@ def check_free_module(module: str) -> None:
 def _check_name(name: str, module: str, class_name: str) -> None:
     check_plain_name(name, "defense")
     if keyword.iskeyword(class_name):
-        raise InputError(f"{name!r} is a word of Python: its module could not be imported")
+        raise InputError(f"{name!r} is a Python keyword: its module could not be imported")
     if registry.is_taken(name):
         raise InputError(f"the name {name!r} is taken: advbench defenses {name} describes it")
     check_free_module(module)
