@@ -274,7 +274,8 @@ def test_eight_at_once_in_one_store(tmp_path: Path) -> None:
             child = os.fork()
             if not child:
                 seed = "0" if number else "1"
-                options = {COMMAND!r} + ["--defense", "standard", "--sequence", "fgsm", "--seed", seed]
+                options = {["run", "--sequence", "fgsm", *COMMAND[3:]]!r}
+                options += ["--defense", "standard", "--seed", seed]
                 os._exit(invoke(options + ["--runs-dir", sys.argv[1]]))
             children.append(child)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

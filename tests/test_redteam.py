@@ -241,7 +241,7 @@ class Sharing(nn.Module):
         return self
 
 
-SEED = torch.initial_seed()
+SEED = 12345
 """What the global random state has been seeded with while nobody searches."""
 GLOBAL: dict[str, Tensor] = {}
 """A memory outside any module, which no copy of one leaves behind."""
@@ -625,7 +625,9 @@ def test_a_cheat_is_suspect(name: str, tmp_path: Path) -> None:
     cheat = CHEATS[name]
     true = truth(cheat, 0)
     GLOBAL.clear()
-    record = evaluated(cheat.make(0).eval(), tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        record = evaluated(cheat.make(0).eval(), tmp_path)
     claimed = record.metrics["worst_case_accuracy"]
     assert claimed is not None
     assert cheat.by_heart or claimed >= true + 0.15, (claimed, true)
