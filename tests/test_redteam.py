@@ -623,10 +623,10 @@ def truth(cheat: Cheat, seed: int) -> float:
 def test_a_cheat_is_suspect(name: str, tmp_path: Path) -> None:
     """Where it claims 15 points more than is true, and where it knows the measured points by heart."""
     cheat = CHEATS[name]
-    true = truth(cheat, 0)
-    GLOBAL.clear()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
+        true = truth(cheat, 0)
+        GLOBAL.clear()
         record = evaluated(cheat.make(0).eval(), tmp_path)
     claimed = record.metrics["worst_case_accuracy"]
     assert claimed is not None
