@@ -27,7 +27,10 @@ import json, os, sys, tempfile, time
 import torch
 from torch import nn
 from torch.nn import functional as F
-import advbench.external.job as job
+import importlib, pathlib
+# Older checkouts have the module under another name.
+moved = pathlib.Path("advbench/external").is_dir()
+job = importlib.import_module("advbench.external.job" if moved else "advbench.evaljob")
 from advbench import evaluate_model
 from advbench.data import load_dataset
 from attacks_pool import count_passes, pool
