@@ -243,7 +243,7 @@ BAD: dict[str, tuple[str, str]] = {
     "seeds text": ("seeds: some", "cannot be read: write 5, [0, 3, 7] or 0-4"),
     "seeds fraction": ("seeds: 1.5", "cannot be read"),
     "seed yes": ("seed: true", "cannot be read"),
-    "seed negative": ("seed: -1", "must be at least 0"),
+    "seed negative": ("seed: -1", "a seed is at least 0"),
     "seed mapping": ("seed: {a: 1}", "cannot be read"),
     "exclude mapping": ("defense: at\nexclude: {seed: 1}", "exclude must be a list of mappings"),
     "exclude text": ("defense: at\nexclude: [at]", "exclude must be a list of mappings"),

@@ -93,7 +93,7 @@ def reference(
         "train_set": pairs("train-set", train_set),
     }
     options = {key: value for key, value in given.items() if value is not None}
-    plan = plan_reference(attacks, defenses, parse_seeds(seeds), runs_dir, options)
+    plan = plan_reference(attacks, defenses, parse_seeds(seeds, name="--seeds"), runs_dir, options)
     sweep = plan.sweep
     count = workers or default_workers(sweep.to_do, sweep.gpus)
     sweepshow.print_plan(sweep, runs_dir, workers=count, ray=None)

@@ -27,8 +27,6 @@ from advbench.cli.options import (
     TrainSet,
 )
 
-MOST_SEEDS = 1000
-
 
 def run(
     defense: Annotated[
@@ -149,6 +147,7 @@ def run(
         return
     from advbench.config.files import read_config
     from advbench.config.options import Options, merge
+    from advbench.sweep.grid import parse_seeds
 
     if config is not None:
         typed = dict(options)
@@ -156,7 +155,8 @@ def run(
         _check_trust(config, {key: value for key, value in options.items() if key not in typed}, trust=trust)
     surrogate = None if surrogate is None else kept_in(surrogate, runs_dir)
     # Check all options first, so that no seed runs before a mistake is found.
-    chosen = _seeds(seeds, Options.of(options).seed)
+    first = Options.of(options).seed
+    chosen = [first] if seeds is None else parse_seeds(seeds, first=first, name="--seeds")
     if dry_run:
         from advbench.cli.dry_run import show_plan
 
@@ -231,30 +231,3 @@ def pairs(option: str, given: list[str] | None) -> dict[str, str] | None:
             raise InputError(f"--{option} {text!r} cannot be read: write key=value")
         found[key.strip()] = value.strip()
     return found or None
-
-
-def _seeds(text: str | None, first: int) -> list[int]:
-    """The seeds that ``--seeds`` names: ``5`` counts up from ``first``, ``0,3,7`` and ``0-4`` list them."""
-    from attacks_pool.errors import InputError
-
-    if text is None:
-        return [first]
-    wrong = InputError(f"--seeds {text!r} cannot be read: write 5, 0,3,7 or 0-4")
-    seeds: Sequence[int]
-    try:
-        if "-" in text:
-            low, high = (int(part) for part in text.split("-"))
-            seeds = range(low, high + 1)
-        elif "," in text:
-            seeds = [int(part) for part in text.split(",")]
-        else:
-            seeds = range(first, first + int(text))
-        count = len(seeds)
-    except (ValueError, OverflowError):
-        raise wrong from None
-    if not 0 < count <= MOST_SEEDS or len(set(seeds)) != count:
-        raise wrong
-    for seed in (min(seeds), max(seeds)):
-        if not 0 <= seed < 2**63:
-            raise InputError(f"--seeds {text!r} names seed {seed}: a seed is at least 0 and below 2**63")
-    return list(seeds)

@@ -17,33 +17,36 @@ from attacks_pool.errors import InputError, unknown
 MOST_SEEDS = 1000
 
 
-def parse_seeds(given: Any, *, counts: bool = True) -> list[int]:
+def parse_seeds(given: Any, *, counts: bool = True, first: int = 0, name: str = "seeds:") -> list[int]:
     """Parse seeds from a number, a list or a text such as ``0-4`` and ``0,3,7``.
 
     Args:
-        given: the value in the file.
+        given: the value in the file, or the text on the command line.
         counts: whether a single number is the number of seeds (``seeds: 5``) or the only seed (``seed: 5``).
+        first: the seed from which a number of seeds counts up.
+        name: how an error calls the option.
 
     Raises:
         InputError: the value is malformed, or a seed is duplicated or out of range, or there are over 1,000.
     """
-    wrong = InputError(f"seeds: {given!r} cannot be read: write 5, [0, 3, 7] or 0-4")
-    seeds = _listed(given, counts, wrong)
+    listed = "0,3,7" if name.startswith("--") else "[0, 3, 7]"
+    wrong = InputError(f"{name} {given!r} cannot be read: write 5, {listed} or 0-4")
+    seeds = _listed(given, counts, first, wrong)
     if not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) != len(seeds):
-        raise InputError(f"seeds: {given!r} must name 1 to {MOST_SEEDS:,} different seeds")
+        raise InputError(f"{name} {given!r} must name 1 to {MOST_SEEDS:,} different seeds")
     for seed in (min(seeds), max(seeds)):
         if not 0 <= seed < 2**63:
-            raise InputError(f"seeds: {seed} must be at least 0 and below 2**63")
+            raise InputError(f"{name} {given!r} names seed {seed}: a seed is at least 0 and below 2**63")
     return list(seeds)
 
 
-def _listed(given: Any, counts: bool, wrong: InputError) -> range | list[int]:
+def _listed(given: Any, counts: bool, first: int, wrong: InputError) -> range | list[int]:
     if isinstance(given, list):
         if not all(_is_number(one) for one in given):
             raise wrong
         return given
     if _is_number(given):
-        return _up_to(0, given) if counts else [given]
+        return _up_to(first, first + given) if counts else [given]
     if not isinstance(given, str):
         raise wrong
     try:
@@ -52,7 +55,7 @@ def _listed(given: Any, counts: bool, wrong: InputError) -> range | list[int]:
             return _up_to(low, high + 1)
         if "," in given:
             return [int(part) for part in given.split(",")]
-        return _up_to(0, int(given)) if counts else [int(given)]
+        return _up_to(first, first + int(given)) if counts else [int(given)]
     except ValueError:
         raise wrong from None
 
