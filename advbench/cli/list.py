@@ -1,4 +1,4 @@
-"""``advbench attacks``, ``defenses`` and ``datasets``: lists, and descriptions of single entries."""
+"""``advbench attacks``, ``defenses``, ``datasets`` and ``models``: lists, and single entries in full."""
 
 from __future__ import annotations
 
@@ -49,16 +49,9 @@ def attacks(
     refuse_without_sample(family, norm, unseen)
     chosen = names or (pool.adapters() if adapters else pool.names())
     _warn("attack", pool.problems)
-    entries = {name: _attack(name) for name in chosen}
-    if format is Format.json:
-        echo(json.dumps(list(entries.values()), indent=2))
-    elif names:
-        for entry in entries.values():
-            _describe(entry)
-    else:
-        columns = ("name", "family", "norm", "access", "kind", "cost", "paper", "summary")
-        lines = [[_cell(entry[column]) for column in columns] for entry in entries.values()]
-        _table(columns, lines, spare=("summary", "kind"))
+    columns = ("name", "family", "norm", "access", "kind", "cost", "paper", "summary")
+    entries = [_attack(name) for name in chosen]
+    _show(entries, columns, format, described=bool(names), spare=("summary", "kind"))
 
 
 def defenses(
@@ -70,17 +63,9 @@ def defenses(
     """List the defenses, or describe some."""
     from defenses import registry
 
-    chosen = names or registry.names()
     _warn("defense", registry.problems)
-    entries = {name: _defense(name) for name in chosen}
-    if format is Format.json:
-        echo(json.dumps(list(entries.values()), indent=2))
-    elif names:
-        for entry in entries.values():
-            _describe(entry)
-    else:
-        columns = ("name", "regimes", "parameters", "paper", "summary")
-        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries.values()])
+    entries = [_defense(name) for name in names or registry.names()]
+    _show(entries, ("name", "regimes", "parameters", "paper", "summary"), format, described=bool(names))
 
 
 def datasets(
@@ -90,32 +75,15 @@ def datasets(
     format: FormatOption = Format.table,
 ) -> None:
     """List the data sets, or describe some."""
-    from dataclasses import asdict
-
     from advbench.data import DATASETS
-    from attacks_pool.errors import unknown
 
-    for name in names or []:
-        if name not in DATASETS:
-            raise unknown("data set", name, DATASETS)
-    entries = [asdict(DATASETS[name]) for name in names or DATASETS]
-    if format is Format.json:
-        echo(json.dumps(entries, indent=2))
-    elif names:
-        for entry in entries:
-            _describe(entry)
-    else:
-        columns = (
-            "name",
-            "image_shape",
-            "classes",
-            "train",
-            "validation",
-            "test",
-            "default_model",
-            "description",
-        )
-        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
+    columns = ("name", "image_shape", "classes", "train", "validation", "test")
+    _show(
+        _known("data set", names, DATASETS),
+        (*columns, "default_model", "description"),
+        format,
+        described=bool(names),
+    )
 
 
 def models(
@@ -125,24 +93,47 @@ def models(
     format: FormatOption = Format.table,
 ) -> None:
     """List the models that --model takes by name, or describe some."""
+    from advbench.models import MODELS
+
+    columns = ("name", "input", "parameters", "description")
+    _show(_known("model", names, MODELS), columns, format, described=bool(names))
+    if format is Format.table and not names:
+        echo("or your own: package.module:factory, a function that builds a torch.nn.Module")
+
+
+def _known(kind: str, names: list[str] | None, infos: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The named entries of a table of dataclasses, all by default.
+
+    Raises:
+        InputError: an unknown name.
+    """
     from dataclasses import asdict
 
-    from advbench.models import MODELS
     from attacks_pool.errors import unknown
 
     for name in names or []:
-        if name not in MODELS:
-            raise unknown("model", name, MODELS)
-    entries = [asdict(MODELS[name]) for name in names or MODELS]
+        if name not in infos:
+            raise unknown(kind, name, infos)
+    return [asdict(infos[name]) for name in names or infos]
+
+
+def _show(
+    entries: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    format: Format,
+    *,
+    described: bool,
+    spare: Sequence[str] = (),
+) -> None:
+    """Print entries as JSON, in full, or as a table of ``columns``; see `_table` for ``spare``."""
     if format is Format.json:
         echo(json.dumps(entries, indent=2))
-    elif names:
+    elif described:
         for entry in entries:
             _describe(entry)
     else:
-        columns = ("name", "input", "parameters", "description")
-        _table(columns, [[_cell(entry[column]) for column in columns] for entry in entries])
-        echo("or your own: package.module:factory, a function that builds a torch.nn.Module")
+        lines = [[_cell(entry[column]) for column in columns] for entry in entries]
+        _table(columns, lines, spare=spare)
 
 
 def _attack(name: str) -> dict[str, Any]:
