@@ -92,9 +92,9 @@ def composed_flags(
             yield Flag(
                 code=CODE,
                 message=(
-                    f"{words}, {100 * known.mean():.1f} % of {len(known)} test images are right and "
-                    f"{100 * new.mean():.1f} % of images made of their halves: the model may know the "
-                    "images of the data set by heart"
+                    f"{words}, {100 * known.mean():.1f} % of {len(known)} test images are classified "
+                    f"correctly, but only {100 * new.mean():.1f} % of images made of their halves: the "
+                    "model may have memorised the data set"
                 ),
                 evidence={
                     "attack": attack,

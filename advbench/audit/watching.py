@@ -143,7 +143,7 @@ def watched_flags(watched: Watched) -> Iterator[Flag]:
     if size > tolerance(watched.model):
         yield Flag(
             code="batch-dependent",
-            message="logits change with who asks: a search is told something else than the judge",
+            message="the model gives a search other logits than the judge for the same images",
             evidence={"relative_difference": {"asker": min(size, 1e9)}, "points": len(x)},
         )
     sizes = [len(call.x) for call in calls]
@@ -159,8 +159,8 @@ def watched_flags(watched: Watched) -> Iterator[Flag]:
         yield Flag(
             code="false-gradient",
             message=(
-                f"in call {number + 1} of {len(calls)} by a search, on {count - right} of {count} points "
-                "the gradient is not the slope of what the judge is told"
+                f"in call {number + 1} of {len(calls)} by a search, the gradient of {count - right} of "
+                f"{count} points is not the slope of the logits that the judge gets"
             ),
             evidence={
                 "calls": len(calls),
