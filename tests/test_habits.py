@@ -21,6 +21,7 @@ from advbench.models import MODELS
 from advbench.runs.saved import Run
 from advbench.runs.tables import headline
 from advbench.runtime.console import SafeConsole, in_blocks
+from attacks_pool import pool
 from defenses import registry
 from leaderboards import read_record
 
@@ -71,6 +72,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     stem = f"own{abs(hash(tmp_path)) % 10**8}"
     (tmp_path / f"{stem}.py").write_text(OWN.replace("{stem}", stem))
     monkeypatch.chdir(tmp_path)
+    # What its code registers is gone after the test.
+    registry.names()
+    pool.names()
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(pool, "_entries", dict(pool._entries))
     return stem
 
 
