@@ -63,8 +63,10 @@ def defenses(
     """List the defenses, or describe some."""
     from defenses import registry
 
+    # Plug-ins are loaded, and their problems known, once the registry is asked for names.
+    chosen = names or registry.names()
     _warn("defense", registry.problems)
-    entries = [_defense(name) for name in names or registry.names()]
+    entries = [_defense(name) for name in chosen]
     _show(entries, ("name", "regimes", "parameters", "paper", "summary"), format, described=bool(names))
 
 
