@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import attack, cross_entropy, divergence, equal, mean, points, softmax, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench import run
 from advbench.data import DataSet, Split, TensorLoader
-from attacks_pool import InputError, pool
+from attacks_pool import InputError
 from attacks_pool.calling.randomness import draw_seed, keyed_generator
 from defenses import (
     AT,
@@ -25,11 +26,9 @@ from defenses import (
     NFGSM,
     SI,
     TRADES,
-    Defense,
     Free,
     LwF,
     Replay,
-    Snapshot,
     Stage,
     TrainPlan,
     registry,
@@ -48,21 +47,19 @@ Network = Callable[..., nn.Sequential]
 every_baseline = pytest.mark.parametrize("name", BASELINES)
 
 
-def attack(name: str = "fgsm", **knobs: Any) -> Any:
-    """An attack with the digits' budget, as a stage has it."""
-    return pool.get(name, budget="digits", **knobs).for_training()
-
-
 def stage(*attacks: Any, index: int = 1, data: Any = ()) -> Stage:
     """A stage of one epoch."""
     return Stage(index, attacks or (attack(),), PLAN, data)
 
 
-def points(count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """x, x̃ and y, all random."""
-    draws = torch.Generator().manual_seed(3)
-    x, x_adv = (torch.rand(count, 1, 8, 8, generator=draws, dtype=dtype) for _ in range(2))
-    return x, x_adv, torch.randint(10, (count,), generator=draws)
+def lengths(values: Tensor) -> Tensor:
+    """l2 norms (N, 1, 1, 1)."""
+    return values.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def ahead(gradient: Tensor, name: str) -> Tensor:
+    """The steepest direction in the norm of an attack: l2, or linf."""
+    return gradient / lengths(gradient) if name.endswith("l2") else gradient.sign()
 
 
 def confident(network: Network, **more: Any) -> nn.Sequential:
@@ -70,43 +67,6 @@ def confident(network: Network, **more: Any) -> nn.Sequential:
     model = network(**more)
     model[-1].weight.data.mul_(8)
     return model
-
-
-def softmax(model: nn.Module, x: Tensor, temperature: float = 1.0) -> list[list[float]]:
-    """p_k = exp(z_k / T) / Σ exp(z / T), a sample at a time."""
-    rows = []
-    with torch.no_grad():
-        for image in x:
-            powers = [math.exp(float(z) / temperature) for z in model(image[None])[0]]
-            rows.append([power / sum(powers) for power in powers])
-    return rows
-
-
-def divergence(p: Sequence[float], q: Sequence[float]) -> float:
-    """KL(p ‖ q) = Σ_k p_k log(p_k / q_k)."""
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-
-
-def mean(values: Sequence[float]) -> float:
-    """Over samples."""
-    return sum(values) / len(values)
-
-
-def same(first: nn.Module, second: nn.Module) -> bool:
-    """Whether weights and buffers are equal, bit for bit."""
-    left, right = first.state_dict(), second.state_dict()
-    return all(torch.equal(left[name], right[name]) for name in left)
-
-
-def identical(first: Any, second: Any) -> bool:
-    """Whether nested values are equal, bit for bit."""
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(identical(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(identical, first, second))
-    return bool(first == second)
 
 
 @pytest.fixture
@@ -121,19 +81,17 @@ class TestTrades:
     def test_loss(self, network: Network) -> None:
         """In float64, sample by sample; the divergence is from the clean output."""
         defense = TRADES(confident(network).double(), beta=3.0)
-        x, x_adv, y = points(dtype=torch.float64)
+        x, x_adv, y = points(2, dtype=torch.float64)
         terms = defense.trade_off(x, x_adv, y)
         clean, adv = softmax(defense.model, x), softmax(defense.model, x_adv)
-        ce = mean([-math.log(p[int(label)]) for p, label in zip(clean, y, strict=True)])
-        kl = mean([divergence(p, q) for p, q in zip(clean, adv, strict=True)])
-        assert terms["ce"].item() == pytest.approx(ce, abs=1e-10)
-        assert terms["kl"].item() == pytest.approx(kl, abs=1e-10)
-        assert terms["loss"].item() == pytest.approx(ce + 3 * kl, abs=1e-10)
-        assert abs(kl - mean([divergence(q, p) for p, q in zip(clean, adv, strict=True)])) > 1e-3
+        ce, kl = cross_entropy(clean, y), divergence(clean, adv)
+        expected = {"ce": ce, "kl": kl, "loss": ce + 3 * kl}
+        assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, abs=1e-10)
+        assert abs(kl - divergence(adv, clean)) > 1e-3
 
     def test_both_sides_get_a_gradient(self, network: Network) -> None:
         """KL has one to f(x) and one to f(x̃)."""
-        x, x_adv, y = points()
+        x, x_adv, y = points(2)
         x.requires_grad_()
         x_adv.requires_grad_()
         terms = TRADES(network()).trade_off(x, x_adv, y)
@@ -145,7 +103,7 @@ class TestTrades:
         """x_{k+1} = Π(x_k + 2.5·eps/steps · direction of ∇KL(f(x) ‖ f(x_k))); labels play no part."""
         defense = TRADES(confident(network)).train()
         met = attack(name)
-        x, _, y = points()
+        x, y = points(1)
         defense.generator = keyed_generator("trades")
         got = defense.inner_maximum(met, x, y)
         draws = keyed_generator(draw_seed(keyed_generator("trades")), 0)
@@ -155,21 +113,15 @@ class TestTrades:
 
         def project(moved: Tensor) -> Tensor:
             delta = moved - x
-            if name == "pgd":
-                return (x + delta.clamp(-eps, eps)).clamp(0, 1)
-            sizes = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            return (x + delta * (eps / sizes).clamp_max(1)).clamp(0, 1)
+            near = delta.clamp(-eps, eps) if name == "pgd" else delta * (eps / lengths(delta)).clamp_max(1)
+            return (x + near).clamp(0, 1)
 
         expected = project(x + 0.001 * torch.randn(x.shape, generator=draws))
         for _ in range(steps):
             expected.requires_grad_()
             found = defense.model(expected).softmax(1)
             (gradient,) = torch.autograd.grad((clean * (clean / found).log()).sum(), expected)
-            if name == "pgd":
-                ahead = gradient.sign()
-            else:
-                ahead = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            expected = project(expected.detach() + 2.5 * eps / steps * ahead)
+            expected = project(expected.detach() + 2.5 * eps / steps * ahead(gradient, name))
         # The divergence is nearly flat at the start: rounding grows on the way.
         torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
         defense.generator = keyed_generator("trades")
@@ -184,17 +136,17 @@ class TestMart:
     def test_loss(self, network: Network) -> None:
         """In float64, sample by sample."""
         defense = MART(confident(network).double(), weight=3.0)
-        x, x_adv, y = points(dtype=torch.float64)
+        x, x_adv, y = points(2, dtype=torch.float64)
         terms = defense.aware(x, x_adv, y)
-        clean, adv = softmax(defense.model, x), softmax(defense.model, x_adv)
         bce, kl = [], []
-        for p, q, label in zip(clean, adv, y.tolist(), strict=True):
+        for p, q, label in zip(
+            softmax(defense.model, x), softmax(defense.model, x_adv), y.tolist(), strict=True
+        ):
             rival = max(value for k, value in enumerate(q) if k != label)
             bce.append(-math.log(q[label]) - math.log(1 - rival))
-            kl.append(divergence(p, q) * (1 - p[label]))
-        assert terms["bce"].item() == pytest.approx(mean(bce), abs=1e-10)
-        assert terms["kl"].item() == pytest.approx(mean(kl), abs=1e-10)
-        assert terms["loss"].item() == pytest.approx(mean(bce) + 3 * mean(kl), abs=1e-10)
+            kl.append(divergence([p], [q]) * (1 - p[label]))
+        expected = {"bce": mean(bce), "kl": mean(kl), "loss": mean(bce) + 3 * mean(kl)}
+        assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, abs=1e-10)
         assert min(mean(bce), mean(kl)) > 0.05
 
     def test_certain_mistakes_have_a_finite_loss(self) -> None:
@@ -209,7 +161,7 @@ class TestMart:
     def test_points_maximise_the_cross_entropy(self, network: Network) -> None:
         """By as many steps as the attack trains with, in its ball."""
         defense = MART(confident(network))
-        x, _, y = points()
+        x, y = points(1)
         calls = []
         handle = defense.model.register_forward_hook(lambda *_: calls.append(1))
         x_adv = ascend(defense, attack("pgd"), x, y)
@@ -227,7 +179,7 @@ def test_steps_of_the_search(
 ) -> None:
     """Those of the stage, of which FGSM has one, or as many as were asked for; two forwards are the loss."""
     defense = kind(network(), steps=steps)
-    x, _, y = points()
+    x, y = points(1)
     calls = []
     defense.model.register_forward_hook(lambda *_: calls.append(1))
     defense.loss(x, y, stage(attack("fgsm")))
@@ -242,27 +194,22 @@ class TestNFGSM:
         """Strong noise, one step, no projection but that onto the image range."""
         defense = NFGSM(confident(network), k=2.0, alpha=0.5)
         met = attack(name)
-        x, _, y = points()
+        x, y = points(1)
         defense.generator, draws = keyed_generator("noise"), keyed_generator("noise")
         got = defense.noisy_step(met, x, y)
         if name == "fgsm":
             noise = torch.rand(x.shape, generator=draws) * 4 * met.eps - 2 * met.eps
         else:
-            direction = torch.randn(x.shape, generator=draws)
-            length = torch.rand((len(x), 1, 1, 1), generator=draws) * 2 * met.eps
-            noise = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * length
+            noise = ahead(torch.randn(x.shape, generator=draws), name)
+            noise = noise * torch.rand((len(x), 1, 1, 1), generator=draws) * 2 * met.eps
         noisy = (x + noise).clamp(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(defense.model(noisy), y, reduction="sum"), noisy)
-        if name == "fgsm":
-            ahead = gradient.sign()
-        else:
-            ahead = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        expected = (noisy + 0.5 * met.eps * ahead).clamp(0, 1)
+        expected = (noisy + 0.5 * met.eps * ahead(gradient, name)).clamp(0, 1)
         torch.testing.assert_close(got, expected.detach(), atol=1e-6, rtol=0)
 
     def test_points_leave_the_ball(self, network: Network) -> None:
         """Up to (k + α)·eps away, within [0, 1]; without noise it is FGSM."""
-        x, _, y = points()
+        x, y = points(1)
         away = (NFGSM(confident(network)).noisy_step(attack(), x, y) - x).abs()
         assert 0.5 < float(away.max()) <= 0.6 + 1e-6
         plain = NFGSM(confident(network), k=0.0)
@@ -271,7 +218,7 @@ class TestNFGSM:
     def test_the_loss_is_that_of_these_points(self, network: Network) -> None:
         """CE(f(x̃), y)."""
         defense = NFGSM(confident(network))
-        x, _, y = points()
+        x, y = points(1)
         defense.generator = keyed_generator("loss")
         loss = defense.loss(x, y, stage())
         defense.generator = keyed_generator("loss")
@@ -285,7 +232,7 @@ class TestFree:
     @pytest.mark.parametrize("name", ["pgd", "pgd-l2"])
     def test_replays_by_hand(self, network: Network, name: str) -> None:
         """Weights (momentum too) and δ after each of 3 replays, and of the next, smaller batch."""
-        x, _, y = points(20)
+        x, y = points(1, 20)
         batches = [(x[:12], y[:12]), (x[12:], y[12:])]
         defense = Free(network(), replays=3)
         plan = TrainPlan(lr=0.1, momentum=0.9, weight_decay=0.0)
@@ -307,12 +254,9 @@ class TestFree:
                 ):
                     velocity[place] = 0.9 * velocity[place] + gradient
                     parameter -= 0.1 * velocity[place]
-            if name == "pgd":
-                moved = (rows + met.eps * g.sign()).clamp(-met.eps, met.eps)
-            else:
-                moved = rows + met.eps * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-                moved *= (met.eps / moved.flatten(1).norm(dim=1)).clamp_max(1).view(-1, 1, 1, 1)
-            delta[: len(images)] = moved.detach()
+            moved = (rows + met.eps * ahead(g, name)).detach()
+            near = moved.clamp(-met.eps, met.eps)
+            delta[: len(images)] = near if name == "pgd" else moved * (met.eps / lengths(moved)).clamp_max(1)
             torch.testing.assert_close(defense._delta, delta, atol=1e-5, rtol=0)
             for left, right in zip(defense.model.parameters(), model.parameters(), strict=True):
                 torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
@@ -363,44 +307,10 @@ class TestFree:
 class TestEWC:
     """λ/2 · Σ Ω_i (θ_i − θ*_i)², Ω from the diagonal Fisher information."""
 
-    def test_fisher_of_a_linear_model(self) -> None:
-        """∂ log p_y / ∂W_kj = (1[y = k] − p_k)·x_j: F is the mean of its square over points and drawn y."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
-        defense = EWC(model)
-        x, _, y = points(16)
-        y = y % 5
-        defense.generator = keyed_generator("fisher")
-        got = defense.fisher(stage(data=[(x, y)]))
-        defense.generator = keyed_generator("fisher")
-        x_adv = defense.craft(attack(), x, y)
-        weight, bias = torch.zeros(5, 64), torch.zeros(5)
-        with torch.no_grad():
-            for image in x_adv:
-                p = model(image[None]).softmax(1)[0]
-                drawn = int(torch.multinomial(p, 1, generator=defense.generator))
-                score = torch.eye(5)[drawn] - p
-                weight += (score[:, None] * image.flatten()[None]).square() / 16
-                bias += score.square() / 16
-        torch.testing.assert_close(got["1.weight"], weight, atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(got["1.bias"], bias, atol=1e-6, rtol=1e-4)
-        assert not torch.allclose(x_adv, x)
-
-    def test_labels_are_drawn_from_the_model(self) -> None:
-        """Over many points alike F of the bias is p_k (1 − p_k), whatever the labels of the data."""
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-        model[1].weight.data.zero_()
-        model[1].bias.data = torch.tensor([0.5, 0.3, 0.2]).log()
-        defense = EWC(model, fisher_samples=2000)
-        data = [(torch.full((500, 1, 8, 8), 0.5), torch.zeros(500, dtype=torch.int64))] * 5
-        got = defense.fisher(stage(data=data))["1.bias"]
-        torch.testing.assert_close(got, torch.tensor([0.25, 0.21, 0.16]), atol=0.02, rtol=0)
-
-    def test_fisher_is_of_each_sample(self, network: Network) -> None:
-        """The squared gradient of every sample by itself, averaged: not that of the mean loss."""
+    def test_fisher_is_of_each_sample_and_a_drawn_label(self, network: Network) -> None:
+        """The mean of (∂ log p_y / ∂θ)² over attacked samples by themselves, with y drawn from the model."""
         defense = EWC(network(norm=True), fisher_samples=20).eval()
-        x, _, y = points(32)
+        x, y = points(1, 32)
         defense.generator = keyed_generator("fisher")
         got = defense.fisher(stage(attack("pgd"), data=[(x[:16], y[:16]), (x[16:], y[16:])]))
         defense.generator = keyed_generator("fisher")
@@ -413,14 +323,8 @@ class TestEWC:
         squares = {name: torch.zeros_like(value) for name, value in theta.items()}
         for part in (slice(0, 16), slice(16, 20)):
             x_adv = defense.craft(attack("pgd"), x[part], y[part])
-            drawn = torch.stack(
-                [
-                    torch.multinomial(
-                        defense.model(image[None]).softmax(1)[0], 1, generator=defense.generator
-                    )
-                    for image in x_adv
-                ]
-            )
+            shares = [defense.model(image[None]).softmax(1)[0] for image in x_adv]
+            drawn = torch.stack([torch.multinomial(p, 1, generator=defense.generator) for p in shares])
             each = torch.func.vmap(torch.func.grad(log_p), in_dims=(None, 0, 0))(theta, x_adv, drawn[:, 0])
             for name, gradient in each.items():
                 squares[name] += gradient.square().sum(0) / 20
@@ -445,7 +349,7 @@ class TestEWC:
             defense.fit(loader, [attack(name)], plan=PLAN)
         for parameter in defense.parameters():
             parameter.data += 0.1
-        x, _, y = points()
+        x, y = points(1)
         terms = defense.loss(x, y, stage(index=3))
         (first, at_first), (second, at_second) = stages
         expected = 0.0
@@ -466,11 +370,11 @@ class TestEWC:
         """No weight, no batch-norm statistic, no gradient; its passes are counted."""
         defense = EWC(network(norm=True), fisher_samples=70)
         defense.fit(loader, [attack()], plan=PLAN)
-        before = {name: value.clone() for name, value in defense.state_dict().items()}
+        before = state_of(defense)
         gradients = [parameter.grad for parameter in defense.parameters()]
         passes = replace(defense.passes)
         defense.end(stage(data=loader))
-        assert all(torch.equal(value, before[name]) for name, value in defense.state_dict().items())
+        assert equal(state_of(defense), before)
         assert all(one is other.grad for one, other in zip(gradients, defense.parameters(), strict=True))
         # FGSM asks once a point, and F once more.
         assert defense.passes.forwards - passes.forwards == 140
@@ -527,7 +431,7 @@ def test_a_step_of_si(network: Network, norm: float | None) -> None:
     for value in theta.values():
         value.data += 0.05
     before = {name: value.detach().clone() for name, value in theta.items()}
-    x, _, y = points()
+    x, y = points(1)
     plan = TrainPlan(lr=0.1, momentum=0.0, weight_decay=0.0, max_grad_norm=norm)
     x_adv = defense.craft(attack(), x, y)
     gradients = torch.autograd.grad(F.cross_entropy(defense.model(x_adv), y), list(theta.values()))
@@ -544,16 +448,15 @@ def test_lwf_loss(network: Network) -> None:
     defense = LwF(confident(network).double(), weight=3.0, temperature=2.0)
     defense.begin(stage(index=2))
     (old,) = defense._old
-    _, x_adv, y = points(dtype=torch.float64)
+    x_adv, y = points(1, dtype=torch.float64)
     assert defense.distilled(x_adv, y)["distillation"].item() == pytest.approx(0, abs=1e-12)
     for parameter in defense.model.parameters():
         parameter.data.mul_(0.5)
     terms = defense.distilled(x_adv, y)
-    before, now = softmax(old, x_adv, 2.0), softmax(defense.model, x_adv, 2.0)
-    expected = mean([divergence(p, q) for p, q in zip(before, now, strict=True)])
-    ce = mean([-math.log(p[int(k)]) for p, k in zip(softmax(defense.model, x_adv), y, strict=True)])
+    expected = divergence(softmax(old, x_adv, 2.0), softmax(defense.model, x_adv, 2.0))
     assert expected > 0.01
     assert terms["distillation"].item() == pytest.approx(expected, abs=1e-10)
+    ce = cross_entropy(softmax(defense.model, x_adv), y)
     assert terms["loss"].item() == pytest.approx(ce + 3 * expected, abs=1e-10)
     assert not any(parameter.requires_grad for parameter in old.parameters())
 
@@ -562,18 +465,18 @@ def test_lwf_keeps_f_old_for_its_stage_alone(network: Network, loader: TensorLoa
     """In eval mode, unmoved, no part of the weights; gone when the stage ends."""
     defense = LwF(network(norm=True))
     defense.fit(loader, [attack()], plan=PLAN)
-    before = {name: value.clone() for name, value in defense.model.state_dict().items()}
+    before = state_of(defense.model)
     names = list(defense.state_dict())
 
     def look(_now: object) -> None:
         (old,) = defense._old
         assert not any(module.training for module in old.modules())
-        assert identical(dict(old.state_dict()), before)
+        assert equal(state_of(old), before)
         assert list(defense.state_dict()) == names
 
     defense.fit(loader, [attack("pgd")], plan=PLAN, progress=look)
     assert defense._old == ()
-    assert not identical(dict(defense.model.state_dict()), before)
+    assert not equal(state_of(defense.model), before)
 
 
 class TestReplay:
@@ -617,7 +520,7 @@ class TestReplay:
     def test_loss(self, network: Network) -> None:
         """CE over x̃ and M̃, each earlier attack on an equal share of M, crafted on the present f."""
         defense = Replay(confident(network), memory=9)
-        x, _, y = points(20)
+        x, y = points(1, 20)
         for met in (attack("fgsm"), attack("gaussian-noise")):
             defense.end(stage(met, data=[(x, y)]))
         met = attack("pgd")
@@ -630,12 +533,8 @@ class TestReplay:
         crafted = old.clone()
         crafted[0::2] = defense.craft(attack("fgsm"), old[0::2], labels[0::2])
         crafted[1::2] = defense.craft(attack("gaussian-noise"), old[1::2], labels[1::2])
-        values = [
-            -math.log(softmax(defense.model, image[None])[0][int(label)])
-            for image, label in zip([*x_adv, *crafted], [*y[:6], *labels], strict=True)
-        ]
-        assert len(values) == 12
-        assert loss.item() == pytest.approx(mean(values), abs=1e-5)
+        p = softmax(defense.model, torch.cat([x_adv, crafted]))
+        assert loss.item() == pytest.approx(cross_entropy(p, torch.cat([y[:6], labels])), abs=1e-5)
         assert len(defense.draw(100)[1]) == 9
 
     def test_spec_says_what_is_held(self, network: Network, loader: TensorLoader) -> None:
@@ -651,70 +550,15 @@ class TestReplay:
             assert rebuilt.spec() == spec
         assert Replay.info.memory == Replay(network()).memory == 200
 
-    def test_a_record_says_what_was_held(self, tmp_path: Path, small_options: dict[str, Any]) -> None:
-        """Parameter and images, stage by stage."""
-        options = {**small_options, "points": 10, "unseen": "none"}
-        done = run("replay", runs_dir=tmp_path, params={"memory": 33}, **options)
-        assert done.record.config["params"] == {"memory": 33}
-        assert [one.spec.get("memory") for one in done.record.stages] == [None, 33, 33]
 
-
-@pytest.mark.parametrize("name", CONTINUAL)
+@pytest.mark.parametrize("name", ["air", *CONTINUAL])
 def test_stage_one_is_adversarial_training(network: Network, loader: TensorLoader, name: str) -> None:
     """The same weights as AT's of the same seed, bit for bit; after two stages others."""
     at, defense = AT(network(norm=True), seed=4), registry.build(name, network(norm=True), seed=4)
-    for met, equal in (("pgd", True), ("fgsm", False)):
+    for met, alike in (("pgd", True), ("fgsm", False)):
         for each in (at, defense):
             each.fit(loader, [attack(met)], plan=PLAN)
-        assert same(at, defense) is equal
-
-
-class Stop(BaseException):
-    """Stands for a signal, in a process that goes on."""
-
-
-@pytest.mark.quick(r"5-.*|.*-5")
-@every_baseline
-@pytest.mark.parametrize("moment", [2, 5, 6])
-def test_the_result_is_that_of_training_without_a_break(
-    network: Network, loader: TensorLoader, name: str, moment: int
-) -> None:
-    """Stopped in stage 2 of 3, in the middle of an epoch or at its end; weights, state and losses."""
-
-    def build() -> Defense:
-        model = network(norm=True)
-        dropping = nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1])
-        return registry.build(name, dropping, seed=4)
-
-    plan = TrainPlan(epochs=2, eps_warmup=1.5, augmentation=("crop",))
-    whole, broken, resumed = build(), build(), build()
-    for defense in (whole, broken):
-        defense.fit(loader, [attack("fgsm")], plan=PLAN)
-    expected = whole.fit(loader, [attack("pgd")], plan=plan)
-    taken: list[bytes] = []
-    count = 0
-
-    def stop(_now: object) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            raise Stop
-
-    with pytest.raises(Stop):
-        broken.fit(
-            loader,
-            [attack("pgd")],
-            plan=plan,
-            progress=stop,
-            checkpoint=lambda snapshot: taken.append(snapshot.pack()),
-        )
-    history = resumed.fit(loader, [attack("pgd")], plan=plan, resume=Snapshot.unpack(taken[-1]))
-    assert history == expected
-    for defense in (whole, resumed):
-        defense.fit(loader, [attack("pgd-l2")], plan=PLAN)
-    assert same(whole, resumed)
-    assert identical(whole.training_state(), resumed.training_state())
-    assert whole.spec() == resumed.spec()
+        assert equal(at, defense) is alike
 
 
 def held_by(value: Any) -> int:
@@ -726,13 +570,13 @@ def held_by(value: Any) -> int:
     return sum(held_by(one) for one in value) if isinstance(value, list | tuple) else 0
 
 
-@every_baseline
+@pytest.mark.parametrize("name", CONTINUAL)
 def test_memory_is_flat_over_stages(network: Network, loader: TensorLoader, name: str) -> None:
     """Between stages, and at the worst moment of each from the second on."""
-    parameters = {"memory": 20} if name == "replay" else {}
+    parameters = {"memory": 20} if name == "replay" else {"fisher_samples": 5} if name == "ewc" else {}
     defense = registry.build(name, network(), parameters=parameters)
     between, worst = [], []
-    for _ in range(4):
+    for _ in range(3):
         sizes: list[int] = []
         defense.fit(
             loader,
@@ -740,8 +584,8 @@ def test_memory_is_flat_over_stages(network: Network, loader: TensorLoader, name
             plan=PLAN,
             progress=lambda _now, sizes=sizes: sizes.append(held_by(defense.training_state())),
         )
-        between.append(held_by(defense.training_state()))
         worst.append(max(sizes))
+        between.append(held_by(defense.training_state()))
     assert len(set(between)) == 1
     assert len(set(worst[1:])) == 1
 
@@ -757,20 +601,18 @@ def test_one_penalty_a_stage_grows(network: Network, loader: TensorLoader) -> No
     assert [second - first for first, second in pairwise(sizes)] == [2 * model] * 2
 
 
-@pytest.mark.quick(r".*(trades|replay|free|ewc).*")
+@pytest.mark.quick(r"trades|replay|ewc")
 @every_baseline
-@pytest.mark.parametrize("precision", ["off", "on"])
-def test_it_learns(network: Network, digits: DataSet, name: str, precision: Any) -> None:
-    """A little training on the digits: far better than chance, clean and under its own attack."""
+def test_it_learns(network: Network, digits: DataSet, name: str) -> None:
+    """A little training in reduced precision: far better than chance, clean and under its own attack."""
     split = Split(digits.train.x[:600], digits.train.y[:600])
-    defense = registry.build(name, network())
-    met = attack("pgd", eps=0.1)
-    plan = TrainPlan(epochs=2, lr=0.1, schedule="one-cycle", max_grad_norm=1.0, mixed_precision=precision)
-    data = TensorLoader(split, 30, seed=0)
+    parameters = {"fisher_samples": 100} if name == "ewc" else {}
+    defense = registry.build(name, network(), parameters=parameters)
+    plan = TrainPlan(epochs=2, lr=0.1, schedule="one-cycle", max_grad_norm=1.0, mixed_precision="on")
     for text in ("fgsm", "pgd"):
-        defense.fit(data, [attack(text, eps=0.1)], plan=plan)
+        defense.fit(TensorLoader(split, 30, seed=0), [attack(text, eps=0.1)], plan=plan)
     x, y = digits.validation.x, digits.validation.y
-    x_adv = defense.craft(met, x, y)
+    x_adv = defense.craft(attack("pgd", eps=0.1), x, y)
     with torch.no_grad():
         clean, robust = ((defense(z).argmax(1) == y).double().mean().item() for z in (x, x_adv))
     assert clean > 0.6
@@ -787,7 +629,7 @@ def test_a_joint_batch_is_split_over_the_attacks(network: Network, name: str) ->
         lambda module, inputs, _output: given.append(inputs[0].detach()) if module.training else None
     )
     x = torch.full((12, 1, 8, 8), 0.5)
-    y = points()[2]
+    y = torch.arange(12) % 10
     met = (attack("pgd", eps=0.1), attack("bim", eps=0.02))
     plan = TrainPlan(epochs=2, lr=0.01)
     defense.fit([(x, y)], met, plan=plan)
@@ -811,13 +653,9 @@ def test_other_norms_are_refused(
 ) -> None:
     """One line that names those allowed, before anything is trained."""
     defense, before = registry.build(name, network()), network()
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=rf"^{name} cannot train against {told}.*\(allowed: linf, l2\)$"):
         defense.fit(loader, [attack(other)], plan=PLAN)
-    message = str(caught.value)
-    assert message.startswith(f"{name} cannot train against {told}")
-    assert message.endswith("(allowed: linf, l2)")
-    assert "\n" not in message
-    assert same(defense.model, before)
+    assert equal(defense.model, before)
 
 
 def test_a_run_that_would_be_refused_later_does_not_begin(
@@ -828,39 +666,3 @@ def test_a_run_that_would_be_refused_later_does_not_begin(
     with pytest.raises(InputError, match="trades cannot train against 'pgd-l1'"):
         run("trades", runs_dir=tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists()
-
-
-@every_baseline
-def test_a_stage_needs_an_attack(network: Network, loader: TensorLoader, name: str) -> None:
-    """One clear line."""
-    with pytest.raises(InputError, match=f"^{name} needs an attack to train against$"):
-        registry.build(name, network()).fit(loader, [], plan=PLAN)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "message"),
-    [
-        ("trades", {"beta": -1}, "beta=-1.0 must be at least 0 and finite"),
-        ("trades", {"steps": 0}, "steps=0 must be at least 1"),
-        ("mart", {"weight": -1}, "weight=-1.0 must be at least 0 and finite"),
-        ("mart", {"steps": -3}, "steps=-3 must be at least 1"),
-        ("n-fgsm", {"k": -1}, "k=-1.0 must be at least 0 and finite"),
-        ("n-fgsm", {"alpha": 0}, "alpha=0.0 must be above 0 and finite"),
-        ("free", {"replays": 0}, "replays=0 must be at least 1"),
-        ("ewc", {"strength": -1}, "strength=-1.0 must be at least 0 and finite"),
-        ("ewc", {"gamma": 1.5}, "gamma=1.5 must be at least 0 and at most 1"),
-        ("ewc", {"fisher_samples": 0}, "fisher_samples=0 must be at least 1"),
-        ("si", {"strength": -1}, "strength=-1.0 must be at least 0 and finite"),
-        ("si", {"damping": 0}, "damping=0.0 must be above 0 and finite"),
-        ("lwf", {"weight": -1}, "weight=-1.0 must be at least 0 and finite"),
-        ("lwf", {"temperature": 0}, "temperature=0.0 must be above 0 and finite"),
-        ("replay", {"memory": 0}, "memory=0 must be at least 1"),
-    ],
-)
-def test_bad_parameters_are_refused(
-    network: Network, name: str, parameters: dict[str, Any], message: str
-) -> None:
-    """What was given and what would do."""
-    with pytest.raises(InputError) as caught:
-        registry.build(name, network(), parameters=parameters)
-    assert str(caught.value) == message

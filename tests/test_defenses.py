@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import pickle
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from by_hand import attacks, equal, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,10 +46,15 @@ Loader = Callable[..., Any]
 every_defense = pytest.mark.parametrize("name", registry.names())
 
 
+def named(name: str, **more: Any) -> DefenseInfo:
+    """Metadata of a defense of no paper."""
+    return DefenseInfo(name=name, paper=None, **{"regimes": ("joint",), **more})
+
+
 class Toy(Defense):
     """Records what its steps are given."""
 
-    info = DefenseInfo(name="toy", paper=None, regimes=("joint", "continual"))
+    info = named("toy", regimes=("joint", "continual"))
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
@@ -63,11 +66,6 @@ class Toy(Defense):
         return {"loss": float(len(self.steps))}
 
 
-def attacks(text: str = "fgsm,pgd") -> list[Any]:
-    """Attacks with the budgets of the digits."""
-    return pool.sequence(text, budget="digits")
-
-
 def train(defense: Defense, data: Any, text: str = "fgsm,pgd", plan: TrainPlan = PLAN) -> None:
     """All of its stages, in the first of its regimes."""
     if defense.info.regimes[0] == "continual":
@@ -77,27 +75,7 @@ def train(defense: Defense, data: Any, text: str = "fgsm,pgd", plan: TrainPlan =
         defense.fit(data, attacks(text), plan=plan)
 
 
-def equal_weights(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two modules have the same parameters and buffers, bit for bit."""
-    left, right = first.state_dict(), second.state_dict()
-    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
-
-
-@every_defense
-@pytest.mark.parametrize("channels", [1, 3])
-def test_logits_have_a_gradient_to_the_image(network: Network, name: str, channels: int) -> None:
-    """Images (N, C, H, W) to logits (N, K), and back: what any attack needs."""
-    defense = registry.build(name, network(channels=channels, classes=7)).eval()
-    x = torch.rand(5, channels, 8, 8, requires_grad=True)
-    logits = defense(x)
-    assert logits.shape == (5, 7)
-    assert logits.dtype == torch.float32
-    gradient = torch.autograd.grad(logits[:, 0].sum(), x)[0]
-    assert (gradient.abs().amax(dim=(1, 2, 3)) > 0).all()
-    for attack in (None, *attacks()):
-        assert defense.view(attack)(x).shape == (5, 7)
-
-
+@pytest.mark.quick(r"air|replay|lorkd")
 @every_defense
 def test_it_trains_as_the_readme_says(network: Network, loader: Loader, name: str) -> None:
     """On a plain DataLoader, with nothing but attacks: it counts stages, moves weights, ends in eval mode."""
@@ -116,58 +94,12 @@ def test_it_trains_as_the_readme_says(network: Network, loader: Loader, name: st
     # Of a method that trains in phases, within the last one: they have losses of their own.
     first = next(losses for losses in history if losses.keys() == history[-1].keys())
     assert history[-1]["loss"] < first["loss"]
-    assert not equal_weights(defense, before)
+    assert not equal(defense, before)
+    assert set(defense.spec()["parameters"]) == set(parameters_of(type(defense)))
     assert not any(module.training for module in defense.modules())
     assert all(value.isfinite().all() for value in defense.state_dict().values())
     assert defense.passes.forwards > 0
     assert defense.passes.backwards > 0
-
-
-@pytest.mark.quick(r"3-.*")
-@every_defense
-@pytest.mark.parametrize("channels", [1, 3])
-def test_weights_and_spec_rebuild_it(
-    network: Network, loader: Loader, tmp_path: Path, name: str, channels: int
-) -> None:
-    """safetensors and the JSON of ``spec()`` give the same logits around a fresh classifier."""
-    defense = registry.build(name, network(norm=True, channels=channels), seed=3)
-    train(defense, loader(64, channels=channels))
-    save_file(defense.state_dict(), tmp_path / "weights.safetensors")
-    spec = json.loads(json.dumps(defense.spec(), allow_nan=False))
-    fresh = network(norm=True, channels=channels, seed=9)
-    rebuilt = registry.build(spec["defense"], fresh, parameters=spec["parameters"])
-    rebuilt.load_spec(spec)
-    x = torch.rand(16, channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert not torch.equal(rebuilt.eval()(x), defense(x))
-    rebuilt.load_state_dict(load_file(tmp_path / "weights.safetensors"))
-    assert torch.equal(rebuilt.eval()(x), defense(x))
-    assert rebuilt.spec() == defense.spec()
-    assert set(spec["parameters"]) == set(parameters_of(type(defense)))
-
-
-@pytest.mark.quick(r"True-.*")
-@every_defense
-@pytest.mark.parametrize("dropout", [False, True])
-def test_a_seed_determines_training(
-    network: Network, loader: Loader, name: str, dropout: bool, global_randomness: Callable[[], bool]
-) -> None:
-    """Whatever the global random state, which stays as it was; another seed gives other weights."""
-    plan = TrainPlan(epochs=2, augmentation=("crop", "flip"))
-    fitted = []
-    for seed, noise in ((5, 0), (5, 1), (6, 0)):
-        model = network()
-        if dropout:
-            model = nn.Sequential(*model[:-1], nn.Dropout(0.5), model[-1])
-        defense = registry.build(name, model, seed=seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(noise)
-            before = torch.get_rng_state()
-            train(defense, loader(64), plan=plan)
-            assert torch.equal(before, torch.get_rng_state())
-        fitted.append(defense)
-    assert equal_weights(fitted[0], fitted[1])
-    assert not equal_weights(fitted[0], fitted[2])
-    assert global_randomness()
 
 
 @every_defense
@@ -180,13 +112,13 @@ def test_it_can_be_carried_on_after_a_stage(network: Network, loader: Loader, na
     train(first, loader(64), one)
     second = registry.build(name, network(norm=True, seed=8), seed=2)
     second.load_spec(first.spec())
-    second.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
+    second.load_state_dict(state_of(first))
     second.load_training_state(pickle.loads(pickle.dumps(first.training_state())))
     assert second.stages == first.stages == 1
     assert second.passes == first.passes
     for defense in (first, second):
         train(defense, loader(64), other)
-    assert equal_weights(first, second)
+    assert equal(first, second)
     assert first.stages == second.stages == 2
 
 
@@ -195,14 +127,14 @@ def test_crafting_leaves_the_defense_as_it_is(network: Network, digits: Any, nam
     """In eval mode, without moving batch-norm statistics, flags or gradients; within the attack's budget."""
     defense = registry.build(name, network(norm=True)).train()
     frozen = defense.model[3].eval()
-    before = {key: value.clone() for key, value in defense.state_dict().items()}
+    before = state_of(defense)
     modes: set[bool] = set()
     defense.model.register_forward_hook(lambda module, *_: modes.add(module.training))
     x, y = digits.train.x[:32], digits.train.y[:32]
     x_adv = defense.craft(attacks("pgd")[0].for_training(), x, y)
     assert 0.1 < float((x_adv - x).abs().max()) <= 0.2 + 1e-6
     assert modes == {False}
-    assert all(torch.equal(value, before[key]) for key, value in defense.state_dict().items())
+    assert equal(state_of(defense), before)
     assert defense.training
     assert not frozen.training
     assert all(parameter.grad is None for parameter in defense.parameters())
@@ -243,6 +175,12 @@ def test_regimes_that_it_does_not_support_are_refused(network: Network, loader: 
     if set(defense.info.regimes) == {"continual"}:
         with pytest.raises(InputError, match="takes one attack a stage, not 2"):
             registry.build(name, network()).fit(loader(64), attacks(), plan=PLAN)
+
+
+@pytest.mark.parametrize("name", sorted({*registry.names()} - {"standard", "lorkd", "mid"}))
+def test_a_stage_needs_an_attack(network: Network, loader: Loader, name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} needs an attack to train against$"):
+        registry.build(name, network()).fit(loader(64), [], plan=PLAN)
 
 
 @pytest.mark.parametrize("norm", [None, 0.1, 100.0])
@@ -339,7 +277,7 @@ class TestFit:
         plan = TrainPlan(epochs=2, schedule="constant")
         first.fit(Batches(), attacks("pgd"), plan=plan, progress=seen.append)
         second.fit(batches, attacks("pgd"), plan=plan)
-        assert equal_weights(first, second)
+        assert equal(first, second)
         assert [now.batches for now in seen] == [0] * 4
 
     @pytest.mark.parametrize(
@@ -417,7 +355,7 @@ class Threshold(nn.Module):
 class Scripted(Defense):
     """Puts its threshold where the script says, epoch by epoch."""
 
-    info = DefenseInfo(name="scripted", paper=None, regimes=("continual",))
+    info = named("scripted", regimes=("continual",))
 
     def __init__(self, model: nn.Module, script: list[float]) -> None:
         super().__init__(model)
@@ -470,18 +408,23 @@ class TestMixing:
         x_adv, y_adv = craft_batch(craft, kinds, x, y, mix=mix, **{**given, **more})  # type: ignore[arg-type]
         return (x_adv - 10 * y_adv.view(-1, 1, 1, 1)).flatten().tolist(), y_adv.tolist(), sizes
 
-    def test_split_gives_each_an_equal_share(self) -> None:
-        """Every point meets one attack, in its place; the cost is that of one attack."""
-        added, labels, sizes = self.craft("split")
-        assert added == [1, 2, 3, 1, 2, 3, 1]
-        assert labels == list(range(7))
-        assert sizes == [(1.0, 3), (2.0, 2), (3.0, 2)]
-
-    def test_split_of_fewer_points_than_attacks(self) -> None:
-        """The attacks left over get nothing."""
-        added, _, sizes = self.craft("split", count=2)
-        assert added == [1, 2]
-        assert sizes == [(1.0, 1), (2.0, 1), (3.0, 0)]
+    @pytest.mark.parametrize(
+        ("mix", "kinds", "count", "added", "sizes"),
+        [
+            ("split", (1.0, 2.0, 3.0), 7, [1, 2, 3, 1, 2, 3, 1], [3, 2, 2]),
+            ("split", (1.0, 2.0, 3.0), 2, [1, 2], [1, 1, 0]),
+            ("average", (1.0, 2.0, 3.0), 7, [1] * 7 + [2] * 7 + [3] * 7, [7, 7, 7]),
+            *((mix, (4.0,), 7, [4] * 7, [7]) for mix in ("split", "random", "average", "max")),
+        ],
+    )
+    def test_shares(
+        self, mix: str, kinds: tuple[float, ...], count: int, added: list[float], sizes: list[int]
+    ) -> None:
+        """Split by stride, of few points too; all points for each; one attack is no mixture."""
+        found, labels, met = self.craft(mix, count, kinds)
+        assert found == added
+        assert labels == list(range(count)) * (len(added) // count)
+        assert met == list(zip(kinds, sizes, strict=True))
 
     def test_random_gives_the_batch_to_one(self) -> None:
         """Each attack about as often."""
@@ -493,13 +436,6 @@ class TestMixing:
             assert labels == list(range(7))
             chosen.append(added[0])
         assert all(70 < chosen.count(kind) < 130 for kind in (1, 2, 3))
-
-    def test_average_keeps_every_point_of_every_attack(self) -> None:
-        """N·k points, each with the label of the point that it came from."""
-        added, labels, sizes = self.craft("average")
-        assert added == [1] * 7 + [2] * 7 + [3] * 7
-        assert labels == list(range(7)) * 3
-        assert [size for _, size in sizes] == [7, 7, 7]
 
     def test_max_keeps_the_worst_of_each_point(self) -> None:
         """By cross-entropy: point i is worst under attack 1 + i mod 3 for this model."""
@@ -514,14 +450,6 @@ class TestMixing:
         added, labels, _ = self.craft("max", predict=Model())
         assert added == [1, 2, 3, 1, 2, 3, 1]
         assert labels == list(range(7))
-
-    @pytest.mark.parametrize("mix", ["split", "random", "average", "max"])
-    def test_one_attack_is_no_mixture(self, mix: str) -> None:
-        """Crafted once, on the whole batch."""
-        added, labels, sizes = self.craft(mix, kinds=(4.0,))
-        assert added == [4] * 7
-        assert labels == list(range(7))
-        assert sizes == [(4.0, 7)]
 
     @pytest.mark.parametrize(("mix", "size"), [("split", 64), ("random", 64), ("average", 128), ("max", 64)])
     def test_a_step_has_one_train_mode_forward(
@@ -559,10 +487,7 @@ class TestRegistry:
         assert "joint" in str(caught.value)
 
     def test_classes_are_imported_by_their_own_names(self) -> None:
-        """In a fresh interpreter, without any list to edit."""
-        code = "from defenses import AIR, AT, Standard, Defense; print(AIR.info.name, AT.info.name)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.stdout == "air at\n", done.stderr
+        """Without any list to edit."""
         assert defenses.AIR is registry.resolve("air")[0] is AIR
         assert {"AIR", "AT", "Standard", "registry"} <= set(dir(defenses))
         with pytest.raises(AttributeError, match="has no attribute 'AIRR'"):
@@ -576,23 +501,18 @@ class TestRegistry:
         assert fresh.register(Toy) is Toy
         fresh.register(Toy)
         assert fresh.build("toy", network()).info is Toy.info
-        for taken in (
-            DefenseInfo(name="toy", paper=None, regimes=("joint",)),
-            DefenseInfo(name="other", paper=None, regimes=("joint",), aliases={"toy": "joint"}),
+        fresh.register(type("Second", (Toy,), {"info": named("second", aliases={"twin": "joint"})}))
+        alias = named("other", aliases={"toy": "joint"})
+        for info, taken in (
+            (named("toy"), "toy"),
+            (alias, "toy"),
+            (Toy.info, "toy"),
+            (named("twin"), "twin"),
         ):
-            other = type("Other", (Toy,), {"info": taken})
             with pytest.raises(
-                InputError, match=r"^defense 'toy' is registered twice: by .*Toy and .*Other$"
+                InputError, match=rf"^defense '{taken}' is registered twice: by .* and .*Other$"
             ):
-                fresh.register(other)
-        child = type("Child", (Toy,), {})
-        with pytest.raises(InputError, match="registered twice"):
-            fresh.register(child)
-        alias = DefenseInfo(name="second", paper=None, regimes=("joint",), aliases={"twin": "joint"})
-        fresh.register(type("Second", (Toy,), {"info": alias}))
-        twin = DefenseInfo(name="twin", paper=None, regimes=("joint",))
-        with pytest.raises(InputError, match="defense 'twin' is registered twice"):
-            fresh.register(type("Twin", (Toy,), {"info": twin}))
+                fresh.register(type("Other", (Toy,), {"info": info}))
 
     def test_what_is_no_defense_is_refused(self) -> None:
         """Another base, an instance, a class without metadata."""
@@ -605,18 +525,12 @@ class TestRegistry:
                 fresh.register(type("Bare", (Defense,), info))
 
     @pytest.mark.parametrize(
-        "values",
-        [
-            {"name": "Bad Name", "paper": None, "regimes": ("joint",)},
-            {"name": "x", "paper": None, "regimes": ()},
-            {"name": "x", "paper": None, "regimes": ("sometimes",)},
-            {"name": "x", "paper": None, "regimes": ("joint",), "colour": "red"},
-        ],
+        "wrong", [{"name": "Bad Name"}, {"regimes": ()}, {"regimes": ("sometimes",)}, {"colour": "red"}]
     )
-    def test_metadata_is_checked(self, values: dict[str, Any]) -> None:
+    def test_metadata_is_checked(self, wrong: dict[str, Any]) -> None:
         """Unknown keys, regimes and names that are none."""
         with pytest.raises(ValueError, match=r"validation errors? for DefenseInfo"):
-            DefenseInfo(**values)
+            named(**{"name": "x", **wrong})
 
     def entry_points(self, monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> Registry:
         """A registry that finds these entry points of an installed package ``strangers``."""
@@ -706,7 +620,7 @@ class TestParameters:
                 super().__init__(model, seed=seed)
                 self.teacher = teacher
 
-        Needy.info = DefenseInfo(name="needy", paper=None, regimes=("joint",))
+        Needy.info = named("needy")
         fresh = Registry()
         fresh.register(Needy)
         with pytest.raises(InputError, match="'needy' needs a value for 'teacher': --set teacher=VALUE"):
@@ -724,7 +638,7 @@ def test_a_plain_constructor_will_do(network: Network) -> None:
             super().__init__(model)
             self.w = weight
 
-    Plain.info = DefenseInfo(name="plain", paper=None, regimes=("joint",))
+    Plain.info = named("plain")
     fresh = Registry()
     fresh.register(Plain)
     built = fresh.build("plain", network(), seed=6, parameters={"weight": "2.5"})
@@ -736,7 +650,7 @@ def test_a_defense_without_a_loss_says_so(network: Network, loader: Loader) -> N
     """The author of a new method learns what is missing."""
 
     class Empty(Defense):
-        info = DefenseInfo(name="empty", paper=None, regimes=("continual",))
+        info = named("empty")
 
     with pytest.raises(NotImplementedError, match="Empty must define loss or step"):
         Empty(network()).fit(loader(64), attacks("fgsm"), plan=PLAN)
@@ -746,12 +660,62 @@ def test_frozen_parameters_are_not_trained(network: Network, loader: Loader) -> 
     """The optimizer gets what requires a gradient, anew each stage."""
     defense = AT(network())
     defense.model[0].weight.requires_grad_(False)
-    before = {name: value.clone() for name, value in defense.state_dict().items()}
+    before = state_of(defense)
     defense.fit(loader(64), attacks("fgsm"), plan=TrainPlan(epochs=1, weight_decay=0.1))
     changed = {name for name, value in defense.state_dict().items() if not value.equal(before[name])}
     assert changed == {"model.0.bias", "model.3.weight", "model.3.bias"}
-    (group,) = defense.configure_optimizer(PLAN).param_groups
-    assert len(group["params"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("air", {"lambda_i": -1.0}, "lambda_i=-1.0 must be at least 0"),
+        ("air", {"lambda_a": -0.1}, "lambda_a=-0.1 must be at least 0"),
+        ("air", {"lambda_r": math.nan}, "lambda_r=nan must be at least 0"),
+        ("air", {"lambda_r": math.inf}, "lambda_r=inf must be at least 0 and finite"),
+        ("air", {"sigma": -0.1}, "sigma=-0.1 must be at least 0"),
+        ("air", {"beta": 0.0}, "beta=0.0 must be above 0"),
+        ("air", {"beta": math.nan}, "beta=nan must be above 0"),
+        ("air", {"distance": "mze"}, "unknown distance 'mze': did you mean 'mse'?"),
+        ("trades", {"beta": -1.0}, "beta=-1.0 must be at least 0 and finite"),
+        ("trades", {"steps": 0}, "steps=0 must be at least 1"),
+        ("mart", {"weight": -1.0}, "weight=-1.0 must be at least 0 and finite"),
+        ("mart", {"steps": -3}, "steps=-3 must be at least 1"),
+        ("n-fgsm", {"k": -1.0}, "k=-1.0 must be at least 0 and finite"),
+        ("n-fgsm", {"alpha": 0.0}, "alpha=0.0 must be above 0 and finite"),
+        ("free", {"replays": 0}, "replays=0 must be at least 1"),
+        ("ewc", {"strength": -1.0}, "strength=-1.0 must be at least 0 and finite"),
+        ("ewc", {"gamma": 1.5}, "gamma=1.5 must be at least 0 and at most 1"),
+        ("ewc", {"fisher_samples": 0}, "fisher_samples=0 must be at least 1"),
+        ("si", {"strength": -1.0}, "strength=-1.0 must be at least 0 and finite"),
+        ("si", {"damping": 0.0}, "damping=0.0 must be above 0 and finite"),
+        ("lwf", {"weight": -1.0}, "weight=-1.0 must be at least 0 and finite"),
+        ("lwf", {"temperature": 0.0}, "temperature=0.0 must be above 0 and finite"),
+        ("replay", {"memory": 0}, "memory=0 must be at least 1"),
+        ("mola-grad", {"rank": 0}, "rank=0 must be at least 1"),
+        ("mola-grad", {"scale": 0.0}, "scale=0.0 must be above 0"),
+        ("mola-grad", {"norms": "group"}, "unknown norms 'group'"),
+        ("mola-router", {"lambda_twd": -1.0}, "lambda_twd=-1.0 must be at least 0"),
+        ("mola-router", {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ("mola-router", {"router_width": 0}, "router_width=0 must be at least 1"),
+        ("mola-router", {"router_depth": -1}, "router_depth=-1 must be at least 0"),
+        ("lorkd", {"lambda_kl": -1.0}, "lambda_kl=-1.0 must be at least 0"),
+        ("lorkd", {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ("lorkd", {"teacher_share": 1.0}, "teacher_share=1.0 must be above 0 and below 1"),
+        ("mid", {"lambda_adv": -1.0}, "lambda_adv=-1.0 must be at least 0"),
+        ("mid", {"inner_lr": -0.1}, "inner_lr=-0.1 must be at least 0"),
+        ("mid", {"teacher": 1.0}, "teacher=1.0 must lie between 0 and 1"),
+        ("mid", {"craft_on": "teacher"}, "unknown craft_on 'teacher'"),
+        ("mid", dict.fromkeys(("lambda_adv", "lambda_cyc", "lambda_lab"), 0.0), "nothing is left to train"),
+    ],
+)
+def test_bad_parameters_are_refused(network: Network, name: str, given: dict[str, Any], message: str) -> None:
+    """By the constructor too: one line that says what was given and what would do."""
+    kind: Any = registry.resolve(name)[0]
+    with pytest.raises(InputError) as caught:
+        kind(network(), **given)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_defense_without_parameters_can_be_fitted(loader: Loader) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +76,17 @@ def slow_mim(
     return iterates
 
 
+def searched(model: nn.Module, x: Tensor, y: Tensor, *, key: Any = 0, **more: Any) -> Tensor:
+    """Ten steps of 0.03 in the linf ball of 0.2, but for what is given; ``key`` seeds the draws."""
+    given: dict[str, Any] = {"norm": "linf", "eps": 0.2, "steps": 10, "step_size": 0.03, **more}
+    return gradient_ascent(model, x, y, **given, generator=keyed_generator(key))
+
+
+def close(first: Tensor, second: Tensor) -> bool:
+    """Whether they are equal but for rounding to float32."""
+    return torch.allclose(first, second, rtol=0, atol=1e-6)
+
+
 def slow_apgd(
     model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float, steps: int, rho: float
 ) -> Tensor:
@@ -112,41 +124,22 @@ def published_checkpoints(steps: int) -> list[int]:
     return [-(-share * steps // 100) for share in shares[1:] if share <= 100]
 
 
-def test_pgd_and_bim_equal_the_slow_reference(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("random_start", [True, False])
+def test_pgd_and_bim_equal_the_slow_reference(
+    random_start: bool, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
     x, y = batch
     start = random_point(x, 0.2, "linf", keyed_generator(draw_seed(keyed_generator("pgd")), 0))
-    for random_start, begin in ((True, start), (False, x)):
-        x_adv = gradient_ascent(
-            model,
-            x,
-            y,
-            norm="linf",
-            eps=0.2,
-            steps=10,
-            step_size=0.03,
-            random_start=random_start,
-            generator=keyed_generator("pgd"),
-        )
-        slow = [slow_pgd(model, x[i], y[i], begin[i], 0.2, 10, 0.03)[-1] for i in range(N)]
-        assert torch.allclose(x_adv, torch.stack(slow), rtol=0, atol=1e-6)
+    begin = start if random_start else x
+    slow = [slow_pgd(model, x[i], y[i], begin[i], 0.2, 10, 0.03)[-1] for i in range(N)]
+    assert close(searched(model, x, y, key="pgd", random_start=random_start), torch.stack(slow))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_mim_equals_the_slow_reference(decay: float, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
-    x_adv = gradient_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=0.2,
-        steps=10,
-        step_size=0.03,
-        decay=decay,
-        generator=keyed_generator(0),
-    )
-    slow = torch.stack([slow_mim(model, x[i], y[i], 0.2, 10, 0.03, decay)[-1] for i in range(N)])
-    assert torch.allclose(x_adv, slow, rtol=0, atol=1e-6)
+    slow = [slow_mim(model, x[i], y[i], 0.2, 10, 0.03, decay)[-1] for i in range(N)]
+    assert close(searched(model, x, y, decay=decay), torch.stack(slow))
 
 
 def test_momentum_outlasts_a_flat_spot() -> None:
@@ -165,19 +158,17 @@ def test_momentum_outlasts_a_flat_spot() -> None:
 def test_registered_attacks_are_these_searches(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     """What ``pool.get`` binds gives what the slow loops give."""
     x, y = batch[0].float().double(), batch[1]
-    network = InDouble(model)
-    made = {
-        "fgsm": ({}, lambda i: slow_pgd(model, x[i], y[i], x[i], 0.2, 1, 0.2)[-1]),
-        "bim": ({"steps": 6}, lambda i: slow_pgd(model, x[i], y[i], x[i], 0.2, 6, 2 * 0.2 / 6)[-1]),
-        "mim": ({"steps": 6}, lambda i: slow_mim(model, x[i], y[i], 0.2, 6, 2 * 0.2 / 6, 1.0)[-1]),
-        "pgd": (
-            {"steps": 6, "random_start": False},
-            lambda i: slow_pgd(model, x[i], y[i], x[i], 0.2, 6, 2.5 * 0.2 / 6)[-1],
-        ),
+    made: dict[str, tuple[dict[str, Any], Callable[..., list[Tensor]], tuple[float, ...]]] = {
+        "fgsm": ({}, slow_pgd, (0.2, 1, 0.2)),
+        "bim": ({"steps": 6}, slow_pgd, (0.2, 6, 2 * 0.2 / 6)),
+        "mim": ({"steps": 6}, slow_mim, (0.2, 6, 2 * 0.2 / 6, 1.0)),
+        "pgd": ({"steps": 6, "random_start": False}, slow_pgd, (0.2, 6, 2.5 * 0.2 / 6)),
     }
-    for name, (knobs, slow) in made.items():
-        x_adv = pool.get(name, eps=0.2, **knobs)(network, x.float(), y)
-        assert torch.allclose(x_adv.double(), torch.stack([slow(i) for i in range(N)]), rtol=0, atol=1e-6)
+    for name, (knobs, slow, numbers) in made.items():
+        x_adv = pool.get(name, eps=0.2, **knobs)(InDouble(model), x.float(), y)
+        for i in range(N):
+            start = (x[i],) if slow is slow_pgd else ()
+            assert close(x_adv[i].double(), slow(model, x[i], y[i], *start, *numbers)[-1]), name
 
 
 class InDouble(nn.Module):
@@ -231,22 +222,12 @@ def test_apgd_equals_the_slow_reference(rho: float, batch: tuple[Tensor, Tensor]
     x, y, network = batch[0], torch.zeros(N, dtype=torch.long), Waves()
     eps, steps = 0.1, 100
     start = random_point(x, eps, "linf", keyed_generator(draw_seed(keyed_generator("apgd")), 0))
-    x_adv = adaptive_ascent(
-        network,
-        x,
-        y,
-        norm="linf",
-        eps=eps,
-        steps=steps,
-        restarts=1,
-        loss="ce",
-        rho=rho,
-        generator=keyed_generator("apgd"),
-        early_stop=False,
-    )
+    given: dict[str, Any] = {"norm": "linf", "eps": eps, "steps": steps, "restarts": 1, "loss": "ce"}
+    draws = keyed_generator("apgd")
+    x_adv = adaptive_ascent(network, x, y, **given, rho=rho, generator=draws, early_stop=False)
     assert not wrong(network(x_adv), y).any()
     slow = torch.stack([slow_apgd(network, x[i], y[i], start[i], eps, steps, rho) for i in range(N)])
-    assert torch.allclose(x_adv, slow, rtol=0, atol=1e-6)
+    assert close(x_adv, slow)
 
 
 def test_apgd_returns_the_first_iterate_that_fools(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -271,45 +252,23 @@ def test_apgd_returns_the_first_iterate_that_fools(model: nn.Module, batch: tupl
 def test_early_stop_freezes_the_first_iterate_that_fools(
     decay: float | None, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = batch
-    stopped = gradient_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=0.2,
-        steps=10,
-        step_size=0.03,
-        decay=decay,
-        generator=keyed_generator(0),
-        early_stop=True,
-    )
+    """A point that is wrong already stays clean, which it does not without ``early_stop``."""
+    x, y = batch[0], batch[1].clone()
+    y[0] = (y[0] + 1) % CLASSES
+    stopped = searched(model, x, y, decay=decay, early_stop=True)
     stopped_at = set()
     for i in range(N):
-        iterates = (
-            slow_pgd(model, x[i], y[i], x[i], 0.2, 10, 0.03)
-            if decay is None
-            else slow_mim(model, x[i], y[i], 0.2, 10, 0.03, decay)
-        )
+        iterates = slow_pgd(model, x[i], y[i], x[i], 0.2, 10, 0.03)
+        if decay is not None:
+            iterates = slow_mim(model, x[i], y[i], 0.2, 10, 0.03, decay)
         fooling = [k for k, x_k in enumerate(iterates) if model(x_k[None]).argmax() != y[i]]
         stop = fooling[0] if fooling else 10
-        assert torch.allclose(stopped[i], iterates[stop], rtol=0, atol=1e-6)
+        assert close(stopped[i], iterates[stop])
         stopped_at.add(stop)
     # Else the test says nothing.
     assert len(stopped_at) > 2
-
-
-def test_early_stop_leaves_a_point_that_is_wrong_clean(
-    model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> None:
-    x, y = batch
-    y = y.clone()
-    y[0] = (y[0] + 1) % CLASSES
-    given: dict[str, Any] = {"norm": "linf", "eps": 0.2, "steps": 3, "step_size": 0.1}
-    stopped = gradient_ascent(model, x, y, **given, generator=keyed_generator(0), early_stop=True)
     assert torch.equal(stopped[0], x[0])
-    searched = gradient_ascent(model, x, y, **given, generator=keyed_generator(0))
-    assert not torch.equal(searched[0], x[0])
+    assert not torch.equal(searched(model, x, y, decay=decay)[0], x[0])
 
 
 @pytest.mark.parametrize("eps", [0.02, 0.15])
@@ -317,29 +276,17 @@ def test_restarts_keep_the_worst(eps: float, model: nn.Module, batch: tuple[Tens
     """The first restart that fools a point, else the one of highest loss."""
     x, y = batch
     base = draw_seed(keyed_generator("restarts"))
-    x_adv = gradient_ascent(
-        model,
-        x,
-        y,
-        norm="linf",
-        eps=eps,
-        steps=2,
-        step_size=0.3 * eps,
-        restarts=4,
-        random_start=True,
-        generator=keyed_generator("restarts"),
-    )
+    knobs: dict[str, Any] = {"eps": eps, "steps": 2, "step_size": 0.3 * eps, "restarts": 4}
+    x_adv = searched(model, x, y, key="restarts", random_start=True, **knobs)
     chosen = set()
     for i in range(N):
-        runs = []
-        for restart in range(4):
-            start = random_point(x, eps, "linf", keyed_generator(base, restart))[i]
-            runs.append(slow_pgd(model, x[i], y[i], start, eps, 2, 0.3 * eps)[-1])
+        starts = [random_point(x, eps, "linf", keyed_generator(base, restart))[i] for restart in range(4)]
+        runs = [slow_pgd(model, x[i], y[i], start, eps, 2, 0.3 * eps)[-1] for start in starts]
         logits = model(torch.stack(runs))
         losses = F.cross_entropy(logits, y[i].expand(4), reduction="none")
         fooled = logits.argmax(1) != y[i]
         expected = int(torch.nonzero(fooled)[0]) if fooled.any() else int(losses.argmax())
-        assert torch.allclose(x_adv[i], runs[expected], rtol=0, atol=1e-6)
+        assert close(x_adv[i], runs[expected])
         chosen.add((expected, expected == int(losses.argmax())))
     assert len({restart for restart, _ in chosen}) > 1
     if eps > 0.1:
@@ -369,23 +316,16 @@ def test_losses_by_definition() -> None:
     soft = logits.exp() / logits.exp().sum(1, keepdim=True)
     assert torch.allclose(cross_entropy(logits, y), -soft.gather(1, y[:, None]).log().squeeze(1))
     assert margin(logits, y).tolist() == [-1.0, 3.5, 0.0]
-    # −(z_y − max others) / (z_π1 − z_π3): −1 / (3 − 1) and 3.5 / (4 − 0.5).
+    # −(z_y − max others) / (z_π1 − z_π3): −1 / (3 − 1) and 3.5 / (4 − 0.5), whatever scale and shift.
     assert dlr(logits, y).tolist() == pytest.approx([-0.5, 1.0, 0.0])
-
-
-def test_dlr_ignores_scale_and_shift() -> None:
-    logits, y = torch.randn(6, 5, generator=keyed_generator(0)), torch.arange(6) % 5
-    assert torch.allclose(dlr(logits, y), dlr(37 * logits - 4, y), atol=1e-5)
-
-
-def test_dlr_with_two_classes() -> None:
-    """The margin: divided by itself it would be ±1, without a slope."""
+    assert dlr(37 * logits - 4, y).tolist() == pytest.approx([-0.5, 1.0, 0.0], abs=1e-5)
+    # Of two classes the margin: divided by itself it would be ±1, without a slope.
     assert dlr(torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1])).tolist() == [-2.0, 2.0]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_see_one_sample_each(loss: str) -> None:
-    """Value and gradient of a row are what they are alone, and agree with finite differences."""
+    """Value and gradient of a row are what they are alone, and agree with finite differences; in float32."""
     logits, y = torch.randn(5, 6, generator=keyed_generator(loss)), torch.arange(5)
     logits.requires_grad_()
     values = LOSSES[loss](logits, y)
@@ -394,18 +334,12 @@ def test_losses_see_one_sample_each(loss: str) -> None:
     (slope,) = torch.autograd.grad(values.sum(), logits)
     for i in range(5):
         for k in range(6):
-            up, down = logits.detach().clone(), logits.detach().clone()
-            up[i, k] += 1e-2
-            down[i, k] -= 1e-2
-            difference = (LOSSES[loss](up, y)[i] - LOSSES[loss](down, y)[i]) / 2e-2
-            assert float(slope[i, k]) == pytest.approx(float(difference), rel=1e-2, abs=1e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_losses_are_float32(loss: str, dtype: torch.dtype) -> None:
-    values = LOSSES[loss](torch.randn(3, 4, generator=keyed_generator(0)).to(dtype), torch.arange(3))
-    assert values.dtype == torch.float32
+            step = torch.zeros_like(logits)
+            step[i, k] = 1e-2
+            up, down = (LOSSES[loss](logits.detach() + way * step, y)[i] for way in (1, -1))
+            assert float(slope[i, k]) == pytest.approx(float(up - down) / 2e-2, rel=1e-2, abs=1e-3)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert LOSSES[loss](logits.to(dtype), y).dtype == torch.float32
 
 
 def test_input_gradient(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -428,8 +362,7 @@ def sizes(delta: Tensor, norm: str) -> Tensor:
     """(N,) norms; l0 counts pixels in which any channel differs."""
     if norm == "l0":
         return (delta.abs().amax(1) > 0).flatten(1).sum(1).to(delta.dtype)
-    powers = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}
-    return delta.flatten(1).norm(p=powers[norm], dim=1)
+    return delta.flatten(1).norm(p=float(norm[1:]), dim=1)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("l2", 0.3), ("l1", 2.0), ("l0", 3.0)])
@@ -458,9 +391,8 @@ def test_projection_to_few_pixels_keeps_the_largest() -> None:
 def test_random_start_is_inside_and_spread(norm: str) -> None:
     x = torch.full((400, 1, 4, 4), 0.5)
     delta = random_point(x, 0.25, norm, keyed_generator(0)) - x
-    size = delta.flatten(1).abs().amax(1) if norm == "linf" else delta.flatten(1).norm(dim=1)
-    assert float(size.max()) <= 0.25 + 1e-6
-    assert float(size.max()) > 0.24
+    size = sizes(delta, norm)
+    assert 0.24 < float(size.max()) <= 0.25 + 1e-6
     assert float(delta.mean().abs()) < 0.01
     if norm == "l2":
         # Uniform length: a quarter of the points within a quarter of the radius.
@@ -497,28 +429,26 @@ PASSES: dict[str, tuple[dict[str, Any], int, int]] = {
 def test_passes_of_a_search(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     """Samples through the model, exactly: what training cost and the records state."""
     knobs, forwards, backwards = PASSES[name]
-    network = InDouble(model)
-    with count_passes(network) as passes:
-        pool.get(name, budget="digits", **knobs)(network, batch[0].float(), batch[1])
-    assert (passes.forwards, passes.backwards) == (forwards * N, backwards * N)
+    assert passes(model, *batch, name, **knobs) == (forwards * N, backwards * N)
+
+
+def passes(model: nn.Module, x: Tensor, y: Tensor, name: str, **knobs: Any) -> tuple[int, int]:
+    """Forward and backward passes of an attack."""
+    early_stop, network = knobs.pop("early_stop", False), InDouble(model)
+    with count_passes(network) as counted:
+        pool.get(name, budget="digits", **knobs)(network, x.float(), y, early_stop=early_stop)
+    return counted.forwards, counted.backwards
 
 
 def test_passes_of_restarts_and_early_stop(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    x, y = batch[0].float(), batch[1]
-    network = InDouble(model)
-    with count_passes(network) as passes:
-        pool.get("pgd", eps=0.2, steps=6, restarts=3)(network, x, y)
+    x, y = batch
+    knobs: dict[str, Any] = {"eps": 0.2, "steps": 6, "restarts": 3}
     # Each restart is judged once more.
-    assert (passes.forwards, passes.backwards) == (3 * 7 * N, 3 * 6 * N)
-    with count_passes(network) as fewer:
-        pool.get("pgd", eps=0.2, steps=6, restarts=3)(network, x, y, early_stop=True)
-    assert N <= fewer.forwards < passes.forwards
-    with count_passes(network) as least:
-        pool.get("pgd", eps=0.2, steps=6, restarts=3, random_start=False)(
-            network, x, (y + 1) % CLASSES, early_stop=True
-        )
+    assert passes(model, x, y, "pgd", **knobs) == (3 * 7 * N, 3 * 6 * N)
+    assert N <= passes(model, x, y, "pgd", **knobs, early_stop=True)[0] < 3 * 7 * N
     # All are wrong from the first: one look, one judgement, no other restart.
-    assert least.forwards == 2 * N
+    knobs |= {"random_start": False, "early_stop": True}
+    assert passes(model, x, (y + 1) % CLASSES, "pgd", **knobs)[0] == 2 * N
 
 
 def test_passes_count_what_goes_through() -> None:

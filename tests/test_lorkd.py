@@ -7,43 +7,42 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import attacks, equal, small, state_of
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from advbench.models.cost import multiply_adds
-from attacks_pool import InputError, pool
+from attacks_pool import InputError
 from defenses import LoRKD, Stage, TrainPlan, registry
-from defenses.parts.lowrank import AdaptedConv2d, adapted, merged
+from defenses.parts.lowrank import AdaptedConv2d, adapted
 
 PLAN = TrainPlan(epochs=4, lr=0.05)
 TEXT = "fgsm,pgd:steps=2,cw:steps=2"
 
 
-def attacks(text: str = TEXT) -> list[Any]:
-    """Attacks with the budgets of the digits."""
-    return pool.sequence(text, budget="digits")
+def batches(digits: Any) -> list[tuple[Tensor, Tensor]]:
+    """Two of 40 points."""
+    return [(digits.train.x[n : n + 40], digits.train.y[n : n + 40]) for n in (0, 40)]
 
 
-def small() -> nn.Sequential:
-    """A classifier of digits with batch norm."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        conv = nn.Conv2d(1, 6, 3, stride=2, padding=1)
-        return nn.Sequential(conv, nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10))
-
-
-def fitted(digits: Any, *, progress: Any = None, **given: Any) -> LoRKD:
+def fitted(digits: Any, **given: Any) -> LoRKD:
     """Trained for a moment: two epochs of the teacher, two of the experts."""
     defense = LoRKD(small(), rank=2, router_width=4, **given)
-    data = [(digits.train.x[n : n + 40], digits.train.y[n : n + 40]) for n in (0, 40)]
-    defense.fit(data, attacks(), plan=PLAN, progress=progress)
+    defense.fit(batches(digits), attacks(TEXT), plan=PLAN)
     return defense
 
 
-def backbone(defense: LoRKD) -> dict[str, Tensor]:
-    """The weights of the network without adapters."""
-    return {name: value.clone() for name, value in merged(defense.model, None).state_dict().items()}
+@pytest.fixture(scope="module")
+def oracle(digits: Any) -> LoRKD:
+    """Chosen by the attack's family; tests only read it."""
+    return fitted(digits)
+
+
+@pytest.fixture(scope="module")
+def routed(digits: Any) -> LoRKD:
+    """Mixed by a router; tests only read it."""
+    return fitted(digits, choose="router")
 
 
 def test_teacher_first_then_experts(digits: Any) -> None:
@@ -66,16 +65,11 @@ def test_teacher_first_then_experts(digits: Any) -> None:
         moved = any(bool(up.abs().sum() > 0) for up in conv.up)
         seen.append((defense.decomposed, moved, sorted(now.losses)))
 
-    data = [(digits.train.x[n : n + 40], digits.train.y[n : n + 40]) for n in (0, 40)]
-    defense.fit(data, attacks(), plan=PLAN, progress=look)
+    defense.fit(batches(digits), attacks(TEXT), plan=PLAN, progress=look)
     assert seen == [(False, False, ["loss"])] * 4 + [(True, True, ["ce", "kl", "loss"])] * 4
     assert rates == pytest.approx([PLAN.learning_rate(done) for done in (0, 0.25, 0.5, 0.75)] * 2)
-    assert [task.family for task in defense.tasks] == [
-        "clean",
-        "single-step",
-        "projected-gradient",
-        "minimal-norm",
-    ]
+    families = ["clean", "single-step", "projected-gradient", "minimal-norm"]
+    assert [task.family for task in defense.tasks] == families
 
 
 @pytest.mark.parametrize("choose", ["oracle", "router"])
@@ -85,7 +79,7 @@ def test_loss_against_the_formula(digits: Any, choose: Any) -> None:
     teacher = small().eval()
     defense._teacher = (teacher,)
     x, y = digits.test.x[:9], digits.test.y[:9]
-    stage = Stage(1, tuple(attack.for_training() for attack in attacks()), PLAN, done=0.9)
+    stage = Stage(1, tuple(attack.for_training() for attack in attacks(TEXT)), PLAN, done=0.9)
     defense.generator.manual_seed(1)
     points, labels, tasks = defense.task_batch(x, y, stage)
     defense.generator.manual_seed(1)
@@ -112,10 +106,9 @@ def test_loss_against_the_formula(digits: Any, choose: Any) -> None:
     assert float(terms["loss"]) == pytest.approx(total, rel=1e-3)
 
 
-def test_the_oracle_takes_the_family_s_expert(digits: Any) -> None:
+def test_the_oracle_takes_the_family_s_expert(oracle: LoRKD, digits: Any) -> None:
     """An attack that was not met too; a family that was not met gets the clean expert."""
-    defense = fitted(digits)
-    x = digits.test.x[:3]
+    defense, x = oracle, digits.test.x[:3]
     families = {"fgsm": "single-step", "pgd-l2": "projected-gradient", "deepfool": "minimal-norm"}
     for text, family in {**families, "square": "clean"}.items():
         assert torch.equal(defense.view(attacks(text)[0])(x), defense.expert(family)(x))
@@ -126,10 +119,9 @@ def test_the_oracle_takes_the_family_s_expert(digits: Any) -> None:
         defense.expert("spatial")
 
 
-def test_experts_are_plain_models(digits: Any, tmp_path: Path) -> None:
+def test_experts_are_plain_models(oracle: LoRKD, digits: Any, tmp_path: Path) -> None:
     """Saved, and loaded into the classifier's own architecture; as cheap as that."""
-    defense = fitted(digits)
-    x = digits.test.x[:3]
+    defense, x = oracle, digits.test.x[:3]
     for task in defense.tasks:
         expert = defense.expert(task.family)
         save_file(expert.state_dict(), tmp_path / "expert.safetensors")
@@ -139,42 +131,39 @@ def test_experts_are_plain_models(digits: Any, tmp_path: Path) -> None:
         assert multiply_adds(expert, x[:1]) == multiply_adds(small().eval(), x[:1])
 
 
-def test_the_router_mixes_experts(digits: Any) -> None:
+def test_the_router_mixes_experts(oracle: LoRKD, routed: LoRKD, digits: Any) -> None:
     """Each image's logits are those of the plain network at its weights; attacks go through the router."""
-    defense = fitted(digits, choose="router")
-    x = digits.test.x[:4].requires_grad_()
+    defense, x = routed, digits.test.x[:4].requires_grad_()
     weights = defense.router_weights(x)
     assert weights.shape == (4, 4)
     torch.testing.assert_close(weights.sum(1), torch.ones(4))
     for n in range(4):
         plain = defense.merged(weights[n].detach())
         torch.testing.assert_close(defense(x[n : n + 1]), plain(x[n : n + 1]), atol=1e-5, rtol=1e-4)
-    for attack in (None, *attacks()):
+    for attack in (None, *attacks(TEXT)):
         assert defense.view(attack) is defense
     (whole,) = torch.autograd.grad(defense(x[:1]).square().sum(), x)
     (fixed,) = torch.autograd.grad(defense.merged(weights[0].detach())(x[:1]).square().sum(), x)
     assert not torch.allclose(whole, fixed, rtol=1e-4)
-    assert fitted(digits).router_weights(x).shape == (4, 0)
+    assert oracle.router_weights(x).shape == (4, 0)
 
 
 @pytest.mark.parametrize(("text", "what"), [("", "none"), ("fgsm", "single-step"), ("pgd,apgd", "projected")])
 def test_fewer_than_two_families_are_refused(digits: Any, text: str, what: str) -> None:
     """Before anything is trained, in one line."""
     defense = registry.build("lorkd", small())
-    before = backbone(defense)
+    before = state_of(defense)
     given = attacks(text) if text else []
     with pytest.raises(InputError, match=f"^lorkd needs attacks of two families or more.*{what}"):
         defense.fit([(digits.train.x[:8], digits.train.y[:8])], given, plan=PLAN)
-    after = backbone(defense)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert equal(state_of(defense), before)
     assert defense.tasks == []
 
 
 def test_a_second_stage_decomposes_anew(digits: Any) -> None:
     """Other families, as many experts as they need: nothing is left of those before."""
     defense = fitted(digits)
-    data = [(digits.train.x[:40], digits.train.y[:40])]
-    defense.fit(data, attacks("pgd:steps=2,gaussian-noise"), plan=TrainPlan(epochs=2))
+    defense.fit(batches(digits)[:1], attacks("pgd:steps=2,gaussian-noise"), plan=TrainPlan(epochs=2))
     assert [task.family for task in defense.tasks] == ["clean", "projected-gradient", "noise"]
     assert {len(module.up) for module in adapted(defense.model) if isinstance(module, AdaptedConv2d)} == {3}
     assert defense._teacher == ()
@@ -183,22 +172,7 @@ def test_a_second_stage_decomposes_anew(digits: Any) -> None:
 def test_a_single_step_makes_experts_too(digits: Any) -> None:
     """There is no time for more than the teacher: each expert is a copy of it."""
     defense = LoRKD(small())
-    defense.fit([(digits.train.x[:40], digits.train.y[:40])], attacks(), plan=TrainPlan(epochs=1))
+    defense.fit(batches(digits)[:1], attacks(TEXT), plan=TrainPlan(epochs=1))
     x = digits.test.x[:3]
     for task in defense.tasks:
         assert torch.equal(defense.expert(task.family)(x), defense.merged(None)(x))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"lambda_kl": -1.0}, "lambda_kl=-1.0 must be at least 0"),
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"teacher_share": 1.0}, "teacher_share=1.0 must be above 0 and below 1"),
-        ({"choose": "vote"}, "choose=vote is not valid for lorkd"),
-    ],
-)
-def test_parameters_are_checked(given: dict[str, Any], message: str) -> None:
-    """Out of range, or no value at all."""
-    with pytest.raises(InputError, match=message):
-        registry.build("lorkd", small(), parameters=given)

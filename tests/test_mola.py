@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import attacks, small, state_of
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench.models import build_model
 from advbench.models.cost import multiply_adds
-from attacks_pool import InputError, pool
-from defenses import MoLAGrad, MoLARouter, Snapshot, Stage, TrainPlan, registry
+from attacks_pool import InputError
+from defenses import MoLAGrad, MoLARouter, Stage, TrainPlan, registry
 from defenses.parts.lowrank import (
     AdaptedConv2d,
     Route,
@@ -33,11 +34,6 @@ from defenses.parts.lowrank.network import add_task, merged
 PLAN = TrainPlan(epochs=1, lr=0.05)
 Network = Callable[..., nn.Sequential]
 Loader = Callable[..., Any]
-
-
-def attacks(text: str = "fgsm,pgd:steps=2") -> list[Any]:
-    """Attacks with the budgets of the digits."""
-    return pool.sequence(text, budget="digits")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -103,7 +99,11 @@ NETWORKS = {
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(216), nn.Linear(216, 5)
     ),
 }
-every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def every_network(test: Any) -> Any:
+    """The largest one is slow."""
+    return pytest.mark.quick(r".*(residual|small).*")(pytest.mark.parametrize("name", NETWORKS)(test))
 
 
 class TestConvolution:
@@ -228,12 +228,9 @@ class TestInjection:
     @pytest.mark.parametrize("kind", ["mola-grad", "mola-router", "lorkd"])
     def test_a_network_without_convolution_is_refused(self, kind: str) -> None:
         """In one line; so is one that has adapters already."""
-        with pytest.raises(
-            InputError, match=r"^low-rank adapters need a network with a convolution: Linear has"
-        ):
-            registry.build(kind, nn.Linear(3, 4))
-        with pytest.raises(InputError, match="need a network with a convolution"):
-            registry.build(kind, nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))
+        for model in (nn.Linear(3, 4), nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))):
+            with pytest.raises(InputError, match=r"^low-rank adapters need a network with"):
+                registry.build(kind, model)
         model = nn.Sequential(nn.Conv2d(1, 2, 3))
         registry.build(kind, model)
         with pytest.raises(InputError, match="already has low-rank adapters"):
@@ -387,7 +384,7 @@ class TestContrast:
         loss = task_contrast(weights, torch.arange(3), 0.5)
         loss.backward()
         assert loss.item() == 0
-        assert torch.equal(weights.grad, torch.zeros(3, 2))
+        assert not weights.grad.any()
 
     def test_descent_separates_tasks(self) -> None:
         """Weights that minimise it name the task: NMI goes to 1."""
@@ -413,20 +410,6 @@ class TestContrast:
         assert nmi(hot[[0, 0, 0, 1]], tasks) == pytest.approx(expected)
 
 
-def small(norm: bool = True) -> nn.Sequential:
-    """A classifier of digits with batch norm over feature maps."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        norms = [nn.BatchNorm2d(6)] if norm else []
-        conv = nn.Conv2d(1, 6, 3, stride=2, padding=1)
-        return nn.Sequential(conv, *norms, nn.ReLU(), nn.Flatten(), nn.Linear(96, 10))
-
-
-def state_of(defense: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights."""
-    return {name: value.clone() for name, value in defense.state_dict().items()}
-
-
 def moved(first: dict[str, Tensor], second: dict[str, Tensor]) -> set[str]:
     """What has changed; rows that were added are no change."""
     now = {name: second[name][: len(value)] if value.dim() else second[name] for name, value in first.items()}
@@ -439,10 +422,10 @@ class TestMoLAGrad:
     def test_loss_is_that_of_each_task_by_itself(self, digits: Any) -> None:
         """CE of each sample under its own task's network, crafted by its own attack on that network."""
         defense = MoLAGrad(small(norm=False), rank=2)
-        defense.fit([(digits.train.x[:32], digits.train.y[:32])] * 3, attacks(), plan=PLAN)
+        defense.fit([(digits.train.x[:32], digits.train.y[:32])] * 3, attacks("fgsm,pgd:steps=2"), plan=PLAN)
         assert [task.name for task in defense.tasks] == ["clean", "fgsm", "pgd"]
         x, y = digits.test.x[:10], digits.test.y[:10]
-        fgsm, pgd = (attack.for_training() for attack in attacks())
+        fgsm, pgd = (attack.for_training() for attack in attacks("fgsm,pgd:steps=2"))
         defense.generator.manual_seed(4)
         loss = defense.loss(x, y, Stage(1, (fgsm, pgd), PLAN))
         defense.generator.manual_seed(4)
@@ -475,7 +458,7 @@ class TestMoLAGrad:
         """After stage 1 only the new adapter and its statistics move; an attack that comes again goes on."""
         defense = MoLAGrad(small(), norms=norms)
         data = [(digits.train.x[:48], digits.train.y[:48])] * 2
-        fgsm, pgd = attacks()
+        fgsm, pgd = attacks("fgsm,pgd:steps=2")
         defense.fit(data, [fgsm], plan=PLAN)
         first = state_of(defense)
         earlier = defense.view(fgsm)(digits.test.x[:4])
@@ -494,55 +477,38 @@ class TestMoLAGrad:
         statistics = {f"model.1.task_{name}" for name in ("mean", "var", "batches")}
         assert moved(second, third) == (adapters | statistics if norms == "task" else adapters)
 
-    def test_a_stage_needs_an_attack(self, digits: Any) -> None:
-        """In one line."""
-        for name in ("mola-grad", "mola-router"):
-            with pytest.raises(InputError, match=f"^{name} needs an attack to train against$"):
-                registry.build(name, small()).fit([(digits.train.x[:8], digits.train.y[:8])], [], plan=PLAN)
-
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
-            ({"rank": 0}, "rank=0 must be at least 1"),
-            ({"scale": 0.0}, "scale=0.0 must be above 0"),
-            ({"norms": "group"}, "norms=group is not valid for mola-grad"),
-        ],
-    )
-    def test_parameters_are_checked(self, given: dict[str, Any], message: str) -> None:
-        """Out of range, or no value at all."""
-        with pytest.raises(InputError, match=message):
-            registry.build("mola-grad", small(), parameters=given)
-        with pytest.raises(InputError, match="unknown norms 'group'"):
-            MoLAGrad(small(), norms="group")  # type: ignore[arg-type]
-
 
 class TestMoLARouter:
     """A router mixes the adapters."""
 
-    def defense(self, digits: Any, **given: Any) -> MoLARouter:
+    @pytest.fixture(scope="class")
+    def trained(self, digits: Any) -> MoLARouter:
         """Trained for a moment."""
-        found = MoLARouter(small(), rank=2, router_width=4, **given)
-        found.fit(
-            [(digits.train.x[:48], digits.train.y[:48])] * 4, attacks(), plan=TrainPlan(epochs=2, lr=0.1)
-        )
+        found = MoLARouter(small(), rank=2, router_width=4)
+        data = [(digits.train.x[:48], digits.train.y[:48])] * 4
+        found.fit(data, attacks("fgsm,pgd:steps=2"), plan=TrainPlan(epochs=2, lr=0.1))
         return found
 
-    def test_each_image_has_a_network_of_its_own(self, digits: Any) -> None:
-        """Logits are those of the plain network merged at the image's router weights."""
-        defense = self.defense(digits)
-        x = digits.test.x[:5]
-        weights = defense.router_weights(x)
-        assert weights.shape == (5, 3)
-        torch.testing.assert_close(weights.sum(1), torch.ones(5))
-        assert float(weights.std(0).max()) > 0
-        for n in range(5):
-            plain = defense.merged(weights[n])
-            torch.testing.assert_close(defense(x[n : n + 1]), plain(x[n : n + 1]), atol=1e-5, rtol=1e-5)
-        assert defense.view(attacks()[0]) is defense
+    @pytest.fixture
+    def defense(self, trained: MoLARouter) -> MoLARouter:
+        """A copy, which a test may change."""
+        return copy.deepcopy(trained)
 
-    def test_attacks_differentiate_through_the_router(self, digits: Any) -> None:
+    def test_each_image_has_a_network_of_its_own(self, defense: MoLARouter, digits: Any) -> None:
+        """Logits are those of the plain network merged at the image's router weights."""
+        x = digits.test.x[:5]
+        shares = defense.router_weights(x)
+        assert shares.shape == (5, 3)
+        torch.testing.assert_close(shares.sum(1), torch.ones(5))
+        assert float(shares.std(0).max()) > 0
+        for n in range(5):
+            plain = defense.merged(shares[n])
+            torch.testing.assert_close(defense(x[n : n + 1]), plain(x[n : n + 1]), atol=1e-5, rtol=1e-5)
+        assert defense.view(attacks("fgsm,pgd:steps=2")[0]) is defense
+
+    def test_attacks_differentiate_through_the_router(self, defense: MoLARouter, digits: Any) -> None:
         """The gradient to the image is that of finite differences; with weights held fixed it is not."""
-        defense = self.defense(digits).double()
+        defense.double()
         x = digits.test.x[:1].double().requires_grad_()
         direction = torch.randn(x.shape, generator=seeded(), dtype=torch.float64)
 
@@ -558,14 +524,14 @@ class TestMoLARouter:
         (fixed,) = torch.autograd.grad(defense.merged(weights)(x).square().sum(), x)
         assert not torch.allclose(fixed, gradient, rtol=1e-4)
 
-    def test_loss_and_the_record_of_weights(self, digits: Any) -> None:
+    def test_loss_and_the_record_of_weights(self, defense: MoLARouter, digits: Any) -> None:
         """CE + λ·TwD; the last epoch's mean weights of each task stand in the spec, and sum to 1."""
-        defense = self.defense(digits, lambda_twd=0.3, temperature=0.2)
+        defense.lambda_twd, defense.temperature = 0.3, 0.2
         spec = json.loads(json.dumps(defense.spec()))
         assert list(spec["router_weights"]) == [task.text for task in defense.tasks]
-        for weights in spec["router_weights"].values():
-            assert sum(weights) == pytest.approx(1, abs=1e-3)
-        stage = Stage(1, tuple(attack.for_training() for attack in attacks()), PLAN)
+        for shares in spec["router_weights"].values():
+            assert sum(shares) == pytest.approx(1, abs=1e-3)
+        stage = Stage(1, tuple(attack.for_training() for attack in attacks("fgsm,pgd:steps=2")), PLAN)
         x, y = digits.test.x[:12], digits.test.y[:12]
         terms = defense.loss(x, y, stage)
         assert float(terms["loss"]) == pytest.approx(float(terms["ce"] + 0.3 * terms["twd"]))
@@ -579,24 +545,24 @@ class TestMoLARouter:
         for weight in (1.0, 0.0):
             model = build_model("digits-cnn", num_classes=10, in_channels=1, image_size=8, seed=0)
             defense = MoLARouter(model, lambda_twd=weight)
-            defense.fit(batches, attacks(), plan=TrainPlan(epochs=4, eps_warmup=0))
+            defense.fit(batches, attacks("fgsm,pgd:steps=2"), plan=TrainPlan(epochs=4, eps_warmup=0))
             x, y = digits.test.x[:100], digits.test.y[:100]
-            met = [x, *(attack(defense, x, y, generator=seeded()) for attack in attacks())]
-            weights = torch.cat([defense.router_weights(points) for points in met])
+            met = [attack(defense, x, y, generator=seeded()) for attack in attacks("fgsm,pgd:steps=2")]
+            weights = defense.router_weights(torch.cat([x, *met]))
             told.append(nmi(weights, torch.arange(3).repeat_interleave(100)))
         assert told[0] > 0.3
         assert told[0] > told[1] + 0.1
 
-    def test_one_image_is_a_batch(self, digits: Any) -> None:
+    def test_one_image_is_a_batch(self, defense: MoLARouter, digits: Any) -> None:
         """In train mode too, where one image has no spread to normalise by."""
-        defense = self.defense(digits).train()
+        defense.train()
         assert defense.router_weights(digits.test.x[:1]).shape == (1, 3)
 
     def test_continual_stages_add_a_score(self, digits: Any) -> None:
         """And an adapter; backbone, earlier adapters and batch norm are frozen, the router trains on."""
         defense = MoLARouter(small())
         data = [(digits.train.x[:48], digits.train.y[:48])] * 2
-        fgsm, pgd = attacks()
+        fgsm, pgd = attacks("fgsm,pgd:steps=2")
         defense.fit(data, [fgsm], plan=PLAN)
         first = state_of(defense)
         defense.fit(data, [pgd], plan=PLAN)
@@ -605,73 +571,14 @@ class TestMoLARouter:
         assert moved(first, second) == {name for name in first if name.startswith("router.")}
         assert defense.router_weights(digits.test.x[:2]).shape == (2, 3)
 
-    def test_overhead(self, digits: Any) -> None:
+    def test_overhead(self, defense: MoLARouter, digits: Any) -> None:
         """What the router and all adapters cost beside the plain network, by hand."""
-        defense = self.defense(digits)
         plain = 9 * 6 * 16 + 96 * 10
         adapters = (9 * 6 + 6 * 6) * 16
         router = 9 * 4 * 64 + 4 * 9 * 8 * 16 + 8 * 3
         assert defense.overhead(digits.test.x[:2]) == pytest.approx((plain + adapters + router) / plain)
 
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
-            ({"lambda_twd": -1.0}, "lambda_twd=-1.0 must be at least 0"),
-            ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-            ({"router_width": 0}, "router_width=0 must be at least 1"),
-            ({"router_depth": -1}, "router_depth=-1 must be at least 0"),
-        ],
-    )
-    def test_parameters_are_checked(self, given: dict[str, Any], message: str) -> None:
-        """Out of range."""
-        with pytest.raises(InputError, match=message):
-            registry.build("mola-router", small(), parameters=given)
-
-    def test_images_of_other_channels_are_refused(self, digits: Any) -> None:
+    def test_images_of_other_channels_are_refused(self, defense: MoLARouter) -> None:
         """The router says what it takes, and can be told."""
-        defense = self.defense(digits)
         with pytest.raises(InputError, match="the router takes images of 1 channels, not 3"):
             defense(torch.rand(1, 3, 8, 8))
-
-
-class StoppedError(Exception):
-    """Training was stopped on purpose."""
-
-
-@pytest.mark.parametrize(("name", "stage"), [("mola-grad", 2), ("mola-router", 2), ("lorkd", 1)])
-def test_resumed_in_the_middle_of_a_stage(digits: Any, name: str, stage: int) -> None:
-    """The same bits as without a break, and the same logits from weights and spec."""
-    data = [(digits.train.x[n : n + 32], digits.train.y[n : n + 32]) for n in range(0, 96, 32)]
-    plan = TrainPlan(epochs=2, lr=0.05)
-    met = [[attack] for attack in attacks()] if stage > 1 else [attacks()]
-
-    def build() -> Any:
-        return registry.build(name, small(), seed=3, parameters={"rank": 2})
-
-    whole, broken = build(), build()
-    kept: list[Snapshot] = []
-
-    def stop(now: Any) -> None:
-        if (now.stage, now.epoch, now.batch) == (stage, 2, 2):
-            raise StoppedError
-
-    for given in met:
-        whole.fit(data, given, plan=plan)
-    for given in met[:-1]:
-        broken.fit(data, given, plan=plan)
-    with pytest.raises(StoppedError):
-        broken.fit(data, met[-1], plan=plan, progress=stop, checkpoint=kept.append)
-    snapshot = Snapshot.unpack(kept[-1].pack())
-    resumed = build()
-    resumed.fit(data, met[-1], plan=plan, resume=snapshot)
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert set(expected) == set(found)
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
-    assert resumed.passes == whole.passes
-    assert resumed.spec() == whole.spec()
-    again = build()
-    again.load_spec(json.loads(json.dumps(whole.spec())))
-    again.load_state_dict(load(save(whole.state_dict())))
-    x = digits.test.x[:4]
-    for attack in (None, *attacks()):
-        assert torch.equal(again.eval().view(attack)(x), whole.view(attack)(x))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import Stop, equal, stopped_and_resumed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,10 +39,6 @@ TINY: dict[str, Any] = {
     "threads": 1,
     "device": "cpu",
 }
-
-
-class Stop(BaseException):
-    """Stands for a signal, in a process that goes on."""
 
 
 class Growing(Defense):
@@ -100,17 +97,6 @@ class Growing(Defense):
         self.memory = state["memory"]
 
 
-def equal(first: Any, second: Any) -> bool:
-    """Whether two nested values are the same, bit for bit."""
-    if isinstance(first, Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return type(first) is type(second) and all(map(equal, first, second)) and len(first) == len(second)
-    return bool(first == second)
-
-
 CASES: dict[str, tuple[type[Defense], str, dict[str, Any]]] = {
     "air": (AIR, "fgsm", {"optimizer": "sgd", "eps_warmup": 1.5}),
     "joint": (AT, "fgsm,gaussian-noise", {"optimizer": "adamw", "augmentation": ("crop", "flip")}),
@@ -128,11 +114,6 @@ class TestTraining:
         """150 points in three batches."""
         return TensorLoader(Split(digits.train.x[:150], digits.train.y[:150]), 50, seed=3)
 
-    def stages(self, kind: type[Defense], network: Network) -> Defense:
-        """A new defense with batch norm and dropout."""
-        model = network(norm=True)
-        return kind(nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1]), seed=4)
-
     @pytest.mark.quick(r".*-(2|6)")
     @pytest.mark.parametrize("moment", [1, 2, 3, 4, 6, 9])
     @pytest.mark.parametrize("case", CASES)
@@ -144,46 +125,24 @@ class TestTraining:
         attacks = pool.sequence(text, budget="digits")
         plan = TrainPlan(epochs=3, lr=0.05, **chosen)
         validation = TensorLoader(loader.split, 50, seed=0, shuffle=False)
-        whole = self.stages(kind, network)
-        whole.fit(loader, attacks, plan=TrainPlan(epochs=1))
-        broken = self.stages(kind, network)
-        broken.fit(loader, attacks, plan=TrainPlan(epochs=1))
-        expected = whole.fit(loader, attacks, plan=plan, validation=validation)
 
-        taken: list[bytes] = []
-        count = 0
+        def build() -> Defense:
+            """With batch norm and dropout."""
+            model = network(norm=True)
+            return kind(nn.Sequential(*model[:-1], nn.Dropout(0.3), model[-1]), seed=4)
 
-        def stop(_progress: Any) -> None:
-            nonlocal count
-            count += 1
-            if count == moment:
-                raise Stop
-
-        with pytest.raises(Stop):
-            broken.fit(
-                loader,
-                attacks,
-                plan=plan,
-                validation=validation,
-                progress=stop,
-                checkpoint=lambda snapshot: taken.append(snapshot.pack()),
-            )
+        whole, resumed, snapshots = stopped_and_resumed(
+            build, loader, [attacks, attacks], at=moment, plan=plan, validation=validation
+        )
         # One an epoch, and one of the moment itself.
-        assert len(taken) == (moment - 1) // 3 + 1
-        snapshot = Snapshot.unpack(taken[-1])
-        assert (snapshot.stage, 3 * snapshot.epoch + snapshot.batch) == (2, moment)
-        resumed = self.stages(kind, network)
-        with torch.random.fork_rng():
-            torch.manual_seed(moment)
-            history = resumed.fit(loader, attacks, plan=plan, validation=validation, resume=snapshot)
-        assert history == expected
+        assert len(snapshots) == (moment - 1) // 3 + 1
+        assert (snapshots[-1].stage, 3 * snapshots[-1].epoch + snapshots[-1].batch) == (2, moment)
         for defense in (whole, resumed):
             defense.fit(loader, attacks, plan=TrainPlan(epochs=1))
-        assert equal(dict(whole.state_dict()), dict(resumed.state_dict()))
+        assert equal(whole, resumed)
         assert equal(whole.training_state(), resumed.training_state())
         flags = [{name: p.requires_grad for name, p in one.named_parameters()} for one in (whole, resumed)]
         assert flags[0] == flags[1]
-        assert whole.passes == resumed.passes
 
     def test_momentum_goes_to_its_parameter_by_name(self, network: Network, loader: TensorLoader) -> None:
         """A structure that is rebuilt may hand its parameters to the optimizer in another order."""
@@ -204,7 +163,7 @@ class TestTraining:
             second.fit(loader, [], plan=plan, resume=taken[0])
             return second
 
-        assert equal(dict(trained(True).state_dict()), dict(trained(False).state_dict()))
+        assert equal(trained(True), trained(False))
 
     def test_a_kept_snapshot_does_not_move(self, network: Network, loader: TensorLoader) -> None:
         """It holds copies."""
@@ -264,16 +223,13 @@ def test_packing_keeps_values_types_and_ties() -> None:
         "c": (torch.tensor(3), torch.tensor([True]), torch.rand(2).bfloat16()),
         "d": {},
     }
-    assert equal(unpack(pack(tree)), tree)
-    assert list(unpack(pack(tree))["a"]) == [0, 1, "1"]
-    for wrong, message in (
-        ({"x": [object()]}, r"x\.0 is a object"),
-        ({"f": print}, "f is a builtin_function"),
-        ({(1, 2): 3}, "has the key"),
-    ):
+    data = pack(tree)
+    assert equal(unpack(data), tree)
+    assert list(unpack(data)["a"]) == [0, 1, "1"]
+    refused: list[tuple[Any, str]] = [({"x": [object()]}, r"x\.0 is a object"), ({(1, 2): 3}, "has the key")]
+    for wrong, message in (*refused, ({"f": print}, "f is a builtin_function")):
         with pytest.raises(PackingError, match=message):
             pack(wrong)
-    data = pack(tree)
     for damaged in (b"", data[:20], data[:-1], b"x" + data, data.replace(b"dict", b"tict")):
         with pytest.raises(PackingError):
             unpack(damaged)
@@ -291,17 +247,22 @@ def same(first: Path, second: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nothing stopped."""
-    return run("air", runs_dir=tmp_path_factory.mktemp("whole"), **TINY)
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Event]]:
+    """A run that nothing stopped, and all that it tells."""
+    events: list[Event] = []
+    return run("air", runs_dir=tmp_path_factory.mktemp("whole"), **TINY, listeners=[events.append]), events
 
 
 @pytest.fixture(scope="module")
-def moments(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+def whole(told: tuple[Run, list[Event]]) -> Run:
+    """A run that nothing stopped."""
+    return told[0]
+
+
+@pytest.fixture(scope="module")
+def moments(told: tuple[Run, list[Event]]) -> list[Event]:
     """All that such a run tells."""
-    events: list[Event] = []
-    run("air", runs_dir=tmp_path_factory.mktemp("moments"), **TINY, listeners=[events.append])
-    return events
+    return told[1]
 
 
 def stopper(at: int) -> Callable[[Event], None]:
@@ -341,40 +302,29 @@ class TestRuns:
         assert len(list(tmp_path.iterdir())) == 1
         same(finished.path, whole.path)
 
-    def test_at_every_kind_of_moment(self, whole: Run, moments: list[Event], tmp_path: Path) -> None:
-        """Between rows, in the middle of an epoch, in the audit; nothing finished is done again."""
-        kinds = [(event.kind, event.stage, event.batch) for event in moments]
-        places = {
-            "in an epoch": kinds.index(("batch", 2, 1)) + 2,
-            "between cells": kinds.index(("cell", 1, 0)) + 1,
-            "before the audit": len(kinds) - 3,
-        }
-        for name, place in places.items():
-            with pytest.raises(Stop):
-                run("air", runs_dir=tmp_path / name, **TINY, listeners=[stopper(place)])
-            events: list[Event] = []
-            finished = run("air", runs_dir=tmp_path / name, **TINY, listeners=[events.append])
-            same(finished.path, whole.path)
-            again = [event for event in events if event.kind in ("batch", "epoch")]
-            before = [event for event in moments[: place + 2] if event.kind in ("batch", "epoch")]
-            total = [event for event in moments if event.kind in ("batch", "epoch")]
-            assert len(before) + len(again) == len(total), name
-
-    def test_pieces_of_a_row_are_not_measured_again(
-        self, whole: Run, moments: list[Event], tmp_path: Path
+    @pytest.mark.parametrize("moment", ["in an epoch", "between cells", "before the audit"])
+    def test_at_every_kind_of_moment(
+        self, whole: Run, moments: list[Event], tmp_path: Path, moment: str
     ) -> None:
-        """Their seconds are what they took the first time."""
-        kinds = [(event.kind, event.stage) for event in moments]
-        place = kinds.index(("cell", 2))
+        """Nothing finished is done again: no batch, no cell; its seconds are those of the first time."""
+        kinds = [(event.kind, event.stage, event.batch) for event in moments]
+        places = {"in an epoch": kinds.index(("batch", 2, 1)) + 2, "before the audit": len(kinds) - 3}
+        place = places.get(moment, kinds.index(("cell", 2, 0)))
         first: list[Event] = []
+        second: list[Event] = []
         with pytest.raises(Stop):
             run("air", runs_dir=tmp_path, **TINY, listeners=[first.append, stopper(place)])
-        finished = run("air", runs_dir=tmp_path, **TINY)
-        cells = {(event.stage, event.attack): event.cell for event in first if event.kind == "cell"}
-        kept = [cell for cell in finished.record.cells if (cell.stage, cell.attack) in cells]
-        assert len(kept) == len(cells) == 8
-        assert all(cells[cell.stage, cell.attack] == cell for cell in kept)
+        finished = run("air", runs_dir=tmp_path, **TINY, listeners=[second.append])
         same(finished.path, whole.path)
+
+        def trained(events: list[Event]) -> int:
+            return sum(event.kind in ("batch", "epoch") for event in events)
+
+        assert trained(first) + trained(second) == trained(moments)
+        cells = {(event.stage, event.attack): event.cell for event in first if event.kind == "cell"}
+        assert len(cells) == {"in an epoch": 6, "between cells": 8, "before the audit": 9}[moment]
+        found = {(cell.stage, cell.attack): cell for cell in finished.record.cells}
+        assert all(found[key] == cell for key, cell in cells.items())
 
     @pytest.mark.parametrize(
         "change",
@@ -393,18 +343,20 @@ class TestRuns:
         "options",
         [
             {"defense": "joint", "set": {**TINY["set"], "optimizer": "adam"}},
-            {"defense": "at", "select": "val-robust", "sequence": "fgsm,gaussian-noise"},
+            {"defense": "replay", "select": "val-robust", "params": {"memory": 33}},
         ],
         ids=["joint", "val-robust"],
     )
     def test_other_defenses_and_plans(self, tmp_path: Path, options: dict[str, Any]) -> None:
-        """The joint regime, Adam, and the best epoch by validation."""
+        """The joint regime, Adam, and the best epoch by validation; the record says what each stage keeps."""
         chosen = {**TINY, **options}
         expected = run(runs_dir=tmp_path / "whole", **chosen)
         for place in (4, 9):
             with pytest.raises(Stop):
                 run(runs_dir=tmp_path / "broken", **chosen, listeners=[stopper(place)])
         same(run(runs_dir=tmp_path / "broken", **chosen).path, expected.path)
+        if options["defense"] == "replay":
+            assert [one.spec.get("memory") for one in expected.record.stages] == [None, 33, 33]
 
     def test_a_fit_of_its_own_is_resumed_by_whole_stages(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

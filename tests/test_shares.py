@@ -30,20 +30,11 @@ ASKED: dict[str, Any] = {
     "model": "shared_models:make",
     "dataset": "digits",
     "attacks": "fgsm,pgd:steps=2,gaussian-noise",
-    "preset": None,
-    "name": None,
     "points": "30,fgsm=20",
     "seed": 0,
     "device": "cpu",
     "threads": 1,
-    "weights": None,
-    "model_dir": None,
-    "threat": None,
-    "mean": None,
-    "std": None,
     "surrogate": "none",
-    "data_dir": None,
-    "attack_timeout": None,
 }
 REQUEST = EvalRequest.of(ASKED)
 
@@ -91,9 +82,8 @@ def test_shares_make_up_the_whole(
 
 
 def test_workers_change_no_number(job: tuple[Evaluation, str], tmp_path: Path) -> None:  # noqa: ARG001 - its place
-    given = {key: value for key, value in ASKED.items() if value is not None}
-    alone = evaluate_model(**given, runs_dir=tmp_path / "alone")
-    shared = evaluate_model(**given, runs_dir=tmp_path / "shared", workers=2)
+    alone = evaluate_model(**ASKED, runs_dir=tmp_path / "alone")
+    shared = evaluate_model(**ASKED, runs_dir=tmp_path / "shared", workers=2)
     assert comparable(shared.record) == comparable(alone.record)
 
 

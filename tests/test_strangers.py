@@ -83,40 +83,31 @@ def line_of(capfd: Any, *arguments: str) -> str:
     return str(err)
 
 
-class Writing(nn.Module):
-    """A model that normalises its images in place."""
+class Normalising(nn.Module):
+    """A model that normalises its images, in place or on a copy."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, in_place: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.in_place = model, in_place
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
+        if not self.in_place:
+            x = x.clone()
         x -= 0.5
         x *= 2
         logits: Tensor = self.model(x)
         return logits
 
 
-class Reading(nn.Module):
-    """The same, on a copy."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        logits: Tensor = self.model((x - 0.5) * 2)
-        return logits
-
-
 def test_a_model_that_writes_into_its_images(network: Network, tmp_path: Path) -> None:
     """It gets copies: the same numbers as without, and the test points stay what they are."""
     found = []
-    for number, kind in enumerate((Writing, Reading)):
-        made = evaluate_model(kind(network()), name="one", runs_dir=tmp_path / str(number), **EVAL)
-        record = comparable(made.record)
+    for in_place in (True, False):
+        model = Normalising(network(), in_place=in_place)
+        record = comparable(
+            evaluate_model(model, name="one", runs_dir=tmp_path / str(in_place), **EVAL).record
+        )
         found.append((record["cells"], record["audit"]))
     assert found[0] == found[1]
 
@@ -133,29 +124,20 @@ class Labelled(Tensor):
 
 
 def test_logits_of_another_kind(network: Network, digits: DataSet) -> None:
-    """They are taken as the tensor that they are."""
+    """They are taken as the tensor that they are; of 16 bits they are made 32, in which losses are taken."""
 
     def model(x: Tensor) -> Tensor:
-        logits: Tensor = network()(x).as_subclass(Labelled)
+        logits: Tensor = network()(x).bfloat16().as_subclass(Labelled)
         return logits
 
-    assert type(load_foreign(model, digits).model(digits.test.x[:2])) is Tensor
-
-
-def test_logits_of_sixteen_bits(network: Network, digits: DataSet) -> None:
-    """They are made 32, in which losses and margins are taken."""
-
-    def model(x: Tensor) -> Tensor:
-        logits: Tensor = network()(x).bfloat16()
-        return logits
-
-    assert load_foreign(model, digits).model(digits.test.x[:2]).dtype == torch.float32
+    logits = load_foreign(model, digits).model(digits.test.x[:2])
+    assert (type(logits), logits.dtype) == (Tensor, torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_quantised_model(tmp_path: Path) -> None:
+def test_a_quantised_model(digits: DataSet, tmp_path: Path) -> None:
     """Its packed weights have a digest, and the audit sees that it has no gradient."""
-    train = load_dataset("digits").train
+    train = digits.train
     means = torch.stack([train.x[train.y == label].mean(0).flatten() for label in range(10)])
 
     def make(seed: int) -> nn.Module:
@@ -199,18 +181,15 @@ class TestNames:
             assert "Input should be a valid number" in line
             assert len(line) < 1000
 
-    def test_a_run_of_a_long_name(self, network: Network, tmp_path: Path) -> None:
-        """File systems count bytes."""
-        made = evaluate_model(network(), name="犬" * 200, runs_dir=tmp_path, **EVAL)
+    def test_a_long_name(self, network: Network, tmp_path: Path, capfd: Any) -> None:
+        """File systems count bytes; the files of a defense could not be written."""
+        made = evaluate_model(network(), name="犬" * 200, runs_dir=tmp_path / "runs", **EVAL)
         assert len(made.path.name.encode()) < 200
         assert made.record.config["defense"] == "犬" * 200
         assert plain_name("é" * 200).encode() == "é".encode() * 50
-
-    def test_a_defense_of_a_long_name(self, tmp_path: Path, capfd: Any) -> None:
-        """Its files could not be written."""
-        line = line_of(capfd, "defenses", "new", "x" * 300, "--dir", str(tmp_path))
+        line = line_of(capfd, "defenses", "new", "x" * 300, "--dir", str(tmp_path / "new"))
         assert "a name of 300 letters is too long for a defense: at most 100" in line
-        assert not list(tmp_path.iterdir())
+        assert not (tmp_path / "new").exists()
 
     def test_bytes_that_are_no_text(self, network: Network, tmp_path: Path) -> None:
         """Refused before anything is measured, not when the record is written."""
@@ -267,27 +246,26 @@ class TestBatches:
         self, network: Network, digits: DataSet, change: Callable[..., Any], reason: str
     ) -> None:
         """One line with what was given."""
-        batch = change(digits.train.x[:8], digits.train.y[:8])
         with pytest.raises(InputError) as caught:
-            AIR(network()).fit([batch], [pool.get("fgsm", eps=0.2)], plan=TrainPlan(epochs=1))
+            self.fit(network, change(digits.train.x[:8], digits.train.y[:8]))
         expected = f"a batch must be two tensors, images and labels, {reason}"
         assert str(caught.value) == (reason if "empty" in reason else expected)
+
+    def fit(self, network: Network, batch: Any, attacks: Any = None) -> Any:
+        """The losses of a stage of one batch."""
+        met = [pool.get("fgsm", eps=0.2)] if attacks is None else attacks
+        return AIR(network()).fit([batch], met, plan=TrainPlan(epochs=1))
 
     def test_lists_of_lists_will_do(self, network: Network, digits: DataSet) -> None:
         """As collate functions make them."""
         x, y = digits.train.x[:8], digits.train.y[:8]
-        losses = [
-            AIR(network()).fit([batch], [pool.get("fgsm", eps=0.2)], plan=TrainPlan(epochs=1))
-            for batch in ([x, y], (x, y))
-        ]
-        assert losses[0] == losses[1]
+        assert self.fit(network, [x, y]) == self.fit(network, (x, y))
 
     @pytest.mark.parametrize("attacks", [pool.get("fgsm", eps=0.2), "fgsm", ["fgsm"]])
     def test_attacks_that_are_no_list(self, network: Network, digits: DataSet, attacks: Any) -> None:
         """A single attack, or its text."""
-        batch = (digits.train.x[:8], digits.train.y[:8])
         with pytest.raises(InputError, match=r"^attacks must be a list such as \[pool\.get"):
-            AIR(network()).fit([batch], attacks, plan=TrainPlan(epochs=1))
+            self.fit(network, (digits.train.x[:8], digits.train.y[:8]), attacks)
 
 
 class TestCopies:

@@ -51,11 +51,6 @@ def measured(tune: ModuleType, monkeypatch: pytest.MonkeyPatch, right: dict[floa
     return done
 
 
-def last_round(tune: ModuleType, plan: Any, results: Any) -> Any:
-    """Its trials."""
-    return list(tune.rounds_of("trades", plan, results))[-1][1]
-
-
 @pytest.mark.parametrize(
     ("right", "chosen"),
     [
@@ -70,7 +65,7 @@ def test_only_a_lead_beyond_noise_replaces_a_default(
 ) -> None:
     """The winner of the last round, else the start."""
     measured(tune, monkeypatch, right)
-    trials = last_round(tune, plan_of(tune), tune.Results(None))
+    *_, (_, trials) = tune.rounds_of("trades", plan_of(tune), tune.Results(None))
     assert tune.verdict(trials)[0].parameters == {"beta": chosen}
 
 
@@ -118,16 +113,12 @@ def test_mistakes_cost_one_line(
     tune: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A search that is not in the file, and a file that says too much."""
-    plan = ROOT / "benchmarks" / "tune.yaml"
-    monkeypatch.setattr(sys, "argv", ["tune.py", str(plan), "--defense", "mola-rooter"])
-    with pytest.raises(SystemExit) as left:
-        tune.main()
-    assert left.value.code == 2
-    assert "did you mean 'mola-router'" in capsys.readouterr().err
-    broken = tmp_path / "broken.yaml"
+    plan, broken = ROOT / "benchmarks" / "tune.yaml", tmp_path / "broken.yaml"
     broken.write_text(plan.read_text(encoding="utf-8") + "\nsead: 1\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["tune.py", str(broken)])
-    with pytest.raises(SystemExit) as left:
-        tune.main()
-    assert left.value.code == 2
-    assert "sead" in capsys.readouterr().err
+    named = [str(plan), "--defense", "mola-rooter"]
+    for arguments, told in ((named, "did you mean 'mola-router'"), ([str(broken)], "sead")):
+        monkeypatch.setattr(sys, "argv", ["tune.py", *arguments])
+        with pytest.raises(SystemExit) as left:
+            tune.main()
+        assert left.value.code == 2
+        assert told in capsys.readouterr().err
