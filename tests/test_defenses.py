@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import defenses
+from advbench.contract import CONTRACT, check_defense
 from attacks_pool import InputError, pool
 from defenses import (
     AIR,
@@ -140,25 +141,13 @@ def test_crafting_leaves_the_defense_as_it_is(network: Network, digits: Any, nam
     assert all(parameter.grad is None for parameter in defense.parameters())
 
 
-class Counting(nn.Module):
-    """Keeps count of its calls in a buffer, in eval mode too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, 10)
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 10)."""
-        self.calls += 1
-        return self.linear(x.flatten(1))
-
-
-def test_crafting_moves_no_buffer(loader: Loader) -> None:
+def test_crafting_moves_no_buffer(network: Network, loader: Loader) -> None:
     """Not even of a model that moves its buffers in eval mode: four batches, four calls that count."""
-    defense = AT(Counting())
-    defense.fit(loader(256), attacks("pgd"), plan=PLAN)
-    assert int(defense.model.calls) == 4
+    model = network()
+    model.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+    model.register_forward_hook(lambda module, *_: module.calls.add_(1) and None)
+    AT(model).fit(loader(256), attacks("pgd"), plan=PLAN)
+    assert int(model.calls) == 4
 
 
 @every_defense
@@ -166,18 +155,17 @@ def test_regimes_that_it_does_not_support_are_refused(network: Network, loader: 
     """By name in the registry, and by the number of attacks where it trains."""
     defense, default = registry.resolve(name)
     assert default == defense.info.regimes[0]
-    for regime in ("continual", "joint", "meta"):
-        if regime in defense.info.regimes:
-            assert registry.resolve(name, regime) == (defense, regime)
-        else:
-            with pytest.raises(InputError, match=f"does not support regime '{regime}' .allowed: {default}"):
-                registry.resolve(name, regime)
+    for regime in defense.info.regimes:
+        assert registry.resolve(name, regime) == (defense, regime)
+    for regime in {"continual", "joint", "meta"} - set(defense.info.regimes):
+        with pytest.raises(InputError, match=f"does not support regime '{regime}' .allowed: {default}"):
+            registry.resolve(name, regime)
     if set(defense.info.regimes) == {"continual"}:
         with pytest.raises(InputError, match="takes one attack a stage, not 2"):
             registry.build(name, network()).fit(loader(64), attacks(), plan=PLAN)
 
 
-@pytest.mark.parametrize("name", sorted({*registry.names()} - {"standard", "lorkd", "mid"}))
+@pytest.mark.parametrize("name", sorted({*registry.names()} - {"standard", "at", "lorkd", "mid"}))
 def test_a_stage_needs_an_attack(network: Network, loader: Loader, name: str) -> None:
     with pytest.raises(InputError, match=f"^{name} needs an attack to train against$"):
         registry.build(name, network()).fit(loader(64), [], plan=PLAN)
@@ -208,6 +196,16 @@ def test_one_step_by_hand(network: Network, digits: Any, kind: type[Defense], no
     for parameter, gradient, got in zip(model.parameters(), gradients, defense.parameters(), strict=True):
         expected = parameter - 0.3 * (scale * gradient + 0.01 * parameter)
         torch.testing.assert_close(got.detach(), expected.detach(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.quick(r"at|replay|lorkd")
+@every_defense
+def test_contract(name: str) -> None:
+    """Shapes, gradients, regimes, determinism, saving, resuming, no test data, flat memory."""
+    checks = check_defense(registry.resolve(name)[0])
+    broken = [str(check) for check in checks if not check.holds]
+    assert not broken, "\n".join(broken)
+    assert [check.name for check in checks] == [promise.name for promise in CONTRACT]
 
 
 class TestFit:

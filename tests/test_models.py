@@ -109,6 +109,7 @@ class TestNormalize:
         with pytest.raises(InputError, match="normalisation"):
             Normalize(mean, std)
 
+    @pytest.mark.quick(r"digits_cnn|lenet|lenet_small")
     @pytest.mark.parametrize("factory", [digits_cnn, lenet, lenet_small, resnet18, wrn_28_10])
     def test_in_front_of_every_model(self, factory: Any) -> None:
         """``mean`` and ``std`` give the model that normalises, with otherwise the same weights."""

@@ -67,32 +67,26 @@ class Growing(Defense):
         self.layers.append(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """All layers after one another."""
         logits = self.model(x)
         for layer in self.layers:
             logits = layer(logits)
         return logits
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
-        """On noisy points."""
         noise = 0.1 * torch.randn(x.shape, generator=self.generator)
         return F.cross_entropy(self(self.craft(stage.attacks[0], x, y) + noise), y)
 
     def spec(self) -> dict[str, Any]:
-        """The number of layers too."""
         return {**super().spec(), "layers": len(self.layers)}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
-        """As many layers."""
         for _ in range(spec["layers"]):
             self._grow()
 
     def training_state(self) -> dict[str, Any]:
-        """What is kept aside."""
         return {**super().training_state(), "memory": self.memory}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """What is kept aside."""
         super().load_training_state(state)
         self.memory = state["memory"]
 
@@ -282,7 +276,7 @@ def stopper(at: int) -> Callable[[Event], None]:
 class TestRuns:
     """``run`` finds its own unfinished run."""
 
-    @pytest.mark.quick(r"0")
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_stopped_at_random_moments(
         self, whole: Run, moments: list[Event], tmp_path: Path, seed: int
@@ -326,6 +320,7 @@ class TestRuns:
         found = {(cell.stage, cell.attack): cell for cell in finished.record.cells}
         assert all(found[key] == cell for key, cell in cells.items())
 
+    @pytest.mark.quick(r"points|resume")
     @pytest.mark.parametrize(
         "change",
         [{"seed": 1}, {"points": 19}, {"epochs": 1}, {"sequence": "fgsm,pgd:steps=3"}, {"resume": False}],
@@ -338,7 +333,7 @@ class TestRuns:
                 run("air", runs_dir=tmp_path, **options, listeners=[stopper(3)])
         assert len(list(tmp_path.iterdir())) == 2
 
-    @pytest.mark.quick(r"val-robust")
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options",
         [

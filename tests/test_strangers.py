@@ -314,6 +314,7 @@ def test_an_attack_in_another_precision(network: Network, digits: DataSet, doubl
     assert attack(network(), digits.test.x[:2], digits.test.y[:2]).dtype == torch.float32
 
 
+@pytest.mark.quick(r"trades")
 @pytest.mark.parametrize("name", ["trades", "mart", "n-fgsm"])
 def test_a_search_of_a_defense_is_limited_too(
     name: str, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
