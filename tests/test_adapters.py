@@ -325,7 +325,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("tb:PGD", {}, "unknown attack 'tb:PGD'"),
     ("ta:PGD", {"steps": 0}, "ta:PGD.steps=0 is out of range: it must be at least 1"),
     ("ta:PGD", {"alpha": 0.1}, "unknown knob of ta:PGD 'alpha'"),
-    ("ta:APGD", {"loss": "cee"}, "ta:APGD.loss=cee"),
+    ("ta:APGD", {"loss": "cee"}, "unknown ta:APGD.loss 'cee': did you mean 'ce'?"),
 ]
 
 
@@ -582,7 +582,7 @@ def test_a_run_takes_them(tmp_path: Path, small_options: dict[str, Any]) -> None
     from advbench import run
 
     options = {**small_options, "sequence": "fgsm,ta:PGD:steps=2", "unseen": "ta:GN", "eval": "ta:FGSM"}
-    done = run("at", runs_dir=tmp_path, points=40, **options)
+    done = run("at", runs_dir=tmp_path, points=10, **options)
     names = [attack_name(entry.text) for entry in done.record.attacks]
     assert names == ["fgsm", "ta:PGD", "ta:GN", "ta:FGSM"]
     assert not any(cell.invalid for cell in done.record.cells)

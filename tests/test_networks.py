@@ -130,11 +130,12 @@ def test_a_run_is_probed_on_its_networks_and_costs_what_a_plain_one_does(
     small_options: dict[str, Any], tmp_path: Path
 ) -> None:
     """In the record and when it is audited again; merged experts cost what the classifier does."""
-    options = {**small_options, "points": 40, "unseen": "square:steps=20"}
+    options = {**small_options, "points": 20, "unseen": "square:steps=20"}
+    options["set"] = {**options["set"], "batch_size": 256}
     saved = run(defense="mola-grad", runs_dir=tmp_path, **options)
     fgsm, pgd = (entry.text for entry in saved.record.attacks if entry.role == "seen")
-    assert {cell.network for cell in saved.record.audit.probes} == {None, fgsm, pgd}
-    assert audit_run(saved, points=40).probes[0].network is None
+    for found in (saved.record.audit, audit_run(saved, points=10)):
+        assert {cell.network for cell in found.probes} == {None, fgsm, pgd}
     plain = new_classifier(saved.config, (1, 8, 8), 10).eval()
     assert saved.record.cost.multiply_adds == multiply_adds(plain, saved.test_data[0][:1])
 

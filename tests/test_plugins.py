@@ -474,14 +474,6 @@ def test_mistakes_are_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_overwritten(written: Path) -> None:
-    """Not even by the same name."""
-    (written / "my_defense.py").write_text("mine")
-    with pytest.raises(InputError, match="exists already"):
-        write_package("my-defense", written.parent)
-    assert (written / "my_defense.py").read_text() == "mine"
-
-
 def run_python(*arguments: str, python: str | Path = sys.executable, path: str = "", **more: Any) -> Any:
     """Python in a process of its own that imports this checkout; ``path`` comes after it."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), path]))}

@@ -81,6 +81,7 @@ def test_shares_make_up_the_whole(
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 def test_workers_change_no_number(job: tuple[Evaluation, str], tmp_path: Path) -> None:  # noqa: ARG001 - its place
     alone = evaluate_model(**ASKED, runs_dir=tmp_path / "alone")
     shared = evaluate_model(**ASKED, runs_dir=tmp_path / "shared", workers=2)

@@ -351,7 +351,7 @@ def test_a_signal_after_the_record(
     monkeypatch.setattr(advbench.runs.directory.shutil, "rmtree", stopped)
     heard: list[Event] = []
     with pytest.raises(Interrupted) as caught:
-        run("at", runs_dir=tmp_path, listeners=[heard.append], **small_options)
+        run("at", runs_dir=tmp_path, listeners=[heard.append], **small_options, points=10)
     (directory,) = tmp_path.iterdir()
     assert caught.value.how == f"run {directory.name} is complete"
     assert load_run(directory).record.status == "complete"
