@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from record_trees import record_tree
+from targets import Target, trained_target
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -61,6 +62,18 @@ def _no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
 def digits() -> DataSet:
     """The digits: 1,293 to train on, 144 to validate, 360 to test."""
     return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def robust_digits(digits: DataSet, _one_thread: None) -> Target:
+    """A small network trained against PGD, and the test digits that it gets right."""
+    return trained_target(digits, robust=True)
+
+
+@pytest.fixture(scope="session")
+def plain_digits(digits: DataSet, _one_thread: None) -> Target:
+    """The same network trained on clean images."""
+    return trained_target(digits, robust=False)
 
 
 @pytest.fixture(scope="session")

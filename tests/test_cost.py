@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from attacks_pool import count_passes, pool
+from attacks_pool import Attack, count_passes, pool
 from attacks_pool.attacks import autoattack, screen
 
 POINTS = 4
 CLASSES = 5
 SHORT: dict[str, Any] = {"steps": 6, "binary_search_steps": 2, "restarts": 2, "eot_steps": 2}
+SHORT |= {"neighbours": 2, "targets": 2}
+AT_MOST = ("deepfool", "fab")
+"""Attacks that end where they cross the boundary, or skip gradients: their cost is an upper bound."""
+LOOKS_TWICE = ("dim", "nim")
+"""Attacks whose gradient is taken at another point than the one that early stop looks at."""
 
 
 @pytest.fixture(autouse=True)
@@ -24,24 +29,64 @@ def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", pool.names())
-def test_declared_passes_are_never_exceeded_and_no_empty_boast(
-    name: str, network: Callable[..., nn.Sequential]
-) -> None:
-    """Counted without early stop: at most the declared passes, and, of the sum, at least half of them."""
+def test_declared_passes_are_those_spent(name: str, network: Callable[..., nn.Sequential]) -> None:
+    """Without early stop, and with it where no point can be fooled; elsewhere early stop spends no more."""
     info = pool.info(name)
     channels = 1 if info.channels is None else info.channels[0]
     knobs = {knob: value for knob, value in SHORT.items() if knob in info.knobs}
     attack = pool.get(name, budget="digits", **knobs)
-    declared = info.passes(attack.knobs, CLASSES)
-    assert declared is not None, "every attack of ours says what it costs"
     model = network(channels=channels, classes=CLASSES).eval()
     x = torch.rand(POINTS, channels, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y = model(x).argmax(1)
-    with count_passes(model) as counted:
-        attack(model, x, y, generator=torch.Generator().manual_seed(0))
-    assert counted.forwards <= POINTS * declared[0]
-    assert counted.backwards <= POINTS * declared[1]
-    if name.startswith("deepfool"):  # it ends where it first crosses the boundary
-        return
-    assert 2 * (counted.forwards + counted.backwards) >= POINTS * sum(declared)
+
+    def spent(attack: Attack, *, early_stop: bool = False) -> tuple[int, int]:
+        with count_passes(model) as passes:
+            attack(model, x, y, generator=torch.Generator().manual_seed(0), early_stop=early_stop)
+        return passes.forwards, passes.backwards
+
+    def declared(attack: Attack) -> tuple[int, int]:
+        found = info.passes(attack.knobs, CLASSES)
+        assert found is not None, "every attack of ours says what it costs"
+        return POINTS * found[0], POINTS * found[1]
+
+    whole = spent(attack)
+    if name.startswith(AT_MOST):
+        assert all(one <= most for one, most in zip(whole, declared(attack), strict=True))
+        assert name.startswith("deepfool") or 2 * sum(whole) >= sum(declared(attack))
+    else:
+        assert whole == declared(attack)
+    if info.kind == "budgeted":
+        assert spent(attack.for_training()) == declared(attack.for_training())
+    assert sum(spent(attack, early_stop=True)) <= sum(whole)
+    if info.norm not in (None, "l0") and not name.startswith((*AT_MOST, *LOOKS_TWICE)):
+        hopeless = pool.get(name, eps=1e-5, **knobs)
+        assert spent(hopeless, early_stop=True) == declared(hopeless)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("apgd-t", 1 / 3), ("mt-pgd", 1 / 2), ("fab-t", 1 / 2), ("fab-t-l2", 1 / 2), ("fab-t-l1", 1 / 2)],
+)
+def test_early_stop_ends_every_target_of_a_point(
+    name: str, most: float, network: Callable[..., nn.Sequential]
+) -> None:
+    model = network(classes=CLASSES).eval()
+    x = torch.rand(POINTS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    spent = []
+    for early_stop in (False, True):
+        with count_passes(model) as passes:
+            pool.get(name, budget="digits", steps=6)(model, x, y, early_stop=early_stop)
+        spent.append(passes.forwards)
+    assert spent[1] < most * spent[0]
+
+
+def test_training_is_cheaper_where_a_search_renders() -> None:
+    for name in ("rotation-translation", "elastic", "hue", "saturation", "brightness", "contrast"):
+        attack = pool.get(name, budget="digits")
+        usual, trained = (attack.info.passes(one.knobs) for one in (attack, attack.for_training()))
+        assert usual is not None
+        assert trained is not None
+        assert 2 * sum(trained) < sum(usual)
