@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from advbench import run
+from advbench.audit import battery, competence, consistency
 from advbench.data import DataSet, load_dataset
 from advbench.runs.saved import Run
 from leaderboards import Record, parse_record
@@ -133,6 +134,16 @@ def trained_run(runs_dir: Path, _one_thread: None) -> Run:
     options = {**SMALL, "epochs": 6, "set": {"pretrain.epochs": 4, "eps_warmup": 1}}
     options |= {"eval": "cw:eps=0.6,steps=10,binary_search_steps=2,apgd:steps=5", "points": "360,cw=100"}
     return run("at", runs_dir=runs_dir, **options)
+
+
+@pytest.fixture
+def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit asks little, for tests of large models that are not about what it finds."""
+    for name in ("STEPS", "BRIEF_STEPS", "QUERIES", "BRIEF_QUERIES", "LABELS", "DRAWS"):
+        monkeypatch.setattr(battery, name, 2)
+    monkeypatch.setattr(competence, "SCALES", (1.0,))
+    monkeypatch.setattr(consistency, "ALONE", 1)
+    monkeypatch.setattr(consistency, "ASKED", 2)
 
 
 @pytest.fixture

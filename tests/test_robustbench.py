@@ -18,6 +18,7 @@ from advbench.data import load_dataset
 from advbench.external import Source, load_foreign
 from advbench.external.zoos import _zoo
 from attacks_pool import InputError
+from leaderboards import read_record
 
 try:
     ZOO = _zoo()
@@ -63,48 +64,29 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_an_architecture_with_a_local_checkpoint(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """From the zoo's layout, and from a file named outright; the weights are those of the file."""
+    """From the zoo's layout, and from a copy in safetensors; the weights are those of the file."""
     arguments = [*GIVEN, "--dataset", f"folder:{photos}", "--model-dir", str(checkpoint.parents[2])]
     arguments += ["--attacks", "fgsm,pgd:steps=2", "--points", "10", "--threads", "1"]
-    assert invoke([*arguments, "--runs-dir", str(tmp_path)]) == 0
-    run = evaluate_model(
-        f"robustbench:{NAME}",
-        f"folder:{photos}",
-        attacks="fgsm,pgd:steps=2",
-        points=10,
-        weights=checkpoint,
-        threat=THREAT,
-        threads=1,
-        runs_dir=tmp_path,
-    )
-    assert [cell.n for cell in run.record.cells] == [10, 10, 10]
-    assert all(cell.clean_correct and cell.forwards and cell.backwards for cell in run.record.cells[1:])
-    assert run.record.cost.parameters == 2_243_546
-    assert run.record.stages[0].spec["weights"] == f"{NAME}.pt"
-    data = load_dataset(f"folder:{photos}")
-    foreign = load_foreign(Source(f"robustbench:{NAME}", weights=checkpoint, threat=THREAT), data)
+    assert invoke([*arguments, "--runs-dir", str(tmp_path / "cli")]) == 0
+    (directory,) = (tmp_path / "cli").iterdir()
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    copy = tmp_path / f"{NAME}.safetensors"
+    save_file(weights, copy)
+    given = {"attacks": "fgsm", "points": 10, "weights": copy, "threat": THREAT, "threads": 1}
+    model, data = f"robustbench:{NAME}", f"folder:{photos}"
+    run = evaluate_model(model, data, surrogate="none", runs_dir=tmp_path / "runs", **given)
+    assert (run.path / run.record.stages[0].weights).read_bytes() == copy.read_bytes()
+    for record, file in ((read_record(directory), checkpoint), (run.record, copy)):
+        assert all(cell.n == 10 and cell.clean_correct for cell in record.cells[1:])
+        assert all(cell.forwards and cell.backwards for cell in record.cells[1:])
+        assert record.cost.parameters == 2_243_546
+        assert record.stages[0].spec["weights"] == file.name
+    images = load_dataset(data)
+    foreign = load_foreign(Source(model, weights=checkpoint, threat=THREAT), images)
     assert torch.equal(foreign.model.inner.state_dict()["conv1.weight"], weights["module.conv1.weight"])  # type: ignore[union-attr]
-    assert torch.isfinite(foreign.model(data.test.x)).all()
-
-
-def test_safetensors_are_copied(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """They serve as a checkpoint too."""
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    path = tmp_path / "weights.safetensors"
-    save_file(state, path)
-    run = evaluate_model(
-        f"robustbench:{NAME}",
-        f"folder:{photos}",
-        attacks="fgsm",
-        points=2,
-        weights=path,
-        threat=THREAT,
-        threads=1,
-        runs_dir=tmp_path / "runs",
-    )
-    assert (run.path / run.record.stages[0].weights).read_bytes() == path.read_bytes()
+    assert torch.isfinite(foreign.model(images.test.x)).all()
 
 
 def test_what_cannot_be(

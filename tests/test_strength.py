@@ -26,7 +26,7 @@ Both sides meet the same points, so sampling error cancels; what is left is wher
 ALLOWED = {"apgd-dlr-l1": 0.05}
 """Where more than a point is left to the peer; AutoAttack has no such part."""
 SEEDS = {"tpgd": 8}
-"""The tiny noise at the start decides where TPGD goes: a seed is worth a point, so it gets more than three."""
+"""The tiny noise at the start decides where TPGD goes: a seed is worth a point, so there are more of them."""
 
 
 def torchattacks(attack: str, **given: Any) -> Craft:
