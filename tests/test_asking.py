@@ -320,45 +320,34 @@ def test_rounding_beyond_the_box_is_brought_back(network: Network, points: tuple
     registry.build("at", network()).fit([(off, y)], [bound("pgd")], plan=TrainPlan(epochs=1))
 
 
+X, Y = "x must be float32 (N, C, H, W), not ", "y must be int64 (6,), not "
+CONVERTED = "torch.from_numpy converts it to a tensor"
 WRONG: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = {
-    "array": (
-        lambda x, y: (x.numpy(), y),
-        "x must be float32 (N, C, H, W), not a numpy array of float32 (6, 1, 8, 8): torch.from_numpy "
-        "converts it to a tensor",
-    ),
-    "array of doubles": (
+    "array": (lambda x, y: (x.numpy(), y), f"{X}a numpy array of float32 (6, 1, 8, 8): {CONVERTED}"),
+    "doubles array": (
         lambda x, y: (x.double().numpy(), y),
-        "x must be float32 (N, C, H, W), not a numpy array of float64 (6, 1, 8, 8): torch.from_numpy "
-        "converts it to a tensor",
+        f"{X}a numpy array of float64 (6, 1, 8, 8): {CONVERTED}",
     ),
-    "list": (lambda x, y: ([x], y), "x must be float32 (N, C, H, W), not a list of 1"),
-    "nothing": (lambda _x, y: (None, y), "x must be float32 (N, C, H, W), not None"),
-    "one image": (
-        lambda x, y: (x[0], y),
-        "x must be float32 (N, C, H, W), not float32 (1, 8, 8): x[None] is a batch of one",
-    ),
-    "doubles": (
-        lambda x, y: (x.double(), y),
-        "x must be float32 (N, C, H, W), not float64 (6, 1, 8, 8): x.float() is",
-    ),
-    "bytes": (
-        lambda x, y: ((255 * x).byte(), y),
-        "x must be float32 (N, C, H, W), not uint8 (6, 1, 8, 8): x.float() / 255 is",
-    ),
+    "list": (lambda x, y: ([x], y), f"{X}a list of 1"),
+    "nothing": (lambda _x, y: (None, y), f"{X}None"),
+    "one image": (lambda x, y: (x[0], y), f"{X}float32 (1, 8, 8): x[None] is a batch of one"),
+    "doubles": (lambda x, y: (x.double(), y), f"{X}float64 (6, 1, 8, 8): x.float() is"),
+    "bytes": (lambda x, y: ((255 * x).byte(), y), f"{X}uint8 (6, 1, 8, 8): x.float() / 255 is"),
     "beyond": (lambda x, y: (x + 1e-5, y), "x must lie in [0, 1], not in [1e-05, 1.00001]"),
     "below": (lambda x, y: (x - 0.5, y), "x must lie in [0, 1], not in [-0.5, 0.5]"),
-    "label list": (
-        lambda x, y: (x, y.tolist()),
-        "y must be int64 (6,), not a list of 6: torch.as_tensor converts it to a tensor",
-    ),
+    "not numbers": (lambda x, y: (x * torch.nan, y), "x must lie in [0, 1], not in [nan, nan]"),
+    "label list": (lambda x, y: (x, y.tolist()), f"{Y}a list of 6: torch.as_tensor converts it to a tensor"),
     "label array": (
         lambda x, y: (x, y.numpy()),
-        "y must be int64 (6,), not a numpy array of int64 (6,): torch.as_tensor converts it to a tensor",
+        f"{Y}a numpy array of int64 (6,): torch.as_tensor converts it to a tensor",
     ),
-    "one label": (lambda x, _y: (x, 3), "y must be int64 (6,), not an int"),
-    "short labels": (lambda x, y: (x, y.int()), "y must be int64 (6,), not int32 (6,): y.long() is"),
-    "column": (lambda x, y: (x, y[:, None]), "y must be int64 (6,), not int64 (6, 1): y[:, 0] is"),
-    "real labels": (lambda x, y: (x, y.float()), "y must be int64 (6,), not float32 (6,)"),
+    "one label": (lambda x, _y: (x, 3), f"{Y}an int"),
+    "short labels": (lambda x, y: (x, y.int()), f"{Y}int32 (6,): y.long() is"),
+    "fewer labels": (lambda x, y: (x, y[:4]), f"{Y}int64 (4,)"),
+    "column": (lambda x, y: (x, y[:, None]), f"{Y}int64 (6, 1): y[:, 0] is"),
+    "one-hot labels": (lambda x, y: (x, nn.functional.one_hot(y, 10)), f"{Y}int64 (6, 10)"),
+    "real labels": (lambda x, y: (x, y.float()), f"{Y}float32 (6,)"),
+    "negative labels": (lambda x, y: (x, y * 0 - 100), "y must hold classes from 0 on, not -100"),
     "classes": (
         lambda x, y: (x, torch.full_like(y, 10)),
         "y must hold classes below 10, as the model (Sequential) has, not 10",

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from targets import Target
 from torch import Tensor, nn
 
-from advbench.data import DataSet, Split, TensorLoader
+from advbench.data import DataSet, Split
 from advbench.evaluation.evaluate import evaluate
-from advbench.models import build_model
 from attacks_pool import InputError, pool, verify
 from attacks_pool.attacks import autoattack, screen
 from attacks_pool.calling.guard import untouched
 from attacks_pool.calling.randomness import isolated_randomness
 from attacks_pool.search import auto_pgd as apgd
-from defenses import AT, TrainPlan
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 EPS = {"linf": 0.2, "l2": 1.0, "l1": 4.0}
@@ -29,13 +28,9 @@ def named(norm: str) -> str:
     return "autoattack" if norm == "linf" else f"autoattack-{norm}"
 
 
-@pytest.fixture(scope="module")
-def model(digits: DataSet) -> nn.Module:
-    """The digits network after two epochs against PGD."""
-    network = build_model("digits-cnn", num_classes=10, in_channels=1, image_size=8, seed=0)
-    plan = TrainPlan(epochs=3, eps_warmup=1)
-    AT(network).fit(TensorLoader(digits.train, 128, seed=0), [pool.get("pgd", eps=0.2)], plan=plan)
-    return network.eval()
+@pytest.fixture
+def model(robust_digits: Target) -> nn.Module:
+    return robust_digits.model
 
 
 @pytest.fixture

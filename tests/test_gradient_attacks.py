@@ -1,4 +1,4 @@
-"""The budgeted gradient attacks: closed forms, slow references, their costs, and their peers."""
+"""The budgeted gradient attacks: closed forms and slow references."""
 
 from __future__ import annotations
 
@@ -9,29 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench.data import TensorLoader, load_dataset
-from advbench.models import build_model
-from attacks_pool import count_passes, pool, verify
+from attacks_pool import count_passes, pool
 from attacks_pool.attacks.dim import resize_and_pad
 from attacks_pool.attacks.mt_pgd import likeliest_others
 from attacks_pool.attacks.tim import cut, gaussian, smooth
-from attacks_pool.calling.guard import untouched
-from attacks_pool.calling.randomness import isolated_randomness, keyed_generator
+from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.norms import project, random_point
 from attacks_pool.search.ascent import wrong
-from defenses.methods.at import AT
-from defenses.training.plan import TrainPlan
 
-NAMES = ("rfgsm", "ffgsm", "nim", "dim", "tim", "vmi", "tpgd", "eotpgd", "pgd-l1")
-TARGETED = ("mt-pgd", "mt-pgd-l2", "mt-pgd-l1")
-STEPS = 10
-
+Batch = tuple[nn.Module, Tensor, Tensor]
 
 # The l1 ball.
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 16, 16)])
-@pytest.mark.parametrize("eps", [0.05, 1.0, 12.0, 500.0])
+@pytest.mark.parametrize("eps", [0.05, 1.0, 500.0])
 def test_l1_projection_is_the_nearest_point(shape: tuple[int, int, int], eps: float) -> None:
     """Against bisection on the multiplier, one point at a time, some pixels at 0 and 1."""
     draws = keyed_generator("l1", eps)
@@ -123,7 +115,7 @@ class Smooth(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def smooth_batch() -> tuple[Smooth, Tensor, Tensor]:
+def smooth_batch() -> Batch:
     """Points that the network gets right."""
     model = Smooth()
     x = 0.2 + 0.6 * torch.rand(8, 1, 4, 4, generator=keyed_generator("x"))
@@ -135,7 +127,7 @@ def slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)[0]
 
 
-def test_nim_equals_the_slow_reference(smooth_batch: tuple[Smooth, Tensor, Tensor]) -> None:
+def test_nim_equals_the_slow_reference(smooth_batch: Batch) -> None:
     """x_nes = x_k + α·μ·v_k, v_{k+1} = μ·v_k + ∇/mean|∇|, x_{k+1} = Π(x_k + α · sign v_{k+1})."""
     model, x, y = smooth_batch
     found = pool.get("nim", eps=0.1, steps=6, step_size=0.03, decay=0.8)(model, x, y)
@@ -147,17 +139,11 @@ def test_nim_equals_the_slow_reference(smooth_batch: tuple[Smooth, Tensor, Tenso
     assert torch.allclose(found, x_k, rtol=0, atol=1e-6)
 
 
-def test_attacks_without_their_twist_are_the_plain_ones(
-    smooth_batch: tuple[Smooth, Tensor, Tensor],
-) -> None:
+def test_attacks_without_their_twist_are_the_plain_ones(smooth_batch: Batch) -> None:
     model, x, y = smooth_batch
     given: dict[str, Any] = {"eps": 0.1, "steps": 6}
     momentum = pool.get("mim", **given)(model, x, y)
-    for name, knobs in {
-        "dim": {"diversity_prob": 0.0},
-        "tim": {"kernel": 1},
-        "vmi": {"beta": 1e-9},
-    }.items():
+    for name, knobs in {"dim": {"diversity_prob": 0.0}, "tim": {"kernel": 1}, "vmi": {"beta": 1e-9}}.items():
         assert torch.allclose(pool.get(name, **given, **knobs)(model, x, y), momentum, rtol=0, atol=1e-6)
         assert not torch.allclose(pool.get(name, **given)(model, x, y), momentum, rtol=0, atol=1e-3)
     plain, averaged = (
@@ -168,7 +154,7 @@ def test_attacks_without_their_twist_are_the_plain_ones(
     assert torch.equal(single, pool.get("fgsm", eps=0.1)(model, x, y))
 
 
-def test_random_single_steps_go_where_they_say(smooth_batch: tuple[Smooth, Tensor, Tensor]) -> None:
+def test_random_single_steps_go_where_they_say(smooth_batch: Batch) -> None:
     """R+FGSM ends ±(eps/2) ± (eps/2) away; Fast FGSM, whose step exceeds eps, goes up the gradient."""
     model, x, y = smooth_batch
     moved = (pool.get("rfgsm", eps=0.1)(model, x, y) - x).abs()
@@ -243,131 +229,3 @@ def test_success_with_one_target_stops_the_others() -> None:
     assert spent[0] == 3 * 2 * 40 * 2
     # Class 1 never wins, so alone it would be searched for 80 steps.
     assert spent[1] < spent[0] / 2
-
-
-# Costs.
-
-
-@pytest.mark.parametrize("name", NAMES + TARGETED)
-@pytest.mark.parametrize("restarts", [1, 2])
-def test_declared_cost_is_what_is_spent(
-    name: str, restarts: int, smooth_batch: tuple[Smooth, Tensor, Tensor]
-) -> None:
-    model, x, y = smooth_batch
-    info = pool.info(name)
-    wanted = {"steps": 3, "restarts": restarts, "eot_steps": 4, "neighbours": 2, "targets": 2}
-    attack = pool.get(name, eps=0.1, **{knob: value for knob, value in wanted.items() if knob in info.knobs})
-    with count_passes(model) as passes:
-        attack(model, x, y)
-    spent = info.passes(attack.knobs, classes=4)
-    assert spent == (passes.forwards // len(x), passes.backwards // len(x))
-
-
-# Peers.
-
-
-class Target:
-    """A digits network and 300 test points that it gets right; ``robust`` counts survivors."""
-
-    def __init__(self, channels: int, robust: bool) -> None:
-        data = load_dataset("digits")
-        train = type(data.train)(data.train.x.repeat(1, channels, 1, 1), data.train.y)
-        self.model = AT(build_model("digits-cnn", num_classes=10, in_channels=channels, image_size=8, seed=0))
-        plan = TrainPlan(epochs=3, batch_size=64, lr=0.1, eps_warmup=1.0)
-        attacks = [pool.get("pgd", eps=0.2, training={"steps": 3})] if robust else []
-        self.model.fit(TensorLoader(train, 64, seed=0), attacks, plan=plan)
-        x, y = data.test.x.repeat(1, channels, 1, 1), data.test.y
-        with torch.no_grad():
-            right = self.model.eval()(x).argmax(1) == y
-        self.x, self.y, self.points = x[right][:300], y[right][:300], 300
-
-    def robust(self, craft: Any, norm: str, eps: float, seeds: int = 2) -> float:
-        """Share of the points that survive, over the seeds."""
-        survivors = 0
-        for seed in range(seeds):
-            with isolated_randomness(seed, torch.device("cpu")), untouched(self.model):
-                x_adv = craft(self.model, self.x, self.y, seed)
-            verdict = verify(self.model, self.x, self.y, x_adv, norm=norm, eps=eps)
-            survivors += int(verdict.robust.sum())
-        return survivors / seeds / self.points
-
-
-def ours(name: str, eps: float, **knobs: Any) -> Any:
-    attack = pool.get(name, eps=eps, **knobs)
-    return lambda model, x, y, seed: attack(model, x, y, generator=keyed_generator(seed), early_stop=True)
-
-
-@pytest.fixture(scope="module")
-def grey() -> Target:
-    """One channel, trained against PGD."""
-    return Target(1, robust=True)
-
-
-PEERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "rfgsm": ("RFGSM", {}, {"alpha": 0.1, "steps": 1}),
-    "ffgsm": ("FFGSM", {}, {"alpha": 0.25}),
-    "nim": ("NIFGSM", {"steps": STEPS}, {"alpha": 0.04, "steps": STEPS}),
-    "dim": ("DIFGSM", {"steps": STEPS}, {"alpha": 0.04, "steps": STEPS, "decay": 1.0}),
-    "vmi": ("VMIFGSM", {"steps": STEPS}, {"alpha": 0.04, "steps": STEPS}),
-    "tpgd": ("TPGD", {"steps": STEPS}, {"alpha": 0.05, "steps": STEPS}),
-    "eotpgd": (
-        "EOTPGD",
-        {"steps": STEPS, "eot_steps": 2},
-        {"alpha": 0.05, "steps": STEPS, "eot_iter": 2},
-    ),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PEERS)
-def test_attack_is_as_strong_as_its_peer(name: str, grey: Target) -> None:
-    """At most one point more survives, at the same eps, steps and step size."""
-    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is the peer")
-    peer, knobs, theirs = PEERS[name]
-
-    def craft(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
-        found: Tensor = getattr(torchattacks, peer)(model, eps=0.2, **theirs)(x, y)
-        return found
-
-    # The tiny noise at the start decides where TPGD goes: a seed is worth a point, so it gets more of them.
-    seeds = 8 if name == "tpgd" else 2
-    mine = grey.robust(ours(name, 0.2, **knobs), "linf", 0.2, seeds)
-    assert mine <= grey.robust(craft, "linf", 0.2, seeds) + 0.01
-
-
-@pytest.mark.slow
-def test_tim_is_as_strong_as_its_peer() -> None:
-    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is the peer")
-    target = Target(3, robust=False)
-
-    def craft(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
-        peer = torchattacks.TIFGSM(
-            model, eps=0.2, alpha=0.04, steps=STEPS, decay=1.0, len_kernel=3, diversity_prob=0.0
-        )
-        found: Tensor = peer(x, y)
-        return found
-
-    mine = target.robust(ours("tim", 0.2, steps=STEPS), "linf", 0.2)
-    assert mine <= target.robust(craft, "linf", 0.2) + 0.01
-
-
-@pytest.mark.quick(r"1\.0")
-@pytest.mark.parametrize("eps", [1.0, 2.0])
-def test_pgd_l1_is_as_strong_as_foolbox(eps: float, grey: Target) -> None:
-    foolbox = pytest.importorskip("foolbox", reason="foolbox is the peer")
-
-    def craft(model: nn.Module, x: Tensor, y: Tensor, _seed: int) -> Tensor:
-        attack = foolbox.attacks.SparseL1DescentAttack(steps=20)
-        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-        found: Tensor = attack(wrapped, x, y, epsilons=eps)[1]
-        return found
-
-    assert grey.robust(ours("pgd-l1", eps, steps=20), "l1", eps) <= grey.robust(craft, "l1", eps) + 0.01
-
-
-@pytest.mark.quick(r"mt-pgd-pgd-0\.2")
-@pytest.mark.parametrize(("name", "plain", "eps"), [("mt-pgd", "pgd", 0.2), ("mt-pgd-l1", "pgd-l1", 2.0)])
-def test_many_targets_beat_one_search(name: str, plain: str, eps: float, grey: Target) -> None:
-    norm = str(pool.info(name).norm)
-    mine, simple = (grey.robust(ours(each, eps, steps=STEPS), norm, eps) for each in (name, plain))
-    assert mine <= simple

@@ -53,6 +53,7 @@ def exact(model: nn.Sequential, norm: str, count: int = 24) -> tuple[Tensor, Ten
     return x[some], y[some], away[some] > eps, eps
 
 
+@pytest.mark.quick(r"(2-False|3-True)-.*")
 @pytest.mark.parametrize(("name", "loss"), SEARCHES)
 @pytest.mark.parametrize(("classes", "twin"), [(2, False), (3, False), (3, True)])
 def test_no_loss_is_flat_with_few_classes(name: str, loss: str | None, classes: int, twin: bool) -> None:

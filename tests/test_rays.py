@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from targets import Target, linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench.data import DataSet
 from attacks_pool import count_passes, pool, verify
 from attacks_pool.attacks.rays import blocks, rays
 from attacks_pool.calling.randomness import PartGenerator, keyed_generator
 from attacks_pool.fast.copy import SearchModel
 
 EPS = 0.2
-POINTS = 100
+POINTS = 60
 Wrapper = Callable[[Tensor], Tensor]
+Points = tuple[nn.Module, Tensor, Tensor]
 
 
 class Rewritten(nn.Module):
@@ -42,35 +43,11 @@ class InDouble(nn.Module):
         return x.double()
 
 
-@pytest.fixture(scope="module")
-def target(digits: DataSet) -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network trained for a second, and test points that it gets right."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
-        )
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for _ in range(10):
-            for index in torch.randperm(len(digits.train.x)).split(128):
-                optimizer.zero_grad()
-                F.cross_entropy(model(digits.train.x[index]), digits.train.y[index]).backward()
-                optimizer.step()
-    model.eval().requires_grad_(False)
-    right = model(digits.test.x).argmax(1) == digits.test.y
-    return model, digits.test.x[right][:POINTS], digits.test.y[right][:POINTS]
-
-
-def two_classes(size: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A linear model of two classes, points near the middle of the box, and each one's distance in linf."""
-    draws = torch.Generator().manual_seed(size)
-    layer = nn.Linear(size, 2)
-    layer.weight.data = torch.randn(2, size, generator=draws)
-    x = 0.45 + 0.1 * torch.rand(32, 1, 1, size, generator=draws)
-    layer.bias.data = -(x.flatten(1) @ layer.weight.data.T).mean(0)
-    model = nn.Sequential(nn.Flatten(), layer.requires_grad_(False))
-    logits, slope = model(x), layer.weight[0] - layer.weight[1]
-    return model, x, logits.argmax(1), (logits[:, 0] - logits[:, 1]).abs() / slope.abs().sum()
+@pytest.fixture
+def target(plain_digits: Target) -> Points:
+    """A small network, and test points that it gets right."""
+    few = plain_digits.first(POINTS)
+    return few.model, few.x, few.y
 
 
 def survivors(model: nn.Module, x: Tensor, y: Tensor, name: str, **knobs: Any) -> int:
@@ -84,7 +61,8 @@ def survivors(model: nn.Module, x: Tensor, y: Tensor, name: str, **knobs: Any) -
 @pytest.mark.parametrize("size", [2, 7, 16])
 def test_finds_the_nearest_boundary_of_a_linear_model(size: int) -> None:
     """The best direction is −sign(w), its length |logit gap| / ‖w‖₁."""
-    model, x, y, least = two_classes(size)
+    case = linear(2, (1, 1, size), points=32)
+    model, x, y, least = case.model, case.x, case.y, case.distances("linf")
     x_adv = pool.get("rays", eps=0.4, steps=1000)(model, x, y, generator=keyed_generator(0))
     assert (model(x_adv).argmax(1) != y).all()
     found = (x_adv - x).abs().flatten(1).amax(1)
@@ -103,9 +81,7 @@ def test_finds_the_nearest_boundary_of_a_linear_model(size: int) -> None:
     ids=["labels", "scaled", "softmax"],
 )
 @pytest.mark.parametrize("early_stop", [False, True])
-def test_only_the_predicted_class_counts(
-    target: tuple[nn.Module, Tensor, Tensor], rewrite: Wrapper, early_stop: bool
-) -> None:
+def test_only_the_predicted_class_counts(target: Points, rewrite: Wrapper, early_stop: bool) -> None:
     model, x, y = target
     attack = pool.get("rays", eps=EPS, steps=250)
     usual, other = (
@@ -116,38 +92,23 @@ def test_only_the_predicted_class_counts(
     assert not torch.equal(usual, x)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 60])
-def test_a_step_is_one_query(target: tuple[nn.Module, Tensor, Tensor], steps: int) -> None:
-    model, x, y = target
-    attack = pool.get("rays", eps=EPS, steps=steps)
-    with count_passes(model) as passes:
-        attack(model, x, y)
-    assert (passes.forwards, passes.backwards) == (steps * len(x), 0)
-    assert attack.info.passes(attack.knobs) == (steps, 0)
-    with count_passes(model) as fewer:
-        attack(model, x, y, early_stop=True)
-    assert fewer.forwards <= passes.forwards
-    assert steps < 60 or fewer.forwards < 0.7 * passes.forwards
-
-
-def test_no_point_gets_more_queries_than_steps(target: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_no_point_gets_more_queries_than_steps(target: Points) -> None:
     """Each point alone, where queries are its own."""
     model, x, y = target
     for point in range(5):
+        one = slice(point, point + 1)
         with count_passes(model) as passes:
-            pool.get("rays", eps=0.01, steps=77)(
-                model, x[point : point + 1], y[point : point + 1], early_stop=True
-            )
+            pool.get("rays", eps=0.01, steps=77)(model, x[one], y[one], early_stop=True)
         assert passes.forwards == 77
 
 
-def test_is_nearly_as_strong_as_square(target: tuple[nn.Module, Tensor, Tensor]) -> None:
-    left = {name: survivors(*target, name, steps=1000) for name in ("rays", "square")}
+def test_is_nearly_as_strong_as_square(target: Points) -> None:
+    left = {name: survivors(*target, name, steps=600) for name in ("rays", "square")}
     assert left["rays"] <= left["square"] + POINTS // 10
     assert survivors(*target, "gaussian-noise") > left["square"] + POINTS // 2
 
 
-def test_early_stop_fools_the_same_points(target: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_early_stop_fools_the_same_points(target: Points) -> None:
     """Without it the fooling perturbations only get smaller; a point that survives ends in the same place."""
     model, x, y = target
     attack = pool.get("rays", eps=0.1, steps=300)
@@ -163,7 +124,7 @@ def test_early_stop_fools_the_same_points(target: tuple[nn.Module, Tensor, Tenso
     assert float(sizes[1].mean()) < 0.9 * float(sizes[0].mean())
 
 
-def test_a_point_that_is_wrong_from_the_start_stays(target: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_a_point_that_is_wrong_from_the_start_stays(target: Points) -> None:
     model, x, y = target
     with count_passes(model) as passes:
         x_adv = pool.get("rays", eps=EPS, steps=50)(model, x, (y + 1) % 10)
@@ -171,7 +132,7 @@ def test_a_point_that_is_wrong_from_the_start_stays(target: tuple[nn.Module, Ten
     assert passes.forwards == len(x)
 
 
-def test_draws_of_a_point_do_not_depend_on_the_others(target: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_draws_of_a_point_do_not_depend_on_the_others(target: Points) -> None:
     """A point whose blocks are used up starts again from random signs: its own, whichever points are left."""
     model, x, y = target
     # In float64, since float32's rounding depends on the batch.
@@ -188,7 +149,7 @@ def test_draws_of_a_point_do_not_depend_on_the_others(target: tuple[nn.Module, T
     assert not torch.equal(crafted(some, keyed_generator(0)), whole[some])
 
 
-def test_success_is_confirmed_by_the_exact_model(target: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_success_is_confirmed_by_the_exact_model(target: Points) -> None:
     """A search model that sees success everywhere ends no search."""
     model, x, y = target
     liar = Rewritten(model, lambda logits: logits.roll(1, 1))
