@@ -138,13 +138,9 @@ def test_hue_turns_the_circle() -> None:
 @pytest.mark.parametrize("amount", [-1.0, -0.3, 0.2, 1 / 3, 1.0])
 def test_colours_are_those_of_torchvision(amount: float) -> None:
     x = natural(4, 3, 16, 16)
-    given = column(4, amount)
+    given, factor = column(4, amount), 1 + amount
     turned = change_contrast(x, given), change_saturation(x, given), turn_hue(x, given / 2)
-    peers = (
-        TF.adjust_contrast(x, 1 + amount),
-        TF.adjust_saturation(x, 1 + amount),
-        TF.adjust_hue(x, amount / 2),
-    )
+    peers = TF.adjust_contrast(x, factor), TF.adjust_saturation(x, factor), TF.adjust_hue(x, amount / 2)
     for mine, peer in zip(turned, peers, strict=True):
         assert torch.allclose(mine, peer, rtol=0, atol=1e-4)
     grey = TF.adjust_contrast(x[:, :1], factor)

@@ -75,7 +75,7 @@ def test_dlr_with_two_classes_moves_as_cross_entropy_does() -> None:
     x, y = torch.full((1, 1, 1, 1), 0.45), torch.tensor([0])
     for loss in LOSSES:
         for name in ("pgd", "eotpgd"):
-            attack = pool.get(name, eps=0.1, loss=loss, random_start=False)
+            attack = pool.get(name, eps=0.1, loss=loss, random_start=False, steps=10)
             assert float(attack(Two(), x, y)) == pytest.approx(0.55), (name, loss)
         # It starts at random and keeps the first point that fools.
         assert float(pool.get("apgd", eps=0.1, loss=loss)(Two(), x, y, generator=keyed_generator(0))) > 0.5
