@@ -1,7 +1,8 @@
 """The errors that this package raises, and the wording of their suggestions."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 def unknown(given: str, names: Iterable[str], shown: Iterable[str] | None = None) -> str:
@@ -28,3 +29,17 @@ class RecordError(ValueError):
 
     The message is one line that says what was given, what was expected and what to do.
     """
+
+
+@contextlib.contextmanager
+def os_errors(failure: str, missing: str = "") -> Iterator[None]:
+    """Turn an OSError in the block into a `RecordError`: ``failure`` and the system's reason.
+
+    With ``missing``, that text replaces them if a file does not exist.
+    """
+    try:
+        yield
+    except OSError as error:
+        if missing and isinstance(error, FileNotFoundError):
+            raise RecordError(missing) from error
+        raise RecordError(f"{failure}: {error.strerror or type(error).__name__}") from error

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaderboards.records.entries import Flag
+from leaderboards.statistics.naming import knobs_of
 
 LEAST_DIFFERENCE = 0.05
 LARGEST_P = 0.01
@@ -278,18 +279,6 @@ def label(one: Probed, other: Probed) -> str:
         told = [knob for knob in ("eps", "loss") if knobs.get(knob) != others.get(knob)]
         name += "".join(f" {knob}={knobs[knob]}" for knob in told if knob in knobs)
     return f"{name} from another model" if one.access == "transfer" else name
-
-
-def knobs_of(text: str) -> dict[str, str]:
-    """The knobs in an attack's canonical text, with their values as text.
-
-    >>> knobs_of("pgd:eps=0.2,steps=50")
-    {'eps': '0.2', 'steps': '50'}
-    """
-    head, equals, rest = text.partition("=")
-    name, _, knob = head.rpartition(":")
-    pieces = [piece.partition("=") for piece in f"{knob}={rest}".split(",")] if equals and name else []
-    return {key: value for key, _, value in pieces}
 
 
 def _p_value(fooled: int, total: int) -> float:

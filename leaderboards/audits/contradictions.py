@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leaderboards.audits.comparisons import OVERCLAIM, OVERCLAIMED, Probed, compare, knobs_of
+from leaderboards.audits.comparisons import OVERCLAIM, OVERCLAIMED, Probed, compare
 from leaderboards.audits.following import FROM_OUTCOMES, UNTAUGHT, from_outcomes, older, verdict_of
 from leaderboards.errors import RecordError
 from leaderboards.records.checking import outcome_faults, probe_faults
@@ -20,6 +20,7 @@ from leaderboards.records.layout import EVALUATED, OUTCOMES
 from leaderboards.records.record import Record
 from leaderboards.records.store import Bools, read_all_outcomes
 from leaderboards.statistics.measured import eval_metrics, metrics_of
+from leaderboards.statistics.naming import knobs_of
 
 SINGLE_STEP_PROBE = "fgsm"
 """The audit's only probe that takes a single step."""

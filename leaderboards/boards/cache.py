@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ from leaderboards.records.store import (
     run_paths,
     write_bytes,
 )
-from leaderboards.statistics import matching, measured, metrics, points, results, under
+from leaderboards.statistics import measured, metrics, naming, points, results, under
 from leaderboards.statistics.results import Conditions, Result, result_of
 
 NAME: Final = ".leaderboard-cache"
@@ -250,21 +250,9 @@ def _read(path: str, cache: Cache, found: os.stat_result | None, problems: list[
     return result
 
 
-_KEPT: Final = (
-    "id",
-    "created",
-    "seed",
-    "dataset",
-    "verdict",
-    "flags",
-    "metrics",
-    "cost",
-    "attacks",
-    "roles",
-    "counts",
-    "robust",
-    "weights",
-)
+_KEPT: Final = [
+    one.name for one in fields(Result) if one.name not in ("group", "conditions", "directory", "cache")
+]
 
 
 def _key(found: os.stat_result) -> Key:
@@ -287,7 +275,7 @@ def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
 def _code() -> str:
     """A hash of the code that decides which records are valid and what is cached of them."""
     digest = hashlib.sha256()
-    deciding = (checksums, entries, finished, limits, matching, plausible, points, record, results)
+    deciding = (checksums, entries, finished, limits, naming, plausible, points, record, results)
     judging = (checking, comparisons, contradictions, following, measured, metrics)
     for file in (__file__, *(str(module.__file__) for module in (*deciding, *judging, store, under))):
         digest.update(Path(file).read_bytes())

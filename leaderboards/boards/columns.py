@@ -34,14 +34,7 @@ _HEADINGS: Final = {
     "competitiveness_worst": "CR worst",
     "competitiveness_measured": "CR terms",
 }
-_PART_HEADINGS: Final = {
-    "": "",
-    "mean": "",
-    "std": " std",
-    "low": " low",
-    "high": " high",
-    "interval": " 95 %",
-}
+_PART_HEADINGS: Final = {"": "", "mean": "", "interval": " 95 %"}
 _NARROW: Final = {"worst case": "worst", "forgetting": "forgot"}
 _COUNTS: Final = ("training_forwards", "training_backwards", "parameters", "multiply_adds")
 NONE: Final = "–"
@@ -103,7 +96,7 @@ def _metric_column(metric: str, part: str) -> Column:
     ranked = metric not in COSTS and part in ("", "mean")
     sign = sign_of(metric) if ranked else 0
     named = _HEADINGS.get(metric, attack_of(metric) or metric.replace("_", " "))
-    heading = named + _PART_HEADINGS[part]
+    heading = named + _PART_HEADINGS.get(part, f" {part}")
     name = f"{metric}_{part}" if part else metric
     percent = metric not in COSTS and not metric.endswith(("psnr", "ssim"))
     return Column(name, heading, kind, metric, sign, percent)

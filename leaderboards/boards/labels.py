@@ -1,6 +1,7 @@
 """Short names for display: a row's defense, its verdict, its comparison group."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from leaderboards.boards.row import Row
 from leaderboards.statistics.naming import brief
@@ -15,21 +16,22 @@ def labels(rows: Sequence[Row]) -> list[str]:
         other = {"training": row.training, "pretrain": row.pretrain}
         return {name: canonical(value) for name, value in (row.params | plan | other).items()}
 
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    own = [settings(row) for row in rows]
-    for row, values in zip(rows, own, strict=True):
-        groups.setdefault((row.defense, row.regime), []).append(values)
+    found = []
+    for row, apart in zip(rows, differing(rows, list(map(settings, rows))), strict=True):
+        label = f"{row.defense}({apart})" if apart else row.defense
+        found.append(f"{label} (target-aware)" if row.target_aware else label)
+    return found
+
+
+def differing(rows: Sequence[Row], settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """For each row, the settings that differ among rows of its defense and regime: ``name=value, …``."""
+    kinds = [(row.defense, row.regime) for row in rows]
+    sizes = Counter(kinds)
+    taken = Counter((kind, item) for kind, own in zip(kinds, settings, strict=True) for item in own.items())
     return [
-        _label(row, values, groups[row.defense, row.regime]) for row, values in zip(rows, own, strict=True)
+        ", ".join(f"{name}={text}" for name, text in own.items() if taken[kind, (name, text)] < sizes[kind])
+        for kind, own in zip(kinds, settings, strict=True)
     ]
-
-
-def _label(row: Row, own: dict[str, str], group: Sequence[dict[str, str]]) -> str:
-    differing = [
-        f"{name}={value}" for name, value in own.items() if any(one.get(name) != value for one in group)
-    ]
-    label = f"{row.defense}({', '.join(differing)})" if differing else row.defense
-    return f"{label} (target-aware)" if row.target_aware else label
 
 
 def audit(row: Row) -> str:

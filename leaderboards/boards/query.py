@@ -9,7 +9,7 @@ from leaderboards.boards.values import cell, full_name, known_keys, split_part
 from leaderboards.errors import RecordError, listed, nearest, unknown
 from leaderboards.records.entries import Verdict
 from leaderboards.records.trust import LEVELS, How
-from leaderboards.statistics.matching import number, same_attacks
+from leaderboards.statistics.naming import number, same_attacks
 from leaderboards.statistics.under import PREFIX, attack_of
 
 Texts = str | Sequence[str] | None
@@ -29,29 +29,12 @@ class Query:
     conditions: tuple[tuple[str, tuple[str, ...]], ...]
 
     @classmethod
-    def of(
-        cls,
-        dataset: Texts,
-        defense: Texts,
-        regime: Texts,
-        model: Texts,
-        verdict: Texts,
-        sequence: Texts,
-        where: Iterable[str],
-    ) -> "Query":
-        """Make a query from command-line options; ``where`` holds ``KEY=VALUE`` texts.
+    def of(cls, where: Iterable[str], **given: Texts) -> "Query":
+        """Make a query from command-line options: ``where`` holds ``KEY=VALUE`` texts, ``given`` the others.
 
         Raises:
             RecordError: one of ``where`` cannot be read.
         """
-        given = {
-            "dataset": dataset,
-            "defense": defense,
-            "regime": regime,
-            "model": model,
-            "verdict": verdict,
-            "sequence": sequence,
-        }
         found: dict[str, list[str]] = {}
         for key, values in given.items():
             if values is not None:

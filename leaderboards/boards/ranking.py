@@ -63,7 +63,15 @@ def rows(
             attack, or a row with several that match.
     """
     key = metric_of(rank_by)
-    query = Query.of(dataset, defense, regime, model, verdict, sequence, where)
+    query = Query.of(
+        where,
+        dataset=dataset,
+        defense=defense,
+        regime=regime,
+        model=model,
+        verdict=verdict,
+        sequence=sequence,
+    )
     asked = [] if isinstance(intervals, bool) else list(dict.fromkeys(map(metric_of, intervals)))
     more = [under] if isinstance(under, str) else under or ()
     every = (key, *map(metric_of, [*more, *query.under()]), *asked)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from leaderboards.peers.competitiveness import last_cells
 from leaderboards.peers.reference import FORMAT, Reference, Term
 from leaderboards.records.record import Record
 
@@ -24,7 +23,7 @@ def best_known(
         model: the architecture.
     """
     usable = [
-        (last_cells(record), record)
+        (record.last_cells(), record)
         for record in records
         if record.environment["data"]["fingerprint"] == fingerprint
         and record.config["model"] == model
@@ -69,13 +68,5 @@ def make_reference(terms: Sequence[Term], *, dataset: str, fingerprint: str, mod
 
 
 def _source(record: Record) -> dict[str, Any]:
-    config = record.config
-    return {
-        "run": record.id,
-        "created": record.created,
-        "defense": config["defense"],
-        "params": config["params"],
-        "regime": config["regime"],
-        "sequence": config["sequence"],
-        "seed": config["seed"],
-    }
+    keys = ("defense", "params", "regime", "sequence", "seed")
+    return {"run": record.id, "created": record.created, **{key: record.config[key] for key in keys}}

@@ -9,7 +9,6 @@ from typing import Any
 
 from leaderboards.errors import RecordError
 from leaderboards.peers.reference import Reference, Term
-from leaderboards.records.entries import Cell
 from leaderboards.records.record import Record
 from leaderboards.records.store import read_record
 from leaderboards.statistics.metrics import COMPETITIVENESS, competitiveness_ratio
@@ -138,12 +137,6 @@ def with_competitiveness(
     return found, [f"no competitiveness ratio for {runs[line]}: {line}" for line in reasons]
 
 
-def last_cells(record: Record) -> dict[str, Cell]:
-    """The cells of a record after its last stage, by attack."""
-    last = max((cell.stage for cell in record.cells), default=0)
-    return {cell.attack: cell for cell in record.cells if cell.stage == last}
-
-
 def _elsewhere(reference: Reference, dataset: str, fingerprint: str, model: Any) -> str:
     """Why a table does not cover this data and model; empty if it does."""
     if reference.fingerprint is None:
@@ -158,7 +151,7 @@ def _elsewhere(reference: Reference, dataset: str, fingerprint: str, model: Any)
 
 def _measured(record: Record, terms: Sequence[Term]) -> dict[tuple[str, float], float]:
     reached: dict[tuple[str, float], float] = {}
-    cells = last_cells(record)
+    cells = record.last_cells()
     for entry in record.attacks:
         for term in terms if entry.text in cells else ():
             if term.measured_by(entry):

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.entries import AttackEntry, Frozen, JsonDict
 from leaderboards.records.limits import read_bounded
 from leaderboards.records.record import explain
@@ -124,10 +124,8 @@ def read_reference(path: Path) -> Reference:
         RecordError: the file is missing or damaged, or is not a reference table.
     """
     path = Path(path)
-    try:
+    with os_errors(f"cannot read reference {path}"):
         data = read_bounded(path)
-    except OSError as error:
-        raise RecordError(f"cannot read reference {path}: {error.strerror or error}") from error
     return parse_reference(data, str(path))
 
 
@@ -164,7 +162,7 @@ def write_reference(path: Path, reference: Reference) -> None:
         RecordError: the file cannot be written, or it exists and is not a reference in our format.
     """
     check_target(path)
-    write_json(path, reference.model_dump(mode="json", by_alias=True))
+    write_json(path, reference.dump())
 
 
 def check_target(path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.limits import read_bounded
 from leaderboards.records.store import write_bytes
 
@@ -105,10 +105,8 @@ def read_entry(path: Path) -> ZooEntry:
         RecordError: the file is missing or damaged, or is not a RobustBench row.
     """
     path = Path(path)
-    try:
+    with os_errors(f"cannot read RobustBench row {path}"):
         data = read_bounded(path)
-    except OSError as error:
-        raise RecordError(f"cannot read RobustBench row {path}: {error.strerror or error}") from error
     place = path.resolve().parent
     entry = parse_entry(data, str(path), id=path.stem, dataset=place.parent.name, threat=place.name)
     if place.name in (*THREATS.values(), CORRUPTIONS):

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from leaderboards.errors import RecordError
-from leaderboards.peers.competitiveness import last_cells
 from leaderboards.peers.robustbench import THREATS, Number, ZooEntry
 from leaderboards.records.entries import CLEAN, AttackEntry, Cell
 from leaderboards.records.layout import EVALUATED
@@ -118,7 +117,7 @@ class _Found:
 
 
 def _find(record: Record, norm: str | None) -> _Found:
-    cells = last_cells(record)
+    cells = record.last_cells()
     if CLEAN not in cells:
         raise RecordError(f"run {record.id} has no clean accuracy after its last stage")
     norm = _norm(record, norm)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from leaderboards.errors import RecordError
 from leaderboards.pictures.canvas import Picture, note, percent_axis, picture
-from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
+from leaderboards.pictures.series import Floats, Series, Spread, common, headed, series_of
 from leaderboards.pictures.style import DASHES, LIGHT, MARKERS, WIDTH, Theme, drawing
 from leaderboards.records.entries import CLEAN, Cell
 from leaderboards.records.record import Record
@@ -63,8 +63,7 @@ def eps_curves(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | 
         )
     norms = sorted({one.norm for one in lines})
     attacks = list(dict.fromkeys(one.attack for one in sorted(lines, key=lambda one: one.probe)))
-    single = len(found) == 1
-    heading = f"{f'{found[0].label}: r' if single else 'R'}obust accuracy against the budget of the attack"
+    heading = headed(found, "robust accuracy against the budget of the attack")
     with drawing(theme):
         size = (WIDTH if len(norms) > 1 else 0.72 * WIDTH, 3.7)
         legend = _legend(found, attacks, theme)
@@ -145,9 +144,8 @@ def _of(series: Series) -> Iterator[BudgetCurve]:
 
 def _budgets(record: Record) -> dict[Kind, dict[float, Cell]]:
     """The cells after the last stage, by eps, for each attack of the run and of the audit."""
-    last = max((cell.stage for cell in record.cells), default=0)
     found: dict[Kind, dict[float, Cell]] = {}
-    own = [cell for cell in record.cells if cell.stage == last and cell.attack != CLEAN]
+    own = [cell for cell in record.last_cells().values() if cell.attack != CLEAN]
     for probe, cells in ((False, own), (True, record.audit.probes)):
         for cell in cells:
             if cell.threat.eps is None or cell.threat.access == "transfer":

@@ -60,7 +60,7 @@ def forgetting_curves(
 
 def curve(series: Series, column: int, name: str) -> StageCurve:
     """The curve of the attack in ``column``, or of clean accuracy."""
-    values = series.clean if column == CLEAN else series.matrix.column(column)
+    values = series.clean if column == CLEAN else series.matrix[:, column]
     return StageCurve(name, np.arange(len(values.mean), dtype=np.float64), values)
 
 
@@ -171,7 +171,7 @@ def _compare(
         one = curve(series, column, label)
         if _is_level(series):
             ends = np.array([0.0, len(series.row.sequence)])
-            one = StageCurve(label, ends, one.values.rows([-1, -1]))
+            one = StageCurve(label, ends, one.values[[-1, -1]])
             words.append(f"{label} {one.values.said(-1)} after its only stage")
         else:
             words.append(one.words)

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from leaderboards.colours import hexadecimal, ink, shade
 from leaderboards.pictures.canvas import Picture, note, picture
-from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
+from leaderboards.pictures.series import Floats, Series, Spread, common, headed, series_of
 from leaderboards.pictures.style import COLOURS, LIGHT, SMALL, WIDTH, Theme, drawing
 from leaderboards.records.record import Record
 from leaderboards.statistics.naming import short_names
@@ -50,7 +50,7 @@ def heat_map(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | No
     columns = max(panel[-1].left + len(panel[-1].names) for panel in blocks)
     rows = [len(series.stages) for series in found]
     after = " after each stage" if any(series.trained for series in found) else ""
-    heading = f"{f'{found[0].label}: r' if len(found) == 1 else 'R'}obust accuracy in %{after}"
+    heading = headed(found, f"robust accuracy in %{after}")
     with drawing(theme):
         tall = 0.44 if any(len(series.records) > 1 for series in found) else 0.34
         width = min(max(1.9 + 0.62 * columns, 4.6), 2 * WIDTH)
@@ -79,8 +79,7 @@ def _blocks(series: Series) -> Iterator[Block]:
     """The blocks of columns: clean accuracy, then the attacks by role."""
     clean, matrix, entries = series.clean, series.matrix, series.first.attacks
     names = short_names([entry.text for entry in entries])
-    column = Spread(clean.mean[:, None], None if clean.std is None else clean.std[:, None])
-    yield Block("clean", ["clean"], 0.0, column, set())
+    yield Block("clean", ["clean"], 0.0, clean[:, None], set())
     left = 1.0
     stages = {stage.index: stage.attacks for stage in series.first.stages}
     for role in ("seen", "unseen", "eval"):
@@ -88,14 +87,13 @@ def _blocks(series: Series) -> Iterator[Block]:
         if not chosen:
             continue
         left += GAP
-        part = Spread(matrix.mean[:, chosen], None if matrix.std is None else matrix.std[:, chosen])
         own = {
             (stage, place)
             for place, index in enumerate(chosen)
             for stage, texts in stages.items()
             if {entries[index].text, entries[index].training} & set(texts)
         }
-        yield Block(role, [names[index] for index in chosen], left, part, own)
+        yield Block(role, [names[index] for index in chosen], left, matrix[:, chosen], own)
         left += len(chosen)
 
 

@@ -9,7 +9,7 @@ from matplotlib.projections.polar import PolarAxes
 
 from leaderboards.errors import RecordError
 from leaderboards.pictures.canvas import Picture, note, picture
-from leaderboards.pictures.series import Floats, Series, Spread, common, series_of
+from leaderboards.pictures.series import Floats, Series, Spread, common, headed, series_of
 from leaderboards.pictures.style import LIGHT, SMALL, WIDTH, Theme, drawing
 from leaderboards.records.record import Record
 
@@ -40,11 +40,7 @@ def radar(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | None 
     if len(names) <= LEAST:
         raise RecordError(f"a radar needs attacks of at least {LEAST} families: these are all {names[-1]}")
     _refuse_unlike(found)
-    heading = (
-        f"{found[0].label}: accuracy in % by attack family"
-        if len(found) == 1
-        else "Accuracy in % by attack family"
-    )
+    heading = headed(found, "accuracy in % by attack family")
     handles = [Line2D([], [], label=series.label, **theme.line(place)) for place, series in enumerate(found)]
     with drawing(theme):
         legend = handles if len(found) > 1 else []
@@ -103,9 +99,8 @@ def _refuse_unlike(found: Sequence[Series]) -> None:
     """Refuse series with different data sets or attacks: their polygons cannot be compared."""
 
     def conditions(series: Series) -> tuple[str, frozenset[tuple[str, int]]]:
-        last = max(cell.stage for cell in series.first.cells)
-        measured = {(cell.attack, cell.n) for cell in series.first.cells if cell.stage == last}
-        return series.row.fingerprint, frozenset(measured)
+        measured = series.first.last_cells().values()
+        return series.row.fingerprint, frozenset((cell.attack, cell.n) for cell in measured)
 
     for series in found[1:]:
         if conditions(series) != conditions(found[0]):

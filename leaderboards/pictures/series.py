@@ -45,13 +45,9 @@ class Spread:
     mean: Floats
     std: Floats | None
 
-    def column(self, index: int) -> "Spread":
-        """One column of (rows, columns)."""
-        return Spread(self.mean[:, index], None if self.std is None else self.std[:, index])
-
-    def rows(self, indices: list[int]) -> "Spread":
-        """Some rows."""
-        return Spread(self.mean[indices], None if self.std is None else self.std[indices])
+    def __getitem__(self, index: Any) -> "Spread":
+        """Some of the values, with the indices of numpy."""
+        return Spread(self.mean[index], None if self.std is None else self.std[index])
 
     def said(self, *index: int) -> str:
         """``52.2`` or ``52.2 ± 1.3``; a value that was not measured is a dash."""
@@ -138,6 +134,11 @@ def series_of(records: Iterable[Record]) -> list[Series]:
         Series(label, row, tuple(known[run] for run in row.runs))
         for label, row in zip(labels(found), found, strict=True)
     ]
+
+
+def headed(found: Sequence[Series], text: str) -> str:
+    """The heading of a picture; it begins with the name of the defense if there is only one."""
+    return f"{found[0].label}: {text}" if len(found) == 1 else f"{text[0].upper()}{text[1:]}"
 
 
 def common(found: Sequence[Series]) -> str:

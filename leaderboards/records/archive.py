@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import shutil
 import stat
 import zipfile
@@ -10,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.checking import check_run
 from leaderboards.records.checksums import listed_files
 from leaderboards.records.layout import CHECKSUMS, OUTCOMES, RECORD
 from leaderboards.records.limits import MOST_TEXT, check_plain
-from leaderboards.records.store import read_record
+from leaderboards.records.store import read_record, replacing_file
 
 NAMES: Final = re.compile(
     r"record\.json|outcomes\.npz|SHA256SUMS|run\.json|model\.safetensors|regenerated\.png"
@@ -63,16 +62,8 @@ def pack(run_dir: Path, out: Path) -> list[str]:
         raise RecordError(f"run {run_dir.name} has {total} bytes; an archive holds {MOST_BYTES} at most")
     if out.exists():
         raise RecordError(f"{out} exists already: name another with --out")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            _write(run_dir, names, temporary)
-            os.replace(temporary, out)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RecordError(f"cannot write {out}: {error.strerror or type(error).__name__}") from error
+    with replacing_file(out) as temporary:
+        _write(run_dir, names, temporary)
     return names
 
 
@@ -100,9 +91,9 @@ def unpack(file: Path, directory: Path) -> list[str]:
         RecordError: the file is not such an archive, or is damaged; part of it may have been unpacked.
     """
     file, directory = Path(file), Path(directory)
+    missing = f"no archive at {file}: advbench submit makes one"
     try:
-        check_plain(file)
-        with zipfile.ZipFile(file) as archive:
+        with os_errors(f"cannot read archive {file}", missing), _opened(file) as archive:
             entries = archive.infolist()
             for fault in _faults(entries, file.stat().st_size):
                 raise RecordError(f"archive {file}: {fault}")
@@ -113,16 +104,17 @@ def unpack(file: Path, directory: Path) -> list[str]:
                     shutil.copyfileobj(source, target, 2**20)
                     target.flush()
                     os.fsync(target.fileno())
-    except FileNotFoundError as error:
-        raise RecordError(f"no archive at {file}: advbench submit makes one") from error
     except RecordError:
         raise
-    except OSError as error:
-        raise RecordError(f"cannot read archive {file}: {error.strerror or type(error).__name__}") from error
     except Exception as error:
         # Damage makes zipfile raise its own errors and those of struct, zlib and others.
         raise RecordError(f"archive {file} is not an archive of advbench submit, or is damaged") from error
     return [entry.filename for entry in entries]
+
+
+def _opened(file: Path) -> zipfile.ZipFile:
+    check_plain(file)
+    return zipfile.ZipFile(file)
 
 
 def _faults(entries: list[zipfile.ZipInfo], size: int) -> Iterator[str]:
@@ -160,8 +152,7 @@ def outcomes_size(path: Path) -> int:
         RecordError: the file is not a valid ``outcomes.npz``.
     """
     try:
-        check_plain(path)
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             return sum(entry.file_size for entry in archive.infolist())
     except RecordError:
         raise

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.layout import (
     CHECKPOINT,
     CHECKSUMS,
@@ -42,8 +42,7 @@ def write_checksums(run_dir: Path, record: bytes) -> Path:
     found = {name: digest_of(run_dir / name) for name in _files(run_dir)}
     found[RECORD] = hashlib.sha256(record).hexdigest()
     lines = "".join(f"{_line(name, found[name])}\n" for name in sorted(found))
-    write_bytes(run_dir / CHECKSUMS, lines.encode())
-    return run_dir / CHECKSUMS
+    return write_bytes(run_dir / CHECKSUMS, lines.encode())
 
 
 def verify_checksums(run_dir: Path) -> list[str]:
@@ -73,14 +72,11 @@ def listed_files(run_dir: Path) -> dict[str, str]:
 
 def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     """The names with their digests, and one line for each line that cannot be read."""
-    try:
-        text = read_bounded(path).decode("utf-8")
-    except FileNotFoundError as error:
-        raise RecordError(f"no checksums at {path}: the run predates them") from error
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: not a list of checksums") from error
+    with os_errors(f"cannot read {path}", f"no checksums at {path}: the run predates them"):
+        try:
+            text = read_bounded(path).decode("utf-8")
+        except ValueError as error:
+            raise RecordError(f"{path}: not a list of checksums") from error
     problems: list[str] = []
     listed: dict[str, str] = {}
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
@@ -98,12 +94,10 @@ def digest_of(path: Path) -> str:
     Raises:
         RecordError: the file cannot be read.
     """
-    try:
+    with os_errors(f"cannot read {path}"):
         check_plain(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
 
 
 def _compare(path: Path, name: str, expected: str) -> list[str]:
@@ -146,7 +140,3 @@ def _parse(line: str) -> tuple[str, str] | None:
 
 def _shown(name: str) -> str:
     return name if name.isprintable() else repr(name)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__

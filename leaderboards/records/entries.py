@@ -63,6 +63,10 @@ class Frozen(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_max_length=MOST_STRING
     )
 
+    def dump(self) -> dict[str, Any]:
+        """The contents as JSON values, under the keys of the file."""
+        return self.model_dump(mode="json", by_alias=True)
+
 
 class Threat(Frozen):
     """A threat model: norm and eps (None for attacks without one) and access."""

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.inventory import entry_of, run_directories
 from leaderboards.records.layout import (
     CHECKPOINT,
@@ -22,6 +21,7 @@ from leaderboards.records.layout import (
     TENSORBOARD,
     files_below,
     natural,
+    temporary_for,
     temporary_of,
 )
 from leaderboards.records.limits import check_plain
@@ -76,16 +76,12 @@ def remove(garbage: Garbage) -> bool:
         RecordError: it cannot be removed.
     """
     try:
-        return _remove(garbage)
-    except (RunBusyError, FileNotFoundError):
-        return False
+        with os_errors(f"cannot remove {garbage.path}"):
+            return _remove(garbage)
     except RecordError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error, RunBusyError) or isinstance(error.__cause__, FileNotFoundError):
             return False
         raise
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RecordError(f"cannot remove {garbage.path}: {reason}") from error
 
 
 def _of_directory(path: Path) -> Iterator[Garbage]:
@@ -181,7 +177,7 @@ def _remove(garbage: Garbage) -> bool:
             return True
         if not _abandoned(path):
             return False
-        hidden = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        hidden = temporary_for(path)
         if os.name == "posix":
             # Rename in one step, under the lock: other processes find the whole run or nothing.
             path.rename(hidden)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.layout import EVALUATED, LOCK, LOG, RECORD, STAGES, natural
 from leaderboards.records.lock import is_held
 from leaderboards.records.manifest import Manifest, read_manifest
@@ -64,12 +64,8 @@ def run_directories(runs_dir: Path) -> list[Path]:
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
         raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
-    try:
+    with os_errors(f"cannot read runs directory {runs_dir}"):
         found = [path for path in runs_dir.iterdir() if not path.name.startswith(".") and path.is_dir()]
-    except OSError as error:
-        raise RecordError(
-            f"cannot read runs directory {runs_dir}: {error.strerror or type(error).__name__}"
-        ) from error
     return sorted(found, key=natural)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,11 @@ def temporary_of(name: str) -> int | None:
     """The id of the process that made the temporary file of this name; None for any other name."""
     found = _TEMPORARY.fullmatch(name)
     return int(found["pid"]) if found else None
+
+
+def temporary_for(path: Path) -> Path:
+    """A new hidden path beside ``path``, whose name holds the id of this process; see `temporary_of`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

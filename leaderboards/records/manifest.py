@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field, ValidationError
 
@@ -33,10 +33,6 @@ class Manifest(Frozen):
     config: JsonDict
     more: JsonDict = Field(default_factory=dict)
 
-    def dump(self) -> dict[str, Any]:
-        """The manifest as JSON values, under the keys of ``run.json``."""
-        return self.model_dump(mode="json", by_alias=True)
-
 
 def write_manifest(run_dir: Path, manifest: Manifest) -> Path:
     """Write ``run.json`` into a run directory, atomically; returns its path.
@@ -44,9 +40,7 @@ def write_manifest(run_dir: Path, manifest: Manifest) -> Path:
     Raises:
         RecordError: the file cannot be written.
     """
-    path = Path(run_dir) / MANIFEST
-    write_json(path, manifest.dump())
-    return path
+    return write_json(Path(run_dir) / MANIFEST, manifest.dump())
 
 
 def read_manifest(run_dir: Path) -> Manifest:

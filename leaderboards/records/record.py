@@ -165,10 +165,6 @@ class Record(Frozen):
             raise ValueError(f"regime {self.regime!r} is not the config's {self.config['regime']!r}")
         return self
 
-    def dump(self) -> dict[str, Any]:
-        """The record as JSON values, under the keys of ``record.json``."""
-        return self.model_dump(mode="json", by_alias=True)
-
     def matrix(self, *roles: Role) -> NDArray[np.float64]:
         """R of shape (T+1, A): robust accuracies, NaN where a cell is missing.
 
@@ -182,9 +178,13 @@ class Record(Frozen):
 
         None if an attack was not measured after the last stage, or if there are no attacks.
         """
-        last = max((cell.stage for cell in self.cells), default=0)
-        counts = {cell.attack: cell.n for cell in self.cells if cell.stage == last}
+        counts = {attack: cell.n for attack, cell in self.last_cells().items()}
         return min((counts.get(entry.text, 0) for entry in self.attacks), default=0) or None
+
+    def last_cells(self) -> dict[str, Cell]:
+        """The cells of the last measured stage, by attack."""
+        last = max((cell.stage for cell in self.cells), default=0)
+        return {cell.attack: cell for cell in self.cells if cell.stage == last}
 
     def clean_column(self) -> NDArray[np.float64]:
         """Clean accuracy after each stage, shape (T+1,), NaN where the cell is missing."""

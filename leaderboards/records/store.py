@@ -1,11 +1,11 @@
 """Run directories on disk: atomic writes, exclusive creation, and reading."""
 
+import contextlib
 import io
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leaderboards.errors import RecordError
-from leaderboards.records.layout import RECORD
+from leaderboards.errors import RecordError, os_errors
+from leaderboards.records.layout import RECORD, temporary_for
 from leaderboards.records.limits import read_arrays, read_bounded
 from leaderboards.records.lock import claim
 from leaderboards.records.record import Record, parse_record
@@ -22,27 +22,36 @@ from leaderboards.records.record import Record, parse_record
 Bools = NDArray[np.bool_]
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> Path:
     """Write a file atomically: readers, even after a crash, find either the old or the complete new content.
 
     Raises:
         RecordError: the file cannot be written; an existing file is then unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
+    with replacing_file(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A path for a temporary file, which replaces ``path`` if the block ends without an error.
+
+    Raises:
+        RecordError: the file cannot be written; an existing file is then unchanged.
+    """
+    temporary = temporary_for(path)
+    with os_errors(f"cannot write {path}"):
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {_reason(error)}") from error
 
 
 def _sync_directory(directory: Path) -> None:
@@ -56,18 +65,14 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
-
-
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> Path:
     """Write JSON, indented, in UTF-8, atomically; floats keep full precision.
 
     Raises:
         RecordError: the file cannot be written, or a text is not valid UTF-8.
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
-    write_bytes(path, json_bytes(value))
+    return write_bytes(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
@@ -87,9 +92,7 @@ def json_bytes(value: Any) -> bytes:
 
 def write_record(run_dir: Path, record: Record) -> Path:
     """Write ``record.json`` into a run directory, atomically; returns its path."""
-    path = Path(run_dir) / RECORD
-    write_json(path, record.dump())
-    return path
+    return write_json(Path(run_dir) / RECORD, record.dump())
 
 
 def write_outcomes(path: Path, clean: Bools, robust: Bools, *, probes: Bools | None = None) -> None:
@@ -140,12 +143,11 @@ def read_all_outcomes(path: Path) -> tuple[Bools, Bools, Bools]:
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
-        arrays = read_arrays(path, names)
+        with os_errors(f"cannot read outcomes {path}"):
+            arrays = read_arrays(path, names)
         clean, robust = arrays["clean"], arrays["robust"]
     except RecordError:
         raise
-    except OSError as error:
-        raise RecordError(f"cannot read outcomes {path}: {_reason(error)}") from error
     except Exception as error:
         # Damaged files make zipfile, zlib and numpy's header parser raise a dozen unrelated exceptions.
         raise RecordError(f"damaged outcomes {path}: expected an npz with clean and robust") from error
@@ -182,21 +184,17 @@ def new_run_directory(runs_dir: Path, stem: str) -> Path:
     runs_dir = Path(runs_dir)
     if not stem or stem in (".", "..") or Path(stem).name != stem or "\\" in stem:
         raise RecordError(f"a run's name must be one plain directory name, not {stem!r}")
-    try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise RecordError(f"runs directory {runs_dir} is a file or lies below one: name another") from error
-    except OSError as error:
-        raise RecordError(f"cannot create runs directory {runs_dir}: {_reason(error)}") from error
+    with os_errors(f"cannot create runs directory {runs_dir}"):
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            fault = f"runs directory {runs_dir} is a file or lies below one: name another"
+            raise RecordError(fault) from error
     for number in count(1):
         path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
-        try:
+        with os_errors(f"cannot create a run in {runs_dir}"), contextlib.suppress(FileExistsError):
             _make(path)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise RecordError(f"cannot create a run in {runs_dir}: {_reason(error)}") from error
-        return path
+            return path
     raise AssertionError("unreachable: count() has no end")
 
 
@@ -223,12 +221,9 @@ def read_record(path: Path) -> Record:
     path = Path(path)
     if path.is_dir():
         path = path / RECORD
-    try:
+    missing = f"no record at {path}: the run did not finish, or this is not a run"
+    with os_errors(f"cannot read {path}", missing):
         data = read_bounded(path)
-    except FileNotFoundError as error:
-        raise RecordError(f"no record at {path}: the run did not finish, or this is not a run") from error
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
     return parse_record(data, str(path))
 
 
@@ -241,8 +236,5 @@ def run_paths(runs_dir: Path) -> list[str]:
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
         raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
-    try:
-        names = sorted(os.listdir(runs_dir))
-    except OSError as error:
-        raise RecordError(f"cannot read runs directory {runs_dir}: {_reason(error)}") from error
-    return [os.path.join(runs_dir, name) for name in names]
+    with os_errors(f"cannot read runs directory {runs_dir}"):
+        return [os.path.join(runs_dir, name) for name in sorted(os.listdir(runs_dir))]

@@ -4,11 +4,11 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Final, Literal, TypeVar, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.checksums import digest_of
 from leaderboards.records.entries import Frozen, JsonDict
 from leaderboards.records.layout import OUTCOMES, RECORD, REFUTED, STAGES, VERIFIED, WEIGHTS
@@ -44,10 +44,6 @@ class Verified(Frozen):
     machine: JsonDict
     version: str
 
-    def dump(self) -> dict[str, Any]:
-        """The mark as JSON values, under the keys of ``verified.json``."""
-        return self.model_dump(mode="json", by_alias=True)
-
 
 class Refuted(Frozen):
     """``refuted.json``: a verification that refuted a run, and the contradictions that it found.
@@ -61,10 +57,6 @@ class Refuted(Frozen):
     files: dict[str, str]
     faults: list[str]
     version: str
-
-    def dump(self) -> dict[str, Any]:
-        """The mark as JSON values, under the keys of ``refuted.json``."""
-        return self.model_dump(mode="json", by_alias=True)
 
 
 Mark = TypeVar("Mark", Verified, Refuted)
@@ -122,9 +114,7 @@ def write_verified(run_dir: Path, mark: Verified) -> Path:
     Raises:
         RecordError: the file cannot be written.
     """
-    path = Path(run_dir) / VERIFIED
-    write_json(path, mark.dump())
-    return path
+    return write_json(Path(run_dir) / VERIFIED, mark.dump())
 
 
 def write_refuted(run_dir: Path, mark: Refuted) -> Path:
@@ -133,9 +123,7 @@ def write_refuted(run_dir: Path, mark: Refuted) -> Path:
     Raises:
         RecordError: the file cannot be written.
     """
-    path = Path(run_dir) / REFUTED
-    write_json(path, mark.dump())
-    return path
+    return write_json(Path(run_dir) / REFUTED, mark.dump())
 
 
 def read_verified(run_dir: Path) -> Verified:
@@ -175,20 +163,15 @@ def remove_refuted(run_dir: Path) -> bool:
 
 
 def _read(path: Path, kind: type[Mark]) -> Mark:
-    try:
-        tree = json.loads(read_bounded(path))
-        return kind.model_validate(tree)
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: not a verification mark that this version can read") from error
+    with os_errors(f"cannot read {path}"):
+        try:
+            return kind.model_validate(json.loads(read_bounded(path)))
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{path}: not a verification mark that this version can read") from error
 
 
 def _remove(path: Path) -> bool:
-    try:
+    with os_errors(f"cannot remove {path}"), contextlib.suppress(FileNotFoundError):
         path.unlink()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise RecordError(f"cannot remove {path}: {error.strerror or type(error).__name__}") from error
-    return True
+        return True
+    return False

@@ -1,11 +1,9 @@
 """How the site shows metrics: which ones, in what order, with what headings and units."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from leaderboards.boards.row import Row
-from leaderboards.records.trust import trust_of
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.summary import Summary
 from leaderboards.statistics.under import attack_of
@@ -32,11 +30,6 @@ _ORDER: Final = (
     "forward_transfer",
 )
 """The standard metrics in the order of the site, the most important first."""
-
-
-def trust_of_run(directory: Path | None) -> str:
-    """How far a run's numbers were verified, by the mark in its directory: see `trust.LEVELS`."""
-    return "self-reported" if directory is None else trust_of(directory)
 
 
 def ranked_by(rows: Sequence[Row]) -> str:

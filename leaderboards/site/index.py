@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from leaderboards.boards.labels import differing
 from leaderboards.boards.row import Row
 from leaderboards.site.fields import interval_of, metric_names, ranked_by
 from leaderboards.site.lines import Line, SiteColumn, best_of, columns_of, line_of, rank_texts
 from leaderboards.site.plot import Plot, Point, trade_off
-from leaderboards.site.settings import differing_settings
 from leaderboards.statistics.naming import short_names
+from leaderboards.statistics.results import canonical
 from leaderboards.statistics.under import spoken
 
 SECTIONS: Final = (
@@ -103,7 +104,7 @@ def title_of(row: Row) -> str:
 def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
     standard, others = metric_names(rows)
     best = {name: best_of(name, rows) for name in (*standard, *others)}
-    settings = differing_settings(rows)
+    settings = differing(rows, list(map(_settings, rows)))
     ranks = rank_texts(rows)
     lines = [
         line_of(row, rank, own, standard, others, best, directories)
@@ -126,6 +127,14 @@ def _group(number: int, rows: list[Row], pages: list[list[str]]) -> Group:
         worst_case="; ".join(dict.fromkeys(note for row in rows if (note := row.worst_case_note))),
         interval=any(interval_of(one) for row in rows for one in row.metrics.values() if one is not None),
     )
+
+
+def _settings(row: Row) -> dict[str, str]:
+    plan = {f"plan.{name}": value for name, value in row.plan.items()}
+    pretrain = row.pretrain if isinstance(row.pretrain, dict) else {"": row.pretrain}
+    before = {f"pretrain.{name}".rstrip("."): value for name, value in pretrain.items()}
+    whole: dict[str, Any] = {**row.params, **plan, **before, "training": list(row.training)}
+    return {name: value if isinstance(value, str) else canonical(value) for name, value in whole.items()}
 
 
 def _points(pairs: Sequence[tuple[Row, Line]]) -> list[Point]:

@@ -211,21 +211,15 @@ def _plans(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, versions = environment["data"], environment["versions"]
-    found = [("device", as_text(environment["device"])), ("threads", as_text(environment["threads"]))]
-    found += [("commit", as_text(environment["commit"])), ("Python", as_text(environment["python"]))]
-    found += [("platform", as_text(environment["platform"]))]
-    found += [(f"data: {key}", as_text(value)) for key, value in data.items()]
-    more = [
-        key
-        for key in environment
-        if key not in ("device", "threads", "commit", "python", "platform", "data", "versions")
-    ]
-    found += [(key, as_text(environment[key])) for key in more]
-    return found + (_versions(versions) if isinstance(versions, dict) else [("versions", as_text(versions))])
-
-
-def _versions(versions: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(f"{package} version", as_text(number)) for package, number in versions.items()]
+    first = ("device", "threads", "commit", "python", "platform")
+    found = [("Python" if key == "python" else key, environment[key]) for key in first]
+    found += [(f"data: {key}", value) for key, value in data.items()]
+    found += [(key, value) for key, value in environment.items() if key not in (*first, "data", "versions")]
+    if isinstance(versions, dict):
+        found += [(f"{package} version", number) for package, number in versions.items()]
+    else:
+        found.append(("versions", versions))
+    return [(key, as_text(value)) for key, value in found]
 
 
 def _cost(record: Record, trained: bool) -> list[tuple[str, str]]:

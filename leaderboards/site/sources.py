@@ -8,26 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaderboards.boards.row import Row
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.layout import OUTCOMES, RECORD
 from leaderboards.records.limits import read_bounded
 from leaderboards.records.record import Record, parse_record
 from leaderboards.records.store import json_bytes, read_outcomes
-from leaderboards.site.fields import trust_of_run
+from leaderboards.records.trust import trust_of
 from leaderboards.statistics.results import stated
 
 
 @dataclass(frozen=True)
 class SiteSource:
-    """A run: record, the bytes of ``record.json``, outcomes (T+1, A, n) if available, trust.
+    """A run: record, the bytes of ``record.json``, trust, outcomes (T+1, A, n) if available.
 
     ``outcomes`` holds the bytes of ``outcomes.npz`` if ``robust`` was read from such a file.
     """
 
     record: Record
     data: bytes
-    robust: NDArray[np.bool_] | None
-    trust: str
+    trust: str = "self-reported"
+    robust: NDArray[np.bool_] | None = None
     outcomes: bytes | None = None
 
 
@@ -52,9 +52,8 @@ class Sources:
         # Records from elsewhere may share an id; the data of the row distinguishes them.
         for record in self._by_id.get(name, []):
             if _is_of(record, row, seed):
-                directory = self._place(name)
-                robust, stored = (None, None) if directory is None else _outcomes(directory)
-                return SiteSource(record, json_bytes(record.dump()), robust, trust_of_run(directory), stored)
+                data, directory = json_bytes(record.dump()), self._place(name)
+                return SiteSource(record, data) if directory is None else _source(record, data, directory)
         raise RecordError(f"run {name}: a row names it, but its record is not available")
 
     def _place(self, name: str) -> Path | None:
@@ -65,20 +64,17 @@ class Sources:
 
 def _stored(directory: Path) -> SiteSource:
     path = directory / RECORD
-    try:
+    with os_errors(f"cannot read {path}"):
         data = read_bounded(path)
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
-    robust, stored = _outcomes(directory)
-    return SiteSource(parse_record(data, str(path)), data, robust, trust_of_run(directory), stored)
+    return _source(parse_record(data, str(path)), data, directory)
 
 
-def _outcomes(directory: Path) -> tuple[NDArray[np.bool_] | None, bytes | None]:
-    path = directory / OUTCOMES
+def _source(record: Record, data: bytes, directory: Path) -> SiteSource:
+    path, trust = directory / OUTCOMES, trust_of(directory)
     try:
-        return read_outcomes(path)[1], path.read_bytes()
+        return SiteSource(record, data, trust, read_outcomes(path)[1], path.read_bytes())
     except (RecordError, OSError):
-        return None, None
+        return SiteSource(record, data, trust)
 
 
 def _is_of(record: Record, row: Row, seed: int) -> bool:

@@ -2,16 +2,14 @@
 
 import contextlib
 import json
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from leaderboards.errors import RecordError
-from leaderboards.records.layout import temporary_of
+from leaderboards.errors import RecordError, os_errors
+from leaderboards.records.layout import temporary_for
 from leaderboards.records.lock import is_alive
 
 MARKER: Final = ".advbench-site.json"
@@ -29,10 +27,10 @@ def replacing(target: Path) -> Iterator[Path]:
     # Follow links, so that the target of a link is replaced, not the link.
     target = Path(target).resolve()
     _check(target)
-    try:
+    with os_errors(f"cannot write the site {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_strays(target)
-        building = target.with_name(_temporary(target))
+        building = temporary_for(target)
         building.mkdir()
         try:
             yield building
@@ -42,10 +40,6 @@ def replacing(target: Path) -> Iterator[Path]:
             _swap(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-    except OSError as error:
-        raise RecordError(
-            f"cannot write the site {target}: {error.strerror or type(error).__name__}"
-        ) from error
 
 
 def _check(target: Path) -> None:
@@ -78,7 +72,7 @@ def _swap(building: Path, target: Path) -> None:
     if not target.exists():
         building.rename(target)
         return
-    old = target.with_name(_temporary(target))
+    old = temporary_for(target)
     target.rename(old)
     try:
         building.rename(target)
@@ -88,15 +82,10 @@ def _swap(building: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _temporary(target: Path) -> str:
-    return f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-
-
 def _clear_strays(target: Path) -> None:
     """Remove the leftovers of killed builds of this directory."""
-    named = re.compile(rf"\.{re.escape(target.name)}\.\d+\.[0-9a-f]{{8}}\.tmp")
+    named = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
     for path in target.parent.iterdir():
-        if named.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            maker = temporary_of(path.name)
-            if maker is not None and not is_alive(maker):
-                shutil.rmtree(path, ignore_errors=True)
+        found = named.fullmatch(path.name)
+        if found and path.is_dir() and not path.is_symlink() and not is_alive(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)

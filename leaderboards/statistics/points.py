@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from leaderboards.statistics.matching import meant
 from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.naming import meant
 from leaderboards.statistics.under import attack_of
 
 Floats = NDArray[np.float64]

@@ -138,8 +138,7 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
     keys = ("defense", "params", "regime", "model", "sequence", "training", "plan", "pretrain")
     shared |= {key: config[key] for key in keys}
     shared["params"] = stated(config["params"])
-    last = max((cell.stage for cell in record.cells), default=0)
-    cells = {cell.attack: cell for cell in record.cells if cell.stage == last}
+    cells = record.last_cells()
     measured = [cells.get(entry.text) for entry in record.attacks]
     return Result(
         id=record.id,

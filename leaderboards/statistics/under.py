@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from leaderboards.errors import RecordError, unknown
-from leaderboards.statistics.matching import meant
-from leaderboards.statistics.naming import attack_name, knobs_of, short_names
+from leaderboards.statistics.naming import attack_name, knobs_of, meant, short_names
 
 PREFIX: Final = "robust."
 """The prefix: ``robust.autoattack`` is the accuracy under AutoAttack after the last stage, on its points."""
