@@ -4,9 +4,9 @@ from pathlib import Path
 
 from leaderboards.audits.contradictions import contradiction_of
 from leaderboards.errors import RecordError
+from leaderboards.records.checking import implausible
 from leaderboards.records.checksums import CHANGED, digest_of, listed_files
 from leaderboards.records.layout import OUTCOMES, RECORD
-from leaderboards.records.plausible import implausible
 from leaderboards.records.record import Record
 from leaderboards.records.store import read_outcomes, read_record, run_paths
 from leaderboards.records.trust import trust_of

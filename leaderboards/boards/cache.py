@@ -26,7 +26,7 @@ from leaderboards.audits import comparisons, contradictions, finished, following
 from leaderboards.audits.contradictions import first_contradiction
 from leaderboards.audits.finished import read_finished
 from leaderboards.errors import RecordError
-from leaderboards.records import checking, checksums, entries, limits, plausible, record, store
+from leaderboards.records import checking, checksums, entries, limits, record, store
 from leaderboards.records.layout import OUTCOMES, RECORD
 from leaderboards.records.record import Record
 from leaderboards.records.store import (
@@ -275,7 +275,7 @@ def _unpack(shape: list[int], bits: bytes | memoryview) -> tuple[Bools, Bools]:
 def _code() -> str:
     """A hash of the code that decides which records are valid and what is cached of them."""
     digest = hashlib.sha256()
-    deciding = (checksums, entries, finished, limits, naming, plausible, points, record, results)
+    deciding = (checksums, entries, finished, limits, naming, points, record, results)
     judging = (checking, comparisons, contradictions, following, measured, metrics)
     for file in (__file__, *(str(module.__file__) for module in (*deciding, *judging, store, under))):
         digest.update(Path(file).read_bytes())

@@ -1,6 +1,7 @@
 """The values of a row under stable names, which serve as columns of all formats and keys of all filters."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Final
 
 from leaderboards.boards.row import Row
@@ -9,29 +10,10 @@ from leaderboards.statistics.keys import SHORT
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.results import COSTS, canonical
 
-PLAIN: Final = (
-    "rank",
-    "defense",
-    "params",
-    "regime",
-    "target_aware",
-    "verdict",
-    "flags",
-    "dataset",
-    "fingerprint",
-    "model",
-    "sequence",
-    "training",
-    "plan",
-    "pretrain",
-    "protocol",
-    "seeds",
-    "runs",
-    "trust",
-    "ranked_by",
-    "note",
-    "worst_case_points",
-)
+_LAST: Final = ("trust", "ranked_by", "note", "worst_case_points")
+_NOT_PLAIN: Final = ("metrics", "cost", "refused", "directories")
+PLAIN: Final = (*(one.name for one in fields(Row) if one.name not in (*_LAST, *_NOT_PLAIN)), *_LAST)
+"""The fields of a row with one value each, in the order of the columns."""
 PARTS: Final = ("mean", "std", "low", "high")
 COST_PARTS: Final = ("mean", "std")
 _NESTED: Final = ("params", "plan", "pretrain")

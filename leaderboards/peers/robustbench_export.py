@@ -66,7 +66,7 @@ def entry_of(
         # In an evaluation, the field "defense" names the evaluated model.
         ("architecture", str(config["defense"] if record.regime == EVALUATED else config["model"])),
         ("eps", None if found.eps is None else eps_text(found.eps)),
-        ("clean_acc", _percent(found.clean)),
+        ("clean_acc", _percent(found.cells[CLEAN])),
         ("reported", None),
     ]
     abstains = config.get("abstain") is not None
@@ -93,10 +93,8 @@ class _Found:
     published: AttackEntry | None
     lowest: AttackEntry
     test_points: int | None
-
-    @property
-    def clean(self) -> Cell:
-        return self.cells[CLEAN]
+    theirs: float | None
+    """The budget of RobustBench's leaderboard; None if it has none for this data set and norm."""
 
     @property
     def eps(self) -> float | None:
@@ -111,10 +109,6 @@ class _Found:
     def all_points(self) -> str:
         return "an unknown number of" if self.test_points is None else str(self.test_points)
 
-    @property
-    def leaderboard(self) -> tuple[str, str]:
-        return self.dataset, THREATS[self.norm]
-
 
 def _find(record: Record, norm: str | None) -> _Found:
     cells = record.last_cells()
@@ -127,13 +121,15 @@ def _find(record: Record, norm: str | None) -> _Found:
         raise RecordError(f"run {record.id} has no attack of norm {norm} (its norms: {have})")
     data = record.environment["data"]
     dataset, size = str(data["name"]), data.get("test")
+    theirs = THEIR_EPS.get((dataset, THREATS[norm]))
     return _Found(
         dataset=dataset,
         norm=norm,
         cells=cells,
-        published=_published(ours, norm, THEIR_EPS.get((dataset, THREATS[norm]))),
+        published=_published(ours, norm, theirs),
         lowest=min(ours, key=lambda entry: cells[entry.text].accuracy),
         test_points=size if isinstance(size, int) else None,
+        theirs=theirs,
     )
 
 
@@ -177,8 +173,8 @@ def _passes(record: Record) -> int:
 def _about(found: _Found) -> list[str]:
     """Footnotes on the attacks, and on how many points they used."""
     notes = []
-    if found.clean.n != found.test_points:
-        notes.append(f"Clean accuracy is on {found.clean.n} of {found.all_points} test points.")
+    if (clean := found.cells[CLEAN].n) != found.test_points:
+        notes.append(f"Clean accuracy is on {clean} of {found.all_points} test points.")
     if found.published is None:
         cell = found.cells[found.lowest.text]
         notes.append(
@@ -192,12 +188,9 @@ def _about(found: _Found) -> list[str]:
 
 
 def _eps_note(found: _Found) -> list[str]:
-    theirs = THEIR_EPS.get(found.leaderboard)
-    if theirs is None:
-        return [f"RobustBench has no leaderboard for {', '.join(found.leaderboard)}."]
-    if found.eps != theirs:
-        return [f"The leaderboard's eps is {eps_text(theirs)}."]
-    return []
+    if found.theirs is None:
+        return [f"RobustBench has no leaderboard for {found.dataset}, {THREATS[found.norm]}."]
+    return [] if found.eps == found.theirs else [f"The leaderboard's eps is {eps_text(found.theirs)}."]
 
 
 def _audit_note(record: Record) -> list[str]:

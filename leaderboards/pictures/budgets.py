@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.lines import Line2D
 from leaderboards.errors import RecordError
 from leaderboards.pictures.canvas import Picture, note, percent_axis, picture
 from leaderboards.pictures.series import Floats, Series, Spread, common, headed, series_of
-from leaderboards.pictures.style import DASHES, LIGHT, MARKERS, WIDTH, Theme, drawing
+from leaderboards.pictures.style import LIGHT, WIDTH, Theme, drawing
 from leaderboards.records.entries import CLEAN, Cell
 from leaderboards.records.record import Record
 from leaderboards.statistics.naming import attack_name, knobs_of
@@ -80,26 +79,17 @@ def eps_curves(records: Iterable[Record], *, theme: Theme = LIGHT, title: str | 
 
 def _legend(found: Sequence[Series], attacks: Sequence[str], theme: Theme) -> list[Line2D]:
     """Colours of defenses, then markers of attacks; for a single defense, each attack has its own colour."""
-    if len(found) == 1:
-        return [
-            Line2D([], [], label=name, color=_colour(theme, at), **_marks(at))
-            for at, name in enumerate(attacks)
-        ]
+    colours = [theme.line(at)["color"] for at in range(len(found))]
     defenses = [
-        Line2D([], [], label=series.label, color=_colour(theme, at), lw=3) for at, series in enumerate(found)
+        Line2D([], [], label=series.label, color=colour, lw=3)
+        for series, colour in zip(found, colours, strict=True)
     ]
-    return [
-        *defenses,
-        *(Line2D([], [], label=name, color=theme.muted, **_marks(at)) for at, name in enumerate(attacks)),
-    ]
-
-
-def _colour(theme: Theme, place: int) -> str:
-    return theme.lines[place % len(theme.lines)]
-
-
-def _marks(place: int) -> dict[str, Any]:
-    return {"marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place % len(DASHES)]}
+    styles = [theme.line(at) for at in range(len(attacks))]
+    if len(found) == 1:
+        return [Line2D([], [], label=name, **style) for name, style in zip(attacks, styles, strict=True)]
+    muted = {"color": theme.muted}
+    marks = [Line2D([], [], label=name, **style | muted) for name, style in zip(attacks, styles, strict=True)]
+    return [*defenses, *marks]
 
 
 def _probed(lines: Sequence[BudgetCurve]) -> str:
@@ -121,25 +111,17 @@ def _of(series: Series) -> Iterator[BudgetCurve]:
             clean = mine[0].clean_correct / mine[0].n
             values.append(np.array([clean, *(cell.accuracy for cell in mine)]))
         siblings = [
-            other
-            for other in tables[0]
-            if (other[1], other[3]) == (name, probe) and len(tables[0][other]) > 1
+            others
+            for (_, other, others, made), its in tables[0].items()
+            if (other, made) == (name, probe) and len(its) > 1
         ]
         telling = [
             f"{knob}={value}"
             for knob, value in knobs
-            if any((knob, value) not in other[2] for other in siblings)
+            if any((knob, value) not in other for other in siblings)
         ]
-        points = cells[shared[0]].n
-        yield BudgetCurve(
-            series,
-            norm,
-            " ".join([name, *telling]),
-            probe,
-            points,
-            np.array([0.0, *shared]),
-            Spread.of(values),
-        )
+        full, points, eps = " ".join([name, *telling]), cells[shared[0]].n, np.array([0.0, *shared])
+        yield BudgetCurve(series, norm, full, probe, points, eps, Spread.of(values))
 
 
 def _budgets(record: Record) -> dict[Kind, dict[float, Cell]]:
@@ -170,19 +152,11 @@ def _panel(
     theme: Theme,
 ) -> None:
     for one in lines:
-        place = attacks.index(one.attack)
-        colour = _colour(theme, found.index(one.series) if len(found) > 1 else place)
-        name = f"{one.series.label} {one.attack}"
-        axes.errorbar(
-            one.eps,
-            one.values.mean,
-            one.values.std,
-            color=colour,
-            label=name,
-            clip_on=False,
-            zorder=3,
-            **_marks(place),
-        )
+        style = theme.line(attacks.index(one.attack))
+        if len(found) > 1:
+            style["color"] = theme.line(found.index(one.series))["color"]
+        name, values = f"{one.series.label} {one.attack}", one.values
+        axes.errorbar(one.eps, values.mean, values.std, label=name, clip_on=False, zorder=3, **style)
     axes.set_xlabel(f"eps ({norm})")
     axes.set_xlim(left=0)
 

@@ -210,21 +210,11 @@ def _name_ends(axes: Axes, curves: Sequence[StageCurve]) -> None:
 
 def _mark_own_stages(axes: Axes, series: Series, columns: Sequence[int], theme: Theme) -> None:
     """Draw a ring around each attack's point at the stage that trained against it."""
-    matrix, entries = series.matrix.mean, series.first.attacks
-    for stage in series.first.stages:
-        for column in columns:
-            if {entries[column].text, entries[column].training} & set(stage.attacks):
-                axes.plot(
-                    [stage.index],
-                    [matrix[stage.index, column]],
-                    ls="",
-                    marker="o",
-                    ms=10,
-                    mfc="none",
-                    mec=theme.ink,
-                    mew=1,
-                    clip_on=False,
-                )
+    matrix = series.matrix.mean
+    ring: dict[str, Any] = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mec": theme.ink, "mew": 1}
+    for stage, column in series.own:
+        if column in columns:
+            axes.plot([stage], [matrix[stage, column]], clip_on=False, **ring)
 
 
 def _stage_axis(axes: Axes, series: Series) -> None:

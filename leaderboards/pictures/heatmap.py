@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -81,18 +82,12 @@ def _blocks(series: Series) -> Iterator[Block]:
     names = short_names([entry.text for entry in entries])
     yield Block("clean", ["clean"], 0.0, clean[:, None], set())
     left = 1.0
-    stages = {stage.index: stage.attacks for stage in series.first.stages}
     for role in ("seen", "unseen", "eval"):
         chosen = [index for index, entry in enumerate(entries) if entry.role == role]
         if not chosen:
             continue
         left += GAP
-        own = {
-            (stage, place)
-            for place, index in enumerate(chosen)
-            for stage, texts in stages.items()
-            if {entries[index].text, entries[index].training} & set(texts)
-        }
+        own = {(stage, chosen.index(column)) for stage, column in series.own if column in chosen}
         yield Block(role, [names[index] for index in chosen], left, matrix[:, chosen], own)
         left += len(chosen)
 
@@ -164,17 +159,15 @@ def _write(axes: Axes, block: Block) -> None:
             continue
         colour = hexadecimal(ink(shade(value / 100)))
         framed = (row, column) in block.own
-        weight = "bold" if framed else "normal"
+        look: dict[str, Any] = {"ha": "center", "color": colour, "fontweight": "bold" if framed else "normal"}
         if std is None:
-            axes.text(x, y, f"{value:.1f}", ha="center", va="center", color=colour, fontweight=weight)
+            axes.text(x, y, f"{value:.1f}", va="center", **look)
         else:
-            axes.text(x, y + 0.03, f"{value:.1f}", ha="center", va="bottom", color=colour, fontweight=weight)
-            axes.text(
-                x, y + 0.07, f"± {std[row, column]:.1f}", ha="center", va="top", color=colour, fontsize=6.5
-            )
+            axes.text(x, y + 0.03, f"{value:.1f}", va="bottom", **look)
+            look |= {"fontweight": "normal"}
+            axes.text(x, y + 0.07, f"± {std[row, column]:.1f}", va="top", fontsize=6.5, **look)
         if framed:
-            frame = Rectangle((x - 0.42, y - 0.4), 0.84, 0.8, fill=False, edgecolor=colour, lw=1)
-            axes.add_patch(frame)
+            axes.add_patch(Rectangle((x - 0.42, y - 0.4), 0.84, 0.8, fill=False, edgecolor=colour, lw=1))
 
 
 def _title(series: Series, found: list[Series]) -> str:

@@ -94,6 +94,16 @@ class Series:
         return ["+".join(names[text] for text in stage.attacks) or "plain" for stage in stages]
 
     @property
+    def own(self) -> list[tuple[int, int]]:
+        """The stage and the column of each attack that the stage trained against, in order."""
+        return [
+            (stage.index, column)
+            for stage in self.first.stages
+            for column, entry in enumerate(self.first.attacks)
+            if {entry.text, entry.training} & set(stage.attacks)
+        ]
+
+    @property
     def trained(self) -> bool:
         """False for a model that was only evaluated: it has one row of R and no sequence."""
         return self.first.regime != "eval"

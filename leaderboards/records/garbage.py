@@ -137,19 +137,14 @@ def _our_log(path: Path) -> bool:
 
 def _maker_lives(path: Path) -> bool:
     """Whether the process that made a directory may be about to write its manifest."""
+    with contextlib.suppress(RecordError):
+        read_manifest(path)
+        return False
     signed = signature(path)
     if signed is None:
         # An empty lock means that its maker is just signing; without a lock, the run predates signatures.
-        return (path / LOCK).exists() and not _has_manifest(path)
-    return not _has_manifest(path) and (signed[1] != socket.gethostname() or is_alive(signed[0]))
-
-
-def _has_manifest(path: Path) -> bool:
-    try:
-        read_manifest(path)
-    except RecordError:
-        return False
-    return True
+        return (path / LOCK).exists()
+    return signed[1] != socket.gethostname() or is_alive(signed[0])
 
 
 def _strays(paths: Iterator[Path]) -> Iterator[Path]:

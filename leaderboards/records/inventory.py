@@ -78,16 +78,16 @@ def entry_of(path: Path) -> RunEntry | None:
         record = read_record(path / RECORD)
     except RecordError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
-            return _entry(path, "damaged", manifest, _config(manifest), problem=str(error))
+            return _entry(path, "damaged", manifest, problem=str(error))
     else:
-        return _entry(path, "complete", manifest, record.config, record=record)
+        return _entry(path, "complete", manifest, record=record)
     if held:
-        return _entry(path, "running", manifest, _config(manifest))
+        return _entry(path, "running", manifest)
     if problem:
-        return _entry(path, "damaged", None, {}, problem=problem)
+        return _entry(path, "damaged", None, problem=problem)
     if manifest is None and not any((path / name).exists() for name in (LOG, LOCK)):
         return None
-    return _entry(path, "unfinished", manifest, _config(manifest))
+    return _entry(path, "unfinished", manifest)
 
 
 def find_unfinished(runs_dir: Path, identity: str) -> list[Path]:
@@ -131,22 +131,12 @@ def _manifest(path: Path) -> tuple[Manifest | None, str]:
         return None, "" if missing else str(error)
 
 
-def _config(manifest: Manifest | None) -> dict[str, Any]:
-    return {} if manifest is None else manifest.config
-
-
 def _entry(
-    path: Path,
-    state: State,
-    manifest: Manifest | None,
-    config: dict[str, Any],
-    *,
-    record: Record | None = None,
-    problem: str = "",
+    path: Path, state: State, manifest: Manifest | None, *, record: Record | None = None, problem: str = ""
 ) -> RunEntry:
-    kind = "" if manifest is None else str(manifest.kind)
+    kind, config = ("", {}) if manifest is None else (str(manifest.kind), manifest.config)
     if record is not None:
-        kind = EVALUATED if record.regime == EVALUATED else "run"
+        kind, config = EVALUATED if record.regime == EVALUATED else "run", record.config
         summary = _measured(record)
     else:
         summary = _progress(path, config) if kind == "run" else ""
