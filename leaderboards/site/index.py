@@ -16,7 +16,7 @@ from leaderboards.statistics.under import spoken
 SECTIONS: Final = (
     "",
     "Suspect, invalid or refused: shown, never ranked above an honest row",
-    "Target-aware: given the attack that it faces, ranked separately",
+    "Target-aware: told which attack it faces, ranked separately",
 )
 FILTERS: Final = ("dataset", "defense", "regime", "verdict", "trust")
 _ROWS_AT_FIRST: Final = 1000

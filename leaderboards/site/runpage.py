@@ -226,12 +226,12 @@ def _cost(record: Record, trained: bool) -> list[tuple[str, str]]:
     cost = record.cost
     training = [
         ("training", f"{cost.training_seconds:,.1f} s"),
-        ("forward passes of one image, training", f"{cost.training_forwards:,}"),
-        ("backward passes of one image, training", f"{cost.training_backwards:,}"),
+        ("forward passes in training, by image", f"{cost.training_forwards:,}"),
+        ("backward passes in training, by image", f"{cost.training_backwards:,}"),
     ]
     return [
         *(training if trained else []),
         ("evaluation", f"{cost.evaluation_seconds:,.1f} s"),
         ("parameters", f"{cost.parameters:,}"),
-        ("multiply-adds an image", f"{cost.multiply_adds:,}"),
+        ("multiply-adds per image", f"{cost.multiply_adds:,}"),
     ]
