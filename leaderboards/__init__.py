@@ -9,31 +9,31 @@ from leaderboards.audits.finished import find_records
 from leaderboards.boards.cache import find_results
 from leaderboards.boards.comparing import RowComparison, compare, compare_over
 from leaderboards.boards.latex import to_latex
+from leaderboards.boards.ranking import rows
+from leaderboards.boards.row import Row
 from leaderboards.boards.sheets import View
-from leaderboards.boards.tables import Row, load, rows, to_csv, to_json, to_markdown, to_table
+from leaderboards.boards.tables import load, to_csv, to_json, to_markdown, to_table
 from leaderboards.errors import RecordError
 from leaderboards.records.archive import pack, unpack
 from leaderboards.records.checking import Findings, check_run
 from leaderboards.records.checksums import verify_checksums, write_checksums
-from leaderboards.records.garbage import Garbage, find_garbage, remove, size_of
-from leaderboards.records.inventory import RunEntry, find_complete, find_unfinished, inventory
-from leaderboards.records.lock import RunBusyError, hold, is_held
-from leaderboards.records.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from leaderboards.records.record import (
+from leaderboards.records.entries import (
     CLEAN,
-    SCHEMA,
     AttackEntry,
     Audit,
     Cell,
     Cost,
     Flag,
     PerClass,
-    Record,
     RecordedStage,
     Threat,
-    comparable,
-    parse_record,
 )
+from leaderboards.records.garbage import Garbage, find_garbage, remove, size_of
+from leaderboards.records.inventory import RunEntry, find_complete, find_unfinished, inventory
+from leaderboards.records.layout import MANIFEST
+from leaderboards.records.lock import RunBusyError, hold, is_held
+from leaderboards.records.manifest import Manifest, read_manifest, write_manifest
+from leaderboards.records.record import SCHEMA, Record, comparable, parse_record
 from leaderboards.records.store import (
     json_bytes,
     new_run_directory,

@@ -24,8 +24,8 @@ from defenses import registry
 from leaderboards import CLEAN, PerClass, RecordError, check_run, read_manifest, read_outcomes
 from leaderboards.audits.contradictions import equal
 from leaderboards.records.checksums import digest_of
+from leaderboards.records.entries import Role
 from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
-from leaderboards.records.record import Role
 from leaderboards.statistics.measured import eval_metrics, metrics_of, transfer_metric
 
 

@@ -17,7 +17,7 @@ from leaderboards.boards.query import Texts
 from leaderboards.boards.ranking import rows
 from leaderboards.boards.row import Row
 from leaderboards.boards.sheets import Sheet, View, pivoted, sheets
-from leaderboards.boards.values import cell, extra_columns, flat, scalar, standard_columns
+from leaderboards.boards.values import cell, extra_columns, scalar, standard_columns
 from leaderboards.printable import in_cell, in_line, printable
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.summary import Summary
@@ -25,18 +25,6 @@ from leaderboards.statistics.summary import Summary
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
-
-__all__ = [
-    "Row",
-    "flat",
-    "load",
-    "rows",
-    "to_csv",
-    "to_json",
-    "to_markdown",
-    "to_table",
-    "to_text",
-]
 
 
 def data(rows: Sequence[Row], view: View | None = None) -> tuple[list[str], list[list[Any]]]:

@@ -13,8 +13,6 @@ from leaderboards.records.limits import read_bounded
 from leaderboards.records.record import explain
 from leaderboards.records.store import write_json
 
-__all__ = ["MANIFEST", "Manifest", "read_manifest", "write_manifest"]
-
 MANIFEST_SCHEMA: Final = 1
 
 

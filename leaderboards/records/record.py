@@ -13,44 +13,19 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from leaderboards.errors import RecordError
 from leaderboards.records.entries import (
     CLEAN,
-    Access,
     AttackEntry,
     Audit,
     Cell,
     Cost,
     Entries,
-    Flag,
     Frozen,
     JsonDict,
     Name,
-    Norm,
     PerClass,
     RecordedStage,
     Role,
-    Threat,
-    Verdict,
 )
 from leaderboards.records.limits import MOST_ATTACK, MOST_ENTRIES, MOST_NAME, MOST_SETTING
-
-__all__ = [
-    "CLEAN",
-    "SCHEMA",
-    "Access",
-    "AttackEntry",
-    "Audit",
-    "Cell",
-    "Cost",
-    "Flag",
-    "Norm",
-    "PerClass",
-    "Record",
-    "RecordedStage",
-    "Role",
-    "Threat",
-    "Verdict",
-    "comparable",
-    "parse_record",
-]
 
 SCHEMA: Final = 1
 LONGEST: Final = 400

@@ -108,11 +108,10 @@ def write_outcomes(path: Path, clean: Bools, robust: Bools, *, probes: Bools | N
     """
     if fault := _outcome_fault(clean, robust):
         raise ValueError(fault)
-    more: dict[str, Any] = {} if probes is None else {"probes": np.ascontiguousarray(probes)}
+    arrays = {"clean": clean, "robust": robust} | ({} if probes is None else {"probes": probes})
+    contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, clean=np.ascontiguousarray(clean), robust=np.ascontiguousarray(robust), **more
-    )
+    np.savez_compressed(buffer, **contiguous)
     write_bytes(path, buffer.getvalue())
 
 
