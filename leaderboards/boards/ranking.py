@@ -79,10 +79,8 @@ def rows(
     wanted = [*METRICS, *single] if intervals is True else asked
     results = [one if isinstance(one, Result) else result_of(one) for one in records]
     trust = functools.cache(_trust)
-    pairs = sorted(
-        (_unranked(group, single, trust) for group in _grouped(results)),
-        key=lambda pair: _order(pair[0], key),
-    )
+    unsorted = [(_unranked(group, single, trust), group) for group in _grouped(results)]
+    pairs = sorted(unsorted, key=lambda pair: _order(pair[0], key))
     query.check([row for row, _ in pairs])
     # The seeds of a row have one protocol, and therefore the same attacks.
     met = [(one[0].id, one[0].attacks) for row, one in pairs if query.shows(row)]
@@ -114,13 +112,11 @@ def _trust(directory: str) -> Trust:
     return trust_of(Path(directory)) if directory else "self-reported"
 
 
-def _unranked(
-    results: list[Result], single: Sequence[str], trust: Callable[[str], Trust]
-) -> tuple[Row, list[Result]]:
+def _unranked(results: Sequence[Result], single: Sequence[str], trust: Callable[[str], Trust]) -> Row:
     """One row for runs that differ only in seed, without a rank."""
     first, shared = results[0], results[0].conditions
     extra = sorted({name for result in results for name in result.metrics} - set(METRICS))
-    row = Row(
+    return Row(
         rank=None,
         defense=shared.defense,
         params=shared.params,
@@ -147,7 +143,6 @@ def _unranked(
         trust=max((trust(result.directory) for result in results), key=LEVELS.index),
         directories=tuple(result.directory for result in results),
     )
-    return row, results
 
 
 def _order(row: Row, key: str) -> tuple[Any, ...]:
@@ -177,10 +172,10 @@ def _parted(
     if kept := [result for place, result in enumerate(results) if place not in out]:
         standing = Standing(kept)
         standing.read()
-        yield _unranked(kept, single, trust)[0], standing
+        yield _unranked(kept, single, trust), standing
     for one in refused:
         some = [results[place] for place in one.places]
-        yield replace(_unranked(some, single, trust)[0], refused=one.why), Standing(some, note=one.line)
+        yield replace(_unranked(some, single, trust), refused=one.why), Standing(some, note=one.line)
 
 
 def _board(

@@ -59,26 +59,18 @@ def worst_cases(
     A grouping that puts all attacks into one group is left out: it would repeat the union. Attacks without a
     norm form the group ``none``.
     """
+
+    def case(grouping: str, group: str, members: Sequence[int]) -> WorstCase:
+        survive, n = worst_case(robust[members], [counts[index] for index in members])
+        return WorstCase(grouping, group, [attacks[index].text for index in members], survive, n)
+
     if not attacks:
         return []
-    found = [_case("all", "every attack", range(len(attacks)), attacks, robust, counts)]
+    found = [case("all", "every attack", list(range(len(attacks))))]
     for grouping in GROUPINGS:
         keys = [str(getattr(entry, grouping) or "none") for entry in attacks]
         names = sorted(set(keys))
         for name in names if len(names) > 1 else []:
             members = [index for index, key in enumerate(keys) if key == name]
-            found.append(_case(grouping, name, members, attacks, robust, counts))
+            found.append(case(grouping, name, members))
     return found
-
-
-def _case(
-    grouping: str,
-    group: str,
-    members: Sequence[int],
-    attacks: Sequence[AttackEntry],
-    robust: NDArray[np.bool_],
-    counts: Sequence[int],
-) -> WorstCase:
-    chosen = list(members)
-    survive, n = worst_case(robust[chosen], [counts[index] for index in chosen])
-    return WorstCase(grouping, group, [attacks[index].text for index in chosen], survive, n)
