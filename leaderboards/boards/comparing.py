@@ -178,6 +178,4 @@ def _standing(row: Row) -> Standing:
         if not directory:
             return Standing([], note=f"outcomes of {run} not available: a record alone")
         results.append(result_of(read_record(Path(directory)), directory))
-    standing = Standing(results)
-    standing.read()
-    return standing
+    return Standing.of(results)

@@ -162,17 +162,14 @@ def _parted(
     row: Row, results: list[Result], key: str, single: Sequence[str], trust: Callable[[str], Trust]
 ) -> Iterator[tuple[Row, Standing]]:
     """The row of the runs that may be ranked, and one row for each group of refused runs."""
-    standing = Standing(results)
-    standing.read()
+    standing = Standing.of(results)
     refused = refusals(standing, key, trust)
     if not refused:
         yield row, standing
         return
     out = {place for one in refused for place in one.places}
     if kept := [result for place, result in enumerate(results) if place not in out]:
-        standing = Standing(kept)
-        standing.read()
-        yield _unranked(kept, single, trust), standing
+        yield _unranked(kept, single, trust), Standing.of(kept)
     for one in refused:
         some = [results[place] for place in one.places]
         yield replace(_unranked(some, single, trust), refused=one.why), Standing(some, note=one.line)

@@ -93,8 +93,7 @@ def _without_outcomes(results: Sequence[Result], kept: Sequence[int], key: str) 
 
 
 def _fault(results: Sequence[Result], key: str) -> str:
-    standing = Standing(results)
-    standing.read()
+    standing = Standing.of(results)
     standing.terms(key)
     return standing.note
 

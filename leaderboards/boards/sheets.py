@@ -238,14 +238,12 @@ def pivoted(rows: Sequence[Row], keys: tuple[str, str, str]) -> Sheet:
     )
     places: dict[tuple[str, str], int] = {}
     for index, place in enumerate(zip(lefts, tops, strict=True)):
-        if place in places and (rows[index].refused or rows[places[place]].refused):
+        other = places.get(place)
+        if other is None or rows[other].refused:
             # A ranked row replaces a refused one.
-            if rows[places[place]].refused:
-                places[place] = index
-            continue
-        if place in places:
-            raise RecordError(_crowded(rows[places[place]], rows[index], place, keys))
-        places[place] = index
+            places[place] = index
+        elif not rows[index].refused:
+            raise RecordError(_crowded(rows[other], rows[index], place, keys))
     columns = [replace(down, kind="text", sign=0)]
     columns += [replace(value, name=top, heading=top) for top in dict.fromkeys(tops)]
     table: list[list[Any]] = [[left, *[None] * (len(columns) - 1)] for left in dict.fromkeys(lefts)]

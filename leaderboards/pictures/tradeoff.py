@@ -1,6 +1,5 @@
 """Clean against robust accuracy, with the Pareto front of the rows that no other row beats in both."""
 
-import difflib
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Final
@@ -9,7 +8,7 @@ from matplotlib.axes import Axes
 
 from leaderboards.boards.labels import short_hash
 from leaderboards.boards.row import WORST_CASE, Row
-from leaderboards.errors import RecordError
+from leaderboards.errors import RecordError, nearest
 from leaderboards.pictures.canvas import Picture, note, picture
 from leaderboards.pictures.placing import Point, name_marks
 from leaderboards.pictures.series import labels, numbers
@@ -53,8 +52,8 @@ def trade_off(
         RecordError: no row has both values, there are too many rows, or the measure is unknown.
     """
     if measure not in MEASURES:
-        near = difflib.get_close_matches(measure, MEASURES, n=1, cutoff=0.5)
-        hint = f": did you mean {near[0]!r}?" if near else ""
+        near = nearest(measure, MEASURES)
+        hint = f":{near}" if near else ""
         raise RecordError(f"unknown measure {measure!r}{hint} (allowed: {', '.join(MEASURES)})")
     metric, said = MEASURES[measure]
     groups: dict[tuple[str, ...], list[Row]] = {}

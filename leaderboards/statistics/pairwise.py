@@ -46,11 +46,9 @@ def tests(standings: Sequence[Standing], metric: str) -> Tests:
     size = len(standings)
     points, bootstrap = (np.full((size, size), np.nan) for _ in range(2))
     exact = np.zeros((size, size), dtype=np.bool_)
-    terms = [standing.terms(metric) for standing in standings]
-    for members in by_points(standings, terms):
+    for members, chosen in by_points(standings, metric):
         place = np.ix_(members, members)
         rows = [standings[index] for index in members]
-        chosen = [one for index in members if (one := terms[index]) is not None]
         if per_point(metric):
             points[place], exact[place] = _proportions(rows, chosen, metric)
         if not exact[place].all():

@@ -1,8 +1,8 @@
 """Rows with the outcomes of their seeds: their terms, bootstrap replicates and intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _BATCH: Final = 8_000_000
 
 @dataclass
 class Standing:
-    """A row under construction: the results of its seeds, and their outcomes once they are read.
+    """A row under construction: the results of its seeds, and their outcomes as far as they can be used.
 
     ``note`` says why outcomes are not used; empty if they are used.
     """
@@ -30,24 +30,23 @@ class Standing:
     note: str = ""
     _drawn: dict[str, Drawn] = field(default_factory=dict)
 
-    def read(self) -> None:
-        """Read the outcomes of all seeds, if they can be used together."""
-        first = self.results[0]
-        if not all(result.directory for result in self.results):
-            self.note = "outcomes not available: a record alone"
-            return
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> Self:
+        """A row with the outcomes of all seeds, if they can be used together."""
+        first = results[0]
+        if not all(result.directory for result in results):
+            return cls(results, note="outcomes not available: a record alone")
         try:
-            found = [result.outcomes() for result in self.results]
+            found = [result.outcomes() for result in results]
         except RecordError as error:
-            self.note = str(error)
-            return
+            return cls(results, note=str(error))
         shapes = {(clean.shape, robust.shape) for clean, robust in found}
-        stacked = len(shapes) == 1 and all(result.layout == first.layout for result in self.results)
+        stacked = len(shapes) == 1 and all(result.layout == first.layout for result in results)
         if not stacked or not _fits(first, found[0][1].shape):
-            self.note = f"outcomes of {first.id} do not fit its record or those of the other seeds"
-            return
+            note = f"outcomes of {first.id} do not fit its record or those of the other seeds"
+            return cls(results, note=note)
         clean, robust = (np.stack([pair[part] for pair in found]) for part in (0, 1))
-        self.outcomes = Outcomes(first.layout, clean, robust)
+        return cls(results, Outcomes(first.layout, clean, robust))
 
     def terms(self, metric: str) -> Floats | None:
         """The terms of a metric, if the outcomes give exactly the numbers of the records."""
@@ -84,13 +83,15 @@ def _fits(result: Result, shape: Sequence[int]) -> bool:
     return rows == expected and attacks == len(counts) and all(1 <= count <= points for count in counts)
 
 
-def by_points(standings: Sequence[Standing], terms: Sequence[Floats | None]) -> list[list[int]]:
-    """The indices of rows, grouped by equal blocks of points; rows without terms are left out."""
-    blocks: dict[tuple[int, ...], list[int]] = {}
-    for index, one in enumerate(terms):
-        if one is not None:
-            blocks.setdefault(standings[index].shape, []).append(index)
-    return list(blocks.values())
+def by_points(standings: Sequence[Standing], metric: str) -> Iterator[tuple[list[int], list[Floats]]]:
+    """The indices and terms of rows, grouped by equal blocks of points; rows without terms are left out."""
+    blocks: dict[tuple[int, ...], tuple[list[int], list[Floats]]] = {}
+    for index, terms in enumerate([standing.terms(metric) for standing in standings]):
+        if terms is not None:
+            members, chosen = blocks.setdefault(standings[index].shape, ([], []))
+            members.append(index)
+            chosen.append(terms)
+    yield from blocks.values()
 
 
 def drawn(standings: Sequence[Standing], metric: str, terms: Sequence[Floats]) -> list[Drawn]:
@@ -113,9 +114,7 @@ def with_intervals(
     """The summaries of rows, with 95 % intervals of ``metrics`` for rows whose outcomes are available."""
     found = [dict(one) for one in summaries]
     for metric in metrics:
-        terms = [standing.terms(metric) for standing in standings]
-        for members in by_points(standings, terms):
-            chosen = [one for index in members if (one := terms[index]) is not None]
+        for members, chosen in by_points(standings, metric):
             found_here = drawn([standings[index] for index in members], metric, chosen)
             for index, own in zip(members, found_here, strict=True):
                 low, high = contrast([(1.0, own)]).interval()
