@@ -67,7 +67,7 @@ def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> R
     """The page of a record; ``robust`` (T+1, A, n) are its stored outcomes, None if not available."""
     config = record.config
     trained = record.regime != EVALUATED
-    model = config["model"] if isinstance(config["model"], str) else as_text(config["model"])
+    model = as_text(config["model"])
     parts = [config["defense"], record.regime, config["dataset"], model, f"seed {config['seed']}"]
     return RunPage(
         record=record,
@@ -109,14 +109,14 @@ def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key.replace("_", " "), as_text(value)) for key, value in values.items()]
 
 
-def _level(share: float) -> int:
-    return round(share * LEVELS)
-
-
 def _heat(cell: Cell, *, own: bool = False) -> Heat:
     notes = [f"{cell.invalid} invalid"] if cell.invalid else []
     notes += ["box only"] if cell.bound == "box-only" else []
-    return Heat(f"{100 * cell.accuracy:.1f}", _level(cell.accuracy), ", ".join(notes), own)
+    return _share(cell.accuracy, ", ".join(notes), own)
+
+
+def _share(share: float, note: str = "", own: bool = False) -> Heat:
+    return Heat(f"{100 * share:.1f}", round(share * LEVELS), note, own)
 
 
 def budget_of(entry: AttackEntry) -> str:
@@ -175,9 +175,6 @@ def _classes(record: Record) -> HeatTable:
         rows.append((entry.label, [Heat(str(entry.n)), *shares]))
     return HeatTable([(name, "") for name in columns], rows, len(texts) - len(shown_texts))
 
-
-def _share(share: float) -> Heat:
-    return Heat(f"{100 * share:.1f}", _level(share))
 
 
 def _worst(record: Record, robust: NDArray[np.bool_] | None) -> list[WorstCase]:
