@@ -78,14 +78,10 @@ class SheetTable(Table):
             frame.add_column(column.header, justify=column.justify, width=width)
         frame.add_row(*(Text("") for _ in widths))
         box = HEAVY_HEAD.substitute(options, safe=console.safe_box)
+        empty = f" {box.mid_left}{box.mid_vertical}{box.mid_right}"
         for line in console.render_lines(frame, options, pad=False):
-            if (
-                line
-                and line[0].text.startswith(box.mid_left)
-                and not "".join(segment.text for segment in line).strip(
-                    f" {box.mid_left}{box.mid_vertical}{box.mid_right}"
-                )
-            ):
+            text = "".join(segment.text for segment in line)
+            if text.startswith(box.mid_left) and not text.strip(empty):
                 yield from self._rows(texts, widths, console)
             else:
                 yield from line

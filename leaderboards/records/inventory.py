@@ -10,7 +10,7 @@ from leaderboards.records.layout import EVALUATED, LOCK, LOG, RECORD, STAGES, na
 from leaderboards.records.lock import is_held
 from leaderboards.records.manifest import Manifest, read_manifest
 from leaderboards.records.record import Record
-from leaderboards.records.store import read_record
+from leaderboards.records.store import read_record, run_paths
 from leaderboards.records.trust import Trust, trust_of
 
 State = Literal["complete", "running", "unfinished", "damaged"]
@@ -61,12 +61,9 @@ def run_directories(runs_dir: Path) -> list[Path]:
     Raises:
         RecordError: there is no such directory, or it cannot be read.
     """
-    runs_dir = Path(runs_dir)
-    if not runs_dir.is_dir():
-        raise RecordError(f"no runs directory at {runs_dir}: run `advbench run` first")
+    paths = [path for path in map(Path, run_paths(runs_dir)) if not path.name.startswith(".")]
     with os_errors(f"cannot read runs directory {runs_dir}"):
-        found = [path for path in runs_dir.iterdir() if not path.name.startswith(".") and path.is_dir()]
-    return sorted(found, key=natural)
+        return sorted(filter(Path.is_dir, paths), key=natural)
 
 
 def entry_of(path: Path) -> RunEntry | None:

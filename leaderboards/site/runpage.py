@@ -176,7 +176,6 @@ def _classes(record: Record) -> HeatTable:
     return HeatTable([(name, "") for name in columns], rows, len(texts) - len(shown_texts))
 
 
-
 def _worst(record: Record, robust: NDArray[np.bool_] | None) -> list[WorstCase]:
     """The worst cases by norm, family and access, if the outcomes give the counts of the record's cells."""
     last = record.stages[-1].index if record.stages else 0
