@@ -222,8 +222,8 @@ def _cost(record: Record, trained: bool) -> list[tuple[str, str]]:
     cost = record.cost
     training = [
         ("training", f"{cost.training_seconds:,.1f} s"),
-        ("forward passes in training, by image", f"{cost.training_forwards:,}"),
-        ("backward passes in training, by image", f"{cost.training_backwards:,}"),
+        ("forward passes of single images in training", f"{cost.training_forwards:,}"),
+        ("backward passes of single images in training", f"{cost.training_backwards:,}"),
     ]
     return [
         *(training if trained else []),
