@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from record_trees import record_tree
+from record_trees import UNTOUCHED, cell, entry, record_tree, stages, threat
 from targets import Target, trained_target
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from advbench import run
 from advbench.audit import battery, competence, consistency
+from advbench.cli.main import invoke
 from advbench.data import DataSet, load_dataset
 from advbench.runs.saved import Run
 from leaderboards import Record, parse_record
@@ -137,6 +139,25 @@ def trained_run(runs_dir: Path, _one_thread: None) -> Run:
 
 
 @pytest.fixture
+def own_run(small_run: Run, tmp_path: Path) -> Path:
+    """The directory of a copy of ``small_run`` that a test may change."""
+    return shutil.copytree(small_run.path, tmp_path / "own" / "run")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Calls a command, which must end with ``code``; what it printed on stdout and on stderr."""
+
+    def called(*arguments: object, code: int = 0) -> tuple[str, str]:
+        capsys.readouterr()
+        ended = invoke([str(one) for one in arguments])
+        printed = capsys.readouterr()
+        assert ended == code, printed.err
+        return printed.out, printed.err
+
+    return called
+
+
 def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit asks little, for tests of large models that are not about what it finds."""
     for name in ("STEPS", "BRIEF_STEPS", "QUERIES", "BRIEF_QUERIES", "LABELS", "DRAWS"):
@@ -181,17 +202,12 @@ def record_with() -> Callable[..., Record]:
         **config: Any,
     ) -> Record:
         right = n if clean is None else clean
-        threat = {"norm": None, "eps": None, "access": "none"}
-        rest = {"seconds": 1.0, "forwards": 1, "backwards": 1, "invalid": 0, "stage": 1, "n": n}
-        cells = [{"attack": "clean", "threat": threat, "clean_correct": right, "robust": right, **rest}]
-        entries = []
+        entries, cells = [], [cell(1, "clean", n, right, right, UNTOUCHED)]
         for name, knobs, norm, eps, robust in attacks:
             text = f"{name}:eps={eps!r}" + (f",{knobs}" if knobs else "")
-            entry = {"text": text, "name": name, "family": "f", "norm": norm, "eps": eps, "kind": "budgeted"}
-            entries.append({**entry, "access": "white-box", "role": "eval", "training": None})
-            threat = {"norm": norm, "eps": eps, "access": "white-box"}
-            cell = {"attack": text, "threat": threat, "clean_correct": right, "robust": robust}
-            cells.append({**cell, **rest})
+            allowed = threat(norm, eps)
+            entries.append(entry(text, "eval", **allowed))
+            cells.append(cell(1, text, n, right, robust, allowed))
         joint = {"regime": "joint", "dataset": data[0], "model": "net", "pretrain": 0}
         tree = record_tree(
             joint | config,
@@ -237,13 +253,10 @@ def _record(
     texts = list(ATTACKS)
     settings: dict[str, Any] = {
         "defense": defense,
-        "params": {},
         "sequence": texts[:2],
         "training": ["fgsm:eps=0.2", "pgd:eps=0.2,steps=7"],
-        "regime": "continual",
         "unseen": texts[2:],
         "eval": [],
-        "dataset": "digits",
         "data_dir": None,
         "model": "digits-cnn",
         "plan": {"epochs": 3, "lr": 0.1, "augmentation": []},
@@ -254,83 +267,45 @@ def _record(
         "threads": 1,
         "target_aware": False,
     } | config
-
-    def cell(stage: int, text: str, kept: int, n: int = 100) -> dict[str, Any]:
-        _, norm, access, _, _ = ATTACKS.get(text, ("", None, "none", "", None))
-        threat = {"norm": norm, "eps": None if norm is None else 0.2, "access": access}
-        counts = {"n": n, "clean_correct": clean, "robust": kept, "invalid": 0}
-        passes = {"seconds": 1.5, "forwards": 4000, "backwards": 4000}
-        return {"stage": stage, "attack": text, "threat": threat, **counts, **passes}
-
+    threats = {text: threat(norm, access=access) for text, (_, norm, access, _, _) in ATTACKS.items()}
     after = [robust // 8, robust - 10, robust]
-    rows = [(0, [3, 0, 1]), (1, [robust, robust // 2, 20]), (2, after)]
-    return parse_record(
-        {
-            "schema": 1,
-            "id": name or f"{defense}-{settings['regime']}-s{seed}",
-            "created": "2026-01-02T03:04:05+00:00",
-            "status": "complete",
-            "config": settings,
-            "protocol": "0a1b2c3d4e5f",
-            "regime": settings["regime"],
-            "attacks": [
-                {"text": text, "name": text.partition(":")[0], "family": family, "norm": norm, "eps": 0.2}
-                | {"access": access, "kind": "budgeted", "role": role, "training": training}
-                for text, (role, norm, access, family, training) in ATTACKS.items()
-            ],
-            "stages": [
-                {
-                    "index": t,
-                    "attacks": texts[t - 1 : t] if t else [],
-                    "weights": f"{t}.safetensors",
-                    "spec": {},
-                }
-                for t in range(3)
-            ],
-            "environment": {
-                "versions": {"torch": "2.15.0"},
-                "commit": "abcdef012345",
-                "device": "cpu (x86_64)",
-                "threads": 1,
-                "data": {"name": settings["dataset"], "fingerprint": fingerprint},
-                "python": "3.11.7",
-                "platform": "Linux",
-            },
-            "cells": [
-                cell(stage, text, kept)
-                for stage, counts in rows
-                for text, kept in zip(["clean", *texts], [clean, *counts], strict=True)
-            ],
-            "metrics": {
-                "average_robust_accuracy": (after[0] + after[1]) / 200,
-                "clean_accuracy": clean / 100,
-                "worst_case_accuracy": after[0] / 100,
-                "forgetting": (robust - after[0]) / 100,
-                "unseen_accuracy": after[2] / 100,
-            },
-            "per_class": [
-                {"class": label, "n": 50, "clean_correct": clean // 2, "worst_case": 1}
-                | {"robust": {text: kept // 2 for text, kept in zip(texts, after, strict=True)}}
-                for label in ("zero", "one")
-            ],
-            "cost": {
-                "training_seconds": 10.0 + seed,
-                "training_forwards": 5000,
-                "training_backwards": 5000,
-                "evaluation_seconds": 2.0,
-                "parameters": 85066,
-                "multiply_adds": 379520,
-            },
-            "audit": {
-                "verdict": verdict,
-                "flags": [
-                    {"code": code, "message": f"what {code} means", "evidence": {"share_of_points": 0.75}}
-                    for code in flags
-                ],
-                "checks": ["zero-gradient", "nan-logits"],
-                "probes": [cell(2, texts[2], 30, n=100)],
-                "surrogate": "row 0",
-            },
+    found = [[3, 0, 1], [robust, robust // 2, 20], after]
+    tree = record_tree(
+        settings,
+        fingerprint=fingerprint,
+        id=name or f"{defense}-{config.get('regime', 'continual')}-s{seed}",
+        protocol="0a1b2c3d4e5f",
+        attacks=[
+            entry(text, role, family=family, training=training, **threats[text])
+            for text, (role, _, _, family, training) in ATTACKS.items()
+        ],
+        stages=stages([], *([text] for text in texts[:2])),
+        cells=[
+            cell(stage, text, 100, clean, kept, threats.get(text, UNTOUCHED))
+            for stage, counts in enumerate(found)
+            for text, kept in zip(["clean", *texts], [clean, *counts], strict=True)
+        ],
+        metrics={
+            "average_robust_accuracy": (after[0] + after[1]) / 200,
+            "clean_accuracy": clean / 100,
+            "worst_case_accuracy": after[0] / 100,
+            "forgetting": (robust - after[0]) / 100,
+            "unseen_accuracy": after[2] / 100,
         },
-        "here",
+        per_class=[
+            {"class": label, "n": 50, "clean_correct": clean // 2, "worst_case": 1}
+            | {"robust": {text: kept // 2 for text, kept in zip(texts, after, strict=True)}}
+            for label in ("zero", "one")
+        ],
+        audit={
+            "verdict": verdict,
+            "flags": [
+                {"code": code, "message": f"what {code} means", "evidence": {"share_of_points": 0.75}}
+                for code in flags
+            ],
+            "checks": ["zero-gradient", "nan-logits"],
+            "probes": [cell(2, texts[2], 100, clean, 30, threats[texts[2]])],
+            "surrogate": "row 0",
+        },
     )
+    return parse_record(tree, "here")
