@@ -17,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.lines import Line2D
 from PIL import Image
-from record_trees import record_tree
+from record_trees import UNTOUCHED, cell, entry, record_tree, stages, threat
 from rich.console import Console
 
-from advbench.cli.main import invoke
 from advbench.cli.shading import bars, has_shades, shaded
 from advbench.runs.gallery import draw, gallery
 from advbench.runs.saved import Run
@@ -61,24 +60,11 @@ CONTINUAL = [
 JOINT = [CONTINUAL[0], [178, 144, 120, 50, 100, 148]]
 
 
-def cell(stage: int, attack: str, n: int, clean: int, robust: int) -> dict[str, Any]:
-    """One cell."""
+def threat_of(attack: str) -> dict[str, Any]:
+    """What an attack may do, by its text."""
     name, _, knobs = attack.partition(":")
     eps = float(knobs.split(",")[0].removeprefix("eps=")) if knobs else None
-    norm = None if eps is None else "l2" if name == "cw" else "linf"
-    access = "none" if eps is None else "white-box"
-    return {
-        "stage": stage,
-        "attack": attack,
-        "threat": {"norm": norm, "eps": eps, "access": access},
-        "n": n,
-        "clean_correct": clean,
-        "robust": robust,
-        "invalid": 0,
-        "seconds": 0.0,
-        "forwards": 0,
-        "backwards": 0,
-    }
+    return threat("l2" if name == "cw" else "linf", eps) if knobs else UNTOUCHED
 
 
 def record(
@@ -96,33 +82,26 @@ def record(
     joint = len(counts) == 2
     attacks = [*sequence, SQUARE, PGD_SMALL]
     roles = ["seen"] * len(sequence) + ["unseen", "eval"]
-    threats = [cell(0, text, 1, 1, 1)["threat"] for text in attacks]
-    names = [text.partition(":")[0] for text in attacks]
     shares = np.array(counts[-1]) / N
     regime = "joint" if joint else "continual"
     settings = {"defense": defense, "seed": seed, "pretrain": 5, "regime": regime}
     settings |= {"sequence": list(sequence), "training": list(sequence)}
-    stages = [[], list(sequence)] if joint else [[], *([text] for text in sequence)]
     cells = [
-        cell(stage, text, N, row[0], row[0] if text == "clean" else count)
+        cell(stage, text, N, row[0], count, threat_of(text))
         for stage, row in enumerate(counts)
         for text, count in zip(["clean", *attacks], row, strict=True)
         if text != missing
     ]
-    ladder = [cell(len(counts) - 1, f"pgd:eps={eps},loss=ce", 50, 45, count) for eps, count in probes]
-    kind: dict[str, Any] = {"kind": "budgeted", "training": None}
+    ladder = [(f"pgd:eps={eps},loss=ce", count) for eps, count in probes]
     tree = record_tree(
         settings | config,
         fingerprint="sha256:aa",
         id=f"{defense}-{regime}-{len(sequence)}-{config}-s{seed}",
         attacks=[
-            {"text": text, "name": name, "family": FAMILIES[name], "role": role} | kind | threat
-            for text, name, threat, role in zip(attacks, names, threats, roles, strict=True)
+            entry(text, role, family=FAMILIES[text.partition(":")[0]], **threat_of(text))
+            for text, role in zip(attacks, roles, strict=True)
         ],
-        stages=[
-            {"index": index, "attacks": texts, "weights": f"stages/{index}.safetensors", "spec": {}}
-            for index, texts in enumerate(stages)
-        ],
+        stages=stages([], list(sequence)) if joint else stages([], *([text] for text in sequence)),
         cells=cells,
         metrics={
             "average_robust_accuracy": float(shares[1 : len(sequence) + 1].mean()),
@@ -131,7 +110,8 @@ def record(
         },
         verdict=verdict,
     )
-    tree["audit"]["probes"] = ladder
+    last = len(counts) - 1
+    tree["audit"]["probes"] = [cell(last, text, 50, 45, count, threat_of(text)) for text, count in ladder]
     return parse_record(tree, "here")
 
 
@@ -175,57 +155,47 @@ EVERY = {
 }
 
 
-@pytest.mark.quick(r"radar-pdf|heat map-png|.*-svg")
+@pytest.mark.quick(r"radar-pdf|eps-png|.*-svg")
 @pytest.mark.parametrize(
     ("kind", "form"), [("radar", "pdf"), *((kind, form) for kind in EVERY for form in ("svg", "png"))]
 )
 def test_the_same_bytes_twice_in_both_themes(kind: str, form: str) -> None:
-    """Drawn and written anew, and the themes differ."""
-    light, dark = (EVERY[kind](theme).render(form, dpi=50) for theme in (LIGHT, DARK))
-    assert EVERY[kind](LIGHT).render(form, dpi=50) == light
-    assert light != dark
+    """Drawn and written anew, and the themes differ; nothing is cut off; an SVG says what it shows."""
+    picture = EVERY[kind](LIGHT)
+    light, dark = picture.render(form, dpi=50), EVERY[kind](DARK).render(form, dpi=50)
+    assert EVERY[kind](LIGHT).render(form, dpi=50) == light != dark
     if form == "png":
         for data, theme in ((light, LIGHT), (dark, DARK)):
             image = Image.open(io.BytesIO(data)).convert("RGB")
-            assert image.getpixel((1, image.height // 2)) == tuple(
-                round(255 * part) for part in rgb(theme.paper)
-            )
+            paper = tuple(round(255 * part) for part in rgb(theme.paper))
+            assert image.getpixel((1, image.height // 2)) == paper
+    if form == "svg":
+        is_described(picture, light)
+    box = picture.get_tightbbox()
+    width, height = picture.get_size_inches()
+    assert -0.02 < box.x0 < box.x1 < width + 0.02
+    assert -0.02 < box.y0 < box.y1 < height + 0.02
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_an_svg_says_what_it_shows(kind: str) -> None:
+def is_described(picture: Picture, svg: bytes) -> None:
     """A name and a description, for screen readers; the description holds numbers, and no date is in it."""
-    picture = EVERY[kind](LIGHT)
-    root = ElementTree.fromstring(picture.render("svg"))
+    root = ElementTree.fromstring(svg)
     space = {"svg": "http://www.w3.org/2000/svg"}
     assert root.get("role") == "img"
     assert root.get("aria-label") == root.findtext("svg:title", namespaces=space) == picture.title
     description = root.findtext("svg:desc", namespaces=space)
     assert description == picture.description
     assert re.search(r"\d\d\.\d", description)
-    assert b"<dc:date>" not in picture.render("svg")
-
-
-@pytest.mark.parametrize("kind", EVERY)
-def test_nothing_is_cut_off(kind: str) -> None:
-    """All that is drawn lies within the figure."""
-    picture = EVERY[kind](LIGHT)
-    picture.draw_without_rendering()
-    box = picture.get_tightbbox()
-    width, height = picture.get_size_inches()
-    assert box.x0 > -0.02
-    assert box.y0 > -0.02
-    assert box.x1 < width + 0.02
-    assert box.y1 < height + 0.02
+    assert b"<dc:date>" not in svg
 
 
 def test_no_global_state_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matplotlib's settings stay the user's, and do not show in a picture."""
-    plain = heat_map([record()]).render("svg")
+    plain = EVERY["eps"](LIGHT).render("svg")
     monkeypatch.setitem(mpl.rcParams, "font.size", 30)
     monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "red")
     before = dict(mpl.rcParams)
-    assert heat_map([record()]).render("svg") == plain
+    assert EVERY["eps"](LIGHT).render("svg") == plain
     assert dict(mpl.rcParams) == before
 
 
@@ -252,14 +222,8 @@ def test_heat_map_holds_the_matrix() -> None:
     assert np.hstack(blocks) == pytest.approx(expected)
     assert set(texts(axes)) >= {f"{value:.1f}" for value in expected.flat}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0 plain", "1 fgsm", "2 pgd", "3 cw"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == [
-        "clean",
-        "fgsm",
-        "pgd\neps=0.2",
-        "cw",
-        "square",
-        "pgd\neps=0.1",
-    ]
+    names = ["clean", "fgsm", "pgd\neps=0.2", "cw", "square", "pgd\neps=0.1"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
 
 
 def test_heat_map_over_seeds() -> None:
@@ -277,11 +241,11 @@ def test_a_cell_that_was_not_measured() -> None:
     assert texts(axes).count("–") == 4
 
 
-@pytest.mark.parametrize("share", np.linspace(0, 1, 101))
-def test_text_on_the_scale_can_be_read(share: float) -> None:
+def test_text_on_the_scale_can_be_read() -> None:
     """WCAG AA: a contrast of 4.5 between a cell and its number, the greater of what black and white give."""
-    ground = shade(float(share))
-    assert contrast(ground, ink(ground)) >= 4.5
+    for share in np.linspace(0, 1, 101):
+        ground = shade(float(share))
+        assert contrast(ground, ink(ground)) >= 4.5, share
 
 
 def test_contrast_by_hand() -> None:
@@ -326,10 +290,10 @@ def test_forgetting_of_several_defenses() -> None:
     """A panel an attack of the sequence; a joint run is a level line at what it reaches."""
     found = panels(forgetting_curves([record("air"), record("at", moved(10)), record("at", JOINT)]))
     assert [axes.get_title(loc="left") for axes in found] == ["fgsm", "pgd", "cw"]
-    assert heights(lines(found[0])["air"]) == [10, 75, 70, 60]
-    assert heights(lines(found[0])["at (continual)"]) == [10, 80, 75, 65]
-    assert heights(lines(found[0])["at (joint)"]) == [72, 72]
-    assert list(lines(found[0])["at (joint)"].get_xdata()) == [0, 3]
+    drawn = lines(found[0])
+    expected = {"air": [10, 75, 70, 60], "at (continual)": [10, 80, 75, 65], "at (joint)": [72, 72]}
+    assert {name: heights(drawn[name]) for name in expected} == expected
+    assert list(drawn["at (joint)"].get_xdata()) == [0, 3]
 
 
 def test_forgetting_of_two_sequences() -> None:
@@ -366,15 +330,9 @@ def test_radar_takes_the_strongest_of_a_family() -> None:
     (axes,) = panels(radar([record()]))
     (container,) = axes.containers
     assert heights(container[0]) == [88, 30, 50, 45, 60, 88]
-    names = ["clean", "minimal-norm", "projected-\ngradient", "query", "single-step"]
-    assert texts(axes) == names
-
-
-def test_radar_refuses_unlike_attacks() -> None:
-    """One protocol, two families or more."""
-    fewer = record("at", missing=SQUARE)
+    assert texts(axes) == ["clean", "minimal-norm", "projected-\ngradient", "query", "single-step"]
     with pytest.raises(RecordError, match="compares runs of one protocol"):
-        radar([record(), fewer])
+        radar([record(), record("at", missing=SQUARE)])
 
 
 def test_pareto_front_by_hand() -> None:
@@ -470,12 +428,9 @@ def test_a_gallery_of_a_run(small_run: Run) -> None:
     assert one.regenerated is None
     picture = draw(small_run, found)
     (axes,) = panels(picture)
-    assert [text.get_text() for text in axes.texts] == [
-        str(label) for label in [*found.y.tolist(), *one.predicted.tolist()]
-    ]
-    assert draw(small_run, gallery(small_run, points=6, attacks=["pgd"])).render("svg") == picture.render(
-        "svg"
-    )
+    assert texts(axes) == [str(label) for label in [*found.y.tolist(), *one.predicted.tolist()]]
+    again = draw(small_run, gallery(small_run, points=6, attacks=["pgd"]))
+    assert again.render("svg") == picture.render("svg")
 
 
 def test_a_gallery_refuses(small_run: Run) -> None:
@@ -489,10 +444,8 @@ def test_a_gallery_refuses(small_run: Run) -> None:
 def test_names_of_attacks() -> None:
     """A step size that follows from eps is left out, unless it alone tells two apart."""
     assert short_names([PGD, PGD_SMALL, FGSM]) == ["pgd eps=0.2", "pgd eps=0.1", "fgsm"]
-    assert short_names(["ta:PGD:eps=1,step_size=1", "ta:PGD:eps=1,step_size=2"]) == [
-        "ta:PGD step_size=1",
-        "ta:PGD step_size=2",
-    ]
+    names = [f"ta:PGD step_size={size}" for size in (1, 2)]
+    assert short_names([f"ta:PGD:eps=1,step_size={size}" for size in (1, 2)]) == names
 
 
 def test_labels_keep_their_distance() -> None:
@@ -501,21 +454,15 @@ def test_labels_keep_their_distance() -> None:
     assert spread_apart([99, 98], 6, 0, 100) == [100, 94]
 
 
-def test_plot_writes_what_is_asked_for(small_run: Run, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_plot_writes_what_is_asked_for(small_run: Run, tmp_path: Path, call: Any, monkeypatch: Any) -> None:
     """The default name, both themes, a name of one's own; each path is printed."""
     monkeypatch.chdir(tmp_path)
-    runs = ["--runs-dir", str(small_run.path.parent)]
-    assert invoke(["plot", "heatmap", small_run.path.name, *runs, "--theme", "both"]) == 0
-    stem = f"heatmap-{small_run.path.name}"
-    assert capsys.readouterr().out.split() == [f"{stem}-light.svg", f"{stem}-dark.svg"]
-    assert (
-        invoke(["plot", "images", str(small_run.path), "--out", "x.PNG", "--points", "2", "--dpi", "40"]) == 0
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"{stem}-dark.svg",
-        f"{stem}-light.svg",
-        "x.PNG",
-    ]
+    run, place = small_run.path.name, small_run.path.parent
+    out, _ = call("plot", "heatmap", run, "--runs-dir", place, "--theme", "both")
+    names = [f"heatmap-{run}-{theme}.svg" for theme in ("light", "dark")]
+    assert out.split() == names
+    call("plot", "images", small_run.path, "--out", "x.PNG", "--points", "2", "--dpi", "40")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "x.PNG"}
     assert (tmp_path / "x.PNG").read_bytes().startswith(b"\x89PNG")
 
 
@@ -536,8 +483,7 @@ def test_the_terminal_shows_the_same_numbers_in_colour(small_run: Run) -> None:
 def test_colour_is_for_terminals_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for files, not for a few colours, not against NO_COLOR."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert has_shades(Console(force_terminal=True, color_system="truecolor"))
-    assert has_shades(Console(force_terminal=True, color_system="256"))
-    assert not has_shades(Console(force_terminal=True, color_system="standard"))
+    for colours, shades in {"truecolor": True, "256": True, "standard": False}.items():
+        assert has_shades(Console(force_terminal=True, color_system=colours)) is shades
     assert not has_shades(Console(file=io.StringIO()))
     assert not has_shades(Console(force_terminal=True, color_system="truecolor", no_color=True))
