@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,3 +37,24 @@ def python(*arguments: str, cwd: Path = ROOT, **settings: str) -> subprocess.Com
         text=True,
         check=False,
     )
+
+
+def forked(work: Callable[..., object], *arguments: object) -> Any:
+    """A process that does this work, started as a copy of this one: it has nothing to import first."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def together(count: int, work: Callable[[int], object]) -> None:
+    """Processes that each do this work, with their number, and begin at one moment."""
+    begin = multiprocessing.get_context("fork").Barrier(count)
+
+    def do(number: int) -> None:
+        begin.wait()
+        work(number)
+
+    processes = [forked(do, number) for number in range(count)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * count

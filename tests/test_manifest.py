@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import forked, here, together
 
 from leaderboards import (
     Manifest,
@@ -31,7 +33,7 @@ from leaderboards import (
 )
 from leaderboards.records import lock, store
 
-ROOT = Path(store.__file__).parents[1]
+CHANGED = "changed since the run was finished (its checksum differs)"
 STRAY = "2999999999.0123abcd.tmp"
 """The end of a temporary file's name whose process cannot live: no system has so many."""
 TREE: dict[str, Any] = {
@@ -60,14 +62,6 @@ def new(runs: Path, name: str, **changes: Any) -> Path:
     path = new_run_directory(runs, name)
     write_manifest(path, manifest(id=name, **changes))
     return path
-
-
-def child(code: str, *arguments: object, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """A process that runs ``code`` on the package under test."""
-    command = [*before, sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
 
 
 def refusal(run: Path) -> str:
@@ -113,13 +107,12 @@ def test_a_damaged_or_newer_manifest_is_one_line(tmp_path: Path, data: bytes, sa
 def test_no_damage_to_a_manifest_is_a_traceback(tmp_path: Path) -> None:
     """Cut anywhere, or a bit flipped anywhere: one line, or a manifest whose text has changed."""
     whole = write_manifest(tmp_path, manifest()).read_bytes()
-    for length in range(len(whole) - 1):
+    for length in range(0, len(whole) - 1, 3):
         (tmp_path / "run.json").write_bytes(whole[:length])
         refusal(tmp_path)
-    for place in range(len(whole)):
-        (tmp_path / "run.json").write_bytes(
-            whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
-        )
+    for place in range(0, len(whole), 2):
+        flipped = bytes([whole[place] ^ (1 << place % 8)])
+        (tmp_path / "run.json").write_bytes(whole[:place] + flipped + whole[place + 1 :])
         with contextlib.suppress(RecordError):
             assert isinstance(read_manifest(tmp_path), Manifest)
     (tmp_path / "run.json").unlink()
@@ -150,20 +143,22 @@ def test_one_holds_a_run_and_another_hears_of_it(tmp_path: Path) -> None:
 def test_a_holder_that_is_killed_lets_go(tmp_path: Path) -> None:
     """The message names the process while it lives; after SIGKILL nothing needs clearing up."""
     run = new(tmp_path, "at")
-    code = (
-        "import sys, pathlib, leaderboards\n"
-        "with leaderboards.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()"
-    )
-    with child(code, run) as other:
-        assert other.stdout
-        assert other.stdout.readline() == "held\n"
-        assert is_held(run)
-        assert [entry.state for entry in inventory(tmp_path)] == ["running"]
-        assert find_unfinished(tmp_path, TREE["identity"]) == []
-        with pytest.raises(RunBusyError, match=f"by process {other.pid} on "), hold(run):
-            pass
-        other.kill()
-        other.wait()
+    holds = multiprocessing.get_context("fork").Event()
+
+    def keep() -> None:
+        with hold(run):
+            holds.set()
+            signal.pause()
+
+    other = forked(keep)
+    assert holds.wait(60)
+    assert is_held(run)
+    assert [entry.state for entry in inventory(tmp_path)] == ["running"]
+    assert find_unfinished(tmp_path, TREE["identity"]) == []
+    with pytest.raises(RunBusyError, match=f"by process {other.pid} on "), hold(run):
+        pass
+    other.kill()
+    other.join(60)
     assert not is_held(run)
     assert find_unfinished(tmp_path, TREE["identity"]) == [run]
     with hold(run):
@@ -194,20 +189,16 @@ def test_a_lock_that_is_removed_and_made_again_is_still_one(tmp_path: Path) -> N
     """Four processes take turns on a finished run, whose lock file goes each time: no two at once."""
     (tmp_path / "record.json").write_text("{}")
     (tmp_path / "count").write_text("0")
-    code = """
-import sys, pathlib, leaderboards
-run, done = pathlib.Path(sys.argv[1]), 0
-while done < 25:
-    try:
-        with leaderboards.hold(run):
-            number = int((run / "count").read_text())
-            (run / "count").write_text(str(number + 1))
-            done += 1
-    except leaderboards.RunBusyError:
-        pass
-"""
-    others = [child(code, tmp_path) for _ in range(4)]
-    assert [other.communicate(timeout=120)[1] for other in others] == [""] * 4
+
+    def add(_: int) -> None:
+        done = 0
+        while done < 25:
+            with contextlib.suppress(RunBusyError), hold(tmp_path):
+                number = int((tmp_path / "count").read_text())
+                (tmp_path / "count").write_text(str(number + 1))
+                done += 1
+
+    together(4, add)
     assert (tmp_path / "count").read_text() == "100"
     assert not (tmp_path / ".lock").exists()
 
@@ -243,15 +234,12 @@ def test_checksums_are_those_of_the_system_program(tmp_path: Path) -> None:
     run = finished(tmp_path / "run")
     (run / "a\\b\nc").write_bytes(b"odd")
     write_checksums(run, b"the record")
-    done = subprocess.run(
-        ["sha256sum", "-c", "SHA256SUMS"], cwd=run, capture_output=True, text=True, check=False
-    )
+    command = ["sha256sum", "-c", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=run, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.count(": OK"), done.stderr) == (0, 6, "")
     assert verify_checksums(run) == []
     (run / "a\\b\nc").write_bytes(b"other")
-    assert verify_checksums(run) == [
-        "'a\\\\b\\nc': changed since the run was finished (its checksum differs)"
-    ]
+    assert verify_checksums(run) == [f"'a\\\\b\\nc': {CHANGED}"]
 
 
 def test_every_changed_missing_or_additional_file_is_one_line(tmp_path: Path) -> None:
@@ -265,11 +253,10 @@ def test_every_changed_missing_or_additional_file_is_one_line(tmp_path: Path) ->
     (run / "model.safetensors").write_bytes(b"model")
     (run / "outcomes.npz").unlink()
     (run / "stages" / "2.safetensors").write_bytes(b"")
-    changed = "changed since the run was finished (its checksum differs)"
     assert verify_checksums(run) == [
-        f"model.safetensors: {changed}",
+        f"model.safetensors: {CHANGED}",
         "outcomes.npz: missing",
-        f"stages/1.safetensors: {changed}",
+        f"stages/1.safetensors: {CHANGED}",
         "stages/2.safetensors: not listed in SHA256SUMS",
     ]
 
@@ -302,13 +289,15 @@ def test_damaged_checksums_are_told(tmp_path: Path) -> None:
 def test_a_writer_killed_in_the_middle_matters_to_no_one(tmp_path: Path) -> None:
     """SIGKILL between writing and renaming: the old file, and a stray that no reader sees."""
     run = new(tmp_path, "at")
-    code = """
-import os, pathlib, signal, sys, leaderboards
-os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-leaderboards.write_bytes(pathlib.Path(sys.argv[1]), b"new")
-"""
+
+    def killed(path: Path) -> None:
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        write_bytes(path, b"new")
+
     for path in (run / "run.json", run / "record.json", tmp_path / "file"):
-        assert child(code, path).wait(timeout=60) == -signal.SIGKILL
+        other = forked(killed, path)
+        other.join(60)
+        assert other.exitcode == -signal.SIGKILL
     strays = sorted(path.name.split(".")[1] for path in tmp_path.rglob(".*.tmp"))
     assert strays == ["file", "record", "run"]
     assert [(entry.id, entry.state, entry.problem) for entry in inventory(tmp_path)] == [
@@ -333,21 +322,16 @@ def test_the_clock_decides_nothing(tmp_path: Path) -> None:
 
 def test_eight_processes_write_into_one_directory(tmp_path: Path) -> None:
     """Each gets its own run and all its files; a file that all write is one of theirs, whole."""
-    code = """
-import sys, pathlib, leaderboards
-runs, number = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-for turn in range(5):
-    run = leaderboards.new_run_directory(runs, "at")
-    with leaderboards.hold(run):
-        made = leaderboards.Manifest(
-            id=run.name, kind="run", identity="i", created="", config={}, more={"by": [number, turn]}
-        )
-        leaderboards.write_manifest(run, made)
-        leaderboards.write_bytes(run / "big", bytes([number]) * 100_000)
-        leaderboards.write_bytes(runs / "shared", bytes([number]) * 100_000)
-"""
-    others = [child(code, tmp_path, number) for number in range(8)]
-    assert [other.communicate(timeout=120)[1] for other in others] == [""] * 8
+
+    def write(number: int) -> None:
+        for turn in range(5):
+            run = new_run_directory(tmp_path, "at")
+            with hold(run):
+                write_manifest(run, manifest(id=run.name, identity="i", more={"by": [number, turn]}))
+                write_bytes(run / "big", bytes([number]) * 100_000)
+                write_bytes(tmp_path / "shared", bytes([number]) * 100_000)
+
+    together(8, write)
     runs = find_unfinished(tmp_path, "i")
     assert [run.name for run in runs] == ["at", *(f"at-{number}" for number in range(2, 41))]
     made = [read_manifest(run) for run in runs]
@@ -361,31 +345,26 @@ for turn in range(5):
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
-def on_a_disk_of_its_own(tmp_path: Path, options: str, code: str) -> list[str]:
-    """What ``code`` prints in a new process whose ``sys.argv[1]`` is a small memory disk."""
+def on_a_disk_of_its_own(tmp_path: Path, code: str) -> list[str]:
+    """What ``code``, after `FAULTS`, prints in a new process whose ``sys.argv[1]`` is a small memory disk."""
     if shutil.which("unshare") is None or shutil.which("mount") is None:
         pytest.skip("unshare and mount are needed to make a small disk")
     mount = tmp_path / "disk"
     mount.mkdir()
     script = 'mount -t tmpfs -o "$1" tmpfs "$2" || exit 77; shift 2; exec "$@"'
-    before = (
-        "unshare",
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
+    command = [
+        *["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"],
         script,
         "sh",
-        options,
+        "size=256k",
         str(mount),
-    )
-    with child(code, mount, before=before) as other:
-        out, err = other.communicate(timeout=120)
-    if "import" not in err and (other.returncode == 77 or "unshare" in err):
-        pytest.skip(f"no memory disk can be mounted here: {err.strip()}")
-    assert (other.returncode, err) == (0, "")
-    return out.splitlines()
+    ]
+    command += [sys.executable, "-c", FAULTS + code, str(mount)]
+    done = subprocess.run(command, env=here(), capture_output=True, text=True, timeout=120, check=False)
+    if "import" not in done.stderr and (done.returncode == 77 or "unshare" in done.stderr):
+        pytest.skip(f"no memory disk can be mounted here: {done.stderr.strip()}")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
 
 
 FAULTS = """
@@ -409,9 +388,9 @@ def made():
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     """What was there stays whole, nothing half-written is left, and clearing up still works."""
-    code = (
-        FAULTS
-        + """
+    lines = on_a_disk_of_its_own(
+        tmp_path,
+        """
 run = made()
 L.write_bytes(run / "file", b"old")
 (runs / "filler").write_bytes(bytes(os.statvfs(runs).f_bavail * os.statvfs(runs).f_frsize))
@@ -424,9 +403,8 @@ said(held, run)
 said(L.new_run_directory, runs, "at")
 print((run / "file").read_bytes(), L.read_manifest(run).id, sorted(os.listdir(run)) == before)
 print(sorted(os.listdir(runs)), [L.remove(one) for one in L.find_garbage(runs)], sorted(os.listdir(runs)))
-"""
+""",
     )
-    lines = on_a_disk_of_its_own(tmp_path, "size=256k", code)
     full = "No space left on device"
     assert lines == [
         f"cannot write RUNS/at/file: {full}",
@@ -442,9 +420,9 @@ print(sorted(os.listdir(runs)), [L.remove(one) for one in L.find_garbage(runs)],
 
 def test_a_read_only_runs_directory_is_one_line(tmp_path: Path) -> None:
     """Reading goes on; whatever writes says so and changes nothing."""
-    code = (
-        FAULTS
-        + """
+    lines = on_a_disk_of_its_own(
+        tmp_path,
+        """
 run = made()
 subprocess.run(["mount", "-o", "remount,ro", str(runs)], check=True)
 said(L.new_run_directory, runs, "at")
@@ -454,9 +432,8 @@ said(held, run)
 (garbage,) = L.find_garbage(runs)
 said(L.remove, garbage)
 print([(entry.id, entry.state) for entry in L.inventory(runs)], L.check_run(run))
-"""
+""",
     )
-    lines = on_a_disk_of_its_own(tmp_path, "size=256k", code)
     refused = "Read-only file system"
     assert lines == [
         f"cannot create a run in RUNS: {refused}",

@@ -4,9 +4,9 @@ import contextlib
 import errno
 import functools
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import contents, here, python
+from helpers import contents, forked, python
 from record_trees import cell, entry, record_tree, stages
 from safetensors.numpy import save
 
@@ -33,6 +33,7 @@ from leaderboards import (
     parse_record,
     read_manifest,
     remove,
+    size_of,
     verify_checksums,
     write_bytes,
     write_checksums,
@@ -556,24 +557,28 @@ def test_a_resume_and_a_removal_at_one_moment(tmp_path: Path) -> None:
 
 def test_runs_made_while_another_process_clears_up_lose_nothing(tmp_path: Path) -> None:
     """A directory is signed as it is made, so that it is never taken for an abandoned one."""
-    code = (
-        "import sys, pathlib, leaderboards as L\nprint('ready', flush=True)\n"
-        "while not (pathlib.Path(sys.argv[1]) / 'stop').exists():\n"
-        "    for one in L.find_garbage(pathlib.Path(sys.argv[1])): L.remove(one)\n"
-        "    for one in L.inventory(pathlib.Path(sys.argv[1])): L.size_of(one.path)\n"
-    )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": here()}
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes) as other:
-        assert other.stdout.readline() == "ready\n"
-        with contextlib.ExitStack() as stack:
-            for number in range(60):
-                run = new_run_directory(tmp_path, "at")
-                stack.enter_context(hold(run))
-                write_manifest(run, Manifest(id=f"{number}", kind="run", identity="i", created="", config={}))
-            (tmp_path / "stop").write_text("")
-            err = other.communicate(timeout=60)[1]
-            made = sorted(int(read_manifest(run).id) for run in tmp_path.iterdir() if run.is_dir())
-    assert (err, made) == ("", list(range(60)))
+    context = multiprocessing.get_context("fork")
+    ready, stop = context.Event(), context.Event()
+
+    def clear_up() -> None:
+        while not stop.is_set():
+            ready.set()
+            for one in find_garbage(tmp_path):
+                remove(one)
+            for one in inventory(tmp_path):
+                size_of(one.path)
+
+    other = forked(clear_up)
+    assert ready.wait(60)
+    with contextlib.ExitStack() as stack:
+        for number in range(60):
+            run = new_run_directory(tmp_path, "at")
+            stack.enter_context(hold(run))
+            write_manifest(run, Manifest(id=f"{number}", kind="run", identity="i", created="", config={}))
+        stop.set()
+        other.join(60)
+        made = sorted(int(read_manifest(run).id) for run in tmp_path.iterdir())
+    assert (other.exitcode, made) == (0, list(range(60)))
 
 
 def test_what_cannot_be_removed_is_one_line(
