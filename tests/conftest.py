@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from advbench import run
 from advbench.audit import battery, competence, consistency
 from advbench.cli.main import invoke
+from advbench.config.options import Options, RunConfig
+from advbench.config.resolve import resolve
 from advbench.data import DataSet, load_dataset
 from advbench.runs.saved import Run
 from leaderboards import Record, parse_record
@@ -165,6 +167,22 @@ def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(competence, "SCALES", (1.0,))
     monkeypatch.setattr(consistency, "ALONE", 1)
     monkeypatch.setattr(consistency, "ASKED", 2)
+
+
+@pytest.fixture
+def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """What the command line makes of the words of ``advbench run``; nothing is run."""
+
+    def resolve_words(*words: str) -> RunConfig:
+        caught: list[dict[str, Any]] = []
+        monkeypatch.setattr("advbench.cli.run._write", lambda runs, *_, **_how: caught.extend(runs))
+        assert invoke(list(words)) == 0
+        (options,) = caught
+        chosen = Options.of({key: value for key, value in options.items() if key in Options.model_fields})
+        data = load_dataset(chosen.dataset, chosen.data_dir)
+        return resolve(chosen, data, sample_seed=options["sample_seed"])
+
+    return resolve_words
 
 
 @pytest.fixture

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+from helpers import python
+from rich.table import Table
 
 from advbench import load_run
 from advbench.cli.completion import dataset_names, defense_names, model_names
-from advbench.cli.main import app, invoke
+from advbench.cli.main import app
 from advbench.data import DATASETS
 from advbench.models import MODELS
 from advbench.runs.saved import Run
@@ -25,7 +25,7 @@ from attacks_pool import pool
 from defenses import registry
 from leaderboards import read_record
 
-Captured = pytest.CaptureFixture[str]
+Call = Callable[..., tuple[str, str]]
 SHORT = ["--epochs", "1", "--points", "20", "--threads", "1", "--device", "cpu"]
 SHORT += ["--set", "pretrain.epochs=1", "--set", "eps_warmup=0"]
 OWN = '''
@@ -48,13 +48,6 @@ def shade(model, x, y, *, eps, generator, early_stop):
     """Every pixel darker by eps."""
     return (x - eps).clamp(0, 1)
 '''
-
-
-def call(capsys: Captured, *arguments: str, code: int = 0) -> tuple[str, str]:
-    """What a command prints on stdout and stderr."""
-    assert invoke(list(arguments)) == code
-    captured = capsys.readouterr()
-    return captured.out, captured.err
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
@@ -96,18 +89,18 @@ class TestHelp:
                     missing.append((path, param.opts))
         assert not missing
 
-    def test_nothing_is_cut_at_80_columns(self, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nothing_is_cut_at_80_columns(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         """Neither names nor summaries of commands."""
         monkeypatch.setenv("COLUMNS", "80")
         for path, _ in commands():
-            out, _ = call(capsys, *path, "--help")
+            out, _ = call(*path, "--help")
             assert "…" not in out
             assert "..." not in re.sub(r"(\]|\}|^  \w+)\.\.\.", "", out, flags=re.MULTILINE)
             assert max(map(len, out.splitlines())) <= 80
 
-    def test_groups_of_options_stay(self, capsys: Captured) -> None:
+    def test_groups_of_options_stay(self, call: Call) -> None:
         """Those of the leaderboard."""
-        out, _ = call(capsys, "leaderboard", "--help")
+        out, _ = call("leaderboard", "--help")
         assert "Filter rows" in out
         assert out.index("--rank-by") < out.index("--dataset") < out.index("--pivot")
 
@@ -127,15 +120,10 @@ class TestCompletion:
     def test_it_loads_no_torch(self, words: str, expected: set[str]) -> None:
         """Nor anything else that takes its time."""
         heavy = "{'torch', 'numpy', 'scipy', 'sklearn', 'rich'} & set(sys.modules)"
-        code = (
-            "import sys\nfrom advbench.cli.main import main\ntry:\n    main([])\nfinally:\n"
-            f"    print(sorted({heavy}), file=sys.stderr)"
-        )
+        code = "import sys\nfrom advbench.cli.main import main\ntry:\n    main([])\nfinally:\n"
+        code += f"    print(sorted({heavy}), file=sys.stderr)"
         typed = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-        environment = {**os.environ, **typed, "_ADVBENCH_COMPLETE": "complete_bash"}
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
-        )
+        done = python("-c", code, _ADVBENCH_COMPLETE="complete_bash", **typed)
         assert expected <= set(done.stdout.split()), done.stderr
         assert done.stderr.splitlines()[-1] == "[]"
 
@@ -149,76 +137,64 @@ class TestCompletion:
 class TestShow:
     """``advbench show``."""
 
-    def test_json_is_the_record(self, small_run: Run, capsys: Captured) -> None:
+    def test_json_is_the_record(self, small_run: Run, call: Call) -> None:
         """And nothing else on stdout."""
-        out, err = call(capsys, "show", str(small_run.path), "--format", "json")
+        out, err = call("show", small_run.path, "--format", "json")
         assert json.loads(out) == json.loads((small_run.path / "record.json").read_text("utf-8"))
         assert err == ""
 
-    def test_the_headline_comes_first(self, small_run: Run, capsys: Captured) -> None:
+    def test_the_headline_comes_first(self, small_run: Run, call: Call) -> None:
         """What was measured, the worst case, the average and the audit's verdict."""
-        first = call(capsys, "show", str(small_run.path))[0].splitlines()[0]
+        first = call("show", small_run.path)[0].splitlines()[0]
         record = small_run.record
         worst, average = (record.metrics[f"{name}_accuracy"] for name in ("worst_case", "average_robust"))
-        assert worst is not None
-        assert average is not None
         assert first == headline(record)
         assert first.startswith(f"{record.config['defense']} on digits, ")
         assert f"worst case {100 * worst:.1f} %" in first
         assert f"average robust accuracy {100 * average:.1f} %" in first
         assert first.endswith(f"audit {record.audit.verdict}")
 
-    def test_classes_are_shown_below_20_or_when_asked_for(self, small_run: Run, capsys: Captured) -> None:
-        """``--per-class`` and ``--no-per-class``."""
-        assert "By class" in call(capsys, "show", str(small_run.path))[0]
-        assert "By class" not in call(capsys, "show", str(small_run.path), "--no-per-class")[0]
-        assert "By class" in call(capsys, "show", str(small_run.path), "--per-class")[0]
-
-    def test_many_classes_are_not_shown(
-        self, small_run: Run, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("limit", [20, 10])
+    def test_classes_are_shown_below_the_limit_or_when_asked_for(
+        self, limit: int, small_run: Run, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """From the limit on."""
-        monkeypatch.setattr("advbench.cli.results.MANY_CLASSES", 10)
-        assert "By class" not in call(capsys, "show", str(small_run.path))[0]
-        assert "By class" in call(capsys, "show", str(small_run.path), "--per-class")[0]
+        """``--per-class`` and ``--no-per-class``; there are ten."""
+        monkeypatch.setattr("advbench.cli.results.MANY_CLASSES", limit)
+        assert ("By class" in call("show", small_run.path)[0]) is (limit == 20)
+        assert "By class" not in call("show", small_run.path, "--no-per-class")[0]
+        assert "By class" in call("show", small_run.path, "--per-class")[0]
 
     def test_a_run_by_its_name(
-        self, small_run: Run, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, small_run: Run, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """In ``--runs-dir``; a name that is near is suggested."""
         monkeypatch.chdir(tmp_path)
-        where = ("--runs-dir", str(small_run.path.parent))
-        out, _ = call(capsys, "show", small_run.path.name, *where, "--format", "json")
+        where = ("--runs-dir", small_run.path.parent)
+        out, _ = call("show", small_run.path.name, *where, "--format", "json")
         assert json.loads(out)["id"] == small_run.record.id
-        _, err = call(capsys, "show", f"{small_run.path.name}x", *where, code=2)
+        _, err = call("show", f"{small_run.path.name}x", *where, code=2)
         assert f"did you mean {small_run.path.name!r}" in err
-        _, err = call(capsys, "audit", "nothing", *where, code=2)
+        _, err = call("audit", "nothing", *where, code=2)
         assert err.startswith("error: no run 'nothing' here or in ")
 
-    def test_options_that_name_runs(self, small_run: Run, capsys: Captured) -> None:
-        """``--surrogate`` and ``--resume`` look into ``--runs-dir`` too."""
-        where = ("--runs-dir", str(small_run.path.parent))
-        _, err = call(capsys, "run", "--resume", small_run.path.name, *where, code=2)
+        # Options that name runs look there too.
+        _, err = call("run", "--resume", small_run.path.name, *where, code=2)
         assert "no record at" not in err
         assert small_run.path.name in err
         asked = ["run", "--defense", "standard", "--sequence", "fgsm", *SHORT, *where]
         asked += ["--surrogate", small_run.path.name, "--dry-run", "--format", "json"]
-        assert json.loads(call(capsys, *asked)[0])["state"] == "new"
+        assert json.loads(call(*asked)[0])["state"] == "new"
 
-    def test_names_are_never_cut(
-        self, small_run: Run, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_names_are_never_cut(self, small_run: Run, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         """A narrow terminal gets the matrix in blocks."""
         monkeypatch.setattr("advbench.cli.results.output", lambda: SafeConsole(width=40))
-        out, _ = call(capsys, "show", str(small_run.path))
+        out, _ = call("show", small_run.path)
         assert "…" not in out
         for entry in small_run.record.attacks:
             assert entry.text.partition(":")[0] in out
 
 
-def test_words_longer_than_their_column_are_folded(capsys: Captured) -> None:
-    from rich.table import Table
-
+def test_words_longer_than_their_column_are_folded(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("name", "value")
     table.add_row("x" * 50, "1")
     SafeConsole(width=30).print(table)
@@ -229,57 +205,50 @@ def test_words_longer_than_their_column_are_folded(capsys: Captured) -> None:
 
 def test_blocks_hold_every_column_once() -> None:
     """Each with the first one, and none wider than asked for."""
-    from rich.table import Table
-
-    table = Table("stage", *(f"attack-{number}" for number in range(9)), title="all")
+    names = [f"attack-{number}" for number in range(9)]
+    table = Table("stage", *names, title="all")
     table.add_row("0", *map(str, range(9)))
-    blocks = list(in_blocks(table, 40))
-    assert len(blocks) > 1
-    assert all(str(block.columns[0].header) == "stage" for block in blocks)
-    assert [str(one.header) for block in blocks for one in block.columns[1:]] == [
-        f"attack-{number}" for number in range(9)
-    ]
+    headers = [[str(column.header) for column in block.columns] for block in in_blocks(table, 40)]
+    assert len(headers) > 1
+    assert {first for first, *_ in headers} == {"stage"}
+    assert [name for _, *rest in headers for name in rest] == names
     assert list(in_blocks(table, 500)) == [table]
 
 
 class TestRun:
     """``advbench run``."""
 
-    def test_json_and_dry_run(self, tmp_path: Path, capsys: Captured) -> None:
+    def test_json_and_dry_run(self, tmp_path: Path, call: Call) -> None:
         """A dry run writes nothing, and names the identity of the run that follows; JSON is its record."""
         asked = ["run", "--defense", "standard", "--sequence", "fgsm", "--unseen", "none", *SHORT]
-        asked += ["--runs-dir", str(tmp_path / "runs")]
-        out, _ = call(capsys, *asked, "--dry-run", "--format", "json")
+        asked += ["--runs-dir", tmp_path / "runs"]
+        out, _ = call(*asked, "--dry-run", "--format", "json")
         plan = json.loads(out)
         assert not (tmp_path / "runs").exists()
-        assert (plan["defense"], plan["state"], plan["stage_epochs"], plan["threads"]) == (
-            "standard",
-            "new",
-            1,
-            1,
-        )
+        expected = {"defense": "standard", "state": "new", "stage_epochs": 1, "threads": 1}
+        assert {key: plan[key] for key in expected} == expected
         assert plan["test_points"] == {"fgsm:eps=0.2": 20}
         assert plan["passes"]["forwards"] > plan["training_points"]
         assert plan["estimate"]["seconds"] > 0
-        text, _ = call(capsys, *asked, "--dry-run")
+        text, _ = call(*asked, "--dry-run")
         assert re.search(rf"seed 0 +identity {plan['identity'][:16]}, new in ", text)
-        out, err = call(capsys, *asked, "--format", "json")
+        out, err = call(*asked, "--format", "json")
         (path,) = (tmp_path / "runs").glob("*/record.json")
         assert json.loads(out) == json.loads(path.read_text("utf-8"))
         assert "finished" in err
-        out, _ = call(capsys, *asked, "--dry-run", "--seeds", "2", "--format", "json")
+        out, _ = call(*asked, "--dry-run", "--seeds", "2", "--format", "json")
         assert [one["state"] for one in json.loads(out)] == ["complete", "new"]
-        out, _ = call(capsys, *asked, "--seeds", "0-0", "--format", "json")
+        out, _ = call(*asked, "--seeds", "0-0", "--format", "json")
         assert [one["config"]["seed"] for one in json.loads(out)] == [0]
 
-    def test_a_dry_run_of_a_resumed_run_is_refused(self, capsys: Captured) -> None:
-        _, err = call(capsys, "run", "--resume", "somewhere", "--dry-run", code=2)
+    def test_a_dry_run_of_a_resumed_run_is_refused(self, call: Call) -> None:
+        _, err = call("run", "--resume", "somewhere", "--dry-run", code=2)
         assert err.startswith("error: --dry-run: a resumed run")
 
-    def test_code_by_its_place(self, own: str, capsys: Captured) -> None:
+    def test_code_by_its_place(self, own: str, call: Call) -> None:
         """What is typed is imported; a record that names it needs trust."""
         asked = ["run", "--defense", f"{own}:Own", "--sequence", f"{own}:shade:eps=0.1", *SHORT]
-        call(capsys, *asked, "--unseen", "none", "--runs-dir", "runs")
+        call(*asked, "--unseen", "none", "--runs-dir", "runs")
         (path,) = Path("runs").glob("*/record.json")
         record = read_record(path)
         assert record.config["defense"] == f"own-{own}"
@@ -288,25 +257,18 @@ class TestRun:
         with pytest.raises(ValueError, match=f"the plug-in '{own}:Own', and loading it imports that code"):
             load_run(path)
         assert load_run(path, trust=True).model.info.name == f"own-{own}"
-        _, err = call(capsys, "run", "--config", str(path), "--dry-run", code=2)
+        _, err = call("run", "--config", str(path), "--dry-run", code=2)
         assert f"names the plug-in '{own}:Own'" in err
         assert "--trust" in err
-        out, _ = call(capsys, "run", "--config", str(path), "--trust", "--dry-run", "--format", "json")
+        out, _ = call("run", "--config", str(path), "--trust", "--dry-run", "--format", "json")
         assert json.loads(out)["defense"] == f"own-{own}"
         program = f"from advbench import load_run; print(load_run({str(path)!r}, trust=True).model.info.name)"
-        again = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=_environment()
-        )
+        again = python("-c", program, cwd=Path())
         assert again.stdout == f"own-{own}\n", again.stderr
 
     def test_records_without_such_code_are_as_before(self, small_run: Run) -> None:
         assert "plugins" not in small_run.record.config
         assert "plugins" not in small_run.config.model_dump(mode="json")
-
-
-def _environment() -> dict[str, str]:
-    root = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
 
 
 @pytest.mark.parametrize(
@@ -321,41 +283,37 @@ def _environment() -> dict[str, str]:
         (("defenses", "json:Nothing"), "unknown defense class 'Nothing'"),
         (("models", "lennet"), "unknown model 'lennet': did you mean 'lenet'?"),
         (("attacks", "check", "pdg"), "unknown attack 'pdg': did you mean 'pgd'?"),
-        (
-            ("attacks", "check", "pgd", "--set", "stepz=1"),
-            "unknown knob of pgd 'stepz': did you mean 'steps'?",
-        ),
+        (("attacks", "check", "pgd", "--set", "stepz=1"), "unknown knob of pgd 'stepz': did you mean 'steps"),
         (("attacks", "new", "pgd"), "the name 'pgd' is taken"),
         (("attacks", "new", "Pgd"), "'Pgd' is no name for an attack"),
         (("attacks", "new", "sample"), "'sample' is a command of advbench attacks"),
     ],
 )
-def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, capsys: Captured) -> None:
-    out, err = call(capsys, *arguments, code=2)
+def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, call: Call) -> None:
+    out, err = call(*arguments, code=2)
     assert out == ""
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
 
 
-def test_models_are_listed(capsys: Captured) -> None:
+def test_models_are_listed(call: Call) -> None:
     """With what they are for; as JSON too."""
-    out, _ = call(capsys, "models")
+    out, _ = call("models")
     assert all(name in out for name in MODELS)
-    assert {entry["name"] for entry in json.loads(call(capsys, "models", "--format", "json")[0])} == set(
-        MODELS
-    )
-    assert "factory: advbench.models.small:lenet" in call(capsys, "models", "lenet")[0]
+    listed = json.loads(call("models", "--format", "json")[0])
+    assert {entry["name"] for entry in listed} == set(MODELS)
+    assert "factory: advbench.models.small:lenet" in call("models", "lenet")[0]
 
 
-def test_a_sweep_as_json(tmp_path: Path, capsys: Captured, small_run: Run) -> None:
+def test_a_sweep_as_json(tmp_path: Path, call: Call, small_run: Run) -> None:
     """The cells of a dry run; the records of finished cells in the grid's order."""
     config = dict(small_run.record.config)
     grid = tmp_path / "grid.json"
     grid.write_text(json.dumps({**config, "sequence": [",".join(config["sequence"])]}))
-    where = ("--runs-dir", str(small_run.path.parent))
-    out, _ = call(capsys, "sweep", str(grid), *where, "--dry-run", "--format", "json")
+    where = ("--runs-dir", small_run.path.parent)
+    out, _ = call("sweep", grid, *where, "--dry-run", "--format", "json")
     (cell,) = json.loads(out)
     assert cell["state"] == "complete"
     assert cell["config"]["defense"] == config["defense"]
-    out, _ = call(capsys, "sweep", str(grid), *where, "--format", "json")
+    out, _ = call("sweep", grid, *where, "--format", "json")
     assert [record["id"] for record in json.loads(out)] == [small_run.record.id]

@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT, contents, forked
+from record_trees import stored
 
 from advbench.cli.main import invoke
 from advbench.config.options import Options, RunConfig
 from advbench.config.resolve import resolve
-from advbench.data import load_dataset
+from advbench.data import DataSet
 from advbench.runs.saved import Run
-from leaderboards import Record, RecordError, read_record, rows, write_record
-from leaderboards.boards.row import Row
+from leaderboards import Record, RecordError, read_record, rows
+from leaderboards.colours import contrast, rgb
 from leaderboards.site import write_site
 from leaderboards.site.command import spelled_out
 from leaderboards.site.names import slugs
 from leaderboards.site.plot import Point, pareto, trade_off
-from leaderboards.statistics.naming import short_names
 
 Make = Callable[..., Record]
-Captured = pytest.CaptureFixture[str]
+Call = Callable[..., tuple[str, str]]
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&</td></table>"
 
 
@@ -49,6 +50,11 @@ class Page(HTMLParser):
         self.text += data
 
 
+def defense_of(page: Path) -> str:
+    """The defense whose run a page shows."""
+    return Page(page / "index.html").text.split("·")[0].strip()
+
+
 def site_of(out: Path, records: list[Record], runs_dir: Path | None = None) -> Path:
     """A site of records."""
     write_site(out, rows(records), records, runs_dir)
@@ -61,19 +67,6 @@ def site_of(out: Path, records: list[Record], runs_dir: Path | None = None) -> P
 def words_of(command: str) -> list[str]:
     """As a shell reads it: a backslash at the end joins lines."""
     return shlex.split(command.replace("\\\n", ""))
-
-
-def resolved(command: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """What the command line's own parser makes of a command."""
-    caught: list[dict[str, Any]] = []
-    monkeypatch.setattr("advbench.cli.run._write", lambda runs, *_, **_how: caught.extend(runs))
-    words = words_of(command)
-    assert words[0] == "advbench"
-    assert invoke(words[1:]) == 0
-    (options,) = caught
-    chosen = Options.of({key: value for key, value in options.items() if key in Options.model_fields})
-    data = load_dataset(chosen.dataset, chosen.data_dir)
-    return resolve(chosen, data, sample_seed=options["sample_seed"])
 
 
 RUNS: list[dict[str, Any]] = [
@@ -95,24 +88,26 @@ RUNS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", RUNS, ids=lambda options: options.get("defense", "default"))
 def test_the_spelled_out_command_resolves_to_the_same_config(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], digits: DataSet, resolved: Callable[..., RunConfig]
 ) -> None:
     """Every option stands in it, so that no default has a say."""
-    chosen = Options.of(options)
-    config = resolve(chosen, load_dataset(chosen.dataset))
+    config = resolve(Options.of(options), digits)
     command = spelled_out(json.loads(config.model_dump_json()))
     assert command.text is not None, command.note
-    assert resolved(command.text, monkeypatch) == config
+    assert resolved(*words_of(command.text)[1:]) == config
 
 
 def test_the_page_of_a_real_run(
-    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    small_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Call,
+    resolved: Callable[..., RunConfig],
 ) -> None:
     """Its numbers are the record's, its commands resolve to its config, its record can be taken along."""
     out = tmp_path / "site"
-    arguments = ["leaderboard", "--runs-dir", str(small_run.path.parent), "--format", "html"]
-    assert invoke([*arguments, "--out", str(out)]) == 0
-    assert str(out / "index.html") in capsys.readouterr().out
+    board = ["leaderboard", "--runs-dir", small_run.path.parent, "--format", "html"]
+    assert str(out / "index.html") in call(*board, "--out", out)[0]
     place = out / "runs" / small_run.record.id
     page = Page(place / "index.html")
     for cell in small_run.record.cells:
@@ -122,10 +117,10 @@ def test_the_page_of_a_real_run(
     commands = re.findall(r"<pre[^>]*>(.*?)</pre>", (place / "index.html").read_text("utf-8"), re.DOTALL)
     assert commands[0] == "advbench run --config record.json"
     monkeypatch.chdir(place)
-    assert [resolved(command, monkeypatch) for command in commands] == [small_run.config] * 2
+    assert [resolved(*words_of(command)[1:]) for command in commands] == [small_run.config] * 2
     monkeypatch.undo()
-    assert invoke(["leaderboard", "--runs-dir", str(out / "runs"), "--format", "csv"]) == 0
-    assert small_run.record.config["defense"] in capsys.readouterr().out
+    listed, _ = call("leaderboard", "--runs-dir", out / "runs", "--format", "csv")
+    assert small_run.record.config["defense"] in listed
 
 
 def test_attacks_of_one_name_trained_differently_make_no_command(make_record: Make) -> None:
@@ -140,9 +135,7 @@ def test_attacks_of_one_name_trained_differently_make_no_command(make_record: Ma
 def test_a_command_cannot_break_out_of_its_quotes(evil: str, make_record: Make) -> None:
     """What cannot be seen is not copied; what can be seen is quoted for a shell."""
     assert spelled_out(make_record(params={"mix": "a", evil: 1}).config).text is None
-    seen = spelled_out(make_record(params={"mix": "$(rm -rf ~); `x` 'y'"}).config).text
-    assert seen is not None
-    words = words_of(seen)
+    words = words_of(spelled_out(make_record(params={"mix": "$(rm -rf ~); `x` 'y'"}).config).text)
     assert words[words.index("--set") + 1] == "mix=\"$(rm -rf ~); `x` 'y'\""
 
 
@@ -155,7 +148,6 @@ def test_the_command_of_an_evaluation(
     attacks = ["fgsm:eps=0.2", "pgd:eps=0.2,steps=3"]
     record = make_record("mine", params=origin, eval=attacks, seed=4, **common)
     command = spelled_out(record.config)
-    assert command.text is not None
     assert "w.safetensors" in command.note
     assert "imports the code of models:make" in command.note
     caught: dict[str, Any] = {}
@@ -214,15 +206,8 @@ def test_a_run_s_page_shows_the_audit(make_record: Make, tmp_path: Path) -> None
 
 def test_strangers_text_is_text(make_record: Make, tmp_path: Path) -> None:
     """No tag, attribute or script that a record names gets into a page, nor can it end the data's element."""
-    record = make_record(
-        EVIL,
-        flags=(EVIL,),
-        verdict="suspect",
-        fingerprint=EVIL,
-        params={EVIL: EVIL},
-        model=EVIL,
-        dataset=EVIL,
-    )
+    more = dict.fromkeys(("fingerprint", "model", "dataset"), EVIL)
+    record = make_record(EVIL, flags=(EVIL,), verdict="suspect", params={EVIL: EVIL}, **more)
     plain = make_record("at", flags=("x",), verdict="suspect", params={"a": "b"})
     harmless = site_of(tmp_path / "plain", [plain, make_record("at", seed=1, params={"a": "c"})])
     out = site_of(tmp_path / "site", [record, make_record(EVIL, seed=1, params={EVIL: 2}, name=f"../{EVIL}")])
@@ -235,15 +220,13 @@ def test_strangers_text_is_text(make_record: Make, tmp_path: Path) -> None:
         assert EVIL in page.text
         assert {tag for tag, _ in page.elements} <= known
         scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-        assert all(
-            "src" in script or script == {"type": "application/json", "id": "data"} for script in scripts
-        )
-        assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
-        assert not [value for _, attributes in page.elements if "style" in attributes for value in attributes]
+        data = {"type": "application/json", "id": "data"}
+        assert all("src" in script or script == data for script in scripts)
+        named = {key for _, attributes in page.elements for key in attributes}
+        assert not [key for key in named if key.startswith("on") or key == "style"]
         links = [attributes["href"] or "" for tag, attributes in page.elements if tag == "a"]
         assert all(re.fullmatch(r"(#main|[A-Za-z0-9_./-]+)", link) for link in links)
         policy = next(attributes for _, attributes in page.elements if "http-equiv" in attributes)["content"]
-        assert policy is not None
         assert "'unsafe" not in policy
         assert "default-src 'none'" in policy
 
@@ -281,61 +264,31 @@ def test_no_runs_and_runs_without_anything(make_record: Make, tmp_path: Path) ->
 
 def test_colours_of_the_heat_map_can_be_read() -> None:
     """Black or white on each of the 21 colours, light and dark, contrasts by 4.5 (WCAG AA)."""
-    css = (Path(__file__).parent.parent / "leaderboards" / "site" / "assets" / "site.css").read_text("utf-8")
-    found = re.findall(r"\.v(\d+) \{ background: #(\w{6}); color: #(\w{6}); \}", css)
+    css = (ROOT / "leaderboards" / "site" / "assets" / "site.css").read_text("utf-8")
+    found = re.findall(r"\.v(\d+) \{ background: (#\w{6}); color: (#\w{6}); \}", css)
     assert sorted(int(level) for level, _, _ in found) == sorted([*range(21), *range(21)])
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
     for _, ground, ink in found:
-        low, high = sorted([luminance(ground), luminance(ink)])
-        assert (high + 0.05) / (low + 0.05) >= 4.5
+        assert contrast(rgb(ground), rgb(ink)) >= 4.5
 
 
 def test_the_picture_and_its_front() -> None:
     """Points that none beats in both; suspect and target-aware ones are drawn but are not of the front."""
-    values = [
-        (0.9, 0.5, "ok"),
-        (0.95, 0.4, "ok"),
-        (0.9, 0.4, "ok"),
-        (0.99, 0.9, "suspect"),
-        (0.99, 0.9, "aware"),
-    ]
-    points = [
-        Point(i, f"p{i}", clean, robust, None, 0.01, kind) for i, (clean, robust, kind) in enumerate(values)
-    ]
+    values = [(0.9, 0.5), (0.95, 0.4), (0.9, 0.4), (0.99, 0.9), (0.99, 0.9)]
+    kinds = ["ok", "ok", "ok", "suspect", "aware"]
+    points = [Point(i, f"p{i}", *values[i], None, 0.01, kind) for i, kind in enumerate(kinds)]
     assert [point.label for point in pareto(points)] == ["p0", "p1"]
-    plot = trade_off(points)
-    assert plot is not None
-    assert len(plot.marks) == 5
-    assert plot.marks[0].x < plot.marks[1].x
-    assert plot.marks[0].y < plot.marks[1].y
+    first, second, *rest = trade_off(points).marks
+    assert len(rest) == 3
+    assert (first.x < second.x, first.y < second.y) == (True, True)
     assert trade_off(points[:1]) is None
     equal = trade_off([Point(i, "same", 1.0, 0.0, None, None, "ok") for i in range(2)])
-    assert equal is not None
     assert len(equal.x_ticks) >= 2
 
 
 def test_names() -> None:
-    """Attacks by what tells them apart; directories that no system takes for another."""
-    assert short_names(["pgd:eps=0.1,steps=3", "pgd:eps=0.2,steps=3", "ta:PGD:eps=0.1"]) == [
-        "pgd eps=0.1",
-        "pgd eps=0.2",
-        "ta:PGD",
-    ]
-    assert slugs(["a", "A", "../..", "x/y", "", "con", "a" * 300, "é b"]) == [
-        "a",
-        "A-2",
-        "run",
-        "x-y",
-        "run-2",
-        "run-con",
-        "a" * 100,
-        "b",
-    ]
+    """Directories that no system takes for another."""
+    found = slugs(["a", "A", "../..", "x/y", "", "con", "a" * 300, "é b"])
+    assert found == ["a", "A-2", "run", "x-y", "run-2", "run-con", "a" * 100, "b"]
 
 
 # Whole or not there
@@ -357,9 +310,10 @@ def test_an_earlier_site_is_replaced(make_record: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "foreign", "added"])
 def test_what_is_not_ours_stays(
-    kind: str, small_run: Run, make_record: Make, tmp_path: Path, capsys: Captured
+    kind: str, make_record: Make, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, call: Call
 ) -> None:
     """One line, exit code 2, and everything as it was."""
+    runs_dir = stored(tmp_path_factory.mktemp("runs"), make_record())
     out = tmp_path / "site"
     if kind in ("file", "below a file"):
         out.write_text("mine")
@@ -370,13 +324,11 @@ def test_what_is_not_ours_stays(
     else:
         site_of(out, [make_record()])
         (out / ".git").mkdir()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    arguments = ["leaderboard", "--runs-dir", str(small_run.path.parent), "--format", "html"]
-    assert invoke([*arguments, "--out", str(out)]) == 2
-    error = capsys.readouterr().err
+    before = contents(tmp_path)
+    _, error = call("leaderboard", "--runs-dir", runs_dir, "--format", "html", "--out", out, code=2)
     assert error.count("\n") == 1
     assert "--out" in error
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 def test_a_build_that_fails_leaves_the_old_site(
@@ -397,12 +349,9 @@ def test_a_build_that_fails_leaves_the_old_site(
 
 def test_what_killed_builds_left_goes(make_record: Make, tmp_path: Path) -> None:
     """Of this very directory and of dead processes only."""
-    pid = os.fork() if hasattr(os, "fork") else 0
-    if not pid:
-        if hasattr(os, "fork"):
-            os._exit(0)
-        pytest.skip("needs the number of a process that is gone")
-    os.waitpid(pid, 0)
+    gone = forked(lambda: None)
+    gone.join(60)
+    pid = gone.pid
     kept = [f".site.{os.getpid()}.00000000.tmp", f".other.{pid}.00000000.tmp"]
     for name in [f".site.{pid}.00000000.tmp", *kept]:
         (tmp_path / name).mkdir()
@@ -410,10 +359,9 @@ def test_what_killed_builds_left_goes(make_record: Make, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["site", *kept])
 
 
-def test_a_site_needs_a_directory(capsys: Captured) -> None:
+def test_a_site_needs_a_directory(call: Call) -> None:
     """It is not printed."""
-    assert invoke(["leaderboard", "--format", "html"]) == 2
-    assert "--format html needs --out DIR" in capsys.readouterr().err
+    assert "--format html needs --out DIR" in call("leaderboard", "--format", "html", code=2)[1]
 
 
 def test_strangers_who_share_an_id_have_pages_of_their_own(make_record: Make, tmp_path: Path) -> None:
@@ -422,28 +370,19 @@ def test_strangers_who_share_an_id_have_pages_of_their_own(make_record: Make, tm
     found = rows(records)
     assert [row.runs for row in found] == [("same",), ("same",)]
     out = site_of(tmp_path / "site", records)
-    titles = [
-        Page(out / "runs" / name / "index.html").text.split("·")[0].strip() for name in ("same", "same-2")
-    ]
+    titles = [defense_of(out / "runs" / name) for name in ("same", "same-2")]
     assert titles == [row.defense for row in found]
-    absent: list[Row] = found
     with pytest.raises(RecordError, match="its record is not available"):
-        write_site(tmp_path / "other", absent, records[:1])
+        write_site(tmp_path / "other", found, records[:1])
 
 
-def test_records_of_a_runs_directory(make_record: Make, tmp_path: Path, capsys: Captured) -> None:
+def test_records_of_a_runs_directory(make_record: Make, tmp_path: Path, call: Call) -> None:
     """A damaged record is a warning, as in every other format."""
-    for name in ("one", "two"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        write_record(tmp_path / "runs" / name, make_record("at", name=name))
-    (tmp_path / "runs" / "two" / "record.json").write_text('{"schema": 9}')
-    out = str(tmp_path / "site")
-    assert (
-        invoke(["leaderboard", "--runs-dir", str(tmp_path / "runs"), "--format", "html", "--out", out]) == 0
-    )
-    captured = capsys.readouterr()
-    assert "unknown record schema 9" in captured.err
-    assert captured.out.count("\n") == 1
+    runs_dir = stored(tmp_path / "runs", *(make_record("at", name=name) for name in ("one", "two")))
+    (runs_dir / "two" / "record.json").write_text('{"schema": 9}')
+    out, err = call("leaderboard", "--runs-dir", runs_dir, "--format", "html", "--out", tmp_path / "site")
+    assert "unknown record schema 9" in err
+    assert out.count("\n") == 1
 
 
 def test_what_one_method_alone_measures_stands_last(make_record: Make, tmp_path: Path) -> None:
