@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ROOT, python
 
 from leaderboards import (
     Row,
     find_records,
     find_results,
     json_bytes,
+    parse_record,
     read_record,
     rows,
     write_bytes,
@@ -27,43 +28,41 @@ from leaderboards.audits.contradictions import contradiction_of, first_contradic
 from leaderboards.records.store import Bools, read_all_outcomes
 from leaderboards.statistics.measured import metrics_of
 
-RESULTS = Path(__file__).resolve().parent.parent / "leaderboards" / "results"
+RESULTS = ROOT / "leaderboards" / "results"
 Tree = dict[str, Any]
 Forgery = Callable[[Tree, Bools, Bools, Bools], None]
 
 
-def consistent(path: Path, forgery: Forgery) -> None:
-    """Forge a run's outcomes or record, and make cells, metrics, sums by class and checksums fit again."""
-    clean, robust, probes = (array.copy() for array in read_all_outcomes(path / "outcomes.npz"))
-    tree = read_record(path).dump()
-    before = dict(tree["metrics"])
-    forgery(tree, clean, robust, probes)
-    write_outcomes(path / "outcomes.npz", clean, robust, probes=probes)
-    record = read_record(path)
-    texts = [entry.text for entry in record.attacks]
-    roles = [entry.role for entry in record.attacks]
+def recount(tree: Tree, clean: Bools, robust: Bools, probes: Bools) -> None:
+    """Make cells, metrics and sums by class of a record fit its outcomes."""
+    texts = [entry["text"] for entry in tree["attacks"]]
+    roles = [entry["role"] for entry in tree["attacks"]]
     for cell in tree["cells"]:
         if cell["attack"] in texts:
             cell["robust"] = int(robust[cell["stage"], texts.index(cell["attack"])].sum())
     for cell, outcome in zip(tree["audit"].get("probes", []), probes, strict=False):
         cell["robust"] = int(outcome.sum())
-    counts = {cell["attack"]: cell["n"] for cell in tree["cells"]}
-    changed = {name: value for name, value in tree["metrics"].items() if value != before[name]}
-    tree["metrics"] |= metrics_of(
-        clean,
-        robust,
-        regime=record.regime,
-        seen=roles.count("seen"),
-        unseen=roles.count("unseen"),
-        points=[counts[text] for text in texts],
-    )
-    tree["metrics"] |= changed
+    seen, unseen = roles.count("seen"), roles.count("unseen")
+    counts = {"regime": tree["regime"], "seen": seen, "unseen": unseen, "points": limits(tree)}
+    tree["metrics"] |= metrics_of(clean, robust, **counts)
     for column, text in enumerate(texts):
         left = int(robust[-1, column].sum())
         for one in tree["per_class"]:
             one["robust"][text] = min(left, one["clean_correct"])
             one["worst_case"] = 0
             left -= one["robust"][text]
+
+
+def consistent(path: Path, forgery: Forgery) -> None:
+    """Forge a run's outcomes or record, and make everything else fit again, checksums too."""
+    clean, robust, probes = (array.copy() for array in read_all_outcomes(path / "outcomes.npz"))
+    tree = read_record(path).dump()
+    before = dict(tree["metrics"])
+    forgery(tree, clean, robust, probes)
+    write_outcomes(path / "outcomes.npz", clean, robust, probes=probes)
+    changed = {name: value for name, value in tree["metrics"].items() if value != before[name]}
+    recount(tree, clean, robust, probes)
+    tree["metrics"] |= changed
     data = json_bytes(tree)
     write_checksums(path, data)
     write_bytes(path / "record.json", data)
@@ -152,11 +151,8 @@ def a_verdict(tree: Tree, *_: Bools) -> None:
 
 
 def a_flag(tree: Tree, *_: Bools) -> None:
-    tree["audit"]["verdict"] = "suspect"
-    evidence = {"weak": "a", "strong": "b"}
-    tree["audit"]["flags"].append(
-        {"code": "accuracy-rises-with-eps", "message": "it does", "evidence": evidence}
-    )
+    flag = {"code": "accuracy-rises-with-eps", "message": "m", "evidence": {"weak": "a", "strong": "b"}}
+    tree["audit"] |= {"verdict": "suspect", "flags": [*tree["audit"]["flags"], flag]}
 
 
 def a_threat(tree: Tree, *_: Bools) -> None:
@@ -186,10 +182,8 @@ def test_a_forged_row_is_listed_and_not_ranked(case: str, forged: Callable[[Forg
     path = forged(change)
     for _ in range(2):
         found = board(path.parent)
-        assert [(row.rank, row.refused, row.seeds) for row in found] == [
-            (1, "", (1, 2)),
-            (None, "outcomes", (0,)),
-        ]
+        standing = [(row.rank, row.refused, row.seeds) for row in found]
+        assert standing == [(1, "", (1, 2)), (None, "outcomes", (0,))]
         assert said in found[1].note
         assert found[1].note.startswith("run 20261124-172205-standard-digits-s0 contradicts its own outcomes")
     # A reference is not built on it either.
@@ -201,72 +195,31 @@ def test_a_forged_row_is_listed_and_not_ranked(case: str, forged: Callable[[Forg
 def test_a_search_that_finds_less_with_more_steps(forged: Callable[[Forgery], Path]) -> None:
     """Where the audit calls the model ok; fewer steps cannot find far more."""
     path = forged(lambda *_: None)
-    record = read_record(path)
-    clean, robust, _ = read_all_outcomes(path / "outcomes.npz")
-    audit = record.audit.model_copy(update={"probes": [], "checks": ["weak-suite"]})
-    texts = [entry.text for entry in record.attacks]
+    clean, robust, _ = (array.copy() for array in read_all_outcomes(path / "outcomes.npz"))
+    tree = read_record(path).dump()
+    tree["audit"] |= {"probes": [], "checks": ["weak-suite"]}
+    texts = [entry["text"] for entry in tree["attacks"]]
     place = next(i for i, text in enumerate(texts) if text.startswith("pgd:"))
     less = texts[place].replace("steps=50", "steps=5")
-
-    def renamed(one: Any) -> Any:
-        key = "text" if hasattr(one, "text") else "attack"
-        return one.model_copy(update={key: less}) if getattr(one, key) == texts[0] else one
-
-    entries = [renamed(one) for one in record.attacks]
-    entries[0] = entries[0].model_copy(update={"name": "pgd", "family": "projected-gradient"})
-    per_class = [
-        one.model_copy(
-            update={"robust": {(less if key == texts[0] else key): n for key, n in one.robust.items()}}
-        )
-        for one in record.per_class
-    ]
-    record = record.model_copy(
-        update={
-            "audit": audit,
-            "attacks": entries,
-            "cells": [renamed(one) for one in record.cells],
-            "per_class": per_class,
-        }
-    )
+    tree = json.loads(json.dumps(tree).replace(f'"{texts[0]}"', f'"{less}"'))
+    tree["attacks"][0] |= {"name": "pgd", "family": "projected-gradient"}
     none = np.zeros((0, 0), dtype=bool)
-    assert first_contradiction(record, clean, robust, none) == ""
-    robust = robust.copy()
+    assert first_contradiction(parse_record(tree, "here"), clean, robust, none) == ""
     robust[-1, place] = clean[-1]
-    line = first_contradiction(_counted(record, robust), clean, robust, none)
+    recount(tree, clean, robust, none)
+    line = first_contradiction(parse_record(tree, "here"), clean, robust, none)
     assert "leaves 98.6 %" in line
     assert "which searches less" in line
 
 
-def _counted(record: Any, robust: Bools) -> Any:
-    """The record with the counts and metrics of other outcomes of its last stage."""
-    last, texts = record.stages[-1].index, [entry.text for entry in record.attacks]
-    cells = [
-        cell.model_copy(update={"robust": int(robust[-1, texts.index(cell.attack)].sum())})
-        if cell.stage == last and cell.attack in texts
-        else cell
-        for cell in record.cells
-    ]
-    counts = {cell.attack: cell.n for cell in cells}
-    clean = np.ones(robust.shape[::2], dtype=bool)
-    found = metrics_of(
-        clean,
-        robust,
-        regime=record.regime,
-        seen=sum(entry.role == "seen" for entry in record.attacks),
-        unseen=sum(entry.role == "unseen" for entry in record.attacks),
-        points=[counts[text] for text in texts],
-    )
-    metrics = {**found, "clean_accuracy": record.metrics["clean_accuracy"]}
-    return record.model_copy(update={"cells": cells, "metrics": metrics, "per_class": []})
-
-
-def test_the_board_loads_no_torch() -> None:
+def test_the_board_loads_no_torch(forged: Callable[[Forgery], Path]) -> None:
     """It compares outcomes with numpy alone."""
+    runs_dir = str(forged(lambda *_: None).parent)
     code = (
         "import sys; from advbench.cli.main import invoke; "
-        f"invoke(['leaderboard', '--runs-dir', {str(RESULTS)!r}, '--format', 'csv']); "
+        f"invoke(['leaderboard', '--runs-dir', {runs_dir!r}, '--format', 'csv']); "
         "sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "contradicts" not in done.stdout

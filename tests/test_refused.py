@@ -57,7 +57,7 @@ def save(make_record: Callable[..., Record], tmp_path: Path) -> Save:
         path.mkdir(parents=True)
         write_record(path, record)
         if sums:
-            (path / "SHA256SUMS").write_text(f"{sums * 64}  2.safetensors\n")
+            (path / "SHA256SUMS").write_text(f"{sums * 64}  stages/2.safetensors\n")
         if outcomes:
             rng = np.random.default_rng([seed if draw is None else draw, *defense.encode()])
             clean = np.zeros((3, 100), dtype=bool)
