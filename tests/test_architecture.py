@@ -24,13 +24,13 @@ MAY_IMPORT = {
     "leaderboards": set(),
     "advbench": {"attacks_pool", "defenses", "leaderboards"},
 }
-# Written so that this file does not find itself.
+# In small letters, and written so that this file does not find itself.
 HOSTS = (
     r"pypi\.org|pythonhosted\.or[g]|pytorch\.org/wh[l]|huggingface\.c[o]|hf\.c[o]\b|docker\.i[o]|hub\.docke[r]"
     r"|ghcr\.i[o]|quay\.i[o]|npmjs\.|anaconda\.(org|com)|conda\.anacond[a]|proxy\.golan[g]|artifactor[y]"
     r"|index-ur[l]|extra-inde[x]|jfro[g]|nexu[s]/"
 )
-HOMES = r"/home/\w+|/Users/\w+|/roo[t]/|[A-Z]:\\+Users|/mnt/\w+|/wor[k]/"
+HOMES = r"/home/\w+|/users/\w+|/roo[t]/|[a-z]:\\+users|/mnt/\w+|/wor[k]/"
 
 
 @functools.cache
@@ -275,16 +275,14 @@ def tracked() -> list[Path]:
 
 def test_no_file_names_a_package_host_or_a_home() -> None:
     """Where packages come from, and where somebody's files are, is the user's own affair."""
-    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in (HOSTS, HOMES)]
+    pattern = re.compile(f"{HOSTS}|{HOMES}".encode())
     for sample in ("https://pypi.or" + "g/x", "/home" + "/someone/x", "C:" + "\\Users\\x", "/roo" + "t/x"):
-        assert any(pattern.search(sample) for pattern in patterns), sample
+        assert pattern.search(sample.lower().encode()), sample
     files = tracked()
     assert ROOT / "pyproject.toml" in files
     for path in files:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-        for pattern in patterns:
-            found = pattern.search(text)
-            assert found is None, f"{path.relative_to(ROOT)}: {found and found.group()}"
+        found = pattern.search(path.read_bytes().lower())
+        assert found is None, f"{path.relative_to(ROOT)}: {found and found.group()}"
 
 
 def test_no_search_shares_code_with_the_verifier() -> None:
