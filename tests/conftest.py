@@ -160,6 +160,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
     return called
 
 
+@pytest.fixture
 def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit asks little, for tests of large models that are not about what it finds."""
     for name in ("STEPS", "BRIEF_STEPS", "QUERIES", "BRIEF_QUERIES", "LABELS", "DRAWS"):

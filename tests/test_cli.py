@@ -158,6 +158,7 @@ def test_broken_plug_ins_are_warnings(call: Call, monkeypatch: pytest.MonkeyPatc
     assert err == "warning: defense plug-in 'other' could not be loaded: ValueError: bad\n"
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_run_prints_everything_and_show_prints_it_again(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ class TestSeeds:
         call("run", *arguments)
         assert asked == [(seed, seeds[0]) for seed in seeds]
 
+    @pytest.mark.usefixtures("short_probes")
     def test_two_seeds_are_summed_up(self, tmp_path: Path, call: Call) -> None:
         """Each run's tables, then mean ± standard deviation, and where all runs are."""
         asked = RUN.replace("fgsm,pgd:steps=3", "fgsm").replace("gaussian-noise", "none")

@@ -215,6 +215,7 @@ def test_blocks_hold_every_column_once() -> None:
     assert list(in_blocks(table, 500)) == [table]
 
 
+@pytest.mark.usefixtures("short_probes")
 class TestRun:
     """``advbench run``."""
 
