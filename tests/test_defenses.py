@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import pickle
@@ -105,7 +106,10 @@ def test_it_trains_as_the_readme_says(network: Network, loader: Loader, name: st
 
 @every_defense
 def test_it_can_be_carried_on_after_a_stage(network: Network, loader: Loader, name: str) -> None:
-    """Weights and ``training_state()`` in another process give the next stage that would have been."""
+    """Weights and ``training_state()`` in another process give the next stage that would have been.
+
+    A copy gives the same logits, and trains on.
+    """
     # One stage each: of two attacks where a single one is too few.
     single = "continual" in registry.resolve(name)[0].info.regimes
     one, other = ("fgsm", "pgd") if single else ("fgsm,mim", "fgsm,pgd")
@@ -121,6 +125,11 @@ def test_it_can_be_carried_on_after_a_stage(network: Network, loader: Loader, na
         train(defense, loader(64), other)
     assert equal(first, second)
     assert first.stages == second.stages == 2
+    ((x, _),) = loader(64)
+    for again in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert torch.equal(again(x), first(x))
+        train(again, loader(64), other)
+        assert not equal(again, first)
 
 
 @every_defense

@@ -192,14 +192,14 @@ def test_checkpoints_are_the_published_ones() -> None:
     assert sorted(checkpoints(100)) == published_checkpoints(100)
 
 
-@pytest.mark.parametrize("steps", range(1, 60))
-def test_checkpoints_of_any_length_are_in_order(steps: int) -> None:
+def test_checkpoints_of_any_length_are_in_order() -> None:
     """They lie within the search, the intervals never grow, and even one step has one."""
-    found = [0, *sorted(checkpoints(steps))]
-    assert len(found) > 1
-    assert found[-1] <= steps
-    intervals = [after - before for before, after in pairwise(found)]
-    assert intervals == sorted(intervals, reverse=True)
+    for steps in range(1, 60):
+        found = [0, *sorted(checkpoints(steps))]
+        assert len(found) > 1
+        assert found[-1] <= steps
+        intervals = [after - before for before, after in pairwise(found)]
+        assert intervals == sorted(intervals, reverse=True)
 
 
 class Waves(nn.Module):

@@ -8,7 +8,7 @@ import pickle
 import re
 import struct
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -268,31 +268,12 @@ class TestBatches:
             self.fit(network, (digits.train.x[:8], digits.train.y[:8]), attacks)
 
 
-class TestCopies:
-    """Attacks and defenses are copied and pickled as modules are."""
-
-    def test_an_attack(self) -> None:
-        """With all knobs, in either form."""
-        attack = pool.get("pgd", eps=0.1, steps=7, training={"steps": 2})
-        for one in (attack, attack.for_training(), attack.scaled(0.5)):
-            for again in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
-                assert again == one
-
-    @pytest.mark.parametrize("name", registry.names())
-    def test_a_defense(self, network: Network, digits: DataSet, name: str) -> None:
-        """After two stages: equal logits, and the copy trains on."""
-        kind, _ = registry.resolve(name)
-        defense = registry.build(name, network())
-        attacks = pool.sequence("fgsm,pgd:steps=2", budget="digits")
-        continual = kind.info.regimes[0] == "continual"
-        stages: Sequence[Any] = [[one] for one in attacks] if continual else [attacks, attacks]
-        batches = [(digits.train.x[:32], digits.train.y[:32])]
-        for met in stages:
-            defense.fit(batches, met, plan=TrainPlan(epochs=2))
-        x = digits.test.x[:4]
-        for again in (copy.deepcopy(defense), pickle.loads(pickle.dumps(defense))):
-            assert torch.equal(again(x), defense(x))
-            assert again.fit(batches, stages[-1], plan=TrainPlan(epochs=1))
+def test_copies_of_an_attack() -> None:
+    """With all knobs, in either form."""
+    attack = pool.get("pgd", eps=0.1, steps=7, training={"steps": 2})
+    for one in (attack, attack.for_training(), attack.scaled(0.5)):
+        for again in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+            assert again == one
 
 
 @pytest.fixture
