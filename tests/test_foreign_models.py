@@ -23,7 +23,8 @@ from advbench.external import Foreign, ForeignModel, Source, load_foreign
 from advbench.external.model_files import _quiet, _tensors_only
 from advbench.external.weights import load_state, read_state
 from advbench.external.wrapper import probed_batch
-from advbench.external.zoos import _alias, _offline, from_torchvision
+from advbench.external.zoos import _alias
+from advbench.models.torchvision import from_torchvision, offline
 from advbench.runtime.hashing import weights_digest
 from attacks_pool import InputError, pool
 from attacks_pool.fast.copy import fold
@@ -397,7 +398,7 @@ def test_other_texts_are_refused(digits: DataSet, tmp_path: Path) -> None:
 
 
 def test_nothing_reaches_a_network() -> None:
-    with _offline(), pytest.raises(OSError, match="nothing is downloaded"):
+    with offline(), pytest.raises(OSError, match="nothing is downloaded"):
         socket.create_connection(("localhost", 9))
     assert socket.create_connection.__module__ == "socket"
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from advbench.models import MODELS, build_model
+from advbench.models import MODELS, build_model, imports_code
 from advbench.models.normalize import Normalize
 from advbench.models.resnet import resnet18
 from advbench.models.small import digits_cnn, lenet, lenet_small
+from advbench.models.torchvision import without_auxiliary
 from advbench.models.wideresnet import wide_resnet, wrn_28_10
 from attacks_pool.errors import InputError
 
@@ -268,3 +269,35 @@ class TestFactories:
     def test_refusals(self, text: str, reason: str) -> None:
         """Each in one line, with what was given and what is wrong."""
         assert reason in refused(text)
+
+
+class TestTorchvision:
+    """``torchvision:NAME``, as ``advbench eval`` and ``advbench run`` take it."""
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_channels_and_classes_are_the_data_sets(self, channels: int) -> None:
+        """The first convolution fits the images, and the seed determines all weights."""
+        one, two = (
+            build("torchvision:squeezenet1_1", in_channels=channels, image_size=32, num_classes=4)
+            for _ in range(2)
+        )
+        assert one(torch.rand(2, channels, 32, 32)).shape == (2, 4)
+        state = two.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+
+    def test_images_it_cannot_take(self) -> None:
+        """The name, the images and torch's reason in one line."""
+        assert "model 'torchvision:alexnet' fails on images of shape" in refused("torchvision:alexnet")
+        assert "did you mean 'resnet1" in refused("torchvision:resnet19")
+
+    def test_it_names_no_code(self) -> None:
+        """So that a record or a config with it needs no trust."""
+        assert not imports_code("torchvision:resnet18")
+        assert not imports_code("lenet")
+        assert imports_code("torchvision.models:resnet18")
+
+    def test_auxiliary_heads_go(self) -> None:
+        """GoogLeNet then returns logits in training too."""
+        model = without_auxiliary(build("torchvision:googlenet", in_channels=3, image_size=32)).train()
+        assert isinstance(model(torch.rand(2, 3, 32, 32)), torch.Tensor)
+        assert not any(name.startswith("aux") for name in model.state_dict())

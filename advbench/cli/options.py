@@ -43,7 +43,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", "--plan", help="Print the pla
 Model = Annotated[
     str | None,
     typer.Option(
-        help="A model that advbench models lists, or package.module:factory.",
+        help="A model that advbench models lists, torchvision:NAME or package.module:factory.",
         show_default="the data set's",
         autocompletion=model_names,
     ),

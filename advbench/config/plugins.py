@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advbench.config.options import Options
-from advbench.models import MODELS
+from advbench.models import imports_code
 from advbench.models.factory import find_named
 from advbench.runtime.hashing import PACKAGES
 from attacks_pool import adapters, pool
@@ -126,7 +126,7 @@ def code_named(options: Mapping[str, Any]) -> list[str]:
     """
     found = [f"the plug-in {text!r}" for text in _texts(options.get("plugins"))]
     model = options.get("model")
-    if isinstance(model, str) and ":" in model and model not in MODELS:
+    if isinstance(model, str) and imports_code(model):
         found.append(f"the model {model!r}")
     defense = options.get("defense")
     if isinstance(defense, str) and names_code(defense):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from advbench.config.options import Options, RunConfig, as_text, explain
 from advbench.data import DataSet
-from advbench.models import MODELS
+from advbench.models import FORMS, MODELS
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.attack import check_task
 from attacks_pool.errors import unknown
@@ -233,8 +234,13 @@ def _checked_plan(values: Mapping[str, Any], prefix: str = "") -> TrainPlan:
 
 
 def _model(text: str) -> str:
+    if text.startswith("robustbench:") or Path(text).suffix in (".pt", ".ts", ".pt2", ".safetensors"):
+        raise InputError(
+            f"model {text!r} has weights already, and a run trains its own: name {FORMS}; "
+            "advbench eval measures trained models"
+        )
     if ":" not in text and text not in MODELS:
-        raise unknown("model", text, [*MODELS, "package.module:factory"])
+        raise unknown("model", text, MODELS, see=f"allowed: {FORMS}")
     return text
 
 

@@ -15,17 +15,15 @@ from advbench.evaluation.abstaining import LAST
 from advbench.external.model_files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
 from advbench.external.weights import file_digest, load_state, read_state
 from advbench.external.wrapper import ForeignModel
-from advbench.external.zoos import THREAT, THREATS, from_robustbench, from_torchvision
-from advbench.models import MODELS, Normalize, build_model, changes_images
-from advbench.models.zoo import _seeded
+from advbench.external.zoos import THREAT, THREATS, from_robustbench
+from advbench.models import FORMS, MODELS, Normalize, build_model, changes_images
 from advbench.runtime.hashing import weights_digest
 from attacks_pool.calling.guard import evaluation_mode, out_of_inference
 from attacks_pool.calling.randomness import isolated_randomness, key_seed
 from attacks_pool.errors import InputError, unknown
 from leaderboards.records.limits import MOST_NAME
 
-TORCHVISION, ROBUSTBENCH = "torchvision:", "robustbench:"
-FORMS = "package.module:factory, a .pt, .ts or .pt2 file, torchvision:NAME or robustbench:NAME"
+ROBUSTBENCH = "robustbench:"
 
 
 @dataclass(frozen=True)
@@ -147,17 +145,17 @@ def _built(source: Source, data: DataSet, seed: int, classes: int) -> tuple[nn.M
             weights=weights,
             model_dir=source.model_dir,
         )
-    draws = key_seed("model", seed)
-    if text.startswith(TORCHVISION):
-        with _seeded(draws):
-            model = from_torchvision(text.removeprefix(TORCHVISION), classes)
-    elif text in MODELS or ":" in text:
-        channels, height, width = data.image_shape
-        model = build_model(
-            text, num_classes=classes, in_channels=channels, image_size=(height, width), seed=draws
-        )
-    else:
-        raise unknown("model", text, MODELS, see=f"it is {FORMS}, or one of {', '.join(sorted(MODELS))}")
+    if text not in MODELS and ":" not in text:
+        more = "a .pt, .ts or .pt2 file, or robustbench:NAME"
+        raise unknown("model", text, MODELS, see=f"allowed: {FORMS}, {more}")
+    channels, *size = data.image_shape
+    model = build_model(
+        text,
+        num_classes=classes,
+        in_channels=channels,
+        image_size=(size[0], size[1]),
+        seed=key_seed("model", seed),
+    )
     if weights is not None:
         load_state(model, read_state(weights), weights)
     return model, weights

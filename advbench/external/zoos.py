@@ -1,21 +1,21 @@
-"""Architectures of torchvision and RobustBench, with weights from local files; nothing is downloaded."""
+"""Models of RobustBench's zoo, with weights from local files; nothing is downloaded."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 
 from advbench.external.weights import load_state, read_state
 from advbench.models.factory import one_line
+from advbench.models.torchvision import offline
 from attacks_pool.errors import InputError, unknown
 
 THREAT = "linf"
@@ -27,26 +27,6 @@ NORMALISATION = tuple(
 )
 SPARE = (*NORMALISATION, "model_preact_hl1.1.weight", "conv1.scores")
 """Keys that may differ between published checkpoints and RobustBench's architectures, without effect."""
-
-
-def from_torchvision(name: str, classes: int) -> nn.Module:
-    """A classifier of ``torchvision.models`` with ``classes`` logits and fresh weights.
-
-    Raises:
-        InputError: there is no such classifier, or it cannot be built with these arguments.
-    """
-    from torchvision import models
-
-    names = models.list_models(module=models)
-    if name not in names:
-        raise unknown("torchvision model", name, names, see=f"torchvision has {len(names)} classifiers")
-    try:
-        with _offline(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
-    except Exception as error:
-        raise InputError(f"model 'torchvision:{name}' cannot be built: {one_line(error)}") from error
-    return model
 
 
 def from_robustbench(
@@ -75,7 +55,7 @@ def from_robustbench(
     path = _checkpoint(label, Path(CLASSES[classes]) / THREATS[threat] / name, weights, model_dir)
     state = read_state(path)
     try:
-        with _offline(), _alias("autoattack", "pyautoattack"), warnings.catch_warnings():
+        with offline(), _alias("autoattack", "pyautoattack"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model: nn.Module = entry["model"]()
     except Exception as error:
@@ -99,7 +79,7 @@ def _zoo_entry(name: str, dataset: str, threat: str) -> dict[str, Any]:
 def _zoo() -> Mapping[Any, Any]:
     """The zoo's table of models, imported without the package that its evaluation needs."""
     try:
-        with _alias("autoattack", "pyautoattack"), _offline(), warnings.catch_warnings():
+        with _alias("autoattack", "pyautoattack"), offline(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             zoo: Mapping[Any, Any] = importlib.import_module("robustbench.model_zoo").model_dicts
     except Exception as error:
@@ -137,18 +117,3 @@ def _alias(name: str, real: str) -> Iterator[None]:
     finally:
         for alias in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
             del sys.modules[alias]
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Block downloads, since some architectures fetch weights while they are built."""
-
-    def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise OSError("it needs a download, and nothing is downloaded")
-
-    before = socket.getaddrinfo, socket.create_connection
-    socket.getaddrinfo, socket.create_connection = refuse, refuse
-    try:
-        yield
-    finally:
-        socket.getaddrinfo, socket.create_connection = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,27 +27,16 @@ class ModelInfo:
     factory: str
 
 
+_SMALL = "advbench.models.small"
 _LISTED = (
-    ModelInfo(
-        "digits-cnn",
-        "two convolutions; fast on a processor",
-        "1×8×8",
-        85066,
-        "advbench.models.small:digits_cnn",
-    ),
-    ModelInfo(
-        "lenet",
-        "two strided convolutions (arXiv:2001.03994)",
-        "1×28×28",
-        839018,
-        "advbench.models.small:lenet",
-    ),
+    ModelInfo("digits-cnn", "two convolutions; fast on a processor", "1×8×8", 85066, f"{_SMALL}:digits_cnn"),
+    ModelInfo("lenet", "two strided convolutions (arXiv:2001.03994)", "1×28×28", 839018, f"{_SMALL}:lenet"),
     ModelInfo(
         "lenet-small",
         "half as wide, a quarter of the multiply-adds",
         "1×28×28",
         166406,
-        "advbench.models.small:lenet_small",
+        f"{_SMALL}:lenet_small",
     ),
     ModelInfo(
         "resnet18",
@@ -65,6 +55,14 @@ _LISTED = (
 )
 
 MODELS: dict[str, ModelInfo] = {info.name: info for info in _LISTED}
+TORCHVISION = "torchvision:"
+FORMS = f"{', '.join(sorted(MODELS))}, torchvision:NAME or package.module:factory"
+"""How a model to train may be named."""
+
+
+def imports_code(text: str) -> bool:
+    """Whether building the model ``text`` imports code of the user's, ``package.module:factory``."""
+    return ":" in text and not text.startswith(TORCHVISION)
 
 
 def build_model(
@@ -73,9 +71,9 @@ def build_model(
     """A freshly initialised classifier from [0, 1] images (N, C, H, W) to logits (N, ``num_classes``).
 
     Args:
-        text: A name in ``MODELS``, or ``package.module:factory``, which may be below the current directory.
-            The factory gets those of ``num_classes``, ``in_channels`` and ``image_size`` that its signature
-            names, and ``num_classes`` also if it takes ``**kwargs``.
+        text: A name in ``MODELS``, ``torchvision:NAME``, or ``package.module:factory``, which may be below
+            the current directory. The factory gets those of ``num_classes``, ``in_channels`` and
+            ``image_size`` that its signature names, and ``num_classes`` also if it takes ``**kwargs``.
         num_classes: The number of classes.
         in_channels: The channels of an image.
         image_size: The side of an image in pixels, or (height, width).
@@ -102,10 +100,12 @@ def _factory(text: str) -> Callable[..., Any]:
         module, _, name = MODELS[text].factory.partition(":")
         built_in: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return built_in
+    if text.startswith(TORCHVISION):
+        from advbench.models.torchvision import from_torchvision
+
+        return functools.partial(from_torchvision, text.removeprefix(TORCHVISION))
     if ":" not in text:
-        raise unknown(
-            "model", text, MODELS, see=f"allowed: {', '.join(sorted(MODELS))}, or package.module:factory"
-        )
+        raise unknown("model", text, MODELS, see=f"allowed: {FORMS}")
     return find_factory(text)
 
 

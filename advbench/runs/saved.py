@@ -18,6 +18,7 @@ from advbench.data import DataSet, load_dataset
 from advbench.data.registry import FOLDER
 from advbench.models import build_model
 from advbench.models.factory import one_line
+from advbench.models.torchvision import without_auxiliary
 from advbench.runs.allocating import bounded_by
 from advbench.runs.screen import html_of, text_of
 from attacks_pool.calling.guard import ordinary_mode
@@ -175,13 +176,14 @@ def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = No
 def new_classifier(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The untrained classifier of a run: ``shape`` (C, H, W); its weights depend only on the run's seed."""
     channels, height, width = shape
-    return build_model(
+    model = build_model(
         config.model,
         num_classes=classes,
         in_channels=channels,
         image_size=(height, width),
         seed=key_seed("model", config.seed),
     )
+    return without_auxiliary(model)
 
 
 def rebuild(config: RunConfig, data: dict[str, Any], spec: dict[str, Any]) -> Defense:

@@ -17,10 +17,10 @@ from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import LOOKED_AT, View
 from advbench.evaluation.stochastic import is_stochastic
 from advbench.external import Foreign, Source, load_foreign
-from advbench.external.load import ROBUSTBENCH, TORCHVISION
+from advbench.external.load import ROBUSTBENCH
 from advbench.external.model_files import EXPORTED, SCRIPTS
 from advbench.external.run_record import NOT_KEPT
-from advbench.models import MODELS
+from advbench.models import MODELS, imports_code
 from advbench.runs.saved import WEIGHTS, Run
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.metadata import parse_number, whole_number
@@ -139,7 +139,7 @@ class Subject:
         script = Path(text).suffix in (*SCRIPTS, EXPORTED)
         if not (script or ":" in text or text in MODELS):
             raise InputError(f"{start}, a module given to Python: the record does not say how to build it")
-        zoo = text.startswith((TORCHVISION, ROBUSTBENCH)) or text in MODELS
+        zoo = text.startswith(ROBUSTBENCH) or not imports_code(text)
         if not (script or zoo or self.run.trust):
             raise InputError(f"{start}, and loading it imports that code: add --trust if you trust it")
         file = self.weights
