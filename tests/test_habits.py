@@ -14,7 +14,7 @@ from helpers import python
 from rich.table import Table
 
 from advbench import load_run
-from advbench.cli.completion import dataset_names, defense_names, model_names
+from advbench.cli.completion import attack_names, dataset_names, defense_names, model_names
 from advbench.cli.main import app
 from advbench.data import DATASETS
 from advbench.models import MODELS
@@ -115,11 +115,15 @@ class TestCompletion:
             ("advbench run --defense a", {"air", "at"}),
             ("advbench run --dataset dig", {"digits"}),
             ("advbench run --model len", {"lenet", "lenet-small"}),
+            ("advbench run --sequence fgsm,pgd-", {"fgsm,pgd-l1", "fgsm,pgd-l2"}),
+            ("advbench eval --attacks corruption-f", {"corruption-fog", "corruption-frost"}),
+            ("advbench attacks check squ", {"square", "square-l1", "square-l2"}),
+            ("advbench defenses ch", {"check"}),
         ],
     )
     def test_it_loads_no_torch(self, words: str, expected: set[str]) -> None:
         """Nor anything else that takes its time."""
-        heavy = "{'torch', 'numpy', 'scipy', 'sklearn', 'rich'} & set(sys.modules)"
+        heavy = "{'torch', 'numpy', 'scipy', 'sklearn', 'rich', 'pydantic'} & set(sys.modules)"
         code = "import sys\nfrom advbench.cli.main import main\ntry:\n    main([])\nfinally:\n"
         code += f"    print(sorted({heavy}), file=sys.stderr)"
         typed = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
@@ -130,6 +134,8 @@ class TestCompletion:
     def test_names_are_those_of_the_registries(self) -> None:
         """They are read without importing what is named."""
         assert set(registry.names()) <= set(defense_names(""))
+        own = {name for name in pool.names() if pool.entry(name).source.startswith("attacks_pool.")}
+        assert own <= set(attack_names(""))
         assert dataset_names("") == sorted(DATASETS)
         assert model_names("") == sorted(MODELS)
 

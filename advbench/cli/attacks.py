@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from advbench.cli import list as lists
+from advbench.cli.completion import attack_names
 from advbench.cli.contract import run_checks, settings
 from advbench.cli.echo import echo
 from advbench.cli.once import DEFAULT, ListsByDefault
-from advbench.cli.options import Format, FormatOption
+from advbench.cli.options import Format, FormatOption, option
 
 app = typer.Typer(
     cls=ListsByDefault,
@@ -27,7 +28,7 @@ app.command(
 @app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="Name of the attack, such as my-attack.")],
-    dir: Annotated[Path, typer.Option(help="Directory in which to create the package.")] = Path("."),
+    dir: Annotated[Path, option("Directory in which to create the package.")] = Path("."),
 ) -> None:
     """Write a small package with a working attack and its test; existing files are never overwritten."""
     from advbench.contract import write_attack_package
@@ -39,10 +40,12 @@ def new(
 
 @app.command("check")
 def check(
-    attack: Annotated[str, typer.Argument(help="A registered name, or package.module:function.")],
+    attack: Annotated[
+        str,
+        typer.Argument(help="A registered name, or package.module:function.", autocompletion=attack_names),
+    ],
     set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Set a knob: knob=value; repeatable.", show_default="its defaults"),
+        list[str] | None, option("Set a knob: knob=value; repeatable.", "--set", unset="its defaults")
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:

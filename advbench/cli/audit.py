@@ -9,23 +9,18 @@ import typer
 
 from advbench.cli.echo import echo
 from advbench.cli.finding import named_run, surrogate_run
-from advbench.cli.options import Format, FormatOption, RecordedData, RunPath, RunsDirs
+from advbench.cli.options import Format, FormatOption, RecordedData, RunPath, RunsDirs, option
 
 
 def audit(
     run: RunPath,
     surrogate: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run whose final model crafts the transferred points.", show_default="row 0's model"
-        ),
+        Path | None, option("Run whose final model crafts the transferred points.", unset="row 0's model")
     ] = None,
-    points: Annotated[int, typer.Option(min=1, help="Number of test points to probe.")] = 200,
+    points: Annotated[int, option("Number of test points to probe.", min=1)] = 200,
     data_dir: RecordedData = None,
     runs_dir: RunsDirs = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Import the model factory that the record names.")
-    ] = False,
+    trust: Annotated[bool, option("Import the model factory that the record names.", "--trust")] = False,
     format: FormatOption = Format.table,
 ) -> None:
     """Audit a finished run again for false robustness, on its saved weights; exit 1 unless it is ok."""

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 
-NAME = re.compile(r'DefenseInfo\(\s*name="([^"]+)"')
+ROOT = Path(__file__).resolve().parents[2]
+NAME = re.compile(r'(?:register|[Ii]nfo)\(\s*(?:name=)?"([^"]+)"')
+CORRUPTION = re.compile(r'^    "([a-z-]+)": (?:blur|digital|noise|weather)\.', re.MULTILINE)
+"""How the files of defenses and attacks declare names; tests compare what is found with the registries."""
 
 
 def defense_names(incomplete: str) -> list[str]:
     """Names of defenses: built-in ones, read from their files, and those of plug-ins."""
-    spec = find_spec("advbench")
-    found = {point.name for point in entry_points(group="advbench.defenses")}
-    if spec is not None and spec.origin is not None:
-        for path in (Path(spec.origin).parents[1] / "defenses" / "methods").glob("*.py"):
-            found.update(NAME.findall(path.read_text("utf-8")))
-    return _starting(found, incomplete)
+    return _starting({*_declared("defenses/methods", NAME), *_plugins("defenses")}, incomplete)
+
+
+def attack_names(incomplete: str) -> list[str]:
+    """Names of attacks: built-in ones, read from their files, and those of plug-ins."""
+    corruptions = (f"corruption-{name}" for name in _declared("attacks_pool/attacks", CORRUPTION))
+    names = {*_declared("attacks_pool/attacks", NAME), *corruptions, *_plugins("attacks")}
+    return _starting(names, incomplete)
+
+
+def attack_lists(incomplete: str) -> list[str]:
+    """The list of attacks with its last name completed: ``fgsm,pg`` becomes ``fgsm,pgd``."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in attack_names(last)]
 
 
 def dataset_names(incomplete: str) -> list[str]:
@@ -33,6 +42,19 @@ def model_names(incomplete: str) -> list[str]:
     from advbench.models import MODELS
 
     return _starting(MODELS, incomplete)
+
+
+def _declared(folder: str, pattern: re.Pattern[str]) -> set[str]:
+    return {
+        name for path in (ROOT / folder).glob("*.py") for name in pattern.findall(path.read_text("utf-8"))
+    }
+
+
+def _plugins(kind: str) -> list[str]:
+    # Imported here because this takes longer than any other import of --help.
+    from importlib.metadata import entry_points
+
+    return [point.name for point in entry_points(group=f"advbench.{kind}")]
 
 
 def _starting(names: Iterable[str], incomplete: str) -> list[str]:

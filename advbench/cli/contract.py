@@ -41,8 +41,20 @@ def run_checks(
 
 
 def settings(given: list[str] | None) -> dict[str, str]:
-    """The values of ``--set``, ``["a=1", "b=2"]``, as a dict."""
-    return dict(_setting(text) for text in given or ())
+    """The values of ``--set``, ``["a=1", "b=2"]``, as a dict.
+
+    Raises:
+        InputError: a value is not of the form key=value.
+    """
+    from attacks_pool.errors import InputError
+
+    found: dict[str, str] = {}
+    for text in given or ():
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise InputError(f"--set takes key=value, not {text!r}")
+        found[key.strip()] = value
+    return found
 
 
 def _print(name: str, checks: Sequence[Check]) -> None:
@@ -63,12 +75,3 @@ def _print(name: str, checks: Sequence[Check]) -> None:
     end = f"; it fails: {', '.join(failed)}" if failed else ""
     line = f"{name} keeps {held} of {len(checks)} promises ({seconds:.1f} s){end}"
     console.print(in_line(line), soft_wrap=True)
-
-
-def _setting(text: str) -> tuple[str, str]:
-    from attacks_pool.errors import InputError
-
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise InputError(f"--set takes key=value, not {text!r}")
-    return key.strip(), value

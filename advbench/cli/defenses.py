@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from advbench.cli import list as lists
+from advbench.cli.completion import defense_names
 from advbench.cli.contract import run_checks, settings
 from advbench.cli.echo import echo
 from advbench.cli.once import DEFAULT, ListsByDefault
-from advbench.cli.options import Format, FormatOption
+from advbench.cli.options import Format, FormatOption, option
 
 app = typer.Typer(
     cls=ListsByDefault,
@@ -23,7 +24,7 @@ app.command(DEFAULT, help="List the defenses, or describe some; this is the defa
 @app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="Name of the defense, such as my-defense.")],
-    dir: Annotated[Path, typer.Option(help="Directory in which to create the package.")] = Path("."),
+    dir: Annotated[Path, option("Directory in which to create the package.")] = Path("."),
 ) -> None:
     """Write a small package with a working defense and its test; existing files are never overwritten."""
     from advbench.contract import write_package
@@ -35,10 +36,11 @@ def new(
 
 @app.command("check")
 def check(
-    defense: Annotated[str, typer.Argument(help="A registered name, or package.module:Class.")],
+    defense: Annotated[
+        str, typer.Argument(help="A registered name, or package.module:Class.", autocompletion=defense_names)
+    ],
     set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Set a parameter: key=value; repeatable.", show_default="its defaults"),
+        list[str] | None, option("Set a parameter: key=value; repeatable.", "--set", unset="its defaults")
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:

@@ -12,14 +12,16 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from advbench.cli.echo import echo
 from advbench.cli.options import Format, FormatOption
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 Status = Literal["ok", "absent", "warning", "broken"]
 CORE = {
@@ -94,6 +96,9 @@ def works(checks: Iterable[Finding]) -> bool:
 
 def installed_packages(paths: Sequence[str] | None = None) -> dict[str, Distribution]:
     """Installed distributions by normalised name; of duplicates, the one that Python would import."""
+    # Imported here because it takes long, and every command reads this module.
+    from importlib.metadata import distributions
+
     every = distributions() if paths is None else distributions(path=list(paths))
     found: dict[str, Distribution] = {}
     for one in every:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from advbench.cli.completion import dataset_names, model_names
 from advbench.cli.finding import kept_in
 from advbench.cli.options import (
+    Attacks,
     AttackTimeout,
     DataDir,
     Format,
@@ -17,94 +17,79 @@ from advbench.cli.options import (
     PerClass,
     Points,
     RunsDir,
-    Threads,
+    option,
+    takes,
 )
 
 
-def evaluate(
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """The options of ``advbench eval``."""
+
     model: Annotated[
         str,
-        typer.Option(
-            help="A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
+        option(
+            "A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
             "torchvision:NAME or robustbench:NAME.",
             autocompletion=model_names,
         ),
-    ],
+    ]
     dataset: Annotated[
-        str, typer.Option(help="Data set; advbench datasets lists them.", autocompletion=dataset_names)
-    ] = "digits",
-    data_dir: DataDir = None,
+        str, option("Data set; advbench datasets lists them.", autocompletion=dataset_names)
+    ] = "digits"
+    data_dir: DataDir = None
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="Weights for a model built from code: safetensors, or a plain state dict.",
-            show_default="none",
-        ),
-    ] = None,
+        option("Weights for a model built from code: safetensors, or a plain state dict.", unset="none"),
+    ] = None
     model_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of RobustBench's checkpoints: DIR/cifar10/Linf/NAME.pt.", show_default="none"
-        ),
-    ] = None,
+        Path | None, option("Folder of RobustBench's checkpoints: DIR/cifar10/Linf/NAME.pt.", unset="none")
+    ] = None
     threat: Annotated[
-        str | None,
-        typer.Option(help="Threat of a RobustBench model: linf, l2 or corruptions.", show_default="linf"),
-    ] = None,
+        str | None, option("Threat of a RobustBench model: linf, l2 or corruptions.", unset="linf")
+    ] = None
     mean: Annotated[
         str | None,
-        typer.Option(
-            help="Mean to subtract before the model, one per channel: 0.49,0.48,0.45.", show_default="none"
-        ),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="Deviation to divide by: 0.25,0.24,0.26.", show_default="none")
-    ] = None,
-    attacks: Annotated[
-        str | None, typer.Option(help="Attacks to run: fgsm,pgd:steps=50,square.", show_default="--preset")
-    ] = None,
+        option("Mean to subtract before the model, one per channel: 0.49,0.48,0.45.", unset="none"),
+    ] = None
+    std: Annotated[str | None, option("Deviation to divide by: 0.25,0.24,0.26.", unset="none")] = None
+    attacks: Attacks = None
     preset: Annotated[
-        str | None,
-        typer.Option(help="A list of attacks: standard, screen or autoattack.", show_default="standard"),
-    ] = None,
-    points: Points = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model in tables.", show_default="--model")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    threads: Threads = None,
+        str | None, option("A list of attacks: standard, screen or autoattack.", unset="standard")
+    ] = None
+    points: Points = None
+    name: Annotated[str | None, option("Name of the model in tables.", unset="--model")] = None
+    seed: Annotated[int, option("Random seed.", min=0)] = 0
+    device: Annotated[str, option("auto, cpu, cuda, cuda:1.")] = "auto"
+    threads: Annotated[int | None, option("CPU threads.", unset="torch's default", min=1)] = None
     abstain: Annotated[
         str | None,
-        typer.Option(
-            help="last: an extra last output means abstain: right under attack, wrong when clean.",
-            show_default="the model always answers",
+        option(
+            "last: an extra last output means abstain: right under attack, wrong when clean.",
+            unset="the model always answers",
         ),
-    ] = None,
+    ] = None
     surrogate: Annotated[
         str | None,
-        typer.Option(
-            help="Run whose model crafts the audit's transferred points, or none.",
-            show_default="a small plain model is trained",
+        option(
+            "Run whose model crafts the audit's transferred points, or none.",
+            unset="a small plain model is trained",
         ),
-    ] = None,
-    runs_dir: RunsDir = Path("runs"),
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over, even if the same evaluation is unfinished.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes.", show_default="1")] = None,
+    ] = None
+    runs_dir: RunsDir = Path("runs")
+    fresh: Annotated[bool, option("Start over, even if it is unfinished.", "--fresh")] = False
+    workers: Annotated[int | None, option("Number of processes.", unset="1", min=1)] = None
     ray: Annotated[
-        str | None,
-        typer.Option(help="Use a Ray cluster instead: auto, local or host:port.", show_default="none"),
-    ] = None,
-    attack_timeout: AttackTimeout = None,
-    trust: Annotated[
-        bool,
-        typer.Option("--trust", help="Load a .pt, .ts or .pt2 program, which can run any code."),
-    ] = False,
-    per_class: PerClass = None,
-    format: FormatOption = Format.table,
-) -> None:
+        str | None, option("Use a Ray cluster instead: auto, local or host:port.", unset="none")
+    ] = None
+    attack_timeout: AttackTimeout = None
+    trust: Annotated[bool, option("Load a .pt, .ts or .pt2 program: it can run any code.", "--trust")] = False
+    per_class: PerClass = None
+    format: FormatOption = Format.table
+
+
+@takes(EvalOptions)
+def evaluate(asked: EvalOptions) -> None:
     """Measure the robustness of a model that was trained elsewhere; it only needs to return logits.
 
     A factory is imported; a .pt, .ts or .pt2 program is loaded only with --trust. Both can run any code.
@@ -116,42 +101,23 @@ def evaluate(
     from advbench.runtime.interrupts import interrupts
     from advbench.runtime.progress import reporter
 
+    options = dict(vars(asked))
+    for key in ("fresh", "per_class", "format"):
+        del options[key]
+    options |= {"mean": _numbers("mean", asked.mean), "std": _numbers("std", asked.std)}
+    if asked.surrogate is not None:
+        options["surrogate"] = str(kept_in(Path(asked.surrogate), asked.runs_dir))
+    resume = False if asked.fresh else None
     with interrupts() as stopper, reporter() as listener:
-        run = evaluate_model(
-            model,
-            dataset,
-            attacks=attacks,
-            preset=preset,
-            name=name,
-            points=points,
-            seed=seed,
-            device=device,
-            threads=threads,
-            weights=weights,
-            model_dir=model_dir,
-            threat=threat,
-            mean=_numbers("mean", mean),
-            std=_numbers("std", std),
-            surrogate=None if surrogate is None else str(kept_in(Path(surrogate), runs_dir)),
-            runs_dir=runs_dir,
-            data_dir=data_dir,
-            listeners=[listener, stopper],
-            resume=False if fresh else None,
-            attack_timeout=attack_timeout,
-            workers=workers,
-            ray=ray,
-            abstain=abstain,
-            trust=trust,
-            progress=False,
-        )
-    if format is Format.json:
+        run = evaluate_model(**options, listeners=[listener, stopper], resume=resume, progress=False)
+    if asked.format is Format.json:
         results.write_json([run.record], several=False)
     else:
-        results.print_run(run, per_class=per_class)
+        results.print_run(run, per_class=asked.per_class)
 
 
-def _numbers(option: str, text: str | None) -> list[float] | None:
+def _numbers(name: str, text: str | None) -> list[float] | None:
     """Parse ``0.49,0.48,0.45`` as numbers."""
     from attacks_pool.metadata import parse_number
 
-    return None if text is None else [parse_number(option, part.strip()) for part in text.split(",")]
+    return None if text is None else [parse_number(name, part.strip()) for part in text.split(",")]

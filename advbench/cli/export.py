@@ -6,11 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from advbench.cli.echo import echo, warn
 from advbench.cli.finding import named_run
-from advbench.cli.options import RunPath, RunsDirs
+from advbench.cli.options import RunPath, RunsDirs, option
 
 
 class Target(StrEnum):
@@ -21,22 +19,18 @@ class Target(StrEnum):
 
 def export(
     run: RunPath,
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    format: Annotated[
-        Target, typer.Option(help="robustbench: a row of its model_info.")
-    ] = Target.robustbench,
+    out: Annotated[Path, option("The file to write.")],
+    format: Annotated[Target, option("robustbench: a row of its model_info.")] = Target.robustbench,
     runs_dir: RunsDirs = None,
-    norm: Annotated[
-        str | None, typer.Option(help="linf, l2 or l1.", show_default="the norm of the attacks")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Title of the paper.", show_default="the defense")] = None,
-    link: Annotated[str, typer.Option(help="Address of the paper.", show_default="none")] = "",
-    authors: Annotated[str, typer.Option(help="Authors, separated by commas.", show_default="none")] = "",
-    venue: Annotated[str, typer.Option(help="Venue of the paper: ICLR 2020.", show_default="none")] = "",
+    norm: Annotated[str | None, option("linf, l2 or l1.", unset="the norm of the attacks")] = None,
+    name: Annotated[str | None, option("Title of the paper.", unset="the defense")] = None,
+    link: Annotated[str, option("Address of the paper.", unset="none")] = "",
+    authors: Annotated[str, option("Authors, separated by commas.", unset="none")] = "",
+    venue: Annotated[str, option("Venue of the paper: ICLR 2020.", unset="none")] = "",
     additional_data: Annotated[
-        bool, typer.Option("--additional-data", help="Say that training used extra data.")
+        bool, option("Say that training used extra data.", "--additional-data")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Annotated[bool, option("Replace an existing file.", "--force")] = False,
 ) -> None:
     """Write a finished run as a row of another leaderboard.
 

@@ -38,11 +38,6 @@ def named_run(path: Path, runs_dir: list[Path] | None) -> Path:
     return path if path.exists() else find_run(str(path), runs_dirs(runs_dir))
 
 
-def named_runs(paths: Sequence[Path], runs_dir: list[Path] | None) -> list[Path]:
-    """Apply `named_run` to each path."""
-    return [named_run(path, runs_dir) for path in paths]
-
-
 def surrogate_run(path: Path | None, runs_dir: list[Path] | None) -> Path | None:
     """Apply `named_run` to an optional path."""
     return None if path is None else named_run(path, runs_dir)

@@ -3,80 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from advbench.cli.echo import echo, warn
 from advbench.cli.finding import named_run
-from advbench.cli.options import Format, FormatOption, PerClass, RunPath, RunsDirs, runs_dirs
-
-if TYPE_CHECKING:
-    from leaderboards import Row, View
-from typing import TYPE_CHECKING
+from advbench.cli.options import (
+    Format,
+    FormatOption,
+    PerClass,
+    RunPath,
+    RunsDirs,
+    option,
+    runs_dirs,
+    takes,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from leaderboards import Result
-
-
-def compared_with(
-    results: Sequence[Result], reference: Path | None, attacks: str | None
-) -> tuple[list[Result], list[str]]:
-    """Add competitiveness ratios to runs, and explain why some have none.
-
-    Args:
-        results: finished runs.
-        reference: the reference table; None adds nothing.
-        attacks: the attacks of the table to average over, separated by commas.
-
-    Raises:
-        RecordError: the table cannot be read, lacks one of ``attacks``, or is missing.
-    """
-    from leaderboards import RecordError
-
-    names = None if attacks is None else attacks.split(",")
-    if reference is None:
-        if names is not None:
-            raise RecordError("--reference-attacks needs --reference")
-        return list(results), []
-    from leaderboards.peers.competitiveness import with_competitiveness
-    from leaderboards.peers.reference import read_reference
-
-    return with_competitiveness(results, read_reference(reference), attacks=names)
-
-
-def published_tables(folder: Path | None, datasets: Sequence[str] | None, *, tables: bool) -> list[Table]:
-    """Read RobustBench's rows as separate tables.
-
-    Args:
-        folder: its ``model_info``, or a folder in it; None for no tables.
-        datasets: only these data sets.
-        tables: whether the output is tables.
-
-    Raises:
-        RecordError: the folder cannot be read, or the output is not tables.
-    """
-    if folder is None:
-        return []
-    from leaderboards import RecordError
-    from leaderboards.peers.robustbench import find_entries
-    from leaderboards.peers.robustbench_tables import to_reference_tables
-
-    if not tables:
-        raise RecordError("--robustbench only prints tables: leave out --format and --out")
-    return to_reference_tables(find_entries(folder, datasets))
-
-
-def print_reference_tables(tables: Sequence[Table]) -> None:
-    """Print tables of published rows."""
-    from advbench.runtime.console import output
-
-    for table in tables:
-        output().print(table)
+    from leaderboards import Result, Row, View
 
 
 class BoardFormat(StrEnum):
@@ -115,138 +63,114 @@ def show(
         results.print_run(Run(path if path.is_dir() else path.parent, record), per_class=per_class)
 
 
-def _filter(text: str) -> typer.models.OptionInfo:
+def _filter(text: str, **how: Any) -> Any:
     """An option that filters rows."""
-    found: typer.models.OptionInfo = typer.Option(help=text, rich_help_panel=FILTERS, show_default="all rows")
-    return found
+    return option(text, unset="all rows", rich_help_panel=FILTERS, **how)
 
 
 Words = list[str] | None
 
 
-def leaderboard(
-    runs_dir: RunsDirs = None,
+@dataclass(frozen=True, kw_only=True)
+class BoardOptions:
+    """The options of ``advbench leaderboard``."""
+
+    runs_dir: RunsDirs = None
     rank_by: Annotated[
         str,
-        typer.Option(
-            help="average, worst-case, unseen, clean, forgetting, backward, forward, gap, or one "
+        option(
+            "average, worst-case, unseen, clean, forgetting, backward, forward, gap, or one "
             "attack: robust.autoattack, robust.pgd:eps=0.1."
         ),
-    ] = "average",
+    ] = "average"
     format: Annotated[
-        BoardFormat, typer.Option(help="table, csv, json, markdown, latex (booktabs) or html (a site).")
-    ] = BoardFormat.table,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="File to write; for html, a directory.",
-            show_default="the terminal",
-        ),
-    ] = None,
-    dataset: Annotated[Words, _filter("Only rows on this data set.")] = None,
-    defense: Annotated[Words, _filter("Only rows of this defense, or of this evaluated model.")] = None,
-    regime: Annotated[Words, _filter("Only rows of this regime: continual, joint, meta or eval.")] = None,
-    model: Annotated[Words, _filter("Only rows of this network.")] = None,
-    verdict: Annotated[Words, _filter("Only rows with this audit verdict: ok, suspect or invalid.")] = None,
-    sequence: Annotated[Words, _filter("Only rows of this sequence: fgsm,pgd or fgsm,pgd:eps=0.1.")] = None,
+        BoardFormat, option("table, csv, json, markdown, latex (booktabs) or html (a site).")
+    ] = BoardFormat.table
+    out: Annotated[Path | None, option("File to write; for html, a directory.", unset="the terminal")] = None
+    dataset: Annotated[Words, _filter("Only rows on this data set.")] = None
+    defense: Annotated[Words, _filter("Only rows of this defense, or of this evaluated model.")] = None
+    regime: Annotated[Words, _filter("Only rows of this regime: continual, joint, meta or eval.")] = None
+    model: Annotated[Words, _filter("Only rows of this network.")] = None
+    verdict: Annotated[Words, _filter("Only rows with this audit verdict: ok, suspect or invalid.")] = None
+    sequence: Annotated[Words, _filter("Only rows of this sequence: fgsm,pgd or fgsm,pgd:eps=0.1.")] = None
     where: Annotated[
         Words, _filter("KEY=VALUE: only rows with this value in this column, or params.NAME=VALUE.")
-    ] = None,
+    ] = None
     columns: Annotated[
         str,
-        typer.Option(
-            help="Names of columns, separated by commas: rank,label,average,average_interval "
+        option(
+            "Names of columns, separated by commas: rank,label,average,average_interval "
             "or clean_mean,robust.autoattack,params.sigma.",
+            unset="the standard columns",
             rich_help_panel=SHAPE,
-            show_default="the standard columns",
         ),
-    ] = "",
+    ] = ""
     group_by: Annotated[
         str | None,
-        typer.Option(
-            help="A table for each value of this key.",
-            rich_help_panel=SHAPE,
-            show_default="a table for each comparison",
+        option(
+            "A table for each value of this key.", unset="a table for each comparison", rich_help_panel=SHAPE
         ),
-    ] = None,
+    ] = None
     pivot: Annotated[
         str | None,
-        typer.Option(
-            help="ROWS,COLUMNS,VALUE: defense,sequence,average.",
-            rich_help_panel=SHAPE,
-            show_default="no pivot",
-        ),
-    ] = None,
+        option("ROWS,COLUMNS,VALUE: defense,sequence,average.", unset="no pivot", rich_help_panel=SHAPE),
+    ] = None
     reference: Annotated[
         Path | None,
-        typer.Option(
-            help="Table of best accuracies (see advbench reference); adds competitiveness ratios.",
+        option(
+            "Table of best accuracies (see advbench reference); adds competitiveness ratios.",
+            unset="none",
             rich_help_panel=BESIDE,
-            show_default="none",
         ),
-    ] = None,
+    ] = None
     reference_attacks: Annotated[
         str | None,
-        typer.Option(
-            help="Attacks of it to compare on.", rich_help_panel=BESIDE, show_default="all that it requires"
-        ),
-    ] = None,
+        option("Attacks of it to compare on.", unset="all that it requires", rich_help_panel=BESIDE),
+    ] = None
     robustbench: Annotated[
         Path | None,
-        typer.Option(
-            help="RobustBench's model_info; its rows are shown in separate tables.",
+        option(
+            "RobustBench's model_info; its rows are shown in separate tables.",
+            unset="none",
             rich_help_panel=BESIDE,
-            show_default="none",
         ),
-    ] = None,
-) -> None:
+    ] = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether the board is printed as tables."""
+        return self.format is BoardFormat.table and self.out is None
+
+
+@takes(BoardOptions)
+def leaderboard(options: BoardOptions) -> None:
     """Rank all runs, averaged over seeds, within each data set, sequence, model and protocol.
 
     A row's rank is 1 + the number of rows that are better by a paired test on the stored outcomes, so
     rows with equal ranks are ties. A filter hides rows and does not change the ranks of the others.
     """
-    from leaderboards import RecordError, View, rows
+    from leaderboards import RecordError, View
     from leaderboards.boards.cache import find_all_results
-    from leaderboards.statistics.metrics import METRICS
 
-    if format is BoardFormat.html and out is None:
+    if options.format is BoardFormat.html and options.out is None:
         raise RecordError("--format html needs --out DIR")
-    view = View.of(columns, group_by, pivot)
-    published = published_tables(robustbench, dataset, tables=format is BoardFormat.table and out is None)
-    places = runs_dirs(runs_dir)
+    view = View.of(options.columns, options.group_by, options.pivot)
+    published = _published(options)
+    places = runs_dirs(options.runs_dir)
     results, problems = find_all_results(places)
     if problems and not results:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecordError(problems[0] + more)
-    results, notes = compared_with(results, reference, reference_attacks)
-    every = [*METRICS, rank_by, *view.under()]
-    found = rows(
-        results,
-        dataset,
-        defense=defense,
-        regime=regime,
-        model=model,
-        verdict=verdict,
-        sequence=sequence,
-        where=where or (),
-        rank_by=rank_by,
-        # By default a table has only the interval of the ranking key; data and sites have all intervals.
-        intervals=every
-        if format is BoardFormat.html
-        else view.intervals(every if format in DATA else [rank_by]),
-        under=view.under(),
-    )
-    if format is BoardFormat.html and out is not None:
-        _write_site(out, found)
-    elif format is BoardFormat.table and out is None:
-        _print(found, view, places if not results else [])
-        print_reference_tables(published)
+    results, notes = _compared(results, options)
+    found = _rows(results, view, options)
+    if options.shown:
+        _print(found, view, places if not results else [], published)
+    elif options.format is BoardFormat.html and options.out is not None:
+        _write_site(options.out, found)
+    elif options.out is None:
+        echo(_text(found, options.format, view), nl=False)
     else:
-        text = _text(found, format, view)
-        if out is None:
-            echo(text, nl=False)
-        else:
-            _save(out, text)
+        _save(options.out, _text(found, options.format, view))
     # Printed last, so that a mistake in an option gives only one line.
     for problem in problems:
         warn(f"warning: {problem}")
@@ -258,22 +182,77 @@ def leaderboard(
             warn(f"warning: not ranked: {row.note}")
 
 
+def _published(options: BoardOptions) -> list[Table]:
+    """RobustBench's rows as separate tables.
+
+    Raises:
+        RecordError: the folder cannot be read, or the output is not tables.
+    """
+    if options.robustbench is None:
+        return []
+    from leaderboards import RecordError
+    from leaderboards.peers.robustbench import find_entries
+    from leaderboards.peers.robustbench_tables import to_reference_tables
+
+    if not options.shown:
+        raise RecordError("--robustbench only prints tables: leave out --format and --out")
+    return to_reference_tables(find_entries(options.robustbench, options.dataset))
+
+
+def _compared(results: Sequence[Result], options: BoardOptions) -> tuple[list[Result], list[str]]:
+    """The runs with competitiveness ratios, and why some have none.
+
+    Raises:
+        RecordError: the table cannot be read, lacks an attack that is asked for, or is missing.
+    """
+    from leaderboards import RecordError
+
+    names = None if options.reference_attacks is None else options.reference_attacks.split(",")
+    if options.reference is None:
+        if names is not None:
+            raise RecordError("--reference-attacks needs --reference")
+        return list(results), []
+    from leaderboards.peers.competitiveness import with_competitiveness
+    from leaderboards.peers.reference import read_reference
+
+    return with_competitiveness(results, read_reference(options.reference), attacks=names)
+
+
+def _rows(results: Sequence[Result], view: View, options: BoardOptions) -> list[Row]:
+    """The rows that the filters leave."""
+    from leaderboards import rows
+    from leaderboards.statistics.metrics import METRICS
+
+    # By default a table has only the interval of the ranking key; data and sites have all intervals.
+    every = [*METRICS, options.rank_by, *view.under()]
+    wanted = every if options.format in DATA else [options.rank_by]
+    return rows(
+        results,
+        options.dataset,
+        defense=options.defense,
+        regime=options.regime,
+        model=options.model,
+        verdict=options.verdict,
+        sequence=options.sequence,
+        where=options.where or (),
+        rank_by=options.rank_by,
+        intervals=every if options.format is BoardFormat.html else view.intervals(wanted),
+        under=view.under(),
+    )
+
+
 def _text(found: Sequence[Row], format: BoardFormat, view: View) -> str:
     """A board as text in the given format, with a newline at its end."""
+    from advbench.runtime.console import PLAIN_WIDTH
     from leaderboards import to_csv, to_json, to_latex, to_markdown
+    from leaderboards.boards.tables import to_text
 
     if format is BoardFormat.json:
         return to_json(found, view) + "\n"
-    if format is BoardFormat.csv:
-        return to_csv(found, view)
-    if format is BoardFormat.markdown:
-        return to_markdown(found, view)
-    if format is BoardFormat.latex:
-        return to_latex(found, view)
-    from advbench.runtime.console import PLAIN_WIDTH
-    from leaderboards.boards.tables import to_text
-
-    return to_text(found, view, width=PLAIN_WIDTH)
+    if format is BoardFormat.table:
+        return to_text(found, view, width=PLAIN_WIDTH)
+    write = {BoardFormat.csv: to_csv, BoardFormat.markdown: to_markdown, BoardFormat.latex: to_latex}
+    return write[format](found, view)
 
 
 def _save(path: Path, text: str) -> None:
@@ -284,7 +263,7 @@ def _save(path: Path, text: str) -> None:
     echo(in_line(f"wrote {path}"))
 
 
-def _print(found: Sequence[Row], view: View, empty: Sequence[Path]) -> None:
+def _print(found: Sequence[Row], view: View, empty: Sequence[Path], published: Sequence[Table]) -> None:
     from advbench.runtime.console import COMPACT, output
     from leaderboards import to_table
     from leaderboards.printable import in_line
@@ -301,6 +280,8 @@ def _print(found: Sequence[Row], view: View, empty: Sequence[Path]) -> None:
             "ranked by the first number: mean ± standard deviation over seeds, 95 % interval over seeds and "
             "test points; equal ranks are ties (paired test, p < 0.05)"
         )
+    for table in published:
+        console.print(table)
 
 
 def _write_site(out: Path, found: Sequence[Row]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from advbench.cli.echo import echo, warn
-from advbench.cli.options import Format, FormatOption
+from advbench.cli.options import Format, FormatOption, option
 
 LEAST = 30
 """Minimum width of a shortened column."""
@@ -19,24 +19,18 @@ def attacks(
     names: Annotated[
         list[str] | None, typer.Argument(help="An attack to describe, or: sample K", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of sample.")] = 0,
+    seed: Annotated[int, option("Random seed of sample.", min=0)] = 0,
     family: Annotated[
-        list[str] | None,
-        typer.Option(help="Sample from this family only; repeatable.", show_default="all families"),
+        list[str] | None, option("Sample from this family only; repeatable.", unset="all families")
     ] = None,
     norm: Annotated[
-        list[str] | None,
-        typer.Option(help="Sample attacks of this norm only; repeatable.", show_default="all norms"),
+        list[str] | None, option("Sample attacks of this norm only; repeatable.", unset="all norms")
     ] = None,
     unseen: Annotated[
-        int, typer.Option(min=0, help="Families to hold out of the sample; one attack is drawn from each.")
+        int, option("Families to hold out of the sample; one attack is drawn from each.", min=0)
     ] = 0,
-    dataset: Annotated[
-        str, typer.Option(help="Sample attacks that work on images of this data set.")
-    ] = "digits",
-    adapters: Annotated[
-        bool, typer.Option("--adapters", help="List the attacks of other installed libraries.")
-    ] = False,
+    dataset: Annotated[str, option("Sample attacks that work on images of this data set.")] = "digits",
+    adapters: Annotated[bool, option("List the attacks of other installed libraries.", "--adapters")] = False,
     format: FormatOption = Format.table,
 ) -> None:
     """List the attacks, describe some, or draw a sequence (advbench attacks sample 4 --seed 3)."""

@@ -13,19 +13,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from pydantic import ValidationError
 
-from advbench.cli import attacks, defenses, doctor, runs
-from advbench.cli import audit as auditing
+from advbench.cli import (
+    attacks,
+    audit,
+    defenses,
+    doctor,
+    export,
+    leaderboard,
+    plot,
+    reference,
+    run,
+    runs,
+    sweep,
+    verify,
+)
 from advbench.cli import eval as evaluating
-from advbench.cli import export as exporting
-from advbench.cli import leaderboard as boards
 from advbench.cli import list as lists
-from advbench.cli import plot as plotting
-from advbench.cli import reference as referencing
-from advbench.cli import run as running
-from advbench.cli import sweep as sweeping
-from advbench.cli import verify as verifying
 from advbench.cli.echo import echo, guard, warn
 from advbench.cli.once import CheckedCommand, CheckedGroup
 from advbench.runtime.interrupts import Interrupted
@@ -46,21 +50,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(running.run)
-app.command("eval")(evaluating.evaluate)
-app.command("sweep")(sweeping.sweep)
-app.command("show")(boards.show)
-app.command("leaderboard")(boards.leaderboard)
-app.command("reference")(referencing.reference)
-app.command("export")(exporting.export)
-app.command("plot")(plotting.plot)
-app.command("audit")(auditing.audit)
-app.command("verify")(verifying.verify)
-app.command("submit")(verifying.submit)
-app.command("accept")(verifying.accept)
-app.command("datasets")(lists.datasets)
-app.command("models")(lists.models)
-app.command("doctor")(doctor.doctor)
+COMMANDS = {
+    "run": run.run,
+    "eval": evaluating.evaluate,
+    "sweep": sweep.sweep,
+    "show": leaderboard.show,
+    "leaderboard": leaderboard.leaderboard,
+    "reference": reference.reference,
+    "export": export.export,
+    "plot": plot.plot,
+    "audit": audit.audit,
+    "verify": verify.verify,
+    "submit": verify.submit,
+    "accept": verify.accept,
+    "datasets": lists.datasets,
+    "models": lists.models,
+    "doctor": doctor.doctor,
+}
+for _name, _function in COMMANDS.items():
+    app.command(_name)(_function)
 app.add_typer(attacks.app, name="attacks")
 app.add_typer(defenses.app, name="defenses")
 app.add_typer(runs.app, name="runs", cls=CheckedGroup)
@@ -143,6 +151,8 @@ def _explain(error: Exception) -> tuple[str | None, int]:
 
 def _with_given(message: str, cause: BaseException | None) -> str:
     """Add the given value and the nearest choice to Typer's message for an option."""
+    from pydantic import ValidationError
+
     if isinstance(cause, ValidationError):
         fault = cause.errors()[0]
         plain, given = fault["msg"].removeprefix("Value error, "), reprlib.repr(fault["input"])

@@ -1,58 +1,91 @@
-"""Commands that reject repeated options, and empty paths, which would mean the current folder."""
+"""The classes of all commands: they reject repeated options and empty paths, and lay out ``--help``."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from typer.core import TyperCommand, TyperGroup
 
-from advbench.cli.helptext import write_commands, write_options
 from attacks_pool.errors import InputError
 
+NAMED = re.compile(r"\[default: \((.*?)\)(?=;|\])", re.DOTALL)
+"""A default described in words; Typer puts it in parentheses."""
+DEFAULT = "list"
 
-class CheckedCommand(TyperCommand):
+
+class _Checked:
+    """What commands and groups have in common."""
+
+    def parse_args(self: Any, ctx: Any, args: list[str]) -> list[str]:
+        """Check the arguments, then parse them; for shell completion only parse them."""
+        if ctx.resilient_parsing:
+            return _parse(self, ctx, args)
+        _check(self, ctx, list(args))
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+    def format_options(self: Any, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options by group."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                usual = "Arguments" if param.param_type_name == "argument" else "Options"
+                section = getattr(param, "rich_help_panel", None) or usual
+                sections.setdefault(section, []).append((record[0], NAMED.sub(r"[default: \1", record[1])))
+        _write(sections, formatter)
+
+
+class CheckedCommand(_Checked, TyperCommand):
     """A command that checks its options."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Check the arguments, then parse them."""
-        _check(self, ctx, list(args))
-        return super().parse_args(ctx, args)
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options section of ``--help``."""
-        write_options(self, ctx, formatter)
-
-
-class CheckedGroup(TyperGroup):
+class CheckedGroup(_Checked, TyperGroup):
     """A group of commands that checks its own options."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Check the arguments, then parse them."""
-        _check(self, ctx, list(args))
-        return super().parse_args(ctx, args)
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options of ``--help``, then the commands."""
-        write_options(self, ctx, formatter)
-        write_commands(self, ctx, formatter)
-
-
-DEFAULT = "list"
+        """Write the options, then each command with the first paragraph of its help."""
+        super().format_options(ctx, formatter)
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        shown = [(name, command.help or "") for name, command in found if command and not command.hidden]
+        records = [(name, " ".join(said.partition("\n\n")[0].split())) for name, said in shown]
+        _write({"Commands": records}, formatter)
 
 
 class ListsByDefault(CheckedGroup):
     """A group that passes words other than commands to ``list``: ``advbench defenses air --format json``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert ``list`` unless a command is named."""
-        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+        """Insert ``list`` unless a command is named; shell completion offers the commands."""
+        named = args and args[0] in {*self.commands, *ctx.help_option_names}
+        if not named and not ctx.resilient_parsing:
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
+
+
+def _write(sections: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
+    for section, records in sections.items():
+        with formatter.section(section):
+            formatter.write_dl(records)
+
+
+def _parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
+    """Parse without converting values: shell completion does not need them, and converting loads pydantic."""
+    parser = command.make_parser(ctx)
+    given, rest, _ = parser.parse_args(args=args)
+    for param in command.get_params(ctx):
+        ctx.params[param.name], source = param.consume_value(ctx, given)
+        ctx.set_parameter_source(param.name, source)
+    ctx._opt_prefixes.update(parser._opt_prefixes)
+    words = 1 if isinstance(command, TyperGroup) else 0
+    ctx._protected_args, ctx.args = rest[:words], rest[words:]
+    return ctx.args
 
 
 def _check(command: Any, ctx: Any, args: list[str]) -> None:
@@ -61,9 +94,6 @@ def _check(command: Any, ctx: Any, args: list[str]) -> None:
     Raises:
         InputError: a single-valued option is given twice, or a path is empty.
     """
-    if ctx.resilient_parsing:
-        # Shell completion parses incomplete lines.
-        return
     for param, values in _given(command, ctx, args):
         name = param.opts[0] if param.param_type_name == "option" else param.name.upper()
         if len(values) > 1 and not _repeats(param):
@@ -95,8 +125,10 @@ def _repeats(param: Any) -> bool:
 
 def _paths(command: Any) -> set[str]:
     """Names of the parameters that are files or folders, by type or by the suffix ``_dir``."""
-    hints = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
-    return {name for name, hint in hints.items() if name.endswith("_dir") or Path in _parts(hint)}
+    declared = inspect.signature(command.callback, eval_str=True).parameters if command.callback else {}
+    return {
+        name for name, param in declared.items() if name.endswith("_dir") or Path in _parts(param.annotation)
+    }
 
 
 def _parts(hint: Any) -> Iterator[Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
+from advbench.cli.completion import attack_lists
 from advbench.cli.echo import echo, warn
-from advbench.cli.options import RunsDirs, runs_dirs
+from advbench.cli.options import RunsDirs, option, runs_dirs, takes
 
 if TYPE_CHECKING:
     from leaderboards import Record
@@ -26,6 +28,8 @@ KINDS: Final = {
 }
 SUFFIXES: Final = (".svg", ".png", ".pdf")
 THEMES: Final = ("light", "dark", "both")
+OWN: Final = {"tradeoff": ("measure",), "images": ("attacks", "points", "data_dir", "trust")}
+"""Options of a single kind."""
 _LIST = "\n\n".join(f"{kind}: {said}." for kind, said in KINDS.items())
 HELP = f"""Plot finished runs, with the seeds of a defense together.
 
@@ -35,67 +39,58 @@ KIND is one of
 """
 
 
-def plot(
-    kind: Annotated[str, typer.Argument(help=" | ".join(KINDS), metavar="KIND", show_default=False)],
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """The options of ``advbench plot``."""
+
+    kind: Annotated[str, typer.Argument(help=" | ".join(KINDS), metavar="KIND", show_default=False)]
     runs: Annotated[
         list[str] | None,
         typer.Argument(
             help="Names or directories of runs; all finished ones by default.", metavar="[RUN]..."
         ),
-    ] = None,
-    runs_dir: RunsDirs = None,
+    ] = None
+    runs_dir: RunsDirs = None
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The file to write: .svg, .png or .pdf.",
-            show_default="an SVG in this folder, named by kind and run",
+        option(
+            "The file to write: .svg, .png or .pdf.", unset="an SVG in this folder, named by kind and run"
         ),
-    ] = None,
-    theme: Annotated[str, typer.Option(help="light, dark, or both (two files).")] = "light",
-    title: Annotated[
-        str | None,
-        typer.Option(help="Title; an empty one removes it.", show_default="by kind and runs"),
-    ] = None,
-    dpi: Annotated[int, typer.Option(min=30, max=1200, help="Dots per inch of a PNG.")] = 200,
-    measure: Annotated[
-        str | None,
-        typer.Option(help="tradeoff: average, worst-case or unseen.", show_default="average"),
-    ] = None,
+    ] = None
+    theme: Annotated[str, option("light, dark, or both (two files).")] = "light"
+    title: Annotated[str | None, option("Title; an empty one removes it.", unset="by kind and runs")] = None
+    dpi: Annotated[int, option("Dots per inch of a PNG.", min=30, max=1200)] = 200
+    measure: Annotated[str | None, option("tradeoff: average, worst-case or unseen.", unset="average")] = None
     attacks: Annotated[
         str | None,
-        typer.Option(help="images: names of the run's attacks.", show_default="its sequence"),
-    ] = None,
-    points: Annotated[
-        int | None, typer.Option(min=1, max=20, help="images: how many test points.", show_default="8")
-    ] = None,
+        option("images: names of the run's attacks.", unset="its sequence", autocompletion=attack_lists),
+    ] = None
+    points: Annotated[int | None, option("images: how many test points.", unset="8", min=1, max=20)] = None
     data_dir: Annotated[
-        str | None,
-        typer.Option(help="images: folder with the data set's files.", show_default="from the record"),
-    ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="images: import the model factory that the record names.")
-    ] = False,
-) -> None:
-    _check_kind(kind, theme)
-    _check_options(kind, "tradeoff", {"measure": measure})
-    _check_options(
-        kind, "images", {"attacks": attacks, "points": points, "data-dir": data_dir, "trust": trust or None}
-    )
+        str | None, option("images: folder with the data set's files.", unset="from the record")
+    ] = None
+    trust: Annotated[bool, option("images: import the factory that the record names.", "--trust")] = False
+
+    @property
+    def themes(self) -> tuple[str, ...]:
+        """The themes to draw."""
+        return ("light", "dark") if self.theme == "both" else (self.theme,)
+
+
+@takes(PlotOptions)
+def plot(options: PlotOptions) -> None:
+    _check(options)
     from advbench.cli.finding import find_run
     from leaderboards import write_bytes
     from leaderboards.printable import in_line
 
-    places = runs_dirs(runs_dir)
-    paths = [find_run(name, places) for name in runs or []]
-    themes = ("light", "dark") if theme == "both" else (theme,)
+    places = runs_dirs(options.runs_dir)
+    paths = [find_run(name, places) for name in options.runs or []]
     # Check the output names before doing any work.
-    files = [_file(out, kind, paths, one if theme == "both" else "") for one in themes]
-    if kind == "images":
-        drawn = _images(paths, places, themes, title, attacks, points, data_dir, trust)
-    else:
-        drawn = _records(kind, paths or places, themes, title, measure, named=bool(paths))
+    files = [_file(options, paths, one if len(options.themes) > 1 else "") for one in options.themes]
+    drawn = _images(options, paths, places) if options.kind == "images" else _records(options, paths, places)
     form = files[0].suffix[1:].lower()
-    made = [picture.render(form, dpi=dpi) for picture in drawn]
+    made = [picture.render(form, dpi=options.dpi) for picture in drawn]
     for file, data in zip(files, made, strict=True):
         write_bytes(file, data)
         echo(in_line(str(file)))
@@ -104,25 +99,21 @@ def plot(
 plot.__doc__ = HELP
 
 
-def _check_kind(kind: str, theme: str) -> None:
-    from attacks_pool.errors import unknown
+def _check(options: PlotOptions) -> None:
+    """Reject unknown names, and options of another kind, which would have no effect."""
+    from attacks_pool.errors import InputError, unknown
 
-    if kind not in KINDS:
-        raise unknown("picture", kind, KINDS)
-    if theme not in THEMES:
-        raise unknown("theme", theme, THEMES)
-
-
-def _check_options(kind: str, wanted: str, given: dict[str, object]) -> None:
-    """Reject options of another kind, which would have no effect."""
-    from attacks_pool.errors import InputError
-
-    names = [f"--{name}" for name, value in given.items() if value is not None]
-    if names and kind != wanted:
-        raise InputError(f"{' and '.join(names)}: only for {wanted}, not for {kind}")
+    if options.kind not in KINDS:
+        raise unknown("picture", options.kind, KINDS)
+    if options.theme not in THEMES:
+        raise unknown("theme", options.theme, THEMES)
+    for wanted, own in OWN.items():
+        given = [f"--{name.replace('_', '-')}" for name in own if getattr(options, name) not in (None, False)]
+        if given and options.kind != wanted:
+            raise InputError(f"{' and '.join(given)}: only for {wanted}, not for {options.kind}")
 
 
-def _file(out: Path | None, kind: str, runs: Sequence[Path], theme: str) -> Path:
+def _file(options: PlotOptions, runs: Sequence[Path], theme: str) -> Path:
     """The file to write a picture to.
 
     Raises:
@@ -130,7 +121,8 @@ def _file(out: Path | None, kind: str, runs: Sequence[Path], theme: str) -> Path
     """
     from attacks_pool.errors import InputError
 
-    path = out or Path("-".join([kind, *([runs[0].resolve().name] if len(runs) == 1 else [])]) + ".svg")
+    stem = "-".join([options.kind, *([runs[0].resolve().name] if len(runs) == 1 else [])])
+    path = options.out or Path(f"{stem}.svg")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out {path}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if path.is_dir():
@@ -140,38 +132,24 @@ def _file(out: Path | None, kind: str, runs: Sequence[Path], theme: str) -> Path
     return path.with_name(f"{path.stem}-{theme}{path.suffix}") if theme else path
 
 
-def _records(
-    kind: str,
-    paths: Sequence[Path],
-    themes: Sequence[str],
-    title: str | None,
-    measure: str | None,
-    *,
-    named: bool,
-) -> list[Picture]:
-    """One picture per theme; ``paths`` are runs if ``named``, otherwise directories of runs."""
+def _records(options: PlotOptions, paths: Sequence[Path], places: Sequence[Path]) -> list[Picture]:
+    """One picture per theme, of the runs at ``paths``, by default of all in ``places``."""
     from leaderboards import pictures, read_record, result_of, rows
     from leaderboards.boards.cache import find_all_results
 
-    if kind == "tradeoff":
-        results = (
-            [result_of(read_record(path), path) for path in paths]
-            if named
-            else _all(find_all_results(paths), paths)
-        )
-        found = rows(results, intervals=False)
-        return [
-            pictures.trade_off(found, measure=measure or "average", theme=pictures.THEMES[name], title=title)
-            for name in themes
-        ]
+    how = [{"theme": pictures.THEMES[name], "title": options.title} for name in options.themes]
+    if options.kind == "tradeoff":
+        results = [result_of(read_record(path), path) for path in paths]
+        found = rows(results or _all(find_all_results(places), places), intervals=False)
+        return [pictures.trade_off(found, measure=options.measure or "average", **one) for one in how]
     draw = {
         "heatmap": pictures.heat_map,
         "forgetting": pictures.forgetting_curves,
         "eps": pictures.eps_curves,
         "radar": pictures.radar,
-    }[kind]
-    records = [read_record(path) for path in paths] if named else _all(_stored(paths), paths)
-    return [draw(records, theme=pictures.THEMES[name], title=title) for name in themes]
+    }[options.kind]
+    records = [read_record(path) for path in paths] or _all(_stored(places), places)
+    return [draw(records, **one) for one in how]
 
 
 def _stored(places: Sequence[Path]) -> tuple[list[Record], list[str]]:
@@ -199,16 +177,7 @@ def _all(found: tuple[list[Found], list[str]], places: Sequence[Path]) -> list[F
     return runs
 
 
-def _images(
-    paths: Sequence[Path],
-    places: Sequence[Path],
-    themes: Sequence[str],
-    title: str | None,
-    attacks: str | None,
-    points: int | None,
-    data_dir: str | None,
-    trust: bool,
-) -> list[Picture]:
+def _images(options: PlotOptions, paths: Sequence[Path], places: Sequence[Path]) -> list[Picture]:
     from attacks_pool.errors import InputError
     from leaderboards import inventory
 
@@ -220,7 +189,7 @@ def _images(
     from advbench.runs.saved import load_run
     from leaderboards.pictures import THEMES as KNOWN
 
-    run = load_run(paths[0], trust=trust, data_dir=data_dir)
-    names = [name.strip() for name in attacks.split(",")] if attacks is not None else []
-    found = gallery(run, points=points or POINTS, attacks=names)
-    return [draw(run, found, theme=KNOWN[name], title=title) for name in themes]
+    run = load_run(paths[0], trust=options.trust, data_dir=options.data_dir)
+    names = [name.strip() for name in options.attacks.split(",")] if options.attacks is not None else []
+    found = gallery(run, points=options.points or POINTS, attacks=names)
+    return [draw(run, found, theme=KNOWN[name], title=options.title) for name in options.themes]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from advbench.cli.completion import attack_lists
 from advbench.cli.echo import warn
 from advbench.cli.options import (
     AttackTimeout,
@@ -17,53 +17,52 @@ from advbench.cli.options import (
     Model,
     RunsDir,
     Select,
+    Settings,
     TrainSet,
     Workers,
+    option,
+    run_options,
+    takes,
 )
-from advbench.cli.run import pairs
 
 if TYPE_CHECKING:
     from advbench.sweep.reference import ReferencePlan
     from leaderboards.peers.reference import Reference
 
 
-def reference(
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """The options of ``advbench reference``."""
+
     attacks: Annotated[
-        str, typer.Option(help="Attacks, one for each eps: pgd:eps=0.1,pgd:eps=0.2,pgd-l2:eps=0.5.")
-    ],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    defenses: Annotated[
-        str, typer.Option(help="Defenses to train against each attack alone, separated by commas.")
-    ] = "at,trades",
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    model: Model = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Training epochs.", show_default="set by the data set")
-    ] = None,
-    points: Annotated[int | None, typer.Option(min=1, help="Test points.", show_default="all")] = None,
-    seeds: Annotated[
-        str, typer.Option(help="Number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.")
-    ] = "1",
-    device: Device = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a run.", show_default="1")
-    ] = None,
-    runs_dir: RunsDir = Path("runs"),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Set a parameter of the defenses or the training plan: key=value; repeatable.",
-            show_default="the defenses' and the data set's defaults",
+        str,
+        option(
+            "Attacks, one for each eps: pgd:eps=0.1,pgd:eps=0.2,pgd-l2:eps=0.5.", autocompletion=attack_lists
         ),
-    ] = None,
-    train_set: TrainSet = None,
-    select: Select = None,
-    workers: Workers = None,
-    attack_timeout: AttackTimeout = None,
-    dry_run: DryRun = False,
-) -> None:
+    ]
+    out: Annotated[Path, option("The file to write.")]
+    defenses: Annotated[str, option("Defenses to train against each attack, by commas.")] = "at,trades"
+    dataset: Dataset = None
+    data_dir: DataDir = None
+    model: Model = None
+    epochs: Annotated[int | None, option("Training epochs.", unset="set by the data set", min=1)] = None
+    points: Annotated[int | None, option("Test points.", unset="all", min=1)] = None
+    seeds: Annotated[
+        str, option("Number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.")
+    ] = "1"
+    device: Device = None
+    threads: Annotated[int | None, option("CPU threads of a run.", unset="1", min=1)] = None
+    runs_dir: RunsDir = Path("runs")
+    set_: Settings = None
+    train_set: TrainSet = None
+    select: Select = None
+    workers: Workers = None
+    attack_timeout: AttackTimeout = None
+    dry_run: DryRun = False
+
+
+@takes(ReferenceOptions)
+def reference(asked: ReferenceOptions) -> None:
     """Build a table for leaderboard --reference: the best accuracy reached against each attack alone.
 
     Trains every defense against each attack alone, evaluates it on that attack, and keeps the best accuracy
@@ -78,39 +77,23 @@ def reference(
     from advbench.sweep.reference import plan_reference
     from leaderboards.peers.reference import check_target
 
-    check_timeout(attack_timeout)
-    check_target(out)
-    given: dict[str, Any] = {
-        "dataset": dataset,
-        "data_dir": data_dir,
-        "model": model,
-        "epochs": epochs,
-        "points": points,
-        "device": device,
-        "threads": threads,
-        "select": select,
-        "set": pairs("set", set_),
-        "train_set": pairs("train-set", train_set),
-    }
-    options = {key: value for key, value in given.items() if value is not None}
-    plan = plan_reference(attacks, defenses, parse_seeds(seeds, name="--seeds"), runs_dir, options)
+    check_timeout(asked.attack_timeout)
+    check_target(asked.out)
+    seeds, runs_dir = parse_seeds(asked.seeds, name="--seeds"), asked.runs_dir
+    plan = plan_reference(asked.attacks, asked.defenses, seeds, runs_dir, run_options(asked))
     sweep = plan.sweep
-    count = workers or default_workers(sweep.to_do, sweep.gpus)
+    count = asked.workers or default_workers(sweep.to_do, sweep.gpus)
     sweepshow.print_plan(sweep, runs_dir, workers=count, ray=None)
-    if dry_run:
+    if asked.dry_run:
         return
     if sweep.to_do:
+        timeout = asked.attack_timeout
         with sweepshow.reporter(sweep, count) as tell:
             outcome = run_here(
-                sweep.to_do,
-                runs_dir,
-                workers=count,
-                gpus=sweep.gpus,
-                attack_timeout=attack_timeout,
-                tell=tell,
+                sweep.to_do, runs_dir, workers=count, gpus=sweep.gpus, attack_timeout=timeout, tell=tell
             )
         finish(sweep, outcome, runs_dir)
-    _write(plan, runs_dir, out)
+    _write(plan, runs_dir, asked.out)
 
 
 def _write(plan: ReferencePlan, runs_dir: Path, out: Path) -> None:
@@ -146,13 +129,13 @@ def _print(table: Reference, out: Path) -> None:
     from leaderboards.printable import in_line
 
     console = output()
-    shown = Table(
-        title=Text(in_line(f"Best known on {table.dataset} with {table.model}")), title_justify="left"
-    )
-    for heading in ("attack", "eps", "robust", "points", "defense", "seed", "run"):
-        shown.add_column(
-            heading, justify="right" if heading in ("eps", "robust", "points", "seed") else "left"
-        )
+    title = Text(in_line(f"Best known on {table.dataset} with {table.model}"))
+    shown = Table("attack", title=title, title_justify="left")
+    for heading in ("eps", "robust", "points"):
+        shown.add_column(heading, justify="right")
+    shown.add_column("defense")
+    shown.add_column("seed", justify="right")
+    shown.add_column("run")
     for term in table.terms:
         source = term.source
         numbers = (f"{term.eps:g}", f"{100 * term.accuracy:.1f}", str(term.n))

@@ -12,7 +12,7 @@ import typer
 
 from advbench.cli.echo import echo
 from advbench.cli.finding import find_run
-from advbench.cli.options import Format, FormatOption, RunsDirs, runs_dirs
+from advbench.cli.options import Format, FormatOption, RunsDirs, option, runs_dirs
 
 if TYPE_CHECKING:
     from leaderboards import Garbage, RunEntry
@@ -77,7 +77,7 @@ def check(
 def gc(
     context: typer.Context,
     runs_dir: RunsDirs = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    yes: Annotated[bool, option("Do not ask for confirmation.", "--yes", "-y")] = False,
 ) -> None:
     """Remove inactive unfinished runs and leftovers of killed processes, after confirmation."""
     from leaderboards import RecordError, find_garbage, remove

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advbench.cli.options import AttackTimeout, DryRun, Format, FormatOption, RunsDir, Workers
+from advbench.cli.options import AttackTimeout, DryRun, Format, FormatOption, RunsDir, Workers, option
 
 if TYPE_CHECKING:
     from advbench.sweep.outcome import SweepOutcome
@@ -21,18 +21,14 @@ def sweep(
     runs_dir: RunsDir = Path("runs"),
     workers: Workers = None,
     ray: Annotated[
-        str | None,
-        typer.Option(help="Use a Ray cluster: auto, local or host:port.", show_default="this machine"),
+        str | None, option("Use a Ray cluster: auto, local or host:port.", unset="this machine")
     ] = None,
-    cpus: Annotated[float, typer.Option(min=0.0, help="CPUs per cell, on Ray.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs per cell, on Ray.")] = 0.0,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory per cell, on Ray: 500MB or 4GiB.", show_default="no limit")
-    ] = None,
+    cpus: Annotated[float, option("CPUs per cell, on Ray.", min=0.0)] = 1.0,
+    gpus: Annotated[float, option("GPUs per cell, on Ray.", min=0.0)] = 0.0,
+    memory: Annotated[str | None, option("Memory per cell, on Ray: 500MB or 4GiB.", unset="no limit")] = None,
     attack_timeout: AttackTimeout = None,
     trust: Annotated[
-        bool,
-        typer.Option("--trust", help="Import model factories (package.module:factory) that the grid names."),
+        bool, option("Import model factories (package.module:factory) that the grid names.", "--trust")
     ] = False,
     dry_run: DryRun = False,
     format: FormatOption = Format.table,

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advbench.cli.completion import attack_lists, dataset_names, defense_names
 from advbench.cli.echo import echo
-from advbench.cli.finding import kept_in, named_run, named_runs, surrogate_run
-from advbench.cli.options import Format, FormatOption, RecordedData, RunPath, RunsDir, RunsDirs
+from advbench.cli.finding import kept_in, named_run, surrogate_run
+from advbench.cli.options import (
+    Format,
+    FormatOption,
+    RecordedData,
+    RunPath,
+    RunsDir,
+    RunsDirs,
+    option,
+    takes,
+)
 
 if TYPE_CHECKING:
     from advbench.runs.saved import Run
@@ -19,94 +30,92 @@ if TYPE_CHECKING:
 REFUTED = 1
 """The exit code if a run is refuted."""
 
-
-StagesOption = Annotated[str, typer.Option(help="Stages to attack again: all, last or numbers such as 0,3.")]
-AttacksOption = Annotated[
-    str, typer.Option(help="Attacks to repeat: all, or a selection such as pgd,cw or pgd:eps=0.2.")
-]
-PointsOption = Annotated[
-    int,
-    typer.Option(min=1, help="Test points per attack and stage, rounded up to whole blocks."),
-]
-SampleSeedOption = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, help="Random seed of the sample.", show_default="random"),
-]
-SurrogateOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="The run whose model crafted the audit's transferred points.",
-        show_default="none",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="The evaluated model's file, if the run of advbench eval has no copy.",
-        show_default="the run's copy",
-    ),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:1.", show_default="the kind in the record")
-]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="the record's")]
-TrustOption = Annotated[
-    bool,
-    typer.Option("--trust", help="Import a factory, or load a program, named by the record or --weights."),
-]
 ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
 """Default timeouts in seconds."""
+SamplePoints = Annotated[int, option("Test points per attack and stage, rounded up to whole blocks.", min=1)]
+SampleSeed = Annotated[int | None, option("Random seed of the sample.", "--seed", unset="random", min=0)]
+Surrogate = Annotated[
+    Path | None, option("The run whose model crafted the audit's transferred points.", unset="none")
+]
+Weights = Annotated[
+    Path | None,
+    option("The evaluated model's file, if the run of advbench eval has no copy.", unset="the run's copy"),
+]
+RecordedDevice = Annotated[str | None, option("auto, cpu, cuda, cuda:1.", unset="the kind in the record")]
+RecordedThreads = Annotated[int | None, option("CPU threads.", unset="the record's", min=1)]
+Trust = Annotated[
+    bool, option("Import a factory, or load a program, named by the record or --weights.", "--trust")
+]
 
 
-def verify(
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """The options of ``advbench verify``."""
+
     runs: Annotated[
         list[Path],
         typer.Argument(help="Run directories, directories of runs, or names of runs in --runs-dir."),
-    ],
+    ]
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Train again from the record instead; needs no weights.")
-    ] = False,
+        bool, option("Train again from the record instead; needs no weights.", "--retrain")
+    ] = False
     keep: Annotated[
         Path | None,
-        typer.Option(
-            help="With --retrain: directory to keep the new runs in, so that they can be resumed.",
-            show_default="nowhere",
+        option(
+            "With --retrain: directory to keep the new runs in, so that they can be resumed.",
+            unset="nowhere",
         ),
-    ] = None,
-    stages: StagesOption = "all",
-    attacks: AttacksOption = "all",
-    points: PointsOption = 500,
-    seed: SampleSeedOption = None,
-    run_seed: Annotated[
-        int | None, typer.Option(help="In directories of runs, only this seed.", show_default="all")
-    ] = None,
+    ] = None
+    stages: Annotated[str, option("Stages to attack again: all, last or numbers such as 0,3.")] = "all"
+    attacks: Annotated[
+        str,
+        option(
+            "Attacks to repeat: all, or a selection such as pgd,cw or pgd:eps=0.2.",
+            autocompletion=attack_lists,
+        ),
+    ] = "all"
+    points: SamplePoints = 500
+    seed: SampleSeed = None
+    run_seed: Annotated[int | None, option("In directories of runs, only this seed.", unset="all")] = None
     defense: Annotated[
         str | None,
-        typer.Option(help="In directories of runs, only this defense.", show_default="all"),
-    ] = None,
+        option("In directories of runs, only this defense.", unset="all", autocompletion=defense_names),
+    ] = None
     dataset: Annotated[
         str | None,
-        typer.Option(help="In directories of runs, only this data set.", show_default="all"),
-    ] = None,
-    runs_dir: RunsDirs = None,
-    surrogate: SurrogateOption = None,
-    weights: WeightsOption = None,
-    data_dir: RecordedData = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    trust: TrustOption = False,
+        option("In directories of runs, only this data set.", unset="all", autocompletion=dataset_names),
+    ] = None
+    runs_dir: RunsDirs = None
+    surrogate: Surrogate = None
+    weights: Weights = None
+    data_dir: RecordedData = None
+    device: RecordedDevice = None
+    threads: RecordedThreads = None
+    trust: Trust = False
     timeout: Annotated[
         float | None,
-        typer.Option(
-            help="Most seconds per run.",
-            show_default=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}",
-        ),
-    ] = None,
+        option("Most seconds per run.", unset=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}"),
+    ] = None
     leave_mark: Annotated[
-        bool, typer.Option("--mark/--no-mark", help="Write the verdict to a file beside the record.")
-    ] = True,
-    format: FormatOption = Format.table,
-) -> None:
+        bool, option("Write the verdict to a file beside the record.", "--mark/--no-mark")
+    ] = True
+    format: FormatOption = Format.table
+
+    @property
+    def sample(self) -> Asked:
+        """What to attack again, and where."""
+        from advbench.verify import Asked
+
+        return Asked(self.stages, self.attacks, self.points, self.seed, self.device, self.threads)
+
+    @property
+    def seconds(self) -> float:
+        """The timeout of a run."""
+        return self.timeout if self.timeout is not None else RETRAINING if self.retrain else VERIFYING
+
+
+@takes(VerifyOptions)
+def verify(options: VerifyOptions) -> None:
     """Confirm or refute runs: attack the saved stages again and compare point by point; exit 1 if refuted.
 
     On the record's machine a single different outcome refutes a run; elsewhere it takes more than 1 % of an
@@ -116,36 +125,18 @@ def verify(
     """
     from advbench.cli.tables_verify import print_failure, print_report, print_summary
     from advbench.runtime.timeouts import check_timeout
-    from advbench.verify import Asked
     from advbench.verify.accept import mark
-    from attacks_pool import InputError
     from leaderboards import RecordError
 
-    seconds = timeout if timeout is not None else RETRAINING if retrain else VERIFYING
-    check_timeout(seconds, "timeout")
-    wanted = {"seed": run_seed, "defense": defense, "dataset": dataset}
-    surrogate = surrogate_run(surrogate, runs_dir)
-    found, several, failed = _runs(named_runs(runs, runs_dir), trust, data_dir, wanted)
-    asked = Asked(stages, attacks, points, seed, device, threads)
-    if keep is not None and not retrain:
-        raise InputError("--keep needs --retrain")
-    if retrain and (stages, attacks, points, seed) != ("all", "all", 500, None):
-        raise InputError(
-            "--stages, --attacks, --points and --seed choose a sample: --retrain compares everything"
-        )
+    check_timeout(options.seconds, "timeout")
+    surrogate = surrogate_run(options.surrogate, options.runs_dir)
+    found, several, failed = _runs(options)
+    _check_retraining(options)
     trees: list[dict[str, Any]] = []
     refuted = 0
     for run in found:
         try:
-            report = _verified(
-                run,
-                asked,
-                retrain=retrain,
-                keep=keep,
-                surrogate=surrogate,
-                weights=weights,
-                timeout=seconds,
-            )
+            report = _verified(run, options, surrogate)
         except Exception as error:
             if not several or not _is_users(error):
                 raise
@@ -153,15 +144,15 @@ def verify(
             print_failure(run.path, error)
             continue
         try:
-            marked = mark(report) if leave_mark else ""
+            marked = mark(report) if options.leave_mark else ""
         except RecordError as error:
             # Report the verdict even if the mark cannot be written.
             marked = f"not marked: {error}"
         refuted += not report.confirmed
         trees.append({**report.tree(), "mark": marked})
-        if format is Format.table:
+        if options.format is Format.table:
             (print_summary if several else print_report)(report, marked)
-    if format is Format.json:
+    if options.format is Format.json:
         echo(json.dumps(trees if several else trees[0], indent=1))
     elif several:
         echo(f"{len(trees) - refuted} runs confirmed, {refuted} refuted, {failed} could not be verified")
@@ -169,12 +160,23 @@ def verify(
         raise typer.Exit(REFUTED if refuted else 2)
 
 
+def _check_retraining(options: VerifyOptions) -> None:
+    """Refuse options that do not go with ``--retrain``, or without it."""
+    from advbench.verify import Asked
+    from attacks_pool import InputError
+
+    if options.keep is not None and not options.retrain:
+        raise InputError("--keep needs --retrain")
+    if options.retrain and replace(options.sample, device=None, threads=None) != Asked():
+        raise InputError(
+            "--stages, --attacks, --points and --seed choose a sample: --retrain compares everything"
+        )
+
+
 def submit(
     run: RunPath,
     runs_dir: RunsDirs = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The archive to write.", show_default="RUN.zip in this folder")
-    ] = None,
+    out: Annotated[Path | None, option("The archive to write.", unset="RUN.zip in this folder")] = None,
 ) -> None:
     """Pack a run into an archive for others: record, outcomes, checksums and weights."""
     from leaderboards import pack, read_record
@@ -189,22 +191,26 @@ def submit(
     echo(in_line(f"{target}: {len(names)} files, {size:,} bytes; advbench accept verifies it"))
 
 
-def accept(
-    file: Annotated[Path, typer.Argument(help="An archive that advbench submit wrote.")],
-    runs_dir: RunsDir = Path("runs"),
-    points: PointsOption = 500,
-    seed: SampleSeedOption = None,
-    surrogate: SurrogateOption = None,
-    weights: WeightsOption = None,
-    data_dir: RecordedData = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    trust: TrustOption = False,
-    timeout: Annotated[
-        float, typer.Option(help="Most seconds to take; after that nothing is added.")
-    ] = ACCEPTING,
-    format: FormatOption = Format.table,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class AcceptOptions:
+    """The options of ``advbench accept``."""
+
+    file: Annotated[Path, typer.Argument(help="An archive that advbench submit wrote.")]
+    runs_dir: RunsDir = Path("runs")
+    points: SamplePoints = 500
+    seed: SampleSeed = None
+    surrogate: Surrogate = None
+    weights: Weights = None
+    data_dir: RecordedData = None
+    device: RecordedDevice = None
+    threads: RecordedThreads = None
+    trust: Trust = False
+    timeout: Annotated[float, option("Most seconds to take; after that nothing is added.")] = ACCEPTING
+    format: FormatOption = Format.table
+
+
+@takes(AcceptOptions)
+def accept(options: AcceptOptions) -> None:
     """Verify an archive and add its run; if it is refuted, add nothing and exit 1."""
     from advbench.cli.tables_verify import print_report, tell
     from advbench.runs.saved import load_run
@@ -212,43 +218,35 @@ def accept(
     from advbench.verify import Asked
     from advbench.verify.accept import accept as accept_file
 
-    check_timeout(timeout, "timeout")
-    found = accept_file(
-        file,
-        runs_dir,
-        asked=Asked(points=points, seed=seed, device=device, threads=threads),
-        trust=trust,
-        data_dir=data_dir,
-        surrogate=None
-        if surrogate is None
-        else load_run(kept_in(surrogate, runs_dir), trust=trust, data_dir=data_dir),
-        weights=weights,
-        told=tell,
-        timeout=timeout,
-    )
+    check_timeout(options.timeout, "timeout")
+    sample = {key: getattr(options, key) for key in ("points", "seed", "device", "threads")}
+    how = {key: getattr(options, key) for key in ("trust", "data_dir", "weights", "timeout")}
+    if options.surrogate is not None:
+        place = kept_in(options.surrogate, options.runs_dir)
+        how["surrogate"] = load_run(place, trust=options.trust, data_dir=options.data_dir)
+    found = accept_file(options.file, options.runs_dir, asked=Asked(**sample), told=tell, **how)
     added = (
         "nothing was added"
         if found.place is None
         else f"{'already present as' if found.known else 'added, re-evaluated, as'} {found.place}"
     )
-    if format is Format.json:
-        place = None if found.place is None else str(found.place)
-        echo(json.dumps({**found.report.tree(), "path": place, "known": found.known}, indent=1))
+    if options.format is Format.json:
+        path = None if found.place is None else str(found.place)
+        echo(json.dumps({**found.report.tree(), "path": path, "known": found.known}, indent=1))
     else:
         print_report(found.report, added)
     if found.place is None:
         raise typer.Exit(REFUTED)
 
 
-def _runs(
-    paths: list[Path], trust: bool, data_dir: str | None, wanted: dict[str, Any]
-) -> tuple[list[Run], bool, int]:
+def _runs(options: VerifyOptions) -> tuple[list[Run], bool, int]:
     """The selected runs, whether there may be several, and how many records cannot be read."""
     from advbench.cli.tables_verify import print_failure
     from advbench.runs.saved import Run
     from leaderboards import RecordError, read_record
 
     places: list[Path] = []
+    paths = [named_run(path, options.runs_dir) for path in options.runs]
     several, failed = len(paths) > 1, 0
     for path in paths:
         directory = path.parent if path.name == "record.json" else path
@@ -258,6 +256,7 @@ def _runs(
         else:
             several = True
             places += below
+    wanted = {"seed": options.run_seed, "defense": options.defense, "dataset": options.dataset}
     given = {key: value for key, value in wanted.items() if value is not None}
     runs: list[Run] = []
     for place in places:
@@ -270,7 +269,7 @@ def _runs(
             print_failure(place, error)
             continue
         if all(record.config[key] == value for key, value in given.items()):
-            runs.append(Run(place, record, trust, data_dir))
+            runs.append(Run(place, record, options.trust, options.data_dir))
     if not runs and not failed:
         said = ", ".join(f"{key} {value}" for key, value in given.items())
         raise RecordError(f"none of {len(places)} runs has {said}")
@@ -281,38 +280,31 @@ def _visible(path: Path, root: Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _verified(
-    run: Run,
-    asked: Asked,
-    *,
-    retrain: bool,
-    keep: Path | None,
-    surrogate: Path | None,
-    weights: Path | None,
-    timeout: float,
-) -> Report:
+def _verified(run: Run, options: VerifyOptions, surrogate: Path | None) -> Report:
     from advbench.cli.tables_verify import tell
     from advbench.runs.saved import load_run
     from advbench.verify import retrain_run, verify_run
 
-    if retrain:
-        from advbench.runtime.interrupts import interrupts
-        from advbench.runtime.progress import reporter
+    if not options.retrain:
+        other = None
+        if surrogate is not None:
+            other = load_run(surrogate, trust=run.trust, data_dir=run.data_dir)
+        return verify_run(
+            run, options.sample, surrogate=other, weights=options.weights, told=tell, timeout=options.seconds
+        )
+    from advbench.runtime.interrupts import interrupts
+    from advbench.runtime.progress import reporter
 
-        with interrupts() as stopper, reporter() as listener:
-            return retrain_run(
-                run,
-                surrogate=surrogate,
-                device=asked.device,
-                threads=asked.threads,
-                keep=keep,
-                listeners=[listener, stopper],
-                timeout=timeout,
-            )
-    other = None
-    if surrogate is not None:
-        other = load_run(surrogate, trust=run.trust, data_dir=run.data_dir)
-    return verify_run(run, asked, surrogate=other, weights=weights, told=tell, timeout=timeout)
+    with interrupts() as stopper, reporter() as listener:
+        return retrain_run(
+            run,
+            surrogate=surrogate,
+            device=options.device,
+            threads=options.threads,
+            keep=options.keep,
+            listeners=[listener, stopper],
+            timeout=options.seconds,
+        )
 
 
 def _is_users(error: Exception) -> bool:
