@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -12,7 +11,7 @@ from advbench.cli.completion import attack_names
 from advbench.cli.contract import run_checks, settings
 from advbench.cli.echo import echo
 from advbench.cli.once import DEFAULT, ListsByDefault
-from advbench.cli.options import Format, FormatOption, option
+from advbench.cli.options import FORMAT, Format, argument, option
 
 app = typer.Typer(
     cls=ListsByDefault,
@@ -27,8 +26,8 @@ app.command(
 
 @app.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the attack, such as my-attack.")],
-    dir: Annotated[Path, option("Directory in which to create the package.")] = Path("."),
+    name: str = argument("Name of the attack, such as my-attack.", default=...),
+    dir: Path = option("Directory in which to create the package.", default=Path(".")),
 ) -> None:
     """Write a small package with a working attack and its test; existing files are never overwritten."""
     from advbench.contract import write_attack_package
@@ -40,14 +39,11 @@ def new(
 
 @app.command("check")
 def check(
-    attack: Annotated[
-        str,
-        typer.Argument(help="A registered name, or package.module:function.", autocompletion=attack_names),
-    ],
-    set_: Annotated[
-        list[str] | None, option("Set a knob: knob=value; repeatable.", "--set", unset="its defaults")
-    ] = None,
-    format: FormatOption = Format.table,
+    attack: str = argument(
+        "A registered name, or package.module:function.", default=..., autocompletion=attack_names
+    ),
+    set_: list[str] | None = option("Set a knob: knob=value; repeatable.", "--set", unset="its defaults"),
+    format: Format = FORMAT,
 ) -> None:
     """Run the contract checks on an attack and say which fail and why; exit code 1 if any fails."""
     from advbench.config.plugins import import_attack, names_code

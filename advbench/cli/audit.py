@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from advbench.cli.echo import echo
 from advbench.cli.finding import named_run, surrogate_run
-from advbench.cli.options import Format, FormatOption, RecordedData, RunPath, RunsDirs, option
+from advbench.cli.options import FORMAT, RECORDED_DATA, RUN_PATH, RUNS_DIRS, Format, flag, option
 
 
 def audit(
-    run: RunPath,
-    surrogate: Annotated[
-        Path | None, option("Run whose final model crafts the transferred points.", unset="row 0's model")
-    ] = None,
-    points: Annotated[int, option("Number of test points to probe.", min=1)] = 200,
-    data_dir: RecordedData = None,
-    runs_dir: RunsDirs = None,
-    trust: Annotated[bool, option("Import the model factory that the record names.", "--trust")] = False,
-    format: FormatOption = Format.table,
+    run: Path = RUN_PATH,
+    surrogate: Path | None = option(
+        "Run whose final model crafts the transferred points.", unset="row 0's model"
+    ),
+    points: int = option("Number of test points to probe.", default=200, min=1),
+    data_dir: str | None = RECORDED_DATA,
+    runs_dir: list[Path] | None = RUNS_DIRS,
+    trust: bool = flag("Import the model factory that the record names.", "--trust"),
+    format: Format = FORMAT,
 ) -> None:
     """Audit a finished run again for false robustness, on its saved weights; exit 1 unless it is ok."""
     from advbench.audit.stored import audit_run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -12,7 +11,7 @@ from advbench.cli.completion import defense_names
 from advbench.cli.contract import run_checks, settings
 from advbench.cli.echo import echo
 from advbench.cli.once import DEFAULT, ListsByDefault
-from advbench.cli.options import Format, FormatOption, option
+from advbench.cli.options import FORMAT, Format, argument, option
 
 app = typer.Typer(
     cls=ListsByDefault,
@@ -23,8 +22,8 @@ app.command(DEFAULT, help="List the defenses, or describe some; this is the defa
 
 @app.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the defense, such as my-defense.")],
-    dir: Annotated[Path, option("Directory in which to create the package.")] = Path("."),
+    name: str = argument("Name of the defense, such as my-defense.", default=...),
+    dir: Path = option("Directory in which to create the package.", default=Path(".")),
 ) -> None:
     """Write a small package with a working defense and its test; existing files are never overwritten."""
     from advbench.contract import write_package
@@ -36,13 +35,11 @@ def new(
 
 @app.command("check")
 def check(
-    defense: Annotated[
-        str, typer.Argument(help="A registered name, or package.module:Class.", autocompletion=defense_names)
-    ],
-    set_: Annotated[
-        list[str] | None, option("Set a parameter: key=value; repeatable.", "--set", unset="its defaults")
-    ] = None,
-    format: FormatOption = Format.table,
+    defense: str = argument(
+        "A registered name, or package.module:Class.", default=..., autocompletion=defense_names
+    ),
+    set_: list[str] | None = option("Set a parameter: key=value; repeatable.", "--set", unset="its defaults"),
+    format: Format = FORMAT,
 ) -> None:
     """Run the contract checks on a defense and say which fail and why; exit code 1 if any fails."""
     from advbench.contract import check_defense, find_defense

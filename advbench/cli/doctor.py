@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.options import Format, FormatOption
+from advbench.cli.options import FORMAT, Format
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -236,7 +236,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def doctor(format: FormatOption = Format.table) -> None:
+def doctor(format: Format = FORMAT) -> None:
     """Say which libraries load here and why others do not; exit code 1 if advbench cannot run."""
     checks = examine()
     if format is Format.json:

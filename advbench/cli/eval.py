@@ -2,90 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from advbench.cli.completion import dataset_names, model_names
 from advbench.cli.finding import kept_in
 from advbench.cli.options import (
-    Attacks,
-    AttackTimeout,
-    DataDir,
+    ATTACK_TIMEOUT,
+    ATTACKS,
+    DATA_DIR,
+    FORMAT,
+    PER_CLASS,
+    POINTS,
+    RUNS_DIR,
     Format,
-    FormatOption,
-    PerClass,
-    Points,
-    RunsDir,
+    Given,
+    flag,
     option,
     takes,
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(Given):
     """The options of ``advbench eval``."""
 
-    model: Annotated[
-        str,
-        option(
-            "A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
-            "torchvision:NAME or robustbench:NAME.",
-            autocompletion=model_names,
-        ),
-    ]
-    dataset: Annotated[
-        str, option("Data set; advbench datasets lists them.", autocompletion=dataset_names)
-    ] = "digits"
-    data_dir: DataDir = None
-    weights: Annotated[
-        Path | None,
-        option("Weights for a model built from code: safetensors, or a plain state dict.", unset="none"),
-    ] = None
-    model_dir: Annotated[
-        Path | None, option("Folder of RobustBench's checkpoints: DIR/cifar10/Linf/NAME.pt.", unset="none")
-    ] = None
-    threat: Annotated[
-        str | None, option("Threat of a RobustBench model: linf, l2 or corruptions.", unset="linf")
-    ] = None
-    mean: Annotated[
-        str | None,
-        option("Mean to subtract before the model, one per channel: 0.49,0.48,0.45.", unset="none"),
-    ] = None
-    std: Annotated[str | None, option("Deviation to divide by: 0.25,0.24,0.26.", unset="none")] = None
-    attacks: Attacks = None
-    preset: Annotated[
-        str | None, option("A list of attacks: standard, screen or autoattack.", unset="standard")
-    ] = None
-    points: Points = None
-    name: Annotated[str | None, option("Name of the model in tables.", unset="--model")] = None
-    seed: Annotated[int, option("Random seed.", min=0)] = 0
-    device: Annotated[str, option("auto, cpu, cuda, cuda:1.")] = "auto"
-    threads: Annotated[int | None, option("CPU threads.", unset="torch's default", min=1)] = None
-    abstain: Annotated[
-        str | None,
-        option(
-            "last: an extra last output means abstain: right under attack, wrong when clean.",
-            unset="the model always answers",
-        ),
-    ] = None
-    surrogate: Annotated[
-        str | None,
-        option(
-            "Run whose model crafts the audit's transferred points, or none.",
-            unset="a small plain model is trained",
-        ),
-    ] = None
-    runs_dir: RunsDir = Path("runs")
-    fresh: Annotated[bool, option("Start over, even if it is unfinished.", "--fresh")] = False
-    workers: Annotated[int | None, option("Number of processes.", unset="1", min=1)] = None
-    ray: Annotated[
-        str | None, option("Use a Ray cluster instead: auto, local or host:port.", unset="none")
-    ] = None
-    attack_timeout: AttackTimeout = None
-    trust: Annotated[bool, option("Load a .pt, .ts or .pt2 program: it can run any code.", "--trust")] = False
-    per_class: PerClass = None
-    format: FormatOption = Format.table
+    model: str = option(
+        "A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
+        "torchvision:NAME or robustbench:NAME.",
+        default=...,
+        autocompletion=model_names,
+    )
+    dataset: str = option(
+        "Data set; advbench datasets lists them.", default="digits", autocompletion=dataset_names
+    )
+    data_dir: str | None = DATA_DIR
+    weights: Path | None = option(
+        "Weights for a model built from code: safetensors, or a plain state dict.", unset="none"
+    )
+    model_dir: Path | None = option(
+        "Folder of RobustBench's checkpoints: DIR/cifar10/Linf/NAME.pt.", unset="none"
+    )
+    threat: str | None = option("Threat of a RobustBench model: linf, l2 or corruptions.", unset="linf")
+    mean: str | None = option(
+        "Mean to subtract before the model, one per channel: 0.49,0.48,0.45.", unset="none"
+    )
+    std: str | None = option("Deviation to divide by: 0.25,0.24,0.26.", unset="none")
+    attacks: str | None = ATTACKS
+    preset: str | None = option("A list of attacks: standard, screen or autoattack.", unset="standard")
+    points: str | None = POINTS
+    name: str | None = option("Name of the model in tables.", unset="--model")
+    seed: int = option("Random seed.", default=0, min=0)
+    device: str = option("auto, cpu, cuda, cuda:1.", default="auto")
+    threads: int | None = option("CPU threads.", unset="torch's default", min=1)
+    abstain: str | None = option(
+        "last: an extra last output means abstain: right under attack, wrong when clean.",
+        unset="the model always answers",
+    )
+    surrogate: str | None = option(
+        "Run whose model crafts the audit's transferred points, or none.",
+        unset="a small plain model is trained",
+    )
+    runs_dir: Path = RUNS_DIR
+    fresh: bool = flag("Start over, even if the same evaluation is unfinished.", "--fresh")
+    workers: int | None = option("Number of processes.", unset="1", min=1)
+    ray: str | None = option("Use a Ray cluster instead: auto, local or host:port.", unset="none")
+    attack_timeout: float | None = ATTACK_TIMEOUT
+    trust: bool = flag("Load a .pt, .ts or .pt2 program, which can run any code.", "--trust")
+    per_class: bool | None = PER_CLASS
+    format: Format = FORMAT
 
 
 @takes(EvalOptions)

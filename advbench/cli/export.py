@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 from advbench.cli.echo import echo, warn
 from advbench.cli.finding import named_run
-from advbench.cli.options import RunPath, RunsDirs, option
+from advbench.cli.options import RUN_PATH, RUNS_DIRS, flag, option
 
 
 class Target(StrEnum):
@@ -18,19 +17,17 @@ class Target(StrEnum):
 
 
 def export(
-    run: RunPath,
-    out: Annotated[Path, option("The file to write.")],
-    format: Annotated[Target, option("robustbench: a row of its model_info.")] = Target.robustbench,
-    runs_dir: RunsDirs = None,
-    norm: Annotated[str | None, option("linf, l2 or l1.", unset="the norm of the attacks")] = None,
-    name: Annotated[str | None, option("Title of the paper.", unset="the defense")] = None,
-    link: Annotated[str, option("Address of the paper.", unset="none")] = "",
-    authors: Annotated[str, option("Authors, separated by commas.", unset="none")] = "",
-    venue: Annotated[str, option("Venue of the paper: ICLR 2020.", unset="none")] = "",
-    additional_data: Annotated[
-        bool, option("Say that training used extra data.", "--additional-data")
-    ] = False,
-    force: Annotated[bool, option("Replace an existing file.", "--force")] = False,
+    run: Path = RUN_PATH,
+    out: Path = option("The file to write.", default=...),
+    format: Target = option("robustbench: a row of its model_info.", default=Target.robustbench),
+    runs_dir: list[Path] | None = RUNS_DIRS,
+    norm: str | None = option("linf, l2 or l1.", unset="the norm of the attacks"),
+    name: str | None = option("Title of the paper.", unset="the defense"),
+    link: str = option("Address of the paper.", default="", unset="none"),
+    authors: str = option("Authors, separated by commas.", default="", unset="none"),
+    venue: str = option("Venue of the paper: ICLR 2020.", default="", unset="none"),
+    additional_data: bool = flag("Say that training used extra data.", "--additional-data"),
+    force: bool = flag("Replace an existing file.", "--force"),
 ) -> None:
     """Write a finished run as a row of another leaderboard.
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
+from advbench.cli.completion import dataset_names, defense_names, model_names
 from advbench.cli.echo import echo, warn
 from advbench.cli.finding import named_run
 from advbench.cli.options import (
+    FORMAT,
+    PER_CLASS,
+    RUN_PATH,
+    RUNS_DIRS,
     Format,
-    FormatOption,
-    PerClass,
-    RunPath,
-    RunsDirs,
+    Given,
     option,
     runs_dirs,
     takes,
@@ -45,10 +46,10 @@ BESIDE = "Compare with"
 
 
 def show(
-    run: RunPath,
-    runs_dir: RunsDirs = None,
-    per_class: PerClass = None,
-    format: FormatOption = Format.table,
+    run: Path = RUN_PATH,
+    runs_dir: list[Path] | None = RUNS_DIRS,
+    per_class: bool | None = PER_CLASS,
+    format: Format = FORMAT,
 ) -> None:
     """Show the result of a finished run; --format json prints its record."""
     from advbench.cli import results
@@ -71,70 +72,54 @@ def _filter(text: str, **how: Any) -> Any:
 Words = list[str] | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class BoardOptions:
+class BoardOptions(Given):
     """The options of ``advbench leaderboard``."""
 
-    runs_dir: RunsDirs = None
-    rank_by: Annotated[
-        str,
-        option(
-            "average, worst-case, unseen, clean, forgetting, backward, forward, gap, or one "
-            "attack: robust.autoattack, robust.pgd:eps=0.1."
-        ),
-    ] = "average"
-    format: Annotated[
-        BoardFormat, option("table, csv, json, markdown, latex (booktabs) or html (a site).")
-    ] = BoardFormat.table
-    out: Annotated[Path | None, option("File to write; for html, a directory.", unset="the terminal")] = None
-    dataset: Annotated[Words, _filter("Only rows on this data set.")] = None
-    defense: Annotated[Words, _filter("Only rows of this defense, or of this evaluated model.")] = None
-    regime: Annotated[Words, _filter("Only rows of this regime: continual, joint, meta or eval.")] = None
-    model: Annotated[Words, _filter("Only rows of this network.")] = None
-    verdict: Annotated[Words, _filter("Only rows with this audit verdict: ok, suspect or invalid.")] = None
-    sequence: Annotated[Words, _filter("Only rows of this sequence: fgsm,pgd or fgsm,pgd:eps=0.1.")] = None
-    where: Annotated[
-        Words, _filter("KEY=VALUE: only rows with this value in this column, or params.NAME=VALUE.")
-    ] = None
-    columns: Annotated[
-        str,
-        option(
-            "Names of columns, separated by commas: rank,label,average,average_interval "
-            "or clean_mean,robust.autoattack,params.sigma.",
-            unset="the standard columns",
-            rich_help_panel=SHAPE,
-        ),
-    ] = ""
-    group_by: Annotated[
-        str | None,
-        option(
-            "A table for each value of this key.", unset="a table for each comparison", rich_help_panel=SHAPE
-        ),
-    ] = None
-    pivot: Annotated[
-        str | None,
-        option("ROWS,COLUMNS,VALUE: defense,sequence,average.", unset="no pivot", rich_help_panel=SHAPE),
-    ] = None
-    reference: Annotated[
-        Path | None,
-        option(
-            "Table of best accuracies (see advbench reference); adds competitiveness ratios.",
-            unset="none",
-            rich_help_panel=BESIDE,
-        ),
-    ] = None
-    reference_attacks: Annotated[
-        str | None,
-        option("Attacks of it to compare on.", unset="all that it requires", rich_help_panel=BESIDE),
-    ] = None
-    robustbench: Annotated[
-        Path | None,
-        option(
-            "RobustBench's model_info; its rows are shown in separate tables.",
-            unset="none",
-            rich_help_panel=BESIDE,
-        ),
-    ] = None
+    runs_dir: list[Path] | None = RUNS_DIRS
+    rank_by: str = option(
+        "average, worst-case, unseen, clean, forgetting, backward, forward, gap, or one "
+        "attack: robust.autoattack, robust.pgd:eps=0.1.",
+        default="average",
+    )
+    format: BoardFormat = option(
+        "table, csv, json, markdown, latex (booktabs) or html (a site).", default=BoardFormat.table
+    )
+    out: Path | None = option("File to write; for html, a directory.", unset="the terminal")
+    dataset: Words = _filter("Only rows on this data set.", autocompletion=dataset_names)
+    defense: Words = _filter(
+        "Only rows of this defense, or of this evaluated model.", autocompletion=defense_names
+    )
+    regime: Words = _filter("Only rows of this regime: continual, joint, meta or eval.")
+    model: Words = _filter("Only rows of this network.", autocompletion=model_names)
+    verdict: Words = _filter("Only rows with this audit verdict: ok, suspect or invalid.")
+    sequence: Words = _filter("Only rows of this sequence: fgsm,pgd or fgsm,pgd:eps=0.1.")
+    where: Words = _filter("KEY=VALUE: only rows with this value in this column, or params.NAME=VALUE.")
+    columns: str = option(
+        "Names of columns, separated by commas: rank,label,average,average_interval "
+        "or clean_mean,robust.autoattack,params.sigma.",
+        default="",
+        unset="the standard columns",
+        rich_help_panel=SHAPE,
+    )
+    group_by: str | None = option(
+        "A table for each value of this key.", unset="a table for each comparison", rich_help_panel=SHAPE
+    )
+    pivot: str | None = option(
+        "ROWS,COLUMNS,VALUE: defense,sequence,average.", unset="no pivot", rich_help_panel=SHAPE
+    )
+    reference: Path | None = option(
+        "Table of best accuracies (see advbench reference); adds competitiveness ratios.",
+        unset="none",
+        rich_help_panel=BESIDE,
+    )
+    reference_attacks: str | None = option(
+        "Attacks of it to compare on.", unset="all that it requires", rich_help_panel=BESIDE
+    )
+    robustbench: Path | None = option(
+        "RobustBench's model_info; its rows are shown in separate tables.",
+        unset="none",
+        rich_help_panel=BESIDE,
+    )
 
     @property
     def shown(self) -> bool:

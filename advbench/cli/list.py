@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from advbench.cli.echo import echo, warn
-from advbench.cli.options import Format, FormatOption, option
+from advbench.cli.options import FORMAT, Format, argument, flag, option
 
 LEAST = 30
 """Minimum width of a shortened column."""
 
 
 def attacks(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="An attack to describe, or: sample K", show_default=False)
-    ] = None,
-    seed: Annotated[int, option("Random seed of sample.", min=0)] = 0,
-    family: Annotated[
-        list[str] | None, option("Sample from this family only; repeatable.", unset="all families")
-    ] = None,
-    norm: Annotated[
-        list[str] | None, option("Sample attacks of this norm only; repeatable.", unset="all norms")
-    ] = None,
-    unseen: Annotated[
-        int, option("Families to hold out of the sample; one attack is drawn from each.", min=0)
-    ] = 0,
-    dataset: Annotated[str, option("Sample attacks that work on images of this data set.")] = "digits",
-    adapters: Annotated[bool, option("List the attacks of other installed libraries.", "--adapters")] = False,
-    format: FormatOption = Format.table,
+    names: list[str] | None = argument("An attack to describe, or: sample K", show_default=False),
+    seed: int = option("Random seed of sample.", default=0, min=0),
+    family: list[str] | None = option("Sample from this family only; repeatable.", unset="all families"),
+    norm: list[str] | None = option("Sample attacks of this norm only; repeatable.", unset="all norms"),
+    unseen: int = option(
+        "Families to hold out of the sample; one attack is drawn from each.", default=0, min=0
+    ),
+    dataset: str = option("Sample attacks that work on images of this data set.", default="digits"),
+    adapters: bool = flag("List the attacks of other installed libraries.", "--adapters"),
+    format: Format = FORMAT,
 ) -> None:
     """List the attacks, describe some, or draw a sequence (advbench attacks sample 4 --seed 3)."""
     from advbench.cli.sample import refuse_without_sample, sample
@@ -49,10 +41,8 @@ def attacks(
 
 
 def defenses(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="A defense to describe.", show_default=False)
-    ] = None,
-    format: FormatOption = Format.table,
+    names: list[str] | None = argument("A defense to describe.", show_default=False),
+    format: Format = FORMAT,
 ) -> None:
     """List the defenses, or describe some."""
     from defenses import registry
@@ -65,10 +55,8 @@ def defenses(
 
 
 def datasets(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="A data set to describe.", show_default=False)
-    ] = None,
-    format: FormatOption = Format.table,
+    names: list[str] | None = argument("A data set to describe.", show_default=False),
+    format: Format = FORMAT,
 ) -> None:
     """List the data sets, or describe some."""
     from advbench.data import DATASETS
@@ -83,10 +71,8 @@ def datasets(
 
 
 def models(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="A model to describe.", show_default=False)
-    ] = None,
-    format: FormatOption = Format.table,
+    names: list[str] | None = argument("A model to describe.", show_default=False),
+    format: Format = FORMAT,
 ) -> None:
     """List the models that --model takes by name, or describe some."""
     from advbench.models import MODELS

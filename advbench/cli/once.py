@@ -27,7 +27,8 @@ class _Checked:
         if ctx.resilient_parsing:
             return _parse(self, ctx, args)
         _check(self, ctx, list(args))
-        rest: list[str] = super().parse_args(ctx, args)
+        above: Any = super()
+        rest: list[str] = above.parse_args(ctx, args)
         return rest
 
     def format_options(self: Any, ctx: Any, formatter: Any) -> None:
@@ -85,7 +86,7 @@ def _parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
     ctx._opt_prefixes.update(parser._opt_prefixes)
     words = 1 if isinstance(command, TyperGroup) else 0
     ctx._protected_args, ctx.args = rest[:words], rest[words:]
-    return ctx.args
+    return list(rest[words:])
 
 
 def _check(command: Any, ctx: Any, args: list[str]) -> None:

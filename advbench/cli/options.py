@@ -7,32 +7,55 @@ import inspect
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import typer
 
 from advbench.cli.completion import attack_lists, dataset_names, defense_names, model_names
 
 MOST_WORKERS = 1024
-Asked = TypeVar("Asked")
 
 
-def option(help: str, *names: str, unset: str | bool = True, **how: Any) -> Any:
-    """Declare an option; ``unset`` says what applies if it is not given, by default its default value."""
-    return typer.Option(*names, help=help, show_default=unset, **how)
+def option(help: str, *names: str, default: Any = None, unset: str | bool = True, **how: Any) -> Any:
+    """Declare an option; ``unset`` says in ``--help`` what applies without it, by default ``default``."""
+    return typer.Option(default, *names, help=help, show_default=unset, **how)
+
+
+def flag(help: str, *names: str) -> Any:
+    """Declare an option without a value, off by default."""
+    return typer.Option(False, *names, help=help)
+
+
+def argument(help: str, *, default: Any = None, **how: Any) -> Any:
+    """Declare an argument; it is required if ``default`` is ``...``."""
+    return typer.Argument(default, help=help, **how)
+
+
+class Given:
+    """What a command was given, as attributes; subclasses declare the command's options and arguments."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+Asked = TypeVar("Asked", bound=Given)
 
 
 def takes(kind: type[Asked]) -> Callable[[Callable[[Asked], None]], Callable[..., None]]:
-    """Decorator for a command with one parameter, a dataclass whose fields declare the options."""
+    """Decorator for a command whose only parameter is a value of ``kind``."""
 
     def decorate(command: Callable[[Asked], None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def call(**given: Any) -> None:
-            command(kind(**given))
+        def call(**values: Any) -> None:
+            command(kind(**values))
 
-        hints = get_type_hints(kind, include_extras=True)
-        fields = inspect.signature(kind).parameters.values()
-        declared = [field.replace(annotation=hints[field.name]) for field in fields]
+        hints = get_type_hints(kind)
+        declared = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=getattr(kind, name), annotation=hint
+            )
+            for name, hint in hints.items()
+        ]
         call.__annotations__ = hints
         vars(call)["__signature__"] = inspect.Signature(declared)
         return call
@@ -47,77 +70,45 @@ class Format(StrEnum):
     json = "json"
 
 
-Attacks = Annotated[
-    str | None,
-    option("Attacks to run: fgsm,pgd:steps=50,square.", unset="--preset", autocompletion=attack_lists),
-]
-AttackTimeout = Annotated[
-    float | None,
-    option("Stop if an attack takes longer than this on a batch or block, in seconds.", unset="no limit"),
-]
-DataDir = Annotated[
-    str | None, option("Folder with the data sets' files.", unset="the data set's standard folder")
-]
-Dataset = Annotated[
-    str | None,
-    option("Data set; advbench datasets lists them.", unset="digits", autocompletion=dataset_names),
-]
-Defense = Annotated[
-    str | None,
-    option(
-        "Defense to train: one that advbench defenses lists, or package.module:Class.",
-        unset="air",
-        autocompletion=defense_names,
-    ),
-]
-FormatOption = Annotated[Format, option("table or json.", "--format")]
-Device = Annotated[str | None, option("auto, cpu, cuda, cuda:1.", unset="auto")]
-DryRun = Annotated[bool, option("Print the plan without running it.", "--dry-run", "--plan")]
-Model = Annotated[
-    str | None,
-    option(
-        "A model that advbench models lists, torchvision:NAME or package.module:factory.",
-        unset="the data set's",
-        autocompletion=model_names,
-    ),
-]
-Points = Annotated[str | None, option("Test points: 1000, cw=1000 or 5000,cw=1000.", unset="all")]
-PerClass = Annotated[
-    bool | None,
-    option("Show the table by class.", "--per-class/--no-per-class", unset="shown below 20 classes"),
-]
-RecordedData = Annotated[str | None, option("Folder with the data set's files.", unset="from the record")]
-RunPath = Annotated[
-    Path, typer.Argument(help="A run's directory, its record.json, or its name in --runs-dir.")
-]
-RunsDir = Annotated[Path, option("Directory of runs.")]
-RunsDirs = Annotated[
-    list[Path] | None,
-    option("Directory of runs; repeatable, to combine several.", "--runs-dir", unset="runs"),
-]
-Select = Annotated[str | None, option("Which epoch to keep: last or val-robust.", unset="last")]
-Settings = Annotated[
-    list[str] | None,
-    option(
-        "Set a parameter of the defense or the training plan: key=value; repeatable.",
-        "--set",
-        unset="the defense's and the data set's defaults",
-    ),
-]
-TrainSet = Annotated[
-    list[str] | None,
-    option(
-        "Set an attack's knob for training: pgd.steps=7; repeatable.", unset="each attack's training values"
-    ),
-]
-Workers = Annotated[
-    int | None,
-    option("Processes on this machine.", unset="one per core or GPU", min=1, max=MOST_WORKERS),
-]
+ATTACKS = option("Attacks to run: fgsm,pgd:steps=50,square.", unset="--preset", autocompletion=attack_lists)
+ATTACK_TIMEOUT = option(
+    "Stop if an attack takes longer than this on a batch or block, in seconds.", unset="no limit"
+)
+DATA_DIR = option("Folder with the data sets' files.", unset="the data set's standard folder")
+DATASET = option("Data set; advbench datasets lists them.", unset="digits", autocompletion=dataset_names)
+DEFENSE = option(
+    "Defense to train: one that advbench defenses lists, or package.module:Class.",
+    unset="air",
+    autocompletion=defense_names,
+)
+FORMAT = option("table or json.", "--format", default=Format.table)
+DEVICE = option("auto, cpu, cuda, cuda:1.", unset="auto")
+DRY_RUN = flag("Print the plan without running it.", "--dry-run", "--plan")
+MODEL = option(
+    "A model that advbench models lists, torchvision:NAME or package.module:factory.",
+    unset="the data set's",
+    autocompletion=model_names,
+)
+POINTS = option("Test points: 1000, cw=1000 or 5000,cw=1000.", unset="all")
+PER_CLASS = option("Show the table by class.", "--per-class/--no-per-class", unset="shown below 20 classes")
+RECORDED_DATA = option("Folder with the data set's files.", unset="from the record")
+RUN_PATH = argument("A run's directory, its record.json, or its name in --runs-dir.", default=...)
+RUNS_DIR = option("Directory of runs.", default=Path("runs"))
+RUNS_DIRS = option("Directory of runs; repeatable, to combine several.", "--runs-dir", unset="runs")
+SELECT = option("Which epoch to keep: last or val-robust.", unset="last")
+SETTINGS = option(
+    "Set a parameter of the defense or the training plan: key=value; repeatable.",
+    "--set",
+    unset="the defense's and the data set's defaults",
+)
+TRAIN_SET = option(
+    "Set an attack's knob for training: pgd.steps=7; repeatable.", unset="each attack's training values"
+)
+WORKERS = option("Processes on this machine.", unset="one per core or GPU", min=1, max=MOST_WORKERS)
 
 
 def runs_dirs(given: list[Path] | None) -> list[Path]:
-    """The directories given as `RunsDirs`, without duplicates."""
+    """The directories given as ``--runs-dir``, without duplicates."""
     found = {path.resolve(): path for path in reversed(given or [Path("runs")])}
     return list(reversed(found.values()))
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
-
-import typer
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from advbench.cli.completion import attack_lists
 from advbench.cli.echo import echo, warn
-from advbench.cli.options import RunsDirs, option, runs_dirs, takes
+from advbench.cli.options import RUNS_DIRS, Given, argument, flag, option, runs_dirs, takes
 
 if TYPE_CHECKING:
     from leaderboards import Record
@@ -39,37 +37,27 @@ KIND is one of
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlotOptions:
+class PlotOptions(Given):
     """The options of ``advbench plot``."""
 
-    kind: Annotated[str, typer.Argument(help=" | ".join(KINDS), metavar="KIND", show_default=False)]
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Names or directories of runs; all finished ones by default.", metavar="[RUN]..."
-        ),
-    ] = None
-    runs_dir: RunsDirs = None
-    out: Annotated[
-        Path | None,
-        option(
-            "The file to write: .svg, .png or .pdf.", unset="an SVG in this folder, named by kind and run"
-        ),
-    ] = None
-    theme: Annotated[str, option("light, dark, or both (two files).")] = "light"
-    title: Annotated[str | None, option("Title; an empty one removes it.", unset="by kind and runs")] = None
-    dpi: Annotated[int, option("Dots per inch of a PNG.", min=30, max=1200)] = 200
-    measure: Annotated[str | None, option("tradeoff: average, worst-case or unseen.", unset="average")] = None
-    attacks: Annotated[
-        str | None,
-        option("images: names of the run's attacks.", unset="its sequence", autocompletion=attack_lists),
-    ] = None
-    points: Annotated[int | None, option("images: how many test points.", unset="8", min=1, max=20)] = None
-    data_dir: Annotated[
-        str | None, option("images: folder with the data set's files.", unset="from the record")
-    ] = None
-    trust: Annotated[bool, option("images: import the factory that the record names.", "--trust")] = False
+    kind: str = argument(" | ".join(KINDS), default=..., metavar="KIND", show_default=False)
+    runs: list[str] | None = argument(
+        "Names or directories of runs; all finished ones by default.", metavar="[RUN]..."
+    )
+    runs_dir: list[Path] | None = RUNS_DIRS
+    out: Path | None = option(
+        "The file to write: .svg, .png or .pdf.", unset="an SVG in this folder, named by kind and run"
+    )
+    theme: str = option("light, dark, or both (two files).", default="light")
+    title: str | None = option("Title; an empty one removes it.", unset="by kind and runs")
+    dpi: int = option("Dots per inch of a PNG.", default=200, min=30, max=1200)
+    measure: str | None = option("tradeoff: average, worst-case or unseen.", unset="average")
+    attacks: str | None = option(
+        "images: names of the run's attacks.", unset="its sequence", autocompletion=attack_lists
+    )
+    points: int | None = option("images: how many test points.", unset="8", min=1, max=20)
+    data_dir: str | None = option("images: folder with the data set's files.", unset="from the record")
+    trust: bool = flag("images: import the model factory that the record names.", "--trust")
 
     @property
     def themes(self) -> tuple[str, ...]:
@@ -137,19 +125,22 @@ def _records(options: PlotOptions, paths: Sequence[Path], places: Sequence[Path]
     from leaderboards import pictures, read_record, result_of, rows
     from leaderboards.boards.cache import find_all_results
 
-    how = [{"theme": pictures.THEMES[name], "title": options.title} for name in options.themes]
+    found: Any
+    draw: Callable[..., Picture]
     if options.kind == "tradeoff":
         results = [result_of(read_record(path), path) for path in paths]
-        found = rows(results or _all(find_all_results(places), places), intervals=False)
-        return [pictures.trade_off(found, measure=options.measure or "average", **one) for one in how]
-    draw = {
-        "heatmap": pictures.heat_map,
-        "forgetting": pictures.forgetting_curves,
-        "eps": pictures.eps_curves,
-        "radar": pictures.radar,
-    }[options.kind]
-    records = [read_record(path) for path in paths] or _all(_stored(places), places)
-    return [draw(records, **one) for one in how]
+        results = results or _all(find_all_results(places), places)
+        found = rows(results, intervals=False)
+        draw = functools.partial(pictures.trade_off, measure=options.measure or "average")
+    else:
+        found = [read_record(path) for path in paths] or _all(_stored(places), places)
+        draw = {
+            "heatmap": pictures.heat_map,
+            "forgetting": pictures.forgetting_curves,
+            "eps": pictures.eps_curves,
+            "radar": pictures.radar,
+        }[options.kind]
+    return [draw(found, theme=pictures.THEMES[name], title=options.title) for name in options.themes]
 
 
 def _stored(places: Sequence[Path]) -> tuple[list[Record], list[str]]:

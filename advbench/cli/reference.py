@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from advbench.cli.completion import attack_lists
 from advbench.cli.echo import warn
 from advbench.cli.options import (
-    AttackTimeout,
-    DataDir,
-    Dataset,
-    Device,
-    DryRun,
-    Model,
-    RunsDir,
-    Select,
-    Settings,
-    TrainSet,
-    Workers,
+    ATTACK_TIMEOUT,
+    DATA_DIR,
+    DATASET,
+    DEVICE,
+    DRY_RUN,
+    MODEL,
+    RUNS_DIR,
+    SELECT,
+    SETTINGS,
+    TRAIN_SET,
+    WORKERS,
+    Given,
     option,
     run_options,
     takes,
@@ -30,35 +30,35 @@ if TYPE_CHECKING:
     from leaderboards.peers.reference import Reference
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReferenceOptions:
+class ReferenceOptions(Given):
     """The options of ``advbench reference``."""
 
-    attacks: Annotated[
-        str,
-        option(
-            "Attacks, one for each eps: pgd:eps=0.1,pgd:eps=0.2,pgd-l2:eps=0.5.", autocompletion=attack_lists
-        ),
-    ]
-    out: Annotated[Path, option("The file to write.")]
-    defenses: Annotated[str, option("Defenses to train against each attack, by commas.")] = "at,trades"
-    dataset: Dataset = None
-    data_dir: DataDir = None
-    model: Model = None
-    epochs: Annotated[int | None, option("Training epochs.", unset="set by the data set", min=1)] = None
-    points: Annotated[int | None, option("Test points.", unset="all", min=1)] = None
-    seeds: Annotated[
-        str, option("Number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.")
-    ] = "1"
-    device: Device = None
-    threads: Annotated[int | None, option("CPU threads of a run.", unset="1", min=1)] = None
-    runs_dir: RunsDir = Path("runs")
-    set_: Settings = None
-    train_set: TrainSet = None
-    select: Select = None
-    workers: Workers = None
-    attack_timeout: AttackTimeout = None
-    dry_run: DryRun = False
+    attacks: str = option(
+        "Attacks, one for each eps: pgd:eps=0.1,pgd:eps=0.2,pgd-l2:eps=0.5.",
+        default=...,
+        autocompletion=attack_lists,
+    )
+    out: Path = option("The file to write.", default=...)
+    defenses: str = option(
+        "Defenses to train against each attack alone, separated by commas.", default="at,trades"
+    )
+    dataset: str | None = DATASET
+    data_dir: str | None = DATA_DIR
+    model: str | None = MODEL
+    epochs: int | None = option("Training epochs.", unset="set by the data set", min=1)
+    points: int | None = option("Test points.", unset="all", min=1)
+    seeds: str = option(
+        "Number of seeds (5), a list (0,3,7) or a range (0-4); the best is kept.", default="1"
+    )
+    device: str | None = DEVICE
+    threads: int | None = option("CPU threads of a run.", unset="1", min=1)
+    runs_dir: Path = RUNS_DIR
+    set_: list[str] | None = SETTINGS
+    train_set: list[str] | None = TRAIN_SET
+    select: str | None = SELECT
+    workers: int | None = WORKERS
+    attack_timeout: float | None = ATTACK_TIMEOUT
+    dry_run: bool = DRY_RUN
 
 
 @takes(ReferenceOptions)

@@ -3,95 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from advbench.cli.completion import attack_lists
 from advbench.cli.finding import kept_in
 from advbench.cli.options import (
-    AttackTimeout,
-    DataDir,
-    Dataset,
-    Defense,
-    Device,
-    DryRun,
+    ATTACK_TIMEOUT,
+    DATA_DIR,
+    DATASET,
+    DEFENSE,
+    DEVICE,
+    DRY_RUN,
+    FORMAT,
+    MODEL,
+    PER_CLASS,
+    POINTS,
+    RUNS_DIR,
+    SELECT,
+    SETTINGS,
+    TRAIN_SET,
     Format,
-    FormatOption,
-    Model,
-    PerClass,
-    Points,
-    RunsDir,
-    Select,
-    Settings,
-    TrainSet,
+    Given,
+    flag,
     option,
     run_options,
     takes,
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Given):
     """The options of ``advbench run``."""
 
-    defense: Defense = None
-    sequence: Annotated[
-        str | None,
-        option(
-            "Attacks to train against: fgsm,pgd:eps=4/255,cw or sample:4.",
-            unset="fgsm,pgd,cw",
-            autocompletion=attack_lists,
-        ),
-    ] = None
-    regime: Annotated[str | None, option("continual, joint or meta.", unset="the defense's first")] = None
-    dataset: Dataset = None
-    data_dir: DataDir = None
-    model: Model = None
-    epochs: Annotated[int | None, option("Epochs per stage.", unset="set by the data set", min=1)] = None
-    unseen: Annotated[
-        str | None,
-        option("Attacks to hold out of training, auto or none.", unset="auto", autocompletion=attack_lists),
-    ] = None
-    eval_: Annotated[
-        str | None,
-        option("More attacks, neither seen nor unseen.", "--eval", unset="none", autocompletion=attack_lists),
-    ] = None
-    points: Points = None
-    seed: Annotated[int | None, option("Random seed.", unset="0", min=0)] = None
-    seeds: Annotated[
-        str | None,
-        option(
-            "Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).",
-            unset="one run with --seed",
-        ),
-    ] = None
-    device: Device = None
-    threads: Annotated[
-        int | None, option("CPU threads.", unset="1 for a small model, else torch's default", min=1)
-    ] = None
-    runs_dir: RunsDir = Path("runs")
-    config: Annotated[
-        Path | None, option("YAML or JSON file of options; a record.json repeats its run.", unset="none")
-    ] = None
-    set_: Settings = None
-    train_set: TrainSet = None
-    select: Select = None
-    surrogate: Annotated[
-        Path | None, option("Run whose model crafts the audit's transferred points.", unset="row 0's model")
-    ] = None
-    tensorboard: Annotated[bool, option("Also write TensorBoard logs.", "--tensorboard")] = False
-    resume: Annotated[
-        Path | None, option("Resume this unfinished run with its own options.", unset="none")
-    ] = None
-    fresh: Annotated[bool, option("Start over, even if the same run is unfinished.", "--fresh")] = False
-    attack_timeout: AttackTimeout = None
-    trust: Annotated[
-        bool, option("Import code (package.module:name) that --config or --resume names.", "--trust")
-    ] = False
-    per_class: PerClass = None
-    format: FormatOption = Format.table
-    dry_run: DryRun = False
+    defense: str | None = DEFENSE
+    sequence: str | None = option(
+        "Attacks to train against: fgsm,pgd:eps=4/255,cw or sample:4.",
+        unset="fgsm,pgd,cw",
+        autocompletion=attack_lists,
+    )
+    regime: str | None = option("continual, joint or meta.", unset="the defense's first")
+    dataset: str | None = DATASET
+    data_dir: str | None = DATA_DIR
+    model: str | None = MODEL
+    epochs: int | None = option("Epochs per stage.", unset="set by the data set", min=1)
+    unseen: str | None = option(
+        "Attacks to hold out of training, auto or none.", unset="auto", autocompletion=attack_lists
+    )
+    eval_: str | None = option(
+        "More attacks, neither seen nor unseen.", "--eval", unset="none", autocompletion=attack_lists
+    )
+    points: str | None = POINTS
+    seed: int | None = option("Random seed.", unset="0", min=0)
+    seeds: str | None = option(
+        "Several runs: a number of seeds (5), a list (0,3,7) or a range (0-4).", unset="one run with --seed"
+    )
+    device: str | None = DEVICE
+    threads: int | None = option("CPU threads.", unset="1 for a small model, else torch's default", min=1)
+    runs_dir: Path = RUNS_DIR
+    config: Path | None = option("YAML or JSON file of options; a record.json repeats its run.", unset="none")
+    set_: list[str] | None = SETTINGS
+    train_set: list[str] | None = TRAIN_SET
+    select: str | None = SELECT
+    surrogate: Path | None = option(
+        "Run whose model crafts the audit's transferred points.", unset="row 0's model"
+    )
+    tensorboard: bool = flag("Also write TensorBoard logs.", "--tensorboard")
+    resume: Path | None = option("Resume this unfinished run with its own options.", unset="none")
+    fresh: bool = flag("Start over, even if the same run is unfinished.", "--fresh")
+    attack_timeout: float | None = ATTACK_TIMEOUT
+    trust: bool = flag("Import code (package.module:name) that --config or --resume names.", "--trust")
+    per_class: bool | None = PER_CLASS
+    format: Format = FORMAT
+    dry_run: bool = DRY_RUN
 
 
 @takes(RunOptions)

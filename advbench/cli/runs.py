@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from advbench.cli.echo import echo
 from advbench.cli.finding import find_run
-from advbench.cli.options import Format, FormatOption, RunsDirs, option, runs_dirs
+from advbench.cli.options import FORMAT, RUNS_DIRS, Format, argument, flag, runs_dirs
 
 if TYPE_CHECKING:
     from leaderboards import Garbage, RunEntry
@@ -27,7 +27,9 @@ DAMAGED = 1
 
 
 @app.callback()
-def list_runs(context: typer.Context, runs_dir: RunsDirs = None, format: FormatOption = Format.table) -> None:
+def list_runs(
+    context: typer.Context, runs_dir: list[Path] | None = RUNS_DIRS, format: Format = FORMAT
+) -> None:
     """List the runs of a directory, check them (check), or remove unfinished ones (gc)."""
     if context.invoked_subcommand is not None:
         if format is not Format.table:
@@ -46,10 +48,8 @@ def list_runs(context: typer.Context, runs_dir: RunsDirs = None, format: FormatO
 
 def check(
     context: typer.Context,
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="Names or directories of runs; all by default.")
-    ] = None,
-    runs_dir: RunsDirs = None,
+    runs: list[str] | None = argument("Names or directories of runs; all by default."),
+    runs_dir: list[Path] | None = RUNS_DIRS,
 ) -> None:
     """Check that runs are intact: checksums, schema, and every count against the stored outcomes."""
     from leaderboards import check_run, inventory
@@ -76,8 +76,8 @@ def check(
 
 def gc(
     context: typer.Context,
-    runs_dir: RunsDirs = None,
-    yes: Annotated[bool, option("Do not ask for confirmation.", "--yes", "-y")] = False,
+    runs_dir: list[Path] | None = RUNS_DIRS,
+    yes: bool = flag("Do not ask for confirmation.", "--yes", "-y"),
 ) -> None:
     """Remove inactive unfinished runs and leftovers of killed processes, after confirmation."""
     from leaderboards import RecordError, find_garbage, remove

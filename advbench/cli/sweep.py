@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from advbench.cli.options import AttackTimeout, DryRun, Format, FormatOption, RunsDir, Workers, option
+from advbench.cli.options import (
+    ATTACK_TIMEOUT,
+    DRY_RUN,
+    FORMAT,
+    RUNS_DIR,
+    WORKERS,
+    Format,
+    argument,
+    flag,
+    option,
+)
 
 if TYPE_CHECKING:
     from advbench.sweep.outcome import SweepOutcome
@@ -17,21 +27,17 @@ UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2
 
 
 def sweep(
-    grid: Annotated[Path, typer.Argument(help="YAML or JSON: defenses, sequences, datasets, models, seeds.")],
-    runs_dir: RunsDir = Path("runs"),
-    workers: Workers = None,
-    ray: Annotated[
-        str | None, option("Use a Ray cluster: auto, local or host:port.", unset="this machine")
-    ] = None,
-    cpus: Annotated[float, option("CPUs per cell, on Ray.", min=0.0)] = 1.0,
-    gpus: Annotated[float, option("GPUs per cell, on Ray.", min=0.0)] = 0.0,
-    memory: Annotated[str | None, option("Memory per cell, on Ray: 500MB or 4GiB.", unset="no limit")] = None,
-    attack_timeout: AttackTimeout = None,
-    trust: Annotated[
-        bool, option("Import model factories (package.module:factory) that the grid names.", "--trust")
-    ] = False,
-    dry_run: DryRun = False,
-    format: FormatOption = Format.table,
+    grid: Path = argument("YAML or JSON: defenses, sequences, datasets, models, seeds.", default=...),
+    runs_dir: Path = RUNS_DIR,
+    workers: int | None = WORKERS,
+    ray: str | None = option("Use a Ray cluster: auto, local or host:port.", unset="this machine"),
+    cpus: float = option("CPUs per cell, on Ray.", default=1.0, min=0.0),
+    gpus: float = option("GPUs per cell, on Ray.", default=0.0, min=0.0),
+    memory: str | None = option("Memory per cell, on Ray: 500MB or 4GiB.", unset="no limit"),
+    attack_timeout: float | None = ATTACK_TIMEOUT,
+    trust: bool = flag("Import model factories (package.module:factory) that the grid names.", "--trust"),
+    dry_run: bool = DRY_RUN,
+    format: Format = FORMAT,
 ) -> None:
     """Run every cell of a grid of defenses, sequences, data sets, models and seeds.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,12 +13,15 @@ from advbench.cli.completion import attack_lists, dataset_names, defense_names
 from advbench.cli.echo import echo
 from advbench.cli.finding import kept_in, named_run, surrogate_run
 from advbench.cli.options import (
+    FORMAT,
+    RECORDED_DATA,
+    RUN_PATH,
+    RUNS_DIR,
+    RUNS_DIRS,
     Format,
-    FormatOption,
-    RecordedData,
-    RunPath,
-    RunsDir,
-    RunsDirs,
+    Given,
+    argument,
+    flag,
     option,
     takes,
 )
@@ -32,74 +35,56 @@ REFUTED = 1
 
 ACCEPTING, VERIFYING, RETRAINING = 3600.0, 6 * 3600.0, 7 * 24 * 3600.0
 """Default timeouts in seconds."""
-SamplePoints = Annotated[int, option("Test points per attack and stage, rounded up to whole blocks.", min=1)]
-SampleSeed = Annotated[int | None, option("Random seed of the sample.", "--seed", unset="random", min=0)]
-Surrogate = Annotated[
-    Path | None, option("The run whose model crafted the audit's transferred points.", unset="none")
-]
-Weights = Annotated[
-    Path | None,
-    option("The evaluated model's file, if the run of advbench eval has no copy.", unset="the run's copy"),
-]
-RecordedDevice = Annotated[str | None, option("auto, cpu, cuda, cuda:1.", unset="the kind in the record")]
-RecordedThreads = Annotated[int | None, option("CPU threads.", unset="the record's", min=1)]
-Trust = Annotated[
-    bool, option("Import a factory, or load a program, named by the record or --weights.", "--trust")
-]
+SAMPLE_POINTS = option("Test points per attack and stage, rounded up to whole blocks.", default=500, min=1)
+SAMPLE_SEED = option("Random seed of the sample.", "--seed", unset="random", min=0)
+SURROGATE = option("The run whose model crafted the audit's transferred points.", unset="none")
+WEIGHTS = option(
+    "The evaluated model's file, if the run of advbench eval has no copy.", unset="the run's copy"
+)
+RECORDED_DEVICE = option("auto, cpu, cuda, cuda:1.", unset="the kind in the record")
+RECORDED_THREADS = option("CPU threads.", unset="the record's", min=1)
+TRUST = flag("Import a factory, or load a program, named by the record or --weights.", "--trust")
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
+class VerifyOptions(Given):
     """The options of ``advbench verify``."""
 
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run directories, directories of runs, or names of runs in --runs-dir."),
-    ]
-    retrain: Annotated[
-        bool, option("Train again from the record instead; needs no weights.", "--retrain")
-    ] = False
-    keep: Annotated[
-        Path | None,
-        option(
-            "With --retrain: directory to keep the new runs in, so that they can be resumed.",
-            unset="nowhere",
-        ),
-    ] = None
-    stages: Annotated[str, option("Stages to attack again: all, last or numbers such as 0,3.")] = "all"
-    attacks: Annotated[
-        str,
-        option(
-            "Attacks to repeat: all, or a selection such as pgd,cw or pgd:eps=0.2.",
-            autocompletion=attack_lists,
-        ),
-    ] = "all"
-    points: SamplePoints = 500
-    seed: SampleSeed = None
-    run_seed: Annotated[int | None, option("In directories of runs, only this seed.", unset="all")] = None
-    defense: Annotated[
-        str | None,
-        option("In directories of runs, only this defense.", unset="all", autocompletion=defense_names),
-    ] = None
-    dataset: Annotated[
-        str | None,
-        option("In directories of runs, only this data set.", unset="all", autocompletion=dataset_names),
-    ] = None
-    runs_dir: RunsDirs = None
-    surrogate: Surrogate = None
-    weights: Weights = None
-    data_dir: RecordedData = None
-    device: RecordedDevice = None
-    threads: RecordedThreads = None
-    trust: Trust = False
-    timeout: Annotated[
-        float | None,
-        option("Most seconds per run.", unset=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}"),
-    ] = None
-    leave_mark: Annotated[
-        bool, option("Write the verdict to a file beside the record.", "--mark/--no-mark")
-    ] = True
-    format: FormatOption = Format.table
+    runs: list[Path] = argument(
+        "Run directories, directories of runs, or names of runs in --runs-dir.", default=...
+    )
+    retrain: bool = flag("Train again from the record instead; needs no weights.", "--retrain")
+    keep: Path | None = option(
+        "With --retrain: directory to keep the new runs in, so that they can be resumed.", unset="nowhere"
+    )
+    stages: str = option("Stages to attack again: all, last or numbers such as 0,3.", default="all")
+    attacks: str = option(
+        "Attacks to repeat: all, or a selection such as pgd,cw or pgd:eps=0.2.",
+        default="all",
+        autocompletion=attack_lists,
+    )
+    points: int = SAMPLE_POINTS
+    seed: int | None = SAMPLE_SEED
+    run_seed: int | None = option("In directories of runs, only this seed.", unset="all")
+    defense: str | None = option(
+        "In directories of runs, only this defense.", unset="all", autocompletion=defense_names
+    )
+    dataset: str | None = option(
+        "In directories of runs, only this data set.", unset="all", autocompletion=dataset_names
+    )
+    runs_dir: list[Path] | None = RUNS_DIRS
+    surrogate: Path | None = SURROGATE
+    weights: Path | None = WEIGHTS
+    data_dir: str | None = RECORDED_DATA
+    device: str | None = RECORDED_DEVICE
+    threads: int | None = RECORDED_THREADS
+    trust: bool = TRUST
+    timeout: float | None = option(
+        "Most seconds per run.", unset=f"{VERIFYING:.0f}; with --retrain {RETRAINING:.0f}"
+    )
+    leave_mark: bool = option(
+        "Write the verdict to a file beside the record.", "--mark/--no-mark", default=True
+    )
+    format: Format = FORMAT
 
     @property
     def sample(self) -> Asked:
@@ -174,9 +159,9 @@ def _check_retraining(options: VerifyOptions) -> None:
 
 
 def submit(
-    run: RunPath,
-    runs_dir: RunsDirs = None,
-    out: Annotated[Path | None, option("The archive to write.", unset="RUN.zip in this folder")] = None,
+    run: Path = RUN_PATH,
+    runs_dir: list[Path] | None = RUNS_DIRS,
+    out: Path | None = option("The archive to write.", unset="RUN.zip in this folder"),
 ) -> None:
     """Pack a run into an archive for others: record, outcomes, checksums and weights."""
     from leaderboards import pack, read_record
@@ -191,22 +176,21 @@ def submit(
     echo(in_line(f"{target}: {len(names)} files, {size:,} bytes; advbench accept verifies it"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class AcceptOptions:
+class AcceptOptions(Given):
     """The options of ``advbench accept``."""
 
-    file: Annotated[Path, typer.Argument(help="An archive that advbench submit wrote.")]
-    runs_dir: RunsDir = Path("runs")
-    points: SamplePoints = 500
-    seed: SampleSeed = None
-    surrogate: Surrogate = None
-    weights: Weights = None
-    data_dir: RecordedData = None
-    device: RecordedDevice = None
-    threads: RecordedThreads = None
-    trust: Trust = False
-    timeout: Annotated[float, option("Most seconds to take; after that nothing is added.")] = ACCEPTING
-    format: FormatOption = Format.table
+    file: Path = argument("An archive that advbench submit wrote.", default=...)
+    runs_dir: Path = RUNS_DIR
+    points: int = SAMPLE_POINTS
+    seed: int | None = SAMPLE_SEED
+    surrogate: Path | None = SURROGATE
+    weights: Path | None = WEIGHTS
+    data_dir: str | None = RECORDED_DATA
+    device: str | None = RECORDED_DEVICE
+    threads: int | None = RECORDED_THREADS
+    trust: bool = TRUST
+    timeout: float = option("Most seconds to take; after that nothing is added.", default=ACCEPTING)
+    format: Format = FORMAT
 
 
 @takes(AcceptOptions)

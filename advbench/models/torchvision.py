@@ -52,10 +52,10 @@ def _take_channels(model: nn.Module, channels: int) -> None:
 def without_auxiliary(model: nn.Module) -> nn.Module:
     """The same model without auxiliary heads, so that it returns only logits in training too."""
     if getattr(model, "aux_logits", False) is True:
-        model.aux_logits = False
-        for head in AUXILIARY:
-            if hasattr(model, head):
-                setattr(model, head, None)
+        changed: dict[str, Any] = {"aux_logits": False}
+        changed |= {head: None for head in AUXILIARY if hasattr(model, head)}
+        for name, value in changed.items():
+            setattr(model, name, value)
     return model
 
 
