@@ -1,30 +1,126 @@
-"""Output of ``advbench defenses check`` and ``advbench attacks check``."""
+"""``advbench attacks`` and ``advbench defenses``: list, describe or check them, or start one of your own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from advbench.cli import list as lists
+from advbench.cli.completion import attack_names, defense_names
 from advbench.cli.echo import echo
-from advbench.cli.options import Format
+from advbench.cli.once import DEFAULT, ListsByDefault
+from advbench.cli.options import FORMAT, Format, argument, option
 
 if TYPE_CHECKING:
     from advbench.contract import Check
 
+NEW = "Write a small package with a working {} and its test; existing files are never overwritten."
+CHECK = "Run the contract checks on {} and say which fail and why; exit code 1 if any fails."
+DIRECTORY = option("Directory in which to create the package.", default=Path("."))
 
-def run_checks(
-    kind: str, name: str, check: Callable[[Callable[[str], None]], list[Check]], format: Format
+attacks = typer.Typer(
+    cls=ListsByDefault,
+    help="List the attacks, describe some (advbench attacks pgd), or draw a sequence (advbench attacks "
+    "sample 4 --seed 3); check one, or start one of your own.",
+)
+attacks.command(
+    DEFAULT, help="List the attacks, describe some, or draw a sequence; this is the default command."
+)(lists.attacks)
+defenses = typer.Typer(
+    cls=ListsByDefault,
+    help="List the defenses, or describe some (advbench defenses air); check one, or start one of your own.",
+)
+defenses.command(DEFAULT, help="List the defenses, or describe some; this is the default command.")(
+    lists.defenses
+)
+
+
+@attacks.command("new", help=NEW.format("attack"))
+def new_attack(
+    name: str = argument("Name of the attack, such as my-attack.", default=...), dir: Path = DIRECTORY
 ) -> None:
+    """Write a package with an attack, and say which files it has."""
+    from advbench.contract import write_attack_package
+
+    _say(write_attack_package(name, dir))
+
+
+@defenses.command("new", help=NEW.format("defense"))
+def new_defense(
+    name: str = argument("Name of the defense, such as my-defense.", default=...), dir: Path = DIRECTORY
+) -> None:
+    """Write a package with a defense, and say which files it has."""
+    from advbench.contract import write_package
+
+    _say(write_package(name, dir))
+
+
+@attacks.command("check", help=CHECK.format("an attack"))
+def check_attack(
+    attack: str = argument(
+        "A registered name, or package.module:function.", default=..., autocompletion=attack_names
+    ),
+    set_: list[str] | None = option("Set a knob: knob=value; repeatable.", "--set", unset="its defaults"),
+    format: Format = FORMAT,
+) -> None:
+    """Check an attack."""
+    from advbench import contract
+    from advbench.config.plugins import import_attack, names_code
+    from attacks_pool import pool
+
+    name = import_attack(attack) if names_code(attack) else pool.entry(attack).info.name
+    knobs = _settings(set_)
+    _run("attack", name, lambda told: contract.check_attack(name, knobs=knobs, progress=told), format)
+
+
+@defenses.command("check", help=CHECK.format("a defense"))
+def check_defense(
+    defense: str = argument(
+        "A registered name, or package.module:Class.", default=..., autocompletion=defense_names
+    ),
+    set_: list[str] | None = option("Set a parameter: key=value; repeatable.", "--set", unset="its defaults"),
+    format: Format = FORMAT,
+) -> None:
+    """Check a defense."""
+    from advbench import contract
+
+    kind, given = contract.find_defense(defense), _settings(set_)
+    _run(
+        "defense",
+        kind.info.name,
+        lambda told: contract.check_defense(kind, parameters=given, progress=told),
+        format,
+    )
+
+
+def _say(files: Sequence[Path]) -> None:
+    from leaderboards.printable import in_line
+
+    for path in files:
+        echo(in_line(str(path)))
+
+
+def _settings(given: list[str] | None) -> dict[str, str]:
+    """The values of ``--set``, ``["a=1", "b=2"]``, as a dict."""
+    from attacks_pool.errors import InputError
+
+    found: dict[str, str] = {}
+    for text in given or ():
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise InputError(f"--set takes key=value, not {text!r}")
+        found[key.strip()] = value
+    return found
+
+
+def _run(kind: str, name: str, check: Callable[[Callable[[str], None]], list[Check]], format: Format) -> None:
     """Run a contract, print the result of each check, and exit with code 1 if any fails.
 
-    Args:
-        kind: ``defense`` or ``attack``.
-        name: the name of the defense or attack.
-        check: runs the contract; it takes a function to call with the name of each check.
-        format: table or JSON.
+    ``check`` runs the contract; it takes a function to call with the name of each check.
     """
     from advbench.runtime.console import errors
 
@@ -38,23 +134,6 @@ def run_checks(
         _print(name, checks)
     if not holds:
         raise typer.Exit(1)
-
-
-def settings(given: list[str] | None) -> dict[str, str]:
-    """The values of ``--set``, ``["a=1", "b=2"]``, as a dict.
-
-    Raises:
-        InputError: a value is not of the form key=value.
-    """
-    from attacks_pool.errors import InputError
-
-    found: dict[str, str] = {}
-    for text in given or ():
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise InputError(f"--set takes key=value, not {text!r}")
-        found[key.strip()] = value
-    return found
 
 
 def _print(name: str, checks: Sequence[Check]) -> None:

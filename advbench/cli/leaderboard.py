@@ -150,12 +150,10 @@ def leaderboard(options: BoardOptions) -> None:
     found = _rows(results, view, options)
     if options.shown:
         _print(found, view, places if not results else [], published)
-    elif options.format is BoardFormat.html and options.out is not None:
-        _write_site(options.out, found)
     elif options.out is None:
         echo(_text(found, options.format, view), nl=False)
     else:
-        _save(options.out, _text(found, options.format, view))
+        _write(options.out, found, options.format, view)
     # Printed last, so that a mistake in an option gives only one line.
     for problem in problems:
         warn(f"warning: {problem}")
@@ -168,11 +166,7 @@ def leaderboard(options: BoardOptions) -> None:
 
 
 def _published(options: BoardOptions) -> list[Table]:
-    """RobustBench's rows as separate tables.
-
-    Raises:
-        RecordError: the folder cannot be read, or the output is not tables.
-    """
+    """RobustBench's rows as separate tables."""
     if options.robustbench is None:
         return []
     from leaderboards import RecordError
@@ -185,11 +179,7 @@ def _published(options: BoardOptions) -> list[Table]:
 
 
 def _compared(results: Sequence[Result], options: BoardOptions) -> tuple[list[Result], list[str]]:
-    """The runs with competitiveness ratios, and why some have none.
-
-    Raises:
-        RecordError: the table cannot be read, lacks an attack that is asked for, or is missing.
-    """
+    """The runs with competitiveness ratios, and why some have none."""
     from leaderboards import RecordError
 
     names = None if options.reference_attacks is None else options.reference_attacks.split(",")
@@ -240,12 +230,18 @@ def _text(found: Sequence[Row], format: BoardFormat, view: View) -> str:
     return write[format](found, view)
 
 
-def _save(path: Path, text: str) -> None:
+def _write(out: Path, found: Sequence[Row], format: BoardFormat, view: View) -> None:
+    """Write a board to a file, or a site to a directory."""
     from leaderboards import write_bytes
     from leaderboards.printable import in_line
+    from leaderboards.site import write_site
 
-    write_bytes(path, text.encode())
-    echo(in_line(f"wrote {path}"))
+    if format is BoardFormat.html:
+        count = write_site(out, found)
+        echo(in_line(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})"))
+    else:
+        write_bytes(out, _text(found, format, view).encode())
+        echo(in_line(f"wrote {out}"))
 
 
 def _print(found: Sequence[Row], view: View, empty: Sequence[Path], published: Sequence[Table]) -> None:
@@ -267,11 +263,3 @@ def _print(found: Sequence[Row], view: View, empty: Sequence[Path], published: S
         )
     for table in published:
         console.print(table)
-
-
-def _write_site(out: Path, found: Sequence[Row]) -> None:
-    from leaderboards.printable import in_line
-    from leaderboards.site import write_site
-
-    count = write_site(out, found)
-    echo(in_line(f"wrote {out / 'index.html'} (rows: {len(found)}, run pages: {count})"))

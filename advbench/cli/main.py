@@ -15,9 +15,8 @@ from typing import Any
 import typer
 
 from advbench.cli import (
-    attacks,
     audit,
-    defenses,
+    contract,
     doctor,
     export,
     leaderboard,
@@ -69,10 +68,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
-app.add_typer(attacks.app, name="attacks")
-app.add_typer(defenses.app, name="defenses")
+app.add_typer(contract.attacks, name="attacks")
+app.add_typer(contract.defenses, name="defenses")
 app.add_typer(runs.app, name="runs", cls=CheckedGroup)
-for _app in (app, attacks.app, defenses.app, runs.app):
+for _app in (app, contract.attacks, contract.defenses, runs.app):
     for _command in _app.registered_commands:
         _command.cls = CheckedCommand
 

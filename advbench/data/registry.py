@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advbench.data.sets import DataSet, Defaults, defaults_for
+from advbench.data.sets import DataSet, defaults_for
 from attacks_pool.errors import InputError, unknown
 
 FOLDER = "folder:"
@@ -25,27 +25,17 @@ class DataSetInfo:
     train: int | None
     validation: int | None
     test: int | None
-    needs_data_dir: bool
-    budget: str | None
-    augmentation: tuple[str, ...] | None
-    default_model: str | None
+    needs_data_dir: bool = False
+    budget: str | None = None
+    augmentation: tuple[str, ...] | None = None
+    default_model: str | None = None
 
 
 def _info(
     name: str, description: str, shape: tuple[int, int, int], classes: int, sizes: tuple[int, int, int]
 ) -> DataSetInfo:
-    defaults = defaults_for(shape)
-    return DataSetInfo(
-        name,
-        description,
-        shape,
-        classes,
-        *sizes,
-        needs_data_dir=name != "digits",
-        budget=defaults.budget,
-        augmentation=defaults.augmentation,
-        default_model=defaults.default_model,
-    )
+    defaults = vars(defaults_for(shape))
+    return DataSetInfo(name, description, shape, classes, *sizes, needs_data_dir=name != "digits", **defaults)
 
 
 _LISTED = (
@@ -57,15 +47,7 @@ _LISTED = (
     _info("fashion-mnist", "pictures of clothes, in grey", (1, 28, 28), 10, (54000, 6000, 10000)),
     _info("cifar10", "small colour photographs", (3, 32, 32), 10, (45000, 5000, 10000)),
     _info("cifar100", "small colour photographs, the fine classes", (3, 32, 32), 100, (45000, 5000, 10000)),
-    DataSetInfo(
-        f"{FOLDER}PATH",
-        "your images, as PATH/train/CLASS/* and PATH/test/CLASS/*",
-        *(None,) * 5,
-        needs_data_dir=False,
-        budget=None,
-        augmentation=None,
-        default_model=None,
-    ),
+    DataSetInfo(f"{FOLDER}PATH", "your images, as PATH/train/CLASS/* and PATH/test/CLASS/*", *(None,) * 5),
 )
 
 DATASETS: dict[str, DataSetInfo] = {info.name: info for info in _LISTED}
@@ -90,17 +72,11 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> DataSet:
     info = DATASETS.get(name)
     if info is None or info.image_shape is None:
         raise unknown("data set", name, DATASETS)
-    return _load_listed(
-        name, Path(data_dir).expanduser() if data_dir is not None else None, defaults_for(info.image_shape)
-    )
-
-
-def _load_listed(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
     # Import these here because they load numpy and torch, which listing must not do.
     from advbench.data import cifar, digits, idx
 
+    defaults = defaults_for(info.image_shape)
     if name == "digits":
         return digits.load(defaults)
-    if name in idx.FOLDERS:
-        return idx.load(name, data_dir, defaults)
-    return cifar.load(name, data_dir, defaults)
+    load = idx.load if name in idx.FOLDERS else cifar.load
+    return load(name, None if data_dir is None else Path(data_dir).expanduser(), defaults)

@@ -95,15 +95,13 @@ def assemble(
     parts = (train[kept], train[held], test)
     splits = [_split(pool, part) for part in parts]
     return DataSet(
-        name=name,
+        name,
         train=splits[0],
         validation=splits[1],
         test=splits[2],
         classes=pool.classes,
         fingerprint=fingerprint(pool, parts),
-        budget=defaults.budget,
-        augmentation=defaults.augmentation,
-        default_model=defaults.default_model,
+        **vars(defaults),
     )
 
 

@@ -25,17 +25,9 @@ def digits_cnn(
         InputError: ``image_size`` is below 4, or only one of ``mean`` and ``std`` is given.
     """
     height, width = square_or_pair(image_size, least=4, model="digits-cnn")
-    return network(
-        {
-            "conv1": nn.Conv2d(in_channels, 32, 3, padding=1),
-            "relu1": nn.ReLU(),
-            "conv2": nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            "relu2": nn.ReLU(),
-        },
-        _two_layers(64 * ((height + 1) // 2) * ((width + 1) // 2), 64, num_classes),
-        mean=mean,
-        std=std,
-    )
+    first, second = nn.Conv2d(in_channels, 32, 3, padding=1), nn.Conv2d(32, 64, 3, stride=2, padding=1)
+    pixels = ((height + 1) // 2) * ((width + 1) // 2)
+    return _joined(first, second, pixels, 64, num_classes, mean, std)
 
 
 def lenet(
@@ -86,23 +78,26 @@ def _lenet(
     std: Sequence[float] | None,
 ) -> nn.Sequential:
     height, width = square_or_pair(image_size, least=12, model=model)
-    return network(
-        {
-            "conv1": nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
-            "relu1": nn.ReLU(),
-            "conv2": nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
-            "relu2": nn.ReLU(),
-        },
-        _two_layers(2 * channels * (height // 4) * (width // 4), hidden, num_classes),
-        mean=mean,
-        std=std,
-    )
+    first = nn.Conv2d(in_channels, channels, 4, stride=2, padding=1)
+    second = nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1)
+    return _joined(first, second, (height // 4) * (width // 4), hidden, num_classes, mean, std)
 
 
-def _two_layers(inputs: int, hidden: int, num_classes: int) -> dict[str, nn.Module]:
-    return {
+def _joined(
+    first: nn.Conv2d,
+    second: nn.Conv2d,
+    pixels: int,
+    hidden: int,
+    num_classes: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> nn.Sequential:
+    """Two convolutions, whose map has ``pixels``, and two linear layers."""
+    features = {"conv1": first, "relu1": nn.ReLU(), "conv2": second, "relu2": nn.ReLU()}
+    classifier = {
         "flatten": nn.Flatten(),
-        "hidden": nn.Linear(inputs, hidden),
+        "hidden": nn.Linear(second.out_channels * pixels, hidden),
         "relu": nn.ReLU(),
         "linear": nn.Linear(hidden, num_classes),
     }
+    return network(features, classifier, mean=mean, std=std)

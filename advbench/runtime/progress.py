@@ -42,25 +42,19 @@ def reporter() -> Iterator[Listener]:
     if not console.is_terminal:
         yield _Plain()
         return
-    shown = _Shown()
-    with Live(get_renderable=shown.line, console=console, refresh_per_second=8, transient=True):
+    last: list[Event] = []
+
+    def line() -> Text:
+        return Text(in_line(describe(last[0])) if last else "reading data", style="cyan")
+
+    with Live(get_renderable=line, console=console, refresh_per_second=8, transient=True):
 
         def listen(event: Event) -> None:
-            shown.event = event
+            last[:] = [event]
             if event.kind in ("cell", "end", "note"):
                 console.print(in_line(describe(event)))
 
         yield listen
-
-
-class _Shown:
-    """The last event, as the live line shows it."""
-
-    def __init__(self) -> None:
-        self.event: Event | None = None
-
-    def line(self) -> Text:
-        return Text(in_line(describe(self.event)) if self.event is not None else "reading data", style="cyan")
 
 
 class _Plain:
