@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = re.compile(r'(?:register|[Ii]nfo)\(\s*(?:name=)?"([^"]+)"')
+NAME = re.compile(r'(?:register\(\s*(?:\w+\(\s*)?|[Ii]nfo\(\s*)(?:name=)?"([^"]+)"')
 CORRUPTION = re.compile(r'^    "([a-z-]+)": (?:blur|digital|noise|weather)\.', re.MULTILINE)
 """How the files of defenses and attacks declare names; tests compare what is found with the registries."""
 
