@@ -49,7 +49,7 @@ class Clock:
 
     def __init__(self, epochs: int, rows: int) -> None:
         self._began = time.perf_counter()
-        self._epochs, self._rows = epochs, rows
+        self._totals = {"epoch": epochs, "row": rows}
         self._spent = {"epoch": 0.0, "row": 0.0}
         self._done = {"epoch": 0, "row": 0}
         self._last = self._began
@@ -63,10 +63,7 @@ class Clock:
 
     def skip(self, what: Literal["epoch", "row"], count: int) -> None:
         """Count epochs or rows that were finished before the start."""
-        if what == "epoch":
-            self._epochs -= count
-        else:
-            self._rows -= count
+        self._totals[what] -= count
 
     @property
     def elapsed(self) -> float:
@@ -78,9 +75,9 @@ class Clock:
         """The estimated remaining seconds; None until one epoch and one row are done."""
         if not (self._done["epoch"] and self._done["row"]):
             return None
-        totals = {"epoch": self._epochs, "row": self._rows}
         return sum(
-            self._spent[what] / self._done[what] * max(totals[what] - self._done[what], 0) for what in totals
+            self._spent[what] / self._done[what] * max(total - self._done[what], 0)
+            for what, total in self._totals.items()
         )
 
 

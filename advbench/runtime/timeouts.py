@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -32,42 +33,28 @@ class _Alarm(BaseException):
 
 
 @contextmanager
-def limited(seconds: float | None, what: str) -> Iterator[None]:
+def limited(
+    seconds: float | None,
+    what: str,
+    *,
+    option: str = "--attack-timeout",
+    error: type[Exception] = AttackTimeoutError,
+    leave: Callable[[], None] = lambda: None,
+    code: int = FAILED,
+) -> Iterator[None]:
     """Stop the code within the block after ``seconds``; None sets no limit.
 
     In the main thread a timer interrupts it (``SIGALRM``, if the system has it). Code that does not react,
-    because it is not Python or catches everything, is ended together with the process, after one line that
-    names ``what`` it was.
+    because it is not Python or catches everything, is ended together with the process, with exit code
+    ``code``, after ``leave`` has removed its files and one line has named ``what`` it was and the ``option``.
 
     Raises:
-        AttackTimeoutError: the time is over.
+        AttackTimeoutError: the time is over; another ``error`` if one is given.
     """
-    message = f"{what} did not end within {seconds or 0:g} s (--attack-timeout)"
-    with _stopped(seconds, message, AttackTimeoutError, lambda: None, FAILED):
-        yield
-
-
-@contextmanager
-def limited_verification(
-    seconds: float | None, what: str, *, leave: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """The same for a verification; ``leave`` removes its files if the process must be ended.
-
-    Raises:
-        InputError: the time is over.
-    """
-    message = f"{what} did not end within {seconds or 0:g} s (--timeout)"
-    with _stopped(seconds, message, InputError, leave, REFUSED):
-        yield
-
-
-@contextmanager
-def _stopped(
-    seconds: float | None, message: str, error: type[Exception], leave: Callable[[], None], code: int
-) -> Iterator[None]:
     if seconds is None:
         yield
         return
+    message = f"{what} did not end within {seconds:g} s ({option})"
     watchdog = threading.Timer(seconds + GRACE, _end, [message, leave, code])
     watchdog.daemon = True
     watchdog.start()
@@ -78,6 +65,10 @@ def _stopped(
         raise error(message) from None
     finally:
         watchdog.cancel()
+
+
+limited_verification = functools.partial(limited, option="--timeout", error=InputError, code=REFUSED)
+"""The same for a verification: it raises `InputError`."""
 
 
 def timed(attack: Attack, seconds: float | None) -> Attack:
