@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from advbench import load_run
 from advbench.data import Split
-from advbench.evaluation.evaluate import blocks, evaluate
+from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.row import MatrixRow
+from advbench.evaluation.shards import blocks
 from advbench.runs.saved import Run
 from attacks_pool import Attack, AttackInfo, pool
 from attacks_pool.metadata import Knob

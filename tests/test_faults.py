@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import advbench.benchmark.run
+import advbench.runs.directory
 from advbench import load_run, run
 from advbench.cli.main import invoke
 from advbench.runs.saved import Run
@@ -219,7 +219,7 @@ def test_a_clock_that_is_moved_back(whole: Run, tmp_path: Path, monkeypatch: pyt
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime(1999, 1, 1, tzinfo=tz or UTC)
 
-    monkeypatch.setattr(advbench.benchmark.run, "datetime", Past)
+    monkeypatch.setattr(advbench.runs.directory, "datetime", Past)
     monkeypatch.setattr("time.time", lambda: 0.0)
     for path in directory.rglob("*"):
         os.utime(path, (4e9, 4e9))

@@ -16,7 +16,8 @@ from advbench.audit import audit, probe
 from advbench.audit.networks import networks
 from advbench.audit.stored import audit_run
 from advbench.data import DataSet, Split
-from advbench.evaluation.evaluate import View, evaluate
+from advbench.evaluation.evaluate import evaluate
+from advbench.evaluation.shards import View
 from advbench.models.cost import multiply_adds
 from advbench.runs.saved import load_run, new_classifier
 from advbench.verify import Asked, retrain_run, verify_run

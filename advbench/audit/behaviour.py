@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.evaluation.evaluate import blocks
+from advbench.evaluation.shards import blocks
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool.calling.guard import buffers_kept, untouched
 from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator, uniform

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.audit.fresh import Fresh
-from advbench.evaluation.evaluate import blocks
+from advbench.evaluation.shards import blocks
 from advbench.evaluation.stochastic import TOLERANCE, gap, logits_of
 from attacks_pool import Attack
 from attacks_pool.calling.guard import buffers_kept

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advbench.evaluation.evaluate import View
+from advbench.evaluation.shards import View
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack
 

@@ -23,8 +23,9 @@ from advbench.audit.memorisation import CRAFTED, memorisation_flags, unseen_flag
 from advbench.audit.networks import Network, networks
 from advbench.audit.watching import Watched, watched_flags
 from advbench.data import Split
-from advbench.evaluation.evaluate import LOOKED_AT, Kept, View, evaluate, measure_some
+from advbench.evaluation.evaluate import LOOKED_AT, Kept, evaluate, measure_some
 from advbench.evaluation.row import MatrixRow
+from advbench.evaluation.shards import View
 from advbench.evaluation.stochastic import is_stochastic
 from advbench.runtime.hashing import weights_digest
 from attacks_pool import Attack, pool

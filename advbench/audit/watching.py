@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advbench.audit.consistency import tolerance
 from advbench.audit.slope import CLOSE, FURTHEST, NOISE
-from advbench.evaluation.evaluate import blocks
+from advbench.evaluation.shards import blocks
 from advbench.evaluation.stochastic import gap
 from attacks_pool import verify
 from attacks_pool.calling.guard import buffers_kept

@@ -128,7 +128,7 @@ class Benchmark:
         while number > 0 and (found := self.checkpoint.trained(number, self.device)) is None:
             number -= 1
         if 0 < number < len(self.saved) or (number == 0 and self.saved):
-            before = _digest(defense) if found is None else weights_digest(found.state.weights)
+            before = _digest(defense) if found is None else weights_digest(found[0].weights)
             self._under_way = self.checkpoint.snapshot(number + 1, before, self.device)
             if self._under_way is not None:
                 return number, 0
@@ -139,9 +139,10 @@ class Benchmark:
         return number - 1, number
 
     def _restore(self, defense: Defense, found: Trained) -> None:
-        found.state.restore(defense)
+        state, seconds = found
+        state.restore(defense)
         defense.eval()
-        self.seconds = dict(found.seconds)
+        self.seconds = dict(seconds)
 
     def _train(self, defense: Defense, stage: int, attacks: list[Attack]) -> None:
         names = "+".join(attack.name for attack in attacks)
@@ -201,11 +202,10 @@ class Benchmark:
 
     def _probe(self, defense: Defense) -> Probes:
         """Measure what the audit needs on the final model."""
-        began = time.perf_counter()
         self.standing = "the audit"
         self._tell(Event("phase", stage=self.config.stages, text="measure"))
         name, surrogate = self.surrogate or ("", None)
-        found = probe(
+        return probe(
             defense.view,
             self.test,
             attacks=[attack for attack, _ in self.measured],
@@ -221,34 +221,25 @@ class Benchmark:
             fresh=self._fresh,
             held_out=held_out(self.data),
         )
-        self.seconds["evaluation"] += time.perf_counter() - began
-        return found
 
     def _more(self, defense: Defense) -> dict[str, float | None]:
-        """Metrics that only some defenses have: of routers and of regenerated images."""
-        began = time.perf_counter()
+        """Metrics that only some defenses have; also writes a picture of regenerated images."""
         found: dict[str, float | None] = {}
+        seen, seed = self.attacks["seen"], self.config.seed
         if isinstance(defense, Routes):
-            found |= routing(
-                defense, self.test, self.attacks["seen"], seed=self.config.seed, device=self.device
-            )
+            found |= routing(defense, self.test, seen, seed=seed, device=self.device)
         if isinstance(defense, Regenerates):
-            found |= self._regenerate(defense)
-        self.seconds["evaluation"] += time.perf_counter() - began
+            again = regenerate(defense, self.test, seen, seed=seed, device=self.device)
+            write_bytes(self.directory / PICTURE, again.picture)
+            found |= again.metrics
         return found
-
-    def _regenerate(self, defense: Defense) -> dict[str, float | None]:
-        """Metrics of images that a defense regenerates from attacked images; also writes a picture."""
-        found = regenerate(
-            defense, self.test, self.attacks["seen"], seed=self.config.seed, device=self.device
-        )
-        write_bytes(self.directory / PICTURE, found.picture)
-        return found.metrics
 
     def _save(self, defense: Defense, passes: Passes) -> None:
         write_bytes(self.directory / WEIGHTS, weights_of(defense))
+        began = time.perf_counter()
         probes = self._probe(defense)
         more = self._more(defense)
+        self.seconds["evaluation"] += time.perf_counter() - began
         measured = Measured(
             attacks=self.attacks,
             points=[count for _, count in self.measured],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from advbench.benchmark.loop import Benchmark
 from advbench.benchmark.prepare import Prepared, prepare
 from advbench.config.options import Options, RunConfig, attack_texts, explain
 from advbench.config.plugins import code_named
-from advbench.runs.directory import now, place, plain_name, unfinished
+from advbench.runs.directory import now, place, plain_name, stem_of, unfinished
 from advbench.runs.saved import Run, load_run
 from advbench.runtime.device import reproducible, undisturbed
 from advbench.runtime.events import Event, JsonLog, Listener, TensorBoardLog, check_tensorboard, tell
@@ -123,23 +122,20 @@ def _go(
     attack_timeout: float | None,
 ) -> Path:
     """Run it in a directory of its own; return the directory."""
-
-    def manifest(name: str) -> Manifest:
-        return Manifest(
-            schema=1,
-            id=name,
-            kind="run",
-            identity=prepared.identity,
-            created=now(),
-            config=prepared.config.model_dump(mode="json"),
-            more={"facts": prepared.facts, "surrogate": prepared.surrogate_path},
-        )
-
+    config = prepared.config
+    regime = "" if config.regime == "continual" else f"-{config.regime}"
+    manifest = Manifest(
+        schema=1,
+        id=stem_of(f"{config.defense}{regime}", plain_name(prepared.data.name), config.seed),
+        kind="run",
+        identity=prepared.identity,
+        created=now(),
+        config=config.model_dump(mode="json"),
+        more={"facts": prepared.facts, "surrogate": prepared.surrogate_path},
+    )
     with ExitStack() as stack:
         stack.enter_context(reproducible(prepared.threads))
-        found = stack.enter_context(
-            place(runs_dir, _stem(prepared), manifest, identity=prepared.identity, resume=named, fresh=fresh)
-        )
+        found = stack.enter_context(place(runs_dir, manifest, resume=named, fresh=fresh))
         directory = found.directory
         benchmark: Benchmark | None = None
         stack.enter_context(
@@ -194,10 +190,3 @@ def _prepared_again(path: Path, trust: bool) -> Prepared:
             "here; start a new run"
         )
     return prepared
-
-
-def _stem(prepared: Prepared) -> str:
-    """The name of a run's directory, without the number that makes it unique."""
-    config, when = prepared.config, datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    regime = "" if config.regime == "continual" else f"-{config.regime}"
-    return f"{when}-{config.defense}{regime}-{plain_name(prepared.data.name)}-s{config.seed}"

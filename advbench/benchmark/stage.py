@@ -70,9 +70,9 @@ class Trainer:
         began = time.perf_counter()
         names = "+".join(attack.name for attack in attacks) or "clean"
         before = weights_digest(defense.state_dict())
-        if found is not None:
-            spent = found.seconds
-            self.clock.skip("epoch", found.snapshot.epoch)
+        start, spent = found or (None, spent)
+        if start is not None:
+            self.clock.skip("epoch", start.epoch)
 
         def seconds() -> dict[str, float]:
             return {**spent, "training": spent["training"] + time.perf_counter() - began}
@@ -84,7 +84,7 @@ class Trainer:
 
         more: dict[str, Any] = {}
         if _goes_on(defense):
-            more = {"checkpoint": keep, "resume": found.snapshot if found else None}
+            more = {"checkpoint": keep, "resume": start}
             self.tell(Event("phase", stage=stage, text="train"))
         defense.fit(
             TensorLoader(self.split, plan.batch_size, seed=self.config.seed),

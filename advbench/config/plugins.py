@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from advbench.config.options import Options
@@ -64,7 +64,7 @@ def import_attack(text: str) -> str:
     return name
 
 
-def import_attacks(given: str | list[str]) -> tuple[str | list[str], list[str]]:
+def import_attacks(given: str | Sequence[str]) -> tuple[str | list[str], list[str]]:
     """Attacks as a user wrote them with registered names, and the texts that code was imported for."""
     texts = [given] if isinstance(given, str) else given
     imported: list[str] = []

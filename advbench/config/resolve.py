@@ -180,22 +180,19 @@ def _sort_settings(
     plan_set: dict[str, Any] = {}
     pretrain_set: dict[str, Any] = {}
     for key, value in given.items():
+        field = key.removeprefix("pretrain.")
         if key in own:
             params[key] = value
-        elif key in plan:
-            plan_set[key] = value
-        elif key.startswith("pretrain.") and key.removeprefix("pretrain.") in plan:
-            pretrain_set[key.removeprefix("pretrain.")] = value
+        elif field in plan:
+            (plan_set if field == key else pretrain_set)[field] = value
         else:
-            allowed = [*own, *plan, *(f"pretrain.{field}" for field in plan)]
-            if key.startswith("pretrain."):
-                raise unknown(f"setting for {name}", key, allowed, see="pretrain.KEY takes a plan's keys")
-            raise unknown(f"setting for {name}", key, [*own, *plan], see=_settings_hint(own, plan))
+            allowed = [*own, *plan]
+            see = f"of the defense: {', '.join(own) or 'none'}; of the plan: {', '.join(plan)}"
+            if field != key:
+                allowed += [f"pretrain.{field}" for field in plan]
+                see = "pretrain.KEY takes a plan's keys"
+            raise unknown(f"setting for {name}", key, allowed, see=see)
     return params, plan_set, pretrain_set
-
-
-def _settings_hint(own: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    return f"of the defense: {', '.join(own) or 'none'}; of the plan: {', '.join(plan)}"
 
 
 def _plan(options: Options, data: DataSet, settings: Mapping[str, Any]) -> TrainPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,22 +13,11 @@ from torch import nn
 
 from advbench.data import Split
 from advbench.evaluation.row import MatrixRow, _add_cell, _empty
-from advbench.evaluation.shards import Piece, Setting, Shard, View, blocks, compute, shards
+from advbench.evaluation.shards import Piece, Setting, Shard, View, compute, shards
 from advbench.evaluation.stochastic import JUDGED_BY, is_stochastic
 from advbench.runtime.timeouts import limited
 from attacks_pool import Attack
 from leaderboards import Cell
-
-__all__ = [
-    "LOOKED_AT",
-    "Kept",
-    "MatrixRow",
-    "View",
-    "blocks",
-    "evaluate",
-    "measure_share",
-    "measure_some",
-]
 
 LOOKED_AT = 32
 """The number of points for detecting a stochastic defense."""
@@ -39,11 +28,9 @@ class Kept(Protocol):
 
     def get(self, shard: Shard, setting: Setting) -> Piece | None:
         """The stored piece of this shard, if there is one."""
-        ...
 
     def put(self, shard: Shard, setting: Setting, piece: Piece) -> None:
         """Keep it."""
-        ...
 
 
 def evaluate(
@@ -195,21 +182,3 @@ def _last_one(view: View) -> View:
         return kept[0][1]
 
     return asked
-
-
-def assemble(
-    data: Split,
-    attacks: Sequence[tuple[Attack, int]],
-    setting: Setting,
-    pieces: Mapping[tuple[str, int], Piece],
-) -> MatrixRow:
-    """Assemble a row from pieces that were computed anywhere, by attack text (or ``clean``) and block.
-
-    Raises:
-        KeyError: a piece is missing.
-    """
-    row = _empty(len(data), len(attacks), setting)
-    every = [(shard, pieces[shard.text, shard.index]) for shard in shards(data, attacks)]
-    for attack in (None, *(attack for attack, _ in attacks)):
-        _add_cell(row, setting, [(shard, piece) for shard, piece in every if shard.attack is attack])
-    return row

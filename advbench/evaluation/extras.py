@@ -29,11 +29,9 @@ class Routes(Protocol):
 
     def router_weights(self, x: Tensor) -> Tensor:
         """(N, E) weights of the adapters, with E = 0 if nothing is mixed."""
-        ...
 
     def merged(self, task: int | Tensor | None) -> nn.Module:
         """The plain network with one adapter merged, with fixed weights, or without adapters."""
-        ...
 
 
 def routing(
@@ -88,7 +86,6 @@ class Regenerates(Protocol):
 
     def regenerate(self, x: Tensor) -> Tensor:
         """Images like ``x`` (N, C, H, W)."""
-        ...
 
 
 @dataclass(frozen=True)

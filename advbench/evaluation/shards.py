@@ -135,9 +135,8 @@ def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bool
         if clean is None:
             raise ValueError("an attack's shard needs the clean outcomes of its points")
         model = view(shard.attack)
-        found = (_class_by_class if abstains(model) else _attacked)(
-            shard.attack, model, x, y, shard, setting, clean
-        )
+        measure = _class_by_class if abstains(model) else _attacked
+        found = measure(shard.attack, model, x, y, shard, setting, clean)
     return replace(found, seconds=time.perf_counter() - began)
 
 
@@ -228,6 +227,7 @@ def _attacked(
         judge = AbstentionsSeen(judge, label)
     verdict = verify(judge, x, y, x_adv, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
     survived[clean] = verdict.robust.cpu().numpy()
+    noticed = judge.abstained & verdict.robust if isinstance(judge, AbstentionsSeen) else None
     return Piece(
         right=survived,
         invalid=int(verdict.invalid.sum()),
@@ -236,18 +236,8 @@ def _attacked(
         backwards=passes.backwards,
         changed=tuple(changes),
         single=_single(judge, y),
-        abstained=_abstained(judge, verdict.robust),
+        abstained=None if noticed is None else int(noticed.sum()),
     )
-
-
-def _abstained(judge: nn.Module, robust: Tensor) -> int | None:
-    """How many points are right after the attack because the model abstains."""
-    return int((judge.abstained & robust).sum()) if isinstance(judge, AbstentionsSeen) else None
-
-
-def _forgiving(model: nn.Module, label: int | None) -> nn.Module:
-    """The model or, with a ``label``, a wrapper that counts abstaining as that class."""
-    return model if label is None else AbstainingIsRight(model, label)
 
 
 def _craft(
@@ -263,7 +253,8 @@ def _craft(
 ) -> tuple[Tensor, Passes]:
     """The points that the attack crafts, and its sample-passes; may use a faster form of the model."""
     cost = attack.info.passes(attack.knobs)
-    plain = searched = _forgiving(AveragedDraws(model) if stochastic else model, label)
+    plain: nn.Module = AveragedDraws(model) if stochastic else model
+    plain = searched = plain if label is None else AbstainingIsRight(plain, label)
     # A point that barely fools these draws may not fool others, so its search continues to the end.
     early_stop = early_stop and not stochastic
     if not stochastic and cost is not None and cost[0] >= WORTH_PREPARING:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from advbench.external import Foreign, Source, load_foreign
 from advbench.external.presets import suite
 from advbench.external.request import EvalRequest
 from advbench.external.run_record import eval_config, eval_record, kept
-from advbench.runs.directory import finish, now, place, plain_name
+from advbench.runs.directory import finish, now, place, plain_name, stem_of
 from advbench.runs.machine import describe
 from advbench.runs.pieces import Pieces
 from advbench.runs.saved import WEIGHTS, Run
@@ -48,7 +47,7 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     gives_up = check_abstain(request.abstain)
     place = _device(request.model, request.device)
     data = load_dataset(request.dataset, request.data_dir)
-    listed, plugins = (None, []) if request.attacks is None else import_attacks(_plain(request.attacks))
+    listed, plugins = (None, []) if request.attacks is None else import_attacks(request.attacks)
     chosen = suite(listed, request.preset, data)
     counts = parse_points(request.points, data, chosen)
     check_task(chosen, data.image_shape, data.num_classes)
@@ -65,10 +64,6 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     job = Evaluation(foreign, data, measured, config, place, other, request.attack_timeout)
     code = _code(source)
     return job, None if code is None else identity_of(job, code)
-
-
-def _plain(attacks: str | Sequence[str]) -> str | list[str]:
-    return attacks if isinstance(attacks, str) else list(attacks)
 
 
 def _code(source: Source | Callable[[Tensor], Any]) -> tuple[str, ...] | None:
@@ -107,6 +102,10 @@ class Evaluation:
         """The test points to measure, on the CPU."""
         size = max(count for _, count in self.attacks)
         return Split(self.data.test.x[:size], self.data.test.y[:size])
+
+    def view(self, _attack: Attack | None) -> nn.Module:
+        """The model, which is the same for every attack."""
+        return self.foreign.model
 
 
 def identity_of(job: Evaluation, code: tuple[str, ...]) -> str:
@@ -154,14 +153,13 @@ def evaluate_job(
         share_out: makes other processes write pieces to a directory, before missing pieces are measured here;
             returns their problems.
     """
-
-    def manifest(name: str) -> Manifest:
-        return Manifest(
-            schema=1, id=name, kind="eval", identity=identity or "", created=now(), config=job.config
-        )
-
+    names = [plain_name(text, 60) for text in (job.foreign.name, job.data.name)]
+    stem = stem_of(f"{EVALUATED}-{names[0]}", names[1], job.config["seed"])
+    manifest = Manifest(
+        schema=1, id=stem, kind="eval", identity=identity or "", created=now(), config=job.config
+    )
     with ExitStack() as stack:
-        found = stack.enter_context(place(runs_dir, _stem(job), manifest, identity=identity, fresh=fresh))
+        found = stack.enter_context(place(runs_dir, manifest, fresh=fresh))
         directory = found.directory
         how = "give the same command again to resume it" if identity else "but it cannot be resumed"
         stack.enter_context(failing(directory, lambda: f"evaluation of {job.foreign.name}", how))
@@ -180,12 +178,6 @@ def evaluate_job(
     return Run(directory, record, data_dir=job.config["data_dir"])
 
 
-def _stem(job: Evaluation) -> str:
-    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    names = [plain_name(text, 60) for text in (job.foreign.name, job.data.name)]
-    return f"{when}-{EVALUATED}-{names[0]}-{names[1]}-s{job.config['seed']}"
-
-
 def _say(job: Evaluation, listeners: Sequence[Listener], kind: Kind, **values: Any) -> None:
     tell(listeners, Event(kind, elapsed=time.perf_counter() - job.began, **values))
 
@@ -194,22 +186,18 @@ def _measured(
     job: Evaluation, directory: Path, listeners: Sequence[Listener], pieces: Pieces | None
 ) -> Record:
     """Attack and audit the model; return the record."""
-    model, seed = job.foreign.model, job.config["seed"]
-    began = time.perf_counter()
-
-    def view(_attack: Attack | None) -> nn.Module:
-        return model
+    began, seed = time.perf_counter(), job.config["seed"]
 
     def progress(cell: Cell) -> None:
         _say(job, listeners, "cell", attack=cell.attack, cell=cell)
 
     more: dict[str, Any] = {"device": job.device, "kept": pieces, "attack_timeout": job.attack_timeout}
     # Copy the model before the first query, so that the copy has no memory of this evaluation.
-    with Fresh(view, [], job.device) as fresh:
-        row = evaluate(view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
+    with Fresh(job.view, [], job.device) as fresh:
+        row = evaluate(job.view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
         name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
         probes = probe(
-            view,
+            job.view,
             job.test,
             attacks=[attack for attack, _ in job.attacks],
             surrogate=None if surrogate is None else surrogate.to(job.device),

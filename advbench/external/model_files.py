@@ -49,37 +49,26 @@ def load_program(path: Path, shape: tuple[int, ...], classes: int, *, trust: boo
             f"model {str(path)!r} is {kind}, and loading it can run any code: add --trust if you trust it, "
             f"or save its state_dict() as safetensors and give {WITH_FACTORY}"
         )
-    return {SCRIPT: load_script, PROGRAM: load_exported}[kind](path, shape, classes)
-
-
-def load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
-    """Load a trusted TorchScript file; ``shape`` (C, H, W) is that of its input images.
-
-    Raises:
-        InputError: the file is damaged.
-    """
     with _quiet():
         try:
-            load: Any = torch.jit.load
-            script = load(str(path), map_location="cpu")
+            return {SCRIPT: _load_script, PROGRAM: _load_exported}[kind](path, shape, classes)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"model {str(path)!r} cannot be loaded: {one_line(error)}") from None
-    script.eval()
+
+
+def _load_script(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
+    load: Any = torch.jit.load
+    script = load(str(path), map_location="cpu").eval()
     return ForeignModel(script, str(path), classes, batch=probed_batch(script, shape))
 
 
-def load_exported(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
-    """Load a trusted program of ``torch.export.save``; its batch size is that of the export.
-
-    Raises:
-        InputError: the file is damaged, or is for images of another shape.
-    """
-    with _quiet(), _tensors_only():
-        try:
-            program = torch.export.load(str(path))
-            module = program.module()
-        except Exception as error:
-            raise InputError(f"model {str(path)!r} cannot be loaded: {one_line(error)}") from None
+def _load_exported(path: Path, shape: tuple[int, ...], classes: int) -> ForeignModel:
+    """Load a program of ``torch.export.save``; its batch size is that of the export."""
+    with _tensors_only():
+        program = torch.export.load(str(path))
+        module = program.module()
     inputs = program.graph_signature.user_inputs
     nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     if len(nodes) != 1 or not isinstance(nodes[0].meta.get("val"), torch.Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from advbench.config.options import as_text
 from advbench.data import DataSet
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.errors import unknown
@@ -41,8 +42,7 @@ def suite(attacks: str | Sequence[str] | None, preset: str | None, data: DataSet
         raise InputError("attacks and preset are both given: a preset is a list of attacks")
     if attacks is None:
         attacks = preset_attacks(preset or DEFAULT)
-    text = attacks if isinstance(attacks, str) else ",".join(attacks)
-    return pool.sequence(text, budget=data.budget)
+    return pool.sequence(as_text(attacks), budget=data.budget)
 
 
 def preset_attacks(preset: str) -> list[str]:

@@ -95,21 +95,15 @@ class EvalRequest:
             InputError: files or normalisation are given for a module, which has its own.
         """
         if isinstance(self.model, str):
-            mean, std = (None if given is None else _floats(given) for given in (self.mean, self.std))
-            files = (_path(self.weights), _path(self.model_dir))
-            return Source(self.model, *files, self.threat, mean, std, self.trust)
-        if any(
-            given is not None for given in (self.weights, self.model_dir, self.threat, self.mean, self.std)
-        ):
+            norm = (None if given is None else tuple(map(float, given)) for given in (self.mean, self.std))
+            files = (
+                None if given is None else Path(given).expanduser()
+                for given in (self.weights, self.model_dir)
+            )
+            return Source(self.model, *files, self.threat, *norm, self.trust)
+        own = (self.weights, self.model_dir, self.threat, self.mean, self.std)
+        if any(given is not None for given in own):
             raise InputError(
                 "weights, model_dir, threat, mean and std go with a model's text; a module has its own"
             )
         return self.model
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given).expanduser()
-
-
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

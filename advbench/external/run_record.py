@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from torch import nn
 
-from advbench.config.options import protocol_of
 from advbench.data import DataSet
 from advbench.evaluation.abstaining import LAST
 from advbench.evaluation.row import MatrixRow
 from advbench.external import Foreign
 from advbench.models.cost import multiply_adds
-from advbench.runs.record import Measured, attack_entry, per_class_counts
+from advbench.runs.record import Measured, record_of
 from advbench.runs.saved import WEIGHTS
 from attacks_pool import Attack, Passes
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.randomness import isolated_randomness
-from leaderboards import SCHEMA, Audit, Cost, Record, RecordedStage
+from leaderboards import Audit, Record, RecordedStage
 from leaderboards.records.layout import EVALUATED
 from leaderboards.statistics.measured import eval_metrics
 
@@ -67,16 +65,14 @@ def eval_record(
     environment: dict[str, Any],
 ) -> Record:
     """The record with id ``name`` of one measured row."""
-    counts = [count for _, count in attacks]
+    model, counts = foreign.model, [count for _, count in attacks]
     spec = {"defense": foreign.name, "copied": kept(foreign), **foreign.origin}
-    model = foreign.model
+    weights = WEIGHTS if kept(foreign) else NOT_KEPT
     measured = Measured(
         attacks={"seen": [], "unseen": [], "eval": [attack for attack, _ in attacks]},
         points=counts,
         rows=[row],
-        stages=[
-            RecordedStage(index=0, attacks=[], weights=WEIGHTS if kept(foreign) else NOT_KEPT, spec=spec)
-        ],
+        stages=[RecordedStage(index=0, attacks=[], weights=weights, spec=spec)],
         passes=Passes(),
         training_seconds=0.0,
         evaluation_seconds=seconds,
@@ -85,30 +81,7 @@ def eval_record(
         audit=audit,
         environment=environment,
     )
-    return Record(
-        schema=SCHEMA,
-        id=name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        status="complete",
-        config=config,
-        protocol=protocol_of(config["eval"], config["points"], config.get("abstain")),
-        regime=EVALUATED,
-        attacks=[attack_entry(attack, "eval", None) for attack, _ in attacks],
-        stages=measured.stages,
-        environment=measured.environment,
-        cells=row.cells,
-        metrics=eval_metrics(row.clean, row.robust, counts),
-        per_class=per_class_counts(data, row.clean, row.robust, measured.texts),
-        cost=Cost(
-            training_seconds=0.0,
-            training_forwards=0,
-            training_backwards=0,
-            evaluation_seconds=seconds,
-            parameters=measured.parameters,
-            multiply_adds=measured.multiply_adds,
-        ),
-        audit=audit,
-    )
+    return record_of(config, data, measured, name, eval_metrics(row.clean, row.robust, counts))
 
 
 def counted(model: nn.Module, x: torch.Tensor) -> int:

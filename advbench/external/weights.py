@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from advbench.external.archives import check_state
+from advbench.runs.saved import read_safetensors
 from attacks_pool.errors import InputError
-from leaderboards.records.limits import weights_fault
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
 """Keys under which training programs keep the state dict of a checkpoint."""
@@ -36,12 +34,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     # Check the content, whatever the file's name, before torch opens the file.
     check_state(path, f"weights {path}")
     if path.suffix == ".safetensors":
-        try:
-            if fault := weights_fault(path):
-                raise InputError(f"weights {path} cannot be read: {fault}")
-            return dict(load_file(path))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
+        return read_safetensors(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

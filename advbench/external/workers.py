@@ -6,14 +6,11 @@ import multiprocessing
 import os
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from advbench.external.request import EvalRequest
-from attacks_pool import Attack
 from attacks_pool.errors import InputError
 from leaderboards import write_bytes
 
@@ -84,12 +81,8 @@ def measure(part: Share) -> None:
         job, identity = prepare_job(part.request)
         if identity != part.identity:
             raise InputError("the evaluation would differ: code, versions, device or files differ here")
-
-        def view(_attack: Attack | None) -> nn.Module:
-            return job.foreign.model
-
         measure_share(
-            view,
+            job.view,
             job.test,
             job.attacks,
             stage=0,
@@ -122,7 +115,7 @@ def _on_node(part: Share) -> dict[str, bytes]:
     """The work of a Ray task; returns the files of its pieces by name."""
     with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
         directory = Path(folder)
-        measure(Share(part.request, part.identity, directory, part.number, part.of))
+        measure(replace(part, directory=directory))
         return {path.name: path.read_bytes() for path in directory.glob("*.json")}
 
 

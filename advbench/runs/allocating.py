@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def bounded_by(weights: Path, what: str) -> Iterator[None]:
+def bounded_by(weights: Path, what: str) -> AbstractContextManager[Any]:
     """Refuse to make tensors that are out of proportion to a file of weights.
 
     Args:
@@ -53,14 +52,11 @@ def bounded_by(weights: Path, what: str) -> Iterator[None]:
         InputError: the tensors exceed the bound.
     """
     size = weights.stat().st_size if weights.is_file() else 0
-    with _Bounded(
-        TIMES * size + SPARE, f"{what} is larger than its {size} bytes of weights can fill: it is not built"
-    ):
-        yield
+    fault = f"{what} is larger than its {size} bytes of weights can fill: it is not built"
+    return _Bounded(TIMES * size + SPARE, fault)
 
 
-@contextmanager
-def bounded_by_model(model: nn.Module, what: str) -> Iterator[None]:
+def bounded_by_model(model: nn.Module, what: str) -> AbstractContextManager[Any]:
     """Refuse to make tensors that are out of proportion to an existing model.
 
     Args:
@@ -72,5 +68,4 @@ def bounded_by_model(model: nn.Module, what: str) -> Iterator[None]:
     """
     tensors = [*model.parameters(), *model.buffers()]
     most = TIMES * sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SPARE
-    with _Bounded(most, f"{what} takes more than {most // 10**6} MB of weights: it is not built"):
-        yield
+    return _Bounded(most, f"{what} takes more than {most // 10**6} MB of weights: it is not built")

@@ -38,20 +38,10 @@ class MeasuredRow:
     seconds: Seconds
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The state after a finished stage."""
-
-    state: DefenseState
-    seconds: Seconds
-
-
-@dataclass(frozen=True)
-class UnderWay:
-    """The state within an unfinished stage."""
-
-    snapshot: Snapshot
-    seconds: Seconds
+Trained = tuple[DefenseState, Seconds]
+"""The state after a finished stage, and the seconds that the run took until then."""
+UnderWay = tuple[Snapshot, Seconds]
+"""The same within an unfinished stage."""
 
 
 class Checkpoint:
@@ -86,7 +76,7 @@ class Checkpoint:
         for path in reversed(self._files(f"stage-{stage}-*")):
             found = self._read(path, Snapshot, device)
             if found is not None and found["before"] == before:
-                return UnderWay(found["state"], found["seconds"])
+                return found["state"], found["seconds"]
         return None
 
     def keep_trained(self, state: DefenseState, *, stage: int, seconds: Seconds) -> None:
@@ -106,7 +96,7 @@ class Checkpoint:
         """The state after a finished stage, if it is stored and undamaged."""
         path = self.directory / f"trained-{stage:05d}.safetensors"
         found = self._read(path, DefenseState, device) if path.exists() else None
-        return None if found is None else Trained(found["state"], found["seconds"])
+        return None if found is None else (found["state"], found["seconds"])
 
     def keep_row(self, measured: MeasuredRow) -> None:
         """Save a finished row in one file, and remove its pieces.
@@ -115,11 +105,10 @@ class Checkpoint:
             RecordError: the row cannot be written.
         """
         tree = {
+            **vars(measured),
             "identity": self.identity,
             "row": row_tree(measured.row),
             "stage": measured.stage.model_dump(mode="json"),
-            "weights": measured.weights,
-            "seconds": measured.seconds,
         }
         self.directory.mkdir(exist_ok=True)
         write_bytes(self._row(measured.row.stage), seal(tree))

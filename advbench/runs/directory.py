@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,21 +52,14 @@ def unfinished(path: str | Path) -> tuple[Path, Manifest]:
 
 @contextmanager
 def place(
-    runs_dir: Path,
-    stem: str,
-    manifest: Callable[[str], Manifest],
-    *,
-    identity: str | None,
-    resume: Path | None = None,
-    fresh: bool = False,
+    runs_dir: Path, manifest: Manifest, *, resume: Path | None = None, fresh: bool = False
 ) -> Iterator[Place]:
     """Lock the directory of a run while it is written.
 
     Args:
         runs_dir: where new runs are created and unfinished ones are searched.
-        stem: the name of a new run, without the number that makes it unique.
-        manifest: makes the manifest of a new run with a given name.
-        identity: an unfinished run with this identity is resumed; None does not search.
+        manifest: of a new run; its ``id`` lacks the number that makes it unique. An unfinished run with its
+            ``identity`` is resumed, unless that is empty.
         resume: the run to resume.
         fresh: do not search for an unfinished run.
 
@@ -75,8 +68,8 @@ def place(
     """
     made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
     with ExitStack() as stack:
-        found = _held(stack, runs_dir, None if fresh else identity, resume)
-        directory = found or _new(stack, runs_dir, stem, manifest)
+        found = _held(stack, runs_dir, "" if fresh else manifest.identity, resume)
+        directory = found or _new(stack, runs_dir, manifest)
         try:
             yield Place(directory, found is not None)
         except InputError:
@@ -104,13 +97,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def stem_of(kind: str, dataset: str, seed: int) -> str:
+    """The name of a new run, without the number that makes it unique."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{kind}-{dataset}-s{seed}"
+
+
 def plain_name(text: str, length: int = 100) -> str:
     """Convert ``text`` to a part of a directory's name, of at most ``length`` bytes."""
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
     return plain.encode()[:length].decode(errors="ignore")
 
 
-def _held(stack: ExitStack, runs_dir: Path, identity: str | None, resume: Path | None) -> Path | None:
+def _held(stack: ExitStack, runs_dir: Path, identity: str, resume: Path | None) -> Path | None:
     """The unfinished run to resume, locked; None if there is none."""
     if resume is not None:
         stack.enter_context(hold(resume))
@@ -118,7 +116,7 @@ def _held(stack: ExitStack, runs_dir: Path, identity: str | None, resume: Path |
         unfinished(resume)
         _tidy(resume)
         return resume
-    if identity is None or not runs_dir.is_dir():
+    if not identity or not runs_dir.is_dir():
         return None
     for directory in find_unfinished(runs_dir, identity):
         with contextlib.suppress(RunBusyError):
@@ -129,11 +127,11 @@ def _held(stack: ExitStack, runs_dir: Path, identity: str | None, resume: Path |
     return None
 
 
-def _new(stack: ExitStack, runs_dir: Path, stem: str, manifest: Callable[[str], Manifest]) -> Path:
-    directory = new_run_directory(runs_dir, stem)
+def _new(stack: ExitStack, runs_dir: Path, manifest: Manifest) -> Path:
+    directory = new_run_directory(runs_dir, manifest.id)
     try:
         stack.enter_context(hold(directory))
-        write_manifest(directory, manifest(directory.name))
+        write_manifest(directory, manifest.model_copy(update={"id": directory.name}))
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

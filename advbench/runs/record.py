@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.config.options import RunConfig
+from advbench.config.options import RunConfig, protocol_of
 from advbench.data import DataSet
 from advbench.evaluation.row import MatrixRow
+from advbench.runs.directory import now
 from attacks_pool import Attack, Passes
 from leaderboards import SCHEMA, AttackEntry, Audit, Cost, PerClass, Record, RecordedStage
 from leaderboards.records.entries import Role
@@ -59,15 +59,24 @@ class Measured:
 
 def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str) -> Record:
     """Make the run record; tables are derived from it and not stored."""
+    metrics = {**_metrics(config, measured), **measured.more}
+    return record_of(config.model_dump(mode="json"), data, measured, name, metrics)
+
+
+def record_of(
+    config: dict[str, Any], data: DataSet, measured: Measured, name: str, metrics: dict[str, float | None]
+) -> Record:
+    """The record with id ``name`` of a run, or of an evaluation, with these metrics."""
     training = {attack.text: attack.training_text for attack in measured.attacks["seen"]}
+    texts = [*config["sequence"], *config["unseen"], *config["eval"]]
     return Record(
         schema=SCHEMA,
         id=name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         status="complete",
-        config=config.model_dump(mode="json"),
-        protocol=config.protocol,
-        regime=config.regime,
+        config=config,
+        protocol=protocol_of(texts, config["points"], config.get("abstain")),
+        regime=config["regime"],
         attacks=[
             attack_entry(attack, role, training.get(attack.text))
             for role in get_args(Role)
@@ -76,7 +85,7 @@ def make_record(config: RunConfig, data: DataSet, measured: Measured, name: str)
         stages=measured.stages,
         environment=measured.environment,
         cells=[cell for row in measured.rows for cell in row.cells],
-        metrics={**_metrics(config, measured), **measured.more},
+        metrics=metrics,
         per_class=per_class_counts(data, measured.clean[-1], measured.robust[-1], measured.texts),
         cost=Cost(
             training_seconds=measured.training_seconds,

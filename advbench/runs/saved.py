@@ -197,20 +197,29 @@ def rebuild(config: RunConfig, data: dict[str, Any], spec: dict[str, Any]) -> De
     return defense.eval()
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of safetensors.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        if fault := weights_fault(path):
+            raise ValueError(fault)
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"weights {path} are missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
 def load_weights(defense: Defense, path: Path) -> None:
     """Load safetensors weights into ``defense``.
 
     Raises:
         InputError: the file is missing or damaged, or contains other weights.
     """
-    try:
-        if fault := weights_fault(path):
-            raise InputError(f"weights {path} cannot be read: {fault}")
-        state = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"weights {path} are missing") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
+    state = read_safetensors(path)
     try:
         defense.load_state_dict(state)
     except RuntimeError as error:

@@ -12,12 +12,18 @@ from leaderboards import CLEAN, Audit, Record
 from leaderboards.boards.row import WORST_CASE
 from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
-from leaderboards.records.layout import EVALUATED
+from leaderboards.records.layout import EVALUATED, OUTCOMES
 from leaderboards.records.store import read_outcomes
 from leaderboards.statistics.naming import attack_name, short_names
 from leaderboards.statistics.threats import worst_cases
 
-OUTCOMES = "outcomes.npz"
+
+def _table(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:
+    """An empty table; the columns in ``left`` are aligned left, as texts are, and the others right."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    return table
 
 
 def threat_table(record: Record, directory: Path) -> Table | None:
@@ -34,9 +40,8 @@ def threat_table(record: Record, directory: Path) -> Table | None:
     if not cases:
         return None
     after = " after the last stage" if record.stages and record.stages[-1].index else ""
-    table = Table(title=f"Worst case{after}, in %", title_justify="left")
-    for column in ("by", "group", "attacks", "points", "survive all"):
-        table.add_column(column, justify="left" if column in ("by", "group") else "right")
+    columns = ("by", "group", "attacks", "points", "survive all")
+    table = _table(f"Worst case{after}, in %", columns, ("by", "group"))
     for case in cases:
         share = f"{100 * case.accuracy:.1f}"
         table.add_row(case.grouping, case.group, str(len(case.attacks)), str(case.n), share)
@@ -46,14 +51,11 @@ def threat_table(record: Record, directory: Path) -> Table | None:
 def probe_table(audit: Audit) -> Table:
     """What each probe attack left."""
     crafted = f"; transferred ones crafted on {audit.surrogate}" if audit.surrogate else ""
-    table = Table(title=f"Probes of the final model{crafted}", title_justify="left")
-    for column in ("attack", "norm", "eps", "loss", "access", "points", "right clean", "robust"):
-        table.add_column(
-            column, justify="left" if column in ("attack", "norm", "loss", "access") else "right"
-        )
     several = any(cell.network is not None for cell in audit.probes)
-    if several:
-        table.add_column("network")
+    columns = ["attack", "norm", "eps", "loss", "access", "points", "right clean", "robust"]
+    columns += ["network"] if several else []
+    left = ("attack", "norm", "loss", "access", "network")
+    table = _table(f"Probes of the final model{crafted}", columns, left)
     for cell in audit.probes:
         name, _, knobs = cell.attack.partition(":")
         loss = next((knob[5:] for knob in knobs.split(",") if knob.startswith("loss=")), "-")
@@ -114,6 +116,12 @@ def labels(texts: Sequence[str]) -> list[str]:
     return [in_line(name) for name in short_names(texts)]
 
 
+def _labels_of(record: Record) -> dict[str, str]:
+    """The short name of each attack of a record, by its text."""
+    texts = [entry.text for entry in record.attacks]
+    return dict(zip(texts, labels(texts), strict=True))
+
+
 def matrix_table(record: Record) -> Table:
     """R in percent: a row a stage, clean accuracy and a column an attack."""
     config = record.config
@@ -122,16 +130,15 @@ def matrix_table(record: Record) -> Table:
     parts = [*map(in_line, named), f"seed {config['seed']}"]
     title = " · ".join(parts if trained else [parts[0], parts[2], parts[4]])
     after = " after each stage" if trained else ""
-    table = Table(title=f"Robust accuracy in %{after}: {title}", title_justify="left")
-    table.add_column("after stage" if trained else "model")
-    table.add_column("clean", justify="right")
-    for entry, label in zip(record.attacks, labels([entry.text for entry in record.attacks]), strict=True):
-        table.add_column(f"{label}\n{ROLES[entry.role]}", justify="right")
+    names = _labels_of(record)
+    columns = [f"{names[entry.text]}\n{ROLES[entry.role]}" for entry in record.attacks]
+    first = "after stage" if trained else "model"
+    table = _table(f"Robust accuracy in %{after}: {title}", (first, "clean", *columns), (first,))
     matrix, clean = record.matrix(), record.clean_column()
     for stage in record.stages:
-        names = in_line("+".join(attack_name(text) for text in stage.attacks)) or "plain"
+        met = in_line("+".join(attack_name(text) for text in stage.attacks)) or "plain"
         cells = [f"{100 * value:.1f}" for value in (clean[stage.index], *matrix[stage.index])]
-        table.add_row(f"{stage.index} {names}" if trained else parts[0], *cells)
+        table.add_row(f"{stage.index} {met}" if trained else parts[0], *cells)
     return table
 
 
@@ -162,8 +169,7 @@ def metrics_text(record: Record) -> str:
 def abstained_text(record: Record) -> str:
     """The share of points on which the model abstains, clean and by attack; empty where none was counted."""
     cells = [cell for cell in record.cells if cell.abstained is not None]
-    names = [CLEAN, *labels([entry.text for entry in record.attacks])]
-    shown = dict(zip([CLEAN, *(entry.text for entry in record.attacks)], names, strict=True))
+    shown = {CLEAN: CLEAN, **_labels_of(record)}
     return ", ".join(f"{shown[cell.attack]} {100 * (cell.abstained or 0) / cell.n:.1f} %" for cell in cells)
 
 
@@ -183,10 +189,9 @@ def transfer_table(record: Record) -> Table | None:
     entries = [entry for entry in record.attacks if entry.text in found and entry.text in own]
     if not entries:
         return None
-    table = Table(title="Crafted on the model itself, and elsewhere, in %", title_justify="left")
-    table.add_column("attack")
-    for heading in ("the model", in_line(record.audit.surrogate or "another model")):
-        table.add_column(heading, justify="right")
+    other = in_line(record.audit.surrogate or "another model")
+    title = "Crafted on the model itself, and elsewhere, in %"
+    table = _table(title, ("attack", "the model", other), ("attack",))
     for entry, label in zip(entries, labels([entry.text for entry in entries]), strict=True):
         shares = [f"{100 * cells[entry.text].accuracy:.1f}" for cells in (own, found)]
         table.add_row(label, *shares)
@@ -196,14 +201,11 @@ def transfer_table(record: Record) -> Table | None:
 def class_table(record: Record) -> Table:
     """Robust accuracy by class after the last stage."""
     after = "" if record.regime == EVALUATED else " after the last stage"
-    table = Table(title=f"By class{after}, in %", title_justify="left")
-    for column in ("class", "points", "clean"):
-        table.add_column(column, justify="left" if column == "class" else "right")
+    table = _table(f"By class{after}, in %", ("class", "points", "clean"), ("class",))
     # An attack measured on fewer points has no share of a class's points; its counts stay in the record.
     full = {cell.attack for cell in record.cells if cell.n == max(cell.n for cell in record.cells)}
     texts = [entry.text for entry in record.attacks if entry.text in full]
-    names = labels([entry.text for entry in record.attacks])
-    shown = {entry.text: name for entry, name in zip(record.attacks, names, strict=True)}
+    shown = _labels_of(record)
     for text in texts:
         table.add_column(shown[text], justify="right")
     complete = len(texts) == len(record.attacks)

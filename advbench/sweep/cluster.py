@@ -10,14 +10,14 @@ import socket
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from advbench.runtime.ray_client import connect, load_ray
 from advbench.runtime.reasons import reason
 from advbench.sweep.one_run import Job, perform
-from advbench.sweep.outcome import Stop, SweepOutcome, Tell, Told
+from advbench.sweep.outcome import Kind, Stop, Sweeping, SweepOutcome, Tell, Told
 from advbench.sweep.plan import SweepCell
 from advbench.sweep.transfer import adopt, arrival, clear_arrivals, pieces, receive
 from leaderboards import RecordError
@@ -40,11 +40,6 @@ class Resources:
     cpus: float = 1.0
     gpus: float = 0.0
     memory: int | None = None
-
-    def as_options(self) -> dict[str, Any]:
-        """The resources as options of a Ray task."""
-        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        return options if self.memory is None else {**options, "memory": self.memory}
 
 
 def run_on_ray(
@@ -74,10 +69,15 @@ def run_on_ray(
     """
     ray = load_ray()
     connect(ray, address)
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.memory is not None:
+        options["memory"] = resources.memory
+    options |= {"max_retries": 0, "num_returns": "streaming", "_generator_backpressure_num_objects": AHEAD}
+    more = {"ray": ray, "task": ray.remote(**options)(_task), "gpus": resources.gpus}
     try:
         with Stop() as stop:
             clear_arrivals(runs_dir)
-            driver = _Driver(ray, cells, runs_dir, resources, attack_timeout, tell, stop)
+            driver = _Driver(deque(cells), runs_dir, attack_timeout, tell, stop, **more)
             driver.run()
             driver.outcome.signal = stop.signal
             return driver.outcome
@@ -123,27 +123,14 @@ def _workplace(identity: str) -> Iterator[Path]:
         yield place
 
 
-class _Driver:
+@dataclass(kw_only=True)
+class _Driver(Sweeping):
     """Submits tasks and receives their messages."""
 
-    def __init__(
-        self,
-        ray: Any,
-        cells: Sequence[SweepCell],
-        runs_dir: Path,
-        resources: Resources,
-        attack_timeout: float | None,
-        tell: Tell,
-        stop: Stop,
-    ) -> None:
-        self.ray, self.runs_dir, self.stop, self.tell = ray, runs_dir, stop, tell
-        self.attack_timeout, self.gpus = attack_timeout, resources.gpus
-        self.queue = deque(cells)
-        options = {**resources.as_options(), "max_retries": 0, "num_returns": "streaming"}
-        options["_generator_backpressure_num_objects"] = AHEAD
-        self.remote = ray.remote(**options)(_task)
-        self.under_way: dict[Any, _Receiving] = {}
-        self.outcome = SweepOutcome()
+    ray: Any
+    task: Any
+    gpus: float
+    under_way: dict[Any, _Receiving] = field(default_factory=dict)
 
     def run(self) -> None:
         """Run until nothing is left to do, or a signal stops it."""
@@ -151,7 +138,9 @@ class _Driver:
             while (self.queue or self.under_way) and not self.stop.count:
                 begun = sum(one.begun for one in self.under_way.values())
                 while self.queue and len(self.under_way) < begun + WAITING:
-                    self._submit(self.queue.popleft())
+                    cell = self.queue.popleft()
+                    stream = self.task.remote(self.job(cell), self.gpus)
+                    self.under_way[stream] = _Receiving(cell, self.runs_dir)
                 ready, _ = self.ray.wait(
                     list(self.under_way), num_returns=1, timeout=PATIENCE, fetch_local=False
                 )
@@ -163,10 +152,6 @@ class _Driver:
                     self.ray.cancel(stream, force=True)
                 receiving.close()
 
-    def _submit(self, cell: SweepCell) -> None:
-        job = Job(cell.number, cell.options, cell.sample_seed, cell.identity, self.attack_timeout)
-        self.under_way[self.remote.remote(job, self.gpus)] = _Receiving(cell, self.runs_dir)
-
     def _hear(self, stream: Any) -> None:
         receiving = self.under_way[stream]
         try:
@@ -175,11 +160,13 @@ class _Driver:
             self._end(stream, "failed", "its task ended and sent nothing")
             return
         except self.ray.exceptions.RayError as error:
-            self._end(stream, "failed", _explain(error))
+            # The cause says what failed, without Ray's long advice.
+            fault = reason(getattr(error, "cause", None) or error)
+            self._end(stream, "failed", f"its task was lost: {fault}")
             return
         try:
             if message[0] == "begin":
-                receiving.begin()
+                receiving.begun = True
                 self.tell(Told("begin", receiving.cell, 0, text=message[1]))
             elif message[0] == "piece":
                 receiving.take(message[1], message[2])
@@ -190,29 +177,20 @@ class _Driver:
         except (RecordError, OSError) as error:
             self._end(stream, "failed", reason(error))
 
-    def _end(self, stream: Any, kind: Any, text: str) -> None:
+    def _end(self, stream: Any, kind: Kind, text: str) -> None:
         receiving = self.under_way.pop(stream)
         receiving.close()
-        number = receiving.cell.number
-        if kind == "done":
-            self.outcome.done[number] = Path(text)
-        else:
-            self.outcome.failed[number] = text
-        self.tell(Told(kind, receiving.cell, 0, text=text))
+        self.note(kind, receiving.cell, text)
 
 
 class _Receiving:
-    """A run that is being received; its temporary directory is created with the first file."""
+    """A run that a task sends, once it has ``begun``; its directory is created with the first file."""
 
     def __init__(self, cell: SweepCell, runs_dir: Path) -> None:
         self.cell, self.runs_dir = cell, runs_dir
         self.begun = False
         self._open = contextlib.ExitStack()
         self._folder: Path | None = None
-
-    def begin(self) -> None:
-        """Note that the task runs."""
-        self.begun = True
 
     def take(self, name: str, piece: bytes) -> None:
         """Write a received piece of a file."""
@@ -229,10 +207,3 @@ class _Receiving:
     def close(self) -> None:
         """Remove the temporary directory."""
         self._open.close()
-
-
-def _explain(error: Exception) -> str:
-    """The fault of a task, without Ray's long advice."""
-    cause = getattr(error, "cause", None)
-    text = reason(cause if isinstance(cause, BaseException) else error)
-    return f"its task was lost: {text}"

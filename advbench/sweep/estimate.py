@@ -67,23 +67,23 @@ def work_of(config: RunConfig, sizes: Sizes) -> Passes:
     defense = registry.resolve(config.defense)[0]
     attacks = bound_attacks(config)
     seen = [attack.for_training() for attack in attacks["seen"]]
-    work = Passes()
-    _add(work, _training([], config.pretrain, sizes, split=True))
     split = config.params.get("mix", "split") == "split"
     stages = [[attack] for attack in seen] if config.regime == "continual" else [seen]
-    for met in stages:
-        _add(work, _training(met, config.stage_plan, sizes, split=split))
     every = [attack for role in attacks.values() for attack in role]
     measured = [(attack, points_of(config, attack, sizes.test)) for attack in every]
     random = defense.info.stochastic
     points = max((count for _, count in measured), default=0)
-    # Row 0 is a plain classifier, which is not randomised.
-    _add(work, _evaluation(measured, points, sizes, random=False))
-    _add(work, _evaluation(measured, points, sizes, random=random), len(stages))
     probed = min(max(POINTS // 4, 1) if random else POINTS, points)
     probes = [*battery(every, brief=random), *transfers(every)]
-    _add(work, _evaluation([(attack, probed) for attack in probes], 2 * probed, sizes, random=random))
-    return work
+    parts = [
+        _training([], config.pretrain, sizes, split=True),
+        *(_training(met, config.stage_plan, sizes, split=split) for met in stages),
+        # Row 0 is a plain classifier, which is not randomised.
+        _evaluation(measured, points, sizes, random=False),
+        *(_evaluation(measured, points, sizes, random=random) for _ in stages),
+        _evaluation([(attack, probed) for attack in probes], 2 * probed, sizes, random=random),
+    ]
+    return Passes(sum(part.forwards for part in parts), sum(part.backwards for part in parts))
 
 
 def measured_speed(config: RunConfig, data: DataSet, device: torch.device) -> Speed:
@@ -166,11 +166,6 @@ def cost_of(attack: Attack, classes: int) -> tuple[int, int]:
         steps = int(attack.knobs.get("steps", 1)) * int(attack.knobs.get("restarts", 1))
         return steps, steps
     return found
-
-
-def _add(total: Passes, more: Passes, times: int = 1) -> None:
-    total.forwards += times * more.forwards
-    total.backwards += times * more.backwards
 
 
 def _timed(model: torch.nn.Module, data: DataSet, count: int, device: torch.device) -> tuple[float, float]:

@@ -9,14 +9,14 @@ import signal
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 from advbench.sweep.local_worker import work
-from advbench.sweep.one_run import Job
-from advbench.sweep.outcome import Stop, SweepOutcome, Tell, Told
+from advbench.sweep.outcome import Kind, Stop, Sweeping, SweepOutcome, Tell, Told
 from advbench.sweep.plan import SweepCell
 
 PATIENCE = 0.5
@@ -62,7 +62,7 @@ def run_here(
         tell: called with every event.
     """
     with tempfile.TemporaryDirectory(prefix="advbench-sweep-") as logs, Stop() as stop:
-        pool = _Pool(cells, runs_dir, Path(logs), gpus, attack_timeout, tell, stop)
+        pool = _Pool(deque(cells), runs_dir, attack_timeout, tell, stop, logs=Path(logs), gpus=gpus)
         try:
             pool.run(min(workers, len(cells)))
         finally:
@@ -100,26 +100,15 @@ class _Worker:
         return f"its process ended with code {code}: {last}"
 
 
-class _Pool:
+@dataclass(kw_only=True)
+class _Pool(Sweeping):
     """The workers, and the queue of cells."""
 
-    def __init__(
-        self,
-        cells: Sequence[SweepCell],
-        runs_dir: Path,
-        logs: Path,
-        gpus: int,
-        attack_timeout: float | None,
-        tell: Tell,
-        stop: Stop,
-    ) -> None:
-        self.queue = deque(cells)
-        self.runs_dir, self.logs, self.gpus = runs_dir, logs, gpus
-        self.attack_timeout, self.tell, self.stop = attack_timeout, tell, stop
-        self.workers: dict[int, _Worker] = {}
-        self.outcome = SweepOutcome()
-        self.stillborn = 0
-        self.started = 0
+    logs: Path
+    gpus: int
+    workers: dict[int, _Worker] = field(default_factory=dict)
+    stillborn: int = 0
+    started: int = 0
 
     def run(self, count: int) -> None:
         """Run until nothing is left to do, or a signal stops it. Idle workers end at once."""
@@ -163,28 +152,21 @@ class _Pool:
             return
         else:
             worker.cell = None
-            self._note(kind, cell, worker.number, message[1] if len(message) > 1 else "")
+            self._ended(kind, cell, worker.number, message[1] if len(message) > 1 else "")
             if kind == "cut":
                 return  # it ends by itself
         self._feed(worker)
 
-    def _note(self, kind: Any, cell: SweepCell, worker: int, what: Any) -> None:
+    def _ended(self, kind: Kind, cell: SweepCell, worker: int, what: object) -> None:
         if kind == "cut" and not self.stop.count:
             kind, what = "failed", "its process was told to stop; the same command resumes it"
-        if kind == "done":
-            self.outcome.done[cell.number] = Path(what)
-        elif kind == "failed":
-            self.outcome.failed[cell.number] = str(what)
-        self.tell(Told(kind, cell, worker, text=str(what)))
+        self.note(kind, cell, what, worker)
 
     def _feed(self, worker: _Worker) -> None:
         """Give a free worker its next cell, or end it."""
         cell = self.queue.popleft() if self.queue and not self.stop.count else None
-        job = None
-        if cell is not None:
-            job = Job(cell.number, cell.options, cell.sample_seed, cell.identity, self.attack_timeout)
         try:
-            worker.connection.send(job)
+            worker.connection.send(None if cell is None else self.job(cell))
         except OSError:
             # The worker has just died; the next round notices that by its pipe.
             if cell is not None:
@@ -199,12 +181,12 @@ class _Pool:
         how = worker.end()
         del self.workers[worker.number]
         if worker.cell is not None:
-            self._note("cut" if self.stop.count else "failed", worker.cell, worker.number, how)
+            self.note("cut" if self.stop.count else "failed", worker.cell, how, worker.number)
         elif not worker.ready and not self.stop.count:
             self.stillborn += 1
             if self.stillborn >= STARTS:
                 while self.queue:
-                    self._note("failed", self.queue.popleft(), worker.number, f"no worker starts: {how}")
+                    self.note("failed", self.queue.popleft(), f"no worker starts: {how}", worker.number)
         if self.queue and not self.stop.count:
             self._start(worker.number)
 

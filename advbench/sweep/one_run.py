@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advbench.runtime.events import Event
+from advbench.runtime.events import Event, Listener
 from attacks_pool.errors import InputError
 from leaderboards import RecordError
 from leaderboards.records.inventory import RunEntry, entry_of, run_directories
 from leaderboards.records.manifest import read_manifest
-
-Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True)

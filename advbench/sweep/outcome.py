@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any, Literal, Self
 
 from advbench.runtime.events import Event
+from advbench.sweep.one_run import Job
 from advbench.sweep.plan import SweepCell
 
 
@@ -67,3 +69,27 @@ class SweepOutcome:
     done: dict[int, Path] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     signal: int | None = None
+
+
+@dataclass
+class Sweeping:
+    """A sweep in progress: the cells that wait, and the outcome of those that ended."""
+
+    queue: deque[SweepCell]
+    runs_dir: Path
+    attack_timeout: float | None
+    tell: Tell
+    stop: Stop
+    outcome: SweepOutcome = field(default_factory=SweepOutcome, init=False)
+
+    def job(self, cell: SweepCell) -> Job:
+        """The cell in the form that is sent to a worker."""
+        return Job(cell.number, cell.options, cell.sample_seed, cell.identity, self.attack_timeout)
+
+    def note(self, kind: Kind, cell: SweepCell, what: object, worker: int = 0) -> None:
+        """Record and report the end of a cell; ``what`` is the run's directory, or why it failed."""
+        if kind == "done":
+            self.outcome.done[cell.number] = Path(str(what))
+        elif kind == "failed":
+            self.outcome.failed[cell.number] = str(what)
+        self.tell(Told(kind, cell, worker, text=str(what)))

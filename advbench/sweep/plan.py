@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from advbench.data import DataSet, load_dataset
 from advbench.sweep.estimate import Speed, makespan, measured_speed, recorded_speed, sizes_of, work_of
 from advbench.sweep.grid import GridCell
 from attacks_pool import InputError, Passes
-from leaderboards import Record, RecordError, read_record
+from leaderboards import Record, RecordError, find_records
 from leaderboards.records.inventory import RunEntry, inventory
 from leaderboards.statistics.naming import attack_name
 
@@ -79,7 +79,7 @@ class SweepPlan:
 
     def count(self, state: State) -> int:
         """How many cells there are in a state."""
-        return Counter(cell.state for cell in self.cells)[state]
+        return sum(cell.state == state for cell in self.cells)
 
     @property
     def to_do(self) -> list[SweepCell]:
@@ -123,10 +123,9 @@ class _Planner:
     """Loads each data set once, and reads the store once."""
 
     def __init__(self, runs_dir: Path, elsewhere: bool, gpus: float) -> None:
-        self.elsewhere, self.gpus = elsewhere, gpus
-        self.data: dict[tuple[str, str | None], DataSet] = {}
-        self.entries = inventory(runs_dir) if runs_dir.is_dir() else []
-        self.states = states_of(self.entries)
+        self.runs_dir, self.elsewhere, self.gpus = runs_dir, elsewhere, gpus
+        self.load = functools.cache(load_dataset)
+        self.states = states_of(inventory(runs_dir)) if runs_dir.is_dir() else {}
         self.models: dict[tuple[Any, ...], torch.device] = {}
 
     def cell(self, number: int, entry: GridCell) -> SweepCell:
@@ -134,7 +133,7 @@ class _Planner:
         given = {"threads": 1, **entry.options}
         try:
             options = Options.of(given)
-            data = self._loaded(options)
+            data = self.load(options.dataset, options.data_dir)
             config, identity = self._prepared(options, entry.sample_seed, data)
         except (InputError, RecordError) as error:
             written = " ".join(f"{key}={value}" for key, value in entry.options.items())
@@ -166,17 +165,16 @@ class _Planner:
     def timed(self, cells: list[SweepCell]) -> SweepPlan:
         """The plan with estimated times; nothing is timed if nothing is left to do."""
         speeds: dict[tuple[Any, ...], Speed] = {}
-        records = self._records() if any(cell.state != "complete" for cell in cells) else []
-        found = []
-        for cell in cells:
-            if cell.state == "complete":
-                found.append(cell)
-                continue
-            key = (cell.config.defense, *_model_key(cell.config))
-            if key not in speeds:
-                speeds[key] = self._speed(cell.config, records, speeds)
-            found.append(SweepCell(**{**vars(cell), "seconds": speeds[key].seconds(cell.work)}))
-        return SweepPlan(found, list(dict.fromkeys(speeds.values())), self._gpus())
+        records: list[Record] = []
+        if self.runs_dir.is_dir() and any(cell.state != "complete" for cell in cells):
+            records = find_records(self.runs_dir)[0]
+        for index, cell in enumerate(cells):
+            if cell.state != "complete":
+                key = (cell.config.defense, *_model_key(cell.config))
+                if key not in speeds:
+                    speeds[key] = self._speed(cell.config, records, speeds)
+                cells[index] = replace(cell, seconds=speeds[key].seconds(cell.work))
+        return SweepPlan(cells, list(dict.fromkeys(speeds.values())), self._gpus())
 
     def _gpus(self) -> int:
         """The number of GPUs to distribute, which only cells without a chosen device can use."""
@@ -186,7 +184,7 @@ class _Planner:
         return torch.cuda.device_count() if any(one.type == "cuda" for one in automatic) else 0
 
     def _speed(self, config: RunConfig, records: list[Record], known: dict[tuple[Any, ...], Speed]) -> Speed:
-        data = self.data[config.dataset, config.data_dir]
+        data = self.load(config.dataset, config.data_dir)
         if recorded := recorded_speed(records, config, data.fingerprint):
             return recorded
         for (_defense, *model), speed in known.items():
@@ -195,22 +193,6 @@ class _Planner:
         # If the cells run elsewhere, only this machine can be timed.
         here = torch.device("cpu") if self.elsewhere else self.models[_model_key(config)]
         return measured_speed(config, data, here)
-
-    def _loaded(self, options: Options) -> DataSet:
-        key = options.dataset, options.data_dir
-        if key not in self.data:
-            self.data[key] = load_dataset(*key)
-        return self.data[key]
-
-    def _records(self) -> list[Record]:
-        found = []
-        for entry in self.entries:
-            if entry.state == "complete" and entry.kind == "run":
-                try:
-                    found.append(read_record(entry.path))
-                except RecordError:
-                    continue
-        return found
 
 
 def _model_key(config: RunConfig) -> tuple[Any, ...]:

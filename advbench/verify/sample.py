@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from advbench.evaluation.evaluate import blocks
-from advbench.evaluation.shards import Shard
+from advbench.evaluation.shards import Shard, blocks
 from advbench.verify.subject import Subject
 from attacks_pool import Attack, InputError
 from attacks_pool.calling.randomness import keyed_generator

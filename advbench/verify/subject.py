@@ -14,7 +14,8 @@ from advbench.config.plugins import import_plugin
 from advbench.config.resolve import parsed
 from advbench.data import Split
 from advbench.evaluation.abstaining import check_abstain
-from advbench.evaluation.evaluate import LOOKED_AT, View
+from advbench.evaluation.evaluate import LOOKED_AT
+from advbench.evaluation.shards import View
 from advbench.evaluation.stochastic import is_stochastic
 from advbench.external import Foreign, Source, load_foreign
 from advbench.external.load import ROBUSTBENCH
