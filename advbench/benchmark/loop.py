@@ -27,7 +27,7 @@ from advbench.runtime.events import Clock, Event, Kind, Listener, tell
 from advbench.runtime.hashing import weights_digest
 from attacks_pool import Attack, Passes
 from defenses import Defense, registry
-from leaderboards import Cell, RecordedStage, write_bytes, write_outcomes
+from leaderboards import Cell, Cost, RecordedStage, write_bytes, write_outcomes
 from leaderboards.records.layout import OUTCOMES, STAGES
 
 
@@ -245,12 +245,15 @@ class Benchmark:
             points=[count for _, count in self.measured],
             rows=self.rows,
             stages=self.stages,
-            passes=passes,
-            training_seconds=self.seconds["training"],
-            evaluation_seconds=self.seconds["evaluation"],
-            parameters=sum(parameter.numel() for parameter in defense.parameters()),
-            # Count the network that answers, because a target-aware defense may contain several.
-            multiply_adds=multiply_adds(defense.view(None), self.test.x[:1].to(self.device)),
+            cost=Cost(
+                training_seconds=self.seconds["training"],
+                training_forwards=passes.forwards,
+                training_backwards=passes.backwards,
+                evaluation_seconds=self.seconds["evaluation"],
+                parameters=sum(parameter.numel() for parameter in defense.parameters()),
+                # Count the network that answers, because a target-aware defense may contain several.
+                multiply_adds=multiply_adds(defense.view(None), self.test.x[:1].to(self.device)),
+            ),
             audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
             environment=describe(self.device, self.data),
             more=more,

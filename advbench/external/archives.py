@@ -19,22 +19,9 @@ MAGIC = b"PK\x03\x04"
 """The first bytes of a file that torch reads as an archive."""
 
 
-def members(path: Path, what: str) -> list[str]:
-    """The names in a zip archive, such as a ``.pt`` or ``.pt2`` file; none for other files.
-
-    Args:
-        path: the file.
-        what: its name in errors.
-
-    Raises:
-        InputError: a name leads out of the archive (``../x``, ``/x``, ``C:\\x``), or it is damaged.
-    """
-    return [entry.filename for entry in _entries(path, what)]
-
-
-def kind_of(names: Iterable[str]) -> str | None:
+def kind_of(entries: Iterable[zipfile.ZipInfo]) -> str | None:
     """The kind of torch program in an archive with these members; None if it is not a program."""
-    names = list(names)
+    names = [entry.filename for entry in entries]
     if any(name.endswith("archive_format") for name in names):
         return PROGRAM
     return SCRIPT if any(name.endswith("/constants.pkl") for name in names) else None
@@ -50,10 +37,10 @@ def check_state(path: Path, what: str) -> None:
     Raises:
         InputError: it is a program, has members that a state dict lacks, or claims more bytes than it has.
     """
-    entries = _entries(path, what)
+    entries = members(path, what)
     other = [entry.filename for entry in entries if not STATE_MEMBERS.fullmatch(entry.filename)]
     if other:
-        kind = kind_of(entry.filename for entry in entries)
+        kind = kind_of(entries)
         said = f"are {kind}" if kind else f"hold {other[0]!r}, which no state dict has"
         raise InputError(
             f"{what} {said}, and a program can run any code: save its state_dict() as safetensors, or, if "
@@ -68,8 +55,16 @@ def check_state(path: Path, what: str) -> None:
         )
 
 
-def _entries(path: Path, what: str) -> list[zipfile.ZipInfo]:
-    """The members of a zip archive; none for other files."""
+def members(path: Path, what: str) -> list[zipfile.ZipInfo]:
+    """The members of a zip archive, such as a ``.pt`` or ``.pt2`` file; none for other files.
+
+    Args:
+        path: the file.
+        what: its name in errors.
+
+    Raises:
+        InputError: a name leads out of the archive (``../x``, ``/x``, ``C:\\x``), or it is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -20,13 +20,15 @@ from advbench.config.resolve import parse_points
 from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import evaluate
+from advbench.evaluation.row import MatrixRow
 from advbench.external import Foreign, Source, load_foreign
 from advbench.external.presets import suite
 from advbench.external.request import EvalRequest
-from advbench.external.run_record import eval_config, eval_record, kept
+from advbench.external.run_record import NOT_KEPT, counted, eval_config, kept
 from advbench.runs.directory import finish, now, place, plain_name, stem_of
 from advbench.runs.machine import describe
 from advbench.runs.pieces import Pieces
+from advbench.runs.record import Measured, record_of
 from advbench.runs.saved import WEIGHTS, Run
 from advbench.runtime.device import choose_device
 from advbench.runtime.events import Event, JsonLog, Kind, Listener, tell
@@ -34,8 +36,9 @@ from advbench.runtime.failures import failing
 from advbench.runtime.hashing import code_version, digest, weights_digest
 from attacks_pool import Attack
 from attacks_pool.attack import check_task
-from leaderboards import Cell, Manifest, Record, write_bytes, write_outcomes
+from leaderboards import Audit, Cell, Cost, Manifest, Record, RecordedStage, write_bytes, write_outcomes
 from leaderboards.records.layout import CHECKPOINT, EVALUATED, LOG, OUTCOMES
+from leaderboards.statistics.measured import eval_metrics
 
 
 def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
@@ -57,10 +60,9 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     foreign.model.to(place)
     measured = [(attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen]
     data_dir = None if request.data_dir is None else str(request.data_dir)
-    where = {"dataset": request.dataset, "data_dir": data_dir}
-    how = {"points": counts, "seed": request.seed, "device": request.device, "threads": request.threads}
-    imported = {"plugins": plugins} if plugins else {}
-    config = eval_config(foreign, chosen, {**where, **how, **imported})
+    own = {"dataset": request.dataset, "data_dir": data_dir, "points": counts}
+    own |= {key: getattr(request, key) for key in ("seed", "device", "threads")}
+    config = eval_config(foreign, chosen, own | ({"plugins": plugins} if plugins else {}))
     job = Evaluation(foreign, data, measured, config, place, other, request.attack_timeout)
     code = _code(source)
     return job, None if code is None else identity_of(job, code)
@@ -208,22 +210,37 @@ def _measured(
             held_out=held_out(job.data),
             **more,
         )
-    record = eval_record(
-        directory.name,
-        job.config,
-        job.foreign,
-        job.data,
-        row=row,
-        attacks=job.attacks,
-        audit=audit([row], job.attacks, probes=probes),
-        seconds=time.perf_counter() - began,
-        environment=describe(job.device, job.data),
-    )
+    findings = audit([row], job.attacks, probes=probes)
+    record = _record(job, directory.name, row, findings, time.perf_counter() - began)
     if job.foreign.file is not None and kept(job.foreign):
         write_bytes(directory / WEIGHTS, job.foreign.file.read_bytes())
     write_outcomes(directory / OUTCOMES, row.clean[None], row.robust[None], probes=probes.robust)
     finish(directory, record)
     return record
+
+
+def _record(job: Evaluation, name: str, row: MatrixRow, audit: Audit, seconds: float) -> Record:
+    foreign, copied = job.foreign, kept(job.foreign)
+    spec = {"defense": foreign.name, "copied": copied, **foreign.origin}
+    weights = WEIGHTS if copied else NOT_KEPT
+    measured = Measured(
+        attacks={"seen": [], "unseen": [], "eval": [attack for attack, _ in job.attacks]},
+        points=[count for _, count in job.attacks],
+        rows=[row],
+        stages=[RecordedStage(index=0, attacks=[], weights=weights, spec=spec)],
+        cost=Cost(
+            training_seconds=0.0,
+            training_forwards=0,
+            training_backwards=0,
+            evaluation_seconds=seconds,
+            parameters=sum(parameter.numel() for parameter in foreign.model.parameters()),
+            multiply_adds=counted(foreign.model, job.data.test.x[:1]),
+        ),
+        audit=audit,
+        environment=describe(job.device, job.data),
+    )
+    metrics = eval_metrics(row.clean, row.robust, measured.points)
+    return record_of(job.config, job.data, measured, name, metrics)
 
 
 def state_of(job: Evaluation) -> str:

@@ -95,12 +95,12 @@ class EvalRequest:
             InputError: files or normalisation are given for a module, which has its own.
         """
         if isinstance(self.model, str):
-            norm = (None if given is None else tuple(map(float, given)) for given in (self.mean, self.std))
-            files = (
-                None if given is None else Path(given).expanduser()
-                for given in (self.weights, self.model_dir)
+            mean, std = (
+                None if given is None else tuple(map(float, given)) for given in (self.mean, self.std)
             )
-            return Source(self.model, *files, self.threat, *norm, self.trust)
+            files = (self.weights, self.model_dir)
+            weights, folder = (None if file is None else Path(file).expanduser() for file in files)
+            return Source(self.model, weights, folder, self.threat, mean, std, self.trust)
         own = (self.weights, self.model_dir, self.threat, self.mean, self.std)
         if any(given is not None for given in own):
             raise InputError(

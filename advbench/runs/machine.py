@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -43,15 +44,12 @@ def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
 
 def cpu() -> str:
     """The processor and the instruction set that torch uses, because rounding depends on them."""
-    name = platform.processor() or platform.machine()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    for line in text.splitlines():
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip() or name
-            break
+    found = re.search(r"^model name[^:\n]*:[ \t]*(\S.*)", text, re.MULTILINE)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 

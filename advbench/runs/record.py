@@ -13,7 +13,7 @@ from advbench.config.options import RunConfig, protocol_of
 from advbench.data import DataSet
 from advbench.evaluation.row import MatrixRow
 from advbench.runs.directory import now
-from attacks_pool import Attack, Passes
+from attacks_pool import Attack
 from leaderboards import SCHEMA, AttackEntry, Audit, Cost, PerClass, Record, RecordedStage
 from leaderboards.records.entries import Role
 from leaderboards.statistics.measured import metrics_of, transfer_metric
@@ -32,11 +32,7 @@ class Measured:
     points: list[int]
     rows: list[MatrixRow]
     stages: list[RecordedStage]
-    passes: Passes
-    training_seconds: float
-    evaluation_seconds: float
-    parameters: int
-    multiply_adds: int
+    cost: Cost
     audit: Audit
     environment: dict[str, Any]
     more: dict[str, float | None] = field(default_factory=dict)
@@ -87,14 +83,7 @@ def record_of(
         cells=[cell for row in measured.rows for cell in row.cells],
         metrics=metrics,
         per_class=per_class_counts(data, measured.clean[-1], measured.robust[-1], measured.texts),
-        cost=Cost(
-            training_seconds=measured.training_seconds,
-            training_forwards=measured.passes.forwards,
-            training_backwards=measured.passes.backwards,
-            evaluation_seconds=measured.evaluation_seconds,
-            parameters=measured.parameters,
-            multiply_adds=measured.multiply_adds,
-        ),
+        cost=measured.cost,
         audit=measured.audit,
     )
 

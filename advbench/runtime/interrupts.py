@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -61,12 +61,19 @@ class Interrupts:
 def interrupts() -> Iterator[Interrupts]:
     """Handle signals within the block, if this is the main thread; restore the handlers afterwards."""
     found = Interrupts()
+    with handled_by(found.receive):
+        yield found
+
+
+@contextmanager
+def handled_by(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call ``receive`` for signals within the block, if this is the main thread; restore the handlers."""
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield
         return
-    before = {number: signal.signal(number, found.receive) for number in SIGNALS}
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
-        yield found
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from advbench.runtime.interrupts import handled_by
 from advbench.runtime.ray_client import connect, load_ray
 from advbench.runtime.reasons import reason
 from advbench.sweep.one_run import Job, perform
-from advbench.sweep.outcome import Kind, Stop, Sweeping, SweepOutcome, Tell, Told
+from advbench.sweep.outcome import Kind, Sweeping, SweepOutcome, Tell, Told
 from advbench.sweep.plan import SweepCell
 from advbench.sweep.transfer import adopt, arrival, clear_arrivals, pieces, receive
 from leaderboards import RecordError
@@ -75,12 +76,11 @@ def run_on_ray(
     options |= {"max_retries": 0, "num_returns": "streaming", "_generator_backpressure_num_objects": AHEAD}
     more = {"ray": ray, "task": ray.remote(**options)(_task), "gpus": resources.gpus}
     try:
-        with Stop() as stop:
+        driver = _Driver(deque(cells), runs_dir, attack_timeout, tell, **more)
+        with handled_by(driver.receive):
             clear_arrivals(runs_dir)
-            driver = _Driver(deque(cells), runs_dir, attack_timeout, tell, stop, **more)
             driver.run()
-            driver.outcome.signal = stop.signal
-            return driver.outcome
+        return driver.outcome
     finally:
         ray.shutdown()
 
@@ -135,7 +135,7 @@ class _Driver(Sweeping):
     def run(self) -> None:
         """Run until nothing is left to do, or a signal stops it."""
         try:
-            while (self.queue or self.under_way) and not self.stop.count:
+            while (self.queue or self.under_way) and not self.stops:
                 begun = sum(one.begun for one in self.under_way.values())
                 while self.queue and len(self.under_way) < begun + WAITING:
                     cell = self.queue.popleft()

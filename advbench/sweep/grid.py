@@ -42,10 +42,10 @@ def parse_seeds(given: Any, *, counts: bool = True, first: int = 0, name: str = 
 
 def _listed(given: Any, counts: bool, first: int, wrong: InputError) -> range | list[int]:
     if isinstance(given, list):
-        if not all(_is_number(one) for one in given):
+        if not all(type(one) is int for one in given):
             raise wrong
         return given
-    if _is_number(given):
+    if type(given) is int:
         return _up_to(first, first + given) if counts else [given]
     if not isinstance(given, str):
         raise wrong
@@ -63,10 +63,6 @@ def _listed(given: Any, counts: bool, first: int, wrong: InputError) -> range | 
 def _up_to(low: int, end: int) -> range:
     # Limit the length to just more than is allowed: len() of a longer range may overflow.
     return range(low, min(end, low + MOST_SEEDS + 1))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 AXES = ("dataset", "model", "sequence", "defense", "seed")

@@ -15,8 +15,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from advbench.runtime.interrupts import handled_by
 from advbench.sweep.local_worker import work
-from advbench.sweep.outcome import Kind, Stop, Sweeping, SweepOutcome, Tell, Told
+from advbench.sweep.outcome import Kind, Sweeping, SweepOutcome, Tell, Told
 from advbench.sweep.plan import SweepCell
 
 PATIENCE = 0.5
@@ -61,13 +62,13 @@ def run_here(
         attack_timeout: seconds after which an attack counts as hanging.
         tell: called with every event.
     """
-    with tempfile.TemporaryDirectory(prefix="advbench-sweep-") as logs, Stop() as stop:
-        pool = _Pool(deque(cells), runs_dir, attack_timeout, tell, stop, logs=Path(logs), gpus=gpus)
-        try:
-            pool.run(min(workers, len(cells)))
-        finally:
-            pool.kill()
-        pool.outcome.signal = stop.signal
+    with tempfile.TemporaryDirectory(prefix="advbench-sweep-") as logs:
+        pool = _Pool(deque(cells), runs_dir, attack_timeout, tell, logs=Path(logs), gpus=gpus)
+        with handled_by(pool.receive):
+            try:
+                pool.run(min(workers, len(cells)))
+            finally:
+                pool.kill()
         return pool.outcome
 
 
@@ -116,8 +117,8 @@ class _Pool(Sweeping):
             self._start(number)
         stopping = 0
         while self.workers and (self.queue or any(one.cell for one in self.workers.values())):
-            if self.stop.count > stopping:
-                stopping = self.stop.count
+            if self.stops > stopping:
+                stopping = self.stops
                 self._end_all(at_once=stopping > 1)
             waiting = {worker.connection: worker for worker in self.workers.values()}
             for connection in wait(list(waiting), PATIENCE):
@@ -158,13 +159,13 @@ class _Pool(Sweeping):
         self._feed(worker)
 
     def _ended(self, kind: Kind, cell: SweepCell, worker: int, what: object) -> None:
-        if kind == "cut" and not self.stop.count:
+        if kind == "cut" and not self.stops:
             kind, what = "failed", "its process was told to stop; the same command resumes it"
         self.note(kind, cell, what, worker)
 
     def _feed(self, worker: _Worker) -> None:
         """Give a free worker its next cell, or end it."""
-        cell = self.queue.popleft() if self.queue and not self.stop.count else None
+        cell = self.queue.popleft() if self.queue and not self.stops else None
         try:
             worker.connection.send(None if cell is None else self.job(cell))
         except OSError:
@@ -181,13 +182,13 @@ class _Pool(Sweeping):
         how = worker.end()
         del self.workers[worker.number]
         if worker.cell is not None:
-            self.note("cut" if self.stop.count else "failed", worker.cell, how, worker.number)
-        elif not worker.ready and not self.stop.count:
+            self.note("cut" if self.stops else "failed", worker.cell, how, worker.number)
+        elif not worker.ready and not self.stops:
             self.stillborn += 1
             if self.stillborn >= STARTS:
                 while self.queue:
                     self.note("failed", self.queue.popleft(), f"no worker starts: {how}", worker.number)
-        if self.queue and not self.stop.count:
+        if self.queue and not self.stops:
             self._start(worker.number)
 
     def _end_all(self, *, at_once: bool) -> None:

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Literal
 
 from advbench.runtime.events import Event
 from advbench.sweep.one_run import Job
 from advbench.sweep.plan import SweepCell
-
-
-class Stop:
-    """Counts stop signals within the block, if it runs in the main thread.
-
-    Attributes:
-        count: the number of signals.
-        signal: the first signal; None without any.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.count += 1
-        if self.signal is None:
-            self.signal = number
-
 
 Kind = Literal["begin", "event", "done", "failed", "cut"]
 
@@ -73,14 +41,20 @@ class SweepOutcome:
 
 @dataclass
 class Sweeping:
-    """A sweep in progress: the cells that wait, and the outcome of those that ended."""
+    """A sweep in progress: the cells that wait, the outcome of others, and how many signals stop it."""
 
     queue: deque[SweepCell]
     runs_dir: Path
     attack_timeout: float | None
     tell: Tell
-    stop: Stop
+    stops: int = field(default=0, init=False)
     outcome: SweepOutcome = field(default_factory=SweepOutcome, init=False)
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """The handler of signals, which counts them and keeps the first."""
+        self.stops += 1
+        if self.outcome.signal is None:
+            self.outcome.signal = number
 
     def job(self, cell: SweepCell) -> Job:
         """The cell in the form that is sent to a worker."""
