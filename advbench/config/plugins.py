@@ -75,7 +75,7 @@ def import_attacks(given: str | Sequence[str]) -> tuple[str | list[str], list[st
         if places:
             names = {place: import_attack(place) for place in places}
             imported += places
-            text = ",".join(_written(names.get(name, name), knobs) for name, knobs in pieces)
+            text = ",".join(written_as(names.get(name, name), knobs) for name, knobs in pieces)
         written.append(text)
     return (written[0] if isinstance(given, str) else written), imported
 
@@ -142,5 +142,6 @@ def _texts(given: Any) -> Iterable[str]:
     return [given] if isinstance(given, str) else [one for one in given or () if isinstance(one, str)]
 
 
-def _written(name: str, knobs: Mapping[str, Any]) -> str:
+def written_as(name: str, knobs: Mapping[str, Any]) -> str:
+    """An attack as users write it: ``pgd:eps=0.1,steps=7``."""
     return f"{name}:{','.join(f'{key}={value}' for key, value in knobs.items())}" if knobs else name

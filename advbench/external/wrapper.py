@@ -93,10 +93,8 @@ class ForeignModel(nn.Module):
         return self
 
     def _fill(self, x: Tensor, least: int) -> Tensor:
-        missing = max(least - len(x), 0)
-        if not missing:
-            return self._ask(x)
-        return self._ask(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]))[: len(x)]
+        copies = x[:1].expand(max(least - len(x), 0), *x.shape[1:])
+        return self._ask(torch.cat([x, copies]))[: len(x)]
 
     def _given(self, x: Tensor) -> Tensor:
         x = x.clone() if self.copies else x

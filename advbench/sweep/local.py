@@ -94,8 +94,9 @@ class _Worker:
         self.process.join()
         code = self.process.exitcode or 0
         if code < 0:
+            name = {int(one): one.name for one in signal.Signals}.get(-code, f"signal {-code}")
             more = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return f"its process was ended by {_signal_name(-code)}{more}; the same command resumes it"
+            return f"its process was ended by {name}{more}; the same command resumes it"
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         return f"its process ended with code {code}: {last}"
@@ -119,7 +120,9 @@ class _Pool(Sweeping):
         while self.workers and (self.queue or any(one.cell for one in self.workers.values())):
             if self.stops > stopping:
                 stopping = self.stops
-                self._end_all(at_once=stopping > 1)
+                for worker in self.workers.values():
+                    # The first signal lets it save.
+                    (worker.process.kill if stopping > 1 else worker.process.terminate)()
             waiting = {worker.connection: worker for worker in self.workers.values()}
             for connection in wait(list(waiting), PATIENCE):
                 self._hear(waiting[connection])  # type: ignore[index]
@@ -190,20 +193,6 @@ class _Pool(Sweeping):
                     self.note("failed", self.queue.popleft(), f"no worker starts: {how}", worker.number)
         if self.queue and not self.stops:
             self._start(worker.number)
-
-    def _end_all(self, *, at_once: bool) -> None:
-        for worker in self.workers.values():
-            if at_once:
-                worker.process.kill()
-            elif worker.process.is_alive():
-                worker.process.terminate()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 @contextlib.contextmanager

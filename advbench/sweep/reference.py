@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from advbench.config.options import as_text
-from advbench.config.plugins import import_attacks
+from advbench.config.plugins import import_attacks, written_as
 from advbench.config.resolve import points_of
 from advbench.data import load_dataset
 from advbench.sweep.grid import GridCell
@@ -130,13 +130,10 @@ def build_reference(
 
 def _written(attacks: str, found: Sequence[Attack]) -> list[str]:
     """Each attack in the user's short form; in full if one part of the text means several attacks."""
-    pieces = [
-        (name, ",".join(f"{key}={value}" for key, value in own.items()))
-        for name, own in parse_attacks(attacks)
-    ]
+    pieces = parse_attacks(attacks)
     if [name for name, _ in pieces] != [attack.name for attack in found]:
         return [attack.text for attack in found]
-    return [f"{name}:{knobs}" if knobs else name for name, knobs in pieces]
+    return [written_as(name, knobs) for name, knobs in pieces]
 
 
 def _own_knobs(train_set: Mapping[str, Any], names: Set[str]) -> dict[str, dict[str, Any]]:
