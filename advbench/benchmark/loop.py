@@ -1,7 +1,5 @@
 """The benchmark loop: clean pretraining, row 0, then each stage and its row of R."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Sequence

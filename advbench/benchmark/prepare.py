@@ -1,7 +1,5 @@
 """The checks before a run starts, which write nothing."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

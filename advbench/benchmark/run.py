@@ -1,7 +1,5 @@
 """Runs one benchmark: ``advbench run`` for Python."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path

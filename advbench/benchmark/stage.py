@@ -1,7 +1,5 @@
 """Trains one stage of a run: writes snapshots, resumes from them, and limits the time of attacks."""
 
-from __future__ import annotations
-
 import inspect
 import time
 from collections.abc import Callable, Sequence

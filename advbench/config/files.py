@@ -1,7 +1,5 @@
 """Configuration files: YAML and JSON, read strictly."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

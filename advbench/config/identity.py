@@ -1,7 +1,5 @@
 """The identity of a run: a hash over everything that its numbers depend on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

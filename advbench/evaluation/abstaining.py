@@ -4,8 +4,6 @@ Abstaining is wrong on clean points, and right on attacked points, because the a
 succeeds only with a class other than the true one, and searches for exactly that.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

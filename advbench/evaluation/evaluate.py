@@ -1,7 +1,5 @@
 """The evaluation contract: the points of an attack, its random draws, and the verdict on its result."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol

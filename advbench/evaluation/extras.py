@@ -1,7 +1,5 @@
 """Further measurements of some defenses: routing by adapters, and regenerated images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

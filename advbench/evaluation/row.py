@@ -1,7 +1,5 @@
 """One row of R: the robustness of one stage of a defense."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The smallest units of an evaluation: one attack on one block of test points, in any order, anywhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Randomised defenses: their detection, and judging and attacking them with many draws."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of untrusted model archives before anything reads them."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Evaluates models that were trained elsewhere: any attacks, the same verifier, the same audit."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path

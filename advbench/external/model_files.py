@@ -1,7 +1,5 @@
 """Loads programs from files: TorchScript (``torch.jit.save``) and exported (``torch.export.save``)."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import warnings

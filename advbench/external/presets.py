@@ -1,7 +1,5 @@
 """The attacks of ``advbench eval``: those that a user lists, or a preset."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from advbench.config.options import as_text

@@ -1,7 +1,5 @@
 """Makes the record of a model that was evaluated, not trained: one row of R, no sequence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

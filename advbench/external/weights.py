@@ -1,7 +1,5 @@
 """Reads weights from files: safetensors, or a state dict without running code in a pickle."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import warnings

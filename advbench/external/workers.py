@@ -1,7 +1,5 @@
 """Distributes an evaluation: other processes, here or on a Ray cluster, measure its shards."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import tempfile

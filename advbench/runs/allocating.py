@@ -1,7 +1,5 @@
 """Bounds the memory for building a model from an untrusted record, which determines the model's sizes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager

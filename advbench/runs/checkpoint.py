@@ -1,7 +1,5 @@
 """The checkpoint of an unfinished run: training snapshots, finished rows and pieces of rows."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The directory that a run writes to: a new one, its own unfinished one, or one that the user names."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Grids of images: test points clean, attacked, their difference and, if the defense can, regenerated."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The environment part of a record: versions, processor, device, data."""
 
-from __future__ import annotations
-
 import platform
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Stores finished pieces of an evaluation on disk, keyed by everything that they depend on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

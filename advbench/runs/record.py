@@ -1,7 +1,5 @@
 """Makes the run record from measurements."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """A record on one screen, for Python's prompt and for notebooks."""
 
-from __future__ import annotations
-
 import io
 from html import escape
 

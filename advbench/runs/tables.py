@@ -1,7 +1,5 @@
 """Records as tables and lines of text: the headline, the stage × attack matrix, metrics, classes, audit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Estimates how long a run takes: sample-passes from its configuration, times seconds per pass."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The grid file: axes, options common to all cells, excluded and added cells."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping

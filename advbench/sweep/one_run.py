@@ -1,7 +1,5 @@
 """Runs one cell, on any machine, with checks before and during the run."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The outcome of a sweep, and its events."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Plans a sweep: resolves and checks every cell, and looks it up in the store, before any cell runs."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

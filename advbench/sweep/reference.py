@@ -4,8 +4,6 @@ The runs are those of an ordinary sweep; finished runs are not repeated. The tab
 any finished run of the store reached.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Transfers runs from other machines: in pieces, stored completely or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets
