@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from advbench.data import Split
-from advbench.evaluation.row import MatrixRow, _add_cell, _empty
+from advbench.evaluation.row import MatrixRow, add_cell
 from advbench.evaluation.shards import Piece, Setting, Shard, View, compute, shards
 from advbench.evaluation.stochastic import JUDGED_BY, is_stochastic
 from advbench.runtime.timeouts import limited
@@ -72,14 +72,15 @@ def evaluate(
     view = _last_one(view)
     setting = Setting(stage, seed, 1, device or data.x.device, surrogate, surrogate_key)
     setting = _judged(setting, view, data, stochastic)
-    row = _empty(len(data), len(attacks), setting)
+    clean, robust = np.zeros(len(data), dtype=bool), np.zeros((len(attacks), len(data)), dtype=bool)
+    row = MatrixRow(stage, clean, robust, draws=setting.draws)
     found: list[tuple[Shard, Piece]] = []
     every = list(shards(data, attacks))
     for number, shard in enumerate(every):
         piece = _piece(shard, view, data, setting, row.clean[shard.block], kept, attack_timeout)
         found.append((shard, piece))
         if number + 1 == len(every) or every[number + 1].attack is not shard.attack:
-            _add_cell(row, setting, found)
+            add_cell(row, setting, found)
             found = []
             if progress is not None:
                 progress(row.cells[-1])

@@ -28,12 +28,7 @@ class MatrixRow:
     single: dict[str, int] = field(default_factory=dict)
 
 
-def _empty(points: int, attacks: int, setting: Setting) -> MatrixRow:
-    clean, robust = np.zeros(points, dtype=bool), np.zeros((attacks, points), dtype=bool)
-    return MatrixRow(setting.stage, clean, robust, draws=setting.draws)
-
-
-def _add_cell(row: MatrixRow, setting: Setting, found: Sequence[tuple[Shard, Piece]]) -> None:
+def add_cell(row: MatrixRow, setting: Setting, found: Sequence[tuple[Shard, Piece]]) -> None:
     """Put the pieces of one attack, in the order of their blocks, into the row."""
     first, limit = found[0][0], found[-1][0].stop
     attack, text = first.attack, first.text

@@ -111,7 +111,7 @@ def shards(data: Split, attacks: Sequence[tuple[Attack, int]], *, clean: bool = 
             yield Shard(attack, index, block.start, block.stop)
 
 
-def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bools | None = None) -> Piece:
+def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bools) -> Piece:
     """Measure one shard.
 
     An attack gets only points that are correct clean; every crafted point is verified and predicted again in
@@ -130,8 +130,6 @@ def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bool
     if shard.attack is None:
         found = _clean(view(None), x, y, shard, setting)
     else:
-        if clean is None:
-            raise ValueError("an attack's shard needs the clean outcomes of its points")
         model = view(shard.attack)
         measure = _class_by_class if abstains(model) else _attacked
         found = measure(shard.attack, model, x, y, shard, setting, clean)

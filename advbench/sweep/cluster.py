@@ -1,7 +1,5 @@
 """Runs the cells of a sweep as tasks of a Ray cluster, whose nodes need not share a file system."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -123,6 +121,16 @@ def _workplace(identity: str) -> Iterator[Path]:
         yield place
 
 
+@dataclass
+class _Receiving:
+    """A run that a task sends, once it has ``begun``; its ``folder`` is created with the first file."""
+
+    cell: SweepCell
+    begun: bool = False
+    folder: Path | None = None
+    open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
 @dataclass(kw_only=True)
 class _Driver(Sweeping):
     """Submits tasks and receives their messages."""
@@ -140,7 +148,7 @@ class _Driver(Sweeping):
                 while self.queue and len(self.under_way) < begun + WAITING:
                     cell = self.queue.popleft()
                     stream = self.task.remote(self.job(cell), self.gpus)
-                    self.under_way[stream] = _Receiving(cell, self.runs_dir)
+                    self.under_way[stream] = _Receiving(cell)
                 ready, _ = self.ray.wait(
                     list(self.under_way), num_returns=1, timeout=PATIENCE, fetch_local=False
                 )
@@ -150,7 +158,7 @@ class _Driver(Sweeping):
             for stream, receiving in list(self.under_way.items()):
                 with contextlib.suppress(Exception):  # errors of a cancelled task do not matter
                     self.ray.cancel(stream, force=True)
-                receiving.close()
+                receiving.open.close()
 
     def _hear(self, stream: Any) -> None:
         receiving = self.under_way[stream]
@@ -169,9 +177,13 @@ class _Driver(Sweeping):
                 receiving.begun = True
                 self.tell(Told("begin", receiving.cell, 0, text=message[1]))
             elif message[0] == "piece":
-                receiving.take(message[1], message[2])
+                if receiving.folder is None:
+                    receiving.folder = receiving.open.enter_context(arrival(self.runs_dir))
+                receive(receiving.folder, message[1], message[2])
             elif message[0] == "whole":
-                self._end(stream, "done", str(receiving.adopt()))
+                if receiving.folder is None:
+                    raise RecordError("the run sent no files")
+                self._end(stream, "done", str(adopt(receiving.folder, self.runs_dir)))
             else:
                 self._end(stream, "failed", ELSEWHERE.sub("", message[1]))
         except (RecordError, OSError) as error:
@@ -179,31 +191,5 @@ class _Driver(Sweeping):
 
     def _end(self, stream: Any, kind: Kind, text: str) -> None:
         receiving = self.under_way.pop(stream)
-        receiving.close()
+        receiving.open.close()
         self.note(kind, receiving.cell, text)
-
-
-class _Receiving:
-    """A run that a task sends, once it has ``begun``; its directory is created with the first file."""
-
-    def __init__(self, cell: SweepCell, runs_dir: Path) -> None:
-        self.cell, self.runs_dir = cell, runs_dir
-        self.begun = False
-        self._open = contextlib.ExitStack()
-        self._folder: Path | None = None
-
-    def take(self, name: str, piece: bytes) -> None:
-        """Write a received piece of a file."""
-        if self._folder is None:
-            self._folder = self._open.enter_context(arrival(self.runs_dir))
-        receive(self._folder, name, piece)
-
-    def adopt(self) -> Path:
-        """Move the complete run to the store."""
-        if self._folder is None:
-            raise RecordError("the run sent no files")
-        return adopt(self._folder, self.runs_dir)
-
-    def close(self) -> None:
-        """Remove the temporary directory."""
-        self._open.close()

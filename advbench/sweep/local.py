@@ -26,19 +26,13 @@ STARTS = 3
 """How often in a row a worker may die before it is ready."""
 
 
-def usable_cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def default_workers(cells: Sequence[SweepCell], gpus: int) -> int:
     """One worker per GPU if the cells use GPUs; otherwise the cores divided by the threads of a cell."""
     if gpus:
         return gpus
     threads = max((cell.config.threads or 1 for cell in cells), default=1)
-    return max(usable_cores() // threads, 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // threads, 1)
 
 
 def run_here(
