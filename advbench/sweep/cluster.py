@@ -72,8 +72,8 @@ def run_on_ray(
     if resources.memory is not None:
         options["memory"] = resources.memory
     options |= {"max_retries": 0, "num_returns": "streaming", "_generator_backpressure_num_objects": AHEAD}
-    more = {"ray": ray, "task": ray.remote(**options)(_task), "gpus": resources.gpus}
     try:
+        more = {"ray": ray, "task": ray.remote(**options)(_task), "gpus": resources.gpus}
         driver = _Driver(deque(cells), runs_dir, attack_timeout, tell, **more)
         with handled_by(driver.receive):
             clear_arrivals(runs_dir)
