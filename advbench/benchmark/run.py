@@ -88,10 +88,8 @@ def run(
         prepared = prepare(chosen, sample_seed=sample_seed, surrogate=surrogate)
         if reuse and resume is not False and Path(runs_dir).is_dir():
             for path in find_complete(Path(runs_dir), prepared.identity):
-                tell(
-                    listeners,
-                    Event("note", text=f"run {path.name} is complete already: it is taken as it is"),
-                )
+                found = Event("note", text=f"run {path.name} is complete already: it is taken as it is")
+                tell(listeners, found)
                 return load_run(path, trust=True, data_dir=prepared.config.data_dir)
     with watched(listeners, progress) as told:
         directory = _go(prepared, Path(runs_dir), named, resume is False, told, tensorboard, attack_timeout)

@@ -40,14 +40,16 @@ def add_cell(row: MatrixRow, setting: Setting, found: Sequence[tuple[Shard, Piec
             row.changed[text] = list(piece.changed)
         if piece.single is not None:
             row.single[text] = row.single.get(text, 0) + piece.single
-    access = "transfer" if setting.surrogate is not None else attack.info.access if attack else "none"
+    threat = Threat(norm=None, eps=None, access="none")
+    if attack is not None:
+        access = "transfer" if setting.surrogate is not None else attack.info.access
+        threat = Threat(norm=attack.info.norm, eps=attack.eps, access=access)
+    abstained = [piece.abstained for _, piece in found if piece.abstained is not None]
     row.cells.append(
         Cell(
             stage=row.stage,
             attack=text,
-            threat=Threat(norm=None, eps=None, access="none")
-            if attack is None
-            else Threat(norm=attack.info.norm, eps=attack.eps, access=access),
+            threat=threat,
             n=limit,
             clean_correct=int(row.clean[:limit].sum()),
             robust=int(outcome.sum()),
@@ -56,8 +58,6 @@ def add_cell(row: MatrixRow, setting: Setting, found: Sequence[tuple[Shard, Piec
             forwards=sum(piece.forwards for _, piece in found),
             backwards=sum(piece.backwards for _, piece in found),
             bound="none" if attack is None else "box-only" if attack.info.norm is None else "norm",
-            abstained=None
-            if found[0][1].abstained is None
-            else sum(piece.abstained or 0 for _, piece in found),
+            abstained=sum(abstained) if abstained else None,
         )
     )

@@ -120,12 +120,8 @@ class Checkpoint:
             if tree is None:
                 self.note(f"{path} is damaged: its row is measured again")
                 break
-            measured = MeasuredRow(
-                row_of(tree["row"]),
-                RecordedStage.model_validate(tree["stage"]),
-                tree["weights"],
-                tree["seconds"],
-            )
+            stage = RecordedStage.model_validate(tree["stage"])
+            measured = MeasuredRow(row_of(tree["row"]), stage, tree["weights"], tree["seconds"])
             if tree["identity"] != self.identity:
                 break
             if self._weights(measured.stage) != measured.weights:
