@@ -96,8 +96,7 @@ def _batch(size: Any, ranges: Any) -> tuple[int, int | None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress torch's warnings that these formats are old, or new, but not its errors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
