@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advbench.audit.between import composed, composed_flags, withstands
+from advbench.audit.memorisation import composed, composed_flags, withstands
 from advbench.audit.watching import Watched, told_to_the_judge, watched_flags
 from advbench.data import DataSet, Split
 from attacks_pool import pool

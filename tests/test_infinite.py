@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench.audit.behaviour import gradients, logit_flags
+from advbench.audit.competence import logit_flags
+from advbench.audit.slope import gradients
 from advbench.data import Split
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.stochastic import AveragedDraws

@@ -1,4 +1,4 @@
-"""Checks whether a model has learned anything, which precede the checks for masked gradients."""
+"""Checks of a model's answers to clean images: that they are logits, and better than chance."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
+import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from advbench.evaluation.shards import blocks
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool.calling.guard import buffers_kept
+from attacks_pool.verifier import no_number
 from leaderboards import Flag
 from leaderboards.audits.following import CHECK_NORMALISATION, DID_NOT_TRAIN
 
@@ -28,6 +31,33 @@ ONE_CLASS = 0.9
 """From this share of predictions in one class on, a model counts as collapsed."""
 SCALES = (1 / 255, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 100.0, 255.0)
 SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | None = None) -> Iterator[Flag]:
+    """``nan-logits`` and ``probabilities-not-logits``, over all unattacked points ``x`` (N, C, H, W).
+
+    Only one block of points is moved to ``device`` at a time.
+    """
+    broken, probable = 0, bool(len(x))
+    for block in blocks(x.shape[1:], len(x)):
+        logits = logits_of(model, x[block].to(device or x.device), seed)
+        finite = ~no_number(logits)
+        broken += int((~finite).sum())
+        known = logits[finite]
+        sums = (known.sum(1) - 1).abs() < 1e-3
+        probable &= bool(sums.all()) and bool(((known >= -1e-6) & (known <= 1 + 1e-6)).all())
+    if broken:
+        yield Flag(
+            code="nan-logits",
+            message=f"{broken} of {len(x)} clean points get logits that are no numbers",
+            evidence={"count": broken, "points": len(x), "where": "clean"},
+        )
+    if probable and broken < len(x):
+        yield Flag(
+            code="probabilities-not-logits",
+            message="outputs lie in [0, 1] and sum to 1: they are probabilities, which flatten gradients",
+            evidence={"points": len(x) - broken},
+        )
 
 
 def learned(right: int, y: Tensor) -> bool:

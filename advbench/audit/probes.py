@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from advbench.audit.asking import Asking
-from advbench.audit.battery import battery, brief, budget, enough, reference, searched, transfers
-from advbench.audit.behaviour import Gradients, gradients, logit_flags
-from advbench.audit.between import composed, composed_flags, withstands
-from advbench.audit.competence import competence_flags
+from advbench.audit.competence import competence_flags, logit_flags
 from advbench.audit.fresh import Fresh
-from advbench.audit.memorisation import CRAFTED, memorisation_flags, unseen_flags
-from advbench.audit.networks import Network, networks
+from advbench.audit.networks import networks
+from advbench.audit.prober import Prober
+from advbench.audit.slope import Gradients, gradients
 from advbench.audit.watching import Watched, watched_flags
 from advbench.data import Split
-from advbench.evaluation.evaluate import LOOKED_AT, Kept, evaluate, measure_some
+from advbench.evaluation.evaluate import LOOKED_AT, Kept
 from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.shards import View
 from advbench.evaluation.stochastic import is_stochastic
-from advbench.runtime.hashing import weights_digest
-from attacks_pool import Attack, pool
+from attacks_pool import Attack
 from attacks_pool.calling.randomness import key_seed
 from leaderboards import Cell, Flag
 from leaderboards.audits.comparisons import Probed
@@ -135,190 +129,60 @@ def probe(
     """
     place, key = device or data.x.device, key_seed("probe", seed)
     with ExitStack() as stack:
-        if fresh is None:
-            fresh = stack.enter_context(Fresh(view, attacks, place))
+        fresh = fresh or stack.enter_context(Fresh(view, attacks, place))
         asked = data.x[:LOOKED_AT].to(place)
         random = is_stochastic(view(None), asked, key) if stochastic is None else stochastic
         count = min(max(points // 4, 1) if random else points, len(data))
         few = Split(data.x[:count].to(place), data.y[:count].to(place))
         every, labels = networks(view, attacks, asked, key)
-        asking = Asking(few, attacks, surrogate, key, random)
+        prober = Prober(few, attacks, surrogate, key, random, place, stage, kept, attack_timeout)
         # Do this before the probe attacks, while a model with memory has seen only the run's points.
         watched = {network.label: Watched(network.module, key, place) for network in every}
         flags: dict[str | None, list[Flag]] = {}
         for network in every:
             with watched[network.label].listening():
-                flags[network.label] = list(asking.consistency(network, fresh))
-    whose = weights_digest(surrogate.state_dict()) if kept is not None and surrogate is not None else ""
-    measure = _Measure(stage, key, random, place, kept, attack_timeout, surrogate, whose)
+                flags[network.label] = list(prober.consistency(network, fresh))
     met = [network for network in every if network.label in labels.values()] or every
-    rows, made = _searches(measure, met, few, attacks, [attack for attack, _ in transferred])
+    rows = prober.searches(met, [attack for attack, _ in transferred])
     if transferred and surrogate is not None:
         most = max(limit for _, limit in transferred)
-        row = measure.row(view, Split(data.x[:most], data.y[:most]), transferred, moved=True)
-        rows.append(_labelled(row, labels))
-        made.append([one for one, _ in transferred])
-    right = few.x.new_tensor(rows[0].clean).bool()
+        row = prober.row(view, Split(data.x[:most], data.y[:most]), transferred, labels, moved=True)
+        rows.append((row, [attack for attack, _ in transferred]))
+    first, made = rows[0]
+    right = few.x.new_tensor(first.clean).bool()
     untaught = list(competence_flags(view(None), few.x, few.y, int(right.sum()), key))
     for network in every:
         flags[network.label] += logit_flags(network.module, data.x, key, place)
         if not untaught:
             own = [attack for attack in attacks if labels[attack.text] == network.label]
-            flags[network.label] += asking.gradients(network, own, right)
+            flags[network.label] += prober.gradients(network, own, right)
+    memorised: list[Flag] | None = None
     if not random and not untaught:
-        step = pool.get("fgsm", eps=budget(attacks, "linf"))
         with watched[met[0].label].listening():
-            flags[met[0].label] += _composed(measure, met[0], rows[0], made[0], few, attacks)
+            flags[met[0].label] += prober.composed(met[0], first, made)
         for network in every:
             with watched[network.label].listening():
                 # Use the other loss, and as many points at once as the probes.
-                measure.again(network.view, few, step, rows[0].clean)
+                prober.again(network, first.clean)
             said = {flag.code for flag in flags[network.label]}
             heard = watched_flags(watched[network.label])
             flags[network.label] += [flag for flag in heard if flag.code not in said]
-    memorised: list[Flag] | None = None
-    if held_out is not None and len(held_out) and not random and not untaught:
-        others = Split(held_out.x[:CRAFTED].to(place), held_out.y[:CRAFTED].to(place))
-        # Do this first, before the model is queried near these points.
-        memorised, short = [], searched(attacks)
-        if surrogate is not None:
-            memorised += unseen_flags(view(None), surrogate, few, others, short, key)
-        if not memorised:
-            memorised += _memorised(measure, met[0], rows[0], made[0], others, reference(attacks))
-    eps = budget(attacks, "linf")
+        if held_out is not None and len(held_out):
+            memorised = prober.memorised(met[0], first, made, held_out)
+    found = {
+        network.label: gradients(network.module, few.x[right], few.y[right], prober.eps, key)
+        for network in every
+    }
+    on_networks = [found_on(flag, label, len(every)) for label, some in flags.items() for flag in some]
     return Probes(
         points=count,
-        rows=rows,
-        attacks=made,
-        gradients={
-            network.label: gradients(network.module, few.x[right], few.y[right], eps, key)
-            for network in every
-        },
+        rows=[row for row, _ in rows],
+        attacks=[made for _, made in rows],
+        gradients=found,
         networks=labels,
         stochastic=random,
         surrogate=surrogate_name or (None if surrogate is None else "another model"),
-        flags=[
-            *untaught,
-            *(found_on(flag, label, len(every)) for label, found in flags.items() for flag in found),
-            *(memorised or []),
-        ],
+        flags=[*untaught, *on_networks, *(memorised or [])],
         learned=not untaught,
         held_out=memorised is not None,
     )
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """How the rows of an audit are measured: arguments of `evaluate`, and the surrogate with its digest."""
-
-    stage: int
-    key: int
-    random: bool
-    place: torch.device
-    kept: Kept | None
-    attack_timeout: float | None
-    surrogate: nn.Module | None
-    whose: str
-
-    def row(
-        self,
-        view: View,
-        data: Split,
-        pairs: Sequence[tuple[Attack, int]],
-        *,
-        moved: bool = False,
-        name: str = "",
-    ) -> MatrixRow:
-        """A row of attacks, crafted on the surrogate if ``moved``; ``name`` distinguishes cached pieces."""
-        other = self.surrogate if moved else None
-        return evaluate(
-            view,
-            data,
-            pairs,
-            stage=self.stage,
-            seed=self.key,
-            stochastic=self.random,
-            surrogate=None if other is None else lambda _attack: other,
-            surrogate_key=name + self.whose if moved else name,
-            device=self.place,
-            kept=self.kept,
-            attack_timeout=self.attack_timeout,
-        )
-
-    def again(self, view: View, data: Split, attack: Attack, clean: NDArray[np.bool_]) -> None:
-        """Run an attack on correctly classified points, as for a row, and ignore its result."""
-        made = measure_some(
-            view,
-            data,
-            [(attack, len(data))],
-            clean,
-            lambda shard: shard.attack is not None,
-            stage=self.stage,
-            seed=self.key,
-            stochastic=self.random,
-            device=self.place,
-        )
-        deque(made, maxlen=0)
-
-
-def _searches(
-    measure: _Measure, met: Sequence[Network], few: Split, attacks: Sequence[Attack], own: Sequence[Attack]
-) -> tuple[list[MatrixRow], list[list[Attack]]]:
-    """The rows of the battery and of transferred points, by network, and the attacks of each row."""
-    searches = [(False, battery(attacks, brief=measure.random))]
-    if measure.surrogate is not None:
-        texts = {attack.text for attack in own}
-        searches.append((True, [one for one in transfers(attacks) if one.text not in texts]))
-    rows, made = [], []
-    for network, (moved, given) in itertools.product(met, searches):
-        if given:
-            name = "" if network.label is None else f"on {network.label} "
-            pairs = [(one, enough(one, attacks, len(few))) for one in given]
-            row = measure.row(network.view, few, pairs, moved=moved, name=name)
-            rows.append(_labelled(row, network.label))
-            made.append(given)
-    return rows, made
-
-
-def _memorised(
-    measure: _Measure, network: Network, row: MatrixRow, made: Sequence[Attack], others: Split, attack: Attack
-) -> Iterator[Flag]:
-    """``better-on-measured-points``, from a row with ``attack`` and the same attack on held-out points."""
-    there = measure.row(network.view, others, [(attack, len(others))], name="held out ")
-    here = row.robust[[one.text for one in made].index(attack.text)]
-    return memorisation_flags(row.clean, here, there.clean, there.robust[0], attack)
-
-
-def _composed(
-    measure: _Measure,
-    network: Network,
-    row: MatrixRow,
-    made: Sequence[Attack],
-    few: Split,
-    attacks: Sequence[Attack],
-) -> Iterator[Flag]:
-    """``worse-on-new-images``: new images under a quick search, against ``few`` under a longer one."""
-    new, places = composed(few, measure.key)
-    if not len(new):
-        return
-    quick, long = brief(attacks), reference(attacks)
-    # Do not cache this search: a resumed audit must watch it again.
-    there = replace(measure, kept=None).row(network.view, new, [(quick, len(new))])
-    here = row.robust[[one.text for one in made].index(long.text)]
-    known = Split(few.x[places], few.y[places])
-    robust, robust_new = (
-        outcome & withstands(network.module, points, few, str(long.info.norm), long.eps, measure.key)
-        for outcome, points in ((here[places.cpu().numpy()], known), (there.robust[0], new))
-    )
-    clean = row.clean[places.cpu().numpy()]
-    yield from composed_flags(clean, robust, there.clean, robust_new, quick.text)
-
-
-def _labelled(row: MatrixRow, network: str | Mapping[str, str | None] | None) -> MatrixRow:
-    """The row with the network of each cell set: one network for all, or each attack's own."""
-
-    def label(cell: Cell) -> str | None:
-        return network.get(cell.attack) if isinstance(network, Mapping) else network
-
-    clean, *cells = row.cells
-    return replace(row, cells=[clean, *(cell.model_copy(update={"network": label(cell)}) for cell in cells)])

@@ -1,8 +1,9 @@
-"""Checks that a model's input gradient is the slope of its answers."""
+"""Checks that a model has input gradients, and that they are the slope of its answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,12 @@ from advbench.evaluation.shards import blocks
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool.calling.guard import buffers_kept, untouched
 from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator, uniform
+from attacks_pool.losses import LOSSES, Loss
 from attacks_pool.verifier import exact_arithmetic
 from leaderboards import Flag
 
+LEAST_SHARE = 0.05
+"""From this share of points without a gradient on, their lack is not an accident."""
 RISES = (1e-3, 1e-2, 1e-1)
 """Target rises of the margin, relative to the largest logit: a step length is the rise over the slope."""
 FURTHEST = 0.02
@@ -26,6 +30,40 @@ LEAST_AGREEMENT = 0.9
 """The share of points whose slopes must agree."""
 LEAST_JUDGED = 8
 """The fewest points that allow a statement about a model."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Counts of correct points (of ``points``) whose input gradient is all zero or NaN, by loss.
+
+    Each count is the larger one of two places: the clean points, and random points in the balls around them.
+    """
+
+    points: int
+    ce: int
+    margin: int
+
+    def share(self, loss: str) -> float:
+        """The count of a loss as a share."""
+        return getattr(self, loss) / self.points if self.points else 0.0
+
+
+def gradients(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Gradients:
+    """Count missing input gradients at correctly classified ``x``, and at random points within eps."""
+    if not len(x):
+        return Gradients(0, 0, 0)
+    noise = uniform(x, keyed_generator("gradients", seed), -eps, eps)
+    places = (x, (x + noise).clamp(0, 1))
+    counts = {
+        name: max(_without_gradient(model, place, y, LOSSES[name], seed) for place in places)
+        for name in ("ce", "margin")
+    }
+    return Gradients(len(x), counts["ce"], counts["margin"])
+
+
+def _without_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, seed: int) -> int:
+    flat = _gradients(model, x, y, loss, key_seed("gradient", seed))[0].flatten(1)
+    return int(((flat == 0) | flat.isnan()).all(1).sum())
 
 
 def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Iterator[Flag]:
@@ -48,7 +86,12 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
         return
     noise = uniform(x, keyed_generator("slope", seed), -eps, eps)
     x = (x + noise).clamp(2 * FURTHEST, 1 - 2 * FURTHEST)
-    gradient, rivals, size = _gradient(model, x, y, seed)
+    gradient, logits = _gradients(
+        model, x, y, lambda z, labels: _margin(z, labels, _rivals(z, labels)), key_seed("slope", seed)
+    )
+    logits, rivals = logits.double(), _rivals(logits, y)
+    pair = torch.stack([logits.gather(1, one[:, None]) for one in (y, rivals)])
+    size = pair.abs().amax((0, 2)).clamp_min(1e-30)
     flat = gradient.flatten(1).double()
     slope = flat.norm(dim=1)
     present = torch.isfinite(slope) & (slope > 0)
@@ -60,7 +103,7 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
         step = (rise * size / slope.clamp_min(1e-300)).clamp_max(furthest)
         step = torch.minimum(step, 2 * FURTHEST / unit.flatten(1).abs().amax(1).clamp_min(1e-12))
         up, down = (
-            _margin(model, (x + sign * step.view(-1, 1, 1, 1) * unit).to(x.dtype), y, rivals, seed)
+            _margin_at(model, (x + sign * step.view(-1, 1, 1, 1) * unit).to(x.dtype), y, rivals, seed)
             for sign in (1, -1)
         )
         found = (up - down) / (2 * step)
@@ -79,33 +122,36 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
         )
 
 
-def _gradient(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The margin's gradient (N, C, H, W), each point's rival class (N,) and largest logit (N,)."""
-    found = [_of_block(model, x[block], y[block], seed) for block in blocks(x.shape[1:], len(x))]
-    gradients, rivals, sizes = zip(*found, strict=True)
-    return torch.cat(gradients), torch.cat(rivals), torch.cat(sizes)
+def _gradients(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, seed: int) -> tuple[Tensor, Tensor]:
+    """The gradient of each point's loss (N, C, H, W), zero where there is none, and the logits (N, K)."""
+    gradients, answers = [], []
+    for block in blocks(x.shape[1:], len(x)):
+        with (
+            isolated_randomness(seed, x.device),
+            buffers_kept(model),
+            untouched(model),
+            exact_arithmetic(x.device),
+        ):
+            point = x[block].detach().clone().requires_grad_()
+            logits = model(point)
+            value = loss(logits, y[block]).sum()
+            found = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
+        gradients.append(torch.zeros_like(point) if found is None else found)
+        answers.append(logits.detach())
+    return torch.cat(gradients), torch.cat(answers)
 
 
-def _of_block(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    with (
-        isolated_randomness(key_seed("slope", seed), x.device),
-        buffers_kept(model),
-        untouched(model),
-        exact_arithmetic(x.device),
-    ):
-        point = x.detach().clone().requires_grad_()
-        logits = model(point)
-        known = logits.detach().double()
-        rivals = known.scatter(1, y[:, None], -torch.inf).argmax(1)
-        values = (logits.gather(1, y[:, None]) - logits.gather(1, rivals[:, None])).sum()
-        found = torch.autograd.grad(values, point, allow_unused=True)[0] if values.requires_grad else None
-    pair = torch.stack([known.gather(1, y[:, None]), known.gather(1, rivals[:, None])])
-    size = pair.abs().amax((0, 2)).clamp_min(1e-30)
-    return (torch.zeros_like(x) if found is None else found), rivals, size
+def _rivals(logits: Tensor, y: Tensor) -> Tensor:
+    """The most likely class (N,) other than ``y``."""
+    return logits.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
 
 
-def _margin(model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, seed: int) -> Tensor:
+def _margin(logits: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    return (logits.gather(1, y[:, None]) - logits.gather(1, rivals[:, None])).squeeze(1)
+
+
+def _margin_at(model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor, seed: int) -> Tensor:
     with buffers_kept(model):
         parts = [x[block] for block in blocks(x.shape[1:], len(x))]
         logits = torch.cat([logits_of(model, part, key_seed("slope", seed)) for part in parts]).double()
-    return (logits.gather(1, y[:, None]) - logits.gather(1, rivals[:, None])).squeeze(1)
+    return _margin(logits, y, rivals)

@@ -9,13 +9,13 @@ from torch import nn
 
 from advbench.audit import audit, held_out, probe
 from advbench.audit.probes import POINTS
+from advbench.audit.surrogates import surrogate_of
 from advbench.config.resolve import bound_attacks, points_of
 from advbench.data import Split
 from advbench.evaluation.row import MatrixRow
 from advbench.runs.saved import Run
 from advbench.runtime.device import undisturbed
 from attacks_pool import Attack
-from attacks_pool.errors import InputError
 from leaderboards import Audit, Flag, RecordError, read_outcomes
 from leaderboards.audits.following import verdict_of
 
@@ -36,14 +36,15 @@ def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -
         InputError: weights or data cannot be read, or the surrogate is for other images or classes.
         RecordError: stored outcomes cannot be read or do not fit the record.
     """
-    name, model = surrogate_model(run, surrogate)
-    attacks = _attacks(run)
+    name, model = surrogate_of(surrogate, run.data) if surrogate else row_0(run)
     defense = run.model
     x, y = run.test_data
+    bound = [attack for attacks in bound_attacks(run.config).values() for attack in attacks]
+    attacks = [(attack, points_of(run.config, attack, len(x))) for attack in bound]
     probes = probe(
         defense.view,
         Split(x, y),
-        attacks=[attack for attack, _ in attacks],
+        attacks=bound,
         surrogate=model,
         surrogate_name=name,
         seed=run.config.seed,
@@ -60,28 +61,9 @@ def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -
     return found.model_copy(update={"flags": flags, "verdict": verdict_of(flags)})
 
 
-def surrogate_model(run: Run, surrogate: Run | None) -> tuple[str, nn.Module]:
-    """The name and the model that transferred points are crafted on.
-
-    Raises:
-        InputError: the surrogate is for other images or classes.
-    """
-    if surrogate is None:
-        return "row 0", run.stage(run.record.stages[0].index)
-    own, other = run.record.environment["data"], surrogate.record.environment["data"]
-    if (list(own["shape"]), own["classes"]) != (list(other["shape"]), other["classes"]):
-        raise InputError(
-            f"surrogate {surrogate.record.id} takes images {tuple(other['shape'])} of {other['classes']} "
-            f"classes, run {run.record.id} {tuple(own['shape'])} of {own['classes']}"
-        )
-    return f"run {surrogate.record.id}", surrogate.model
-
-
-def _attacks(run: Run) -> list[tuple[Attack, int]]:
-    bound = bound_attacks(run.config)
-    every = [attack for role in ("seen", "unseen", "eval") for attack in bound[role]]
-    available = len(run.test_data[0])
-    return [(attack, points_of(run.config, attack, available)) for attack in every]
+def row_0(run: Run) -> tuple[str, nn.Module]:
+    """The name and the model of the run's first row, the default surrogate."""
+    return "row 0", run.stage(run.record.stages[0].index)
 
 
 def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[MatrixRow]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from advbench.data import DataSet, Split, TensorLoader
 from advbench.models import build_model
-from advbench.runs.saved import load_run
+from advbench.runs.saved import Run, load_run
 from attacks_pool import InputError
 from attacks_pool.calling.randomness import key_seed, keyed_generator
 from attacks_pool.verifier import predict_exactly
@@ -43,7 +43,7 @@ def given_surrogate(given: str | Path | None, data: DataSet) -> Surrogate | None
     """
     if given is None:
         return None
-    return (None, None) if str(given) == NONE else surrogate_of(given, data)
+    return (None, None) if str(given) == NONE else surrogate_of(load_run(given), data)
 
 
 def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate:
@@ -88,19 +88,14 @@ def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate
 
 def _averaged(x: Tensor, rows: Tensor, factor: int) -> Tensor:
     """The images ``rows``, scaled down by ``factor``, in portions to limit the memory for large images."""
-    parts = [rows[begin : begin + PORTION] for begin in range(0, len(rows), PORTION)]
-    return torch.cat([F.avg_pool2d(x[part], factor) for part in parts])
+    return torch.cat([F.avg_pool2d(x[part], factor) for part in torch.split(rows, PORTION)])
 
 
 def _right(model: nn.Module, data: Split, device: torch.device) -> tuple[int, int]:
     """How many of the first validation images are right, and how many were predicted."""
-    asked = min(len(data), IMAGES)
-    right = 0
-    for begin in range(0, asked, PORTION):
-        part = slice(begin, min(begin + PORTION, asked))
-        found = predict_exactly(model, data.x[part].to(device)).argmax(1).cpu()
-        right += int((found == data.y[part]).sum())
-    return right, asked
+    x, y = data.x[:IMAGES], data.y[:IMAGES]
+    found = [predict_exactly(model, part.to(device)).argmax(1).cpu() for part in torch.split(x, PORTION)]
+    return int((torch.cat(found) == y).sum()), len(y)
 
 
 def _learned(right: int, asked: int, y: Tensor) -> bool:
@@ -110,13 +105,12 @@ def _learned(right: int, asked: int, y: Tensor) -> bool:
     return right / asked >= chance + LEAST_GAIN * (1 - chance) and bool(p < LARGEST_P)
 
 
-def surrogate_of(path: str | Path, data: DataSet) -> tuple[str, nn.Module]:
+def surrogate_of(other: Run, data: DataSet) -> tuple[str, nn.Module]:
     """The name and the final model of a finished run, to craft transferred points on.
 
     Raises:
-        RecordError, InputError: there is no such run, or it is for other images or classes.
+        InputError: it is for other images or classes.
     """
-    other = load_run(path)
     facts = other.record.environment["data"]
     if (tuple(facts["shape"]), facts["classes"]) != (data.image_shape, data.num_classes):
         raise InputError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from advbench.audit.behaviour import LEAST_SHARE, Gradients
-from advbench.audit.between import CODE as WORSE
 from advbench.audit.memorisation import CODE as MEMORISED
+from advbench.audit.memorisation import WORSE
 from advbench.audit.probes import Probes
+from advbench.audit.slope import LEAST_SHARE, Gradients
 from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.stochastic import CRAFTED_BY
 from attacks_pool import Attack

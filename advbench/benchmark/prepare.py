@@ -16,7 +16,7 @@ from advbench.config.plugins import with_plugins
 from advbench.config.resolve import bound_attacks, resolve
 from advbench.data import DataSet, load_dataset
 from advbench.models import MODELS, changes_images
-from advbench.runs.saved import new_classifier
+from advbench.runs.saved import load_run, new_classifier
 from advbench.runtime.device import choose_device, reproducible
 from advbench.runtime.hashing import code_version, digest, weights_digest
 from attacks_pool import InputError
@@ -76,7 +76,7 @@ def prepare(
     device = choose_device(chosen.device)
     data = load_dataset(chosen.dataset, chosen.data_dir) if data is None else data
     config = resolve(chosen, data, sample_seed=sample_seed)
-    other = surrogate_of(surrogate, data) if surrogate is not None else None
+    other = surrogate_of(load_run(surrogate), data) if surrogate is not None else None
     with reproducible(config.threads):
         classifier = new_classifier(config, data.image_shape, data.num_classes)
         threads = _threads(config, classifier, data, device)

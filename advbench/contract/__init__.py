@@ -4,9 +4,15 @@
 them in its own tests.
 """
 
-from advbench.contract.attack_check import ATTACK_CONTRACT, check_attack
 from advbench.contract.attack_template import write_attack_package
-from advbench.contract.check import CONTRACT, Check, check_defense, find_defense
+from advbench.contract.check import (
+    ATTACK_CONTRACT,
+    CONTRACT,
+    Check,
+    check_attack,
+    check_defense,
+    find_defense,
+)
 from advbench.contract.template import write_package
 
 __all__ = [

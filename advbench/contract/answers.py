@@ -8,7 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from advbench.contract.compare import BrokenPromiseError, copied, described, differing, logits, refuses
+from advbench.contract.compare import (
+    BrokenPromiseError,
+    copied,
+    described,
+    differing,
+    logits,
+    refuses,
+    require,
+)
 from advbench.contract.trial import BASE, KINDS, PLAN, Images, Trial, batches, easy_images
 from defenses import Defense, Registry, registry
 from defenses.metadata import parameters_of
@@ -24,20 +32,14 @@ def metadata(trial: Trial) -> str:
     for taken in (name, *trial.info.aliases):
         if not refuses(f"the name {taken!r}", registry.resolve, taken):
             other = registry.resolve(taken)[0]
-            if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
-                place = f"{other.__module__}:{other.__qualname__}"
-                raise BrokenPromiseError(f"the name {taken!r} is taken by {place}")
-    if refuses("registering it", Registry().register, kind):
-        raise BrokenPromiseError("the registry refuses it")
-    defense = trial.build()
-    spec = defense.spec()
-    if spec.get("defense") != name:
-        raise BrokenPromiseError(f"spec()['defense'] is {spec.get('defense')!r}, expected {name!r}")
-    if set(spec.get("parameters", {})) != set(parameters_of(kind)):
-        raise BrokenPromiseError(
-            f"spec()['parameters'] names {sorted(spec.get('parameters', {}))}, "
-            f"the constructor {sorted(parameters_of(kind))}"
-        )
+            place, own = (f"{one.__module__}:{one.__qualname__}" for one in (other, kind))
+            require(place == own, f"the name {taken!r} is taken by {place}")
+    require(not refuses("registering it", Registry().register, kind), "the registry refuses it")
+    spec = trial.build().spec()
+    said = spec.get("defense")
+    require(said == name, f"spec()['defense'] is {said!r}, expected {name!r}")
+    named, expected = sorted(spec.get("parameters", {})), sorted(parameters_of(kind))
+    require(named == expected, f"spec()['parameters'] names {named}, the constructor {expected}")
     return f"{name}, regimes {', '.join(trial.info.regimes)}, {len(trial.parameters)} parameters of its own"
 
 
@@ -75,9 +77,8 @@ def eval_mode(trial: Trial) -> str:
     """After training it is in eval mode, where answering and crafting change neither weights nor buffers."""
     for mode in trial.modes:
         defense = trial.reference(mode).defense
-        training = [name for name, module in defense.named_modules() if module.training]
-        if training:
-            raise BrokenPromiseError(f"fit leaves {training[0] or 'it'} in train mode")
+        for name, module in defense.named_modules():
+            require(not module.training, f"fit leaves {name or 'it'} in train mode")
         before, trained = copied(defense), _trained(defense)
         x, y = easy_images(BASE, POINTS, seed=1)
         for view in trial.views(defense):
@@ -89,13 +90,11 @@ def eval_mode(trial: Trial) -> str:
         before, modes = copied(defense), _modes(defense)
         x_adv = defense.craft(trial.attacks[1].for_training(), x, y)
         _unmoved("craft", defense, before)
-        if _modes(defense) != modes:
-            raise BrokenPromiseError("craft changes the mode of a module")
-        if x_adv.shape != x.shape or float((x_adv - x).abs().max()) > trial.attacks[1].eps + 1e-5:
-            raise BrokenPromiseError("craft gives points outside the attack's budget")
+        require(_modes(defense) == modes, "craft changes the mode of a module")
+        inside = x_adv.shape == x.shape and float((x_adv - x).abs().max()) <= trial.attacks[1].eps + 1e-5
+        require(inside, "craft gives points outside the attack's budget")
         defense.eval()
-        if _trained(defense) != trained:
-            raise BrokenPromiseError("answering changes which parameters require gradients")
+        require(_trained(defense) == trained, "answering changes which parameters require gradients")
     same = "" if trial.info.stochastic else ", answers the same whatever else is in the batch"
     return f"moves nothing{same}"
 
@@ -121,13 +120,10 @@ def check_answers(trial: Trial, defense: Defense, images: Images) -> None:
     for view in trial.views(defense):
         given = logits(view, x)
         expected = (POINTS, images.classes)
-        if not isinstance(given, Tensor) or tuple(given.shape) != expected:
-            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            raise BrokenPromiseError(f"expected logits {expected}, got {shape}")
-        if given.dtype != torch.float32:
-            raise BrokenPromiseError(f"expected float32 logits, got {str(given.dtype)[6:]}")
-        if not bool(given.isfinite().all()):
-            raise BrokenPromiseError("a logit is not finite")
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        require(shape == expected, f"expected logits {expected}, got {shape}")
+        require(given.dtype == torch.float32, f"expected float32 logits, got {str(given.dtype)[6:]}")
+        require(given.isfinite().all(), "a logit is not finite")
 
 
 def check_gradients(trial: Trial, defense: Defense, images: Images) -> None:
@@ -141,16 +137,12 @@ def check_gradients(trial: Trial, defense: Defense, images: Images) -> None:
     for view in trial.views(defense):
         point = x.clone().requires_grad_()
         given = view(point)
-        if not given.requires_grad:
-            raise BrokenPromiseError("logits have no gradient: forward detaches, or runs under no_grad")
+        require(given.requires_grad, "logits have no gradient: forward detaches, or runs under no_grad")
         (gradient,) = torch.autograd.grad((given * weights).sum(), point, allow_unused=True)
-        if gradient is None:
-            raise BrokenPromiseError("logits have no gradient to the image: forward detaches it")
-        if not bool(gradient.isfinite().all()):
-            raise BrokenPromiseError("the gradient to the image is not finite")
+        require(gradient is not None, "logits have no gradient to the image: forward detaches it")
+        require(gradient.isfinite().all(), "the gradient to the image is not finite")
         none = int((gradient.abs().amax(dim=(1, 2, 3)) == 0).sum())
-        if none:
-            raise BrokenPromiseError(f"{none} of {POINTS} images get no gradient")
+        require(not none, f"{none} of {POINTS} images get no gradient")
 
 
 def _same_answers(trial: Trial, view: nn.Module, x: Tensor) -> None:
@@ -159,10 +151,10 @@ def _same_answers(trial: Trial, view: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
         first, again = view(x), view(x)
         halves = torch.cat([view(x[: POINTS // 2]), view(x[POINTS // 2 :])])
-    if not torch.equal(first, again):
-        raise BrokenPromiseError("two answers to the same images differ, and info says stochastic=False")
-    if float((halves - first).abs().max()) > 1e-4 * max(1.0, float(first.abs().max())):
-        raise BrokenPromiseError("an image's logits depend on the rest of its batch")
+    same = torch.equal(first, again)
+    require(same, "two answers to the same images differ, and info says stochastic=False")
+    close = float((halves - first).abs().max()) <= 1e-4 * max(1.0, float(first.abs().max()))
+    require(close, "an image's logits depend on the rest of its batch")
 
 
 def _modes(defense: Defense) -> list[bool]:
@@ -174,5 +166,5 @@ def _trained(defense: Defense) -> dict[str, bool]:
 
 
 def _unmoved(what: str, defense: Defense, before: dict[str, Tensor]) -> None:
-    if found := differing(before, copied(defense)):
-        raise BrokenPromiseError(f"{what} changes weights or buffers: {found}")
+    found = differing(before, copied(defense))
+    require(not found, f"{what} changes weights or buffers: {found}")

@@ -1,13 +1,10 @@
-"""A small package with an attack in it that works, to be changed into one's own."""
+"""A template: a small package with a working attack, for authors to adapt."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from string import Template
 
-from advbench.contract.template import PROJECT, check_free_module, check_plain_name, write_files
-from attacks_pool import pool
-from attacks_pool.errors import InputError
+from advbench.contract.template import check_name, write_template
 from attacks_pool.registry import ENTRY_POINTS
 
 ATTACK = '''"""$name: an attack for advbench."""
@@ -74,46 +71,28 @@ def test_contract() -> None:
     assert not broken, "\\n".join(broken)
 '''
 
-README = """# $name
-
-An attack for advbench, in `$module.py`: change its step into yours.
-
-```sh
-pip install -e .                              # makes it known to advbench
-advbench attacks check $name
-advbench run --defense at --sequence fgsm,$name
-python -m pytest                              # the same contract, as a test
-```
-
-Before it is installed: `advbench attacks check $module:$module`, in this directory.
-"""
-
 
 def write_attack_package(name: str, parent: Path) -> list[Path]:
     """Write ``parent/name/``: a project file, an attack that works, its test and a README.
 
     Args:
         name: the name of the attack, such as ``my-attack``; module and function are then ``my_attack``.
-        parent: where the directory goes; it is made where it is missing.
+        parent: where to create the directory; ``parent`` itself is created if missing.
 
     Returns:
         The files.
 
     Raises:
-        InputError: a name that will not do or is taken, a directory that exists or cannot be written.
+        InputError: the name is invalid or taken, or the directory exists or cannot be written.
     """
+    check_name(name, "attack")
     module = name.replace("-", "_")
-    check_plain_name(name, "attack")
-    if name in pool.names() or name in pool.problems:
-        raise InputError(f"the name {name!r} is taken: advbench attacks {name} describes it")
-    check_free_module(module)
-    words = {"name": name, "module": module, "group": ENTRY_POINTS, "kind": "attack", "target": module}
-    texts = {
-        "pyproject.toml": PROJECT,
-        f"{module}.py": ATTACK,
-        f"test_{module}.py": TEST,
-        "README.md": README,
+    words = {
+        "Kind": "An attack",
+        "part": "step",
+        "object": module,
+        "group": ENTRY_POINTS,
+        "target": module,
+        "example": f"--defense at --sequence fgsm,{name}",
     }
-    return write_files(
-        parent / name, {file: Template(text).substitute(words) for file, text in texts.items()}
-    )
+    return write_template(name, "attack", parent, ATTACK, TEST, words)

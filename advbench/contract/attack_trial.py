@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advbench.contract.compare import BrokenPromiseError, copied, differing, global_state
+from advbench.contract.compare import copied, differing, global_state, require
 from advbench.contract.trial import Images, easy_images, small_network
 from attacks_pool import Attack, pool
 from attacks_pool.calling.guard import count_passes
@@ -90,8 +91,7 @@ class AttackTrial:
 def metadata(trial: AttackTrial) -> str:
     """A docstring, defaults that are in their own ranges, and a budget on every data set."""
     info = trial.info
-    if not trial.entry.summary:
-        raise BrokenPromiseError("its function has no docstring, of which the first line is its summary")
+    require(trial.entry.summary, "its function has no docstring, of which the first line is its summary")
     for budget in BUDGETS:
         pool.bind(info.name, trial.knobs, budget=budget)
     where = "no norm" if info.norm is None else info.norm
@@ -110,10 +110,9 @@ def images(trial: AttackTrial) -> str:
             early_stop=False,
             **trial.attack.knobs,
         )
-        if not isinstance(found, Tensor) or found.shape != x.shape or not found.is_floating_point():
-            raise BrokenPromiseError(f"for {kind} it returns no floating-point tensor like the images")
-        if found.requires_grad:
-            raise BrokenPromiseError("what it returns still has a gradient: return x_adv.detach()")
+        alike = isinstance(found, Tensor) and found.shape == x.shape and found.is_floating_point()
+        require(alike, f"for {kind} it returns no floating-point tensor like the images")
+        require(not found.requires_grad, "what it returns still has a gradient: return x_adv.detach()")
     one = trial.crafted(trial.usual[1][:1])
     return f"{len(trial.kinds)} kinds of images, and a single one: {tuple(one.shape)}"
 
@@ -121,21 +120,19 @@ def images(trial: AttackTrial) -> str:
 def bounds(trial: AttackTrial) -> str:
     """Inside [0, 1] and inside the ball at several strengths, in training, warming up and stopping early."""
     model, x, y = trial.usual
-    usual, fooled = trial.attack, 0
+    usual, fooled, norm = trial.attack, 0, trial.info.norm
+    ball = "" if norm is None else f" and the {norm} ball"
     forms = [(_bound_at(trial, usual.eps * factor), False) for factor in STRENGTHS]
     forms += [(usual.for_training(), False), (usual.scaled(0.5), False), (usual, True)]
     for form, early_stop in forms:
         generator = keyed_generator("attack contract", "bounds")
         found = form(model, x, y, generator=generator, early_stop=early_stop)
-        judged = verify(model, x, y, found, norm=trial.info.norm, eps=form.eps, kind=trial.info.kind)
-        if judged.invalid.any():
-            raise BrokenPromiseError(
-                f"{int(judged.invalid.sum())} of {len(x)} points at eps={form.eps:g} are outside "
-                f"{'[0, 1]' if trial.info.norm is None else '[0, 1] or the ball'}, or not numbers"
-            )
+        judged = verify(model, x, y, found, norm=norm, eps=form.eps, kind=trial.info.kind)
+        outside = int(judged.invalid.sum())
+        points = f"{outside} of {len(x)} points at eps={form.eps:g}"
+        require(not outside, f"{points} are not in [0, 1]{ball}, or not numbers")
         fooled = max(fooled, int((~judged.robust).sum()))
-    bound = "[0, 1]" if trial.info.norm is None else f"[0, 1] and the {trial.info.norm} ball"
-    return f"every point is in {bound} in {len(forms)} forms; up to {fooled} of {len(x)} are fooled"
+    return f"every point is in [0, 1]{ball} in {len(forms)} forms; up to {fooled} of {len(x)} are fooled"
 
 
 def _bound_at(trial: AttackTrial, eps: float) -> Attack:
@@ -148,8 +145,7 @@ def strength(trial: AttackTrial) -> str:
     """It changes the points that it is given."""
     _, x, _ = trial.usual
     moved = int((trial.first != x).flatten(1).any(1).sum())
-    if not moved:
-        raise BrokenPromiseError("it returns every point as it was")
+    require(moved, "it returns every point as it was")
     return f"{moved} of {len(x)} points are changed"
 
 
@@ -158,10 +154,8 @@ def determinism(trial: AttackTrial) -> str:
     with isolated_randomness(key_seed("attack contract", "elsewhere"), torch.device("cpu")):
         torch.rand(7)
         again = trial.crafted()
-    if not torch.equal(trial.first, again):
-        raise BrokenPromiseError(
-            "two calls with one generator differ: draw everything from the generator that is given"
-        )
+    same = torch.equal(trial.first, again)
+    require(same, "two calls with one generator differ: draw everything from the generator that is given")
     drawn = not torch.equal(trial.first, trial.crafted(seed=1))
     return f"the same bits again; another generator gives {'other' if drawn else 'the same'} points"
 
@@ -172,11 +166,11 @@ def independence(trial: AttackTrial) -> str:
     half = len(x) // 2
     others = torch.cat([x[:half], 1 - x[half:]])
     gap = float((trial.first - trial.crafted(others))[:half].abs().max())
-    if gap > 1e-5:
-        raise BrokenPromiseError(
-            f"with other images in the second half of the batch, points of the first move by up to "
-            f"{gap:.2g}: take no mean, maximum or norm over the batch"
-        )
+    require(
+        gap <= 1e-5,
+        f"with other images in the second half of the batch, points of the first move by up to {gap:.2g}: "
+        "take no mean, maximum or norm over the batch",
+    )
     return "the first half of a batch is the same beside other images"
 
 
@@ -184,27 +178,28 @@ def state(trial: AttackTrial) -> str:
     """Weights, gradients, flags and the process's state are as they were."""
     model, x, y = trial.usual
     weights, points, labels = copied(model), x.clone(), y.clone()
-    parameters = list(model.parameters())
-    flags = [(one.requires_grad, one.grad is None) for one in parameters]
-    modes = [module.training for module in model.modules()]
-    hooks = [len(module._forward_hooks) for module in model.modules()]
-    before = global_state()
+    known, before = _marks(model), global_state()
     trial.crafted()
     after = global_state()
+    wrong = differing(weights, copied(model))
+    require(not wrong, f"the model's weights change: {wrong}")
+    unwritten = torch.equal(points, x) and torch.equal(labels, y)
+    require(unwritten, "it writes into the images or labels that it is given")
+    for what, found in _marks(model).items():
+        require(found == known[what], what)
     moved = [name for name, value in before.items() if value != after[name]]
-    if wrong := differing(weights, copied(model)):
-        raise BrokenPromiseError(f"the model's weights change: {wrong}")
-    if not (torch.equal(points, x) and torch.equal(labels, y)):
-        raise BrokenPromiseError("it writes into the images or labels that it is given")
-    if [(one.requires_grad, one.grad is None) for one in parameters] != flags:
-        raise BrokenPromiseError("the model's gradients or requires_grad change")
-    if [module.training for module in model.modules()] != modes:
-        raise BrokenPromiseError("it leaves modules in another mode")
-    if [len(module._forward_hooks) for module in model.modules()] != hooks:
-        raise BrokenPromiseError("it leaves hooks on the model")
-    if moved:
-        raise BrokenPromiseError(f"it changes {' and '.join(moved)}")
+    require(not moved, f"it changes {' and '.join(moved)}")
     return "weights, gradients, modes, hooks, images and the process are as they were"
+
+
+def _marks(model: nn.Module) -> dict[str, list[Any]]:
+    """What an attack must leave as it is, by the fault if it does not."""
+    gradients = [(one.requires_grad, one.grad is None) for one in model.parameters()]
+    return {
+        "the model's gradients or requires_grad change": gradients,
+        "it leaves modules in another mode": [module.training for module in model.modules()],
+        "it leaves hooks on the model": [len(module._forward_hooks) for module in model.modules()],
+    }
 
 
 def cost(trial: AttackTrial) -> str:
@@ -217,6 +212,6 @@ def cost(trial: AttackTrial) -> str:
     found = f"{forwards:g} forward and {backwards:g} backward passes a point"
     if declared is None:
         return f"{found}; none are declared"
-    if forwards > declared[0] or backwards > declared[1]:
-        raise BrokenPromiseError(f"{found}; declared are at most {declared[0]} and {declared[1]}")
-    return f"{found}; declared are at most {declared[0]} and {declared[1]}"
+    measured = f"{found}; declared are at most {declared[0]} and {declared[1]}"
+    require(forwards <= declared[0] and backwards <= declared[1], measured)
+    return measured

@@ -1,4 +1,4 @@
-"""The contract that every defense must keep, as a list of promises that are tested one by one."""
+"""The contracts that defenses and attacks must keep, as lists of promises that are tested one by one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from advbench.config.plugins import import_defense
-from advbench.contract import answers, keeping, learning, secrecy
+from advbench.config.plugins import import_attack, import_defense, names_code
+from advbench.contract import answers, attack_trial, keeping, learning, secrecy
+from advbench.contract.attack_trial import AttackTrial
 from advbench.contract.compare import BrokenPromiseError, described
 from advbench.contract.trial import Network, Promise, Trial, Tried, small_network
+from attacks_pool import pool
 from attacks_pool.errors import InputError
+from attacks_pool.metadata import Value
 from defenses import Defense, DefenseInfo, registry
 
 
@@ -49,7 +52,17 @@ CONTRACT: tuple[Promise[Trial], ...] = (
     Promise("test data", secrecy.no_test_data, REPEATED),
     Promise("memory", keeping.memory, TRAINED),
 )
-"""Every promise, with the promises that must hold before it is tested."""
+ATTACK_CONTRACT: tuple[Promise[AttackTrial], ...] = (
+    Promise("metadata", attack_trial.metadata, ()),
+    Promise("images", attack_trial.images, ("metadata",)),
+    Promise("bounds", attack_trial.bounds, ("images",)),
+    Promise("strength", attack_trial.strength, ("images",)),
+    Promise("determinism", attack_trial.determinism, ("images",)),
+    Promise("batch independence", attack_trial.independence, ("determinism",)),
+    Promise("state", attack_trial.state, ("images",)),
+    Promise("cost", attack_trial.cost, ("images",)),
+)
+"""The promises of defenses and of attacks, each with those that must hold before it is tested."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +121,44 @@ def check_defense(
         raise InputError(f"{defense!r} is not a subclass of defenses.Defense")
     if not isinstance(getattr(defense, "info", None), DefenseInfo):
         raise InputError(f"{defense.__name__} has no info = DefenseInfo(...)")
-    return try_promises(CONTRACT, Trial(defense, parameters or {}, network), defense, progress)
+    return _try_promises(CONTRACT, Trial(defense, parameters or {}, network), defense, progress)
 
 
-def try_promises(
+def check_attack(
+    attack: str,
+    *,
+    knobs: Mapping[str, Value] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Check]:
+    """Run the contract on an attack, against a small classifier trained on the spot; it takes seconds.
+
+    ``assert all(check.holds for check in check_attack("my-attack"))`` is a test for your own package.
+
+    Args:
+        attack: a registered name, or ``package.module:function``, which is imported.
+        knobs: values of its knobs; the others have their defaults.
+        progress: called with the name of each promise before it is tried.
+
+    Returns:
+        One check a promise, in the order of ``ATTACK_CONTRACT``.
+
+    Raises:
+        InputError: no such attack, or knobs that it does not take.
+    """
+    entry = pool.entry(import_attack(attack) if names_code(attack) else attack)
+    trial = AttackTrial(entry, dict(knobs or {}))
+    # Wrong knobs are a mistake of the caller's, not a promise that the attack breaks.
+    pool.bind(entry.info.name, trial.knobs, budget="digits")
+    return _try_promises(ATTACK_CONTRACT, trial, entry.function, progress)
+
+
+def _try_promises(
     promises: Sequence[Promise[Tried]],
     trial: Tried,
     subject: Callable[..., Any],
     progress: Callable[[str], None] | None = None,
 ) -> list[Check]:
-    """Try promises in order; one that builds on a broken promise is not tried.
-
-    Args:
-        promises: what is promised.
-        trial: what they are tried on.
-        subject: the class or function under test, in whose file errors are located.
-        progress: called with the name of each promise before it is tried.
-    """
+    """Try promises in order, except those that depend on a broken one; ``subject`` locates errors."""
     found: dict[str, Check] = {}
     for promise in promises:
         if progress is not None:

@@ -21,6 +21,12 @@ class BrokenPromiseError(Exception):
     """A promise does not hold; the message says why."""
 
 
+def require(holds: object, why: str) -> None:
+    """Raise BrokenPromiseError with ``why`` unless the promise ``holds``."""
+    if not holds:
+        raise BrokenPromiseError(why)
+
+
 def global_state() -> dict[str, Any]:
     """The state of the process that a defense must not change."""
     numpy_state: Any = np.random.get_state()
@@ -69,10 +75,8 @@ def refuses(what: str, call: Callable[..., Any], *arguments: Any, **more: Any) -
     try:
         call(*arguments, **more)
     except InputError as error:
-        if "\n" in str(error) or not str(error):
-            raise BrokenPromiseError(
-                f"{what} is refused with an error that is not one line: {error!r}"
-            ) from None
+        one_line = str(error) and "\n" not in str(error)
+        require(one_line, f"{what} is refused with an error that is not one line: {error!r}")
         return True
     except Exception as error:
         raise BrokenPromiseError(
@@ -92,8 +96,3 @@ def described(error: BaseException, kind: Callable[..., Any]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the error's message."""
     return next(iter(str(error).strip().splitlines()), "no message")
-
-
-def goes_on(defense: Defense) -> bool:
-    """Whether the defense's ``fit`` can be stopped and resumed within a stage."""
-    return {"checkpoint", "resume"} <= inspect.signature(defense.fit).parameters.keys()

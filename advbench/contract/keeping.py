@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from advbench.contract.compare import BrokenPromiseError, differing, goes_on, logits
+from advbench.contract.compare import BrokenPromiseError, differing, logits, require
 from advbench.contract.holdings import held_bytes
 from advbench.contract.trial import BASE, PLAN, Mode, Trial, easy_images
 from advbench.runs.saved import load_weights, weights_of
@@ -47,14 +48,13 @@ def save_and_load(trial: Trial) -> str:
         x, _ = easy_images(BASE, 24, seed=1)
         for before, after in zip(trial.views(defense), trial.views(rebuilt), strict=True):
             one, other = logits(before, x), logits(after, x)
-            if not torch.equal(one, other):
-                gap = float((one - other).abs().max())
-                raise BrokenPromiseError(
-                    f"logits after loading differ by up to {gap:.2g}: something that forward uses is neither "
-                    "in the state dict nor in spec()"
-                )
-        if rebuilt.spec() != defense.spec():
-            raise BrokenPromiseError("the loaded defense has a different spec()")
+            apart = float((one - other).abs().max())
+            require(
+                torch.equal(one, other),
+                f"logits after loading differ by up to {apart:.2g}: something that forward uses is neither "
+                "in the state dict nor in spec()",
+            )
+        require(rebuilt.spec() == defense.spec(), "the loaded defense has a different spec()")
     return "the same logits through a file, in every view"
 
 
@@ -75,17 +75,18 @@ def resume(trial: Trial) -> str:
         defense = trial.build(start=OTHER_START)
         losses = trial.fit(defense, stages[stage], resume=snapshot)
         place = f"after epoch 2, batch 1 of stage {stage + 1}"
-        if found := differing(defense.state_dict(), reference.weights[stage]):
-            raise BrokenPromiseError(f"interrupted {place} and resumed: {found}")
-        if losses != reference.losses[stage]:
-            raise BrokenPromiseError(f"interrupted {place}: fit returns other losses than uninterrupted")
+        found = differing(defense.state_dict(), reference.weights[stage])
+        require(not found, f"interrupted {place} and resumed: {found}")
+        same = losses == reference.losses[stage]
+        require(same, f"interrupted {place}: fit returns other losses than uninterrupted")
         for later in range(stage + 1, len(stages)):
             trial.fit(defense, stages[later])
-            if found := differing(defense.state_dict(), reference.weights[later]):
-                raise BrokenPromiseError(
-                    f"interrupted {place} and resumed: after stage {later + 1} {found}; "
-                    "training_state() misses what later stages need"
-                )
+            found = differing(defense.state_dict(), reference.weights[later])
+            require(
+                not found,
+                f"interrupted {place} and resumed: after stage {later + 1} {found}; "
+                "training_state() misses what later stages need",
+            )
     return "stopped in the middle of an epoch and resumed: equal bit for bit"
 
 
@@ -98,11 +99,11 @@ def _interrupted(trial: Trial, mode: Mode, stage: int) -> Snapshot:
 
     kept: list[Snapshot] = []
     defense, stages = trial.build(), trial.stages(mode)
-    if not goes_on(defense):
-        raise BrokenPromiseError(
-            "its fit takes no checkpoint and resume, so an interrupted run repeats the stage: "
-            "write loss or step, and leave fit as it is"
-        )
+    require(
+        {"checkpoint", "resume"} <= inspect.signature(defense.fit).parameters.keys(),
+        "its fit takes no checkpoint and resume, so an interrupted run repeats the stage: "
+        "write loss or step, and leave fit as it is",
+    )
     for attacks in stages[:stage]:
         trial.fit(defense, attacks)
     try:
@@ -142,10 +143,8 @@ def _flat(trial: Trial, sizes: list[int], told: str, from_place: int) -> None:
     if info.grows:
         # Each stage may add an equal share; growing shares are not covered by the declaration.
         declared += int(len(steps) * 1.1 * min(steps, default=0))
-    if growth > declared + SLACK * 4 * parameters:
-        raise BrokenPromiseError(
-            f"memory grows: {told}; info declares memory={info.memory}, grows={info.grows}"
-        )
+    flat = growth <= declared + SLACK * 4 * parameters
+    require(flat, f"memory grows: {told}; info declares memory={info.memory}, grows={info.grows}")
 
 
 def _stage_sizes(trial: Trial) -> list[int]:

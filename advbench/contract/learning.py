@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advbench.contract.answers import check_answers
-from advbench.contract.compare import BrokenPromiseError, differing, logits, refuses
+from advbench.contract.compare import differing, logits, refuses, require
 from advbench.contract.trial import BASE, OTHER_SEED, PLAN, SEED, Trial, batches, easy_images
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.randomness import keyed_generator
@@ -27,23 +27,19 @@ def regimes(trial: Trial) -> str:
     registry.register(trial.kind)
     for regime in REGIMES:
         refused = refuses(f"the regime {regime!r}", registry.resolve, trial.info.name, regime)
-        if refused is (regime in trial.info.regimes):
-            said = "refused, though declared" if refused else "accepted, though not declared"
-            raise BrokenPromiseError(f"the regime {regime!r} is {said}")
+        said = "refused, though declared" if refused else "accepted, though not declared"
+        require(refused is (regime not in trial.info.regimes), f"the regime {regime!r} is {said}")
     for mode in trial.modes:
         reference = trial.reference(mode)
-        stages = len(trial.stages(mode))
-        if reference.defense.stages != stages:
-            raise BrokenPromiseError(f"stages is {reference.defense.stages} after {stages} calls of fit")
+        counted, stages = reference.defense.stages, len(trial.stages(mode))
+        require(counted == stages, f"stages is {counted} after {stages} calls of fit")
         for losses in reference.losses:
-            if len(losses) != PLAN.epochs or not all("loss" in epoch for epoch in losses):
-                raise BrokenPromiseError(f"fit must return one dict with 'loss' per epoch, not {losses}")
-            if not all(math.isfinite(value) for epoch in losses for value in epoch.values()):
-                raise BrokenPromiseError(f"a loss is not finite: {losses}")
-        if not differing(trial.build().state_dict(), reference.weights[0]):
-            raise BrokenPromiseError("training changes no weight")
-        if reference.defense.passes.forwards <= 0:
-            raise BrokenPromiseError("training counts no sample-passes")
+            told = len(losses) == PLAN.epochs and all("loss" in epoch for epoch in losses)
+            require(told, f"fit must return one dict with 'loss' per epoch, not {losses}")
+            finite = all(math.isfinite(value) for epoch in losses for value in epoch.values())
+            require(finite, f"a loss is not finite: {losses}")
+        require(differing(trial.build().state_dict(), reference.weights[0]), "training changes no weight")
+        require(reference.defense.passes.forwards > 0, "training counts no sample-passes")
     _odd_numbers_of_attacks(trial)
     return f"{', '.join(trial.info.regimes)}: trained; the rest is refused"
 
@@ -57,8 +53,8 @@ def _odd_numbers_of_attacks(trial: Trial) -> None:
             continue
         defense = trial.build()
         refused = refuses(f"fit with {what}", defense.fit, trial.copied_data()[:1], attacks, plan=PLAN)
-        if what == "two attacks" and only_continual and not refused:
-            raise BrokenPromiseError("fit takes two attacks, though continual is the only regime")
+        allowed = refused or what != "two attacks" or not only_continual
+        require(allowed, "fit takes two attacks, though continual is the only regime")
 
 
 def mixed_precision(trial: Trial) -> str:
@@ -84,8 +80,7 @@ def learns(trial: Trial) -> str:
         f"robust accuracy {100 * accuracy:.1f} % on easy images (at least {100 * bound:.1f} % expected), "
         f"loss {first:.3g} to {last:.3g}"
     )
-    if accuracy < bound:
-        raise BrokenPromiseError(measured)
+    require(accuracy >= bound, measured)
     return measured
 
 
@@ -106,22 +101,24 @@ def determinism(trial: Trial) -> str:
         reference = trial.reference(mode)
         again = trial.reference(mode, stages=2, noise=1)
         for stage, weights in enumerate(again.weights):
-            if found := differing(weights, reference.weights[stage]):
-                raise BrokenPromiseError(
-                    f"trained twice with seed {SEED} under other global random states: after stage "
-                    f"{stage + 1} {found}; draw from self.generator, or inside step"
-                )
-        other = trial.reference(mode, stages=1, seed=OTHER_SEED)
-        if not differing(other.weights[0], reference.weights[0]):
-            raise BrokenPromiseError(f"seeds {SEED} and {OTHER_SEED} give the same weights")
+            found = differing(weights, reference.weights[stage])
+            require(
+                not found,
+                f"trained twice with seed {SEED} under other global random states: after stage "
+                f"{stage + 1} {found}; draw from self.generator, or inside step",
+            )
+        other = trial.reference(mode, stages=1, seed=OTHER_SEED).weights[0]
+        require(
+            differing(other, reference.weights[0]), f"seeds {SEED} and {OTHER_SEED} give the same weights"
+        )
     return "equal bit for bit under two global random states; another seed differs"
 
 
 def global_state_kept(trial: Trial) -> str:
     """Building, training and answering do not change the process's random state and modes."""
     for mode in trial.modes:
-        if moved := trial.reference(mode).moved:
-            raise BrokenPromiseError(f"it changes {', '.join(moved)}")
+        moved = trial.reference(mode).moved
+        require(not moved, f"it changes {', '.join(moved)}")
     return "random states of torch, NumPy and Python, modes, default type: unchanged"
 
 
@@ -134,6 +131,6 @@ def training_data(trial: Trial) -> str:
         for attacks in trial.stages(mode)[:2]:
             defense.fit(given, attacks, plan=plan)
         for (x, y), (now_x, now_y) in zip(trial.data, given, strict=True):
-            if not (torch.equal(x, now_x) and torch.equal(y, now_y)):
-                raise BrokenPromiseError("training writes into the batches that fit is given")
+            same = torch.equal(x, now_x) and torch.equal(y, now_y)
+            require(same, "training writes into the batches that fit is given")
     return "batches are unchanged"

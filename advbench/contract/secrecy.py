@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from advbench.contract.compare import BrokenPromiseError, differing, logits
+from advbench.contract.compare import differing, logits, require
 from advbench.contract.holdings import holdings
 from advbench.contract.trial import BASE, EPS, Trial, easy_images
 from attacks_pool.calling.randomness import keyed_generator
@@ -33,20 +33,19 @@ def no_test_data(trial: Trial) -> str:
             _evaluate(trial, defense, x, y)
             with tripwire(x) as crossed:
                 trial.fit(defense, attacks)
-            if crossed:
-                raise BrokenPromiseError(
-                    f"fit of stage {stage + 1} sends {max(crossed.values())} of {POINTS} test images, which "
-                    f"evaluation had shown it, through a {next(iter(crossed))}"
-                )
-            if found := differing(defense.state_dict(), trial.reference(mode).weights[stage]):
-                raise BrokenPromiseError(
-                    f"evaluated before stage {stage + 1}, it trains differently from a twin: {found}"
-                )
+            require(
+                not crossed,
+                f"fit of stage {stage + 1} sends {max(crossed.values(), default=0)} of {POINTS} test images, "
+                f"which evaluation had shown it, through a {next(iter(crossed), '')}",
+            )
+            found = differing(defense.state_dict(), trial.reference(mode).weights[stage])
+            require(
+                not found, f"evaluated before stage {stage + 1}, it trains differently from a twin: {found}"
+            )
         for place, tensor in holdings(defense):
-            if count := held_images(tensor, x):
-                raise BrokenPromiseError(f"{place} holds {count} of the {POINTS} test images")
-        if not torch.equal(x, pristine):
-            raise BrokenPromiseError("forward writes into the images that it is given")
+            count = held_images(tensor, x)
+            require(not count, f"{place} holds {count} of the {POINTS} test images")
+        require(torch.equal(x, pristine), "forward writes into the images that it is given")
     return f"{POINTS} test images, shown by evaluation before each stage, leave no trace"
 
 

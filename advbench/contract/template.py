@@ -6,10 +6,10 @@ import importlib.util
 import keyword
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
+from attacks_pool import pool
 from attacks_pool.errors import InputError
 from defenses import registry
 from defenses.registry import ENTRY_POINTS
@@ -39,6 +39,20 @@ $name = "$target"
 py-modules = ["$module"]
 """
 
+README = """# $name
+
+${Kind} for advbench, in `$module.py`: replace its $part with your own.
+
+```sh
+pip install -e .                              # registers it with advbench
+advbench ${kind}s check $name
+advbench run $example
+python -m pytest                              # the same contract, as a test
+```
+
+Before it is installed: `advbench ${kind}s check $module:$object`, in this directory.
+"""
+
 DEFENSE = '''"""$name: a defense for advbench."""
 
 import torch
@@ -49,7 +63,7 @@ from defenses import Defense, DefenseInfo, Stage
 from defenses.parts.mixing import craft_batch
 
 
-class $class_name(Defense):
+class $object(Defense):
     """Adversarial training with paired logits: L = CE(f(x̃), y) + λ · ‖f(x̃) − f(x)‖².
 
     x̃ is crafted on the current f by the stage's attack; several attacks share the batch. The second term is
@@ -81,28 +95,14 @@ class $class_name(Defense):
 TEST = '''"""The contract that every defense of advbench must keep."""
 
 from advbench.contract import check_defense
-from $module import $class_name
+from $module import $object
 
 
 def test_contract() -> None:
     """Shapes, gradients, determinism, saving, resuming, no test data, flat memory."""
-    broken = [str(check) for check in check_defense($class_name) if not check.holds]
+    broken = [str(check) for check in check_defense($object) if not check.holds]
     assert not broken, "\\n".join(broken)
 '''
-
-README = """# $name
-
-A defense for advbench, in `$module.py`: replace its loss with your own.
-
-```sh
-pip install -e .                              # registers it with advbench
-advbench defenses check $name
-advbench run --defense $name --sequence fgsm,pgd
-python -m pytest                              # the same contract, as a test
-```
-
-Before it is installed: `advbench defenses check $module:$class_name`, in this directory.
-"""
 
 
 def write_package(name: str, parent: Path) -> list[Path]:
@@ -119,34 +119,45 @@ def write_package(name: str, parent: Path) -> list[Path]:
     Raises:
         InputError: the name is invalid or taken, or the directory exists or cannot be written.
     """
+    check_name(name, "defense")
     module, class_name = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
-    _check_name(name, module, class_name)
+    if keyword.iskeyword(class_name):
+        raise InputError(f"{name!r} is a Python keyword: its module could not be imported")
+    if registry.class_named(class_name) is not None or class_name in ("Defense", "DefenseInfo", "Stage"):
+        raise InputError(f"the class name {class_name!r}, which {name!r} would get, is taken")
     words = {
-        "name": name,
-        "module": module,
-        "class_name": class_name,
+        "Kind": "A defense",
+        "part": "loss",
+        "object": class_name,
         "group": ENTRY_POINTS,
-        "kind": "defense",
         "target": f"{module}:{class_name}",
+        "example": f"--defense {name} --sequence fgsm,pgd",
     }
-    texts = {
-        "pyproject.toml": PROJECT,
-        f"{module}.py": DEFENSE,
-        f"test_{module}.py": TEST,
-        "README.md": README,
-    }
-    return write_files(
-        parent / name, {file: Template(text).substitute(words) for file, text in texts.items()}
-    )
+    return write_template(name, "defense", parent, DEFENSE, TEST, words)
 
 
-def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write a new folder of text files, whole or not at all.
+def write_template(
+    name: str, kind: str, parent: Path, code: str, test: str, words: dict[str, str]
+) -> list[Path]:
+    """Write a new folder ``parent/name`` with a package, whole or not at all.
+
+    Args:
+        name: the name of the package, the folder and the registered object.
+        kind: ``defense`` or ``attack``.
+        parent: where the folder is created.
+        code, test: the templates of the module and of its test.
+        words: what ``$Kind``, ``$part``, ``$object``, ``$group``, ``$target`` and ``$example`` stand for.
 
     Raises:
         InputError: the folder exists or cannot be written.
     """
-    parent, name = folder.parent, folder.name
+    module, folder = name.replace("-", "_"), parent / name
+    texts = {
+        "pyproject.toml": PROJECT,
+        f"{module}.py": code,
+        f"test_{module}.py": test,
+        "README.md": README,
+    }
     if folder.exists() or folder.is_symlink():
         raise InputError(f"{folder} exists already: choose another name or --dir")
     try:
@@ -156,56 +167,33 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
             made = Path(beside) / name
             made.mkdir()
             for file, text in texts.items():
-                (made / file).write_text(text, encoding="utf-8")
+                filled = Template(text).substitute(words, name=name, module=module, kind=kind)
+                (made / file).write_text(filled, encoding="utf-8")
             made.rename(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from None
     return [folder / file for file in texts]
 
 
-def check_plain_name(name: str, kind: str) -> None:
-    """Whether a package, a module and a registered name can be called ``name``.
-
-    Args:
-        name: such as ``my-defense``.
-        kind: ``defense`` or ``attack``, for the error.
+def check_name(name: str, kind: str) -> None:
+    """Check that a new package, its module and its ``kind`` (defense or attack) can be called ``name``.
 
     Raises:
         InputError: they cannot.
     """
     module = name.replace("-", "_")
+    what = "an attack" if kind == "attack" else f"a {kind}"
     if not FORM.fullmatch(name):
         raise InputError(
-            f"{name!r} is no name for a{'n' if kind == 'attack' else ''} {kind}: lower-case letters, digits, "
-            "single hyphens, a letter first"
+            f"{name!r} is no name for {what}: lower-case letters, digits, single hyphens, a letter first"
         )
     if len(name) > LONGEST:
-        raise InputError(
-            f"a name of {len(name)} letters is too long for a{'n' if kind == 'attack' else ''} {kind}: "
-            f"at most {LONGEST}"
-        )
+        raise InputError(f"a name of {len(name)} letters is too long for {what}: at most {LONGEST}")
     if keyword.iskeyword(module) or keyword.issoftkeyword(module):
         raise InputError(f"{name!r} is a Python keyword: its module could not be imported")
     if name in COMMANDS:
         raise InputError(f"{name!r} is a command of advbench {kind}s: choose another name")
-
-
-def check_free_module(module: str) -> None:
-    """Whether no module is called ``module``.
-
-    Raises:
-        InputError: one is installed.
-    """
+    if registry.is_taken(name) if kind == "defense" else name in pool.names() or name in pool.problems:
+        raise InputError(f"the name {name!r} is taken: advbench {kind}s {name} describes it")
     if importlib.util.find_spec(module) is not None:
         raise InputError(f"a module {module!r} is installed already: choose another name")
-
-
-def _check_name(name: str, module: str, class_name: str) -> None:
-    check_plain_name(name, "defense")
-    if keyword.iskeyword(class_name):
-        raise InputError(f"{name!r} is a Python keyword: its module could not be imported")
-    if registry.is_taken(name):
-        raise InputError(f"the name {name!r} is taken: advbench defenses {name} describes it")
-    check_free_module(module)
-    if registry.class_named(class_name) is not None or class_name in ("Defense", "DefenseInfo", "Stage"):
-        raise InputError(f"the class name {class_name!r}, which {name!r} would get, is taken")

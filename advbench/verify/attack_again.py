@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from advbench.verify.claims import (
     without_weights,
 )
 from advbench.verify.memorised import check_memorised
-from advbench.verify.report import Comparison, Report, differences, judge, machine_of
+from advbench.verify.report import Comparison, Report, differences, judge, machine_of, other_counts
 from advbench.verify.sample import Asked, Sample, choose
 from advbench.verify.siblings import check_siblings
 from advbench.verify.subject import Looked, Subject, subject_of
@@ -122,12 +124,7 @@ def threads_of(run: Run, asked: int | None) -> int:
 
 
 def _remeasure(
-    subject: Subject,
-    asked: Asked,
-    device: torch.device,
-    report: Report,
-    surrogate: Run | None,
-    told: Told,
+    subject: Subject, asked: Asked, device: torch.device, report: Report, surrogate: Run | None, told: Told
 ) -> None:
     sample = choose(subject, asked)
     report.sample = sample.tree()
@@ -136,12 +133,12 @@ def _remeasure(
     flags: set[str] = set()
     for stage in sample.stages:
         looked = subject.look(stage, device)
-        flags |= _compare_stage(subject, looked, stage, sample, device, report, told, exact=not other)
+        flags |= _compare_stage(subject, looked, sample, report, told, exact=not other)
         if stage == last:
-            check_memorised(subject, looked, device, report, sample.seed)
-            report.faults += check_size(subject, looked, device)
-            report.faults += check_regenerated(subject, looked, device)
-            repeat_audit(subject, looked, device, report, surrogate=surrogate, seen=flags, exact=not other)
+            check_memorised(subject, looked, report, sample.seed)
+            report.faults += check_size(subject, looked)
+            report.faults += check_regenerated(subject, looked)
+            repeat_audit(subject, looked, report, surrogate=surrogate, seen=flags, exact=not other)
     # Regenerated images belong to the last stage, and are checked with it.
     leave_metrics(subject, report, ROUTED if last in sample.stages else OF_THE_MODEL)
     if last not in sample.stages:
@@ -153,28 +150,18 @@ def _remeasure(
 
 
 def _compare_stage(
-    subject: Subject,
-    looked: Looked,
-    stage: int,
-    sample: Sample,
-    device: torch.device,
-    report: Report,
-    told: Told,
-    *,
-    exact: bool,
+    subject: Subject, looked: Looked, sample: Sample, report: Report, told: Told, *, exact: bool
 ) -> set[str]:
     """Attack one stage again; return the codes of flags that this raises.
 
     Passes depend on every bit: with ``exact``, they are compared for each cell that was measured completely.
     """
+    stage = looked.stage
     clean, robust = read_outcomes(subject.run.path / OUTCOMES)
     row = [entry.index for entry in subject.record.stages].index(stage)
-    texts = [CLEAN, *(attack.text for attack in subject.every)]
-    recorded = dict(zip(texts, (clean[row], *robust[row]), strict=True))
     limits = {CLEAN: len(subject.test), **{attack.text: limit for attack, limit in subject.measured}}
-    here = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
-    looked_at = {text: np.zeros(limit, dtype=bool) for text, limit in limits.items()}
-    counts = {text: np.zeros(len(COUNTED), dtype=np.int64) for text in limits}
+    recorded = dict(zip(limits, (clean[row], *robust[row]), strict=True))
+    cells = {cell.attack: cell for cell in subject.record.cells if cell.stage == stage}
     flags: set[str] = set()
     # Attack the points that are correct in the record, so that a difference here changes no other draws.
     pieces = measure_some(
@@ -183,54 +170,24 @@ def _compare_stage(
         subject.measured,
         clean[row],
         lambda shard: sample.wants(stage, shard),
-        stage=stage,
-        seed=subject.seed,
-        stochastic=looked.stochastic,
-        device=device,
+        **looked.how,
     )
-    before = CLEAN
-    for shard, piece in pieces:
-        if shard.text != before:
-            told(_line(stage, before, recorded, here, looked_at))
-            before = shard.text
-        here[shard.text][shard.block] = piece.right
-        looked_at[shard.text][shard.block] = True
-        counts[shard.text] += [getattr(piece, name) or 0 for name in COUNTED]
-        earned = {"nan-logits": piece.not_a_number, "invalid-examples": piece.invalid}
-        flags |= {code for code, count in earned.items() if count}
-        flags |= {"changed-model"} if piece.changed else set()
-    told(_line(stage, before, recorded, here, looked_at))
-    for text, seen in looked_at.items():
-        if seen.any():
-            report.comparisons.append(
-                Comparison.of(stage, text, recorded[text][: len(seen)], here[text], seen)
-            )
-    if exact:
-        whole = {text: counts[text].tolist() for text, seen in looked_at.items() if seen.all()}
-        report.faults += _other_counts(subject, stage, whole)
+    for text, group in groupby(pieces, lambda measured: measured[0].text):
+        here, looked_at = np.zeros((2, limits[text]), dtype=bool)
+        counts: Counter[str] = Counter()
+        for shard, piece in group:
+            here[shard.block] = piece.right
+            looked_at[shard.block] = True
+            counts.update({name: getattr(piece, name) or 0 for name in COUNTED})
+            earned = {"nan-logits": piece.not_a_number, "invalid-examples": piece.invalid}
+            flags |= {code for code, count in earned.items() if count}
+            flags |= {"changed-model"} if piece.changed else set()
+        comparison = Comparison.of(stage, text, recorded[text][: limits[text]], here, looked_at)
+        report.comparisons.append(comparison)
+        told(comparison.line())
+        if exact and looked_at.all() and text in cells:
+            report.faults += other_counts(comparison.label, cells[text], counts, COUNTED)
     return flags
-
-
-def _other_counts(subject: Subject, stage: int, found: Mapping[str, list[int]]) -> Iterator[str]:
-    """One line for each cell of a stage whose passes or number of invalid examples differ."""
-    for cell in subject.record.cells:
-        if cell.stage == stage and cell.attack in found:
-            for name, count in zip(COUNTED, found[cell.attack], strict=True):
-                said = getattr(cell, name)
-                # Older records do not count how often a model abstained.
-                if said is not None and said != count:
-                    yield f"stage {stage}, {cell.attack}: {name} is {said} in the record, {count} here"
-
-
-def _line(
-    stage: int,
-    text: str,
-    recorded: dict[str, Any],
-    here: dict[str, Any],
-    looked_at: dict[str, Any],
-) -> str:
-    seen = looked_at[text]
-    return Comparison.of(stage, text, recorded[text][: len(seen)], here[text], seen).line()
 
 
 def _say_what_was_not(subject: Subject, sample: Sample, report: Report, other: list[str]) -> None:

@@ -10,14 +10,14 @@ from torch import nn
 
 from advbench.audit import Probes, audit, held_out, probe
 from advbench.audit.probes import POINTS
-from advbench.audit.stored import RECORDED, stored_rows, surrogate_model
-from advbench.audit.surrogates import plain_surrogate
+from advbench.audit.stored import RECORDED, row_0, stored_rows
+from advbench.audit.surrogates import plain_surrogate, surrogate_of
 from advbench.audit.verdict import BY_PROBES, BY_TRANSFER
 from advbench.evaluation.extras import Regenerates, regenerate
 from advbench.external.run_record import counted
 from advbench.models.cost import multiply_adds
 from advbench.runs.saved import Run
-from advbench.verify.report import Comparison, Report
+from advbench.verify.report import Comparison, Report, other_counts
 from advbench.verify.subject import Looked, Subject
 from attacks_pool import InputError
 from leaderboards import Cell, Record
@@ -27,6 +27,7 @@ from leaderboards.records.store import read_probe_outcomes
 
 ROW_0, OF_RUN, PLAIN = "row 0", "run ", "plain "
 """The prefix in records for a run that transferred points were crafted on."""
+COUNTS = ("forwards", "backwards", "invalid")
 FAR = 0.01
 """The relative difference up to which the quality of regenerated images counts as equal."""
 
@@ -34,7 +35,6 @@ FAR = 0.01
 def repeat_audit(
     subject: Subject,
     looked: Looked,
-    device: torch.device,
     report: Report,
     *,
     surrogate: Run | None = None,
@@ -46,13 +46,12 @@ def repeat_audit(
     Args:
         subject: the run to verify.
         looked: its final model.
-        device: the device of the model.
         report: receives the findings.
         surrogate: the run that transferred points were crafted on, if it was a run.
         seen: codes of flags that the re-evaluation of the stages has raised.
         exact: whether every bit should be equal, and therefore also the passes of probes.
     """
-    probes = _probe(subject, looked, device, report, surrogate)
+    probes = _probe(subject, looked, report, surrogate)
     recorded = subject.record.audit
     battery = _compare(subject, probes, report, exact=exact)
     rows = list(stored_rows(subject.run, subject.measured))
@@ -95,11 +94,9 @@ def check_surrogate(record: Record, given: Record | None) -> None:
     raise InputError(f"the audit of run {record.id} {said}, not on {OF_RUN + given.id!r}{more}")
 
 
-def _probe(
-    subject: Subject, looked: Looked, device: torch.device, report: Report, given: Run | None
-) -> Probes:
+def _probe(subject: Subject, looked: Looked, report: Report, given: Run | None) -> Probes:
     recorded = subject.record.audit
-    name, model = _surrogate(subject, device, given)
+    name, model = _surrogate(subject, looked.device, given)
     if model is None and any(cell.threat.access == "transfer" for cell in recorded.probes):
         how = " (give --surrogate)" if str(recorded.surrogate).startswith(OF_RUN) else ""
         report.not_looked_at.append(f"points transferred from {recorded.surrogate}{how}")
@@ -111,15 +108,12 @@ def _probe(
         looked.view,
         subject.test,
         attacks=subject.every,
-        surrogate=None if model is None else model.to(device),
+        surrogate=None if model is None else model.to(looked.device),
         surrogate_name=name,
-        seed=subject.seed,
-        stage=subject.record.stages[-1].index,
         points=points,
-        stochastic=looked.stochastic,
-        device=device,
         transferred=subject.measured if looked.transfer else (),
         held_out=held_out(subject.run.data),
+        **looked.how,
     )
 
 
@@ -129,9 +123,9 @@ def _surrogate(
     """The model that transferred points were crafted on, if it is available."""
     name = subject.record.audit.surrogate
     if given is not None:
-        return surrogate_model(subject.run, given)
+        return surrogate_of(given, subject.run.data)
     if name == ROW_0 and not subject.evaluated:
-        return surrogate_model(subject.run, None)
+        return row_0(subject.run)
     if name is not None and name.startswith(PLAIN) and subject.evaluated:
         again = plain_surrogate(subject.run.data, subject.seed, device)
         if again[0] == name:
@@ -161,9 +155,8 @@ def _compare(subject: Subject, probes: Probes, report: Report, *, exact: bool) -
             transferred=cell.threat.access == "transfer",
         )
         report.comparisons.append(comparison)
-        for name in ("forwards", "backwards", "invalid") if exact and cell.n == cells[number].n else ():
-            if (said := getattr(cells[number], name)) != (count := getattr(cell, name)):
-                report.faults.append(f"{comparison.label}: {name} is {said} in the record, {count} here")
+        if exact and cell.n == cells[number].n:
+            report.faults += other_counts(comparison.label, cells[number], dict(cell), COUNTS)
     return whole
 
 
@@ -172,13 +165,12 @@ def _place(cell: Cell) -> tuple[str, str, str | None]:
     return cell.attack, cell.threat.access, cell.network
 
 
-def check_size(subject: Subject, looked: Looked, device: torch.device) -> Iterator[str]:
+def check_size(subject: Subject, looked: Looked) -> Iterator[str]:
     """A line if the final model's parameters or multiply-adds, which tables compare, differ."""
     image = subject.run.data.test.x[:1]
     parameters = sum(parameter.numel() for parameter in looked.module.parameters())
-    adds = (
-        counted(looked.module, image) if subject.evaluated else multiply_adds(looked.module, image.to(device))
-    )
+    count, place = (counted, image.device) if subject.evaluated else (multiply_adds, looked.device)
+    adds = count(looked.module, image.to(place))
     cost = subject.record.cost
     if (parameters, adds) != (cost.parameters, cost.multiply_adds):
         yield (
@@ -187,7 +179,7 @@ def check_size(subject: Subject, looked: Looked, device: torch.device) -> Iterat
         )
 
 
-def check_regenerated(subject: Subject, looked: Looked, device: torch.device) -> Iterator[str]:
+def check_regenerated(subject: Subject, looked: Looked) -> Iterator[str]:
     """A line for each different quality of regenerated images, if the defense makes any."""
     found: dict[str, float | None] = {}
     if isinstance(looked.module, Regenerates):
@@ -196,7 +188,7 @@ def check_regenerated(subject: Subject, looked: Looked, device: torch.device) ->
             subject.test,
             subject.attacks["seen"],
             seed=subject.seed,
-            device=device,
+            device=looked.device,
         ).metrics
     claimed = {
         key: value

@@ -21,12 +21,12 @@ from advbench.verify.report import Report
 from advbench.verify.subject import Subject
 from attacks_pool import InputError
 from defenses import registry
-from leaderboards import CLEAN, PerClass, RecordError, check_run, read_manifest, read_outcomes
-from leaderboards.audits.contradictions import equal
+from leaderboards import CLEAN, RecordError, check_run, read_manifest, read_outcomes
+from leaderboards.audits.contradictions import class_faults, equal, metrics_given, threat_faults
 from leaderboards.records.checksums import digest_of
 from leaderboards.records.entries import Role
 from leaderboards.records.layout import MANIFEST, OUTCOMES, RECORD, STAGES
-from leaderboards.statistics.measured import eval_metrics, metrics_of, transfer_metric
+from leaderboards.statistics.measured import transfer_metric
 
 
 def check_identity(subject: Subject) -> Iterator[str]:
@@ -193,13 +193,7 @@ def _configured(subject: Subject) -> Iterator[str]:
     texts = [attack.text for attack in subject.every]
     if (protocol := protocol_of(texts, subject.points, record.config.get("abstain"))) != record.protocol:
         yield f"protocol: {record.protocol!r}, its attacks and points give {protocol!r}"
-    infos = {attack.text: attack for attack in subject.every}
-    for cell in record.cells:
-        attack = infos.get(cell.attack)
-        threat = cell.threat.norm, cell.threat.eps, cell.threat.access
-        meant_threat = (attack.info.norm, attack.eps, attack.info.access) if attack else (None, None, "none")
-        if threat != meant_threat:
-            yield f"stage {cell.stage}, {cell.attack}: its threat {threat} is not the attack's {meant_threat}"
+    yield from threat_faults(record)
     if not subject.evaluated:
         yield from _trained(subject)
 
@@ -219,18 +213,10 @@ def _trained(subject: Subject) -> Iterator[str]:
 
 
 def _metrics(subject: Subject) -> Iterator[str]:
-    clean, robust = read_outcomes(subject.run.path / OUTCOMES)
     record = subject.record
-    counts = {cell.attack: cell.n for cell in record.cells}
-    points = [counts[attack.text] for attack in subject.every]
-    if subject.evaluated:
-        found = eval_metrics(clean[-1], robust[-1], points)
-    else:
-        seen, unseen = subject.attacks["seen"], subject.attacks["unseen"]
-        found = metrics_of(
-            clean, robust, regime=record.regime, seen=len(seen), unseen=len(unseen), points=points
-        )
-        found |= transfer_metric(record.audit.probes, [attack.text for attack in seen])
+    found = metrics_given(record, *read_outcomes(subject.run.path / OUTCOMES))
+    if not subject.evaluated:
+        found |= transfer_metric(record.audit.probes, [attack.text for attack in subject.attacks["seen"]])
     claimed = {key: value for key, value in record.metrics.items() if key not in OF_THE_MODEL}
     for key in sorted({*found, *claimed}):
         if key not in claimed or key not in found or not equal(claimed[key], found[key]):
@@ -261,18 +247,9 @@ def _passes(subject: Subject) -> Iterator[str]:
 
 def _classes(subject: Subject) -> Iterator[str]:
     """A line for each count by class that does not add up (checking more needs labels)."""
-    rows: list[PerClass] = subject.record.per_class
-    last = {
-        cell.attack: cell for cell in subject.record.cells if cell.stage == subject.record.stages[-1].index
-    }
-    if not rows:
+    if not subject.record.per_class:
         yield "per_class: empty"
-        return
-    totals = {CLEAN: sum(row.clean_correct for row in rows)}
-    totals |= {attack.text: sum(row.robust.get(attack.text, 0) for row in rows) for attack in subject.every}
-    for attack, total in totals.items():
-        if total != last[attack].robust:
-            yield f"per_class: {attack} adds up to {total}, the last stage has {last[attack].robust}"
+    yield from class_faults(subject.record)
 
 
 CLAIMS: Mapping[str, Claim] = {

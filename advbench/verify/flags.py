@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from advbench.verify.subject import Subject
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.sequences import parse_attacks
+from leaderboards import Cell
+from leaderboards.audits import contradictions
 from leaderboards.audits.comparisons import Probed
-from leaderboards.audits.contradictions import audit_faults, right_clean
 from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.store import read_all_outcomes
 
@@ -19,7 +20,7 @@ def check_audit(subject: Subject) -> Iterator[str]:
     The metadata of attacks is the pool's, not the record's.
     """
     # The outcomes of probes may be missing: the audit is then repeated on the model.
-    return audit_faults(subject.record, compared(subject))
+    return contradictions.audit_faults(subject.record, compared(subject))
 
 
 def compared(subject: Subject) -> tuple[list[Probed], int] | None:
@@ -27,30 +28,12 @@ def compared(subject: Subject) -> tuple[list[Probed], int] | None:
 
     None if the outcomes of the record's probes are missing.
     """
-    audit = subject.record.audit
     _, robust, probes = read_all_outcomes(subject.run.path / OUTCOMES)
-    if audit.probes and not probes.size:
-        return None
-    counts = {cell.attack: cell.n for cell in subject.record.cells}
-    measured = [
-        Probed(
-            attack,
-            outcome,
-            counts[attack.text],
-            attack.info.access,
-            network=audit.networks.get(attack.text),
-        )
-        for attack, outcome in zip(subject.every, robust[-1], strict=True)
-    ]
-    measured += [
-        Probed(_bound(cell.attack), outcome, cell.n, cell.threat.access, probe=True, network=cell.network)
-        for cell, outcome in zip(audit.probes, probes, strict=True)
-    ]
-    return measured, right_clean(audit)
+    return contradictions.compared(subject.record, robust, probes, subject.every, _bound)
 
 
-def _bound(text: str) -> Attack:
-    found = parse_attacks(text)
+def _bound(cell: Cell) -> Attack:
+    found = parse_attacks(cell.attack)
     if len(found) != 1:
-        raise InputError(f"{text!r} is not one attack")
+        raise InputError(f"{cell.attack!r} is not one attack")
     return pool.bind(*found[0])

@@ -64,10 +64,11 @@ class Found:
         """right / points."""
         return self.right / self.points
 
+    def __str__(self) -> str:
+        return f"{100 * self.accuracy:.1f} % of {self.points} {self.group}"
 
-def check_memorised(
-    subject: Subject, looked: Looked, device: torch.device, report: Report, seed: int
-) -> None:
+
+def check_memorised(subject: Subject, looked: Looked, report: Report, seed: int) -> None:
     """Compare the final model's accuracy on measured test points with that on other points.
 
     The others are test points that no attack of the record used, if there are any, the validation points (a
@@ -88,9 +89,7 @@ def check_memorised(
     measured, others = _groups(subject)
     splits = {group.name: group.drawn(seed) for group in (*measured, *others)}
     found = {
-        name: list(_accuracies(subject, looked, device, name, split, attack))
-        for name, split in splits.items()
-        if len(split)
+        name: list(_accuracies(looked, name, split, attack)) for name, split in splits.items() if len(split)
     }
     report.accuracies = [{**vars(one), "accuracy": one.accuracy} for some in found.values() for one in some]
     pairs = [
@@ -99,10 +98,10 @@ def check_memorised(
         for other in (*measured[place + 1 :], *others)
     ]
     compared = [
-        (one, other)
+        both
         for name, rival in pairs
         if name in found and rival in found
-        for one, other in zip(found[name], found[rival], strict=True)
+        for both in zip(found[name], found[rival], strict=True)
     ]
     folder = subject.run.dataset.startswith(FOLDER)
     for line, rival in better(compared):
@@ -123,13 +122,7 @@ def better(pairs: Sequence[tuple[Found, Found]]) -> Iterator[tuple[str, str]]:
         table = [[one.right, one.points - one.right], [other.right, other.points - other.right]]
         p = float(fisher_exact(table, alternative="greater").pvalue)
         if p < LARGEST_P / len(pairs):
-            yield (
-                (
-                    f"{one.attack}: {100 * one.accuracy:.1f} % of {one.points} {one.group}, "
-                    f"{100 * other.accuracy:.1f} % of {other.points} {other.group} (p {p:.2g})"
-                ),
-                other.group,
-            )
+            yield f"{one.attack}: {one}, {other} (p {p:.2g})", other.group
 
 
 def _far(one: Found, other: Found) -> bool:
@@ -164,15 +157,10 @@ def _groups(subject: Subject) -> tuple[list[PointGroup], list[PointGroup]]:
     """The measured test points, in parts with the same attacks, and the groups to compare them with."""
     data = subject.run.data
     ends = sorted({0, *(count for _, count in subject.measured)})
-    parts = list(pairwise(ends))
-    measured = [
-        PointGroup(
-            MEASURED if len(parts) == 1 else f"{MEASURED} {start} to {stop - 1}",
-            data.test,
-            range(start, stop),
-        )
-        for start, stop in parts
-    ]
+    measured = []
+    for start, stop in pairwise(ends):
+        name = MEASURED if len(ends) == 2 else f"{MEASURED} {start} to {stop - 1}"
+        measured.append(PointGroup(name, data.test, range(start, stop)))
     others = [
         PointGroup(UNMEASURED, data.test, range(ends[-1], len(data.test))),
         PointGroup(VALIDATION, data.validation, range(len(data.validation))),
@@ -181,19 +169,10 @@ def _groups(subject: Subject) -> tuple[list[PointGroup], list[PointGroup]]:
     return measured, [group for group in others if len(group.numbers)]
 
 
-def _accuracies(
-    subject: Subject, looked: Looked, device: torch.device, name: str, split: Split, attack: Attack | None
-) -> Iterator[Found]:
+def _accuracies(looked: Looked, name: str, split: Split, attack: Attack | None) -> Iterator[Found]:
     attacked = min(len(split), MOST_ATTACKED)
-    row = evaluate(
-        looked.view,
-        split,
-        [] if attack is None else [(attack, attacked)],
-        stage=subject.record.stages[-1].index,
-        seed=subject.seed,
-        stochastic=looked.stochastic,
-        device=device,
-    )
+    pairs = [] if attack is None else [(attack, attacked)]
+    row = evaluate(looked.view, split, pairs, **looked.how)
     yield Found(name, CLEAN, len(split), int(row.clean.sum()))
     if attack is not None:
         yield Found(name, attack.text, attacked, int(row.robust[0].sum()))

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from advbench.data import DataSet
 from advbench.runs.machine import describe
-from leaderboards import Record
+from leaderboards import Cell, Record
 from leaderboards.audits.comparisons import LARGEST_P
 
 MOST_DISCORDANCE = 0.01
@@ -206,6 +206,15 @@ def _one_sided(comparisons: Sequence[Comparison]) -> Iterator[str]:
             f"of {better + worse} points whose outcomes differ, {better} are better in the record "
             f"(p {p:.2g}): rounding favours neither side"
         )
+
+
+def other_counts(
+    label: str, recorded: Cell, here: Mapping[str, int | None], names: Sequence[str]
+) -> Iterator[str]:
+    """A line for each of the cell's counts ``names`` that differs here; older records lack some."""
+    for name in names:
+        if (said := getattr(recorded, name)) is not None and said != here[name]:
+            yield f"{label}: {name} is {said} in the record, {here[name]} here"
 
 
 def machine_of(device: torch.device, data: DataSet) -> dict[str, Any]:

@@ -20,23 +20,34 @@ from advbench.evaluation.stochastic import is_stochastic
 from advbench.external import Foreign, Source, load_foreign
 from advbench.external.load import ROBUSTBENCH
 from advbench.external.model_files import EXPORTED, SCRIPTS
-from advbench.external.run_record import NOT_KEPT
 from advbench.models import MODELS, imports_code
 from advbench.runs.saved import WEIGHTS, Run
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.metadata import parse_number, whole_number
+from defenses import DefenseInfo
 from leaderboards.records.layout import EVALUATED
 
 
 @dataclass(frozen=True)
 class Looked:
-    """The model of one stage: its view for evaluation, the module itself, and whether it is randomised."""
+    """The model of one stage: its view for evaluation, the module itself, and how it is measured.
+
+    ``declared`` says whether the defense declares itself as randomised, ``stochastic`` whether it is.
+    """
 
     view: View
     module: nn.Module
+    stage: int
+    seed: int
+    device: torch.device
     stochastic: bool
     declared: bool
     transfer: bool
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The arguments of `evaluate` that determine its numbers."""
+        return {"stage": self.stage, "seed": self.seed, "stochastic": self.stochastic, "device": self.device}
 
 
 class Subject:
@@ -65,15 +76,12 @@ class Subject:
         found: dict[str, int] = self.record.config["points"]
         return found
 
-    def limits(self, available: int) -> list[int]:
-        """The number of points of each attack, out of ``available`` test points."""
-        default = self.points.get("default", available)
-        return [min(self.points.get(attack.name, default), available) for attack in self.every]
-
     @cached_property
     def measured(self) -> list[tuple[Attack, int]]:
         """Each attack with its number of points."""
-        return list(zip(self.every, self.limits(len(self.run.data.test)), strict=True))
+        available = len(self.run.data.test)
+        default = self.points.get("default", available)
+        return [(attack, min(self.points.get(attack.name, default), available)) for attack in self.every]
 
     @cached_property
     def test(self) -> Split:
@@ -81,11 +89,6 @@ class Subject:
         size = max(count for _, count in self.measured)
         test = self.run.data.test
         return Split(test.x[:size], test.y[:size])
-
-    def missing(self) -> list[str]:
-        """The files of weights that the record names but that do not exist."""
-        names = [stage.weights for stage in self.record.stages if stage.weights != NOT_KEPT]
-        return [name for name in names if not (self.run.path / name).is_file()]
 
     def look(self, stage: int, device: torch.device) -> Looked:
         """The model of a stage, on ``device`` and in eval mode.
@@ -95,17 +98,17 @@ class Subject:
         """
         if self.evaluated:
             model: nn.Module = self.foreign.model.to(device).eval()
-            return self._looked(lambda _: model, model, device, declared=False, transfer=False)
+            return self._looked(stage, device, model, lambda _: model)
         defense = self.run.stage(stage).to(device)
-        info = defense.info
-        return self._looked(defense.view, defense, device, declared=info.stochastic, transfer=info.transfer)
+        return self._looked(stage, device, defense, defense.view, defense.info)
 
     def _looked(
-        self, view: View, module: nn.Module, device: torch.device, *, declared: bool, transfer: bool
+        self, stage: int, device: torch.device, module: nn.Module, view: View, info: DefenseInfo | None = None
     ) -> Looked:
+        declared, transfer = (False, False) if info is None else (info.stochastic, info.transfer)
         # Detect randomness like the evaluator, with the same draws.
         chance = declared or is_stochastic(view(None), self.test.x[:LOOKED_AT].to(device), self.seed)
-        return Looked(view, module, chance, declared, transfer)
+        return Looked(view, module, stage, self.seed, device, chance, declared, transfer)
 
     @cached_property
     def foreign(self) -> Foreign:

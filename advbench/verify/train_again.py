@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,7 +29,15 @@ from advbench.verify.attack_again import threads_of
 from advbench.verify.audit_again import check_surrogate
 from advbench.verify.bounds import check_allocations
 from advbench.verify.claims import OF_THE_MODEL, check_claims, check_labels, leave_metrics
-from advbench.verify.report import MOST_DISCORDANCE, Comparison, Report, differences, judge, machine_of
+from advbench.verify.report import (
+    MOST_DISCORDANCE,
+    Comparison,
+    Report,
+    differences,
+    judge,
+    machine_of,
+    other_counts,
+)
 from advbench.verify.rounding import far_off, spreads
 from advbench.verify.subject import Subject, subject_of
 from attacks_pool import InputError
@@ -237,11 +245,11 @@ def _other_counts(recorded: Sequence[Cell], again: Sequence[Cell], *, exact: boo
     here = {(cell.stage, cell.attack): cell for cell in again}
     for cell in recorded:
         found = here[cell.stage, cell.attack]
+        label = f"stage {cell.stage}, {cell.attack}"
         if abs(cell.invalid - found.invalid) > (0 if exact else MOST_DISCORDANCE * cell.n):
-            yield f"stage {cell.stage}, {cell.attack}: {cell.invalid} invalid examples, {found.invalid} here"
-        for name in ("forwards", "backwards") if exact else ():
-            if (said := getattr(cell, name)) != (count := getattr(found, name)):
-                yield f"stage {cell.stage}, {cell.attack}: {name} is {said}, training again gives {count}"
+            yield f"{label}: {cell.invalid} invalid examples, {found.invalid} here"
+        if exact:
+            yield from other_counts(label, cell, dict(found), ("forwards", "backwards"))
 
 
 def _metrics_of_the_model(record: Record, again: Record) -> Iterator[str]:
@@ -289,15 +297,9 @@ def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
     """The distance of two sets of weights, relative to the length of the first."""
     if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
         return "of another structure"
-    difference, length = (
-        _length({name: one[name].double() - other[name].double() for name in one}),
-        _length(one),
-    )
-    return f"{difference / max(length, 1e-30):.2g} of their length away"
+    difference = _length(one[name].double() - other[name].double() for name in one)
+    return f"{difference / max(_length(one.values()), 1e-30):.2g} of their length away"
 
 
-def _length(tensors: Mapping[str, Tensor]) -> float:
-    squares: NDArray[np.float64] = np.array(
-        [float(tensor.double().square().sum()) for tensor in tensors.values()], dtype=np.float64
-    )
-    return float(np.sqrt(squares.sum()))
+def _length(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))

@@ -6,12 +6,12 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leaderboards.audits.comparisons import OVERCLAIM, OVERCLAIMED, Probed, compare
+from leaderboards.audits.comparisons import OVERCLAIM, OVERCLAIMED, Probed, ProbedAttack, compare
 from leaderboards.audits.following import FROM_OUTCOMES, UNTAUGHT, from_outcomes, older, verdict_of
 from leaderboards.errors import RecordError
 from leaderboards.records.checking import outcome_faults, probe_faults
@@ -92,9 +92,11 @@ def contradictions(record: Record, clean: Bools, robust: Bools, probes: Bools) -
     yield from faults
     if faults:
         return
-    yield from _threats(record)
-    yield from _metrics(record, clean, robust)
-    yield from _classes(record)
+    yield from threat_faults(record)
+    for key, value in metrics_given(record, clean, robust).items():
+        if not equal(said := record.metrics.get(key), value):
+            yield f"metrics: {key} is {said}, the stored outcomes give {value}"
+    yield from class_faults(record)
     stored = recorded(record, robust, probes)
     yield from audit_faults(record, stored)
     if stored is None:
@@ -134,21 +136,38 @@ def recorded(record: Record, robust: Bools, probes: Bools) -> tuple[list[Probed]
 
     None if the outcomes of the record's probes are not stored.
     """
-    cells = record.audit.probes
-    if cells and not probes.size:
-        return None
-    counts = {cell.attack: cell.n for cell in record.cells}
     own = [
         Recorded(one.text, one.name, one.eps or 0.0, _knobs(one.text), one.norm, one.family, one.access)
         for one in record.attacks
     ]
-    labels, families = record.audit.networks, {one.text: one.family for one in own}
+    families = {one.text: one.family for one in own}
+    return compared(record, robust, probes, own, lambda cell: _probe(cell, families))
+
+
+def compared(
+    record: Record,
+    robust: Bools,
+    probes: Bools,
+    own: Sequence[ProbedAttack],
+    described: Callable[[Cell], ProbedAttack],
+) -> tuple[list[Probed], int] | None:
+    """The arguments of `from_outcomes`; None if the outcomes of the record's probes are not stored.
+
+    Args:
+        record, robust, probes: see `contradictions`.
+        own: the run's attacks.
+        described: gives the attack of a probe's cell.
+    """
+    cells, labels = record.audit.probes, record.audit.networks
+    if cells and not probes.size:
+        return None
+    counts = {cell.attack: cell.n for cell in record.cells}
     measured = [
-        Probed(attack, outcome, counts[attack.text], attack.access, network=labels.get(attack.text))
+        Probed(attack, outcome, counts[attack.text], attack.info.access, network=labels.get(attack.text))
         for attack, outcome in zip(own, robust[-1], strict=True)
     ]
     measured += [
-        Probed(_probe(cell, families), outcome, cell.n, cell.threat.access, probe=True, network=cell.network)
+        Probed(described(cell), outcome, cell.n, cell.threat.access, probe=True, network=cell.network)
         for cell, outcome in zip(cells, probes, strict=True)
     ]
     return measured, right_clean(record.audit)
@@ -174,39 +193,28 @@ def right_clean(audit: Audit) -> int:
     return max(own, key=lambda cell: cell.n).clean_correct if own else 0
 
 
-def _threats(record: Record) -> Iterator[str]:
+def threat_faults(record: Record) -> Iterator[str]:
     """One line for each cell whose threat differs from that of the listed attack."""
-    entries: dict[str, tuple[str | None, float | None, Access]] = {
-        one.text: (one.norm, one.eps, one.access) for one in record.attacks
-    }
+    entries: dict[str, tuple[str | None, float | None, Access]] = {CLEAN: (None, None, "none")}
+    entries |= {one.text: (one.norm, one.eps, one.access) for one in record.attacks}
     for cell in record.cells:
         threat = (cell.threat.norm, cell.threat.eps, cell.threat.access)
-        if cell.attack != CLEAN and threat != (meant := entries[cell.attack]):
+        if threat != (meant := entries[cell.attack]):
             yield f"stage {cell.stage}, {cell.attack}: its threat {threat} is not the attack's {meant}"
-            return
 
 
-def _metrics(record: Record, clean: Bools, robust: Bools) -> Iterator[str]:
+def metrics_given(record: Record, clean: Bools, robust: Bools) -> dict[str, float | None]:
+    """The metrics that follow from a record's outcomes."""
     counts = {cell.attack: cell.n for cell in record.cells}
     points = [counts[one.text] for one in record.attacks]
     roles = [one.role for one in record.attacks]
     if record.regime == EVALUATED:
-        found = eval_metrics(clean[-1], robust[-1], points)
-    else:
-        found = metrics_of(
-            clean,
-            robust,
-            regime=record.regime,
-            seen=roles.count("seen"),
-            unseen=roles.count("unseen"),
-            points=points,
-        )
-    for key, value in found.items():
-        if not equal(said := record.metrics.get(key), value):
-            yield f"metrics: {key} is {said}, the stored outcomes give {value}"
+        return eval_metrics(clean[-1], robust[-1], points)
+    seen, unseen = roles.count("seen"), roles.count("unseen")
+    return metrics_of(clean, robust, regime=record.regime, seen=seen, unseen=unseen, points=points)
 
 
-def _classes(record: Record) -> Iterator[str]:
+def class_faults(record: Record) -> Iterator[str]:
     """One line for each count by class that does not add up (checking more would need labels)."""
     rows, last = record.per_class, record.stages[-1].index
     for cell in record.cells if rows else ():
