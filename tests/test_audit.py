@@ -299,7 +299,7 @@ def test_more_room_must_not_help_the_defense() -> None:
     ]
     (flag,) = rises_with_eps(ladder)
     assert flag.code == "accuracy-rises-with-eps"
-    assert flag.message == "pgd eps=0.1 leaves 20.0 points less than pgd eps=0.3, which has more room"
+    assert flag.message == "pgd eps=0.1 leaves 20.0 points less than pgd eps=0.3, whose budget is larger"
     assert found(rises_with_eps(ladder[:1])) == []
     assert found(rises_with_eps([seen("pgd:eps=0.1", survivors(700)), seen("pgd", survivors(740))])) == []
     assert found(rises_with_eps([seen("pgd:eps=0.1", survivors(700)), seen("pgd", survivors(10))])) == []

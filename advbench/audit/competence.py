@@ -49,13 +49,13 @@ def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | N
     if broken:
         yield Flag(
             code="nan-logits",
-            message=f"{broken} of {len(x)} clean points get logits that are no numbers",
+            message=f"{broken} of {len(x)} clean points have logits that are not numbers",
             evidence={"count": broken, "points": len(x), "where": "clean"},
         )
     if probable and broken < len(x):
         yield Flag(
             code="probabilities-not-logits",
-            message="outputs lie in [0, 1] and sum to 1: they are probabilities, which flatten gradients",
+            message="outputs lie in [0, 1] and sum to 1: they are probabilities, not logits, so gradients vanish",
             evidence={"points": len(x) - broken},
         )
 
@@ -87,19 +87,19 @@ def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: i
     x, y, total = x[:POINTS], y[:POINTS], len(y)
     with buffers_kept(model):
         found = logits_of(model, x, seed).argmax(1)
-        start = f"{right} of {total} clean points are right, which is no better than chance"
+        start = f"{right} of {total} clean points are classified correctly, which is no better than chance"
         evidence = {"points": total, "right": right, "chance": round(float(y.bincount().max()) / len(y), 4)}
         if order := _other_order(found, y):
             yield Flag(
                 code=CHECK_NORMALISATION,
-                message=f"{start}; with classes in another order {order} of {len(y)} are: check their order",
+                message=f"{start}; in another order of classes {order} of {len(y)} are: check the order",
                 evidence={**evidence, "explained_by": "class order", "explained": order},
             )
         elif scale := _other_scale(model, x, y, seed):
             words, count = scale
             yield Flag(
                 code=CHECK_NORMALISATION,
-                message=f"{start}; given {words} it gets {count} of {len(y)}: check its normalisation",
+                message=f"{start}; with {words}, {count} of {len(y)} are: check the normalisation",
                 evidence={**evidence, "explained_by": words, "explained": count},
             )
         else:
@@ -113,7 +113,7 @@ def _did_not_train(start: str, evidence: Mapping[str, float], found: Tensor) -> 
     said = f"; {100 * share:.0f} % of its predictions are class {commonest}" if share >= ONE_CLASS else ""
     return Flag(
         code=DID_NOT_TRAIN,
-        message=f"{start}{said}: look at the learning rate, the normalisation and the order of classes",
+        message=f"{start}{said}: check the learning rate, the normalisation and the order of classes",
         evidence={**evidence, "commonest_prediction": commonest, "share": round(share, 4)},
     )
 

@@ -26,7 +26,7 @@ COARSE: dict[torch.dtype, float] = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
 """The relative difference of logits that rounding explains if the model computes in 16 bits."""
 WORDS = {
     "company": "the rest of the batch",
-    "history": "what was asked before",
+    "history": "earlier queries",
     "order": "the order of the batch",
     "size": "the size of the batch",
     "gradients": "whether gradients are recorded",

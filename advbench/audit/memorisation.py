@@ -77,7 +77,7 @@ def unseen_flags(
         x, y = split.x[:count], split.y[:count]
         crafted = attack(surrogate, x, y, generator=keyed_generator("unseen", seed, number))
         right.append((logits_of(model, crafted, seed).argmax(1) == y).cpu().numpy())
-    yield from _compared("under points crafted on another model", attack.text, right[1], right[0])
+    yield from _compared("crafted on another model", attack.text, right[1], right[0])
 
 
 def memorisation_flags(
@@ -115,8 +115,8 @@ def _compared(words: str, text: str, here: Bools, there: Bools) -> Iterator[Flag
         yield Flag(
             code=CODE,
             message=(
-                f"{words}, {100 * here.mean():.1f} % of the measured points are right and "
-                f"{100 * there.mean():.1f} % of others: the model may know the measured points by heart"
+                f"{words}, {100 * here.mean():.1f} % of the measured points are classified correctly, but "
+                f"only {100 * there.mean():.1f} % of others: the model may have memorised the measured points"
             ),
             evidence={
                 "attack": text,

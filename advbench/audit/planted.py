@@ -144,8 +144,8 @@ def planted_flags(
             yield Flag(
                 code="planted-not-found",
                 message=(
-                    f"{found} of {len(tasks.x)} points that were planted within the {norm} ball are found by "
-                    f"the run's own attacks ({', '.join(one.name for one in asked)})"
+                    f"the run's own attacks ({', '.join(one.name for one in asked)}) find only {found} of "
+                    f"{len(tasks.x)} adversarial points that were planted within the {norm} ball"
                 ),
                 evidence={
                     "norm": norm,

@@ -115,8 +115,8 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
         yield Flag(
             code="false-gradient",
             message=(
-                f"on {count - agreeing} of {count} points the gradient is not the slope of the model's own "
-                "answers: a search that follows it goes astray"
+                f"at {count - agreeing} of {count} points the gradient is not the slope of the logits, which "
+                "misleads gradient attacks"
             ),
             evidence={"points": count, "agree": agreeing, "least_share": LEAST_AGREEMENT},
         )

@@ -111,11 +111,11 @@ def _faults(rows: Sequence[MatrixRow]) -> Iterator[Flag]:
             )
         for cell in row.cells:
             if cell.invalid:
-                message = f"{cell.invalid} points of {cell.attack} broke its bound after stage {row.stage}"
+                message = f"{cell.invalid} points of {cell.attack} exceed its bound after stage {row.stage}"
                 evidence = {"stage": row.stage, "attack": cell.attack, "count": cell.invalid}
                 yield Flag(code="invalid-examples", message=message, evidence=evidence)
         for attack, changes in row.changed.items():
-            message = f"{attack} changed the model that it searched: {changes[0]}; the model was put back"
+            message = f"{attack} changed the model that it attacked: {changes[0]}; the model was restored"
             evidence = {"stage": row.stage, "attack": attack, "changes": changes[:10]}
             yield Flag(code="changed-model", message=message, evidence=evidence)
 
@@ -124,16 +124,16 @@ def _faults_of_probes(probes: Probes) -> Iterator[Flag]:
     """The same faults, each reported once, since many attacks on one model meet the same fault."""
     broken = sum(row.not_a_number for row in probes.rows)
     if broken:
-        message = f"{broken} predictions on {probes.points} points, clean and probed, are not numbers"
+        message = f"{broken} predictions on {probes.points} points, clean and under probes, are not numbers"
         yield Flag(code="nan-logits", message=message, evidence={"count": broken, "where": "probes"})
     invalid = {cell.attack: cell.invalid for cell in probes.cells if cell.invalid}
     if invalid:
-        message = f"{sum(invalid.values())} probed points broke their bound"
+        message = f"{sum(invalid.values())} points crafted by probes exceed their bound"
         yield Flag(code="invalid-examples", message=message, evidence={"invalid": invalid})
     changed = {attack: changes for row in probes.rows for attack, changes in row.changed.items()}
     if changed:
         attack, changes = next(iter(changed.items()))
-        message = f"{changes[0]} moved under {len(changed)} probe attacks; the model was put back"
+        message = f"{len(changed)} probe attacks changed the model: {changes[0]}; the model was restored"
         evidence = {"attack": attack, "attacks": len(changed), "changes": changes[:10]}
         yield Flag(code="changed-model", message=message, evidence=evidence)
 
@@ -151,7 +151,7 @@ def _chance(rows: Sequence[MatrixRow], probes: Probes | None, stochastic: bool) 
         by_mean = {cell.attack: cell.robust for cell in row.cells}
         evidence |= {"crafted_by": CRAFTED_BY, "right_by_mean": by_mean, "right_by_one_draw": row.single}
         message = (
-            f"predictions are random: judged by the mean of {draws} draws, searched by {CRAFTED_BY} others"
+            f"predictions are random: judged by the mean of {draws} draws, attacked with {CRAFTED_BY} others"
         )
     else:
         message = "predictions are random: single draws were judged, so these numbers are not comparable"

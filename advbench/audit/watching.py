@@ -143,7 +143,7 @@ def watched_flags(watched: Watched) -> Iterator[Flag]:
     if size > tolerance(watched.model):
         yield Flag(
             code="batch-dependent",
-            message="the model gives a search other logits than the judge for the same images",
+            message="for the same images, the model gives attacks other logits than the evaluation",
             evidence={"relative_difference": {"asker": min(size, 1e9)}, "points": len(x)},
         )
     sizes = [len(call.x) for call in calls]
@@ -159,8 +159,8 @@ def watched_flags(watched: Watched) -> Iterator[Flag]:
         yield Flag(
             code="false-gradient",
             message=(
-                f"in call {number + 1} of {len(calls)} by a search, the gradient of {count - right} of "
-                f"{count} points is not the slope of the logits that the judge gets"
+                f"in call {number + 1} of {len(calls)}, an attack got a gradient that at {count - right} of "
+                f"{count} points is not the slope of the logits that the evaluation gets"
             ),
             evidence={
                 "calls": len(calls),

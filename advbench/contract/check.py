@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from advbench.config.plugins import import_attack, import_defense, names_code
-from advbench.contract import answers, attack_trial, keeping, learning, secrecy
+from advbench.contract import answers, attack_trial, holdings, keeping, learning
 from advbench.contract.attack_trial import AttackTrial
 from advbench.contract.compare import BrokenPromiseError, described
 from advbench.contract.trial import Network, Promise, Trial, Tried, small_network
@@ -49,7 +49,7 @@ CONTRACT: tuple[Promise[Trial], ...] = (
     Promise("determinism", learning.determinism, TRAINED),
     Promise("save and load", keeping.save_and_load, TRAINED),
     Promise("resume", keeping.resume, REPEATED),
-    Promise("test data", secrecy.no_test_data, REPEATED),
+    Promise("test data", holdings.no_test_data, REPEATED),
     Promise("memory", keeping.memory, TRAINED),
 )
 ATTACK_CONTRACT: tuple[Promise[AttackTrial], ...] = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -150,7 +149,6 @@ def _compare(subject: Subject, probes: Probes, report: Report, *, exact: bool) -
             cell.attack,
             stored[number][:count],
             outcome[:count],
-            np.ones(count, dtype=bool),
             probe=True,
             transferred=cell.threat.access == "transfer",
         )

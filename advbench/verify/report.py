@@ -57,12 +57,13 @@ class Comparison:
         attack: str,
         recorded: NDArray[np.bool_],
         here: NDArray[np.bool_],
-        looked_at: NDArray[np.bool_],
+        looked_at: NDArray[np.bool_] | None = None,
         *,
         probe: bool = False,
         transferred: bool = False,
     ) -> Comparison:
-        """Compare outcomes (n,) at the points ``looked_at`` (n,)."""
+        """Compare outcomes (n,) at the points ``looked_at`` (n,), by default at all."""
+        looked_at = np.ones(len(here), dtype=bool) if looked_at is None else looked_at
         return cls(
             stage,
             attack,

@@ -7,11 +7,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -135,15 +134,12 @@ def _repeat(
 @contextmanager
 def _place(keep: Path | None) -> Iterator[str | Path]:
     """The directory for the repeated run; an interruption reports what is kept."""
-    kept = (
-        "nothing of it is kept (--keep DIR keeps it)"
-        if keep is None
-        else f"the same command resumes it in {keep}"
-    )
+    kept = f"the same command resumes it in {keep}"
     try:
         if keep is not None:
             yield keep
         else:
+            kept = "nothing of it is kept (--keep DIR keeps it)"
             with tempfile.TemporaryDirectory(prefix="advbench-verify-") as place:
                 yield place
     except Interrupted as stop:
@@ -228,16 +224,10 @@ def _outcomes(subject: Subject, made: Run) -> Iterator[Comparison]:
     clean, robust = read_outcomes(subject.run.path / OUTCOMES)
     clean_again, robust_again = read_outcomes(made.path / OUTCOMES)
     for row, stage in enumerate(subject.record.stages):
-        everything = np.ones(clean.shape[1], dtype=bool)
-        yield Comparison.of(stage.index, CLEAN, clean[row], clean_again[row], everything)
+        yield Comparison.of(stage.index, CLEAN, clean[row], clean_again[row])
         for column, (attack, count) in enumerate(subject.measured):
-            yield Comparison.of(
-                stage.index,
-                attack.text,
-                robust[row, column, :count],
-                robust_again[row, column, :count],
-                everything[:count],
-            )
+            before, now = (outcomes[row, column, :count] for outcomes in (robust, robust_again))
+            yield Comparison.of(stage.index, attack.text, before, now)
 
 
 def _other_counts(recorded: Sequence[Cell], again: Sequence[Cell], *, exact: bool) -> Iterator[str]:
@@ -262,35 +252,25 @@ def _metrics_of_the_model(record: Record, again: Record) -> Iterator[str]:
 
 def _weights(subject: Subject, made: Run, report: Report) -> list[bool]:
     """For each stage whose weights or checksums are stored: whether they are equal bit for bit."""
-    same: list[bool] = []
-    lines: list[str] = []
-    listed = _listed(subject.run.path)
+    listed: Mapping[str, str] = {}
+    with suppress(RecordError):
+        listed = listed_files(subject.run.path)
+    found: dict[int, str] = {}
     for stage in subject.record.stages:
         path, new = subject.run.path / stage.weights, made.path / stage.weights
         if path.is_file():
             one, other = load_file(path), load_file(new)
-            equal = weights_digest(one) == weights_digest(other)
-            same.append(equal)
-            if not equal:
-                lines.append(f"stage {stage.index} {_distance(one, other)}")
+            same = weights_digest(one) == weights_digest(other)
+            found[stage.index] = "" if same else _distance(one, other)
         elif stage.weights in listed:
-            same.append(listed[stage.weights] == digest_of(new))
-            if not same[-1]:
-                lines.append(f"stage {stage.index} (another SHA-256)")
-    if not same:
+            found[stage.index] = "" if listed[stage.weights] == digest_of(new) else "(another SHA-256)"
+    if not found:
         report.notes.append("weights: neither they nor their checksums are kept")
-    elif all(same):
-        report.notes.append(f"weights: of {len(same)} stages, the same bit for bit")
-    else:
+    elif lines := [f"stage {stage} {difference}" for stage, difference in found.items() if difference]:
         report.notes.append(f"weights: other than the record's: {'; '.join(lines)}")
-    return same
-
-
-def _listed(directory: Path) -> Mapping[str, str]:
-    try:
-        return listed_files(directory)
-    except RecordError:
-        return {}
+    else:
+        report.notes.append(f"weights: of {len(found)} stages, the same bit for bit")
+    return [not difference for difference in found.values()]
 
 
 def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:

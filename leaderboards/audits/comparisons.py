@@ -167,7 +167,7 @@ def rises_with_eps(ladder: Sequence[Probed]) -> Iterator[Flag]:
         for small in ladder
         for large in ladder
         if small.attack.eps < large.attack.eps
-        and (flag := compare("accuracy-rises-with-eps", small, large, than="{}, which has more room"))
+        and (flag := compare("accuracy-rises-with-eps", small, large, than="{}, whose budget is larger"))
     ]
     if flags:
         yield max(flags, key=lambda flag: float(flag.evidence["difference"]))
@@ -233,9 +233,9 @@ def made_again(measured: Sequence[Probed]) -> Iterator[Flag]:
         for before in measured:
             if before.probe or before.attack.text != again.attack.text:
                 continue
-            than = "during the run: answers depend on what was asked before"
+            than = "during the run: answers depend on earlier queries"
             if flag := compare("batch-dependent", again, before, than=than):
-                message = flag.message.replace(" leaves", ", made again after the run, leaves")
+                message = flag.message.replace(" leaves", ", repeated after the run, leaves")
                 yield flag.model_copy(update={"message": message})
 
 

@@ -105,7 +105,7 @@ def _unbounded(measured: Sequence[Probed], right: int) -> Iterator[Flag]:
     left = int(np.stack([one.robust for one in unbounded]).all(0).sum())
     if right and left / right > UNBOUNDED_LEFT and left > 1:
         texts = [one.attack.text for one in unbounded]
-        message = f"{left} of {right} points survive attacks that may change every pixel as they like"
+        message = f"{left} of {right} points survive attacks that may change every pixel without limit"
         evidence = {"attacks": texts, "right": right, "robust": left, "points": unbounded[0].points}
         yield Flag(code="unbounded-attack-fails", message=message, evidence=evidence)
 
