@@ -55,7 +55,7 @@ def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | N
     if probable and broken < len(x):
         yield Flag(
             code="probabilities-not-logits",
-            message="outputs lie in [0, 1] and sum to 1: they are probabilities, not logits, so gradients vanish",
+            message="outputs lie in [0, 1] and sum to 1: probabilities, not logits, so gradients vanish",
             evidence={"points": len(x) - broken},
         )
 

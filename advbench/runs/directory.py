@@ -73,7 +73,7 @@ def place(
         except InputError:
             # The options turned out to be unusable: discard the directory unless it has a finished stage.
             if found is None and not _has_work(directory):
-                _discard(directory, made)
+                discard(directory, made)
             raise
 
 
@@ -152,7 +152,8 @@ def _has_work(directory: Path) -> bool:
     return any(number.isdecimal() and int(number) > 0 for number in numbers)
 
 
-def _discard(directory: Path, made: list[Path]) -> None:
+def discard(directory: Path, made: list[Path]) -> None:
+    """Remove a directory, and those of the directories ``made`` for it that are empty."""
     shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(OSError):
         for path in made:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
-from advbench.runs.directory import now, plain_name
+from advbench.runs.directory import discard, now, plain_name
 from advbench.runs.saved import Run
 from advbench.runtime.timeouts import limited_verification
 from advbench.runtime.version import __version__
@@ -151,7 +151,10 @@ def accept(
         with limited_verification(timeout, f"accepting {file}", leave=leave):
             unpack(Path(file), directory)
             record = read_record(directory)
-            _check_id(record.id)
+            if plain_name(record.id) != record.id or record.id.startswith(".") or not record.id:
+                raise RecordError(
+                    f"the archive's run is called {record.id!r}, which is not a valid name of a run"
+                )
             run = Run(directory, record, trust, data_dir)
             report = verify_run(run, asked, surrogate=surrogate, weights=weights, told=told)
         if not report.confirmed:
@@ -164,11 +167,6 @@ def accept(
         if known:
             mark(report)
     return Accepted(report, place, known)
-
-
-def _check_id(name: str) -> None:
-    if plain_name(name) != name or name.startswith(".") or not name:
-        raise RecordError(f"the archive's run is called {name!r}, which is not a valid name of a run")
 
 
 @contextmanager
@@ -185,12 +183,7 @@ def _place(runs_dir: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
         reason = error.strerror or type(error).__name__
         raise RecordError(f"cannot create runs directory {runs_dir}: {reason}") from error
 
-    def leave() -> None:
-        shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-
+    leave = partial(discard, directory, made)
     try:
         yield directory, leave
     finally:

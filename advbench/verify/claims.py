@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from safetensors.torch import load_file
 
@@ -35,13 +35,9 @@ def check_identity(subject: Subject) -> Iterator[str]:
     if not (run.path / MANIFEST).exists():
         return
     manifest = read_manifest(run.path)
-    if manifest.config != record.config:
-        keys = [
-            key
-            for key in {**manifest.config, **record.config}
-            if _differs(manifest.config, record.config, key)
-        ]
-        yield f"{MANIFEST}: has another {' and '.join(sorted(keys))} than the record"
+    one, other = manifest.config, record.config
+    if keys := sorted(key for key in {*one, *other} if one.get(key, ...) != other.get(key, ...)):
+        yield f"{MANIFEST}: has another {' and '.join(keys)} than the record"
     if manifest.kind != ("eval" if subject.evaluated else "run"):
         yield f"{MANIFEST}: of another kind of run, {manifest.kind!r}"
     facts = manifest.more.get("facts")
@@ -68,10 +64,6 @@ def check_identity(subject: Subject) -> Iterator[str]:
         identity = digest({"run": identity, "surrogate": facts["surrogate"]})
     if identity != manifest.identity:
         yield f"{MANIFEST}: its identity is not the hash of its configuration and its facts"
-
-
-def _differs(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
-    return key not in one or key not in other or bool(one[key] != other[key])
 
 
 ROUTED = ("router_nmi", "router_overhead")
@@ -172,9 +164,9 @@ def _weights(subject: Subject) -> Iterator[str]:
 
 
 def _same_tensors(one: Path, other: Path) -> bool:
-    return digest_of(one) == digest_of(other) or weights_digest(load_file(one)) == weights_digest(
-        load_file(other)
-    )
+    if digest_of(one) == digest_of(other):
+        return True
+    return weights_digest(load_file(one)) == weights_digest(load_file(other))
 
 
 def _configured(subject: Subject) -> Iterator[str]:
@@ -230,14 +222,10 @@ def _passes(subject: Subject) -> Iterator[str]:
     classes = int(subject.record.environment["data"]["classes"])
     for cell in subject.record.cells:
         attack = infos.get(cell.attack)
-        if attack is None:
-            most: tuple[int, int] | None = (JUDGED_BY * cell.n, 0)
-        else:
+        most: Sequence[int] | None = (JUDGED_BY * cell.n, 0)
+        if attack is not None:
             declared = attack.info.passes(attack.knobs, classes)
-            most = declared and (
-                LEEWAY * (declared[0] + 1) * cell.n,
-                LEEWAY * (declared[1] + 1) * cell.n,
-            )
+            most = declared and [LEEWAY * (count + 1) * cell.n for count in declared]
         if most and (cell.forwards > most[0] or cell.backwards > most[1]):
             yield (
                 f"stage {cell.stage}, {cell.attack}: {cell.forwards} forward and {cell.backwards} backward "
