@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
@@ -47,17 +47,11 @@ def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | N
         sums = (known.sum(1) - 1).abs() < 1e-3
         probable &= bool(sums.all()) and bool(((known >= -1e-6) & (known <= 1 + 1e-6)).all())
     if broken:
-        yield Flag(
-            code="nan-logits",
-            message=f"{broken} of {len(x)} clean points have logits that are not numbers",
-            evidence={"count": broken, "points": len(x), "where": "clean"},
-        )
+        message = f"{broken} of {len(x)} clean points have logits that are not numbers"
+        yield Flag.of("nan-logits", message, count=broken, points=len(x), where="clean")
     if probable and broken < len(x):
-        yield Flag(
-            code="probabilities-not-logits",
-            message="outputs lie in [0, 1] and sum to 1: probabilities, not logits, so gradients vanish",
-            evidence={"points": len(x) - broken},
-        )
+        message = "outputs lie in [0, 1] and sum to 1: they are probabilities, which flatten gradients"
+        yield Flag.of("probabilities-not-logits", message, points=len(x) - broken)
 
 
 def learned(right: int, y: Tensor) -> bool:
@@ -90,32 +84,21 @@ def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: i
         start = f"{right} of {total} clean points are classified correctly, which is no better than chance"
         evidence = {"points": total, "right": right, "chance": round(float(y.bincount().max()) / len(y), 4)}
         if order := _other_order(found, y):
-            yield Flag(
-                code=CHECK_NORMALISATION,
-                message=f"{start}; in another order of classes {order} of {len(y)} are: check the order",
-                evidence={**evidence, "explained_by": "class order", "explained": order},
+            message = f"{start}; with the classes in another order, {order} of {len(y)} are: check it"
+            yield Flag.of(
+                CHECK_NORMALISATION, message, **evidence, explained_by="class order", explained=order
             )
         elif scale := _other_scale(model, x, y, seed):
             words, count = scale
-            yield Flag(
-                code=CHECK_NORMALISATION,
-                message=f"{start}; with {words}, {count} of {len(y)} are: check the normalisation",
-                evidence={**evidence, "explained_by": words, "explained": count},
-            )
+            message = f"{start}; with {words}, {count} of {len(y)} are: check the normalisation"
+            yield Flag.of(CHECK_NORMALISATION, message, **evidence, explained_by=words, explained=count)
         else:
-            yield _did_not_train(start, evidence, found)
-
-
-def _did_not_train(start: str, evidence: Mapping[str, float], found: Tensor) -> Flag:
-    counts = found.bincount()
-    commonest = int(counts.argmax())
-    share = float(counts.max()) / len(found)
-    said = f"; {100 * share:.0f} % of its predictions are class {commonest}" if share >= ONE_CLASS else ""
-    return Flag(
-        code=DID_NOT_TRAIN,
-        message=f"{start}{said}: check the learning rate, the normalisation and the order of classes",
-        evidence={**evidence, "commonest_prediction": commonest, "share": round(share, 4)},
-    )
+            counts = found.bincount()
+            common, share = int(counts.argmax()), float(counts.max()) / len(found)
+            said = f"; {100 * share:.0f} % of predictions are class {common}" if share >= ONE_CLASS else ""
+            message = f"{start}{said}: check the learning rate, the normalisation and the order of classes"
+            more = {"commonest_prediction": common, "share": round(share, 4)}
+            yield Flag.of(DID_NOT_TRAIN, message, **evidence, **more)
 
 
 def _enough(count: int, y: Tensor) -> bool:

@@ -112,19 +112,13 @@ def _compared(words: str, text: str, here: Bools, there: Bools) -> Iterator[Flag
     difference = float(here.mean() - there.mean())
     p = float(fisher_exact(counts, alternative="greater").pvalue)
     if difference >= LEAST_DIFFERENCE and p < LARGEST_P:
-        yield Flag(
-            code=CODE,
-            message=(
-                f"{words}, {100 * here.mean():.1f} % of the measured points are classified correctly, but "
-                f"only {100 * there.mean():.1f} % of others: the model may have memorised the measured points"
-            ),
-            evidence={
-                "attack": text,
-                "measured": counts[0],
-                "held_out": counts[1],
-                "difference": difference,
-                "p": p,
-            },
+        message = (
+            f"{words}, {100 * here.mean():.1f} % of the measured points are classified correctly, but only "
+            f"{100 * there.mean():.1f} % of others: the model may have memorised the measured points"
+        )
+        measured, others = counts
+        yield Flag.of(
+            CODE, message, attack=text, measured=measured, held_out=others, difference=difference, p=p
         )
 
 
@@ -187,20 +181,13 @@ def composed_flags(
         lost, won = int((known & ~new).sum()), int((~known & new).sum())
         p = float(binomtest(lost, lost + won, alternative="greater").pvalue)
         if p < LARGEST_P_NEW:
-            yield Flag(
-                code=WORSE,
-                message=(
-                    f"{words}, {100 * known.mean():.1f} % of {len(known)} test images are classified "
-                    f"correctly, but only {100 * new.mean():.1f} % of images made of their halves: the "
-                    "model may have memorised the data set"
-                ),
-                evidence={
-                    "attack": attack,
-                    "points": len(known),
-                    "right": int(known.sum()),
-                    "right_new": int(new.sum()),
-                    "difference": float(known.mean() - new.mean()),
-                    "p": p,
-                },
+            message = (
+                f"{words}, {100 * known.mean():.1f} % of {len(known)} test images are classified correctly, "
+                f"but only {100 * new.mean():.1f} % of images made of their halves: the model may have "
+                "memorised the data set"
             )
+            right, right_new = int(known.sum()), int(new.sum())
+            difference = float(known.mean() - new.mean())
+            counts = {"points": len(known), "right": right, "right_new": right_new}
+            yield Flag.of(WORSE, message, attack=attack, **counts, difference=difference, p=p)
             return

@@ -141,20 +141,13 @@ def planted_flags(
             continue
         found, asked = _found(Planted(model, tasks), tasks, [one for one in own if one.eps == eps], seed)
         if asked and found < LEAST_FOUND * len(tasks.x):
-            yield Flag(
-                code="planted-not-found",
-                message=(
-                    f"the run's own attacks ({', '.join(one.name for one in asked)}) find only {found} of "
-                    f"{len(tasks.x)} adversarial points that were planted within the {norm} ball"
-                ),
-                evidence={
-                    "norm": norm,
-                    "eps": eps,
-                    "planted": len(tasks.x),
-                    "found": found,
-                    "attacks": [one.text for one in asked],
-                },
+            planted, texts = len(tasks.x), [one.text for one in asked]
+            message = (
+                f"the run's own attacks ({', '.join(one.name for one in asked)}) find only {found} of "
+                f"{planted} adversarial points that were planted within the {norm} ball"
             )
+            where = {"norm": norm, "eps": eps}
+            yield Flag.of("planted-not-found", message, **where, planted=planted, found=found, attacks=texts)
 
 
 def _asked(attacks: Sequence[Attack]) -> list[Attack]:

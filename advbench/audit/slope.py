@@ -112,14 +112,9 @@ def slope_flags(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -
         agrees |= resolved & ((found - slope).abs() <= CLOSE * slope)
     count, agreeing = int(judged.sum()), int(agrees.sum())
     if count >= LEAST_JUDGED and agreeing < LEAST_AGREEMENT * count:
-        yield Flag(
-            code="false-gradient",
-            message=(
-                f"at {count - agreeing} of {count} points the gradient is not the slope of the logits, which "
-                "misleads gradient attacks"
-            ),
-            evidence={"points": count, "agree": agreeing, "least_share": LEAST_AGREEMENT},
-        )
+        wrong = f"at {count - agreeing} of {count} points the gradient is not the slope of the logits"
+        message = f"{wrong}, which misleads gradient attacks"
+        yield Flag.of("false-gradient", message, points=count, agree=agreeing, least_share=LEAST_AGREEMENT)
 
 
 def _gradients(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, seed: int) -> tuple[Tensor, Tensor]:

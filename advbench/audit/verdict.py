@@ -106,18 +106,15 @@ def _faults(rows: Sequence[MatrixRow]) -> Iterator[Flag]:
     for row in rows:
         if row.not_a_number:
             message = f"{row.not_a_number} predictions after stage {row.stage} are not numbers"
-            yield Flag(
-                code="nan-logits", message=message, evidence={"stage": row.stage, "count": row.not_a_number}
-            )
+            yield Flag.of("nan-logits", message, stage=row.stage, count=row.not_a_number)
         for cell in row.cells:
             if cell.invalid:
                 message = f"{cell.invalid} points of {cell.attack} exceed its bound after stage {row.stage}"
-                evidence = {"stage": row.stage, "attack": cell.attack, "count": cell.invalid}
-                yield Flag(code="invalid-examples", message=message, evidence=evidence)
+                where = {"stage": row.stage, "attack": cell.attack}
+                yield Flag.of("invalid-examples", message, **where, count=cell.invalid)
         for attack, changes in row.changed.items():
             message = f"{attack} changed the model that it attacked: {changes[0]}; the model was restored"
-            evidence = {"stage": row.stage, "attack": attack, "changes": changes[:10]}
-            yield Flag(code="changed-model", message=message, evidence=evidence)
+            yield Flag.of("changed-model", message, stage=row.stage, attack=attack, changes=changes[:10])
 
 
 def _faults_of_probes(probes: Probes) -> Iterator[Flag]:
@@ -125,17 +122,16 @@ def _faults_of_probes(probes: Probes) -> Iterator[Flag]:
     broken = sum(row.not_a_number for row in probes.rows)
     if broken:
         message = f"{broken} predictions on {probes.points} points, clean and under probes, are not numbers"
-        yield Flag(code="nan-logits", message=message, evidence={"count": broken, "where": "probes"})
+        yield Flag.of("nan-logits", message, count=broken, where="probes")
     invalid = {cell.attack: cell.invalid for cell in probes.cells if cell.invalid}
     if invalid:
         message = f"{sum(invalid.values())} points crafted by probes exceed their bound"
-        yield Flag(code="invalid-examples", message=message, evidence={"invalid": invalid})
+        yield Flag.of("invalid-examples", message, invalid=invalid)
     changed = {attack: changes for row in probes.rows for attack, changes in row.changed.items()}
     if changed:
         attack, changes = next(iter(changed.items()))
         message = f"{len(changed)} probe attacks changed the model: {changes[0]}; the model was restored"
-        evidence = {"attack": attack, "attacks": len(changed), "changes": changes[:10]}
-        yield Flag(code="changed-model", message=message, evidence=evidence)
+        yield Flag.of("changed-model", message, attack=attack, attacks=len(changed), changes=changes[:10])
 
 
 def _chance(rows: Sequence[MatrixRow], probes: Probes | None, stochastic: bool) -> Iterator[Flag]:
@@ -176,7 +172,7 @@ def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Fla
     shares = {"points": found.points, "zero_by_ce": found.ce, "zero_by_margin": found.margin}
     if found.points and found.share("margin") >= LEAST_SHARE:
         message = f"{found.margin} of {found.points} points have no input gradient, whatever the loss"
-        yield Flag(code="zero-gradient", message=message, evidence=shares)
+        yield Flag.of("zero-gradient", message, **shares)
     elif found.points and found.share("ce") >= LEAST_SHARE:
         searches = by_loss(measured)
         for one in searches["ce"]:
@@ -184,10 +180,9 @@ def _zero_gradient(found: Gradients, measured: Sequence[Probed]) -> Iterator[Fla
                 if one.attack.eps != other.attack.eps or not _beats_own(other, measured):
                     continue
                 if flag := compare("zero-gradient", other, one, than="{}, whose loss is flat"):
-                    message = (
-                        f"{found.ce} of {found.points} points have no gradient of the CE: {flag.message}"
-                    )
-                    yield Flag(code="zero-gradient", message=message, evidence={**shares, **flag.evidence})
+                    lacking = f"{found.ce} of {found.points} points have no gradient of the CE"
+                    message, evidence = f"{lacking}: {flag.message}", {**shares, **flag.evidence}
+                    yield Flag(code="zero-gradient", message=message, evidence=evidence)
                     return
 
 

@@ -141,13 +141,11 @@ def watched_flags(watched: Watched) -> Iterator[Flag]:
     x, seen = torch.cat([call.x for call in calls]), torch.cat([call.logits for call in calls])
     size = gap(seen, told_to_the_judge(watched.model, x))
     if size > tolerance(watched.model):
-        yield Flag(
-            code="batch-dependent",
-            message="for the same images, the model gives attacks other logits than the evaluation",
-            evidence={"relative_difference": {"asker": min(size, 1e9)}, "points": len(x)},
-        )
-    sizes = [len(call.x) for call in calls]
-    found = [[int(part.sum()) for part in torch.split(mask, sizes)] for mask in _slopes(watched, calls)]
+        message = "for the same images, the model gives attacks other logits than the evaluation"
+        sizes = {"asker": min(size, 1e9)}
+        yield Flag.of("batch-dependent", message, relative_difference=sizes, points=len(x))
+    lengths = [len(call.x) for call in calls]
+    found = [[int(part.sum()) for part in torch.split(mask, lengths)] for mask in _slopes(watched, calls)]
     shares = [
         (right / count, number)
         for number, (count, right) in enumerate(zip(*found, strict=True))
@@ -156,20 +154,12 @@ def watched_flags(watched: Watched) -> Iterator[Flag]:
     if shares:
         number = min(shares)[1]
         count, right = (counts[number] for counts in found)
-        yield Flag(
-            code="false-gradient",
-            message=(
-                f"in call {number + 1} of {len(calls)}, an attack got a gradient that at {count - right} of "
-                f"{count} points is not the slope of the logits that the evaluation gets"
-            ),
-            evidence={
-                "calls": len(calls),
-                "wrong_calls": len(shares),
-                "points": count,
-                "agree": right,
-                "least_share": LEAST_AGREEMENT,
-            },
+        message = (
+            f"in call {number + 1} of {len(calls)}, an attack got a gradient that at {count - right} of "
+            f"{count} points is not the slope of the logits that the evaluation gets"
         )
+        told = {"calls": len(calls), "wrong_calls": len(shares), "points": count, "agree": right}
+        yield Flag.of("false-gradient", message, **told, least_share=LEAST_AGREEMENT)
 
 
 def _slopes(watched: Watched, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:

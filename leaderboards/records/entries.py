@@ -134,6 +134,11 @@ class Flag(Frozen):
     message: str
     evidence: JsonDict
 
+    @classmethod
+    def of(cls, code: str, message: str, **evidence: Any) -> Self:
+        """A flag with each item of its evidence by name."""
+        return cls(code=code, message=message, evidence=evidence)
+
 
 class Audit(Frozen):
     """The audit's verdict, its flags, and the codes of the checks that were run.
