@@ -84,7 +84,7 @@ def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: i
         start = f"{right} of {total} clean points are classified correctly, which is no better than chance"
         evidence = {"points": total, "right": right, "chance": round(float(y.bincount().max()) / len(y), 4)}
         if order := _other_order(found, y):
-            message = f"{start}; with the classes in another order, {order} of {len(y)} are: check it"
+            message = f"{start}; if classes are reordered, {order} of {len(y)} are: check their order"
             yield Flag.of(
                 CHECK_NORMALISATION, message, **evidence, explained_by="class order", explained=order
             )

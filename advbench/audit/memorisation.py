@@ -77,7 +77,7 @@ def unseen_flags(
         x, y = split.x[:count], split.y[:count]
         crafted = attack(surrogate, x, y, generator=keyed_generator("unseen", seed, number))
         right.append((logits_of(model, crafted, seed).argmax(1) == y).cpu().numpy())
-    yield from _compared("crafted on another model", attack.text, right[1], right[0])
+    yield from _compared("when crafted on another model", attack.text, right[1], right[0])
 
 
 def memorisation_flags(

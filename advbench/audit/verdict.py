@@ -146,9 +146,8 @@ def _chance(rows: Sequence[MatrixRow], probes: Probes | None, stochastic: bool) 
         row = next(row for row in judged if row.draws > 1)
         by_mean = {cell.attack: cell.robust for cell in row.cells}
         evidence |= {"crafted_by": CRAFTED_BY, "right_by_mean": by_mean, "right_by_one_draw": row.single}
-        message = (
-            f"predictions are random: judged by the mean of {draws} draws, attacked with {CRAFTED_BY} others"
-        )
+        how = f"judged by the mean of {draws} draws, attacked by that of {CRAFTED_BY} others"
+        message = f"predictions are random: {how}"
     else:
         message = "predictions are random: single draws were judged, so these numbers are not comparable"
     yield Flag(code="stochastic", message=message, evidence=evidence)
