@@ -696,7 +696,7 @@ def test_a_surrogate_that_the_record_does_not_name(
         (lambda tree: tree["environment"].update(threads=True), 2, "True is not a number of threads"),
         (lambda tree: tree["config"]["sequence"].pop(), 2, "must name the attacks of the sequence"),
         (lambda tree: tree["config"]["training"].pop(), 2, "must name the attacks of the sequence"),
-        (lambda tree: tree["config"]["unseen"].pop(), 1, "metrics: cannot be recomputed"),
+        (lambda tree: tree["config"]["unseen"].pop(), 1, "attacks: not those that the configuration"),
         (lambda tree: tree["environment"]["data"].update(fingerprint="a" * 70_000), 1, "aaa"),
     ],
     ids=["threads", "sequence", "training", "unseen", "fingerprint"],
