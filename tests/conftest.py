@@ -96,6 +96,20 @@ def network() -> Callable[..., nn.Sequential]:
 
 
 @pytest.fixture(scope="session")
+def plain(digits: DataSet) -> nn.Module:
+    """A small classifier that learned the digits, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(digits.train.x), digits.train.y).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
 def loader(digits: DataSet) -> Callable[..., DataLoader[Any]]:
     """Makes a plain DataLoader of the first ``points`` digits that shuffles by a generator of its own."""
 
@@ -130,6 +144,12 @@ def small_run(runs_dir: Path, _one_thread: None) -> Run:
 def at_run(runs_dir: Path, _one_thread: None) -> Run:
     """AT under the conditions of ``small_run``."""
     return run("at", runs_dir=runs_dir, **SMALL)
+
+
+@pytest.fixture(scope="session")
+def brief_run(runs_dir: Path, _one_thread: None) -> Run:
+    """AT measured on 60 points: for what repeats a whole run, audit and all."""
+    return run("at", runs_dir=runs_dir, **SMALL, points=60)
 
 
 @pytest.fixture(scope="session")

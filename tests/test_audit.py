@@ -15,22 +15,8 @@ from leaderboards import Audit, Cell, Threat
 from leaderboards.audits.comparisons import rises_with_eps, weak_beats_strong, weak_suite
 from leaderboards.audits.following import verdict_of
 
-ATTACKS = {
-    name: pool.sequence(name, budget="digits")[0]
-    for name in (
-        "fgsm",
-        "pgd",
-        "pgd:eps=0.3",
-        "pgd:eps=0.1",
-        "gaussian-noise",
-        "square",
-        "pgd-l2",
-        "mim",
-        "bim",
-        "cw",
-        "autoattack",
-    )
-}
+NAMES = "fgsm pgd pgd:eps=0.3 pgd:eps=0.1 gaussian-noise square pgd-l2 mim bim cw autoattack"
+ATTACKS = {name: pool.sequence(name, budget="digits")[0] for name in NAMES.split()}
 COUNT = 1000
 
 
@@ -44,22 +30,15 @@ def survivors(count: int, *, total: int = COUNT, first: int = 0) -> Any:
 def row(robust: dict[str, Any], *, stage: int = 2, invalid: int = 0, **more: Any) -> MatrixRow:
     """A row of these outcomes, all points right clean."""
     outcomes = np.stack(list(robust.values()))
+    threat = Threat(norm="linf", eps=0.2, access="white-box")
+    points = outcomes.shape[1]
+    counts: dict[str, Any] = {"n": points, "clean_correct": points, "invalid": invalid}
+    counts |= {"seconds": 0.0, "forwards": 0, "backwards": 0}
     cells = [
-        Cell(
-            stage=stage,
-            attack=ATTACKS[name].text,
-            threat=Threat(norm="linf", eps=0.2, access="white-box"),
-            n=outcomes.shape[1],
-            clean_correct=outcomes.shape[1],
-            robust=int(outcome.sum()),
-            invalid=invalid,
-            seconds=0.0,
-            forwards=0,
-            backwards=0,
-        )
+        Cell(stage=stage, attack=ATTACKS[name].text, threat=threat, robust=int(outcome.sum()), **counts)
         for name, outcome in robust.items()
     ]
-    return MatrixRow(stage, np.ones(outcomes.shape[1], dtype=bool), outcomes, cells, **more)
+    return MatrixRow(stage, np.ones(points, dtype=bool), outcomes, cells, **more)
 
 
 def judge(
@@ -78,9 +57,9 @@ def judge(
     return audit([*earlier, last], attacks, stochastic=stochastic)
 
 
-def codes(result: Audit) -> list[str]:
-    """The flags raised."""
-    return [flag.code for flag in result.flags]
+def codes(result: Any) -> list[str]:
+    """The flags raised, of an audit or a comparison."""
+    return [flag.code for flag in getattr(result, "flags", result)]
 
 
 SOUND = {"fgsm": survivors(600), "pgd": survivors(400), "gaussian-noise": survivors(900)}
@@ -96,20 +75,20 @@ def test_a_sound_run_is_ok() -> None:
     assert result.probes == []
 
 
-@pytest.mark.parametrize(
-    ("weak", "code"),
-    [
-        ("fgsm", "single-step-beats-iterative"),
-        ("square", "black-box-beats-white-box"),
-        ("gaussian-noise", "black-box-beats-white-box"),
-    ],
-)
-def test_a_weak_attack_must_not_beat_a_strong_one(weak: str, code: str) -> None:
+BY_NAME = {
+    "fgsm": "single-step-beats-iterative",
+    "square": "black-box-beats-white-box",
+    "gaussian-noise": "black-box-beats-white-box",
+}
+
+
+@pytest.mark.parametrize("weak", BY_NAME)
+def test_a_weak_attack_must_not_beat_a_strong_one(weak: str) -> None:
     """The flag has both attacks, the counts and p: 60 of 1,000 points fall to the weak one alone."""
     result = judge({weak: survivors(440), "pgd": survivors(500)})
     assert result.verdict == "suspect"
     (flag,) = result.flags
-    assert flag.code == code
+    assert flag.code == BY_NAME[weak]
     assert flag.evidence == {
         "weak": ATTACKS[weak].text,
         "weak_access": ATTACKS[weak].info.access,
@@ -162,29 +141,34 @@ def test_what_may_be_chance_is_not_flagged(
         assert result.flags[0].evidence["fooled_by_strong_only"] == strong_only
 
 
-def test_only_the_same_norm_and_no_smaller_budget_compare() -> None:
-    """FGSM may beat an L2 attack, or PGD in a smaller ball; not PGD in the same ball or a larger one."""
-    weak, strong = survivors(100), survivors(800)
-    assert codes(judge({"fgsm": weak, "pgd-l2": strong})) == []
-    assert codes(judge({"fgsm": weak, "cw": strong})) == []
-    assert codes(judge({"fgsm": weak, "pgd:eps=0.1": strong})) == []
-    assert codes(judge({"fgsm": weak, "pgd:eps=0.3": strong})) == ["single-step-beats-iterative"]
-    # Black box against black box, single step against single step: neither is the stronger kind.
-    assert codes(judge({"square": weak, "gaussian-noise": strong})) == []
-    assert codes(judge({"square": weak, "fgsm": strong})) == []
+@pytest.mark.parametrize(
+    ("robust", "flags"),
+    [
+        # FGSM may beat an L2 attack, or PGD in a smaller ball; not PGD in the same ball or a larger one.
+        ({"fgsm": 100, "pgd-l2": 800}, []),
+        ({"fgsm": 100, "cw": 800}, []),
+        ({"fgsm": 100, "pgd:eps=0.1": 800}, []),
+        ({"fgsm": 100, "pgd:eps=0.3": 800}, ["single-step"]),
+        # Black box against black box, single step against single step: neither is the stronger kind.
+        ({"square": 100, "gaussian-noise": 800}, []),
+        ({"square": 100, "fgsm": 800}, []),
+        # One iterative attack below the weak one is enough.
+        ({"fgsm": 500, "bim": 800, "pgd": 480}, []),
+        # Each comparison is its own flag.
+        ({"fgsm": 100, "square": 200, "pgd": 800}, ["single-step", "black-box"]),
+    ],
+    ids=str,
+)
+def test_which_attacks_are_rivals(robust: dict[str, int], flags: list[str]) -> None:
+    """Those of one norm, of no smaller budget, and of a stronger kind."""
+    result = judge({name: survivors(count) for name, count in robust.items()})
+    assert [code.partition("-beats")[0] for code in codes(result)] == flags
 
 
 def test_the_strongest_rival_counts() -> None:
-    """One iterative attack below the weak one is enough; the evidence names the best of several."""
-    assert codes(judge({"fgsm": survivors(500), "bim": survivors(800), "pgd": survivors(480)})) == []
+    """The evidence names the best of several."""
     result = judge({"fgsm": survivors(300), "bim": survivors(800), "pgd": survivors(480)})
     assert [flag.evidence["strong"] for flag in result.flags] == [ATTACKS["pgd"].text]
-
-
-def test_both_weak_kinds_are_flagged() -> None:
-    """Each comparison is its own flag."""
-    result = judge({"fgsm": survivors(100), "square": survivors(200), "pgd": survivors(800)})
-    assert codes(result) == ["single-step-beats-iterative", "black-box-beats-white-box"]
 
 
 def test_attacks_are_compared_on_the_points_that_both_saw() -> None:
@@ -236,15 +220,10 @@ def test_a_changed_model_is_named() -> None:
     assert "buffer 0" in flag.message
 
 
-def test_a_stochastic_defense_is_said_to_be_one() -> None:
-    """Its numbers are single draws."""
-    result = judge(SOUND, stochastic=True)
-    assert result.verdict == "suspect"
-    assert codes(result) == ["stochastic"]
-
-
 def test_every_code_is_among_the_checks() -> None:
     """What a flag says was checked, the record lists as checked."""
+    stochastic = judge(SOUND, stochastic=True)
+    assert (stochastic.verdict, codes(stochastic)) == ("suspect", ["stochastic"])
     result = judge(
         {"fgsm": survivors(100), "square": survivors(200), "pgd": survivors(800)},
         stochastic=True,
@@ -262,11 +241,6 @@ def seen(name: str, robust: Any, *, access: str | None = None, probe: bool = Tru
     return Probed(attack, robust, points or len(robust), access or attack.info.access, probe=probe)
 
 
-def found(flags: Any) -> list[str]:
-    """The codes of flags."""
-    return [flag.code for flag in flags]
-
-
 def test_transferred_points_must_not_beat_white_box() -> None:
     """Crafted on another model they know less; evidence and message say where they come from."""
     transfer = seen("pgd", survivors(440), access="transfer")
@@ -274,50 +248,48 @@ def test_transferred_points_must_not_beat_white_box() -> None:
     assert flag.code == "transfer-beats-white-box"
     assert flag.evidence["weak_access"] == "transfer"
     assert flag.message == "pgd from another model leaves 6.0 points less than pgd, which is stronger"
-    assert found(weak_beats_strong([transfer, seen("pgd", survivors(489))])) == []
-    # Another norm or another budget is no rival, and neither is another transferred one.
-    for other in (seen("pgd-l2", survivors(900)), seen("pgd:eps=0.3", survivors(900))):
-        assert found(weak_beats_strong([transfer, other])) == []
-    assert found(weak_beats_strong([transfer, seen("mim", survivors(900), access="transfer")])) == []
+    for rival in (
+        seen("pgd", survivors(489)),
+        # Another norm or another budget is no rival, and neither is another transferred one.
+        seen("pgd-l2", survivors(900)),
+        seen("pgd:eps=0.3", survivors(900)),
+        seen("mim", survivors(900), access="transfer"),
+    ):
+        assert codes(weak_beats_strong([transfer, rival])) == []
 
 
 def test_the_runs_own_search_may_be_what_was_weak() -> None:
     """Square beats the run's PGD; a probe that does as well shows that gradients are sound."""
     run = [seen("square", survivors(400), probe=False), seen("pgd", survivors(600), probe=False)]
-    assert found(weak_beats_strong(run)) == ["black-box-beats-white-box"]
-    assert found(weak_beats_strong([*run, seen("mim", survivors(449))])) == ["weak-suite"]
-    assert found(weak_beats_strong([*run, seen("mim", survivors(451))])) == ["black-box-beats-white-box"]
+    assert codes(weak_beats_strong(run)) == ["black-box-beats-white-box"]
+    assert codes(weak_beats_strong([*run, seen("mim", survivors(449))])) == ["weak-suite"]
+    assert codes(weak_beats_strong([*run, seen("mim", survivors(451))])) == ["black-box-beats-white-box"]
     assert verdict_of(list(weak_beats_strong([*run, seen("mim", survivors(420))]))) == "ok"
 
 
 def test_more_room_must_not_help_the_defense() -> None:
     """The clearest pair of the ladder is named, once."""
-    ladder = [
-        seen("pgd:eps=0.1", survivors(700)),
-        seen("pgd", survivors(800)),
-        seen("pgd:eps=0.3", survivors(900)),
-    ]
-    (flag,) = rises_with_eps(ladder)
+
+    def ladder(*counts: int) -> list[Probed]:
+        names = ("pgd:eps=0.1", "pgd", "pgd:eps=0.3")
+        return [seen(name, survivors(count)) for name, count in zip(names, counts, strict=False)]
+
+    (flag,) = rises_with_eps(ladder(700, 800, 900))
     assert flag.code == "accuracy-rises-with-eps"
     assert flag.message == "pgd eps=0.1 leaves 20.0 points less than pgd eps=0.3, whose budget is larger"
-    assert found(rises_with_eps(ladder[:1])) == []
-    assert found(rises_with_eps([seen("pgd:eps=0.1", survivors(700)), seen("pgd", survivors(740))])) == []
-    assert found(rises_with_eps([seen("pgd:eps=0.1", survivors(700)), seen("pgd", survivors(10))])) == []
+    for counts in ((700,), (700, 740), (700, 10)):
+        assert codes(rises_with_eps(ladder(*counts))) == []
 
 
 def test_a_weak_suite_is_said_and_masks_nothing() -> None:
     """A probe far below all of the run's own attacks together, not below the best of them alone."""
-    own = [
-        seen("fgsm", survivors(500), probe=False),
-        seen("bim", survivors(500, first=100), probe=False),
-    ]
+    own = [seen("fgsm", survivors(500), probe=False), seen("bim", survivors(500, first=100), probe=False)]
     (flag,) = weak_suite([*own, seen("pgd", survivors(300, first=100))])
     assert flag.code == "weak-suite"
     assert flag.evidence["robust_after_strong"] == 400
     assert verdict_of([flag]) == "ok"
-    assert found(weak_suite([*own, seen("pgd", survivors(360, first=100))])) == []
-    assert found(weak_suite([*own, seen("pgd-l2", survivors(0))])) == []
-    assert found(weak_suite([*own, seen("pgd:eps=0.3", survivors(0))])) == []
+    others = {"pgd": survivors(360, first=100), "pgd-l2": survivors(0), "pgd:eps=0.3": survivors(0)}
+    assert all(codes(weak_suite([*own, seen(name, others[name])])) == [] for name in others)
     (flag,) = weak_suite([*own, seen("autoattack", survivors(300, first=100), probe=False)])
     assert flag.message.startswith(
         "autoattack leaves 10.0 points less than all other attacks of the run together,"

@@ -17,20 +17,7 @@ from attacks_pool import pool
 
 CPU = torch.device("cpu")
 PGD = pool.get("pgd", eps=0.2, steps=6, loss="margin")
-
-
-@pytest.fixture(scope="module")
-def plain(digits: DataSet) -> nn.Module:
-    """A small classifier that learned the digits."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(100):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(digits.train.x), digits.train.y).backward()
-            optimizer.step()
-    return model.eval()
+SEED = 12345
 
 
 class Lying(nn.Module):
@@ -51,24 +38,16 @@ class Lying(nn.Module):
         return self.after(self.model(self.before(x, self.calls)), self.calls)
 
 
-def gradient_becomes(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    """Changes the gradient of every third call."""
+def lying_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """Changes the gradient that passes here at every third call."""
 
     def hooked(x: Tensor, call: int) -> Tensor:
         if x.requires_grad and call % 3 == 0:
             x = x * 1
-            x.register_hook(change)  # type: ignore[no-untyped-call]
+            x.register_hook(change)
         return x
 
     return hooked
-
-
-def turned_round(z: Tensor, call: int) -> Tensor:
-    """A hook of the model's own turns the loss round, at every third call."""
-    if z.requires_grad and call % 3 == 0:
-        z = z * 1
-        z.register_hook(torch.neg)  # type: ignore[no-untyped-call]
-    return z
 
 
 def on_the_stack(function: str) -> bool:
@@ -85,60 +64,57 @@ def heard(model: nn.Module, digits: DataSet) -> list[str]:
     return [flag.code for flag in watched_flags(watched)]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (lambda x, _: x, lambda z, _: z),
-        (lambda x, _: x, lambda z, _: 1000 * z),
-        (lambda x, _: x, lambda z, _: torch.log_softmax(30 * z, 1)),
-        (lambda x, _: x.clamp(0, 1), lambda z, _: z),
-        (lambda x, _: x.sqrt(), lambda z, _: z),
-        (lambda x, _: x, lambda z, _: z.bfloat16().float()),
-    ],
-    ids=["plain", "large", "confident", "clamping", "infinite-slopes-at-the-wall", "rounding"],
-)
+def unchanged(x: Tensor, _call: int) -> Tensor:
+    """What stands before or after a model that does nothing there."""
+    return x
+
+
+HONEST: dict[str, tuple[Callable[[Tensor, int], Tensor], Callable[[Tensor, int], Tensor]]] = {
+    "plain": (unchanged, unchanged),
+    "large": (unchanged, lambda z, _: 1000 * z),
+    "confident": (unchanged, lambda z, _: torch.log_softmax(30 * z, 1)),
+    "clamping": (lambda x, _: x.clamp(0, 1), unchanged),
+    "infinite-slopes-at-the-wall": (lambda x, _: x.sqrt(), unchanged),
+    "rounding": (unchanged, lambda z, _: z.bfloat16().float()),
+}
+
+
+@pytest.mark.parametrize("case", HONEST)
 def test_an_honest_model_tells_a_search_what_it_tells_the_judge(
-    plain: nn.Module,
-    digits: DataSet,
-    before: Callable[[Tensor, int], Tensor],
-    after: Callable[[Tensor, int], Tensor],
+    plain: nn.Module, digits: DataSet, case: str
 ) -> None:
     """Whatever is before and after it."""
-    assert heard(Lying(plain, before, after), digits) == []
+    assert heard(Lying(plain, *HONEST[case]), digits) == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        torch.neg,
-        torch.randn_like,
-        torch.zeros_like,
-        lambda g: g * torch.nan,
-        lambda g: g.sign() * torch.inf,
-        lambda g: g * 1e-44,
-    ],
-    ids=["backwards", "noise", "zero", "no-number", "infinite", "tiny"],
-)
-def test_a_gradient_that_lies_at_some_calls_is_heard(
-    plain: nn.Module, digits: DataSet, change: Callable[[Tensor], Tensor]
-) -> None:
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "backwards": torch.neg,
+    "noise": torch.randn_like,
+    "zero": torch.zeros_like,
+    "no-number": lambda g: g * torch.nan,
+    "infinite": lambda g: g.sign() * torch.inf,
+    "tiny": lambda g: g * 1e-44,
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_gradient_that_lies_at_some_calls_is_heard(plain: nn.Module, digits: DataSet, case: str) -> None:
     """One call in three is enough."""
-    assert heard(Lying(plain, gradient_becomes(change)), digits) == ["false-gradient"]
+    assert heard(Lying(plain, lying_gradient(CHANGES[case])), digits) == ["false-gradient"]
 
 
 def test_a_model_that_turns_the_loss_round_is_heard(plain: nn.Module, digits: DataSet) -> None:
     """Its own hook on its output runs after that of the watch."""
-    assert heard(Lying(plain, after=turned_round), digits) == ["false-gradient"]
+    assert heard(Lying(plain, after=lying_gradient(torch.neg)), digits) == ["false-gradient"]
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        lambda: on_the_stack("gradient_ascent"),
-        lambda: not on_the_stack("verify"),
-        lambda: torch.initial_seed() != SEED,
+        pytest.param(lambda: on_the_stack("gradient_ascent"), id="searched"),
+        pytest.param(lambda: not on_the_stack("verify"), id="not-judged"),
+        pytest.param(lambda: torch.initial_seed() != SEED, id="seeded"),
     ],
-    ids=["searched", "not-judged", "seeded"],
 )
 def test_a_model_that_knows_its_caller_is_heard(
     plain: nn.Module, digits: DataSet, asked: Callable[[], bool]
@@ -148,9 +124,6 @@ def test_a_model_that_knows_its_caller_is_heard(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         assert heard(lying, digits)[0] == "batch-dependent"
-
-
-SEED = 12345
 
 
 def test_watching_changes_no_answer_and_leaves_no_hook(plain: nn.Module, digits: DataSet) -> None:
@@ -197,15 +170,14 @@ def outcomes(right: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("counts", "flagged"),
     [
-        ((50, 40, 50, 36), False),
-        ((50, 40, 50, 20), True),
-        ((50, 20, 50, 40), False),
-        ((34, 30, 26, 24), False),
-        ((50, 40, 50, 28), False),
-        ((50, 40, 20, 16), True),
-        ((20, 20, 20, 0), False),
+        pytest.param((50, 40, 50, 36), False, id="alike"),
+        pytest.param((50, 40, 50, 20), True, id="robust"),
+        pytest.param((50, 20, 50, 40), False, id="better"),
+        pytest.param((34, 30, 26, 24), False, id="harder"),
+        pytest.param((50, 40, 50, 28), False, id="near"),
+        pytest.param((50, 40, 20, 16), True, id="clean"),
+        pytest.param((20, 20, 20, 0), False, id="few"),
     ],
-    ids=["alike", "robust", "better", "harder", "near", "clean", "few"],
 )
 def test_worse_on_new_images(counts: tuple[int, int, int, int], flagged: bool) -> None:
     """Clean or attacked, by far and on enough points; being better on them says nothing."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from advbench.audit import Fresh
 from advbench.audit.battery import again, ladder
@@ -27,45 +28,38 @@ CPU = torch.device("cpu")
 GLOBAL = {"asked": 0}
 
 
-@pytest.fixture(scope="module")
-def plain(digits: DataSet) -> nn.Module:
-    """A linear classifier that learned the digits."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(100):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(digits.train.x), digits.train.y).backward()
-            optimizer.step()
-    return model.eval()
+def counted() -> float:
+    """How many calls any module that counts has answered."""
+    GLOBAL["asked"] += 1
+    return float(GLOBAL["asked"])
 
 
-class Counting(nn.Module):
-    """Says how many calls any module of the kind has answered."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 10), all of the count."""
-        GLOBAL["asked"] += 1
-        return torch.full((len(x), 10), float(GLOBAL["asked"]))
+def misfed(model: Callable[[Tensor], Tensor], change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A model that gets other images than it is asked about."""
+    return Answering(lambda x: model(change(x)))
 
 
-class Changed(nn.Module):
-    """A model, and what its answers become."""
+class Answering(nn.Module):
+    """What a function says of images."""
 
-    def __init__(self, model: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self.change = model, change
+        self.answer = answer
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, 10)."""
-        return self.change(self.model(x), x)
+        return self.answer(x)
+
+
+def changed(model: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    """A model, and what its answers become by ``change(logits, images)``."""
+    return Answering(lambda x: change(model(x), x))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the copy shares globals with the original")
 def test_a_fresh_copy_knows_nothing_of_what_is_asked_later() -> None:
     """Not even through a global; its own questions it counts."""
-    model = Counting()
+    model = Answering(lambda x: torch.full((len(x), 10), counted()))
     GLOBAL["asked"] = 7
     with Fresh(lambda _: model, [], CPU) as fresh:
         for _ in range(5):
@@ -97,18 +91,19 @@ def test_a_fresh_copy_says_what_the_model_says_and_nothing_where_it_fails(
 @pytest.mark.parametrize(
     ("change", "agrees"),
     [
-        (lambda z, _x: 30 * z, True),
-        (lambda z, _x: z - z.detach() + 5.0 * nn.functional.one_hot(z.argmax(1), 10), False),
-        (lambda z, _x: z + (z - z.detach()), False),
+        pytest.param(lambda z, _: 30 * z, True, id="scaled"),
+        pytest.param(
+            lambda z, _: z - z.detach() + 5 * one_hot(z.argmax(1), 10), False, id="straight-through"
+        ),
+        pytest.param(lambda z, _: z + (z - z.detach()), False, id="doubled"),
     ],
-    ids=["scaled", "straight-through", "doubled"],
 )
 def test_a_gradient_is_the_slope_of_the_answers(
     plain: nn.Module, digits: DataSet, change: Callable[[Tensor, Tensor], Tensor], agrees: bool
 ) -> None:
     """Twice the gradient is not the slope either; a factor of the logits changes both."""
     x, y = digits.test.x[:60], digits.test.y[:60]
-    flags = list(slope_flags(Changed(plain, change), x, y, 0.2, 0))
+    flags = list(slope_flags(changed(plain, change), x, y, 0.2, 0))
     assert [flag.code for flag in flags] == ([] if agrees else ["false-gradient"])
     if flags:
         assert flags[0].evidence["points"] == 60
@@ -127,22 +122,21 @@ def asked(plain: nn.Module, digits: DataSet) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "way"),
     [
-        (lambda z, _x: z, None),
-        (lambda z, _x: z - z.mean(0), "company"),
-        (lambda z, x: z + (len(x) > 64), "size"),
-        (lambda z, x: z + (len(x) == 1), "size"),
-        (lambda z, _x: z + torch.is_grad_enabled(), "gradients"),
-        (lambda z, x: z + x.requires_grad, "gradients"),
-        (lambda z, _x: z + torch.arange(len(z))[:, None] / len(z), "order"),
+        pytest.param(lambda z, _: z, None, id="honest"),
+        pytest.param(lambda z, _: z - z.mean(0), "company", id="company"),
+        pytest.param(lambda z, x: z + (len(x) > 64), "size", id="large"),
+        pytest.param(lambda z, x: z + (len(x) == 1), "size", id="alone"),
+        pytest.param(lambda z, _: z + torch.is_grad_enabled(), "gradients", id="grad-mode"),
+        pytest.param(lambda z, x: z + x.requires_grad, "gradients", id="requires-grad"),
+        pytest.param(lambda z, _: z + torch.arange(len(z))[:, None] / len(z), "order", id="order"),
     ],
-    ids=["honest", "company", "large", "alone", "grad-mode", "requires-grad", "order"],
 )
 def test_an_answer_depends_on_the_image_alone(
     plain: nn.Module, digits: DataSet, change: Callable[[Tensor, Tensor], Tensor], way: str | None
 ) -> None:
     """Each other influence is named."""
     points = asked(plain, digits)
-    flags = list(consistency_flags(Changed(plain, change), points, 0, stochastic=False))
+    flags = list(consistency_flags(changed(plain, change), points, 0, stochastic=False))
     assert [flag.code for flag in flags] == ([] if way is None else ["batch-dependent"])
     if flags:
         assert way in flags[0].evidence["relative_difference"]
@@ -150,13 +144,8 @@ def test_an_answer_depends_on_the_image_alone(
 
 def test_what_was_asked_before_is_found_by_the_fresh_copy(plain: nn.Module, digits: DataSet) -> None:
     """A model whose answers grow with its calls, after a hundred of them."""
-    model, points = Changed(plain, lambda z, _x: z + counted()), asked(plain, digits)
+    model, points = changed(plain, lambda z, _: z + (counted() > 100)), asked(plain, digits)
     GLOBAL["asked"] = 0
-
-    def counted() -> float:
-        GLOBAL["asked"] += 1
-        return float(GLOBAL["asked"] > 100)
-
     with Fresh(lambda _: model, [], CPU) as fresh:
         for _ in range(101):
             model(points[:1])
@@ -175,15 +164,13 @@ def test_planted_points_are_there_and_are_found(plain: nn.Module, digits: DataSe
     attacks = [pool.get("pgd", eps=0.2, steps=20), pool.get("square", eps=0.2)]
     assert list(planted_flags(plain, x, attacks, points=200, seed=0)) == []
 
-    class Backwards(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            if images.requires_grad:
-                images = images * 1
-                images.register_hook(lambda gradient: -gradient)
-            logits: Tensor = plain(images)
-            return logits
+    def backwards(images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images = images * 1
+            images.register_hook(torch.neg)
+        return images
 
-    (flag,) = planted_flags(Backwards(), x, attacks, points=200, seed=0)
+    (flag,) = planted_flags(misfed(plain, backwards), x, attacks, points=200, seed=0)
     assert flag.code == "planted-not-found"
     # Random search would find them, and is not asked where there are gradients to follow.
     assert flag.evidence["attacks"] == [attacks[0].text]
@@ -192,53 +179,38 @@ def test_planted_points_are_there_and_are_found(plain: nn.Module, digits: DataSe
 
 def test_nothing_can_be_planted_where_logits_do_not_vary(digits: DataSet) -> None:
     """A constant model has no task to solve."""
-
-    class Constant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.zeros(len(x), 10)
-
-    assert plant(Constant(), digits.test.x[:8], norm="linf", eps=0.2, seed=0) is None
+    constant = Answering(lambda x: torch.zeros(len(x), 10))
+    assert plant(constant, digits.test.x[:8], norm="linf", eps=0.2, seed=0) is None
 
 
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        (lambda x: 255 * x, "check-normalisation", "images × 0.00392"),
-        (lambda x: x / 255, "check-normalisation", "images × 255"),
-        (lambda x: 1 - x, "check-normalisation", "images × -1 + 1"),
-        (lambda x: (x - 0.5) / 0.01, "check-normalisation", "images × 0.01 + 0.5"),
-        (lambda x: 0 * x, "did-not-train", "100 % of its predictions are class"),
+        pytest.param(lambda x: 255 * x, "check-normalisation", "images × 0.00392", id="bytes"),
+        pytest.param(lambda x: x / 255, "check-normalisation", "images × 255", id="too-small"),
+        pytest.param(lambda x: 1 - x, "check-normalisation", "images × -1 + 1", id="inverted"),
+        pytest.param(
+            lambda x: (x - 0.5) / 0.01, "check-normalisation", "images × 0.01 + 0.5", id="normalised"
+        ),
+        pytest.param(lambda x: 0 * x, "did-not-train", "100 % of its predictions are class", id="constant"),
     ],
-    ids=["bytes", "too-small", "inverted", "normalised", "constant"],
 )
 def test_a_model_that_learned_nothing_is_told_where_to_look(
     digits: DataSet, change: Callable[[Tensor], Tensor], code: str, words: str
 ) -> None:
     """By trying what explains it."""
+    x, y = digits.test.x, digits.test.y
     weight = torch.stack([digits.train.x[digits.train.y == label].mean(0).flatten() for label in range(10)])
-
-    class Prototypes(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            # The nearest mean image; out of range everything is equally far.
-            return -torch.cdist(x.flatten(1), weight).clamp_max(5.0)
-
-    model = Changed(Prototypes(), lambda z, _x: z)
-    images = change(digits.test.x)
-    right = int((model(images).argmax(1) == digits.test.y).sum())
-
-    class Misfed(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = model(change(x))
-            return logits
-
-    (flag,) = competence_flags(Misfed(), digits.test.x, digits.test.y, right, 0)
+    # The nearest mean image decides; out of range everything is equally far.
+    model = misfed(lambda x: -torch.cdist(x.flatten(1), weight).clamp_max(5.0), change)
+    (flag,) = competence_flags(model, x, y, int((model(x).argmax(1) == y).sum()), 0)
     assert flag.code == code
     assert words in flag.message
 
 
 def test_classes_in_another_order_are_recognised(plain: nn.Module, digits: DataSet) -> None:
     """Right on none, and on nearly all after renaming."""
-    model = Changed(plain, lambda z, _x: z.roll(3, 1))
+    model = changed(plain, lambda z, _: z.roll(3, 1))
     right = int((model(digits.test.x).argmax(1) == digits.test.y).sum())
     (flag,) = competence_flags(model, digits.test.x, digits.test.y, right, 0)
     assert flag.code == "check-normalisation"
@@ -269,19 +241,12 @@ def outcomes(right: int, total: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("here", "there", "flagged"),
-    [
-        ((100, 90), (100, 88), False),
-        ((100, 90), (100, 50), True),
-        ((100, 60), (85, 55), True),
-        ((85, 40), (100, 80), False),
-    ],
+    ("counts", "flagged"),
+    [((100, 90, 100, 88), 0), ((100, 90, 100, 50), 1), ((100, 60, 85, 55), 1), ((85, 40, 100, 80), 0)],
 )
-def test_better_on_measured_points(here: tuple[int, int], there: tuple[int, int], flagged: bool) -> None:
-    """Clean or attacked; being worse on them says nothing."""
-    attack = pool.get("pgd", eps=0.2)
-    sides = [outcomes(right, 100) for right in (*here, *there)]
-    flags = list(memorisation_flags(*sides, attack))
+def test_better_on_measured_points(counts: tuple[int, ...], flagged: int) -> None:
+    """Clean or attacked, here and there; being worse on them says nothing."""
+    flags = memorisation_flags(*(outcomes(right, 100) for right in counts), pool.get("pgd", eps=0.2))
     assert [flag.code for flag in flags] == ["better-on-measured-points"] * flagged
 
 
@@ -292,10 +257,14 @@ def rung(eps: float, right: int, *, probe: bool = True, **knobs: int) -> Probed:
 
 @pytest.mark.parametrize(
     ("below", "at", "above", "flagged"),
-    [(136, 126, 112, False), (196, 192, 64, True), (150, 120, 78, False), (192, 188, 160, False)],
-    ids=["even", "edge", "steep", "small"],
+    [
+        pytest.param(136, 126, 112, 0, id="even"),
+        pytest.param(196, 192, 64, 1, id="edge"),
+        pytest.param(150, 120, 78, 0, id="steep"),
+        pytest.param(192, 188, 160, 0, id="small"),
+    ],
 )
-def test_a_cliff_is_an_edge_at_the_budget(below: int, at: int, above: int, flagged: bool) -> None:
+def test_a_cliff_is_an_edge_at_the_budget(below: int, at: int, above: int, flagged: int) -> None:
     """An even fall is none, however steep; nor is a small one."""
     rungs = [rung(0.19, below), rung(0.2, at), rung(0.21, above)]
     assert [flag.code for flag in cliff(rungs, 0.2)] == ["cliff"] * flagged

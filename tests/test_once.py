@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,19 @@ from advbench.cli.once import CheckedCommand, CheckedGroup, _paths, _repeats
 WRITERS = ("run", "eval", "sweep grid.yaml", "reference", "accept submission.zip")
 
 
+def refused(arguments: list[str], capfd: Any) -> str:
+    """The one line with which a command refuses its arguments."""
+    assert invoke(arguments) == 2
+    said = str(capfd.readouterr().err)
+    assert said.count("\n") == 1
+    return said
+
+
 @pytest.mark.parametrize("command", WRITERS)
 def test_two_folders_to_write_to(command: str, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
     """Both are named, and neither is made."""
     monkeypatch.chdir(tmp_path)
-    assert invoke([*command.split(), "--runs-dir", "one", "--runs-dir=two"]) == 2
-    said = capfd.readouterr().err
+    said = refused([*command.split(), "--runs-dir", "one", "--runs-dir=two"], capfd)
     assert said == "error: --runs-dir is given twice ('one' and 'two'): it takes one value\n"
     assert not list(tmp_path.iterdir())
 
@@ -27,48 +35,40 @@ def test_two_folders_to_write_to(command: str, tmp_path: Path, capfd: Any, monke
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["run", "--seed", "1", "--seed", "1"],
-        ["run", "--trust", "--trust"],
-        ["verify", "a", "--mark", "--no-mark"],
-        ["leaderboard", "--format", "json", "--format", "csv"],
-        ["runs", "--format", "json", "--format", "csv"],
-        ["runs", "gc", "--yes", "--yes"],
-        ["defenses", "list", "--format", "json", "--format", "csv"],
+        "run --seed 1 --seed 1",
+        "run --trust --trust",
+        "verify a --mark --no-mark",
+        "leaderboard --format json --format csv",
+        "runs --format json --format csv",
+        "runs gc --yes --yes",
+        "defenses list --format json --format csv",
     ],
-    ids=" ".join,
 )
-def test_any_option_that_takes_one_value(arguments: list[str], capfd: Any) -> None:
+def test_any_option_that_takes_one_value(arguments: str, capfd: Any) -> None:
     """Also a flag, and options of commands in groups."""
-    assert invoke(arguments) == 2
-    said = capfd.readouterr().err
-    assert "is given twice" in said
-    assert said.count("\n") == 1
+    assert "is given twice" in refused(arguments.split(), capfd)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *([*command.split(), "--runs-dir", ""] for command in WRITERS),
-        ["leaderboard", "--runs-dir", "runs", "--runs-dir="],
-        ["leaderboard", "--out", ""],
-        ["runs", "--runs-dir", ""],
-        ["run", "--data-dir", ""],
-        ["run", "--config", ""],
-        ["eval", "--model-dir", ""],
-        ["show", ""],
-        ["sweep", ""],
-        ["verify", "run", "--keep", ""],
-        ["defenses", "new", "mine", "--dir", ""],
-    ],
-    ids=" ".join,
-)
-def test_an_empty_path(arguments: list[str], tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+EMPTY = [
+    *(f"{command} --runs-dir ''" for command in WRITERS),
+    "leaderboard --runs-dir runs --runs-dir=",
+    "leaderboard --out ''",
+    "runs --runs-dir ''",
+    "run --data-dir ''",
+    "run --config ''",
+    "eval --model-dir ''",
+    "show ''",
+    "sweep ''",
+    "verify run --keep ''",
+    "defenses new mine --dir ''",
+]
+
+
+@pytest.mark.parametrize("arguments", EMPTY)
+def test_an_empty_path(arguments: str, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
     """It is not taken for the current folder."""
     monkeypatch.chdir(tmp_path)
-    assert invoke(arguments) == 2
-    said = capfd.readouterr().err
-    assert "is empty: name a file or folder" in said
-    assert said.count("\n") == 1
+    assert "is empty: name a file or folder" in refused(shlex.split(arguments), capfd)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -26,19 +27,13 @@ from defenses.training.augment import augment, shift
     ],
 )
 def test_schedules_by_hand(schedule: Any, values: dict[float, float]) -> None:
-    """The learning rate at the start, on the way, and near the end."""
+    """The learning rate at the start, on the way, and near the end; anywhere positive and at most ``lr``."""
     plan = TrainPlan(schedule=schedule, lr=0.4)
     for done, rate in values.items():
         assert plan.learning_rate(done) == pytest.approx(rate, rel=1e-3), done
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "step", "one-cycle"])
-def test_rates_are_positive_and_at_most_lr(schedule: Any) -> None:
-    """Anywhere in a stage."""
-    plan = TrainPlan(schedule=schedule, lr=0.1)
     rates = [plan.learning_rate(step / 1000) for step in range(1000)]
     assert min(rates) > 0
-    assert max(rates) == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(0.4)
 
 
 def test_warm_up_is_linear() -> None:
@@ -47,7 +42,10 @@ def test_warm_up_is_linear() -> None:
     shares = {0: 0.001, 0.002: 0.001, 1: 0.25, 2: 0.5, 3.5: 0.875, 4: 1, 7: 1}
     assert {done: plan.warmth(done) for done in shares} == pytest.approx(shares)
     assert TrainPlan(eps_warmup=0).warmth(0) == 1
-    assert TrainPlan(eps_warmup=0.5).warmth(0.25) == pytest.approx(0.5)
+    # It ends before its stage; else no epoch would ever meet the whole budget.
+    assert TrainPlan(epochs=3, eps_warmup=3).eps_warmup == 3
+    with pytest.raises(ValidationError, match=r"eps_warmup=3\.5 is longer than the 3 epochs of the stage"):
+        TrainPlan(epochs=3, eps_warmup=3.5)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +53,6 @@ def test_warm_up_is_linear() -> None:
     [
         ("crop+flip", ("crop", "flip")),
         ("flip, crop", ("flip", "crop")),
-        ("crop", ("crop",)),
         ("none", ()),
         ("", ()),
         (["flip"], ("flip",)),
@@ -68,117 +65,80 @@ def test_augmentation_from_text(given: Any, kinds: tuple[str, ...]) -> None:
 
 
 def test_numbers_from_text_and_through_json() -> None:
-    """The command line gives text; a record gives back an equal plan."""
+    """The command line gives text; a record gives back an equal plan, which is frozen."""
     assert TrainPlan.model_validate({"max_grad_norm": "none"}).max_grad_norm is None
     assert TrainPlan.model_validate({"max_grad_norm": "2.5"}).max_grad_norm == 2.5
     plan = TrainPlan.model_validate({"epochs": "3", "lr": "1e-2", "momentum": "0", "eps_warmup": "1.5"})
     assert (plan.epochs, plan.lr, plan.momentum, plan.eps_warmup) == (3, 0.01, 0.0, 1.5)
     assert TrainPlan.model_validate(plan.model_dump(mode="json")) == plan
     assert TrainPlan.model_validate_json(plan.model_dump_json()) == plan
+    with pytest.raises(ValidationError):
+        plan.epochs = 4
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"epoch": 3},
-        {"epochs": 0},
-        {"epochs": 1.5},
-        {"epochs": 10**20},
-        {"batch_size": 1},
-        {"batch_size": 10**10},
-        {"optimizer": "lbfgs"},
-        {"lr": 0},
-        {"lr": -0.1},
-        {"lr": "inf"},
-        {"max_grad_norm": 0},
-        {"max_grad_norm": "inf"},
-        {"momentum": 1},
-        {"momentum": -0.1},
-        {"weight_decay": -1},
-        {"schedule": "cos"},
-        {"eps_warmup": -1},
-        {"eps_warmup": "nan"},
-        {"augmentation": "rotate"},
-        {"augmentation": "crop+rotate"},
-        {"mixed_precision": "fp8"},
-        {"select": "best"},
-    ],
-    ids=str,
-)
-def test_what_is_no_plan_is_refused(wrong: dict[str, Any]) -> None:
+WRONG: dict[str, list[Any]] = {
+    "epoch": [3],
+    "epochs": [0, 1.5, 10**20],
+    "batch_size": [1, 10**10],
+    "optimizer": ["lbfgs"],
+    "lr": [0, -0.1, "inf"],
+    "max_grad_norm": [0, "inf"],
+    "momentum": [1, -0.1],
+    "weight_decay": [-1],
+    "schedule": ["cos"],
+    "eps_warmup": [-1, "nan"],
+    "augmentation": ["rotate", "crop+rotate"],
+    "mixed_precision": ["fp8"],
+    "select": ["best"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in WRONG for value in WRONG[key]])
+def test_what_is_no_plan_is_refused(key: str, value: Any) -> None:
     """Unknown keys and values out of range; the fault names the key."""
     with pytest.raises(ValidationError) as caught:
-        TrainPlan.model_validate(wrong)
-    assert caught.value.errors()[0]["loc"][0] == next(iter(wrong))
-
-
-def test_a_warm_up_ends_before_its_stage() -> None:
-    """Else no epoch would ever meet the whole budget."""
-    assert TrainPlan(epochs=3, eps_warmup=3).eps_warmup == 3
-    with pytest.raises(ValidationError, match=r"eps_warmup=3\.5 is longer than the 3 epochs of the stage"):
-        TrainPlan(epochs=3, eps_warmup=3.5)
-
-
-def test_a_plan_is_frozen() -> None:
-    """One plan serves many stages."""
-    plan = TrainPlan()
-    with pytest.raises(ValidationError):
-        plan.epochs = 3  # type: ignore[misc]
+        TrainPlan.model_validate({key: value})
+    assert caught.value.errors()[0]["loc"][0] == key
 
 
 def test_optimizers() -> None:
     """Each with the plan's rate and decay; momentum is SGD's."""
-    parameters = [nn.Parameter(torch.ones(1))]
-    made = {
-        kind: TrainPlan(optimizer=kind, lr=0.3, momentum=0.7, weight_decay=0.2).make_optimizer(parameters)
-        for kind in ("sgd", "adam", "adamw")
-    }
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    for kind, optimizer in made.items():
-        assert type(optimizer) is kinds[kind]
+    for name, kind in kinds.items():
+        plan = TrainPlan.model_validate({"optimizer": name, "lr": 0.3, "momentum": 0.7, "weight_decay": 0.2})
+        optimizer = plan.make_optimizer([nn.Parameter(torch.ones(1))])
+        assert type(optimizer) is kind
         (group,) = optimizer.param_groups
         assert (group["lr"], group["weight_decay"]) == (0.3, 0.2)
-    assert made["sgd"].param_groups[0]["momentum"] == 0.7
+        assert name != "sgd" or group["momentum"] == 0.7
 
 
-def moved(image: Tensor, down: int, right: int) -> Tensor:
-    """A (C, H, W) image shifted pixel by pixel, zeros moving in."""
-    result = torch.zeros_like(image)
+def moved(image: Tensor, most: int) -> Tensor:
+    """All shifts of a (C, H, W) image by up to ``most``, pixel by pixel, zeros moving in."""
     channels, height, width = image.shape
-    for c in range(channels):
-        for i in range(height):
-            for j in range(width):
-                if 0 <= i - down < height and 0 <= j - right < width:
-                    result[c, i, j] = image[c, i - down, j - right]
+    shifts = list(product(range(-most, most + 1), repeat=2))
+    result = torch.zeros(len(shifts), *image.shape)
+    for number, (down, right) in enumerate(shifts):
+        for c, i, j in product(range(channels), range(height), range(width)):
+            if 0 <= i - down < height and 0 <= j - right < width:
+                result[number, c, i, j] = image[c, i - down, j - right]
     return result
 
 
 @pytest.mark.parametrize(("shape", "most"), [((1, 8, 8), 1), ((3, 5, 7), 2), ((1, 5, 4), 3)])
 def test_shift_against_a_slow_loop(shape: tuple[int, int, int], most: int) -> None:
-    """Every image is one of the (2m + 1)² shifted ones, and all of these come up about as often."""
+    """Every image is one of its own (2m + 1)² shifted ones, and all of these come up about as often."""
     draws = torch.Generator().manual_seed(0)
-    image = torch.rand(shape, generator=draws) + 0.1
-    offsets = range(-most, most + 1)
-    candidates = torch.stack([moved(image, down, right) for down in offsets for right in offsets])
-    count = 60 * len(candidates)
-    shifted = shift(image.expand(count, *shape).contiguous(), most, draws)
-    assert shifted.shape == (count, *shape)
-    same = (shifted[:, None] == candidates[None]).flatten(2).all(2)
+    images = torch.rand(2, *shape, generator=draws) + 0.1
+    candidates = torch.stack([moved(image, most) for image in images])
+    count = 30 * candidates.shape[1]
+    shifted = shift(images.repeat(count, 1, 1, 1), most, draws).view(count, 2, 1, *shape)
     # Two shifts that leave one pixel each could look alike, but not with random images.
-    assert (same.sum(1) == 1).all()
-    often = same.sum(0)
+    same = (shifted == candidates).flatten(3).all(3)
+    assert (same.sum(2) == 1).all()
+    often = same.sum((0, 1))
     assert often.min() > 25
     assert often.max() < 105
-
-
-def test_shift_moves_each_image_by_its_own_draw() -> None:
-    """Images of a batch do not mix."""
-    draws = torch.Generator().manual_seed(1)
-    x = torch.rand(32, 1, 6, 6, generator=draws) + 0.1
-    shifted = shift(x, 1, draws)
-    for image, result in zip(x, shifted, strict=True):
-        candidates = [moved(image, down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-        assert sum(torch.equal(result, candidate) for candidate in candidates) == 1
 
 
 def test_flip_mirrors_half_of_the_images() -> None:
