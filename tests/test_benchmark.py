@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from advbench.config.options import Options, merge
 from advbench.config.resolve import resolve
 from advbench.runs.saved import Run
 from attacks_pool import InputError, pool
-from defenses import AT, Defense, DefenseInfo, TrainingDivergedError, registry
+from defenses import AT, Defense, DefenseInfo, registry
 from leaderboards import RecordError, comparable, find_records, read_outcomes
 
 FACTORY = """
@@ -42,6 +43,7 @@ def fixed(num_classes, in_channels):
     torch.manual_seed(7)
     return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))
 """
+OTHERS = {"other": torch.zeros(1)}
 
 
 def files(directory: Path) -> list[str]:
@@ -60,23 +62,30 @@ def same_run(first: Path, second: Path) -> None:
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def copy_of(saved: Run, tmp_path: Path) -> Path:
-    """The run's directory, to be damaged."""
-    return Path(shutil.copytree(saved.path, tmp_path / "copy"))
-
-
-def edit_record(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change ``record.json``."""
+def damaged(saved: Run, tmp_path: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
+    """A copy of the run's directory, to be damaged, with its record changed."""
+    directory = Path(shutil.copytree(saved.path, tmp_path / "copy"))
     record = json.loads((directory / "record.json").read_text("utf-8"))
     change(record)
     (directory / "record.json").write_text(json.dumps(record), "utf-8")
+    return directory
 
 
-def epochs_trained(saved: Run) -> dict[int, int]:
+def events_of(saved: Run) -> list[dict[str, Any]]:
+    """The log."""
+    return [json.loads(line) for line in (saved.path / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+def epochs_trained(saved: Run) -> Counter[int]:
     """Epochs by stage, from the log."""
-    events = [json.loads(line) for line in (saved.path / "log.jsonl").read_text("utf-8").splitlines()]
-    stages = [event["stage"] for event in events if event["kind"] == "epoch"]
-    return {stage: stages.count(stage) for stage in stages}
+    return Counter(event["stage"] for event in events_of(saved) if event["kind"] == "epoch")
+
+
+def right_clean(model: nn.Module, saved: Run) -> int:
+    """How many test points a model of the run gets right."""
+    x, y = saved.test_data
+    with torch.no_grad():
+        return int((model(x).argmax(1) == y).sum())
 
 
 def test_a_run_leaves_its_directory_and_nothing_else(small_run: Run) -> None:
@@ -152,34 +161,14 @@ def test_outcomes_are_what_the_cells_count(small_run: Run) -> None:
 
 def test_the_log_has_a_line_for_each_event(small_run: Run) -> None:
     """Epochs, cells, stages, from start to end; the cells are the record's."""
-    events = [json.loads(line) for line in (small_run.path / "log.jsonl").read_text("utf-8").splitlines()]
+    events = events_of(small_run)
     row = ["cell"] * 4 + ["stage"]
     assert [event["kind"] for event in events] == ["start", *(["epoch", *row] * 3), "end"]
-    assert [event["stage"] for event in events if event["kind"] == "epoch"] == [0, 1, 2]
+    assert epochs_trained(small_run) == {0: 1, 1: 1, 2: 1}
     cells = [event["cell"] for event in events if event["kind"] == "cell"]
     assert cells == [cell.model_dump(mode="json") for cell in small_run.record.cells]
     losses = [event["losses"] for event in events if event["kind"] == "epoch"]
     assert set(losses[2]) == {"loss", "ce", "isotropic", "anisotropic", "regulariser"}
-
-
-@pytest.mark.slow
-def test_twice_is_the_same(
-    small_run: Run,
-    small_options: dict[str, Any],
-    tmp_path: Path,
-    global_randomness: Callable[[], bool],
-) -> None:
-    """Record, weights and outcomes, whatever the global random state, which stays; threads are put back."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(1234)
-        again = run("air", runs_dir=tmp_path, **small_options)
-    same_run(small_run.path, again.path)
-    assert global_randomness()
-    assert torch.get_num_threads() == threads
-    other = run("air", runs_dir=tmp_path, **small_options, seed=1)
-    assert not weights_equal(again.path / "model.safetensors", other.path / "model.safetensors")
-    assert not weights_equal(again.path / "stages/0.safetensors", other.path / "stages/0.safetensors")
 
 
 def weights_equal(first: Path, second: Path) -> bool:
@@ -188,33 +177,30 @@ def weights_equal(first: Path, second: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_a_record_repeats_its_run(small_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``run --config RUN/record.json`` gives an equal record and equal weights."""
-    record = str(small_run.path / "record.json")
-    assert invoke(["run", "--config", record, "--runs-dir", str(tmp_path)]) == 0
-    capsys.readouterr()
+def test_a_record_repeats_its_run(
+    brief_run: Run, tmp_path: Path, global_randomness: Callable[[], bool]
+) -> None:
+    """``run --config RUN/record.json``: an equal record, weights and outcomes, whatever the random state."""
+    command = ["run", "--config", str(brief_run.path / "record.json"), "--runs-dir", str(tmp_path)]
+    with torch.random.fork_rng():
+        torch.manual_seed(1234)
+        assert invoke(command) == 0
+    assert global_randomness()
     (again,) = tmp_path.iterdir()
-    same_run(small_run.path, again)
+    same_run(brief_run.path, again)
 
 
-def test_row_0_is_the_same_for_every_defense_of_a_seed(small_run: Run, at_run: Run) -> None:
-    """The plain classifier: its cells and its weights. AIR's first stage is AT's too; the second is not."""
-    rows = [
-        {
-            stage: [
-                cell.model_dump(exclude={"seconds"}) for cell in saved.record.cells if cell.stage == stage
-            ]
-            for stage in range(3)
-        }
-        for saved in (small_run, at_run)
-    ]
-    assert rows[0][0] == rows[1][0]
-    assert rows[0][1] == rows[1][1]
-    assert rows[0][2] != rows[1][2]
-    plain, other = (saved.path / "stages" / "0.safetensors" for saved in (small_run, at_run))
+def test_row_0_is_the_same_for_every_defense_of_a_seed(small_run: Run, brief_run: Run) -> None:
+    """The plain classifier: outcomes and weights. AIR's first stage is AT's too; the second is not."""
+    (clean, robust), (brief, attacked) = (
+        read_outcomes(saved.path / "outcomes.npz") for saved in (small_run, brief_run)
+    )
+    for stage, equal in enumerate((True, True, False)):
+        assert np.array_equal(clean[stage, :60], brief[stage]) is equal
+        assert np.array_equal(robust[stage, :, :60], attacked[stage]) is equal
+    plain, other = (saved.path / "stages" / "0.safetensors" for saved in (small_run, brief_run))
     assert plain.read_bytes() == other.read_bytes()
-    assert small_run.record.stages[0].spec == at_run.record.stages[0].spec
-    assert small_run.record.protocol == at_run.record.protocol
+    assert small_run.record.stages[0].spec == brief_run.record.stages[0].spec
 
 
 def test_load_run_gives_record_model_and_test_data(small_run: Run, digits: Any) -> None:
@@ -228,41 +214,37 @@ def test_load_run_gives_record_model_and_test_data(small_run: Run, digits: Any) 
     assert torch.equal(y, digits.test.y)
     assert loaded.model.info.name == "air"
     assert loaded.stage(0).info.name == "standard"
-    for stage, model in ((0, loaded.stage(0)), (1, loaded.stage(1)), (2, loaded.model)):
+    clean = [cell.clean_correct for cell in loaded.record.cells if cell.attack == "clean"]
+    for model, expected in zip((loaded.stage(0), loaded.stage(1), loaded.model), clean, strict=True):
         assert not any(module.training for module in model.modules())
-        with torch.no_grad():
-            right = int((model(x).argmax(1) == y).sum())
-        (recorded,) = [c for c in loaded.record.cells if c.stage == stage and c.attack == "clean"]
-        assert right == recorded.clean_correct
+        assert right_clean(model, loaded) == expected
     with pytest.raises(InputError, match="has no stage 3"):
         loaded.stage(3)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     """One line."""
+    said = r"^no record at .*: the run did not finish, or this is not a run$"
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(
-            RecordError, match=r"^no record at .*: the run did not finish, or this is not a run$"
-        ):
+        with pytest.raises(RecordError, match=said):
             load_run(path)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "weights .* are missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "weights .* cannot be read: "),
-        (lambda path: path.write_bytes(b""), "weights .* cannot be read: "),
-        (lambda path: path.write_text("weights"), "weights .* cannot be read: "),
-        (lambda path: save_file({"other": torch.zeros(1)}, path), "weights .* do not fit the model: "),
+        pytest.param(Path.unlink, "weights .* are missing", id="missing"),
+        pytest.param(lambda p: p.write_bytes(p.read_bytes()[:5000]), "weights .* cannot be read: ", id="cut"),
+        pytest.param(lambda p: p.write_bytes(b""), "weights .* cannot be read: ", id="empty"),
+        pytest.param(lambda p: p.write_text("weights"), "weights .* cannot be read: ", id="text"),
+        pytest.param(lambda p: save_file(OTHERS, p), "weights .* do not fit the model: ", id="others"),
     ],
-    ids=["missing", "cut", "empty", "text", "others"],
 )
 def test_damaged_weights_are_one_line(
     small_run: Run, tmp_path: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     """The record can still be read, and the other stages."""
-    directory = copy_of(small_run, tmp_path)
+    directory = damaged(small_run, tmp_path)
     damage(directory / "stages" / "2.safetensors")
     loaded = load_run(directory)
     with pytest.raises(InputError, match=message) as caught:
@@ -273,24 +255,21 @@ def test_damaged_weights_are_one_line(
 
 def test_other_data_are_refused(small_run: Run, tmp_path: Path) -> None:
     """The fingerprint decides: the numbers of a run belong to its own test points."""
-    directory = copy_of(small_run, tmp_path)
-
-    def change(record: dict[str, Any]) -> None:
-        record["environment"]["data"]["fingerprint"] = "0123456789abcdef"
-
-    edit_record(directory, change)
+    other = "0123456789abcdef"
+    directory = damaged(
+        small_run, tmp_path, lambda record: record["environment"]["data"].update(fingerprint=other)
+    )
     with pytest.raises(InputError) as caught:
         _ = load_run(directory).test_data
     assert str(caught.value) == (
         f"data set 'digits' is not the one of run {small_run.record.id}: its fingerprint is "
-        "0830e6997ac0f0a7, the record has 0123456789abcdef"
+        f"0830e6997ac0f0a7, the record has {other}"
     )
 
 
 def test_a_strangers_config_is_one_line(small_run: Run, tmp_path: Path) -> None:
     """A record may hold a config that this version does not know."""
-    directory = copy_of(small_run, tmp_path)
-    edit_record(directory, lambda record: record["config"].update(colour="red"))
+    directory = damaged(small_run, tmp_path, lambda record: record["config"].update(colour="red"))
     with pytest.raises(InputError, match=r"^run .*: config: colour: Extra inputs are not permitted"):
         load_run(directory)
 
@@ -301,25 +280,22 @@ def test_a_users_own_model_needs_trust_to_load(
     """With batch norm and dropout it repeats itself; its code is imported only when that is allowed."""
     monkeypatch.chdir(tmp_path)
     Path("own_model.py").write_text(FACTORY)
-    options = {**small_options, "model": "own_model:make"}
+    options = {**small_options, "model": "own_model:make", "points": 20}
     first, second = (run("at", runs_dir="runs", **options) for _ in range(2))
     same_run(first.path, second.path)
     # Row 0 is the same for every defense, dropout's draws too.
     plain = run("standard", runs_dir="runs", **options)
     assert weights_equal(first.path / "stages/0.safetensors", plain.path / "stages/0.safetensors")
-    x, y = first.test_data
-    with torch.no_grad():
-        right = int((first.model(x).argmax(1) == y).sum())
-    assert right == first.record.cells[-4].clean_correct
+    assert right_clean(first.model, first) == first.record.cells[-4].clean_correct
     monkeypatch.delitem(sys.modules, "own_model")
     with pytest.raises(
         InputError, match="the model 'own_model:make', and loading it imports that code: pass"
     ):
         load_run(first.path)
     assert "own_model" not in sys.modules
-    trusted = load_run(first.path, trust=True)
+    x, _ = first.test_data
     with torch.no_grad():
-        assert torch.equal(trusted.model(x), first.model(x))
+        assert torch.equal(load_run(first.path, trust=True).model(x), first.model(x))
     monkeypatch.delitem(sys.modules, "own_model")
     Path("own_model.py").unlink()
     with pytest.raises(InputError, match="no module 'own_model'"):
@@ -362,20 +338,20 @@ def test_joint_is_one_stage_of_the_same_total(
     small_run: Run, small_options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Rows 0 and 1, both attacks at once, T × epochs; transfer and forgetting do not apply."""
-    options = {**small_options, "epochs": 2}
+    options = {**small_options, "points": 20}
     joint = run("joint", runs_dir=tmp_path, **options)
     record = joint.record
     assert (record.config["defense"], record.regime) == ("at", "joint")
     assert [stage.attacks for stage in record.stages] == [[], record.config["sequence"]]
     assert {cell.stage for cell in record.cells} == {0, 1}
-    assert epochs_trained(joint) == {0: 1, 1: 4}
-    assert epochs_trained(small_run) == {0: 1, 1: 1, 2: 1}
+    assert epochs_trained(joint) == {0: 1, 1: 2}
     for name in ("backward_transfer", "forgetting", "forward_transfer"):
         assert record.metrics[name] is None
         assert small_run.record.metrics[name] is not None
     assert record.metrics["average_robust_accuracy"] is not None
-    same = run("at", runs_dir=tmp_path, **options, regime="joint")
-    same_run(joint.path, same.path)
+    same = prepare({**options, "defense": "at", "regime": "joint"})
+    assert same.identity == prepare({**options, "defense": "joint"}).identity
+    assert same.config.model_dump(mode="json") == record.config
 
 
 def test_meta_is_refused_where_it_makes_no_sense(
@@ -419,38 +395,32 @@ def test_points_by_attack(small_options: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_training_knobs_are_used_and_recorded(
-    at_run: Run, small_options: dict[str, Any], tmp_path: Path
+    brief_run: Run, small_options: dict[str, Any], tmp_path: Path
 ) -> None:
     """``--train-set pgd.steps=1`` changes what PGD trains with, not what it measures with."""
-    cheap = run("at", runs_dir=tmp_path, **small_options, train_set={"pgd.steps": 1})
-    assert cheap.record.config["sequence"] == at_run.record.config["sequence"]
-    assert "steps=1" in cheap.record.config["training"][1]
-    assert cheap.record.attacks[1].training == cheap.record.config["training"][1]
-    assert at_run.record.config["training"][1] == cheap.record.config["training"][1].replace(
-        "step_size=0.5,steps=1", "step_size=0.07142857142857142,steps=7"
-    )
+    cheap = run("at", runs_dir=tmp_path, **small_options, train_set={"pgd.steps": 1}, points=10)
+    trained, before = cheap.record.config["training"], brief_run.record.config["training"]
+    assert cheap.record.config["sequence"] == brief_run.record.config["sequence"]
+    assert cheap.record.attacks[1].training == trained[1]
+    steps = "step_size=0.5,steps=1", "step_size=0.07142857142857142,steps=7"
+    assert before[1] == trained[1].replace(*steps) != trained[1]
     for stage, equal in ((1, True), (2, False)):
         weights = f"stages/{stage}.safetensors"
-        assert weights_equal(at_run.path / weights, cheap.path / weights) is equal
+        assert weights_equal(brief_run.path / weights, cheap.path / weights) is equal
     # PGD of 7 steps: 8 forwards a point at stage 2 against 2.
-    saved = at_run.record.cost.training_forwards - cheap.record.cost.training_forwards
+    saved = brief_run.record.cost.training_forwards - cheap.record.cost.training_forwards
     assert saved == 6 * 1293
 
 
-def test_a_sampled_sequence_is_drawn_once_and_recorded(
-    tmp_path: Path, digits: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sampled_sequence_is_drawn_once_and_recorded(tmp_path: Path, digits: Any) -> None:
     """All seeds of one command meet the same attacks, and the record names them."""
     command = ["run", "--defense", "standard", "--sequence", "sample:2", "--unseen", "none", "--points", "5"]
     command += ["--epochs", "1", "--set", "pretrain.epochs=1", "--threads", "1", "--runs-dir", str(tmp_path)]
     assert invoke([*command, "--seed", "3", "--seeds", "2"]) == 0
-    capsys.readouterr()
     records, _ = find_records(tmp_path)
     assert sorted(record.config["seed"] for record in records) == [3, 4]
-    expected = [
-        attack.text for attack in pool.sequence("sample:2", budget="digits", seed=3, images=(1, 8, 8))
-    ]
-    assert [record.config["sequence"] for record in records] == [expected, expected]
+    attacks = pool.sequence("sample:2", budget="digits", seed=3, images=(1, 8, 8))
+    assert [record.config["sequence"] for record in records] == [[one.text for one in attacks]] * 2
     drawn = {
         tuple(resolve(Options(sequence="sample:2", unseen="none", seed=seed), digits).sequence)
         for seed in range(20)
@@ -458,13 +428,8 @@ def test_a_sampled_sequence_is_drawn_once_and_recorded(
     assert len(drawn) > 5
 
 
-def test_a_run_that_fails_leaves_no_record(
-    small_options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Diverging or interrupted: its directory has no record, and the leaderboard passes it by."""
-    options = {**small_options, "set": {**small_options["set"], "lr": 1e30, "pretrain.lr": 0.1}}
-    with pytest.raises(TrainingDivergedError, match="at stage 1, epoch 1, step"):
-        run("at", runs_dir=tmp_path, **options)
+def test_an_interrupted_run_leaves_no_record(small_options: dict[str, Any], tmp_path: Path) -> None:
+    """Its directory has none, and the leaderboard passes it by."""
 
     def interrupt(event: Any) -> None:
         if event.kind == "cell":
@@ -472,17 +437,9 @@ def test_a_run_that_fails_leaves_no_record(
 
     with pytest.raises(KeyboardInterrupt):
         run("at", runs_dir=tmp_path, **small_options, listeners=[interrupt])
-    left = [sorted(os.listdir(path)) for path in sorted(tmp_path.iterdir())]
-    unfinished = [".lock", "checkpoint", "log.jsonl", "run.json"]
-    assert left == [[*unfinished, "stages"], unfinished]
+    (directory,) = tmp_path.iterdir()
+    assert sorted(os.listdir(directory)) == [".lock", "checkpoint", "log.jsonl", "run.json"]
     assert find_records(tmp_path) == ([], [])
-    command = ["run", "--defense", "at", "--sequence", "fgsm", "--unseen", "none", "--threads", "1"]
-    command += ["--epochs", "1", "--set", "lr=1e30", "--set", "pretrain.lr=0.1"]
-    command += ["--set", "pretrain.epochs=1", "--runs-dir", str(tmp_path)]
-    assert invoke(command) == 1
-    assert (
-        capsys.readouterr().err.splitlines()[-1].startswith("error: at: the loss is not a number at stage 1")
-    )
 
 
 def test_a_mistake_found_late_leaves_nothing(
@@ -529,10 +486,9 @@ def test_without_tensorboard_one_line_says_what_to_install(
 
 def test_the_package_offers_what_the_readme_names() -> None:
     """``from advbench import run, load_run``, and a clear error for anything else."""
-    assert advbench.run is run
-    assert advbench.load_run is load_run
+    assert (advbench.run, advbench.load_run) == (run, load_run)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = advbench.nothing  # type: ignore[attr-defined]
+        _ = advbench.nothing
 
 
 class TestOptions:
@@ -650,12 +606,12 @@ class TestOptions:
 
 
 def test_numbers_do_not_depend_on_what_else_is_measured(
-    small_run: Run, small_options: dict[str, Any], tmp_path: Path
+    brief_run: Run, small_options: dict[str, Any], tmp_path: Path
 ) -> None:
     """One more attack adds a column and leaves training and every other cell as they were."""
-    more = run("air", runs_dir=tmp_path, **small_options, eval="bim:steps=2")
-    assert weights_equal(small_run.path / "model.safetensors", more.path / "model.safetensors")
-    robust, wider = (read_outcomes(saved.path / "outcomes.npz")[1] for saved in (small_run, more))
-    assert wider.shape == (3, 4, 360)
+    more = run("at", runs_dir=tmp_path, **small_options, points=60, eval="bim:steps=2")
+    assert weights_equal(brief_run.path / "model.safetensors", more.path / "model.safetensors")
+    robust, wider = (read_outcomes(saved.path / "outcomes.npz")[1] for saved in (brief_run, more))
+    assert wider.shape == (3, 4, 60)
     assert np.array_equal(robust, wider[:, :3])
     assert [entry.role for entry in more.record.attacks] == ["seen", "seen", "unseen", "eval"]

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,17 +65,34 @@ def same(first: Path, second: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def stopped(runs_dir: Path, kind: str, stage: int, epoch: int = 0) -> Path:
-    """A run that died at its first event of a kind in a stage."""
+def stop_at(kind: str, stage: int = 0, epoch: int = 0) -> Callable[[Event], None]:
+    """A listener that stops the run at its first such event."""
 
     def listen(event: Event) -> None:
-        if (event.kind, event.stage) == (kind, stage) and event.epoch >= epoch:
+        if event.kind == kind and event.stage >= stage and event.epoch >= epoch:
             raise Stop
 
+    return listen
+
+
+def stopped(runs_dir: Path, kind: str, stage: int, epoch: int = 0, **more: Any) -> Path:
+    """A run that died at its first event of a kind in a stage."""
     with pytest.raises(Stop):
-        run("at", runs_dir=runs_dir, **TINY, listeners=[listen])
-    (directory,) = runs_dir.iterdir()
+        run("at", runs_dir=runs_dir, **{**TINY, **more}, listeners=[stop_at(kind, stage, epoch)])
+    (directory,) = (path for path in runs_dir.iterdir() if not (path / "record.json").exists())
     return directory
+
+
+def heard(**options: Any) -> tuple[Run, list[Event]]:
+    """A run, and its events."""
+    events: list[Event] = []
+    return run(**options, listeners=[events.append]), events
+
+
+def python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def call(capsys: Captured, *arguments: str, code: int) -> str:
@@ -147,12 +166,11 @@ def flip(path: Path) -> None:
     ("hit", "trained"),
     [
         # Newest snapshot, both, the stage before too, all; what is then trained again, as (stage, epoch).
-        (["stage-2-00001-0000001"], [(2, 2)]),
-        (["stage-2-*"], [(2, 1), (2, 2)]),
-        (["stage-2-*", "trained-00001"], [(1, 1), (1, 2), (2, 1), (2, 2)]),
-        (["stage-2-*", "trained-*"], [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2)]),
+        pytest.param(["stage-2-00001-0000001"], [(2, 2)], id="newest"),
+        pytest.param(["stage-2-*"], [(2, 1), (2, 2)], id="both"),
+        pytest.param(["stage-2-*", "trained-00001"], [(1, 1), (1, 2), (2, 1), (2, 2)], id="and the stage"),
+        pytest.param(["stage-2-*", "trained-*"], [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2)], id="all"),
     ],
-    ids=["newest", "both", "and the stage", "all"],
 )
 def test_damaged_checkpoints(
     whole: Run, tmp_path: Path, hit: list[str], trained: list[tuple[int, int]], damage: Any
@@ -163,8 +181,8 @@ def test_damaged_checkpoints(
     assert paths
     for path in paths:
         damage(path)
-    events: list[Event] = []
-    same(run("at", runs_dir=tmp_path, **TINY, listeners=[events.append]).path, whole.path)
+    finished, events = heard(defense="at", runs_dir=tmp_path, **TINY)
+    same(finished.path, whole.path)
     done = [(event.stage, event.epoch) for event in events if event.kind == "epoch"]
     assert done == trained
     assert {event.stage for event in events if event.kind == "cell"} == {2}
@@ -179,8 +197,8 @@ def test_damaged_rows_are_measured_again(whole: Run, tmp_path: Path, name: str) 
     """Never taken as they are."""
     directory = stopped(tmp_path, "batch", 2)
     flip(directory / name)
-    events: list[Event] = []
-    same(run("at", runs_dir=tmp_path, **TINY, listeners=[events.append]).path, whole.path)
+    finished, events = heard(defense="at", runs_dir=tmp_path, **TINY)
+    same(finished.path, whole.path)
     assert {event.stage for event in events if event.kind == "cell"} == {1, 2}
 
 
@@ -239,27 +257,13 @@ def test_two_processes_and_one_run(tmp_path: Path, capsys: Captured) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         line = call(capsys, "run", "--resume", str(directory), code=2)
-        assert re.fullmatch(
-            f"error: run {directory.name} is being written by process {other.pid} on .*: wait for it or "
-            "stop it",
-            line,
-        )
-        assert stopped_elsewhere(tmp_path) != directory
+        by = f"is being written by process {other.pid} on .*: wait for it or stop it"
+        assert re.fullmatch(f"error: run {directory.name} {by}", line)
+        with pytest.raises(Stop):
+            run("at", runs_dir=tmp_path, **TINY, listeners=[stop_at("start")])
+        assert len(list(tmp_path.iterdir())) == 2
         other.communicate()
     assert invoke(["run", "--resume", str(directory)]) == 0
-
-
-def stopped_elsewhere(runs_dir: Path) -> Path:
-    """Where the same command writes now."""
-    places: list[Path] = []
-
-    def listen(event: Event) -> None:
-        places.append(runs_dir / event.text)
-        raise Stop
-
-    with pytest.raises(Stop):
-        run("at", runs_dir=runs_dir, **TINY, listeners=[listen])
-    return places[0]
 
 
 @pytest.mark.slow
@@ -281,13 +285,7 @@ def test_eight_at_once_in_one_store(tmp_path: Path) -> None:
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         sys.exit(any(codes))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "runs")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(script, str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     records, problems = find_records(tmp_path / "runs")
     assert problems == []
@@ -322,84 +320,69 @@ def test_a_defense_that_raises(tmp_path: Path, capsys: Captured, monkeypatch: py
     )
     assert "to divide by" in (directory / "error.log").read_text("utf-8").splitlines()[-1]
     monkeypatch.setattr(Failing, "mended", True)
-    events: list[Event] = []
-    finished = run(resume=directory, listeners=[events.append])
+    finished, events = heard(resume=directory)
     assert {event.stage for event in events if event.kind in ("epoch", "cell")} == {2}
     assert not (directory / "error.log").exists()
-    expected = run("failing", runs_dir=tmp_path / "whole", **TINY)
-    same(finished.path, expected.path)
+    same(finished.path, run("failing", runs_dir=tmp_path / "whole", **TINY).path)
 
 
 @pytest.fixture
-def hanging() -> Iterator[dict[str, bool]]:
+def hanging(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """An attack that hangs on the digits, until it is mended; in training or in evaluation."""
     knobs = {"eps": Knob(0.2, "budget"), "training": Knob(0, "1 in training", training=1)}
-    info = AttackInfo(
-        name="hanging",
-        family="noise",
-        norm="linf",
-        access="white-box",
-        kind="budgeted",
-        paper=None,
-        knobs=knobs,
-    )
+    facts: dict[str, Any] = {"family": "noise", "norm": "linf", "access": "white-box", "kind": "budgeted"}
     state = {"training": False, "evaluation": True}
 
-    def search(_model: nn.Module, x: Tensor, _y: Tensor, *, training: int = 0, **_knobs: Any) -> Tensor:
+    def hang(_model: nn.Module, x: Tensor, _y: Tensor, *, training: float, **_knobs: Any) -> Tensor:
         while state["training" if training else "evaluation"]:
             torch.zeros(1)
         return x
 
-    def hang(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, training: float, **knobs: Any) -> Tensor:
-        del eps
-        return search(model, x, y, training=int(training), **knobs)
-
-    pool.register(info)(hang)
-    yield state
-    pool._entries.pop("hanging")
+    pool.names()
+    monkeypatch.setattr(pool, "_entries", dict(pool._entries))
+    pool.register(AttackInfo(name="hanging", paper=None, knobs=knobs, **facts))(hang)
+    return state
 
 
-@pytest.mark.parametrize("where", ["training", "evaluation"])
-def test_an_attack_that_hangs(where: str, hanging: dict[str, bool], tmp_path: Path, capsys: Captured) -> None:
+PLACES = {
+    "training": "stage 2 (at against hanging): attack 'hanging' on a batch of training",
+    "evaluation": "row 0: attack 'hanging:eps=0.2,training=0' on row 0, block 0",
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_an_attack_that_hangs(where: str, hanging: dict[str, bool], tmp_path: Path) -> None:
     """It is stopped, and named with its place; finished work is kept."""
     hanging["training"], hanging["evaluation"] = where == "training", where == "evaluation"
     options = {**TINY, "sequence": "fgsm,hanging", "epochs": 1}
     with pytest.raises(RunFailedError) as caught:
         run("at", runs_dir=tmp_path, **options, attack_timeout=0.5)
     (directory,) = tmp_path.iterdir()
-    place = (
-        "stage 2 (at against hanging): attack 'hanging' on a batch of training"
-        if where == "training"
-        else "row 0: attack 'hanging:eps=0.2,training=0' on row 0, block 0"
-    )
     assert str(caught.value) == (
-        f"{place} did not end within 0.5 s (--attack-timeout); finished work is kept, "
+        f"{PLACES[where]} did not end within 0.5 s (--attack-timeout); finished work is kept, "
         f"resume with: advbench run --resume {directory}"
     )
     hanging[where] = False
-    events: list[Event] = []
-    run("at", runs_dir=tmp_path, **options, listeners=[events.append])
+    _, events = heard(defense="at", runs_dir=tmp_path, **options)
     stages = {event.stage for event in events if event.kind == "epoch"}
     assert stages == ({2} if where == "training" else {1, 2})
-    for wrong in ("0", "-1", "nan", "inf"):
-        line = call(capsys, *COMMAND, "--attack-timeout", wrong, code=2)
-        assert "must be a number of seconds above 0" in line
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "nan", "inf"])
+def test_a_limit_that_is_none(wrong: str, capsys: Captured) -> None:
+    line = call(capsys, *COMMAND, "--attack-timeout", wrong, code=2)
+    assert "must be a number of seconds above 0" in line
 
 
 def test_a_limit_leaves_no_trace() -> None:
     """What is in time is left alone, in the main thread and in others; timers and handlers are put back."""
-    import signal
-    import threading
-
     before = signal.getsignal(signal.SIGALRM)
     with limited(60, "this"), limited(None, "that"):
         pass
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    assert threading.active_count() == 1 or all(
-        not isinstance(thread, threading.Timer) or thread.finished.is_set()
-        for thread in threading.enumerate()
-    )
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
 
     def careless() -> None:
         while True:
@@ -423,9 +406,7 @@ def test_what_cannot_be_interrupted_is_ended() -> None:
                 except BaseException:
                     pass
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python(script)
     assert done.returncode == 1
     assert done.stderr == (
         "error: attack 'endless' on row 1, block 2 did not end within 0.1 s (--attack-timeout) and cannot be "
@@ -443,6 +424,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path, capsys: Captured) -> None:
     kept = {path.name for path in (directory / "checkpoint").iterdir()}
     assert {"trained-00000.safetensors", "row-00000.json"} <= kept
     assert not [name for name in kept if name.startswith("stage-1")]
+    assert find_records(tmp_path) == ([], [])
 
 
 class TestTrust:
@@ -472,26 +454,18 @@ class TestTrust:
 
     def test_of_a_run_to_resume(self, capsys: Captured) -> None:
         """Its manifest may be a stranger's."""
-        options = {**TINY, "model": "stranger:make"}
-
-        def listen(event: Event) -> None:
-            if event.kind == "cell":
-                raise Stop
-
-        with pytest.raises(Stop):
-            run("at", **options, listeners=[listen])
-        (directory,) = Path("runs").iterdir()
+        directory = stopped(Path("runs"), "cell", 0, model="stranger:make")
         sys.modules.pop("stranger")
         Path("imported").unlink()
         line = call(capsys, "run", "--resume", str(directory), code=2)
-        assert (
-            "the model 'stranger:make', and resuming imports that code: add --trust if you trust it" in line
-        )
+        said = "the model 'stranger:make', and resuming imports that code: add --trust if you trust it"
+        assert said in line
         assert not Path("imported").exists()
         assert invoke(["run", "--resume", str(directory), "--trust"]) == 0
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="nothing says how much memory is used")
 def test_memory_stays_flat_over_30_stages(tmp_path: Path) -> None:
     """Resident memory at stage 30 is that at stage 10."""
     script = f"""
@@ -512,15 +486,7 @@ def test_memory_stays_flat_over_30_stages(tmp_path: Path) -> None:
         run("air", runs_dir=sys.argv[1], **options, listeners=[listen])
         print(sizes[10], sizes[30])
     """
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("this system does not say how much memory a process has")
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(script, str(tmp_path))
     assert done.returncode == 0, done.stderr
     early, late = (float(size) for size in done.stdout.split())
     # A kept copy of the model a stage would be 7 MiB, with its optimizer 14; cells and outcomes take 2.
