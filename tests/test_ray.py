@@ -9,11 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from tiny_runs import TINY, records_of
 
 from advbench import run
 from advbench.benchmark.prepare import prepare
@@ -27,15 +27,6 @@ from leaderboards.records.checksums import verify_checksums
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'advbench[ray]'")
 
-TINY: dict[str, Any] = {
-    "sequence": "fgsm",
-    "unseen": "none",
-    "epochs": 1,
-    "set": {"pretrain.epochs": 1, "eps_warmup": 0},
-    "points": 10,
-    "threads": 1,
-    "device": "cpu",
-}
 CELLS = [("at", 0), ("air", 0), ("air", 1)]
 SMALL = 80_000_000
 """Bytes of a node's object store."""
@@ -58,23 +49,15 @@ def address() -> Iterator[str]:
             cluster.shutdown()
 
 
-def sweep(grid: Path, runs_dir: Path, address: str) -> subprocess.Popen[str]:
-    """``advbench sweep --ray`` in a process of its own."""
-    command = [sys.executable, "-m", "advbench", "sweep", str(grid)]
-    command += ["--runs-dir", str(runs_dir), "--ray", address]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(*command: str) -> subprocess.Popen[str]:
+    """An advbench command in a process of its own."""
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "advbench", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def records_of(runs_dir: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What can be compared of every record."""
-    records, problems = find_records(runs_dir)
-    assert not problems
-    keys = [(record.config["defense"], record.config["seed"]) for record in records]
-    assert len(set(keys)) == len(keys)
-    return dict(zip(keys, map(comparable, records), strict=True))
 
 
 class Stop(BaseException):
@@ -118,7 +101,8 @@ def test_a_killed_sweep_goes_on_and_its_records_are_the_local_ones(address: str,
     grid, runs_dir = tmp_path / "grid.yaml", tmp_path / "runs"
     without = [{"defense": "at", "seed": 1}]
     grid.write_text(yaml.safe_dump({**TINY, "defenses": ["at", "air"], "seeds": 2, "exclude": without}))
-    process = sweep(grid, runs_dir, address)
+    command = ["sweep", str(grid), "--runs-dir", str(runs_dir), "--ray", address]
+    process = start(*command)
     assert process.stderr is not None
     said = []
     for line in process.stderr:
@@ -130,7 +114,7 @@ def test_a_killed_sweep_goes_on_and_its_records_are_the_local_ones(address: str,
     before = times(runs_dir)
     assert before, said
     assert 0 < len(records_of(runs_dir)) < len(CELLS)
-    again = sweep(grid, runs_dir, address)
+    again = start(*command)
     out, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, err
     assert f"{len(CELLS)} of {len(CELLS)} runs complete" in out
@@ -168,37 +152,12 @@ def test_an_evaluation_is_shared(address: str, tmp_path: Path) -> None:
         model.eval(), (torch.zeros(4, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
     )
     torch.export.save(program, tmp_path / "model.pt2")
-    command = ["eval", "--model", str(tmp_path / "model.pt2"), "--attacks", "fgsm,pgd:steps=2"]
-    command += [
-        "--trust",
-        "--points",
-        "20",
-        "--threads",
-        "1",
-        "--surrogate",
-        "none",
-        "--device",
-        "cpu",
-        "--runs-dir",
-    ]
+    command = ["eval", "--model", str(tmp_path / "model.pt2"), "--attacks", "fgsm,pgd:steps=2", "--trust"]
+    command += ["--points", "20", "--threads", "1", "--surrogate", "none", "--device", "cpu", "--runs-dir"]
     assert invoke([*command, str(tmp_path / "here")]) == 0
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "advbench",
-            *command,
-            str(tmp_path / "there"),
-            "--ray",
-            address,
-            "--workers",
-            "2",
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "a task failed" not in done.stderr
+    process = start(*command, str(tmp_path / "there"), "--ray", address, "--workers", "2")
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert "a task failed" not in err
     here, there = (find_records(tmp_path / name)[0] for name in ("here", "there"))
     assert comparable(here[0]) == comparable(there[0])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_runs import TINY, records_of
 
 from advbench import run
 from advbench.audit.battery import battery, transfers
@@ -27,20 +28,10 @@ from advbench.sweep.one_run import Job, perform
 from advbench.sweep.plan import SweepPlan, make_plan
 from advbench.sweep.transfer import FOLDER, adopt, arrival, clear_arrivals, pieces, receive
 from attacks_pool import InputError, Passes, pool
-from leaderboards import RecordError, comparable, find_records, read_record
+from leaderboards import RecordError, comparable, read_record
 from leaderboards.records.checksums import verify_checksums
 from leaderboards.records.inventory import find_complete
 
-TINY: dict[str, Any] = {
-    "sequence": "fgsm",
-    "unseen": "none",
-    "epochs": 1,
-    "set": {"pretrain.epochs": 1, "eps_warmup": 0},
-    "points": 10,
-    "threads": 1,
-    "device": "cpu",
-}
-"""A run that is over in a second."""
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 PATIENCE = 120.0
 """Seconds after which a test gives up waiting for another process."""
@@ -72,12 +63,18 @@ def harmless(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Writes a grid file, the tiny options under what is given."""
 
-    def make(text: str = "", **given: Any) -> Path:
+    def make(**given: Any) -> Path:
         path = tmp_path / "grid.yaml"
-        path.write_text(text or yaml.safe_dump({**TINY, **given}))
+        path.write_text(yaml.safe_dump({**TINY, **given}))
         return path
 
     return make
+
+
+@pytest.fixture
+def grid(write: Callable[..., Path]) -> Path:
+    """A grid file of the tiny options."""
+    return write()
 
 
 def sweep(grid: Path, runs_dir: Path, *arguments: str, code: int = 0) -> None:
@@ -106,20 +103,12 @@ def wait_for(process: subprocess.Popen[str], word: str) -> str:
     raise AssertionError(f"it ended and never said {word!r}")
 
 
-def records_of(runs_dir: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """What can be compared of every record, by what was asked for."""
-    records, problems = find_records(runs_dir)
-    assert not problems
-    keys = [(one.config["defense"], ",".join(one.config["sequence"]), one.config["seed"]) for one in records]
-    assert len(set(keys)) == len(keys)
-    return dict(zip(keys, map(comparable, records), strict=True))
-
-
 # --- what a grid means ---
 
 
 def test_axes_multiply_and_own_options_stay_with_their_defense() -> None:
     """Every combination; a defense's own settings add to the common ones; what is excluded is not there."""
+    extra = {"defense": "standard", "sequence": "fgsm", "seed": 7, "set": {"lr": 0.5}}
     cells = parse_grid(
         {
             "defenses": ["at", {"defense": "air", "set": {"lambda_i": 1}}],
@@ -127,18 +116,16 @@ def test_axes_multiply_and_own_options_stay_with_their_defense() -> None:
             "seeds": "0-2",
             "set": {"lr": 0.05},
             "exclude": [{"defense": "at", "sequence": "fgsm, cw", "seed": [1, 2]}],
-            "include": [{"defense": "standard", "sequence": "fgsm", "seed": 7, "set": {"lr": 0.5}}],
+            "include": [extra],
         }
     )
     assert len(cells) == 2 * 2 * 3 - 2 + 1
     air = [cell.options for cell in cells if cell.options["defense"] == "air"]
     assert [cell["seed"] for cell in air] == [0, 1, 2, 0, 1, 2]
     assert all(cell["set"] == {"lr": 0.05, "lambda_i": 1} for cell in air)
-    at = [
-        (cell.options["sequence"], cell.options["seed"]) for cell in cells if cell.options["defense"] == "at"
-    ]
-    assert at == [("fgsm,pgd", 0), ("fgsm,pgd", 1), ("fgsm,pgd", 2), ("fgsm,cw", 0)]
-    extra = {"defense": "standard", "sequence": "fgsm", "seed": 7, "set": {"lr": 0.5}}
+    at = [cell.options for cell in cells if cell.options["defense"] == "at"]
+    expected = [("fgsm,pgd", 0), ("fgsm,pgd", 1), ("fgsm,pgd", 2), ("fgsm,cw", 0)]
+    assert [(options["sequence"], options["seed"]) for options in at] == expected
     assert cells[-1] == GridCell(extra, sample_seed=7)
 
 
@@ -153,14 +140,8 @@ def test_sequences_and_data_sets_have_own_options_too() -> None:
             "exclude": [{"sequence": "fgsm", "dataset": "mnist"}],
         }
     )
-    given = [
-        tuple(
-            cell.options.get(key)
-            for key in ("dataset", "sequence", "defense", "unseen", "points", "data_dir")
-        )
-        for cell in cells
-    ]
-    assert given == [
+    keys = ("dataset", "sequence", "defense", "unseen", "points", "data_dir")
+    assert [tuple(cell.options.get(key) for key in keys) for cell in cells] == [
         ("digits", "fgsm,pgd", "at", "square", 100, None),
         ("digits", "fgsm,pgd", "air", "mim", 100, None),
         ("digits", "fgsm", "at", None, 100, None),
@@ -275,22 +256,23 @@ BAD: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_wrong_grid_is_one_line(
-    case: str, write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Exit code 2, before anything runs or is written."""
-    text, expected = BAD[case]
-    path = write(text) if text else tmp_path / "grid.yaml"
-    path.write_text(text)
-    before = sorted(tmp_path.rglob("*"))
-    sweep(path, tmp_path / "runs", code=2)
+def refused(grid: Path, runs_dir: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which a sweep is refused, before anything runs or is written: exit code 2."""
+    before = sorted(grid.parent.rglob("*"))
+    sweep(grid, runs_dir, *arguments, code=2)
     out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
+    assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith("error: ")
-    assert expected in err
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(grid.parent.rglob("*")) == before
+    return err
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_wrong_grid_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, expected = BAD[case]
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    assert expected in refused(path, tmp_path / "runs", capsys)
 
 
 @pytest.mark.parametrize(
@@ -313,35 +295,21 @@ def test_a_wrong_grid_is_one_line(
     ],
 )
 def test_wrong_options_are_one_line(
-    arguments: str,
-    expected: str,
-    write: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: str, expected: str, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also before anything runs."""
-    sweep(write(), tmp_path / "runs", *arguments.split(), code=2)
-    out, err = capsys.readouterr()
-    assert (out, len(err.splitlines())) == ("", 1)
-    assert expected in err
-    assert not (tmp_path / "runs").exists()
+    assert expected in refused(grid, tmp_path / "runs", capsys, *arguments.split())
 
 
 def test_missing_files_and_packages_are_one_line(
-    write: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No grid, a file where the store should be, Ray not installed."""
-    sweep(tmp_path / "nowhere.yaml", tmp_path / "runs", code=2)
-    assert "cannot read grid" in capsys.readouterr().err
-    grid = write()
-    sweep(grid, grid, code=2)
-    assert "is a file: name another" in capsys.readouterr().err
+    runs_dir = tmp_path / "runs"
+    assert "cannot read grid" in refused(tmp_path / "nowhere.yaml", runs_dir, capsys)
+    assert "is a file: name another" in refused(grid, grid, capsys)
     monkeypatch.setitem(sys.modules, "ray", None)
-    sweep(grid, tmp_path / "runs", "--ray", "local", code=2)
-    assert "ray is not installed: pip install 'advbench[ray]'" in capsys.readouterr().err
+    said = refused(grid, runs_dir, capsys, "--ray", "local")
+    assert "ray is not installed: pip install 'advbench[ray]'" in said
 
 
 # --- the plan ---
@@ -359,8 +327,7 @@ def test_the_plan_counts_and_writes_nothing(
     assert re.search(r"estimate   \S+ with 2 workers", out)
     assert "timed here" in out
     assert not (tmp_path / "runs").exists()
-    options = {**TINY, "defense": "at", "seed": 1}
-    run(runs_dir=tmp_path / "runs", **options)
+    run("at", runs_dir=tmp_path / "runs", seed=1, **TINY)
     sweep(grid, tmp_path / "runs", "--plan")
     out, _ = capsys.readouterr()
     assert "4 runs: 1 finished, 0 unfinished, 3 new" in out
@@ -372,25 +339,28 @@ def test_passes_are_counted_by_hand(write: Callable[..., Path], tmp_path: Path) 
     settings = {"pretrain.epochs": 2, "eps_warmup": 0}
     grid = write(sequence="fgsm,pgd:steps=5", defense="at", epochs=3, points=40, set=settings)
     config = make_plan(read_grid(grid), tmp_path / "runs").cells[0].config
-    sizes = Sizes(train=1293, validation=144, test=360, classes=10)
-    fgsm, pgd = (pool.get(name, eps=0.2) for name in ("fgsm", "pgd"))
-    crafting = [cost_of(one.for_training(), 10) for one in (fgsm, pgd)]
-    searches = [cost_of(pool.get("fgsm", eps=0.2), 10), cost_of(pool.get("pgd", eps=0.2, steps=5), 10)]
-    forwards = 1293 * (2 + sum(3 * (cost[0] + 1) for cost in crafting)) + 3 * 40
-    forwards += 3 * 40 * sum(cost[0] + 1 for cost in searches)
-    backwards = 1293 * (2 + sum(3 * (cost[1] + 1) for cost in crafting)) + 3 * 40 * sum(
-        c[1] for c in searches
-    )
+    searches = [pool.get("fgsm", eps=0.2), pool.get("pgd", eps=0.2, steps=5)]
     attacks = bound_attacks(config)["seen"]
-    probes = [cost_of(one, 10) for one in (*battery(attacks), *transfers(attacks))]
-    forwards += 2 * 40 + 40 * sum(cost[0] + 1 for cost in probes)
-    backwards += 40 * sum(cost[1] for cost in probes)
+    costs = {
+        "crafting": [cost_of(pool.get(name, eps=0.2).for_training(), 10) for name in ("fgsm", "pgd")],
+        "searches": [cost_of(one, 10) for one in searches],
+        "probes": [cost_of(one, 10) for one in (*battery(attacks), *transfers(attacks))],
+    }
+    # Each search also asks once for its verdict; clean points are asked in each row and twice in the audit.
+    forwards, backwards = (
+        1293 * (2 + 3 * sum(cost[way] + 1 for cost in costs["crafting"]))
+        + 3 * 40 * sum(cost[way] + asked for cost in costs["searches"])
+        + 40 * sum(cost[way] + asked for cost in costs["probes"])
+        + (3 + 2) * 40 * asked
+        for way, asked in ((0, 1), (1, 0))
+    )
+    sizes = Sizes(train=1293, validation=144, test=360, classes=10)
     assert work_of(config, sizes) == Passes(forwards, backwards)
 
 
-def test_a_recorded_speed_gives_back_what_the_run_took(small_run: Any) -> None:
+def test_a_recorded_speed_gives_back_what_the_run_took(brief_run: Any) -> None:
     """Exactly, for a run like the one it was taken from; none where the data or the model are others."""
-    record, config = small_run.record, small_run.config
+    record, config = brief_run.record, brief_run.config
     fingerprint = record.environment["data"]["fingerprint"]
     speed = recorded_speed([record], config, fingerprint)
     assert speed is not None
@@ -415,20 +385,18 @@ def test_workers_share_the_time() -> None:
 def test_two_workers_make_what_run_makes(
     write: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The same records as ``advbench run`` and as one worker; a second time nothing is repeated."""
-    grid = write(defenses=["at", "air"], seeds=2, exclude=[{"defense": "at", "seed": 1}])
+    """The same records as ``advbench run``; a second time nothing is repeated."""
+    grid = write(defense="at", seed=0, include=[{"defense": "air", "seed": 1}])
     sweep(grid, tmp_path / "two", "--workers", "2")
-    sweep(grid, tmp_path / "one", "--workers", "1")
-    for defense, seed in (("at", 0), ("air", 0), ("air", 1)):
+    for defense, seed in (("at", 0), ("air", 1)):
         run(defense, runs_dir=tmp_path / "alone", seed=seed, **TINY)
     alone = records_of(tmp_path / "alone")
-    assert len(alone) == 3
+    assert len(alone) == 2
     assert records_of(tmp_path / "two") == alone
-    assert records_of(tmp_path / "one") == alone
     out, err = capfd.readouterr()
-    assert "3 of 3 runs complete" in out
+    assert "2 of 2 runs complete" in out
     # Workers keep off the terminal: what is there is the parent's.
-    assert all(re.match(r"\[ *\w+\] \d/3  ", line) for line in err.splitlines())
+    assert all(re.match(r"\[ *\w+\] \d/2  ", line) for line in err.splitlines())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*")}
     sweep(grid, tmp_path / "two", "--workers", "2")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*")} == before
@@ -447,22 +415,15 @@ def test_a_failing_cell_and_a_killed_worker_leave_the_others_alone(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "grid_models.py").write_text(MODELS)
     models = ["grid_models:mortal", "grid_models:harmless"]
-    diverging = {
-        "defense": "at",
-        "model": "grid_models:harmless",
-        "seed": 5,
-        "set": {"lr": 1e30, "momentum": 0},
-    }
-    diverging["set"] = {**diverging["set"], "max_grad_norm": "none", "schedule": "constant"}  # type: ignore[dict-item]
+    settings = {"lr": 1e30, "momentum": 0, "max_grad_norm": "none", "schedule": "constant"}
+    diverging = {"defense": "at", "model": "grid_models:harmless", "seed": 5, "set": settings}
     grid = write(defense="at", models=models, include=[diverging, {"defense": "air", "model": models[1]}])
     sweep(grid, tmp_path / "runs", "--workers", "1", "--trust", code=1)
     out, err = capsys.readouterr()
     assert "2 of 4 runs complete, 2 failed" in out
     failures = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert (
-        "cell 1, at · fgsm · digits · grid_models:mortal · seed 0: its process was ended by SIGKILL"
-        in failures[0]
-    )
+    killed = "cell 1, at · fgsm · digits · grid_models:mortal · seed 0: its process was ended by SIGKILL"
+    assert killed in failures[0]
     assert "cell 3" in failures[1]
     assert "the loss is not a number" in failures[1]
     first = {path.parent.name for path in (tmp_path / "runs").glob("*/record.json")}
@@ -543,26 +504,26 @@ def test_a_cell_is_the_run_that_was_planned_or_none(tmp_path: Path) -> None:
 # --- runs that come from elsewhere ---
 
 
-def test_a_run_arrives_whole_under_a_name_of_its_own(small_run: Any, tmp_path: Path) -> None:
+def test_a_run_arrives_whole_under_a_name_of_its_own(brief_run: Any, tmp_path: Path) -> None:
     """Every file, weights too; where the name is taken the run is renamed throughout."""
-    for expected in (small_run.record.id, f"{small_run.record.id}-2"):
+    for expected in (brief_run.record.id, f"{brief_run.record.id}-2"):
         with arrival(tmp_path) as folder:
-            for name, piece in pieces(small_run.path):
+            for name, piece in pieces(brief_run.path):
                 receive(folder, name, piece)
             path = adopt(folder, tmp_path)
         assert path == tmp_path / expected
         assert read_record(path).id == expected
         assert verify_checksums(path) == []
-        assert comparable(read_record(path)) == comparable(small_run.record)
+        assert comparable(read_record(path)) == comparable(brief_run.record)
         weights = "model.safetensors"
-        assert (path / weights).read_bytes() == (small_run.path / weights).read_bytes()
+        assert (path / weights).read_bytes() == (brief_run.path / weights).read_bytes()
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_a_run_that_does_not_arrive_whole_is_no_run(small_run: Any, tmp_path: Path) -> None:
+def test_a_run_that_does_not_arrive_whole_is_no_run(brief_run: Any, tmp_path: Path) -> None:
     """A missing file is noticed, a name that leads elsewhere refused, what a dead process left removed."""
     with arrival(tmp_path) as folder:
-        for name, piece in pieces(small_run.path):
+        for name, piece in pieces(brief_run.path):
             if name != "outcomes.npz":
                 receive(folder, name, piece)
         with pytest.raises(RecordError, match=r"arrived incomplete: outcomes\.npz: missing"):
