@@ -29,7 +29,7 @@ from advbench.external.presets import PRESETS, preset_attacks, suite
 from advbench.runs.saved import Run
 from attacks_pool import AttackInfo, InputError, pool
 from attacks_pool.registry import Entry
-from leaderboards import comparable, read_outcomes, read_record, rows
+from leaderboards import Record, comparable, read_outcomes, read_record, rows
 from leaderboards.statistics.metrics import METRICS
 
 Network = Callable[..., nn.Sequential]
@@ -101,11 +101,8 @@ def test_a_model_outside_the_project(here: Path, tmp_path: Path, capfd: Any) -> 
     assert "stage" not in out
     (directory,) = tmp_path.iterdir()
     record = read_record(directory)
-    assert (record.regime, record.config["sequence"], record.config["model"]) == (
-        "eval",
-        [],
-        "evaluated models",
-    )
+    config = record.config
+    assert (record.regime, config["sequence"], config["model"]) == ("eval", [], "evaluated models")
     assert [cell.stage for cell in record.cells] == [0, 0, 0]
     assert {entry.role for entry in record.attacks} == {"eval"}
     clean, robust = read_outcomes(directory / "outcomes.npz")
@@ -123,15 +120,45 @@ def test_a_model_outside_the_project(here: Path, tmp_path: Path, capfd: Any) -> 
     assert call(capfd, "show", str(directory)).splitlines()[0] == out.splitlines()[0]
 
 
+SHADE = """
+from attacks_pool import register
+from attacks_pool.metadata import AttackInfo
+
+@register(AttackInfo(name="own-shade", family="noise", norm="linf", access="black-box", paper=None))
+def shade(model, x, y, *, eps, generator, early_stop):
+    return (x - eps).clamp(0, 1)
+"""
+
+
+@pytest.mark.usefixtures("here")
+def test_workers_meet_an_attack_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by its place, it is measured by the workers themselves, as by one process."""
+    pool.names()
+    monkeypatch.setattr(pool, "_entries", dict(pool._entries))
+    Path("own_shade.py").write_text(SHADE)
+    command = ["eval", "--model", "outside:make", "--attacks", "own_shade:shade:eps=0.4", "--points", "20"]
+    command += ["--threads", "1", "--surrogate", "none", "--device", "cpu"]
+    found = []
+    for place in ("one", "two"):
+        runs_dir = tmp_path / place
+        more = ["--runs-dir", str(runs_dir)] + (["--workers", "2"] if place == "two" else [])
+        assert invoke([*command, *more]) == 0
+        (path,) = runs_dir.iterdir()
+        assert "measured here" not in (path / "log.jsonl").read_text()
+        found.append(comparable(read_record(path)))
+    assert found[0] == found[1]
+    assert found[0]["attacks"][0]["text"] == "own-shade:eps=0.4"
+    assert found[0]["cells"][1]["n"] == 20
+
+
 def test_the_numbers_are_the_evaluators(
     digits: DataSet, network: Network, tmp_path: Path, global_randomness: Callable[[], bool]
 ) -> None:
     """The same cells as the evaluation contract gives; the module and the random state stay as they were."""
     model = network(norm=True)
     model[3].eval()
-    run = evaluate_model(
-        model, attacks=["fgsm", "pgd:steps=3"], points=30, seed=4, runs_dir=tmp_path, name="mine"
-    )
+    given: dict[str, Any] = {"attacks": ["fgsm", "pgd:steps=3"], "points": 30, "seed": 4, "name": "mine"}
+    run, again = (evaluate_model(model, runs_dir=tmp_path, **given) for _ in range(2))
     assert [module.training for module in model] == [True, True, True, False, True]
     assert global_randomness()
     attacks = [(attack, 30) for attack in pool.sequence("fgsm,pgd:steps=3", budget="digits")]
@@ -140,9 +167,6 @@ def test_the_numbers_are_the_evaluators(
     assert [cell.robust for cell in run.record.cells] == [cell.robust for cell in row.cells]
     assert run.record.config["defense"] == "mine"
     assert run.record.stages[0].spec["copied"] is False
-    again = evaluate_model(
-        model, attacks=["fgsm", "pgd:steps=3"], points=30, seed=4, runs_dir=tmp_path, name="mine"
-    )
     assert comparable(again.record) == comparable(run.record)
     assert again.path != run.path
 
@@ -163,7 +187,7 @@ def test_a_function_is_enough(tmp_path: Path) -> None:
 
 
 def test_torchvision(here: Path, tmp_path: Path) -> None:
-    """With as many logits as the folder has classes."""
+    """With as many logits as there are classes; six photographs of noise teach no surrogate anything."""
     data = load_dataset(f"folder:{here / 'photos'}")
     run = evaluate_model(
         "torchvision:shufflenet_v2_x0_5",
@@ -178,6 +202,16 @@ def test_torchvision(here: Path, tmp_path: Path) -> None:
     assert run.record.cells[1].clean_correct
     assert run.record.cells[1].backwards > 0
     assert run.record.config["params"]["mean"] == [0.485, 0.456, 0.406]
+    assert run.record.audit.surrogate is not None
+    assert run.record.audit.surrogate.startswith("plain lenet, 5 epochs on 6 images, clean ")
+    assert run.record.audit.surrogate.endswith(": too near to chance to transfer anything")
+    assert "transfer-beats-white-box" not in run.record.audit.checks
+    assert accesses(run.record) == {"white-box", "black-box"}
+
+
+def accesses(record: Record) -> set[str]:
+    """What the audit's probes know of the model."""
+    return {cell.threat.access for cell in record.audit.probes}
 
 
 def test_a_surrogate_is_attacked_first(here: Path, tmp_path: Path) -> None:
@@ -190,28 +224,25 @@ def test_a_surrogate_is_attacked_first(here: Path, tmp_path: Path) -> None:
     assert run.record.audit.surrogate.startswith("run ")
 
 
-def crafted_elsewhere(run: Run) -> list[int]:
-    """What survives each transferred attack."""
-    return [cell.robust for cell in run.record.audit.probes if cell.threat.access == "transfer"]
-
-
-def test_a_surrogate_is_trained_unless_none_is_wanted(here: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_surrogate_is_trained_unless_none_is_wanted(tmp_path: Path) -> None:
     """The record says what it is; its seconds are the evaluation's."""
     given: dict[str, Any] = {"attacks": "fgsm", "points": 20, "runs_dir": tmp_path}
     with torch.no_grad():
-        run, again = (evaluate_model("outside:make", **given) for _ in range(2))
-    name = run.record.audit.surrogate
+        record, again = (evaluate_model("outside:make", **given).record for _ in range(2))
+    name = record.audit.surrogate
     assert name is not None
     assert re.fullmatch(r"plain digits-cnn, 5 epochs on 1,293 images, clean 9\d\.\d %", name)
-    assert "transfer-beats-white-box" in run.record.audit.checks
-    assert len(crafted_elsewhere(run)) == 2
-    assert comparable(again.record) == comparable(run.record)
-    assert invoke(["eval", "--model", "outside:make", *QUICK, "--surrogate", "none"]) == 0
-    alone = read_record(next((here / "runs").iterdir()))
-    shutil.rmtree(here / "runs")
+    assert "transfer-beats-white-box" in record.audit.checks
+    assert [cell.threat.access for cell in record.audit.probes].count("transfer") == 2
+    assert comparable(again) == comparable(record)
+    runs_dir = tmp_path / "alone"
+    command = ["eval", "--model", "outside:make", *QUICK, "--surrogate", "none", "--runs-dir", str(runs_dir)]
+    assert invoke(command) == 0
+    alone = read_record(next(runs_dir.iterdir()))
     assert alone.audit.surrogate is None
     assert "transfer-beats-white-box" not in alone.audit.checks
-    assert {cell.threat.access for cell in alone.audit.probes} == {"white-box", "black-box"}
+    assert accesses(alone) == {"white-box", "black-box"}
 
 
 def test_a_surrogate_follows_its_seed(digits: DataSet, global_randomness: Callable[[], bool]) -> None:
@@ -249,23 +280,10 @@ def test_a_surrogate_that_learned_nothing_is_not_used(digits: DataSet) -> None:
     """Labels at random, or images too small for any model: nothing is transferred, and the name says why."""
     train = Split(digits.train.x, digits.train.y.roll(1))
     name, model = plain_surrogate(replace(digits, train=train), 0, torch.device("cpu"))
-    assert name is not None
-    assert re.search(r"clean \d+\.\d %: too near to chance to transfer anything$", name)
+    assert re.search(r"clean \d+\.\d %: too near to chance to transfer anything$", str(name))
     assert model is None
-    name, model = plain_surrogate(reshaped(digits, side=3), 0, torch.device("cpu"))
-    assert (name, model) == ("none, for want of a model for 3×3 pixels", None)
-
-
-def test_an_audit_without_transferred_points_says_why(here: Path, tmp_path: Path) -> None:
-    """Six photographs of noise teach nothing."""
-    run = evaluate_model(
-        "torchvision:shufflenet_v2_x0_5", f"folder:{here / 'photos'}", attacks="fgsm", runs_dir=tmp_path
-    )
-    assert run.record.audit.surrogate is not None
-    assert run.record.audit.surrogate.startswith("plain lenet, 5 epochs on 6 images, clean ")
-    assert run.record.audit.surrogate.endswith(": too near to chance to transfer anything")
-    assert "transfer-beats-white-box" not in run.record.audit.checks
-    assert crafted_elsewhere(run) == []
+    found = plain_surrogate(reshaped(digits, side=3), 0, torch.device("cpu"))
+    assert found == ("none, for want of a model for 3×3 pixels", None)
 
 
 # Suites.
@@ -301,12 +319,21 @@ def test_a_preset_takes_what_the_pool_has(monkeypatch: pytest.MonkeyPatch) -> No
 def test_evaluations_are_ranked_among_themselves(
     network: Network, small_run: Run, tmp_path: Path, capfd: Any
 ) -> None:
-    """Two models under one protocol share a table; another protocol and trained defenses do not."""
+    """Two models under one protocol share a table; another protocol and trained defenses do not.
+
+    An evaluation cannot be loaded as a run.
+    """
     for name, attacks in (("a", "fgsm"), ("b", "fgsm"), ("c", "fgsm:eps=0.1")):
-        evaluate_model(network(seed=ord(name)), attacks=attacks, points=20, runs_dir=tmp_path, name=name)
+        made = evaluate_model(
+            network(seed=ord(name)),
+            attacks=attacks,
+            points=20,
+            runs_dir=tmp_path,
+            name=name,
+            surrogate="none",
+        )
     shutil.copytree(small_run.path, tmp_path / "trained")
-    records = [read_record(path) for path in sorted(tmp_path.iterdir())]
-    found = rows(records)
+    found = rows([read_record(path) for path in sorted(tmp_path.iterdir())])
     groups: dict[tuple[str, ...], set[str]] = {}
     for row in found:
         groups.setdefault(row.comparison, set()).add(row.defense)
@@ -315,14 +342,10 @@ def test_evaluations_are_ranked_among_themselves(
     assert "evaluated models" in call(capfd, "leaderboard", "--runs-dir", str(tmp_path))
     listed = json.loads(call(capfd, "leaderboard", "--runs-dir", str(tmp_path), "--format", "json"))
     assert len(listed) == 4
-
-
-def test_an_evaluation_cannot_be_loaded_as_a_run(network: Network, tmp_path: Path) -> None:
-    run = evaluate_model(network(), attacks="fgsm", points=5, runs_dir=tmp_path)
     with pytest.raises(InputError, match="evaluated a model that was trained elsewhere"):
-        load_run(run.path)
-    assert invoke(["audit", str(run.path)]) == 2
-    assert invoke(["run", "--config", str(run.path / "record.json")]) == 2
+        load_run(made.path)
+    assert invoke(["audit", str(made.path)]) == 2
+    assert invoke(["run", "--config", str(made.path / "record.json")]) == 2
 
 
 # What a user gets wrong.
@@ -378,23 +401,18 @@ def test_one_line_and_nothing_written(case: str, here: Path, capfd: Any) -> None
     """Exit code 2, and the directory as it was."""
     text, message = WRONG[case]
     words = [word.strip("'") for word in text.split()]
-    given = (
-        ["eval"] if words == ["-"] else ["eval", *([] if "--model" in words else ["--model", "outside:make"])]
-    )
-    quick = {"--attacks": "fgsm", "--points": "20"}
-    if {"--attacks", "--preset", "--points"} & set(words):
-        quick = {}
-    if "folder:photos" in words:
-        del quick["--points"]
+    command = ["eval"]
+    if "--model" not in words and case != "no model":
+        command += ["--model", "outside:make"]
+    if not {"--attacks", "--preset", "--points"} & set(words):
+        command += ["--attacks", "fgsm", *([] if "folder:photos" in words else ["--points", "20"])]
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    extra = [word for pair in quick.items() for word in pair]
-    code = invoke([*given, *extra, *(words if words != ["-"] else [])])
+    code = invoke([*command, *words])
     out, err = capfd.readouterr()
     assert (code, out) == (2, ""), err
-    lines = [line for line in err.splitlines() if not line.startswith("[")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+    (line,) = (line for line in err.splitlines() if not line.startswith("["))
+    assert line.startswith("error: ")
+    assert message in line
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
 
 
