@@ -44,28 +44,27 @@ def test_other_grids_are_read(name: str, cells: int) -> None:
 
 
 @pytest.fixture(scope="module")
+def page() -> dict[str, Callable[..., Any]]:
+    """What makes the pages."""
+    return runpy.run_path(str(FIRST / "page.py"))
+
+
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two defenses of two seeds, trained for a moment."""
     place = tmp_path_factory.mktemp("first")
+    options: dict[str, Any] = {"sequence": "fgsm,pgd:steps=2", "unseen": "gaussian-noise", "points": 10}
+    options |= {"epochs": 1, "set": {"pretrain.epochs": 1}, "threads": 1}
     for seed in (0, 1):
         for defense in ("at", "air"):
-            run(
-                defense=defense,
-                sequence="fgsm,pgd:steps=3",
-                unseen="gaussian-noise",
-                epochs=1,
-                points=30,
-                set={"pretrain.epochs": 1},
-                seed=seed,
-                threads=1,
-                runs_dir=place,
-            )
+            run(defense, runs_dir=place, seed=seed, **options)
     return place
 
 
-def test_pages_come_from_records_without_weights(runs: Path, tmp_path: Path) -> None:
+def test_pages_come_from_records_without_weights(
+    page: dict[str, Callable[..., Any]], runs: Path, tmp_path: Path
+) -> None:
     """Records are copied once, are whole and give the same board; the page has tables and pictures."""
-    page: dict[str, Callable[..., Any]] = runpy.run_path(str(FIRST / "page.py"))
     results = tmp_path / "results"
     for _ in range(2):
         page["publish"](runs, results)
@@ -78,35 +77,26 @@ def test_pages_come_from_records_without_weights(runs: Path, tmp_path: Path) -> 
     assert "| AIR and sequential adversarial training | " in text
     assert "p = " in text or "p < " in text
     assert "## What it costs: digits" in text
-    assert {path.name for path in (tmp_path / "leaderboard").iterdir()} == {
-        "forgetting-1.svg",
-        "tradeoff-1.svg",
-    }
+    pictures = {path.name for path in (tmp_path / "leaderboard").iterdir()}
+    assert pictures == {"forgetting-1.svg", "tradeoff-1.svg"}
 
 
-def test_folders_of_this_machine_are_not_published(runs: Path, tmp_path: Path) -> None:
-    """Nothing is copied from where one record names one."""
-    page: dict[str, Callable[..., Any]] = runpy.run_path(str(FIRST / "page.py"))
-    shutil.copytree(runs, tmp_path / "runs")
-    record = max((tmp_path / "runs").iterdir()) / "record.json"
-    tree = json.loads(record.read_text())
-    tree["config"]["data_dir"] = str(tmp_path)
-    record.write_text(json.dumps(tree))
-    with pytest.raises(SystemExit, match="make it with a relative one"):
-        page["publish"](tmp_path / "runs", tmp_path / "results")
-    assert not (tmp_path / "results").exists()
-
-
-def test_too_much_is_not_published(runs: Path, tmp_path: Path) -> None:
-    """The size of all records together is agreed on."""
-    page: dict[str, Callable[..., Any]] = runpy.run_path(str(FIRST / "page.py"))
+def test_what_is_not_published(page: dict[str, Callable[..., Any]], runs: Path, tmp_path: Path) -> None:
+    """More than the size agreed on for all records, and records that name a folder of this machine."""
     results = tmp_path / "results"
     page["publish"](runs, results)
     with (results / "ballast").open("wb") as file:
         file.truncate(page["LARGEST"])
     with pytest.raises(SystemExit, match="more than 20,971,520"):
         page["publish"](runs, results)
-    shutil.rmtree(results)
+    shutil.copytree(runs, tmp_path / "runs")
+    record = max((tmp_path / "runs").iterdir()) / "record.json"
+    tree = json.loads(record.read_text())
+    tree["config"]["data_dir"] = str(tmp_path)
+    record.write_text(json.dumps(tree))
+    with pytest.raises(SystemExit, match="make it with a relative one"):
+        page["publish"](tmp_path / "runs", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_published_audits_follow_from_their_outcomes_by_old_rules_and_new() -> None:

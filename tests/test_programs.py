@@ -8,7 +8,7 @@ import pickle
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -135,18 +135,32 @@ PROGRAMS: dict[str, Callable[[Path, Path], None]] = {
     "program": program,
     "opaque": opaque,
     "library": library,
+    "package": package,
 }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of each kind, by name; those that run code touch ``fired`` in it."""
+    folder = tmp_path_factory.mktemp("programs")
+    for kind, make in PROGRAMS.items():
+        make(folder / kind, folder / "fired")
+    return folder
+
+
 @pytest.fixture
-def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch must open nothing."""
-
-    def opened(*_: Any, **__: Any) -> NoReturn:
-        pytest.fail("torch opened it")
-
+def unopened(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch must open nothing, and no code may run."""
+    (made / "fired").unlink(missing_ok=True)
     for module, name in ((torch.jit, "load"), (torch.export, "load"), (torch, "load")):
         monkeypatch.setattr(module, name, opened)
+    yield
+    assert not (made / "fired").exists()
+
+
+def opened(*_: Any, **__: Any) -> NoReturn:
+    """Stands for what torch opens files with."""
+    pytest.fail("torch opened it")
 
 
 @pytest.fixture
@@ -166,58 +180,55 @@ def line(capsys: Captured) -> str:
 
 
 @pytest.mark.usefixtures("unopened")
-@pytest.mark.parametrize("kind", PROGRAMS)
-def test_a_model_is_not_opened_without_trust(kind: str, place: Path, capsys: Captured) -> None:
+@pytest.mark.parametrize("kind", ["script", "plain script", "program", "opaque", "library"])
+def test_a_model_is_not_opened_without_trust(kind: str, made: Path, place: Path, capsys: Captured) -> None:
     for name in ("net.pt", "net.pth", "net.ts", "net.pt2"):
-        PROGRAMS[kind](place / name, place / "fired")
+        shutil.copy(made / kind, place / name)
         assert invoke(["eval", "--model", name, *EVAL]) == 2
         said = line(capsys)
         assert "program, and loading it can run any code: add --trust" in said
         assert "--weights FILE.safetensors" in said
-    assert not (place / "fired").exists()
     assert not (place / "runs").exists()
 
 
 @pytest.mark.usefixtures("unopened")
 @pytest.mark.parametrize("name", ["w.pt", "w.pt2", "w.bin", "w.safetensors", "w"])
-@pytest.mark.parametrize("kind", [*PROGRAMS, "package"])
+@pytest.mark.parametrize("kind", PROGRAMS)
 def test_weights_are_no_programs_whatever_they_are_called(
-    kind: str, name: str, place: Path, capsys: Captured
+    kind: str, name: str, made: Path, place: Path, capsys: Captured
 ) -> None:
-    {**PROGRAMS, "package": package}[kind](place / name, place / "fired")
+    shutil.copy(made / kind, place / name)
     for more in ([], ["--trust"]):
         assert invoke(["eval", "--model", "made_here:make", "--weights", name, *EVAL, *more]) == 2
         said = line(capsys)
         assert f"weights {name} " in said
         assert "a program can run any code" in said
         assert "--trust" in said
-    assert not (place / "fired").exists()
     assert not (place / "runs").exists()
 
 
 @pytest.mark.usefixtures("unopened")
-def test_workers_are_not_asked_either(place: Path) -> None:
+def test_workers_are_not_asked_either(made: Path, place: Path) -> None:
     """Refused before any process starts."""
-    opaque(place / "net.pt2", place / "fired")
+    shutil.copy(made / "opaque", place / "net.pt2")
     with pytest.raises(InputError, match="add --trust"):
         evaluate_model("net.pt2", attacks="fgsm", points=20, workers=2, runs_dir=place / "runs")
-    assert not (place / "fired").exists()
 
 
 @pytest.mark.parametrize("kind", ["script", "opaque"])
-def test_these_files_do_run_code(kind: str, digits: DataSet, place: Path) -> None:
+def test_these_files_do_run_code(kind: str, digits: DataSet, made: Path, place: Path) -> None:
     """Where they are trusted: otherwise the tests above would show nothing."""
-    PROGRAMS[kind](place / "net.pt", place / "fired")
+    (made / "fired").unlink(missing_ok=True)
+    shutil.copy(made / kind, place / "net.pt")
     with contextlib.suppress(InputError):
         load_foreign(Source("net.pt", trust=True), digits)
-    assert (place / "fired").exists()
+    assert (made / "fired").exists()
 
 
-def test_a_trusted_program_is_loaded_by_what_it_is(digits: DataSet, place: Path) -> None:
+def test_a_trusted_program_is_loaded_by_what_it_is(digits: DataSet, made: Path, place: Path) -> None:
     """By its content, not by its name."""
-    program(place / "net.pt", place)
-    plain_script(place / "net.ts", place)
-    for name in ("net.pt", "net.ts"):
+    for kind, name in (("program", "net.pt"), ("plain script", "net.ts")):
+        shutil.copy(made / kind, place / name)
         assert load_foreign(Source(name, trust=True), digits).file == Path(name)
 
 
@@ -253,18 +264,14 @@ def test_state_dicts_that_unfold(place: Path) -> None:
 
 
 def test_records_of_programs_need_trust(
-    place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    made: Path, place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``verify`` and ``accept``, whose weights are a file that the sender of the record may have sent too."""
-    plain_script(place / "net.pt", place)
-    made = evaluate_model("net.pt", attacks="fgsm", points=20, surrogate="none", threads=1, trust=True)
-    pack(made.path, place / "run.zip")
-    verify = ["verify", str(made.path), "--weights", "net.pt"]
+    shutil.copy(made / "plain script", place / "net.pt")
+    run = evaluate_model("net.pt", attacks="fgsm", points=20, surrogate="none", threads=1, trust=True)
+    pack(run.path, place / "run.zip")
+    verify = ["verify", str(run.path), "--weights", "net.pt"]
     accept = ["accept", "run.zip", "--runs-dir", "theirs", "--weights", "net.pt"]
-
-    def opened(*_: Any, **__: Any) -> NoReturn:
-        pytest.fail("torch opened it")
-
     with monkeypatch.context() as patch:
         patch.setattr(torch.jit, "load", opened)
         for command in (verify, accept):
@@ -276,20 +283,15 @@ def test_records_of_programs_need_trust(
 
 
 @pytest.mark.usefixtures("unopened")
-def test_a_stranger_s_program_is_not_accepted(place: Path, capsys: Captured) -> None:
+def test_a_stranger_s_program_is_not_accepted(made: Path, place: Path, capsys: Captured) -> None:
     """The record of a plain network whose weights are said to be a program's."""
-    made = evaluate_model(
-        "made_here:make", attacks="fgsm", points=20, surrogate="none", threads=1, runs_dir=place / "mine"
-    )
-    copy = place / "copy"
-    shutil.copytree(made.path, copy)
-    tree = json.loads((copy / "record.json").read_text())
-    opaque(place / "evil.pt2", place / "fired")
+    shutil.copy(made / "opaque", place / "evil.pt2")
+    run = evaluate_model("made_here:make", attacks="fgsm", points=20, surrogate="none", threads=1)
+    tree = json.loads((run.path / "record.json").read_text())
     tree["stages"][0]["spec"] |= {"model": "evil.pt2", "weights": "evil.pt2"}
-    (copy / "record.json").write_bytes(json_bytes(tree))
-    write_checksums(copy, (copy / "record.json").read_bytes())
-    pack(copy, place / "run.zip")
+    (run.path / "record.json").write_bytes(json_bytes(tree))
+    write_checksums(run.path, (run.path / "record.json").read_bytes())
+    pack(run.path, place / "run.zip")
     assert invoke(["accept", "run.zip", "--runs-dir", "theirs", "--weights", "evil.pt2"]) == 2
     assert "'evil.pt2' is an exported program, and loading it can run any code: add --trust" in line(capsys)
-    assert not (place / "fired").exists()
     assert not (place / "theirs").exists()
