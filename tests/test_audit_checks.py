@@ -192,7 +192,7 @@ def test_nothing_can_be_planted_where_logits_do_not_vary(digits: DataSet) -> Non
         pytest.param(
             lambda x: (x - 0.5) / 0.01, "check-normalisation", "images × 0.01 + 0.5", id="normalised"
         ),
-        pytest.param(lambda x: 0 * x, "did-not-train", "100 % of its predictions are class", id="constant"),
+        pytest.param(lambda x: 0 * x, "did-not-train", "100 % of predictions are class", id="constant"),
     ],
 )
 def test_a_model_that_learned_nothing_is_told_where_to_look(
