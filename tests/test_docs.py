@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from helpers import ROOT, here, python
 
 import advbench
 import attacks_pool
@@ -27,7 +28,6 @@ from advbench.data import DataSet
 from attacks_pool import InputError, pool
 from defenses import registry
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
     for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
@@ -44,6 +44,7 @@ OWN = {
     + re.findall(r"(?m)^advbench \w+ new ([\w-]+)", text)
 }
 """Attacks and defenses that the pages define."""
+COMMAND = typer.main.get_command(app)
 LISTS_OF_ATTACKS = ("sequence", "unseen", "eval", "attacks")
 WORDS = {"all", "auto", "none"}
 
@@ -83,7 +84,7 @@ def program(words: list[str]) -> int | None:
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     """What the command line's own parser makes of a command."""
-    context = typer.main.get_command(app).make_context("advbench", list(arguments))
+    context = COMMAND.make_context("advbench", list(arguments))
     while getattr(context.command, "commands", None):
         left = [*context._protected_args, *context.args]
         if not left:
@@ -123,9 +124,8 @@ def resolve_run(arguments: list[str], given: dict[str, Any], digits: DataSet) ->
     for name in ("set", "train_set"):
         if name in options:
             options[name] = dict(pair.split("=", 1) for pair in options[name])
-    resolve(
-        Options.of({name: value for name, value in options.items() if name in Options.model_fields}), digits
-    )
+    known = {name: value for name, value in options.items() if name in Options.model_fields}
+    resolve(Options.of(known), digits)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if shell_blocks(page)])
@@ -157,24 +157,18 @@ def test_marked_commands_run(page: str, tmp_path: Path) -> None:
     folder, programs = tmp_path / "here", tmp_path / "bin"
     for made in (folder, programs):
         made.mkdir()
-    for name, text in (
-        *NAMED.findall(PAGES[page]),
-        *((two, one) for one, two in COMMENTED.findall(PAGES[page])),
-    ):
+    named = [*NAMED.findall(PAGES[page]), *((two, one) for one, two in COMMENTED.findall(PAGES[page]))]
+    for name, text in named:
         (folder / name).write_text(text, "utf-8")
     for name, call in {"advbench": " -m advbench", "python": ""}.items():
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{call} "$@"\n')
         (programs / name).chmod(0o755)
     script = "set -euo pipefail\n" + "\n".join(shell_blocks(page, run=True))
-    done = run_here(["bash", "-c", script], folder, PATH=f"{programs}{os.pathsep}{os.environ['PATH']}")
+    found = here(PATH=f"{programs}{os.pathsep}{os.environ['PATH']}")
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=found, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def run_here(command: list[str], folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """A process in a folder, with this tree first on Python's path."""
-    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1", **settings}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def cells(kind: str) -> list[dict[str, Any]]:
@@ -194,13 +188,11 @@ def test_the_tour_is_stored_with_its_outputs() -> None:
 @pytest.mark.slow
 def test_the_tour_runs(tmp_path: Path) -> None:
     code = "\n".join("".join(cell["source"]) for cell in cells("code"))
-    done = run_here([sys.executable, "-c", code], tmp_path)
+    done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    stored = [
-        output for cell in cells("code") for output in cell["outputs"] if output["output_type"] == "stream"
-    ]
+    stored = [output for cell in cells("code") for output in cell["outputs"]]
     # Counts differ with the processor; what the audit finds does not.
-    lines = "".join("".join(output["text"]) for output in stored)
+    lines = "".join("".join(one["text"]) for one in stored if one["output_type"] == "stream")
     flags = re.findall(r"^(?:- [\w-]+:|ok|suspect)$", lines, re.MULTILINE)
     assert "suspect" in flags
     assert [line for line in flags if line not in done.stdout.splitlines()] == []
@@ -244,15 +236,13 @@ def test_the_reader_of_links_sees_what_is_wrong() -> None:
     text = "# A *b*: `c`\n\n## A b c\n\n[x](#a-b-c) [y](README.md) ![z](docs/site.png)\n\n"
     text += "```text\n[n](n.md)\n```\n"
     assert broken("README.md", text) == []
-    text += (
-        "[x](#a-b-d) [y](READ.md) ![z](docs/none.png) [w](docs/concepts.md#none) [v](https://example.org)\n"
-    )
-    assert broken("README.md", text) == ["#a-b-d", "READ.md", "docs/none.png", "docs/concepts.md#none"]
+    wrong = ["#a-b-d", "READ.md", "docs/none.png", "docs/concepts.md#none"]
+    text += " ".join(f"[x]({target})" for target in (*wrong, "https://example.org"))
+    assert broken("README.md", text) == wrong
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    assert broken(page, PAGES[page]) == []
+def test_links_lead_somewhere() -> None:
+    assert {page: wrong for page, text in PAGES.items() if (wrong := broken(page, text))} == {}
 
 
 def test_links_of_the_tour_lead_somewhere() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from advbench.cli import doctor
-from advbench.cli import main as cli
 from advbench.cli.doctor import Finding, collision, examine, installed_packages, works, zoo_checks
 from attacks_pool import pool
 
@@ -36,6 +35,7 @@ def install(site: Path, name: str, number: str, files: dict[str, bytes]) -> None
     (info / "RECORD").write_text("\n".join(lines) + "\n")
 
 
+AGAIN = "pip install --force-reinstall --no-deps robustbench==1.1.1"
 ZOO = {"robustbench/__init__.py": NEW, "robustbench/utils.py": NEW, "robustbench/data.py": NEW}
 ATTACKS = {"torchattacks/__init__.py": b"", "robustbench/__init__.py": OLD, "robustbench/data.py": NEW}
 
@@ -50,9 +50,7 @@ def test_attacks_installed_last_are_found_out(tmp_path: Path) -> None:
     install(tmp_path, "robustbench", "1.1.1", ZOO)
     install(tmp_path, "torchattacks", "3.5.1", ATTACKS)
     found = seen(tmp_path)
-    assert found is not None
-    assert found.status == "warning"
-    assert found.mend == "pip install --force-reinstall --no-deps robustbench==1.1.1"
+    assert (found.status, found.mend) == ("warning", AGAIN)
     assert found.detail.startswith("1 of 3 differ from what robustbench installed (robustbench/__init__.py,")
     assert "1 were overwritten by torchattacks" in found.detail
 
@@ -62,11 +60,9 @@ def test_zoo_installed_last_is_in_order(tmp_path: Path) -> None:
     install(tmp_path, "torchattacks", "3.5.1", ATTACKS)
     install(tmp_path, "robustbench", "1.1.1", ZOO)
     found = seen(tmp_path)
-    assert found is not None
     assert (found.status, found.mend) == ("ok", None)
-    assert found.detail == (
-        "all 3 are as robustbench installed them; installing torchattacks again would overwrite 1 of them"
-    )
+    said = "all 3 are as robustbench installed them; installing torchattacks again would overwrite 1 of them"
+    assert found.detail == said
 
 
 def test_zoo_alone_and_neither(tmp_path: Path) -> None:
@@ -80,7 +76,6 @@ def test_attacks_alone_bring_a_false_zoo(tmp_path: Path) -> None:
     """``import robustbench`` then works, and is not robustbench."""
     install(tmp_path, "torchattacks", "3.5.1", ATTACKS)
     found = seen(tmp_path)
-    assert found is not None
     assert (found.status, found.mend) == ("warning", 'pip install "advbench[robustbench]"')
 
 
@@ -91,8 +86,7 @@ def test_spoilt_files_are_found_without_a_culprit(tmp_path: Path, spoil: str) ->
     path = tmp_path / "robustbench" / "utils.py"
     path.write_bytes(b"edited") if spoil == "edited" else path.unlink()
     found = seen(tmp_path)
-    assert found is not None
-    assert found.mend == "pip install --force-reinstall --no-deps robustbench==1.1.1"
+    assert found.mend == AGAIN
     assert found.detail == "1 of 3 differ from what robustbench installed (robustbench/utils.py, …)"
 
 
@@ -161,17 +155,12 @@ def test_plug_ins_that_fail_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warning", 0), ("absent", 0), ("broken", 1)])
 def test_command_prints_and_tells_by_its_exit_code(
-    status: Any, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    status: Any, code: int, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[str, str]]
 ) -> None:
     """As lines and as JSON."""
     check = Finding("thing", status, "so it is", "pip install thing")
     monkeypatch.setattr(doctor, "examine", lambda: [check])
-    assert cli.invoke(["doctor"]) == code
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines] == [
-        [status, "thing", "so", "it", "is"],
-        ["pip", "install", "thing"],
-    ]
-    assert cli.invoke(["doctor", "--format", "json"]) == code
-    report = json.loads(capsys.readouterr().out)
+    lines = call("doctor", code=code)[0].splitlines()
+    assert [" ".join(line.split()) for line in lines] == [f"{status} thing so it is", "pip install thing"]
+    report = json.loads(call("doctor", "--format", "json", code=code)[0])
     assert report == {"works": code == 0, "checks": [check.to_json()]}

@@ -2,16 +2,20 @@
 
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers import ROOT, python
 
+import advbench
 from advbench import __version__
+from advbench.config.options import Options
+from advbench.config.resolve import resolve
+from advbench.data import DataSet
+from advbench.runs.saved import Run
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     path.relative_to(ROOT).as_posix(): blocks
@@ -54,9 +58,27 @@ assert own.smoothing == 0.2
 """What further holds after a page's blocks."""
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] if page != "README.md" else []) for page in PAGES]
-)
+def test_the_python_of_the_readme_means_what_it_says(
+    digits: DataSet, small_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its options are those of a run; what is read of the result is there. The test below runs it."""
+
+    def run(**options: Any) -> Run:
+        config = resolve(Options.of(options), digits)
+        assert (config.defense, config.plan.epochs, config.points) == ("air", 1, {"default": 50})
+        return small_run
+
+    monkeypatch.setattr(advbench, "run", run)
+    names: dict[str, Any] = {}
+    exec("\n".join(PAGES["README.md"]), names)
+    record = small_run.record
+    average = record.metrics["average_robust_accuracy"]
+    assert capsys.readouterr().out == f"{average} {record.audit.verdict}\n"
+    assert names["model"].info.name == "air"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run_as_written_one_after_another(page: str, tmp_path: Path) -> None:
     if any("leaderboards/results" in block for block in PAGES[page]):
         shutil.copytree(ROOT / "leaderboards" / "results", tmp_path / "leaderboards" / "results")
@@ -64,26 +86,19 @@ def test_python_blocks_run_as_written_one_after_another(page: str, tmp_path: Pat
     for name, block in NAMED.findall((ROOT / page).read_text("utf-8")):
         (tmp_path / "script" / name).write_text(block, "utf-8")
     blocks = ["import torch; torch.set_num_threads(1)", *PAGES[page], ADVERTISED.get(page, "")]
-    printed = _run("\n".join([*blocks, KEEPS_THE_CONTRACT]), tmp_path)
+    # The script lies apart from its working directory.
+    script = tmp_path / "script" / "page.py"
+    script.write_text("\n".join([*blocks, KEEPS_THE_CONTRACT]), encoding="utf-8")
+    done = python(str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     defined = re.findall(r"^class \w+\(Defense\):", "\n".join(blocks), flags=re.MULTILINE)
-    assert printed.count("keeps the contract") == len(defined)
+    assert done.stdout.count("keeps the contract") == len(defined)
 
 
 def test_pages_have_the_python_that_they_should() -> None:
     """Of the examples that the README once held, none is lost."""
     assert {"README.md", "docs/compare.md", *ADVERTISED} <= set(PAGES)
     assert sum(map(len, PAGES.values())) >= 15
-
-
-def _run(text: str, place: Path) -> str:
-    """What the script prints, in a process of its own; the script lies apart from its working directory."""
-    script = place / "script" / "page.py"
-    script.write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=place, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_ci_finds_the_test_command() -> None:

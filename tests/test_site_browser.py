@@ -24,15 +24,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 if CHROMIUM is None:
     pytest.skip("chromium is not installed", allow_module_level=True)
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
 Open = Callable[..., Any]
 DEFENSE = 'tbody th[scope="row"] a'
 
@@ -42,17 +35,14 @@ def site(make_record: Callable[..., Record], tmp_path_factory: pytest.TempPathFa
     """Two data sets; suspect, invalid and target-aware rows; one with a text that would be a script."""
     evil = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     records = [make_record("at", seed=seed, robust=60 + seed) for seed in range(2)]
-    records += [
-        make_record("air", robust=70, clean=90, params={"sigma": sigma}, name=f"air-{sigma}")
-        for sigma in (1, 2)
-    ]
+    for sigma in (1, 2):
+        records += [make_record("air", robust=70, clean=90, params={"sigma": sigma}, name=f"air-{sigma}")]
     records += [make_record("trades", robust=50, regime="joint")]
     records += [make_record("fake", robust=89, verdict="suspect", flags=("zero-gradient", evil))]
     records += [make_record("broken", robust=80, verdict="invalid", flags=("nan-logits",))]
     records += [make_record("mola-grad", robust=85, target_aware=True)]
-    records += [
-        make_record(name, dataset="mnist", fingerprint="ff", name=f"{name}-m") for name in ("at", "free")
-    ]
+    for name in ("at", "free"):
+        records += [make_record(name, dataset="mnist", fingerprint="ff", name=f"{name}-m")]
     out = tmp_path_factory.mktemp("browser") / "site"
     write_site(out, rows(records), records)
     return out
@@ -225,10 +215,8 @@ def test_copying_without_a_clipboard(visit: Open, old_way: bool) -> None:
     page.locator("button.copy").nth(1).click()
     said = "Copied to the clipboard." if old_way else "press Ctrl+C"
     page.get_by_text(said).wait_for()
-    assert (
-        page.evaluate("getSelection().toString()").split()
-        == page.locator("pre").nth(1).text_content().split()
-    )
+    selected = page.evaluate("getSelection().toString()")
+    assert selected.split() == page.locator("pre").nth(1).text_content().split()
 
 
 @pytest.mark.slow
@@ -276,9 +264,8 @@ def test_on_a_phone(visit: Open, path: str) -> None:
     page = visit(path, width=360)
     page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate(
-        "[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)"
-    )
+    wide = "[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)"
+    assert page.evaluate(wide)
     for box in page.locator(".scroll").all():
         assert box.get_attribute("tabindex") == "0"
         assert box.bounding_box()["width"] <= 360
@@ -286,10 +273,8 @@ def test_on_a_phone(visit: Open, path: str) -> None:
 
 def test_dark_and_light(visit: Open) -> None:
     """As the reader's system asks."""
-    grounds = [
-        visit(color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
-        for scheme in ("light", "dark")
-    ]
+    read = "getComputedStyle(document.body).backgroundColor"
+    grounds = [visit(color_scheme=scheme).evaluate(read) for scheme in ("light", "dark")]
     light, dark = (sum(map(int, re.findall(r"\d+", ground))) for ground in grounds)
     assert light > 600
     assert dark < 150
