@@ -327,7 +327,8 @@ def test_eight_processes_write_into_one_directory(tmp_path: Path) -> None:
         for turn in range(5):
             run = new_run_directory(tmp_path, "at")
             with hold(run):
-                write_manifest(run, manifest(id=run.name, identity="i", more={"by": [number, turn]}))
+                made = {"identity": "i", "config": {}, "more": {"by": [number, turn]}}
+                write_manifest(run, manifest(id=run.name, **made))
                 write_bytes(run / "big", bytes([number]) * 100_000)
                 write_bytes(tmp_path / "shared", bytes([number]) * 100_000)
 
