@@ -28,36 +28,40 @@ def bomb(levels: int) -> str:
     return f"sequence: {text}"
 
 
-FILES: dict[str, str | bytes] = {
+CONFIGS: dict[str, tuple[str | bytes, str]] = {
+    "binary.yaml": (b"\xff\xfe\x00\x01", "config config/binary.yaml is not text"),
+    "broken.yaml": ("defense: [air", "config/broken.yaml is neither YAML nor JSON"),
+    "empty.yaml": ("", "must hold key: value pairs, not nothing"),
+    "list.yaml": ("- air", "must hold key: value pairs, not list"),
+    "number.yaml": ("3", "must hold key: value pairs, not int"),
+    "key.yaml": ("defence: air", "unknown option 'defence': did you mean 'defense'?"),
+    "runs_dir.yaml": ("runs_dir: elsewhere", "unknown option 'runs_dir'"),
+    "sample_seed.yaml": ("sample_seed: 3", "unknown option 'sample_seed'"),
+    "numeric_key.yaml": ("1: 2", "unknown option '1'"),
+    "seed_text.yaml": ("seed: abc", "seed: Input should be a valid integer"),
+    "seed_null.yaml": ("seed: null", "seed: Input should be a valid integer"),
+    "epochs.yaml": ("epochs: 0", "epochs: Input should be greater than or equal to 1"),
+    "set_list.yaml": ("set: [1]", "set: Input should be a valid dictionary"),
+    "set_null.yaml": ("set: null", "set: Input should be a valid dictionary"),
+    "sequence.yaml": ("sequence: [{pgd: 3}]", "sequence.str: Input should be a valid string"),
+    "plan.yaml": ("plan: {lrr: 0.1}", "unknown plan key 'lrr': did you mean 'lr'?"),
+    "two.yaml": ("--- {seed: 1}\n--- {seed: 2}", "is neither YAML nor JSON: expected a single docum"),
+    "tag.yaml": ("defense: !!python/object/apply:os.system [touch pwned]", "is neither YAML nor JSON: could"),
+    "itself.yaml": ("&a {set: *a}", "aliases (*name) are not read"),
+    "bomb.yaml": (bomb(9), "aliases (*name) are not read"),
+    "deep.json": ("[" * 5_000, "is neither YAML nor JSON"),
+    "long.yaml": (f"epochs: {'x' * 100_000}", "epochs: Input should be a valid integer"),
+    "newer.json": ('{"schema": 9, "anything": 1}', "unknown record schema 9: this version reads schema 1"),
+    "schema.json": ('{"schema": "1"}', 'unknown record schema "1"'),
+    "record.json": ('{"schema": 1, "id": "x"}', "missing key 'created'"),
+}
+"""Files that `--config` refuses, with what is said."""
+
+FILES: dict[str, str | bytes] = {f"config/{name}": content for name, (content, _) in CONFIGS.items()} | {
     "a_file": "no run",
     "folder/train/one/note.txt": "no image",
-    "config/binary.yaml": b"\xff\xfe\x00\x01",
-    "config/broken.yaml": "defense: [air",
-    "config/empty.yaml": "",
-    "config/list.yaml": "- air",
-    "config/number.yaml": "3",
-    "config/key.yaml": "defence: air",
-    "config/runs_dir.yaml": "runs_dir: elsewhere",
-    "config/sample_seed.yaml": "sample_seed: 3",
-    "config/numeric_key.yaml": "1: 2",
-    "config/seed_text.yaml": "seed: abc",
-    "config/seed_null.yaml": "seed: null",
     "config/seed_fraction.yaml": "seed: 1.5",
-    "config/epochs.yaml": "epochs: 0",
-    "config/set_list.yaml": "set: [1]",
-    "config/set_null.yaml": "set: null",
-    "config/sequence.yaml": "sequence: [{pgd: 3}]",
-    "config/plan.yaml": "plan: {lrr: 0.1}",
     "config/training.yaml": "sequence: [fgsm]\ntraining: [pgd]",
-    "config/two.yaml": "--- {seed: 1}\n--- {seed: 2}",
-    "config/tag.yaml": "defense: !!python/object/apply:os.system [touch pwned]",
-    "config/itself.yaml": "&a {set: *a}",
-    "config/bomb.yaml": bomb(9),
-    "config/deep.json": "[" * 5_000,
-    "config/long.yaml": f"epochs: {'x' * 100_000}",
-    "config/newer.json": '{"schema": 9, "anything": 1}',
-    "config/schema.json": '{"schema": "1"}',
-    "config/record.json": '{"schema": 1, "id": "x"}',
     "runs_newer/run/record.json": '{"schema": 2}',
     "runs_newer/run/log.jsonl": "",
     "damaged/record.json": '{"schema": 1,',
@@ -72,6 +76,8 @@ FILES: dict[str, str | bytes] = {
 }
 
 WRONG_RUNS: dict[str, tuple[str, str]] = {
+    f"config {name}": (f"--config config/{name}", said) for name, (_, said) in CONFIGS.items()
+} | {
     "defense": ("--defense arr", "unknown defense 'arr': did you mean 'air'?"),
     "defense nothing": ("--defense ''", "unknown defense ''"),
     "regime of air": ("--regime joint", "defense 'air' does not support regime 'joint' (allowed: continual)"),
@@ -185,32 +191,7 @@ WRONG_RUNS: dict[str, tuple[str, str]] = {
     "runs dir below a file": ("--runs-dir a_file/runs", "is a file or lies below one: name another"),
     "config missing": ("--config nowhere.yaml", "cannot read config nowhere.yaml: No such file"),
     "config is a directory": ("--config config", "cannot read config config: Is a directory"),
-    "config binary": ("--config config/binary.yaml", "config config/binary.yaml is not text"),
-    "config broken": ("--config config/broken.yaml", "config/broken.yaml is neither YAML nor JSON"),
-    "config empty": ("--config config/empty.yaml", "must hold key: value pairs, not nothing"),
-    "config list": ("--config config/list.yaml", "must hold key: value pairs, not list"),
-    "config number": ("--config config/number.yaml", "must hold key: value pairs, not int"),
-    "config key": ("--config config/key.yaml", "unknown option 'defence': did you mean 'defense'?"),
-    "config runs_dir": ("--config config/runs_dir.yaml", "unknown option 'runs_dir'"),
-    "config sample_seed": ("--config config/sample_seed.yaml", "unknown option 'sample_seed'"),
-    "config numeric key": ("--config config/numeric_key.yaml", "unknown option '1'"),
-    "config seed": ("--config config/seed_text.yaml", "seed: Input should be a valid integer"),
-    "config seed null": ("--config config/seed_null.yaml", "seed: Input should be a valid integer"),
     "config seed fraction": ("--config config/seed_fraction.yaml --seed 1", "seed: Input should be a valid"),
-    "config epochs": ("--config config/epochs.yaml", "epochs: Input should be greater than or equal to 1"),
-    "config set": ("--config config/set_list.yaml", "set: Input should be a valid dictionary"),
-    "config set null": ("--config config/set_null.yaml", "set: Input should be a valid dictionary"),
-    "config sequence": ("--config config/sequence.yaml", "sequence.str: Input should be a valid string"),
-    "config plan": ("--config config/plan.yaml", "unknown plan key 'lrr': did you mean 'lr'?"),
-    "config two documents": ("--config config/two.yaml", "is neither YAML nor JSON: expected a single docum"),
-    "config tag": ("--config config/tag.yaml", "is neither YAML nor JSON: could not determine a constructor"),
-    "config of itself": ("--config config/itself.yaml", "aliases (*name) are not read"),
-    "config bomb": ("--config config/bomb.yaml", "aliases (*name) are not read"),
-    "config deep": ("--config config/deep.json", "is neither YAML nor JSON"),
-    "config long": ("--config config/long.yaml", "epochs: Input should be a valid integer"),
-    "config newer": ("--config config/newer.json", "unknown record schema 9: this version reads schema 1"),
-    "config schema": ("--config config/schema.json", 'unknown record schema "1"'),
-    "config no record": ("--config config/record.json", "missing key 'created'"),
 }
 
 WRONG_COMMANDS: dict[str, tuple[str, str]] = {
@@ -351,7 +332,7 @@ def test_a_run_that_cannot_be(case: str, place: Path, capfd: Any) -> None:
     pairs = zip(QUICK[::2], QUICK[1::2], strict=True)
     # An option that is given twice is refused for that.
     quick = [word for option, value in pairs if option not in given for word in (option, value)]
-    assert message in refused(capfd, place, ["run", *([] if case == "config plan" else quick), *given])
+    assert message in refused(capfd, place, ["run", *([] if case == "config plan.yaml" else quick), *given])
 
 
 @pytest.mark.parametrize("case", WRONG_COMMANDS)
