@@ -14,9 +14,11 @@ from advbench.cli.options import (
     RUNS_DIR,
     WORKERS,
     Format,
+    Given,
     argument,
     flag,
     option,
+    takes,
 )
 
 if TYPE_CHECKING:
@@ -26,19 +28,24 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
 
 
-def sweep(
-    grid: Path = argument("YAML or JSON: defenses, sequences, datasets, models, seeds.", default=...),
-    runs_dir: Path = RUNS_DIR,
-    workers: int | None = WORKERS,
-    ray: str | None = option("Use a Ray cluster: auto, local or host:port.", unset="this machine"),
-    cpus: float = option("CPUs per cell, on Ray.", default=1.0, min=0.0),
-    gpus: float = option("GPUs per cell, on Ray.", default=0.0, min=0.0),
-    memory: str | None = option("Memory per cell, on Ray: 500MB or 4GiB.", unset="no limit"),
-    attack_timeout: float | None = ATTACK_TIMEOUT,
-    trust: bool = flag("Import model factories (package.module:factory) that the grid names.", "--trust"),
-    dry_run: bool = DRY_RUN,
-    format: Format = FORMAT,
-) -> None:
+class SweepOptions(Given):
+    """The options of ``advbench sweep``."""
+
+    grid: Path = argument("YAML or JSON: defenses, sequences, datasets, models, seeds.", default=...)
+    runs_dir: Path = RUNS_DIR
+    workers: int | None = WORKERS
+    ray: str | None = option("Use a Ray cluster: auto, local or host:port.", unset="this machine")
+    cpus: float = option("CPUs per cell, on Ray.", default=1.0, min=0.0)
+    gpus: float = option("GPUs per cell, on Ray.", default=0.0, min=0.0)
+    memory: str | None = option("Memory per cell, on Ray: 500MB or 4GiB.", unset="no limit")
+    attack_timeout: float | None = ATTACK_TIMEOUT
+    trust: bool = flag("Import model factories (package.module:factory) that the grid names.", "--trust")
+    dry_run: bool = DRY_RUN
+    format: Format = FORMAT
+
+
+@takes(SweepOptions)
+def sweep(options: SweepOptions) -> None:
     """Run every cell of a grid of defenses, sequences, data sets, models and seeds.
 
     Prints the plan first, skips finished cells and resumes interrupted ones; repeat the command to do the
@@ -46,54 +53,60 @@ def sweep(
     of all finished cells as a list, or with --dry-run the cells.
     """
     from advbench.cli import tables_sweep as sweepshow
-    from advbench.runtime.timeouts import check_timeout
     from advbench.sweep.grid import read_grid
-    from advbench.sweep.local import default_workers, run_here
+    from advbench.sweep.local import default_workers
     from advbench.sweep.outcome import SweepOutcome
     from advbench.sweep.plan import make_plan
+
+    _check(options)
+    cells, on_ray = read_grid(options.grid, trust=options.trust), options.ray is not None
+    plan = make_plan(cells, options.runs_dir, elsewhere=on_ray, gpus=options.gpus)
+    workers = None if on_ray else options.workers or default_workers(plan.to_do, plan.gpus)
+    as_json = options.format is Format.json
+    if not as_json:
+        sweepshow.print_plan(plan, options.runs_dir, workers=workers, ray=options.ray)
+    elif options.dry_run:
+        sweepshow.write_plan(plan)
+    if not options.dry_run and (plan.to_do or as_json):
+        outcome = _run(plan, options, workers) if plan.to_do else SweepOutcome()
+        finish(plan, outcome, options.runs_dir, as_json=as_json)
+
+
+def _check(options: SweepOptions) -> None:
+    """Refuse options that contradict each other or cannot be used, before the grid is read."""
+    from advbench.runtime.timeouts import check_timeout
     from attacks_pool.errors import InputError
 
-    if ray is None and (cpus != 1.0 or gpus or memory is not None):
+    if options.ray is None and (options.cpus != 1.0 or options.gpus or options.memory is not None):
         raise InputError("--cpus, --gpus and --memory need --ray: on this machine use --workers")
-    if ray is not None and workers is not None:
+    if options.ray is not None and options.workers is not None:
         raise InputError("--workers is for this machine: with --ray, use --cpus and --gpus")
-    check_timeout(attack_timeout)
-    size = None if memory is None else _bytes(memory)
-    if ray is not None:
+    check_timeout(options.attack_timeout)
+    _bytes(options.memory)
+    if options.ray is not None:
         from advbench.runtime.ray_client import check_address, load_ray
+
+        check_address(options.ray)
+        load_ray()
+
+
+def _run(plan: SweepPlan, options: SweepOptions, workers: int | None) -> SweepOutcome:
+    """Run the cells that are left, in ``workers`` processes or on the cluster."""
+    from advbench.cli import tables_sweep as sweepshow
+    from advbench.sweep.local import run_here
+
+    timeout, where = options.attack_timeout, options.runs_dir
+    with sweepshow.reporter(plan, workers or 0) as tell:
+        if options.ray is None:
+            return run_here(
+                plan.to_do, where, workers=workers or 1, gpus=plan.gpus, attack_timeout=timeout, tell=tell
+            )
         from advbench.sweep.cluster import Resources, run_on_ray
 
-        check_address(ray)
-        load_ray()
-    plan = make_plan(read_grid(grid, trust=trust), runs_dir, elsewhere=ray is not None, gpus=gpus)
-    cards = 0 if ray is not None else plan.gpus
-    count = workers or default_workers(plan.to_do, cards)
-    as_json = format is Format.json
-    if not as_json:
-        sweepshow.print_plan(plan, runs_dir, workers=None if ray is not None else count, ray=ray)
-    if as_json and dry_run:
-        sweepshow.write_plan(plan)
-    if dry_run:
-        return
-    if not plan.to_do:
-        if as_json:
-            sweepshow.write_records(plan, SweepOutcome(), runs_dir)
-        return
-    with sweepshow.reporter(plan, 0 if ray is not None else count) as tell:
-        if ray is not None:
-            outcome = run_on_ray(
-                plan.to_do,
-                runs_dir,
-                address=ray,
-                resources=Resources(cpus, gpus, size),
-                attack_timeout=attack_timeout,
-                tell=tell,
-            )
-        else:
-            outcome = run_here(
-                plan.to_do, runs_dir, workers=count, gpus=cards, attack_timeout=attack_timeout, tell=tell
-            )
-    finish(plan, outcome, runs_dir, as_json=as_json)
+        need = Resources(options.cpus, options.gpus, _bytes(options.memory))
+        return run_on_ray(
+            plan.to_do, where, address=options.ray, resources=need, attack_timeout=timeout, tell=tell
+        )
 
 
 def finish(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path, *, as_json: bool = False) -> None:
@@ -114,10 +127,12 @@ def finish(plan: SweepPlan, outcome: SweepOutcome, runs_dir: Path, *, as_json: b
         raise typer.Exit(1)
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str | None) -> int | None:
     """Parse ``500MB``, ``4GiB`` or ``1e9`` as a number of bytes."""
     from attacks_pool.errors import InputError
 
+    if text is None:
+        return None
     plain = text.strip().upper().removesuffix("B")
     number = plain.rstrip("KMGI")
     try:
