@@ -103,19 +103,11 @@ def test_a_model_whose_structure_changes_is_searched_itself() -> None:
     assert follower.search_model(batches()[0][0]) is model
 
 
-class Uncopied(nn.Module):
+class Uncopied(Hidden):
     """Refuses to be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = wide()
 
     def __deepcopy__(self, memo: object) -> None:
         raise RuntimeError("no copies")
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.inner(x)
-        return logits
 
 
 def test_a_model_that_refuses_to_be_copied_trains_all_the_same() -> None:

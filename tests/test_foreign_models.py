@@ -112,36 +112,32 @@ class Rigid(nn.Module):
 # Files.
 
 
-@pytest.mark.parametrize("traced", [0, 3])
-def test_torchscript(net: nn.Sequential, digits: DataSet, tmp_path: Path, traced: int) -> None:
-    foreign = load_foreign(Source(str(script(net, tmp_path / "net.ts", traced=traced)), trust=True), digits)
-    assert foreign.model.batch == (1, None)
-    assert foreign.name == "net"
-    assert agrees(foreign, net, digits.test.x[:7])
+def of_any_size(size: int | None) -> dict[str, Any]:
+    dims = {} if size is None else {"min": 2, "max": size}
+    return {"dynamic_shapes": ({0: torch.export.Dim("batch", **dims)},)}
 
 
-def test_torchscript_of_one_batch_size(net: nn.Sequential, digits: DataSet, tmp_path: Path) -> None:
+FILES: dict[str, tuple[Callable[[nn.Module, Path], Path], set[tuple[int, int | None]]]] = {
+    "scripted": (lambda net, to: script(net, to / "net.ts"), {(1, None)}),
+    "traced": (lambda net, to: script(net, to / "net.ts", traced=3), {(1, None)}),
+    "traced for four": (lambda net, to: script(Rigid(net), to / "net.pt", traced=4), {(4, 4)}),
+    "exported for four": (lambda net, to: exported(net, to / "net.pt2"), {(4, 4)}),
+    "exported for 2 to 7": (lambda net, to: exported(net, to / "net.pt2", **of_any_size(7)), {(2, 7)}),
+    "exported for all": (
+        lambda net, to: exported(net, to / "net.pt2", **of_any_size(None)),
+        {(1, None), (2, None)},
+    ),
+}
+"""How each kind of file is written, and the batch sizes that it may take."""
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_of_every_kind(kind: str, net: nn.Sequential, digits: DataSet, tmp_path: Path) -> None:
     """Smaller batches are filled up, larger ones split."""
-    foreign = load_foreign(Source(str(script(Rigid(net), tmp_path / "net.pt", traced=4)), trust=True), digits)
-    assert foreign.model.batch == (4, 4)
-    assert agrees(foreign, net, digits.test.x[:11])
-
-
-@pytest.mark.parametrize(
-    ("dims", "batch"),
-    [(None, (4, 4)), ({"min": 2, "max": 7}, (2, 7)), ({}, (1, None))],
-)
-def test_exported_programs(
-    net: nn.Sequential,
-    digits: DataSet,
-    tmp_path: Path,
-    dims: dict[str, int] | None,
-    batch: tuple[int, int | None],
-) -> None:
-    dynamic = {} if dims is None else {"dynamic_shapes": ({0: torch.export.Dim("batch", **dims)},)}
-    foreign = load_foreign(Source(str(exported(net, tmp_path / "net.pt2", **dynamic)), trust=True), digits)
-    assert foreign.model.batch[1] == batch[1]
-    assert foreign.model.batch[0] in (batch[0], 2 if dims == {} else batch[0])
+    write, batches = FILES[kind]
+    foreign = load_foreign(Source(str(write(net, tmp_path)), trust=True), digits)
+    assert foreign.model.batch in batches
+    assert foreign.name == "net"
     assert agrees(foreign, net, digits.test.x[:11])
     foreign.model.eval().train()
 

@@ -238,7 +238,7 @@ class TestMaskedClasses:
         assert int(row.clean.sum()) == 4
         assert row.cells[0].robust == 4
 
-    @pytest.mark.quick(r".*-2")
+    @pytest.mark.quick(r"(?!ta:DeepFool|screen|aa:fab-t).*-2")
     @pytest.mark.parametrize("finite", [2, 3])
     @pytest.mark.parametrize("name", MET_MASKED)
     def test_attacks_find_what_they_find_without_the_masked_classes(self, name: str, finite: int) -> None:

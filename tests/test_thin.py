@@ -24,6 +24,7 @@ def gradients(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, T
     return tuple(torch.autograd.grad(output, x, along)[0] for output in outputs)  # type: ignore[return-value]
 
 
+@pytest.mark.quick(r"(planes|pixels)-stride[02]-.*")
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (5, 5), (3, 5), (7, 7)])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 4), (1, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["planes", "pixels"])
