@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,7 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 """The p of the norm that is dual to each norm of a perturbation."""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A model in eval mode and test points that it gets right."""
 
     model: nn.Module
@@ -103,3 +104,22 @@ def linear(
     layer.bias[0] += lead
     model = nn.Sequential(nn.Flatten(), layer)
     return Linear(model, x, model(x).argmax(1))
+
+
+class Cast(nn.Module):
+    """A network that computes in float64 or answers in another type, on float32 images.
+
+    Rounding in float32 depends on the batch, and a search magnifies it.
+    """
+
+    def __init__(
+        self, model: nn.Module, inside: torch.dtype = torch.float64, outside: torch.dtype = torch.float64
+    ) -> None:
+        super().__init__()
+        self.model = deepcopy(model).to(inside)
+        self.inside, self.outside = inside, outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        logits: Tensor = self.model(x.to(self.inside))
+        return logits.to(self.outside)

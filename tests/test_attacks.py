@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from targets import Cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,20 +93,6 @@ def network(shape: tuple[int, int, int], classes: int) -> nn.Module:
     model[0].requires_grad_(False)
     norm.eval()
     return model
-
-
-class Cast(nn.Module):
-    """A network that computes in float64 or answers in another type, on float32 images."""
-
-    def __init__(self, model: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
-        super().__init__()
-        self.model = deepcopy(model).to(inside)
-        self.inside, self.outside = inside, outside
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        logits: Tensor = self.model(x.to(self.inside))
-        return logits.to(self.outside)
 
 
 def shortened(name: str, budget: str, source: Pool = pool) -> Attack:
@@ -191,7 +177,7 @@ def ignores_neighbours(case: Case) -> None:
     """Other points in the first half of the batch, or none, leave the results of the second half alone."""
     half = POINTS // 2
     # In float64, since float32's rounding depends on the batch and a sign or Adam's quotient magnifies it.
-    case = replace(case, model=Cast(case.model, torch.float64, torch.float64))
+    case = replace(case, model=Cast(case.model))
     # The others come first: who draws for fewer points than the batch has would draw the same for its first.
     others = torch.cat([1 - case.x[:half], case.x[half:]])
     # Draws are made for the batch at once, so only an attack that draws nothing keeps them in a half.
@@ -205,7 +191,7 @@ def ignores_neighbours(case: Case) -> None:
 
 
 def loses_nothing_by_early_stop(case: Case) -> None:
-    case = replace(case, model=Cast(case.model, torch.float64, torch.float64))
+    case = replace(case, model=Cast(case.model))
     survivors = case.robust(case.craft(early_stop=False))
     assert not (case.robust(case.craft(early_stop=True)) & ~survivors).any()
 

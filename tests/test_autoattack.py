@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from targets import Target
+from targets import Cast, Target
 from torch import Tensor, nn
 
 from advbench.data import DataSet, Split
@@ -88,19 +87,6 @@ def test_it_leaves_no_more_than_pyautoattack_at_one_budget(
     assert 0 < row.robust[0].sum() <= int((verdict.robust.numpy() & row.clean).sum()) + 2
 
 
-class Exact(nn.Module):
-    """The model in float64: rounding in float32 depends on the batch, and a search magnifies it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 10) in float64."""
-        logits: Tensor = self.model(x.double())
-        return logits
-
-
 @pytest.mark.quick(r"linf")
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_member_draws_by_which_points_are_left(
@@ -112,7 +98,7 @@ def test_no_member_draws_by_which_points_are_left(
     monkeypatch.setattr(apgd, "ELEMENTS", 24 * 64)
     # A small budget, that most points stand and meet every member.
     attack = pool.get(named(norm), eps=EPS[norm] / 4, version="plus")
-    exact, half = Exact(model), 20
+    exact, half = Cast(model), 20
     x, y = digits.test.x[: 2 * half], digits.test.y[: 2 * half]
     crafted = []
     for others in (x[:half], 1 - x[:half]):

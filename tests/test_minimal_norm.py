@@ -216,7 +216,7 @@ FOOLBOX: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
 def test_no_weaker_than_foolbox(name: str, plain_digits: Target) -> None:
     foolbox = pytest.importorskip("foolbox")
     peer, knobs, values = FOOLBOX[name]
-    model, x, y = plain_digits.model, plain_digits.x[:40], plain_digits.y[:40]
+    model, x, y = plain_digits.first(40)
     norm = str(pool.info(name).norm)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     theirs = []
@@ -237,7 +237,7 @@ EPS = {"linf": 0.15, "l2": 0.8, "l1": 1.7}
 @pytest.mark.parametrize("name", ["fab", "fab-t"])
 def test_no_weaker_than_pyautoattack(name: str, norm: str, plain_digits: Target) -> None:
     peer = pytest.importorskip("pyautoattack.fab_pt")
-    model, x, y = plain_digits.model, plain_digits.x[:40], plain_digits.y[:40]
+    model, x, y = plain_digits.first(40)
     steps, targets, full = 15, 4, name if norm == "linf" else f"{name}-{norm}"
     given = {"steps": steps} | ({"targets": targets} if name == "fab-t" else {})
     search = peer.FABAttack_PT(
@@ -262,7 +262,7 @@ def test_no_weaker_than_pyautoattack(name: str, norm: str, plain_digits: Target)
 
 @pytest.mark.parametrize("name", ["fab", "fab-t-l2"])
 def test_further_starts_find_smaller_perturbations(name: str, robust_digits: Target) -> None:
-    model, x, y = robust_digits.model, robust_digits.x[:40], robust_digits.y[:40]
+    model, x, y = robust_digits.first(40)
     norm, given = str(pool.info(name).norm), {"steps": 4, "eps": EPS[str(pool.info(name).norm)]}
     given |= {"targets": 2} if name == "fab-t-l2" else {}
     once = norms(model, x, y, craft(name, model, x, y, **given), norm)
@@ -273,7 +273,7 @@ def test_further_starts_find_smaller_perturbations(name: str, robust_digits: Tar
 
 @pytest.mark.parametrize("name", NAMES)
 def test_point_that_is_wrong_already_needs_nothing(name: str, plain_digits: Target) -> None:
-    model, x, y = plain_digits.model, plain_digits.x[:40], plain_digits.y[:40]
+    model, x, y = plain_digits.first(40)
     x, y = x[:4], torch.cat([y[:2], (y[2:4] + 1) % 10])
     found = craft(name, model, x, y, steps=5)
     assert torch.equal(found[2:], x[2:])

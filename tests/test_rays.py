@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from targets import Target, linear
+from targets import Cast, Target, linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +19,6 @@ from attacks_pool.fast.copy import SearchModel
 EPS = 0.2
 POINTS = 60
 Wrapper = Callable[[Tensor], Tensor]
-Points = tuple[nn.Module, Tensor, Tensor]
 
 
 class Rewritten(nn.Module):
@@ -35,19 +33,9 @@ class Rewritten(nn.Module):
         return self.rewrite(self.model(x))
 
 
-class InDouble(nn.Module):
-    """Images in float64."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Like ``x``."""
-        return x.double()
-
-
 @pytest.fixture
-def target(plain_digits: Target) -> Points:
-    """A small network, and test points that it gets right."""
-    few = plain_digits.first(POINTS)
-    return few.model, few.x, few.y
+def target(plain_digits: Target) -> Target:
+    return plain_digits.first(POINTS)
 
 
 def survivors(model: nn.Module, x: Tensor, y: Tensor, name: str, **knobs: Any) -> int:
@@ -81,7 +69,7 @@ def test_finds_the_nearest_boundary_of_a_linear_model(size: int) -> None:
     ids=["labels", "scaled", "softmax"],
 )
 @pytest.mark.parametrize("early_stop", [False, True])
-def test_only_the_predicted_class_counts(target: Points, rewrite: Wrapper, early_stop: bool) -> None:
+def test_only_the_predicted_class_counts(target: Target, rewrite: Wrapper, early_stop: bool) -> None:
     model, x, y = target
     attack = pool.get("rays", eps=EPS, steps=250)
     usual, other = (
@@ -92,7 +80,7 @@ def test_only_the_predicted_class_counts(target: Points, rewrite: Wrapper, early
     assert not torch.equal(usual, x)
 
 
-def test_no_point_gets_more_queries_than_steps(target: Points) -> None:
+def test_no_point_gets_more_queries_than_steps(target: Target) -> None:
     """Each point alone, where queries are its own."""
     model, x, y = target
     for point in range(5):
@@ -102,13 +90,13 @@ def test_no_point_gets_more_queries_than_steps(target: Points) -> None:
         assert passes.forwards == 77
 
 
-def test_is_nearly_as_strong_as_square(target: Points) -> None:
+def test_is_nearly_as_strong_as_square(target: Target) -> None:
     left = {name: survivors(*target, name, steps=600) for name in ("rays", "square")}
     assert left["rays"] <= left["square"] + POINTS // 10
     assert survivors(*target, "gaussian-noise") > left["square"] + POINTS // 2
 
 
-def test_early_stop_fools_the_same_points(target: Points) -> None:
+def test_early_stop_fools_the_same_points(target: Target) -> None:
     """Without it the fooling perturbations only get smaller; a point that survives ends in the same place."""
     model, x, y = target
     attack = pool.get("rays", eps=0.1, steps=300)
@@ -124,7 +112,7 @@ def test_early_stop_fools_the_same_points(target: Points) -> None:
     assert float(sizes[1].mean()) < 0.9 * float(sizes[0].mean())
 
 
-def test_a_point_that_is_wrong_from_the_start_stays(target: Points) -> None:
+def test_a_point_that_is_wrong_from_the_start_stays(target: Target) -> None:
     model, x, y = target
     with count_passes(model) as passes:
         x_adv = pool.get("rays", eps=EPS, steps=50)(model, x, (y + 1) % 10)
@@ -132,11 +120,11 @@ def test_a_point_that_is_wrong_from_the_start_stays(target: Points) -> None:
     assert passes.forwards == len(x)
 
 
-def test_draws_of_a_point_do_not_depend_on_the_others(target: Points) -> None:
+def test_draws_of_a_point_do_not_depend_on_the_others(target: Target) -> None:
     """A point whose blocks are used up starts again from random signs: its own, whichever points are left."""
     model, x, y = target
     # In float64, since float32's rounding depends on the batch.
-    network = nn.Sequential(InDouble(), deepcopy(model).double())
+    network = Cast(model)
 
     def crafted(rows: Tensor, generator: torch.Generator) -> Tensor:
         return rays(network, x[rows], y[rows], eps=0.1, steps=600, generator=generator, early_stop=True)
@@ -149,7 +137,7 @@ def test_draws_of_a_point_do_not_depend_on_the_others(target: Points) -> None:
     assert not torch.equal(crafted(some, keyed_generator(0)), whole[some])
 
 
-def test_success_is_confirmed_by_the_exact_model(target: Points) -> None:
+def test_success_is_confirmed_by_the_exact_model(target: Target) -> None:
     """A search model that sees success everywhere ends no search."""
     model, x, y = target
     liar = Rewritten(model, lambda logits: logits.roll(1, 1))
