@@ -65,11 +65,14 @@ def test_declared_passes_are_those_spent(name: str, network: Callable[..., nn.Se
 
 
 @pytest.mark.parametrize(
-    ("name", "most"),
-    [("apgd-t", 1 / 3), ("mt-pgd", 1 / 2), ("fab-t", 1 / 2), ("fab-t-l2", 1 / 2), ("fab-t-l1", 1 / 2)],
+    ("name", "eps", "most"),
+    [
+        *(("apgd-t", 0.2, 1 / 3), ("mt-pgd", 0.2, 1 / 2), ("ead", 100.0, 1)),
+        *(("fab-t", 0.2, 1 / 2), ("fab-t-l2", 1.0, 1 / 2), ("fab-t-l1", 4.0, 1 / 2)),
+    ],
 )
 def test_early_stop_ends_every_target_of_a_point(
-    name: str, most: float, network: Callable[..., nn.Sequential]
+    name: str, eps: float, most: float, network: Callable[..., nn.Sequential]
 ) -> None:
     model = network(classes=CLASSES).eval()
     x = torch.rand(POINTS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -78,7 +81,7 @@ def test_early_stop_ends_every_target_of_a_point(
     spent = []
     for early_stop in (False, True):
         with count_passes(model) as passes:
-            pool.get(name, budget="digits", steps=6)(model, x, y, early_stop=early_stop)
+            pool.get(name, eps=eps, steps=6)(model, x, y, early_stop=early_stop)
         spent.append(passes.forwards)
     assert spent[1] < most * spent[0]
 
