@@ -95,8 +95,7 @@ def competence_flags(model: nn.Module, x: Tensor, y: Tensor, right: int, seed: i
         else:
             counts = found.bincount()
             common, share = int(counts.argmax()), float(counts.max()) / len(found)
-            most = f"; {100 * share:.0f} % of its predictions are class {common}"
-            said = most if share >= ONE_CLASS else ""
+            said = f"; {100 * share:.0f} % of predictions are class {common}" if share >= ONE_CLASS else ""
             message = f"{start}{said}: check the learning rate, the normalisation and the order of classes"
             more = {"commonest_prediction": common, "share": round(share, 4)}
             yield Flag.of(DID_NOT_TRAIN, message, **evidence, **more)
