@@ -131,6 +131,7 @@ def shade(model, x, y, *, eps, generator, early_stop):
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.slow
 def test_workers_meet_an_attack_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named by its place, it is measured by the workers themselves, as by one process."""
     pool.names()
@@ -186,6 +187,7 @@ def test_a_function_is_enough(tmp_path: Path) -> None:
     assert run.record.audit.verdict == "suspect"
 
 
+@pytest.mark.slow
 def test_torchvision(here: Path, tmp_path: Path) -> None:
     """With as many logits as there are classes; six photographs of noise teach no surrogate anything."""
     data = load_dataset(f"folder:{here / 'photos'}")

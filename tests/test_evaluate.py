@@ -412,6 +412,7 @@ print(peak[1] - peak[0])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is counted in kilobytes")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_test_set() -> None:
     """24,000 images are 75 MB; one copy of them more would show."""
     found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)

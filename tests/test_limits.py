@@ -226,6 +226,7 @@ def test_pipes_and_devices_are_not_waited_for(brief_run: Run, tmp_path: Path, ca
         assert ("not a plain file" in capsys.readouterr().out) == (name == "outcomes.npz")
         for command in (["runs"], ["leaderboard"]):
             assert invoke([*command, "--runs-dir", str(tmp_path / name)]) == 0
+        capsys.readouterr()
     for read in (outcomes_size, digest_of):
         with pytest.raises(RecordError, match="is not a plain file"):
             read(tmp_path / "sent.zip")

@@ -65,6 +65,7 @@ def found(trained_on_test_points: Run, tmp_path: Path) -> Run:
     return load_run(shutil.copytree(path, tmp_path / "runs" / path.name))
 
 
+@pytest.mark.slow
 def test_trained_on_the_test_points(found: Run, tmp_path: Path, capsys: Captured) -> None:
     """Consistent in all that is stored; refuted with both accuracies, not accepted, and not ranked."""
     (row,) = rows(find_results(found.path.parent)[0])
@@ -137,6 +138,7 @@ def test_what_flags_by_hand() -> None:
     assert list(better([pair(400, 365), pair(400, 400)])) == []
 
 
+@pytest.mark.slow
 def test_a_folder_s_test_images_may_be_easier(
     found: Run, digits: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

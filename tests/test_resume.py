@@ -296,6 +296,7 @@ class TestRuns:
         assert len(list(tmp_path.iterdir())) == 1
         same(finished.path, whole.path)
 
+    @pytest.mark.quick(r"in an epoch|between cells")
     @pytest.mark.parametrize("moment", ["in an epoch", "between cells", "before the audit"])
     def test_at_every_kind_of_moment(
         self, whole: Run, moments: list[Event], tmp_path: Path, moment: str
@@ -353,6 +354,7 @@ class TestRuns:
         if options["defense"] == "replay":
             assert [one.spec.get("memory") for one in expected.record.stages] == [None, 33, 33]
 
+    @pytest.mark.slow
     def test_a_fit_of_its_own_is_resumed_by_whole_stages(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

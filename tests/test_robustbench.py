@@ -65,6 +65,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("short_probes")
+@pytest.mark.slow
 def test_an_architecture_with_a_local_checkpoint(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
     """From the zoo's layout, and from a copy in safetensors; the weights are those of the file."""
     arguments = [*GIVEN, "--dataset", f"folder:{photos}", "--model-dir", str(checkpoint.parents[2])]

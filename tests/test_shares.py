@@ -88,6 +88,7 @@ def test_workers_change_no_number(job: tuple[Evaluation, str], tmp_path: Path) -
     assert comparable(shared.record) == comparable(alone.record)
 
 
+@pytest.mark.slow
 def test_processes_measure_what_they_are_asked(job: tuple[Evaluation, str], tmp_path: Path) -> None:
     """And say so where they could not."""
     evaluation, identity = job

@@ -382,6 +382,7 @@ def test_workers_share_the_time() -> None:
 # --- what it makes ---
 
 
+@pytest.mark.slow
 def test_two_workers_make_what_run_makes(
     write: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -438,7 +439,7 @@ def test_a_failing_cell_and_a_killed_worker_leave_the_others_alone(
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
-@pytest.mark.quick(r".*143")
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_goes_on(

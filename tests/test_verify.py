@@ -604,6 +604,7 @@ def test_on_the_command_line(copy: Run, capsys: Captured) -> None:
     assert check_run(copy.path).problems == []
 
 
+@pytest.mark.slow
 def test_many_runs(copy: Run, brief_run: Run, capsys: Captured) -> None:
     """One line each; a refuted one is exit 1, one that cannot be verified alone 2."""
     runs = copy.path.parent
