@@ -264,7 +264,7 @@ def test_masks_are_caught(
             assert max(transferred(result)) < least(result) - 50
 
 
-@pytest.mark.quick(r"-suspect")
+@pytest.mark.quick(r".*suspect")
 @pytest.mark.parametrize(
     ("factor", "suite", "verdict"), [(1e4, "fgsm,pgd", "suspect"), (1e4, "fgsm,pgd:loss=margin", "ok")]
 )
