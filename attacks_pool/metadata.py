@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ def default_eps(attack: str, norm: str | None, budget: str | None) -> float:
     return BUDGETS[budget][str(norm)]
 
 
+IN_BUDGETS = re.compile(r"(?:([0-9.]+)\s*\*\s*)?eps(?:\s*/\s*([0-9.]+))?")
+"""A length in multiples of the budget: ``eps/4``, ``2.5*eps/50``."""
 Norm = Literal["linf", "l2", "l1", "l0"]
 Access = Literal["white-box", "black-box", "transfer"]
 Kind = Literal["budgeted", "minimal-norm"]
@@ -130,6 +133,21 @@ def parse_number(label: str, given: Value) -> float:
     if not math.isfinite(number):
         raise InputError(f"{label}={given} is not finite")
     return number
+
+
+def in_budgets(label: str, given: Value, eps: float) -> Value:
+    """The length of a text such as ``eps/4`` or ``0.1*eps``; any other value as it is.
+
+    Raises:
+        InputError: the text divides by zero.
+    """
+    found = IN_BUDGETS.fullmatch(given.strip()) if isinstance(given, str) else None
+    if found is None:
+        return given
+    times, by = (1.0 if text is None else parse_number(label, text) for text in found.groups())
+    if by == 0:
+        raise InputError(f"{label}={given} divides by zero")
+    return times * eps / by
 
 
 def whole_number(label: str, given: object) -> int:

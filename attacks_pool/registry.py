@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from attacks_pool import adapters
 from attacks_pool.attack import Attack, AttackFunction
 from attacks_pool.errors import InputError, unknown
-from attacks_pool.metadata import AttackInfo, Value, default_eps
+from attacks_pool.metadata import AttackInfo, Value, default_eps, in_budgets
 from attacks_pool.sequences import from_lists, from_text, parse_attacks, sample, split_families
 
 ENTRY_POINTS = "advbench.attacks"
@@ -277,6 +277,8 @@ def _resolve(
         else:
             value = spec.training if training and spec.training is not None else spec.default
             value = value(resolved) if callable(value) else value
+        if spec.scales and knob != "eps":
+            value = in_budgets(f"{info.name}.{knob}", value, float(resolved["eps"]))
         resolved[knob] = spec.parse(f"{info.name}.{knob}", value)
     return resolved
 

@@ -25,7 +25,6 @@ from advbench.benchmark.prepare import prepare
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluation.evaluate import evaluate
-from advbench.external.presets import PRESETS, preset_attacks, suite
 from advbench.runs.saved import Run
 from attacks_pool import AttackInfo, InputError, pool
 from attacks_pool.registry import Entry
@@ -286,33 +285,6 @@ def test_a_surrogate_that_learned_nothing_is_not_used(digits: DataSet) -> None:
     assert model is None
     found = plain_surrogate(reshaped(digits, side=3), 0, torch.device("cpu"))
     assert found == ("none, for want of a model for 3×3 pixels", None)
-
-
-# Suites.
-
-
-def test_presets(digits: DataSet) -> None:
-    """The default one mixes one step, gradients, targets, the boundary, queries and a second norm."""
-    attacks = suite(None, None, digits)
-    assert [attack.text for attack in attacks] == [attack.text for attack in suite(None, "standard", digits)]
-    assert {attack.info.norm for attack in attacks} == {"linf", "l2"}
-    assert {"white-box", "black-box"} == {attack.info.access for attack in attacks}
-    assert {"single-step", "projected-gradient", "minimal-norm", "query"} <= {a.info.family for a in attacks}
-    assert any(int(attack.knobs.get("restarts", 1)) > 1 for attack in attacks)
-    for preset in PRESETS:
-        if all(choices[0].partition(":")[0] in pool.names() for choices in PRESETS[preset]):
-            assert suite(None, preset, digits)
-    with pytest.raises(InputError, match="unknown preset 'standart': did you mean 'standard'"):
-        preset_attacks("standart")
-
-
-def test_a_preset_takes_what_the_pool_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [name for name in pool.names() if name not in ("apgd-ce", "apgd-t")]
-    monkeypatch.setattr(pool, "names", lambda: names)
-    assert {"apgd:steps=50", "apgd-dlr:steps=50"} <= set(preset_attacks("standard"))
-    monkeypatch.setattr(pool, "names", lambda: ["fgsm"])
-    with pytest.raises(InputError, match="preset 'standard' needs an attack that is missing: pgd"):
-        preset_attacks("standard")
 
 
 # Records among others.

@@ -44,6 +44,12 @@ def model_names(incomplete: str) -> list[str]:
     return _starting(MODELS, incomplete)
 
 
+def preset_names(incomplete: str) -> list[str]:
+    """Names of the built-in presets: those of their files."""
+    folder = ROOT / "advbench" / "external" / "presets"
+    return _starting((path.stem for path in folder.glob("*.yaml")), incomplete)
+
+
 def _declared(folder: str, pattern: re.Pattern[str]) -> set[str]:
     return {
         name for path in (ROOT / folder).glob("*.py") for name in pattern.findall(path.read_text("utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from advbench.cli.completion import dataset_names, model_names
+from advbench.cli.completion import dataset_names, model_names, preset_names
 from advbench.cli.finding import kept_in
 from advbench.cli.options import (
     ATTACK_TIMEOUT,
@@ -47,7 +47,11 @@ class EvalOptions(Given):
     )
     std: str | None = option("Deviation to divide by: 0.25,0.24,0.26.", unset="none")
     attacks: str | None = ATTACKS
-    preset: str | None = option("A list of attacks: standard, screen or autoattack.", unset="standard")
+    preset: str | None = option(
+        "A list of attacks and points: one that advbench presets lists, or a YAML file.",
+        unset="standard",
+        autocompletion=preset_names,
+    )
     points: str | None = POINTS
     name: str | None = option("Name of the model in tables.", unset="--model")
     seed: int = option("Random seed.", default=0, min=0)
@@ -66,7 +70,9 @@ class EvalOptions(Given):
     workers: int | None = option("Number of processes.", unset="1", min=1)
     ray: str | None = option("Use a Ray cluster instead: auto, local or host:port.", unset="none")
     attack_timeout: float | None = ATTACK_TIMEOUT
-    trust: bool = flag("Load a .pt, .ts or .pt2 program, which can run any code.", "--trust")
+    trust: bool = flag(
+        "Load code that a .pt, .ts or .pt2 file or a preset names; it can do anything.", "--trust"
+    )
     per_class: bool | None = PER_CLASS
     format: Format = FORMAT
 

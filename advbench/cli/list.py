@@ -1,4 +1,4 @@
-"""``advbench attacks``, ``defenses``, ``datasets`` and ``models``: lists, and single entries in full."""
+"""``advbench attacks``, ``defenses``, ``datasets`` and others: lists, and single entries in full."""
 
 from __future__ import annotations
 
@@ -82,6 +82,21 @@ def models(
     if format is Format.table and not names:
         echo("or a network of torchvision: torchvision:NAME")
         echo("or your own: package.module:factory, a function that builds a torch.nn.Module")
+
+
+def presets(
+    names: list[str] | None = argument("A preset or its YAML file to describe.", show_default=False),
+    format: Format = FORMAT,
+) -> None:
+    """List the presets of advbench eval, or describe some."""
+    from dataclasses import asdict
+
+    from advbench.external.presets import builtin_names, find_preset
+
+    found = [asdict(find_preset(name)) for name in names or builtin_names()]
+    entries = [{key: value for key, value in preset.items() if key != "file"} for preset in found]
+    columns = ("name", "attacks", "points", "datasets", "about")
+    _show(entries, columns, format, described=bool(names), spare=("about",))
 
 
 def _known(kind: str, names: list[str] | None, infos: Mapping[str, Any]) -> list[dict[str, Any]]:

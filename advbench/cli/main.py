@@ -64,6 +64,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "accept": verify.accept,
     "datasets": lists.datasets,
     "models": lists.models,
+    "presets": lists.presets,
     "doctor": doctor.doctor,
 }
 for _name, _function in COMMANDS.items():

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from advbench.audit import Fresh, audit, held_out, probe
 from advbench.audit.surrogates import Surrogate, given_surrogate, plain_surrogate
 from advbench.config.identity import WHERE_NOT_WHAT, attack_modules
-from advbench.config.plugins import import_attacks
-from advbench.config.resolve import parse_points
 from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import evaluate
@@ -50,9 +48,8 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     gives_up = check_abstain(request.abstain)
     place = _device(request.model, request.device)
     data = load_dataset(request.dataset, request.data_dir)
-    listed, plugins = (None, []) if request.attacks is None else import_attacks(request.attacks)
-    chosen = suite(listed, request.preset, data)
-    counts = parse_points(request.points, data, chosen)
+    asked = suite(request, data)
+    chosen, counts = asked.attacks, asked.points
     check_task(chosen, data.image_shape, data.num_classes)
     other = given_surrogate(request.surrogate, data)
     source = request.source
@@ -62,7 +59,7 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     data_dir = None if request.data_dir is None else str(request.data_dir)
     own = {"dataset": request.dataset, "data_dir": data_dir, "points": counts}
     own |= {key: getattr(request, key) for key in ("seed", "device", "threads")}
-    config = eval_config(foreign, chosen, own | ({"plugins": plugins} if plugins else {}))
+    config = eval_config(foreign, chosen, own | asked.recorded)
     job = Evaluation(foreign, data, measured, config, place, other, request.attack_timeout)
     code = _code(source)
     return job, None if code is None else identity_of(job, code)

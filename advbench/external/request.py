@@ -27,7 +27,8 @@ class EvalRequest:
             (N, C, H, W) in [0, 1] to logits (N, K).
         dataset: a name that ``advbench datasets`` lists.
         attacks: ``fgsm,pgd:steps=50`` or a list of such texts.
-        preset: the name of a list of attacks; ``standard`` if neither it nor ``attacks`` is given.
+        preset: a name that ``advbench presets`` lists, or a YAML file of attacks and points; ``standard`` if
+            neither it nor ``attacks`` is given.
         name: the model's name in tables.
         points: test points: ``1000``, ``"cw=1000"``; all by default.
         seed: determines every draw.
@@ -43,13 +44,14 @@ class EvalRequest:
         attack_timeout: seconds that an attack may take for a block of points.
         abstain: ``last`` for a model with one more output than there are classes, by which it abstains:
             right on attacked points, wrong on clean ones. Attacks take this into account.
-        trust: load a TorchScript or exported file: such a program can run any code.
+        trust: load a TorchScript or exported file, or the attacks that a preset's file names by
+            ``package.module:name``: such programs can run any code.
     """
 
     model: str | Callable[[Tensor], Any]
     dataset: str = "digits"
     attacks: str | Sequence[str] | None = None
-    preset: str | None = None
+    preset: str | Path | None = None
     name: str | None = None
     points: int | str | Mapping[str, int] | None = None
     seed: int = 0

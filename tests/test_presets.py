@@ -1,0 +1,221 @@
+"""Presets: the built-in ones never change, and a user's file is recorded by name and hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from advbench import EvalRequest, evaluate_model
+from advbench.cli.completion import preset_names
+from advbench.cli.main import invoke
+from advbench.data import DataSet, Split
+from advbench.external.presets import builtin_names, find_preset, suite
+from attacks_pool import InputError, pool
+from leaderboards import read_record
+
+Network = Callable[..., nn.Sequential]
+Call = Callable[..., tuple[str, str]]
+EVAL = ["eval", "--model", "digits-cnn", "--surrogate", "none", "--threads", "1", "--device", "cpu"]
+
+NUMBERS_OF = {
+    "standard": "ea691c70",
+    "screen": "8d5bf034",
+    "autoattack": "1c618db2",
+    "autoattack-rand": "9a74ce57",
+    "madry-mnist": "9461fbca",
+    "multi-norm": "08398a13",
+    "pgd-50-10": "b50d0dbc",
+    "robustbench-cifar-l2": "cf634dcd",
+    "robustbench-cifar-linf": "51bf5aeb",
+}
+"""The first digits of each file's SHA-256: a name stands for the same attacks for ever."""
+
+
+@pytest.fixture(scope="module")
+def cifar(digits: DataSet) -> DataSet:
+    """The digits under the name and with the size of CIFAR-10's test set."""
+    x = digits.test.x.repeat(28, 1, 1, 1)[:10_000]
+    y = digits.test.y.repeat(28)[:10_000]
+    return replace(digits, name="cifar10", budget="cifar10", test=Split(x, y))
+
+
+def asked(data: DataSet, **options: Any) -> list[str]:
+    """The attacks of a request, as records write them."""
+    return [attack.text for attack in suite(EvalRequest.of({"model": "digits-cnn", **options}), data).attacks]
+
+
+def test_the_default_preset(digits: DataSet) -> None:
+    """It mixes one step, gradients, targets, the boundary, queries and a second norm."""
+    found = suite(EvalRequest("digits-cnn"), digits)
+    attacks = found.attacks
+    assert [attack.text for attack in attacks] == asked(digits, preset="standard")
+    assert found.recorded == {}
+    assert {attack.info.norm for attack in attacks} == {"linf", "l2"}
+    assert {"white-box", "black-box"} == {attack.info.access for attack in attacks}
+    assert {"single-step", "projected-gradient", "minimal-norm", "query"} <= {a.info.family for a in attacks}
+    assert any(int(attack.knobs.get("restarts", 1)) > 1 for attack in attacks)
+
+
+@pytest.mark.parametrize("name", NUMBERS_OF)
+def test_a_builtin_preset_never_changes(name: str) -> None:
+    preset = find_preset(name)
+    assert preset.about.endswith(".")
+    assert preset.sha256 == hashlib.sha256(preset.file.read_bytes()).hexdigest()
+    assert preset.sha256[:8] == NUMBERS_OF[name]
+    assert pool.sequence(",".join(preset.attacks), budget="cifar10")
+
+
+def test_every_preset_is_pinned_and_completed() -> None:
+    assert set(builtin_names()) == set(NUMBERS_OF)
+    assert builtin_names()[0] == "standard"
+    assert preset_names("rob") == ["robustbench-cifar-l2", "robustbench-cifar-linf"]
+    assert set(preset_names("")) == set(NUMBERS_OF)
+
+
+def test_published_budgets(digits: DataSet, cifar: DataSet) -> None:
+    """Those of the papers, whatever the data set's own budgets are."""
+    (madry,) = suite(EvalRequest("m", preset="madry-mnist"), replace(cifar, name="mnist")).attacks
+    assert (madry.eps, madry.knobs["steps"], madry.knobs["step_size"]) == (0.3, 40, 0.01)
+    assert (madry.knobs["random_start"], madry.knobs["restarts"]) == (True, 1)
+    (pgd,) = suite(EvalRequest("m", preset="pgd-50-10"), digits).attacks
+    assert (pgd.eps, pgd.knobs["step_size"]) == (0.2, 0.05)
+    assert (pgd.knobs["steps"], pgd.knobs["restarts"]) == (50, 10)
+    found = suite(EvalRequest("m", preset="robustbench-cifar-linf"), cifar)
+    assert (found.attacks[0].eps, found.points) == (8 / 255, {"default": 10_000})
+    found = suite(EvalRequest("m", preset="robustbench-cifar-l2"), cifar)
+    assert (found.attacks[0].eps, found.attacks[0].info.norm) == (0.5, "l2")
+    norms = suite(EvalRequest("m", preset="multi-norm"), digits).attacks
+    assert [attack.info.norm for attack in norms] == ["linf", "l2", "l1"]
+    (rand,) = suite(EvalRequest("m", preset="autoattack-rand"), digits).attacks
+    assert rand.knobs["version"] == "rand"
+
+
+@pytest.mark.parametrize(
+    ("preset", "more", "message"),
+    [
+        ("standart", {}, "unknown preset 'standart': did you mean 'standard'"),
+        ("robustbench-cifar-l2", {}, "is for cifar10, not 'digits': --attacks autoattack-l2:eps=0.5"),
+        ("madry-mnist", {}, "is for mnist, not 'digits'"),
+        ("standard", {"attacks": "fgsm"}, "attacks and preset are both given"),
+    ],
+)
+def test_a_preset_that_does_not_fit(preset: str, more: Any, message: str, digits: DataSet) -> None:
+    with pytest.raises(InputError, match=message):
+        asked(digits, preset=preset, **more)
+
+
+def test_points_that_a_preset_fixes(cifar: DataSet) -> None:
+    with pytest.raises(InputError, match="fixes points=10000: leave out points"):
+        asked(cifar, preset="robustbench-cifar-linf", points=100)
+    few = replace(cifar, test=Split(cifar.test.x[:99], cifar.test.y[:99]))
+    with pytest.raises(InputError, match="cifar10 has 99 test points"):
+        asked(few, preset="robustbench-cifar-linf")
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [("eps/4", 0.05), ("0.1*eps", 0.02), ("2.5*eps/50", 0.01), ("eps", 0.2), ("1/8", 0.125)],
+)
+def test_lengths_in_budgets(text: str, length: float) -> None:
+    """A step may be written in multiples of eps, with the budget of a data set or one's own."""
+    assert pool.get("pgd", budget="digits", step_size=text).knobs["step_size"] == pytest.approx(length)
+    (attack,) = pool.sequence(f"pgd:eps=0.2,step_size={text}")
+    assert attack.knobs["step_size"] == pytest.approx(length)
+    assert attack.text == pool.sequence(attack.text)[0].text
+
+
+def test_what_is_no_length() -> None:
+    for text in ("eps/0", "eps/x", "esp/4", "eps*eps"):
+        with pytest.raises(InputError, match=r"pgd\.step_size"):
+            pool.get("pgd", budget="digits", step_size=text)
+    with pytest.raises(InputError, match=r"pgd\.steps=eps is not a number"):
+        pool.get("pgd", budget="digits", steps="eps")
+
+
+# Files.
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_users_file(place: Path, call: Call) -> None:
+    """Its name and hash stand in the record; another content has another hash."""
+    text = "about: Two steps.\nattacks: [fgsm, 'pgd:steps=2']\npoints: {default: 30, fgsm: 20}\n"
+    (place / "mine.yaml").write_text(text)
+    call(*EVAL, "--preset", "mine.yaml", "--runs-dir", "runs")
+    (path,) = (place / "runs").iterdir()
+    record = read_record(path)
+    assert record.config["preset"] == {"name": "mine", "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    assert {cell.attack.partition(":")[0]: cell.n for cell in record.cells[1:]} == {"fgsm": 20, "pgd": 30}
+    out, _ = call("presets", "mine.yaml", "--format", "json")
+    (entry,) = json.loads(out)
+    assert (entry["name"], entry["sha256"]) == ("mine", record.config["preset"]["sha256"])
+    (place / "other.json").write_text(json.dumps({"name": "mine", "attacks": "fgsm,pgd:steps=2"}))
+    found = find_preset("other.json")
+    assert (found.name, found.attacks, found.points) == ("mine", ("fgsm,pgd:steps=2",), None)
+    assert found.sha256 != entry["sha256"]
+
+
+def test_records_without_a_preset_stay_as_they_were(network: Network, tmp_path: Path) -> None:
+    """Neither listed attacks nor the presets of old write one."""
+    given: dict[str, Any] = {"surrogate": "none", "runs_dir": tmp_path, "points": 16}
+    listed = evaluate_model(network(), attacks="screen", **given).record
+    old = evaluate_model(network(), preset="screen", **given).record
+    assert "preset" not in listed.config
+    assert old.config == listed.config
+
+
+WRONG_FILES = {
+    "missing.yaml": (None, "cannot read preset missing.yaml: No such file or directory"),
+    "list.yaml": ("[fgsm]", "must hold attacks: [fgsm, pgd], not list"),
+    "empty.yaml": ("", "must hold attacks: [fgsm, pgd], not nothing"),
+    "key.yaml": ("attack: [fgsm]", "unknown key of preset key.yaml 'attack': did you mean 'attacks'?"),
+    "none.yaml": ("attacks: []", "attacks: List should have at least 1 item"),
+    "without.yaml": ("points: 10", "attacks: Field required"),
+    "number.yaml": ("attacks: [3]", "attacks.0: Input should be a valid string (given 3)"),
+    "points.yaml": ("attacks: fgsm\npoints: many", "points"),
+    "far.yaml": ("attacks: fgsm\npoints: 361", "points=361: digits has 360 test points"),
+    "attack.yaml": ("attacks: fgms", "unknown attack 'fgms': did you mean 'fgsm'?"),
+    "twice.yaml": ("attacks: [fgsm, fgsm]", "is listed twice"),
+    "standard.yaml": ("attacks: fgsm", "has the name of the built-in preset 'standard'"),
+    "a b.yaml": ("attacks: fgsm", "name: String should match pattern"),
+    "code.yaml": ("attacks: ['mine:blur']", "names the attack 'mine:blur', and using it imports that code"),
+    "elsewhere.yaml": ("attacks: fgsm\ndatasets: mnist", "is for mnist, not 'digits'"),
+    "broken.yaml": ("attacks: [fgsm", "is neither YAML nor JSON"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_a_wrong_file_costs_one_line(name: str, place: Path, capfd: Any) -> None:
+    """Exit code 2, and nothing is written."""
+    text, message = WRONG_FILES[name]
+    if text is not None:
+        (place / name).write_text(text)
+    assert invoke([*EVAL, "--preset", name, "--runs-dir", "runs"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = (line for line in err.splitlines() if not line.startswith("["))
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (place / "runs").exists()
+
+
+def test_presets_are_listed(call: Call) -> None:
+    out, _ = call("presets", "--format", "json")
+    found = {entry["name"]: entry for entry in json.loads(out)}
+    assert list(found) == builtin_names()
+    assert found["madry-mnist"]["points"] == 10_000
+    out, _ = call("presets", "pgd-50-10")
+    assert "attacks: pgd:steps=50,restarts=10,step_size=eps/4" in out
+    assert "did you mean 'madry-mnist'" in call("presets", "madri-mnist", code=2)[1]
