@@ -317,7 +317,7 @@ def test_evaluations_are_ranked_among_themselves(
     listed = json.loads(call(capfd, "leaderboard", "--runs-dir", str(tmp_path), "--format", "json"))
     assert len(listed) == 4
     with pytest.raises(InputError, match="evaluated a model that was trained elsewhere"):
-        load_run(made.path)
+        _ = load_run(made.path).model
     assert invoke(["audit", str(made.path)]) == 2
     assert invoke(["run", "--config", str(made.path / "record.json")]) == 2
 

@@ -65,6 +65,9 @@ class EvalOptions(Given):
         "Run whose model crafts the audit's transferred points, or none.",
         unset="a small plain model is trained",
     )
+    save_examples: Path | None = option(
+        "Write clean and crafted points, labels and outcomes to this .safetensors file.", unset="none"
+    )
     runs_dir: Path = RUNS_DIR
     fresh: bool = flag("Start over, even if the same evaluation is unfinished.", "--fresh")
     workers: int | None = option("Number of processes.", unset="1", min=1)

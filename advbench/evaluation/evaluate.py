@@ -45,6 +45,7 @@ def evaluate(
     device: torch.device | None = None,
     kept: Kept | None = None,
     attack_timeout: float | None = None,
+    examples: bool = False,
 ) -> MatrixRow:
     """Measure one row of R.
 
@@ -65,12 +66,13 @@ def evaluate(
         device: the device of the model; by default that of ``data``.
         kept: the store of finished pieces.
         attack_timeout: seconds that an attack may take for a block.
+        examples: store the crafted points in ``kept``, where there must be one.
 
     Raises:
         AttackTimeoutError: an attack took longer.
     """
     view = _last_one(view)
-    setting = Setting(stage, seed, 1, device or data.x.device, surrogate, surrogate_key)
+    setting = Setting(stage, seed, 1, device or data.x.device, surrogate, surrogate_key, examples)
     setting = _judged(setting, view, data, stochastic)
     clean, robust = np.zeros(len(data), dtype=bool), np.zeros((len(attacks), len(data)), dtype=bool)
     row = MatrixRow(stage, clean, robust, draws=setting.draws)
@@ -99,6 +101,7 @@ def measure_share(
     of: int,
     device: torch.device | None = None,
     attack_timeout: float | None = None,
+    examples: bool = False,
 ) -> None:
     """Measure every ``of``-th shard of a row from ``number`` on, for :func:`evaluate` to find in ``kept``.
 
@@ -108,7 +111,8 @@ def measure_share(
         AttackTimeoutError: an attack took longer than ``attack_timeout``.
     """
     view = _last_one(view)
-    setting = _judged(Setting(stage, seed, 1, device or data.x.device), view, data, None)
+    setting = Setting(stage, seed, 1, device or data.x.device, examples=examples)
+    setting = _judged(setting, view, data, None)
     clean = {shard.index: shard for shard in shards(data, []) if shard.attack is None}
     every = [shard for shard in shards(data, attacks) if shard.attack is not None]
     for shard in every[number::of]:
@@ -168,6 +172,8 @@ def _piece(
             piece = compute(shard, view, data, setting, clean)
         if kept is not None:
             kept.put(shard, setting, piece)
+            # The store has them; one block of them at a time is enough in memory.
+            piece = replace(piece, examples=None)
     return piece
 
 

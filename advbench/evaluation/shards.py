@@ -38,6 +38,7 @@ class Setting:
         device: the device that blocks are moved to; by default that of the data.
         surrogate: the model that attacks search instead; access is then ``transfer``.
         surrogate_key: distinguishes surrogates in the store of pieces.
+        examples: keep the crafted points in each piece.
     """
 
     stage: int
@@ -46,6 +47,7 @@ class Setting:
     device: torch.device | None = None
     surrogate: View | None = None
     surrogate_key: str = ""
+    examples: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Piece:
         single: for a stochastic model, how many points are right by a single draw.
         abstained: for a model that may abstain, on how many points it does; for an attack, of those that are
             ``right``.
+        examples: (points, C, H, W) on the CPU, the points of an attack that were judged, clean ones where the
+            model is wrong clean; only if the setting asks for them.
     """
 
     right: Bools
@@ -92,6 +96,7 @@ class Piece:
     changed: tuple[str, ...] = ()
     single: int | None = None
     abstained: int | None = None
+    examples: Tensor | None = None
 
 
 def blocks(shape: Sequence[int], points: int) -> Iterator[slice]:
@@ -133,6 +138,8 @@ def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bool
         model = view(shard.attack)
         measure = _class_by_class if abstains(model) else _attacked
         found = measure(shard.attack, model, x, y, shard, setting, clean)
+        if setting.examples and found.examples is None:
+            found = replace(found, examples=x.cpu().clone())
     return replace(found, seconds=time.perf_counter() - began)
 
 
@@ -176,6 +183,11 @@ def _class_by_class(
         for label in np.unique(labels[clean])
     ]
     singles = [piece.single for piece in pieces if piece.single is not None]
+    examples = x.cpu().clone() if setting.examples else None
+    for label, piece in zip(np.unique(labels[clean]), pieces, strict=True):
+        if examples is not None and piece.examples is not None:
+            own = torch.as_tensor(clean & (labels == label))
+            examples[own] = piece.examples[own]
     return Piece(
         right=np.logical_or.reduce([np.zeros(len(x), dtype=bool), *(piece.right for piece in pieces)]),
         invalid=sum(piece.invalid for piece in pieces),
@@ -185,6 +197,7 @@ def _class_by_class(
         changed=tuple(dict.fromkeys(change for piece in pieces for change in piece.changed)),
         single=sum(singles) if singles else None,
         abstained=sum(piece.abstained or 0 for piece in pieces),
+        examples=examples,
     )
 
 
@@ -205,7 +218,7 @@ def _attacked(
     survived = np.zeros(len(x), dtype=bool)
     if not clean.any():
         return Piece(survived)
-    right = torch.as_tensor(clean, device=x.device)
+    right, every = torch.as_tensor(clean, device=x.device), x
     x, y = x[right], y[right]
     state = ModelState(model)
     own = () if label is None else (label,)
@@ -224,6 +237,10 @@ def _attacked(
     verdict = verify(judge, x, y, x_adv, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
     survived[clean] = verdict.robust.cpu().numpy()
     noticed = judge.abstained & verdict.robust if isinstance(judge, AbstentionsSeen) else None
+    examples = None
+    if setting.examples:
+        examples = every.clone()
+        examples[right] = verdict.points
     return Piece(
         right=survived,
         invalid=int(verdict.invalid.sum()),
@@ -233,6 +250,7 @@ def _attacked(
         changed=tuple(changes),
         single=_single(judge, y),
         abstained=None if noticed is None else int(noticed.sum()),
+        examples=None if examples is None else examples.cpu(),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,12 @@ from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.row import MatrixRow
 from advbench.external import Foreign, Source, load_foreign
+from advbench.external.crafted import save_crafted
 from advbench.external.presets import suite
 from advbench.external.request import EvalRequest
 from advbench.external.run_record import NOT_KEPT, counted, eval_config, kept
 from advbench.runs.directory import finish, now, place, plain_name, stem_of
+from advbench.runs.examples import check_room
 from advbench.runs.machine import describe
 from advbench.runs.pieces import Pieces
 from advbench.runs.record import Measured, record_of
@@ -60,7 +62,8 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     own = {"dataset": request.dataset, "data_dir": data_dir, "points": counts}
     own |= {key: getattr(request, key) for key in ("seed", "device", "threads")}
     config = eval_config(foreign, chosen, own | asked.recorded)
-    job = Evaluation(foreign, data, measured, config, place, other, request.attack_timeout)
+    more: dict[str, Any] = {"attack_timeout": request.attack_timeout, "examples": request.target}
+    job = Evaluation(foreign, data, measured, config, place, other, **more)
     code = _code(source)
     return job, None if code is None else identity_of(job, code)
 
@@ -94,6 +97,7 @@ class Evaluation:
     device: torch.device
     surrogate: Surrogate | None = None
     attack_timeout: float | None = None
+    examples: Path | None = None
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -152,6 +156,8 @@ def evaluate_job(
         share_out: makes other processes write pieces to a directory, before missing pieces are measured here;
             returns their problems.
     """
+    if job.examples is not None:
+        check_room(job.examples, job.test, job.attacks)
     names = [plain_name(text, 60) for text in (job.foreign.name, job.data.name)]
     stem = stem_of(f"{EVALUATED}-{names[0]}", names[1], job.config["seed"])
     manifest = Manifest(
@@ -172,6 +178,8 @@ def evaluate_job(
             if share_out is not None:
                 for problem in share_out(pieces.directory):
                     _say(job, told, "note", text=f"{problem}: the missing pieces are measured here")
+        elif job.examples is not None:
+            pieces = Pieces(directory / CHECKPOINT / "examples", "", "")
         record = _measured(job, directory, told, pieces)
         _say(job, told, "end", text=str(directory))
     return Run(directory, record, data_dir=job.config["data_dir"])
@@ -193,7 +201,8 @@ def _measured(
     more: dict[str, Any] = {"device": job.device, "kept": pieces, "attack_timeout": job.attack_timeout}
     # Copy the model before the first query, so that the copy has no memory of this evaluation.
     with Fresh(job.view, [], job.device) as fresh:
-        row = evaluate(job.view, job.test, job.attacks, stage=0, seed=seed, progress=progress, **more)
+        how = {"stage": 0, "seed": seed, "progress": progress, "examples": job.examples is not None}
+        row = evaluate(job.view, job.test, job.attacks, **how, **more)
         name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
         probes = probe(
             job.view,
@@ -208,7 +217,16 @@ def _measured(
             **more,
         )
     findings = audit([row], job.attacks, probes=probes)
-    record = _record(job, directory.name, row, findings, time.perf_counter() - began)
+    saved: dict[str, Any] = {}
+    if job.examples is not None and pieces is not None:
+        own: dict[str, Any] = {
+            "test": job.test,
+            "attacks": job.attacks,
+            "foreign": job.foreign,
+            "data": job.data,
+        }
+        saved["examples"] = save_crafted(job.examples, directory, row, pieces, seed=seed, **own)
+    record = _record(job, directory.name, row, findings, time.perf_counter() - began, saved)
     if job.foreign.file is not None and kept(job.foreign):
         write_bytes(directory / WEIGHTS, job.foreign.file.read_bytes())
     write_outcomes(directory / OUTCOMES, row.clean[None], row.robust[None], probes=probes.robust)
@@ -216,7 +234,14 @@ def _measured(
     return record
 
 
-def _record(job: Evaluation, name: str, row: MatrixRow, audit: Audit, seconds: float) -> Record:
+def _record(
+    job: Evaluation,
+    name: str,
+    row: MatrixRow,
+    audit: Audit,
+    seconds: float,
+    saved: Mapping[str, Any],
+) -> Record:
     foreign, copied = job.foreign, kept(job.foreign)
     spec = {"defense": foreign.name, "copied": copied, **foreign.origin}
     weights = WEIGHTS if copied else NOT_KEPT
@@ -237,7 +262,7 @@ def _record(job: Evaluation, name: str, row: MatrixRow, audit: Audit, seconds: f
         environment=describe(job.device, job.data),
     )
     metrics = eval_metrics(row.clean, row.robust, measured.points)
-    return record_of(job.config, job.data, measured, name, metrics)
+    return record_of({**job.config, **saved}, job.data, measured, name, metrics)
 
 
 def state_of(job: Evaluation) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advbench.config.options import MOST_THREADS, attack_texts
 from advbench.external import Source
+from advbench.runs.examples import check_target
 from advbench.runtime.timeouts import check_timeout
 from attacks_pool import InputError
 from attacks_pool.errors import unknown
@@ -44,6 +45,7 @@ class EvalRequest:
         attack_timeout: seconds that an attack may take for a block of points.
         abstain: ``last`` for a model with one more output than there are classes, by which it abstains:
             right on attacked points, wrong on clean ones. Attacks take this into account.
+        save_examples: a safetensors file to write clean and crafted points to, with labels and outcomes.
         trust: load a TorchScript or exported file, or the attacks that a preset's file names by
             ``package.module:name``: such programs can run any code.
     """
@@ -66,6 +68,7 @@ class EvalRequest:
     data_dir: str | Path | None = None
     attack_timeout: float | None = None
     abstain: str | None = None
+    save_examples: str | Path | None = None
     trust: bool = False
 
     @classmethod
@@ -81,6 +84,8 @@ class EvalRequest:
                 raise unknown("option", option, known)
         asked = cls(**options)
         check_timeout(asked.attack_timeout)
+        if asked.target is not None:
+            check_target(asked.target)
         seed = whole_number("seed", asked.seed)
         if not 0 <= seed < 2**63:
             raise InputError(f"seed={seed} is out of range: a seed is at least 0 and below 2**63")
@@ -88,6 +93,11 @@ class EvalRequest:
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise InputError(f"threads={threads} is out of range: it must be from 1 to {MOST_THREADS}")
         return replace(asked, seed=seed, threads=threads, attacks=attack_texts("attacks", asked.attacks))
+
+    @property
+    def target(self) -> Path | None:
+        """The file to save examples to."""
+        return None if self.save_examples is None else Path(self.save_examples).expanduser()
 
     @property
     def source(self) -> Source | Callable[[Tensor], Any]:

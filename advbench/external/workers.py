@@ -90,6 +90,7 @@ def measure(part: Share) -> None:
             of=part.of,
             device=job.device,
             attack_timeout=job.attack_timeout,
+            examples=job.examples is not None,
         )
 
 
@@ -114,7 +115,9 @@ def _on_node(part: Share) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
         directory = Path(folder)
         measure(replace(part, directory=directory))
-        return {path.name: path.read_bytes() for path in directory.glob("*.json")}
+        # Crafted points come first: a piece must not be there without them.
+        files = sorted(directory.iterdir(), key=lambda path: path.suffix == ".json")
+        return {path.name: path.read_bytes() for path in files}
 
 
 def _share_on_ray(

@@ -1,5 +1,6 @@
 """Stores finished pieces of an evaluation on disk, keyed by everything that they depend on."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,25 +8,35 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor
 
 from advbench.evaluation.row import MatrixRow
 from advbench.evaluation.shards import Piece, Setting, Shard
 from advbench.runtime.hashing import digest
-from leaderboards import CLEAN, Cell, write_bytes
+from leaderboards import CLEAN, Cell, RecordError, write_bytes
+from leaderboards.errors import os_errors
+
+CRAFTED, EXAMPLES = "x_adv", ".safetensors"
+"""The tensor of crafted points in the file beside a piece, and that file's suffix."""
 
 
 class Pieces:
     """Stores pieces as files of one directory.
 
     A piece's name is a hash over the run's identity, the digest of the measured weights, and the shard: row,
-    seed, attack with all its knobs, test points, draws and surrogate.
+    seed, attack with all its knobs, test points, draws and surrogate. Crafted points, if they are kept, are
+    in a safetensors file beside it, whose checksum the piece has.
     """
 
     def __init__(self, directory: Path, identity: str, weights: str) -> None:
         self.directory, self.identity, self.weights = directory, identity, weights
 
     def get(self, shard: Shard, setting: Setting) -> Piece | None:
-        """The piece of this shard; None if it is missing, damaged or belongs to another shard."""
+        """The piece of this shard, without its crafted points.
+
+        None if it is missing, damaged, of another shard, or lacks crafted points that the setting asks for.
+        """
         key = self._key(shard, setting)
         try:
             found = unseal(self._path(key).read_bytes())
@@ -33,7 +44,10 @@ class Pieces:
             return None
         if found is None or found["key"] != key or len(found["right"]) != shard.stop - shard.start:
             return None
-        values = {name: value for name, value in found.items() if name not in ("key", "right", "changed")}
+        if setting.examples and shard.attack is not None and self._crafted(key, found) is None:
+            return None
+        own = ("key", "right", "changed", "examples")
+        values = {name: value for name, value in found.items() if name not in own}
         return Piece(right=bools(found["right"]), changed=tuple(found["changed"]), **values)
 
     def put(self, shard: Shard, setting: Setting, piece: Piece) -> None:
@@ -45,7 +59,34 @@ class Pieces:
         key = self._key(shard, setting)
         self.directory.mkdir(parents=True, exist_ok=True)
         values = {**vars(piece), "right": bits(piece.right), "changed": list(piece.changed), "key": key}
+        del values["examples"]
+        if piece.examples is not None:
+            crafted = save({CRAFTED: piece.examples.contiguous()})
+            write_bytes(self._path(key).with_suffix(EXAMPLES), crafted)
+            values["examples"] = hashlib.sha256(crafted).hexdigest()
         write_bytes(self._path(key), seal(values))
+
+    def examples(self, shard: Shard, setting: Setting) -> Tensor:
+        """The crafted points of a stored piece, (points, C, H, W).
+
+        Raises:
+            RecordError: they are missing or damaged.
+        """
+        key = self._key(shard, setting)
+        with os_errors(f"cannot read {self._path(key)}"):
+            found = unseal(self._path(key).read_bytes())
+        crafted = None if found is None else self._crafted(key, found)
+        if crafted is None:
+            raise RecordError(f"the crafted points in {self.directory} are damaged")
+        return load(crafted)[CRAFTED]
+
+    def _crafted(self, key: dict[str, Any], found: dict[str, Any]) -> bytes | None:
+        """The file of crafted points, if its checksum is the one in the piece ``found``."""
+        try:
+            crafted = self._path(key).with_suffix(EXAMPLES).read_bytes()
+        except OSError:
+            return None
+        return crafted if hashlib.sha256(crafted).hexdigest() == found.get("examples") else None
 
     def _path(self, key: dict[str, Any]) -> Path:
         return self.directory / f"{digest(key)[:32]}.json"

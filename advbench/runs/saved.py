@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from advbench.models import build_model
 from advbench.models.factory import one_line
 from advbench.models.torchvision import without_auxiliary
 from advbench.runs.allocating import bounded_by
+from advbench.runs.examples import Examples
 from advbench.runs.screen import html_of, text_of
 from attacks_pool.calling.guard import ordinary_mode
 from attacks_pool.calling.randomness import key_seed
@@ -31,6 +33,8 @@ from leaderboards.records.layout import EVALUATED
 from leaderboards.records.limits import weights_fault
 
 WEIGHTS = "model.safetensors"
+EXAMPLES = ("file", "sha256")
+"""What a record's config says of a file of examples; the path is relative to the run."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ class Run:
         """
         if self.record.regime == EVALUATED:
             raise InputError(
-                f"run {self.record.id} evaluated a model that was trained elsewhere: advbench show reads its "
-                "record, but it has no model to load"
+                f"run {self.record.id} evaluated a model that was trained elsewhere: its record, test data "
+                "and saved examples can be read, but it has no model to load"
             )
         try:
             return RunConfig.model_validate(self.record.config)
@@ -85,6 +89,20 @@ class Run:
         """``x`` float32 (n, C, H, W) and ``y`` int64 (n,), exactly as evaluated and in the same order."""
         points = max(cell.n for cell in self.record.cells)
         return self.data.test.x[:points], self.data.test.y[:points]
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The points that attacks crafted, of an evaluation with ``save_examples``.
+
+        Raises:
+            InputError: the run saved none, or the file is missing or damaged.
+        """
+        found = self.record.config.get("examples")
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in EXAMPLES):
+            raise InputError(
+                f"run {self.record.id} saved no examples: advbench eval saves them with --save-examples FILE"
+            )
+        return Examples(Path(os.path.normpath(self.path / found["file"])), found["sha256"])
 
     @property
     def dataset(self) -> str:
@@ -155,7 +173,8 @@ class Run:
 def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = None) -> Run:
     """Read a run: ``.record``, ``.model`` (the trained defense) and ``.test_data`` (``x, y`` as evaluated).
 
-    Model and data are read at their first use.
+    Model and data are read at their first use. An evaluation of a model that was trained elsewhere has no
+    ``.model``; it may have ``.examples``, the points that its attacks crafted.
 
     Args:
         path: the run directory or its ``record.json``.
@@ -169,7 +188,8 @@ def load_run(path: str | Path, *, trust: bool = False, data_dir: str | None = No
     record = read_record(Path(path))
     directory = Path(path) if Path(path).is_dir() else Path(path).parent
     run = Run(directory, record, trust, data_dir)
-    run.check_trust()
+    if record.regime != EVALUATED:
+        run.check_trust()
     return run
 
 
