@@ -235,26 +235,6 @@ class AttackInfo(BaseModel):
         return {"eps": eps, **self.knobs}
 
 
-def projected_gradient(
-    name: str,
-    norm: Norm,
-    paper: str,
-    knobs: Mapping[str, Knob],
-    cost: Callable[[Mapping[str, Any], int], tuple[int, int]],
-) -> AttackInfo:
-    """Metadata of a white-box search inside the ball, which evaluation may run in reduced precision."""
-    return AttackInfo(
-        name=name,
-        family="projected-gradient",
-        norm=norm,
-        access="white-box",
-        paper=paper,
-        reduced_precision=True,
-        cost=cost,
-        knobs=dict(knobs),
-    )
-
-
 def step_size(multiple: float) -> Knob:
     """A knob for the step length, by default ``multiple · eps / steps``, in image units."""
     return Knob(

@@ -91,7 +91,7 @@ def test_arrows_run_one_way(package: str) -> None:
 
 
 FLOORS = {
-    "advbench": "runtime models data | config evaluation | runs | audit contract | benchmark external"
+    "advbench": "runtime | models data | config evaluation | runs | audit contract | benchmark external"
     " | verify sweep __init__ | cli | __main__",
     "attacks_pool": "errors losses verifier | calling metadata | norms fast | attack adapters | sequences"
     " | registry | __init__ search | rendering | attacks",

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from advbench.data import DATASETS, DataSet, Split, TensorLoader, load_dataset
-from advbench.data.images import decode
+from advbench.data.decode import decode
 from advbench.data.sets import defaults_for
 from advbench.data.splits import stratified_holdout
 from attacks_pool.errors import InputError

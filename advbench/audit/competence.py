@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from advbench.data.pixels import ImageArray
 from advbench.evaluation.shards import blocks
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool.calling.guard import buffers_kept
@@ -33,7 +34,9 @@ SCALES = (1 / 255, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 100.0, 
 SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def logit_flags(model: nn.Module, x: Tensor, seed: int, device: torch.device | None = None) -> Iterator[Flag]:
+def logit_flags(
+    model: nn.Module, x: ImageArray, seed: int, device: torch.device | None = None
+) -> Iterator[Flag]:
     """``nan-logits`` and ``probabilities-not-logits``, over all unattacked points ``x`` (N, C, H, W).
 
     Only one block of points is moved to ``device`` at a time.

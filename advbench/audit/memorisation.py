@@ -11,7 +11,7 @@ from scipy.stats import binomtest, fisher_exact
 from torch import Tensor, nn
 
 from advbench.data import DataSet, Split
-from advbench.data.registry import FOLDER
+from advbench.data.registry import DATASETS
 from advbench.evaluation.stochastic import logits_of
 from attacks_pool import Attack
 from attacks_pool.calling.randomness import keyed_generator, uniform
@@ -44,15 +44,18 @@ def held_out(data: DataSet) -> Split | None:
     """Points that no run measures: validation points, and also training points if those are few.
 
     A model does at least as well on points that it was trained on, so these can hide memorisation but never
-    falsely show it. Folders have no such points: their test images may be easier than their training images.
+    falsely show it. Data of the user's have no such points:
+    their test images may be easier than their training images.
     """
-    if data.name.startswith(FOLDER):
+    if data.name not in DATASETS or not len(data.train):
         return None
     validation, train = data.validation, data.train
     missing = max(WANTED - len(validation), 0)
     if not missing:
-        return Split(validation.x[:WANTED], validation.y[:WANTED])
-    return Split(torch.cat([validation.x, train.x[:missing]]), torch.cat([validation.y, train.y[:missing]]))
+        return validation.first(WANTED)
+    return Split(
+        torch.cat([validation.x, train.images[:missing]]), torch.cat([validation.y, train.y[:missing]])
+    )
 
 
 def unseen_flags(
@@ -74,7 +77,7 @@ def unseen_flags(
     count = min(len(measured), len(others), CRAFTED)
     right = []
     for number, split in enumerate((others, measured)):
-        x, y = split.x[:count], split.y[:count]
+        x, y = split.images[:count], split.y[:count]
         crafted = attack(surrogate, x, y, generator=keyed_generator("unseen", seed, number))
         right.append((logits_of(model, crafted, seed).argmax(1) == y).cpu().numpy())
     yield from _compared("when crafted on another model", attack.text, right[1], right[0])

@@ -127,13 +127,13 @@ def probe(
         fresh: a copy of the model from before its first query; by default a copy of its present state.
         held_out: points of the data set that the run did not measure.
     """
-    place, key = device or data.x.device, key_seed("probe", seed)
+    place, key = device or data.images.device, key_seed("probe", seed)
     with ExitStack() as stack:
         fresh = fresh or stack.enter_context(Fresh(view, attacks, place))
-        asked = data.x[:LOOKED_AT].to(place)
+        asked = data.images[:LOOKED_AT].to(place)
         random = is_stochastic(view(None), asked, key) if stochastic is None else stochastic
         count = min(max(points // 4, 1) if random else points, len(data))
-        few = Split(data.x[:count].to(place), data.y[:count].to(place))
+        few = data.take(slice(count)).to(place)
         every, labels = networks(view, attacks, asked, key)
         prober = Prober(few, attacks, surrogate, key, random, place, stage, kept, attack_timeout)
         # Do this before the probe attacks, while a model with memory has seen only the run's points.
@@ -146,13 +146,13 @@ def probe(
     rows = prober.searches(met, [attack for attack, _ in transferred])
     if transferred and surrogate is not None:
         most = max(limit for _, limit in transferred)
-        row = prober.row(view, Split(data.x[:most], data.y[:most]), transferred, labels, moved=True)
+        row = prober.row(view, data.first(most), transferred, labels, moved=True)
         rows.append((row, [attack for attack, _ in transferred]))
     first, made = rows[0]
     right = few.x.new_tensor(first.clean).bool()
     untaught = list(competence_flags(view(None), few.x, few.y, int(right.sum()), key))
     for network in every:
-        flags[network.label] += logit_flags(network.module, data.x, key, place)
+        flags[network.label] += logit_flags(network.module, data.images, key, place)
         if not untaught:
             own = [attack for attack in attacks if labels[attack.text] == network.label]
             flags[network.label] += prober.gradients(network, own, right)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advbench.data import DataSet, Split, TensorLoader
+from advbench.data.pixels import ImageArray
 from advbench.models import build_model
 from advbench.runs.saved import Run, load_run
 from attacks_pool import InputError
@@ -69,7 +70,7 @@ def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate
     text = data.default_model if data.default_model in fitting else fitting[-1]
     key = key_seed("surrogate", seed)
     drawn = torch.randperm(len(data.train), generator=keyed_generator(key))[:IMAGES]
-    small = Split(_averaged(data.train.x, drawn, factor), data.train.y[drawn])
+    small = Split(_averaged(data.train.images, drawn, factor), data.train.y[drawn])
     # The caller may be in a mode without gradients.
     with torch.inference_mode(False), torch.enable_grad():
         network = build_model(
@@ -86,15 +87,16 @@ def plain_surrogate(data: DataSet, seed: int, device: torch.device) -> Surrogate
     return name, model
 
 
-def _averaged(x: Tensor, rows: Tensor, factor: int) -> Tensor:
+def _averaged(x: ImageArray, rows: Tensor, factor: int) -> Tensor:
     """The images ``rows``, scaled down by ``factor``, in portions to limit the memory for large images."""
     return torch.cat([F.avg_pool2d(x[part], factor) for part in torch.split(rows, PORTION)])
 
 
 def _right(model: nn.Module, data: Split, device: torch.device) -> tuple[int, int]:
     """How many of the first validation images are right, and how many were predicted."""
-    x, y = data.x[:IMAGES], data.y[:IMAGES]
-    found = [predict_exactly(model, part.to(device)).argmax(1).cpu() for part in torch.split(x, PORTION)]
+    y = data.y[:IMAGES]
+    parts = [slice(start, min(start + PORTION, len(y))) for start in range(0, len(y), PORTION)]
+    found = [predict_exactly(model, data.images[part].to(device)).argmax(1).cpu() for part in parts]
     return int((torch.cat(found) == y).sum()), len(y)
 
 

@@ -11,7 +11,6 @@ from advbench.audit import Fresh, Probes, audit, held_out, probe
 from advbench.benchmark.prepare import Prepared
 from advbench.benchmark.stage import Trainer
 from advbench.config.resolve import bound_attacks, points_of
-from advbench.data import Split
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.extras import PICTURE, Regenerates, Routes, regenerate, routing
 from advbench.evaluation.row import MatrixRow
@@ -54,7 +53,7 @@ class Benchmark:
         every = [attack for role in ("seen", "unseen", "eval") for attack in self.attacks[role]]
         self.measured = [(attack, points_of(self.config, attack, len(self.data.test))) for attack in every]
         points = max(count for _, count in self.measured)
-        self.test = Split(self.data.test.x[:points], self.data.test.y[:points])
+        self.test = self.data.test.first(points)
         self.rows: list[MatrixRow] = []
         self.stages: list[RecordedStage] = []
         self.seconds = {"training": 0.0, "evaluation": 0.0}
@@ -250,7 +249,7 @@ class Benchmark:
                 evaluation_seconds=self.seconds["evaluation"],
                 parameters=sum(parameter.numel() for parameter in defense.parameters()),
                 # Count the network that answers, because a target-aware defense may contain several.
-                multiply_adds=multiply_adds(defense.view(None), self.test.x[:1].to(self.device)),
+                multiply_adds=multiply_adds(defense.view(None), self.test.images[:1].to(self.device)),
             ),
             audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
             environment=describe(self.device, self.data),

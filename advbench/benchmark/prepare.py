@@ -58,6 +58,7 @@ def prepare(
     sample_seed: int | None = None,
     surrogate: str | Path | None = None,
     data: DataSet | None = None,
+    data_memory: float | None = None,
 ) -> Prepared:
     """Check and resolve the options of a run.
 
@@ -68,13 +69,20 @@ def prepare(
         sample_seed: the seed for drawing ``sample:k``; the run's seed by default.
         surrogate: a finished run whose model the audit crafts transferred points on.
         data: the data set that the options name, if it is loaded already.
+        data_memory: bytes of images to keep in memory, see `advbench.data.DataChoices`.
 
     Raises:
         InputError, RecordError: the options cannot be run.
     """
     chosen = with_plugins(options if isinstance(options, Options) else Options.of(options))
     device = choose_device(chosen.device)
-    data = load_dataset(chosen.dataset, chosen.data_dir) if data is None else data
+    if data is None:
+        data = load_dataset(chosen.dataset, chosen.data_dir, chosen.choices(data_memory))
+    if not len(data.train):
+        raise InputError(
+            f"data set {data.name!r} has no training images: models can be evaluated on it (advbench eval), "
+            "and none can be trained"
+        )
     config = resolve(chosen, data, sample_seed=sample_seed)
     other = surrogate_of(load_run(surrogate), data) if surrogate is not None else None
     with reproducible(config.threads):
@@ -100,7 +108,7 @@ def _threads(config: RunConfig, classifier: nn.Module, data: DataSet, device: to
     """The requested number of threads; by default 1 for small work, otherwise torch's own number."""
     if config.threads is None and device.type == "cpu":
         with isolated_randomness(0, device):
-            if not worthwhile(classifier, data.validation.x[:1].clone()):
+            if not worthwhile(classifier, data.validation.images[:1].clone()):
                 return 1
     return torch.get_num_threads()
 
@@ -109,7 +117,7 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
     """Build the defense once and discard it, to find errors before anything is written."""
     if config.model not in MODELS:
         with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
-            images = data.validation.x[:2]
+            images = data.validation.images[:2]
             changed = changes_images(classifier, images.to(image_type(classifier, images)))
         if changed:
             raise InputError(

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from advbench.benchmark.loop import Benchmark
 from advbench.benchmark.prepare import Prepared, prepare
-from advbench.config.options import Options, RunConfig, attack_texts, explain
+from advbench.config.options import DataOptions, Options, RunConfig, attack_texts, explain
 from advbench.config.plugins import code_named
+from advbench.data import DataSet, load_dataset
 from advbench.runs.directory import now, place, plain_name, stem_of, unfinished
 from advbench.runs.saved import Run, load_run
 from advbench.runtime.device import reproducible, undisturbed
@@ -40,6 +41,7 @@ def run(
     reuse: bool = False,
     attack_timeout: float | None = None,
     trust: bool = False,
+    data_memory: float | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> Run:
@@ -61,9 +63,12 @@ def run(
         reuse: return a complete run with exactly the same options, if there is one.
         attack_timeout: seconds that an attack may take for one batch or block of points.
         trust: with the path of a run to resume, import code, ``package.module:name``, that it names.
+        data_memory: bytes of images to keep in memory, by default a tenth of the machine's; others are decoded
+            when they are needed. It changes no number.
         progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
-            ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, …
+            ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, … The data
+            set may also be an object: a pair (train, test) of torch data sets or of (images, labels).
 
     Returns:
         The finished run, as :func:`advbench.load_run` reads it.
@@ -77,15 +82,22 @@ def run(
     sample_seed = None if sample_seed is None else whole_number("sample_seed", sample_seed)
     if tensorboard:
         check_tensorboard()
+    data: DataSet | None = None
     named = None if resume is None or isinstance(resume, bool) else Path(resume).expanduser()
     if named is not None:
         given = {"defense": defense, "sequence": sequence, "sample_seed": sample_seed, "surrogate": surrogate}
         refuse_options({key for key, value in {**options, **given}.items() if value is not None})
-        prepared = _prepared_again(named, trust)
+        prepared = _prepared_again(named, trust, data_memory)
     else:
         asked = {"defense": defense, "sequence": attack_texts("sequence", sequence), **options}
         chosen = {key: value for key, value in asked.items() if value is not None}
-        prepared = prepare(chosen, sample_seed=sample_seed, surrogate=surrogate)
+        own = chosen.get("dataset")
+        if own is not None and not isinstance(own, str):
+            data = load_dataset(own, choices=DataOptions.among(chosen).choices(data_memory))
+            chosen["dataset"] = data.name
+        prepared = prepare(
+            chosen, sample_seed=sample_seed, surrogate=surrogate, data=data, data_memory=data_memory
+        )
         if reuse and resume is not False and Path(runs_dir).is_dir():
             for path in find_complete(Path(runs_dir), prepared.identity):
                 found = Event("note", text=f"run {path.name} is complete already: it is taken as it is")
@@ -94,7 +106,10 @@ def run(
     with watched(listeners, progress) as told:
         directory = _go(prepared, Path(runs_dir), named, resume is False, told, tensorboard, attack_timeout)
     # The user has just named the model, and so trusts its code.
-    return load_run(directory, trust=True, data_dir=prepared.config.data_dir)
+    finished = load_run(directory, trust=True, data_dir=prepared.config.data_dir)
+    # A data set that is an object cannot be loaded again by its name.
+    vars(finished)["data"] = prepared.data
+    return finished
 
 
 def refuse_options(given: set[str]) -> None:
@@ -154,7 +169,7 @@ def _go(
     return directory
 
 
-def _prepared_again(path: Path, trust: bool) -> Prepared:
+def _prepared_again(path: Path, trust: bool, data_memory: float | None) -> Prepared:
     """The checked configuration of the run at ``path``, if code, data and torch are those that began it.
 
     Raises:
@@ -175,7 +190,11 @@ def _prepared_again(path: Path, trust: bool) -> Prepared:
             f"run {directory.name} was made with {named[0]}, and resuming imports that code: "
             "add --trust if you trust it"
         )
-    prepared = prepare(Options.of(config.model_dump()), surrogate=manifest.more.get("surrogate"))
+    prepared = prepare(
+        Options.of(config.model_dump()),
+        surrogate=manifest.more.get("surrogate"),
+        data_memory=data_memory,
+    )
     if prepared.identity != manifest.identity:
         before = manifest.more.get("facts", {})
         other = [name for name, value in prepared.facts.items() if before.get(name) != value] or [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from advbench.benchmark.prepare import Prepared
-from advbench.data import Split, TensorLoader
+from advbench.data import TensorLoader
 from advbench.runs.checkpoint import Checkpoint, UnderWay
 from advbench.runtime.events import Clock, Event
 from advbench.runtime.hashing import weights_digest
@@ -38,7 +38,7 @@ class Trainer:
         self.config, self.checkpoint, self.clock, self.tell = prepared.config, checkpoint, clock, tell
         self.attack_timeout = attack_timeout
         data, device = prepared.data, prepared.device
-        self.split = Split(data.train.x.to(device), data.train.y.to(device))
+        self.split = data.train.to(device)
         self.validation = TensorLoader(data.validation, 500, seed=0, shuffle=False, device=device)
         self._noted: set[str] = set()
 

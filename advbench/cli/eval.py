@@ -9,14 +9,19 @@ from advbench.cli.finding import kept_in
 from advbench.cli.options import (
     ATTACK_TIMEOUT,
     ATTACKS,
+    CHANNELS,
+    CLASSES,
     DATA_DIR,
+    DATA_MEMORY,
     FORMAT,
+    IMAGE_SIZE,
     PER_CLASS,
     POINTS,
     RUNS_DIR,
     Format,
     Given,
     flag,
+    memory,
     option,
     takes,
 )
@@ -35,6 +40,10 @@ class EvalOptions(Given):
         "Data set; advbench datasets lists them.", default="digits", autocompletion=dataset_names
     )
     data_dir: str | None = DATA_DIR
+    image_size: int | None = IMAGE_SIZE
+    channels: int | None = CHANNELS
+    classes: str | None = CLASSES
+    data_memory: str | None = DATA_MEMORY
     weights: Path | None = option(
         "Weights for a model built from code: safetensors, or a plain state dict.", unset="none"
     )
@@ -96,6 +105,7 @@ def evaluate(asked: EvalOptions) -> None:
     options = dict(vars(asked))
     for key in ("fresh", "per_class", "format"):
         del options[key]
+    options["data_memory"] = memory(asked.data_memory)
     options |= {"mean": _numbers("mean", asked.mean), "std": _numbers("std", asked.std)}
     if asked.surrogate is not None:
         options["surrogate"] = str(kept_in(Path(asked.surrogate), asked.runs_dir))

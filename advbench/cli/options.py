@@ -75,7 +75,16 @@ ATTACK_TIMEOUT = option(
     "Stop if an attack takes longer than this on a batch or block, in seconds.", unset="no limit"
 )
 DATA_DIR = option("Folder with the data sets' files.", unset="the data set's standard folder")
-DATASET = option("Data set; advbench datasets lists them.", unset="digits", autocompletion=dataset_names)
+DATASET = option(
+    "Data set: one that advbench datasets lists, folder:PATH, npz:PATH, hf:PATH or package.module:factory.",
+    unset="digits",
+    autocompletion=dataset_names,
+)
+CHANNELS = option("1 makes images grey, 3 repeats grey images as colour.", unset="as the files are")
+CLASSES = option("Classes to keep: a number, or names (cat,dog).", unset="all")
+DATA_MEMORY = option(
+    "Images to keep in memory (2GB, 500MB, 0); others are decoded when needed.", unset="a tenth of the memory"
+)
 DEFENSE = option(
     "Defense to train: one that advbench defenses lists, or package.module:Class.",
     unset="air",
@@ -84,6 +93,7 @@ DEFENSE = option(
 FORMAT = option("table or json.", "--format", default=Format.table)
 DEVICE = option("auto, cpu, cuda, cuda:1.", unset="auto")
 DRY_RUN = flag("Print the plan without running it.", "--dry-run", "--plan")
+IMAGE_SIZE = option("Resize and cut every image to this side, in pixels.", unset="as the files are", min=4)
 MODEL = option(
     "A model that advbench models lists, torchvision:NAME or package.module:factory.",
     unset="the data set's",
@@ -104,6 +114,7 @@ SETTINGS = option(
 TRAIN_SET = option(
     "Set an attack's knob for training: pgd.steps=7; repeatable.", unset="each attack's training values"
 )
+TRAIN_POINTS = option("Training images to use, each class in proportion.", unset="all", min=4)
 WORKERS = option("Processes on this machine.", unset="one per core or GPU", min=1, max=MOST_WORKERS)
 
 
@@ -124,6 +135,24 @@ def run_options(asked: object) -> dict[str, Any]:
     given = {name.removesuffix("_"): value for name, value in vars(asked).items()}
     given |= {name: pairs(name.replace("_", "-"), given[name]) for name in ("set", "train_set")}
     return {name: given[name] for name in Options.model_fields if given.get(name) is not None}
+
+
+def memory(text: str | None) -> float | None:
+    """Parse ``--data-memory``: ``2GB``, ``500MB`` or bytes.
+
+    Raises:
+        InputError: the text is neither.
+    """
+    from attacks_pool.errors import InputError
+
+    if text is None:
+        return None
+    units = {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+    number = text.upper().rstrip("BKMGT ")
+    unit = text.upper()[len(number) :].strip()
+    if not number.replace(".", "", 1).isdecimal() or unit not in units:
+        raise InputError(f"--data-memory {text!r} cannot be read: write 2GB, 500MB or a number of bytes")
+    return float(number) * units[unit]
 
 
 def pairs(name: str, given: list[str] | None) -> dict[str, str] | None:

@@ -10,22 +10,28 @@ from advbench.cli.completion import attack_lists
 from advbench.cli.finding import kept_in
 from advbench.cli.options import (
     ATTACK_TIMEOUT,
+    CHANNELS,
+    CLASSES,
     DATA_DIR,
+    DATA_MEMORY,
     DATASET,
     DEFENSE,
     DEVICE,
     DRY_RUN,
     FORMAT,
+    IMAGE_SIZE,
     MODEL,
     PER_CLASS,
     POINTS,
     RUNS_DIR,
     SELECT,
     SETTINGS,
+    TRAIN_POINTS,
     TRAIN_SET,
     Format,
     Given,
     flag,
+    memory,
     option,
     run_options,
     takes,
@@ -44,6 +50,11 @@ class RunOptions(Given):
     regime: str | None = option("continual, joint or meta.", unset="the defense's first")
     dataset: str | None = DATASET
     data_dir: str | None = DATA_DIR
+    image_size: int | None = IMAGE_SIZE
+    channels: int | None = CHANNELS
+    classes: str | None = CLASSES
+    train_points: int | None = TRAIN_POINTS
+    data_memory: str | None = DATA_MEMORY
     model: str | None = MODEL
     epochs: int | None = option("Epochs per stage.", unset="set by the data set", min=1)
     unseen: str | None = option(
@@ -87,6 +98,7 @@ def run(asked: RunOptions) -> None:
     """
     options = run_options(asked)
     how = {key: getattr(asked, key) for key in ("tensorboard", "attack_timeout", "trust")}
+    how["data_memory"] = memory(asked.data_memory)
     if asked.resume is not None:
         _refuse_with_resume(asked, options)
         _write([{**how, "resume": kept_in(asked.resume, asked.runs_dir)}], asked)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
+from advbench.data import DataChoices
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import parse_number
 from attacks_pool.sequences import parse_attacks
@@ -19,11 +20,54 @@ from leaderboards.statistics.naming import attack_name
 MOST_THREADS = 1024
 """The most threads; torch crashes with millions."""
 
+LATER_KEYS = ("plugins", "image_size", "channels", "classes", "train_points")
+"""Keys that configurations had no place for in the beginning."""
+
 EVALUATION_VERSION = 1
 """The evaluator's version, increased if the meaning of its numbers changes; part of every protocol."""
 
 
-class Options(BaseModel):
+class DataOptions(BaseModel):
+    """What a run uses of its data set; None for what the files have. See `advbench.data.DataChoices`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int | None = None
+    channels: int | None = None
+    classes: int | list[str] | None = None
+    train_points: int | None = None
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _from_text(cls, given: object) -> object:
+        """Parse ``10`` and ``cat,dog`` from the command line."""
+        if not isinstance(given, str):
+            return given
+        return int(given) if given.strip().isdecimal() else [name.strip() for name in given.split(",")]
+
+    @classmethod
+    def among(cls, given: Mapping[str, Any]) -> DataOptions:
+        """These options among others.
+
+        Raises:
+            InputError: a value has the wrong type.
+        """
+        try:
+            return DataOptions(**{key: given.get(key) for key in DataOptions.model_fields})
+        except ValidationError as error:
+            raise InputError(explain(error)) from None
+
+    def choices(self, memory: float | None = None) -> DataChoices:
+        """The choices, and the bytes of images to keep in memory.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        classes = tuple(self.classes) if isinstance(self.classes, list) else self.classes
+        return DataChoices(self.image_size, self.channels, classes, self.train_points, memory)
+
+
+class Options(DataOptions):
     """The options of a run, from a command line, a file or a call. Everything has a default.
 
     The keys of a resolved :class:`RunConfig` are accepted too, so a record can repeat its own run.
@@ -80,7 +124,7 @@ class Options(BaseModel):
             raise InputError(explain(error)) from None
 
 
-class RunConfig(BaseModel):
+class RunConfig(DataOptions):
     """A fully resolved run: canonical attack texts, all parameters, both training plans."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,11 +151,9 @@ class RunConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _written(self, write: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
-        """Leave ``plugins`` out where there are none, as records had no such key before there were any."""
+        """Leave out keys that older records do not have, where they have no value."""
         tree = write(self)
-        if not tree["plugins"]:
-            del tree["plugins"]
-        return tree
+        return {key: value for key, value in tree.items() if value or key not in LATER_KEYS}
 
     @property
     def protocol(self) -> str:
@@ -164,6 +206,7 @@ def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         if changed & {"sequence", "train_set", "dataset"}:
             _drop(merged, "training")
         if "dataset" in changed:
+            _drop(merged, *DataOptions.model_fields)
             _drop(merged, "model", "plan", "pretrain", "points")
             for key in _lists(merged, "sequence", "unseen", "eval"):
                 merged[key] = [attack_name(text) for text in merged[key]] or "none"

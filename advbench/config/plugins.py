@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from advbench.config.options import Options
+from advbench.data import imports_data
 from advbench.models import imports_code
-from advbench.models.factory import find_named
+from advbench.runtime.factory import find_named
 from advbench.runtime.hashing import PACKAGES
 from attacks_pool import adapters, pool
 from attacks_pool.errors import InputError
@@ -125,6 +126,9 @@ def code_named(options: Mapping[str, Any]) -> list[str]:
     ["the model 'mine:network'", "the attack 'mine:blur'"]
     """
     found = [f"the plug-in {text!r}" for text in _texts(options.get("plugins"))]
+    dataset = options.get("dataset")
+    if isinstance(dataset, str) and imports_data(dataset):
+        found.append(f"the data set {dataset!r}")
     model = options.get("model")
     if isinstance(model, str) and imports_code(model):
         found.append(f"the model {model!r}")

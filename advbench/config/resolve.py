@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from advbench.config.options import Options, RunConfig, as_text, explain
+from advbench.config.options import DataOptions, Options, RunConfig, as_text, explain
 from advbench.data import DataSet
 from advbench.models import FORMS, MODELS
 from attacks_pool import Attack, InputError, pool
@@ -85,6 +85,7 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
         threads=options.threads,
         target_aware=defense.info.target_aware,
         plugins=options.plugins,
+        **{key: getattr(options, key) for key in DataOptions.model_fields},
     )
 
 

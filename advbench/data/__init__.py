@@ -7,13 +7,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from advbench.data.registry import DATASETS, DataSetInfo, load_dataset
+from advbench.data.choices import DataChoices
+from advbench.data.loading import imports_data, load_dataset
+from advbench.data.registry import DATASETS, DataSetInfo
 from advbench.data.sets import DataSet, Split
 
 if TYPE_CHECKING:
     from advbench.data.loader import TensorLoader
 
-__all__ = ["DATASETS", "DataSet", "DataSetInfo", "Split", "TensorLoader", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "DataChoices",
+    "DataSet",
+    "DataSetInfo",
+    "Split",
+    "TensorLoader",
+    "imports_data",
+    "load_dataset",
+]
 
 
 def __getattr__(name: str) -> Any:

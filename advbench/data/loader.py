@@ -1,14 +1,16 @@
-"""Batches from tensors that are already on the device: no workers, no copies from the host."""
+"""Batches of a split: of images that are in memory, or streamed from files by worker processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from advbench.data.pixels import Pixels
 from advbench.data.sets import Split
+from advbench.data.stream import streamed
 from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.errors import InputError
 
@@ -28,6 +30,8 @@ class TensorLoader:
         seed: The key of the shuffles.
         shuffle: If false, every epoch is in the order of ``split``.
         device: The device of the batches; None leaves ``split`` where it is.
+        workers: Processes that decode images which are not in memory; by default one on a CPU, and up to
+            eight, one less than there are cores, beside a GPU. 0 decodes in this process.
 
     Raises:
         InputError: ``split`` is empty or ``batch_size`` is below 1.
@@ -41,12 +45,14 @@ class TensorLoader:
         seed: int,
         shuffle: bool = True,
         device: torch.device | str | None = None,
+        workers: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch size {batch_size} is not a positive number")
         if len(split) == 0:
             raise InputError("there are no points to load: the split is empty")
-        self.split = split if device is None else Split(x=split.x.to(device), y=split.y.to(device))
+        self.split = split if device is None else split.to(device)
+        self.workers = workers
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -66,10 +72,15 @@ class TensorLoader:
         return self._batches(self._order(epoch) if self.shuffle else None)
 
     def _batches(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y, bounds = self.split.x, self.split.y, self._bounds()
-        for start, stop in pairwise(bounds):
-            rows = slice(start, stop) if order is None else order[start:stop]
-            yield x[rows], y[rows]
+        images, y = self.split.images, self.split.y
+        parts = [slice(start, stop) for start, stop in pairwise(self._bounds())]
+        rows: Sequence[slice | Tensor] = parts if order is None else [order[part] for part in parts]
+        if isinstance(images, Pixels) and not images.resident:
+            decoded = streamed(images, rows, self.workers)
+        else:
+            decoded = (images[some] for some in rows)
+        for some, x in zip(rows, decoded, strict=True):
+            yield x, y[some]
 
     def _bounds(self) -> list[int]:
         n = len(self.split)
@@ -80,5 +91,5 @@ class TensorLoader:
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.split), generator=keyed_generator("epoch", self.seed, epoch)).to(
-            self.split.x.device
+            self.split.y.device
         )

@@ -1,13 +1,13 @@
-"""The available data sets: listed without loading them, and loaded by name."""
+"""The available data sets, listed without loading them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import EntryPoint, entry_points
 
-from advbench.data.sets import DataSet, defaults_for
-from attacks_pool.errors import InputError, unknown
+from advbench.data.sets import defaults_for
 
+ENTRY_POINTS = "advbench.datasets"
 FOLDER = "folder:"
 
 
@@ -25,10 +25,10 @@ class DataSetInfo:
     train: int | None
     validation: int | None
     test: int | None
-    needs_data_dir: bool = False
-    budget: str | None = None
-    augmentation: tuple[str, ...] | None = None
-    default_model: str | None = None
+    needs_data_dir: bool
+    budget: str | None
+    augmentation: tuple[str, ...] | None
+    default_model: str | None
 
 
 def _info(
@@ -38,6 +38,27 @@ def _info(
     return DataSetInfo(name, description, shape, classes, *sizes, needs_data_dir=name != "digits", **defaults)
 
 
+FROM_PATH = {
+    "folder:": "your images, as PATH/train/CLASS/* and PATH/test/CLASS/*",
+    "npz:": "your arrays x_train, y_train, x_test, y_test in one .npz file",
+    "hf:": "a data set that Hugging Face's datasets saved to the folder PATH",
+}
+"""Prefixes of data sets that are named by their path."""
+
+
+def _unlisted(name: str, description: str) -> DataSetInfo:
+    return DataSetInfo(
+        name,
+        description,
+        *(None,) * 5,
+        needs_data_dir=False,
+        budget=None,
+        augmentation=None,
+        default_model=None,
+    )
+
+
+_CORRUPTED = "15 corruptions at 5 severities (arXiv:1903.12261); to evaluate on"
 _LISTED = (
     _info(
         "digits", "scikit-learn's handwritten digits; nothing to download", (1, 8, 8), 10, (1293, 144, 360)
@@ -47,36 +68,19 @@ _LISTED = (
     _info("fashion-mnist", "pictures of clothes, in grey", (1, 28, 28), 10, (54000, 6000, 10000)),
     _info("cifar10", "small colour photographs", (3, 32, 32), 10, (45000, 5000, 10000)),
     _info("cifar100", "small colour photographs, the fine classes", (3, 32, 32), 100, (45000, 5000, 10000)),
-    DataSetInfo(f"{FOLDER}PATH", "your images, as PATH/train/CLASS/* and PATH/test/CLASS/*", *(None,) * 5),
+    _info("svhn", "street-view house numbers", (3, 32, 32), 10, (65931, 7326, 26032)),
+    _info("tiny-imagenet", "200 classes of ImageNet, small", (3, 64, 64), 200, (90000, 10000, 10000)),
+    _info("imagenet", "ILSVRC 2012: train/ and val/", (3, 224, 224), 1000, (1153050, 128117, 50000)),
+    _info("cifar10-c", f"CIFAR-10 with {_CORRUPTED}", (3, 32, 32), 10, (0, 0, 750000)),
+    _info("cifar100-c", f"CIFAR-100 with {_CORRUPTED}", (3, 32, 32), 100, (0, 0, 750000)),
+    _info("imagenet-c", f"ImageNet with {_CORRUPTED}", (3, 224, 224), 1000, (0, 0, 3750000)),
+    *(_unlisted(f"{prefix}PATH", description) for prefix, description in FROM_PATH.items()),
 )
 
 DATASETS: dict[str, DataSetInfo] = {info.name: info for info in _LISTED}
 
 
-def load_dataset(name: str, data_dir: str | Path | None = None) -> DataSet:
-    """Load the data set ``name`` from files on this machine; nothing is ever downloaded.
-
-    Args:
-        name: One of ``DATASETS``, or ``folder:`` and the path of a folder.
-        data_dir: A directory with torchvision's layout; not needed for ``digits`` and folders.
-
-    Raises:
-        InputError: The name is unknown, or files are missing or unusable.
-    """
-    if name.startswith(FOLDER):
-        from advbench.data import folder
-
-        if not name.removeprefix(FOLDER):
-            raise InputError("data set 'folder:' names no folder: expected folder:PATH")
-        return folder.load(Path(name.removeprefix(FOLDER)))
-    info = DATASETS.get(name)
-    if info is None or info.image_shape is None:
-        raise unknown("data set", name, DATASETS)
-    # Import these here because they load numpy and torch, which listing must not do.
-    from advbench.data import cifar, digits, idx
-
-    defaults = defaults_for(info.image_shape)
-    if name == "digits":
-        return digits.load(defaults)
-    load = idx.load if name in idx.FOLDERS else cifar.load
-    return load(name, None if data_dir is None else Path(data_dir).expanduser(), defaults)
+def plugged() -> dict[str, EntryPoint]:
+    """Data sets of installed packages (entry points ``advbench.datasets``), by name; none replaces ours."""
+    found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value))
+    return {point.name: point for point in found if point.name not in DATASETS}

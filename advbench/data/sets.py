@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from advbench.data.pixels import ImageArray, Pixels, Rows
 
-@dataclass(frozen=True, eq=False)
+
 class Split:
-    """Labelled images: ``x`` float32 (N, C, H, W) in [0, 1], ``y`` int64 (N,)."""
+    """Labelled images.
 
-    x: Tensor
-    y: Tensor
+    Args:
+        x: float32 (N, C, H, W) in [0, 1]: a tensor, or an array that is decoded where it is indexed.
+        y: int64 (N,).
+
+    Attributes:
+        images: ``x`` as given; indexing it gives float32 tensors.
+        y: the labels, always in memory.
+    """
+
+    def __init__(self, x: ImageArray, y: Tensor) -> None:
+        self.images = x
+        self.y = y
 
     def __len__(self) -> int:
         return int(self.y.shape[0])
+
+    @cached_property
+    def x(self) -> Tensor:
+        """All images as one tensor, float32 (N, C, H, W), which stays in memory once it was asked for."""
+        return self.images[:]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return int(channels), int(height), int(width)
+
+    def first(self, count: int) -> Split:
+        """The first ``count`` points; no image is read."""
+        few = self.images.head(count) if _lazy(self.images) else self.images[:count]
+        return Split(few, self.y[:count])
+
+    def take(self, rows: Rows) -> Split:
+        """The points ``rows``, with their images in memory."""
+        return Split(self.images[rows], self.y[rows])
+
+    def to(self, device: torch.device | str) -> Split:
+        """These points for work on ``device``; images that are not in memory stay where they are."""
+        images = self.images
+        moved: ImageArray = images.to(device) if _lazy(images) else cast("Tensor", images).to(device)
+        return Split(moved, self.y.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +70,8 @@ class DataSet:
         test: The points for evaluation; its first n points are a fair sample for every n.
         classes: The class names; label k is ``classes[k]``.
         fingerprint: 16 hexadecimal digits of the SHA-256 of pixels, labels, split indices and classes.
+        identified_by: ``pixels`` if the fingerprint covers every image; ``sample`` if it covers some of them
+            and the names and sizes of the files.
         budget: The row of default eps: ``digits``, ``mnist``, ``cifar10`` or ``imagenet``.
         augmentation: The default augmentations in training, of ``crop`` and ``flip``.
         default_model: A model text that ``advbench.models.build_model`` takes.
@@ -45,12 +86,12 @@ class DataSet:
     budget: str
     augmentation: tuple[str, ...]
     default_model: str
+    identified_by: str = "pixels"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of every image."""
-        channels, height, width = self.train.x.shape[1:]
-        return int(channels), int(height), int(width)
+        return self.test.shape
 
     @property
     def num_classes(self) -> int:
@@ -76,3 +117,9 @@ def defaults_for(shape: tuple[int, int, int]) -> Defaults:
         return Defaults("cifar10", ("crop", "flip"), "resnet18")
     # The zoo's networks keep full resolution in their first stage, which is too slow for 224 pixels.
     return Defaults("imagenet", ("crop", "flip"), "torchvision.models:resnet18")
+
+
+def _lazy(images: ImageArray) -> TypeGuard[Pixels]:
+    from advbench.data.pixels import Pixels
+
+    return isinstance(images, Pixels)

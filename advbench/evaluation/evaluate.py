@@ -72,7 +72,7 @@ def evaluate(
         AttackTimeoutError: an attack took longer.
     """
     view = _last_one(view)
-    setting = Setting(stage, seed, 1, device or data.x.device, surrogate, surrogate_key, examples)
+    setting = Setting(stage, seed, 1, device or data.images.device, surrogate, surrogate_key, examples)
     setting = _judged(setting, view, data, stochastic)
     clean, robust = np.zeros(len(data), dtype=bool), np.zeros((len(attacks), len(data)), dtype=bool)
     row = MatrixRow(stage, clean, robust, draws=setting.draws)
@@ -111,7 +111,7 @@ def measure_share(
         AttackTimeoutError: an attack took longer than ``attack_timeout``.
     """
     view = _last_one(view)
-    setting = Setting(stage, seed, 1, device or data.x.device, examples=examples)
+    setting = Setting(stage, seed, 1, device or data.images.device, examples=examples)
     setting = _judged(setting, view, data, None)
     clean = {shard.index: shard for shard in shards(data, []) if shard.attack is None}
     every = [shard for shard in shards(data, attacks) if shard.attack is not None]
@@ -142,7 +142,7 @@ def measure_some(
         wanted: selects the shards, including clean ones.
     """
     view = _last_one(view)
-    setting = _judged(Setting(stage, seed, 1, device or data.x.device), view, data, stochastic)
+    setting = _judged(Setting(stage, seed, 1, device or data.images.device), view, data, stochastic)
     for shard in filter(wanted, shards(data, attacks)):
         yield shard, _piece(shard, view, data, setting, clean[shard.block], None, None)
 
@@ -150,7 +150,7 @@ def measure_some(
 def _judged(setting: Setting, view: View, data: Split, stochastic: bool | None) -> Setting:
     """The setting with the number of draws that the model needs."""
     if stochastic is None:
-        stochastic = is_stochastic(view(None), data.x[:LOOKED_AT].to(setting.device), setting.seed)
+        stochastic = is_stochastic(view(None), data.images[:LOOKED_AT].to(setting.device), setting.seed)
     return replace(setting, draws=JUDGED_BY) if stochastic else setting
 
 

@@ -54,8 +54,8 @@ def routing(
         device: the device of ``defense``; by default that of ``data``.
     """
     assert isinstance(defense, Routes)
-    place = device or data.x.device
-    x, y = data.x[:POINTS].to(place), data.y[:POINTS].to(place)
+    place = device or data.images.device
+    x, y = data.images[:POINTS].to(place), data.y[:POINTS].to(place)
     with torch.no_grad():
         weights = [defense.router_weights(x)]
     if weights[0].shape[1] == 0:
@@ -116,8 +116,8 @@ def regenerate(
         device: the device of ``defense``; by default that of ``data``.
     """
     assert isinstance(defense, Regenerates)
-    place = device or data.x.device
-    x, y = data.x[:POINTS].to(place), data.y[:POINTS].to(place)
+    place = device or data.images.device
+    x, y = data.images[:POINTS].to(place), data.y[:POINTS].to(place)
     crafted, drawn = [], []
     for attack in attacks:
         draws = keyed_generator("regenerate", seed, attack.text)

@@ -112,7 +112,7 @@ def shards(data: Split, attacks: Sequence[tuple[Attack, int]], *, clean: bool = 
     """All shards of a row: first the clean ones, which the others need, then those of each attack."""
     wanted: list[tuple[Attack | None, int]] = [(None, len(data))] if clean else []
     for attack, limit in [*wanted, *attacks]:
-        for index, block in enumerate(blocks(data.x.shape[1:], limit)):
+        for index, block in enumerate(blocks(data.shape, limit)):
             yield Shard(attack, index, block.start, block.stop)
 
 
@@ -130,8 +130,8 @@ def compute(shard: Shard, view: View, data: Split, setting: Setting, clean: Bool
         clean: for an attack, (points,) which points of the block are correct clean.
     """
     began = time.perf_counter()
-    place = setting.device or data.x.device
-    x, y = data.x[shard.block].to(place), data.y[shard.block].to(place)
+    place = setting.device or data.images.device
+    x, y = data.images[shard.block].to(place), data.y[shard.block].to(place)
     if shard.attack is None:
         found = _clean(view(None), x, y, shard, setting)
     else:

@@ -22,7 +22,7 @@ from attacks_pool.metadata import whole_number
 @undisturbed()
 def evaluate_model(
     model: str | Callable[[Tensor], Any],
-    dataset: str = "digits",
+    dataset: Any = "digits",
     *,
     runs_dir: str | Path = "runs",
     listeners: Sequence[Listener] = (),
@@ -37,7 +37,8 @@ def evaluate_model(
     Args:
         model: a text, a module, or a function from images (N, C, H, W) in [0, 1] to logits (N, K); see
             :class:`advbench.EvalRequest`.
-        dataset: a name that ``advbench datasets`` lists.
+        dataset: a name that ``advbench datasets`` lists, ``package.module:factory``, or an object: a torch
+            data set, a ``DataLoader``, or a pair of images and labels.
         runs_dir: where the run's directory is created.
         listeners: called with every :class:`advbench.runtime.events.Event`.
         resume: None resumes an unfinished evaluation in ``runs_dir`` with exactly the same options and
@@ -63,6 +64,8 @@ def evaluate_model(
     shared = ray is not None or (workers or 1) > 1
     if shared and not isinstance(model, str):
         raise InputError("workers and ray need a model given as text, which others can load too")
+    if shared and not isinstance(dataset, str):
+        raise InputError("workers and ray need a data set given as text, which others can load too")
     if shared and options.get("threads") is None:
         options["threads"] = 1
     request = EvalRequest.of({"model": model, "dataset": dataset, **options})

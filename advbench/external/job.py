@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from advbench.audit import Fresh, audit, held_out, probe
 from advbench.audit.surrogates import Surrogate, given_surrogate, plain_surrogate
 from advbench.config.identity import WHERE_NOT_WHAT, attack_modules
+from advbench.config.options import DataOptions
 from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import evaluate
@@ -49,7 +50,8 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     """
     gives_up = check_abstain(request.abstain)
     place = _device(request.model, request.device)
-    data = load_dataset(request.dataset, request.data_dir)
+    choices = DataOptions.among(vars(request))
+    data = load_dataset(request.dataset, request.data_dir, choices.choices(request.data_memory))
     asked = suite(request, data)
     chosen, counts = asked.attacks, asked.points
     check_task(chosen, data.image_shape, data.num_classes)
@@ -59,9 +61,11 @@ def prepare_job(request: EvalRequest) -> tuple[Evaluation, str | None]:
     foreign.model.to(place)
     measured = [(attack, counts.get(attack.name, counts.get("default", len(data.test)))) for attack in chosen]
     data_dir = None if request.data_dir is None else str(request.data_dir)
-    own = {"dataset": request.dataset, "data_dir": data_dir, "points": counts}
+    text = request.dataset if isinstance(request.dataset, str) else data.name
+    own = {"dataset": text, "data_dir": data_dir, "points": counts}
     own |= {key: getattr(request, key) for key in ("seed", "device", "threads")}
-    config = eval_config(foreign, chosen, own | asked.recorded)
+    used = {key: value for key, value in choices.model_dump().items() if value is not None}
+    config = eval_config(foreign, chosen, own | asked.recorded | used)
     more: dict[str, Any] = {"attack_timeout": request.attack_timeout, "examples": request.target}
     job = Evaluation(foreign, data, measured, config, place, other, **more)
     code = _code(source)
@@ -104,7 +108,7 @@ class Evaluation:
     def test(self) -> Split:
         """The test points to measure, on the CPU."""
         size = max(count for _, count in self.attacks)
-        return Split(self.data.test.x[:size], self.data.test.y[:size])
+        return self.data.test.first(size)
 
     def view(self, _attack: Attack | None) -> nn.Module:
         """The model, which is the same for every attack."""
@@ -256,7 +260,7 @@ def _record(
             training_backwards=0,
             evaluation_seconds=seconds,
             parameters=sum(parameter.numel() for parameter in foreign.model.parameters()),
-            multiply_adds=counted(foreign.model, job.data.test.x[:1]),
+            multiply_adds=counted(foreign.model, job.data.test.images[:1]),
         ),
         audit=audit,
         environment=describe(job.device, job.data),

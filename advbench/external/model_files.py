@@ -12,7 +12,7 @@ import torch
 
 from advbench.external.archives import PROGRAM, SCRIPT, kind_of, members
 from advbench.external.wrapper import ForeignModel, probed_batch
-from advbench.models.factory import one_line
+from advbench.runtime.factory import one_line
 from attacks_pool.errors import InputError
 
 SCRIPTS = (".pt", ".pth", ".ts")

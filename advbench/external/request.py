@@ -26,7 +26,8 @@ class EvalRequest:
         model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file that is
             trusted, ``torchvision:NAME``, ``robustbench:NAME``; or a module, or a function, from images
             (N, C, H, W) in [0, 1] to logits (N, K).
-        dataset: a name that ``advbench datasets`` lists.
+        dataset: a name that ``advbench datasets`` lists, ``package.module:factory``, or an object: a torch
+            data set, a ``DataLoader``, or a pair of images and labels.
         attacks: ``fgsm,pgd:steps=50`` or a list of such texts.
         preset: a name that ``advbench presets`` lists, or a YAML file of attacks and points; ``standard`` if
             neither it nor ``attacks`` is given.
@@ -42,6 +43,8 @@ class EvalRequest:
         surrogate: a run whose model the audit crafts transferred points on, or ``none``; by default a small
             plain model is trained on the data set's training images.
         data_dir: the folder with the files of data sets.
+        image_size, channels, classes: what is used of the data set, see `advbench.data.DataChoices`.
+        data_memory: bytes of images to keep in memory; others are decoded when they are needed.
         attack_timeout: seconds that an attack may take for a block of points.
         abstain: ``last`` for a model with one more output than there are classes, by which it abstains:
             right on attacked points, wrong on clean ones. Attacks take this into account.
@@ -51,7 +54,7 @@ class EvalRequest:
     """
 
     model: str | Callable[[Tensor], Any]
-    dataset: str = "digits"
+    dataset: Any = "digits"
     attacks: str | Sequence[str] | None = None
     preset: str | Path | None = None
     name: str | None = None
@@ -66,6 +69,10 @@ class EvalRequest:
     std: Sequence[float] | None = None
     surrogate: str | Path | None = None
     data_dir: str | Path | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    classes: int | str | Sequence[str] | None = None
+    data_memory: float | None = None
     attack_timeout: float | None = None
     abstain: str | None = None
     save_examples: str | Path | None = None

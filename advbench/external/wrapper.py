@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from advbench.models.factory import one_line
+from advbench.runtime.factory import one_line
 from attacks_pool.calling.logits import image_types, logits_in
 from attacks_pool.errors import InputError
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from advbench.models.factory import one_line
+from advbench.runtime.factory import one_line
 from attacks_pool.errors import InputError, unknown
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")

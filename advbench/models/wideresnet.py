@@ -80,3 +80,18 @@ def wrn_28_10(
         InputError: Only one of ``mean`` and ``std`` is given.
     """
     return wide_resnet(28, 10, num_classes, in_channels, mean=mean, std=std)
+
+
+def wrn_34_10(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Sequential:
+    """WRN-34-10, the usual large network of adversarial training: 46.2 M parameters.
+
+    Raises:
+        InputError: Only one of ``mean`` and ``std`` is given.
+    """
+    return wide_resnet(34, 10, num_classes, in_channels, mean=mean, std=std)

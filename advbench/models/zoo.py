@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from advbench.models.factory import accepted, find_factory, one_line
+from advbench.runtime.factory import accepted, find_factory, one_line
 from attacks_pool.errors import InputError, unknown
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from advbench.config.options import RunConfig, explain
+from advbench.config.options import DataOptions, RunConfig, explain
 from advbench.config.plugins import code_named, import_plugin
-from advbench.data import DataSet, load_dataset
-from advbench.data.registry import FOLDER
+from advbench.data import DataSet, imports_data, load_dataset
+from advbench.data.registry import FROM_PATH
 from advbench.models import build_model
-from advbench.models.factory import one_line
 from advbench.models.torchvision import without_auxiliary
 from advbench.runs.allocating import bounded_by
 from advbench.runs.examples import Examples
 from advbench.runs.screen import html_of, text_of
+from advbench.runtime.factory import one_line
 from attacks_pool.calling.guard import ordinary_mode
 from attacks_pool.calling.randomness import key_seed
 from attacks_pool.errors import InputError
@@ -88,7 +88,7 @@ class Run:
     def test_data(self) -> tuple[Tensor, Tensor]:
         """``x`` float32 (n, C, H, W) and ``y`` int64 (n,), exactly as evaluated and in the same order."""
         points = max(cell.n for cell in self.record.cells)
-        return self.data.test.x[:points], self.data.test.y[:points]
+        return self.data.test.images[:points], self.data.test.y[:points]
 
     @cached_property
     def examples(self) -> Examples:
@@ -106,9 +106,10 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The name for loading the data set; for a folder, with the path in ``data_dir`` if given."""
+        """The name for loading the data set; for one with a path, the path is ``data_dir`` if given."""
         name: str = self.record.config["dataset"]
-        return f"{FOLDER}{self.data_dir}" if self.data_dir and name.startswith(FOLDER) else name
+        prefix = next((prefix for prefix in FROM_PATH if name.startswith(prefix)), None)
+        return f"{prefix}{self.data_dir}" if self.data_dir and prefix else name
 
     @cached_property
     @ordinary_mode()
@@ -118,7 +119,14 @@ class Run:
         Raises:
             InputError: it is missing, or its fingerprint differs.
         """
-        data = load_dataset(self.dataset, self.data_dir or self.record.config.get("data_dir"))
+        if imports_data(self.dataset) and not self.trust:
+            raise InputError(
+                f"run {self.record.id} was made on the data set {self.dataset!r}, and loading it imports "
+                "that code: pass trust=True if you trust it"
+            )
+        config = self.record.config
+        chosen = DataOptions.among(config)
+        data = load_dataset(self.dataset, self.data_dir or config.get("data_dir"), chosen.choices())
         recorded = self.record.environment["data"]["fingerprint"]
         if data.fingerprint != recorded:
             raise InputError(

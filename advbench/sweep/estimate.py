@@ -168,7 +168,7 @@ def cost_of(attack: Attack, classes: int) -> tuple[int, int]:
 
 def _timed(model: torch.nn.Module, data: DataSet, count: int, device: torch.device) -> tuple[float, float]:
     """The seconds of a forward pass, and the additional seconds of the backward pass."""
-    x, y = data.train.x[:count].to(device), data.train.y[:count].to(device)
+    x, y = data.train.images[:count].to(device), data.train.y[:count].to(device)
     began = _now(device)
     with torch.no_grad():
         model(x)

@@ -131,7 +131,7 @@ class _Planner:
         given = {"threads": 1, **entry.options}
         try:
             options = Options.of(given)
-            data = self.load(options.dataset, options.data_dir)
+            data = self.load(options.dataset, options.data_dir, options.choices())
             config, identity = self._prepared(options, entry.sample_seed, data)
         except (InputError, RecordError) as error:
             written = " ".join(f"{key}={value}" for key, value in entry.options.items())
@@ -182,7 +182,7 @@ class _Planner:
         return torch.cuda.device_count() if any(one.type == "cuda" for one in automatic) else 0
 
     def _speed(self, config: RunConfig, records: list[Record], known: dict[tuple[Any, ...], Speed]) -> Speed:
-        data = self.load(config.dataset, config.data_dir)
+        data = self.load(config.dataset, config.data_dir, config.choices())
         if recorded := recorded_speed(records, config, data.fingerprint):
             return recorded
         for (_defense, *model), speed in known.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advbench.config.options import as_text
+from advbench.config.options import Options, as_text
 from advbench.config.plugins import import_attacks, written_as
 from advbench.config.resolve import points_of
 from advbench.data import load_dataset
@@ -60,7 +60,8 @@ def plan_reference(
         InputError: a run is not possible, an attack has no eps, or the same attack and eps is listed twice.
         RecordError: the store cannot be read.
     """
-    data = load_dataset(options.get("dataset", "digits"), options.get("data_dir"))
+    chosen = Options.of(options)
+    data = load_dataset(chosen.dataset, chosen.data_dir, chosen.choices())
     written, plugins = import_attacks(attacks)
     attacks = as_text(written)
     found = pool.sequence(attacks, budget=data.budget)

@@ -165,7 +165,7 @@ def _place(cell: Cell) -> tuple[str, str, str | None]:
 
 def check_size(subject: Subject, looked: Looked) -> Iterator[str]:
     """A line if the final model's parameters or multiply-adds, which tables compare, differ."""
-    image = subject.run.data.test.x[:1]
+    image = subject.run.data.test.images[:1]
     parameters = sum(parameter.numel() for parameter in looked.module.parameters())
     count, place = (counted, image.device) if subject.evaluated else (multiply_adds, looked.device)
     adds = count(looked.module, image.to(place))

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 
 from advbench.data import DataSet
-from advbench.models.factory import one_line
 from advbench.runs.allocating import bounded_by_model
 from advbench.runs.saved import new_classifier
+from advbench.runtime.factory import one_line
 from advbench.verify.subject import Subject
 from attacks_pool import InputError
 from attacks_pool.calling.randomness import isolated_randomness
@@ -66,7 +66,7 @@ def check_allocations(subject: Subject) -> None:
                 defense = registry.build(
                     config.defense, classifier, seed=config.seed, parameters=config.params
                 )
-                for stage in stages_of(subject, [(data.train.x[:BATCH], data.train.y[:BATCH])]):
+                for stage in stages_of(subject, [(data.train.images[:BATCH], data.train.y[:BATCH])]):
                     defense.begin(stage)
                     defense.stages += 1
             except InputError:

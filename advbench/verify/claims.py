@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from advbench.config.identity import code_modules, identity_from
 from advbench.config.options import protocol_of
 from advbench.evaluation.stochastic import JUDGED_BY
-from advbench.models.factory import one_line
 from advbench.runs.record import attack_entry, per_class_counts
 from advbench.runs.saved import WEIGHTS
+from advbench.runtime.factory import one_line
 from advbench.runtime.hashing import PACKAGES, digest, weights_digest
 from advbench.verify.bounds import beyond_the_data
 from advbench.verify.flags import check_audit

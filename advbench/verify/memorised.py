@@ -12,7 +12,7 @@ from scipy.stats import fisher_exact
 
 from advbench.audit.memorisation import CODE
 from advbench.data import Split
-from advbench.data.registry import FOLDER
+from advbench.data.registry import DATASETS
 from advbench.evaluation.evaluate import evaluate
 from advbench.verify.report import Report
 from advbench.verify.subject import Looked, Subject
@@ -47,7 +47,7 @@ class PointGroup:
         """At most ``MOST_POINTS`` of the points, in a random order determined by ``seed``."""
         generator = keyed_generator("memorised", seed, self.name, self.numbers.start)
         chosen = torch.randperm(len(self.numbers), generator=generator)[:MOST_POINTS] + self.numbers.start
-        return Split(self.split.x[chosen], self.split.y[chosen])
+        return self.split.take(chosen)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def check_memorised(subject: Subject, looked: Looked, report: Report, seed: int)
         if name in found and rival in found
         for both in zip(found[name], found[rival], strict=True)
     ]
-    folder = subject.run.dataset.startswith(FOLDER)
+    own = subject.run.dataset not in DATASETS
     for line, rival in better(compared):
-        harder = folder and rival in (TRAINING, VALIDATION)
+        harder = own and rival in (TRAINING, VALIDATION)
         (report.notes if harder else report.faults).append(f"{CODE}: {line}")
     report.checked.append("accuracy on test points beside others")
 

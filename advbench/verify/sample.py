@@ -82,7 +82,7 @@ def choose(subject: Subject, asked: Asked) -> Sample:
         raise InputError(f"points={asked.points} is out of range: it must be at least 1")
     seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
     stages, attacks = _stages(subject, asked.stages), _attacks(subject, asked.attacks)
-    shape = subject.test.x.shape[1:]
+    shape = subject.test.shape
     chosen = {
         (stage, attack.text): _blocks(shape, limit, asked.points, ("verify", seed, stage, attack.text))
         for stage in stages

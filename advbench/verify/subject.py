@@ -88,7 +88,7 @@ class Subject:
         """The test points, on the CPU, as they were evaluated."""
         size = max(count for _, count in self.measured)
         test = self.run.data.test
-        return Split(test.x[:size], test.y[:size])
+        return test.first(size)
 
     def look(self, stage: int, device: torch.device) -> Looked:
         """The model of a stage, on ``device`` and in eval mode.
@@ -107,7 +107,7 @@ class Subject:
     ) -> Looked:
         declared, transfer = (False, False) if info is None else (info.stochastic, info.transfer)
         # Detect randomness like the evaluator, with the same draws.
-        chance = declared or is_stochastic(view(None), self.test.x[:LOOKED_AT].to(device), self.seed)
+        chance = declared or is_stochastic(view(None), self.test.images[:LOOKED_AT].to(device), self.seed)
         return Looked(view, module, stage, self.seed, device, chance, declared, transfer)
 
     @cached_property

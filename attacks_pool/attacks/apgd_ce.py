@@ -4,12 +4,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.metadata import projected_gradient
+from attacks_pool.metadata import AttackInfo
 from attacks_pool.registry import register
 from attacks_pool.search.auto_pgd import KNOBS, adaptive_ascent, cost
 
 
-@register(projected_gradient("apgd-ce", "linf", "2003.01690", KNOBS, cost("linf")))
+@register(
+    AttackInfo(
+        name="apgd-ce",
+        family="projected-gradient",
+        norm="linf",
+        access="white-box",
+        paper="2003.01690",
+        reduced_precision=True,
+        cost=cost("linf"),
+        knobs=KNOBS,
+    )
+)
 def apgd_ce(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the cross-entropy, linf.
 
@@ -19,7 +30,18 @@ def apgd_ce(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return adaptive_ascent(model, x, y, norm="linf", loss="ce", **knobs)
 
 
-@register(projected_gradient("apgd-ce-l2", "l2", "2003.01690", KNOBS, cost("l2")))
+@register(
+    AttackInfo(
+        name="apgd-ce-l2",
+        family="projected-gradient",
+        norm="l2",
+        access="white-box",
+        paper="2003.01690",
+        reduced_precision=True,
+        cost=cost("l2"),
+        knobs=KNOBS,
+    )
+)
 def apgd_ce_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the cross-entropy, l2.
 
@@ -29,7 +51,18 @@ def apgd_ce_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return adaptive_ascent(model, x, y, norm="l2", loss="ce", **knobs)
 
 
-@register(projected_gradient("apgd-ce-l1", "l1", "2103.01208", KNOBS, cost("l1")))
+@register(
+    AttackInfo(
+        name="apgd-ce-l1",
+        family="projected-gradient",
+        norm="l1",
+        access="white-box",
+        paper="2103.01208",
+        reduced_precision=True,
+        cost=cost("l1"),
+        knobs=KNOBS,
+    )
+)
 def apgd_ce_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the cross-entropy, l1.
 

@@ -4,12 +4,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.metadata import projected_gradient
+from attacks_pool.metadata import AttackInfo
 from attacks_pool.registry import register
 from attacks_pool.search.auto_pgd import KNOBS, adaptive_ascent, cost
 
 
-@register(projected_gradient("apgd-dlr", "linf", "2003.01690", KNOBS, cost("linf")))
+@register(
+    AttackInfo(
+        name="apgd-dlr",
+        family="projected-gradient",
+        norm="linf",
+        access="white-box",
+        paper="2003.01690",
+        reduced_precision=True,
+        cost=cost("linf"),
+        knobs=KNOBS,
+    )
+)
 def apgd_dlr(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the difference of logits ratio, linf.
 
@@ -20,7 +31,18 @@ def apgd_dlr(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return adaptive_ascent(model, x, y, norm="linf", loss="dlr", **knobs)
 
 
-@register(projected_gradient("apgd-dlr-l2", "l2", "2003.01690", KNOBS, cost("l2")))
+@register(
+    AttackInfo(
+        name="apgd-dlr-l2",
+        family="projected-gradient",
+        norm="l2",
+        access="white-box",
+        paper="2003.01690",
+        reduced_precision=True,
+        cost=cost("l2"),
+        knobs=KNOBS,
+    )
+)
 def apgd_dlr_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the difference of logits ratio, l2.
 
@@ -31,7 +53,18 @@ def apgd_dlr_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return adaptive_ascent(model, x, y, norm="l2", loss="dlr", **knobs)
 
 
-@register(projected_gradient("apgd-dlr-l1", "l1", "2103.01208", KNOBS, cost("l1")))
+@register(
+    AttackInfo(
+        name="apgd-dlr-l1",
+        family="projected-gradient",
+        norm="l1",
+        access="white-box",
+        paper="2103.01208",
+        reduced_precision=True,
+        cost=cost("l1"),
+        knobs=KNOBS,
+    )
+)
 def apgd_dlr_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD on the difference of logits ratio, l1.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.metadata import Knob, projected_gradient
+from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.registry import register
 from attacks_pool.search.auto_pgd import KNOBS, ranked_ascent, ranked_cost
 
@@ -17,7 +17,20 @@ RANKED = {
 """The knobs of the search that ranks target classes."""
 
 
-@register(projected_gradient("apgd-mm", "linf", "2206.07314", RANKED, ranked_cost("linf")))
+def _info(name: str, norm: Norm) -> AttackInfo:
+    return AttackInfo(
+        name=name,
+        family="projected-gradient",
+        norm=norm,
+        access="white-box",
+        paper="2206.07314",
+        reduced_precision=True,
+        cost=ranked_cost(norm),
+        knobs=RANKED,
+    )
+
+
+@register(_info("apgd-mm", "linf"))
 def apgd_mm(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards the class of smallest margin, linf.
 
@@ -30,7 +43,7 @@ def apgd_mm(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return ranked_ascent(model, x, y, norm="linf", **knobs)
 
 
-@register(projected_gradient("apgd-mm-l2", "l2", "2206.07314", RANKED, ranked_cost("l2")))
+@register(_info("apgd-mm-l2", "l2"))
 def apgd_mm_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards the class of smallest margin, l2; like ``apgd-mm``.
 
@@ -39,7 +52,7 @@ def apgd_mm_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return ranked_ascent(model, x, y, norm="l2", **knobs)
 
 
-@register(projected_gradient("apgd-mm-l1", "l1", "2206.07314", RANKED, ranked_cost("l1")))
+@register(_info("apgd-mm-l1", "l1"))
 def apgd_mm_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards the class of smallest margin, l1; like ``apgd-mm``, with the steps of ``apgd-t-l1``.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks_pool.metadata import Knob, projected_gradient
+from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
 from attacks_pool.search.auto_pgd import KNOBS, targeted_ascent, targeted_cost
 
@@ -17,7 +17,18 @@ TARGETED = {
 """The knobs of the targeted search."""
 
 
-@register(projected_gradient("apgd-t", "linf", "2003.01690", TARGETED, targeted_cost("linf")))
+@register(
+    AttackInfo(
+        name="apgd-t",
+        family="projected-gradient",
+        norm="linf",
+        access="white-box",
+        paper="2003.01690",
+        reduced_precision=True,
+        cost=targeted_cost("linf"),
+        knobs=TARGETED,
+    )
+)
 def apgd_t(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, linf.
 
@@ -29,7 +40,18 @@ def apgd_t(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return targeted_ascent(model, x, y, norm="linf", **knobs)
 
 
-@register(projected_gradient("apgd-t-l2", "l2", "2003.01690", TARGETED, targeted_cost("l2")))
+@register(
+    AttackInfo(
+        name="apgd-t-l2",
+        family="projected-gradient",
+        norm="l2",
+        access="white-box",
+        paper="2003.01690",
+        reduced_precision=True,
+        cost=targeted_cost("l2"),
+        knobs=TARGETED,
+    )
+)
 def apgd_t_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, l2.
 
@@ -41,7 +63,18 @@ def apgd_t_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return targeted_ascent(model, x, y, norm="l2", **knobs)
 
 
-@register(projected_gradient("apgd-t-l1", "l1", "2103.01208", TARGETED, targeted_cost("l1")))
+@register(
+    AttackInfo(
+        name="apgd-t-l1",
+        family="projected-gradient",
+        norm="l1",
+        access="white-box",
+        paper="2103.01208",
+        reduced_precision=True,
+        cost=targeted_cost("l1"),
+        knobs=TARGETED,
+    )
+)
 def apgd_t_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Auto-PGD towards each of the likeliest wrong classes, l1.
 

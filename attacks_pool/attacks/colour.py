@@ -9,25 +9,21 @@ from attacks_pool.registry import register
 from attacks_pool.rendering import transforms, worst_case
 
 
-def _info(
-    name: str, eps: float, meaning: str, *, high: float = 1.0, channels: tuple[int, ...] | None = None
-) -> AttackInfo:
-    return AttackInfo(
-        name=name,
+@register(
+    AttackInfo(
+        name="saturation",
         family="colour",
         norm=None,
         access="white-box",
         paper="2202.04235",
-        channels=channels,
+        channels=(3,),
         cost=worst_case.magnitude_cost,
         knobs={
-            "eps": Knob(eps, meaning, high=high, open_low=True, scales=True),
+            "eps": Knob(0.3, "largest change of the factor", high=1.0, open_low=True, scales=True),
             **worst_case.MAGNITUDE_KNOBS,
         },
     )
-
-
-@register(_info("saturation", 0.3, "largest change of the factor", channels=(3,)))
+)
 def saturation(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial saturation: x_adv = clip(g + (1 + p) · (x − g)), |p| ≤ eps, g the grey of each pixel.
 
@@ -38,7 +34,23 @@ def saturation(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return worst_case.worst_magnitude(model, x, y, transforms.change_saturation, **knobs)
 
 
-@register(_info("hue", 0.5, "largest turn, as a share of the colour circle", high=0.5, channels=(3,)))
+@register(
+    AttackInfo(
+        name="hue",
+        family="colour",
+        norm=None,
+        access="white-box",
+        paper="2202.04235",
+        channels=(3,),
+        cost=worst_case.magnitude_cost,
+        knobs={
+            "eps": Knob(
+                0.5, "largest turn, as a share of the colour circle", high=0.5, open_low=True, scales=True
+            ),
+            **worst_case.MAGNITUDE_KNOBS,
+        },
+    )
+)
 def hue(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial hue: x_adv = HSV(h + p, s, v), |p| ≤ eps, with the worst p for each image.
 
@@ -49,7 +61,20 @@ def hue(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return worst_case.worst_magnitude(model, x, y, transforms.turn_hue, **knobs)
 
 
-@register(_info("contrast", 0.3, "largest change of the factor"))
+@register(
+    AttackInfo(
+        name="contrast",
+        family="colour",
+        norm=None,
+        access="white-box",
+        paper="2202.04235",
+        cost=worst_case.magnitude_cost,
+        knobs={
+            "eps": Knob(0.3, "largest change of the factor", high=1.0, open_low=True, scales=True),
+            **worst_case.MAGNITUDE_KNOBS,
+        },
+    )
+)
 def contrast(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial contrast: x_adv = clip(m + (1 + p) · (x − m)), |p| ≤ eps, m the image's mean brightness.
 
@@ -60,7 +85,20 @@ def contrast(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return worst_case.worst_magnitude(model, x, y, transforms.change_contrast, **knobs)
 
 
-@register(_info("brightness", 0.2, "largest amount added to the pixels"))
+@register(
+    AttackInfo(
+        name="brightness",
+        family="colour",
+        norm=None,
+        access="white-box",
+        paper="2202.04235",
+        cost=worst_case.magnitude_cost,
+        knobs={
+            "eps": Knob(0.2, "largest amount added to the pixels", high=1.0, open_low=True, scales=True),
+            **worst_case.MAGNITUDE_KNOBS,
+        },
+    )
+)
 def brightness(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Adversarial brightness: x_adv = clip(x + p), |p| ≤ eps, with the worst p for each image.
 

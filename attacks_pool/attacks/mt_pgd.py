@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks_pool import metadata
 from attacks_pool.attacks.pgd import L1_KNOBS, sparse_direction
 from attacks_pool.losses import margin
-from attacks_pool.metadata import AttackInfo, Knob, Norm, projected_gradient
+from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.registry import register
 from attacks_pool.search.ascent import Ways, fooled, gradient_ascent
 
@@ -30,7 +30,16 @@ def _cost(knobs: Mapping[str, Any], classes: int) -> tuple[int, int]:
 
 
 def _info(name: str, norm: Norm, **more: Knob) -> AttackInfo:
-    return projected_gradient(name, norm, "1910.09338", {**KNOBS, **more}, _cost)
+    return AttackInfo(
+        name=name,
+        family="projected-gradient",
+        norm=norm,
+        access="white-box",
+        paper="1910.09338",
+        reduced_precision=True,
+        cost=_cost,
+        knobs={**KNOBS, **more},
+    )
 
 
 @register(_info("mt-pgd", "linf"))

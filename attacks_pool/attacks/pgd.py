@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks_pool import metadata
 from attacks_pool.losses import LOSSES
-from attacks_pool.metadata import Knob, projected_gradient
+from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
 from attacks_pool.search.ascent import Points, Ways, gradient_ascent
 
@@ -22,7 +22,18 @@ KNOBS = {
 """The knobs of projected gradient descent in linf and l2."""
 
 
-@register(projected_gradient("pgd", "linf", "1706.06083", KNOBS, metadata.gradient_steps))
+@register(
+    AttackInfo(
+        name="pgd",
+        family="projected-gradient",
+        norm="linf",
+        access="white-box",
+        paper="1706.06083",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
+        knobs=KNOBS,
+    )
+)
 def pgd(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Projected gradient descent, linf: x_{k+1} = Π(x_k + step_size · sign ∇ CE(f(x_k), y)), random start.
 
@@ -31,7 +42,18 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     return gradient_ascent(model, x, y, norm="linf", **knobs)
 
 
-@register(projected_gradient("pgd-l2", "l2", "1706.06083", KNOBS, metadata.gradient_steps))
+@register(
+    AttackInfo(
+        name="pgd-l2",
+        family="projected-gradient",
+        norm="l2",
+        access="white-box",
+        paper="1706.06083",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
+        knobs=KNOBS,
+    )
+)
 def pgd_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     """Projected gradient descent, l2: x_{k+1} = Π(x_k + step_size · g/‖g‖₂), g = ∇ CE(f(x_k), y).
 
@@ -54,7 +76,18 @@ SHRINK = 1.5
 """A step changes this many times fewer values than the perturbation has changed so far."""
 
 
-@register(projected_gradient("pgd-l1", "l1", "1904.13000", L1_KNOBS, metadata.gradient_steps))
+@register(
+    AttackInfo(
+        name="pgd-l1",
+        family="projected-gradient",
+        norm="l1",
+        access="white-box",
+        paper="1904.13000",
+        reduced_precision=True,
+        cost=metadata.gradient_steps,
+        knobs=L1_KNOBS,
+    )
+)
 def pgd_l1(model: nn.Module, x: Tensor, y: Tensor, *, sparsity: float, **knobs: Any) -> Tensor:
     """Sparse projected gradient descent, l1: x_{k+1} = Π(x_k + step_size · s_k), g = ∇ CE(f(x_k), y).
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.calling.randomness import uniform
-from attacks_pool.metadata import AttackInfo, Norm
+from attacks_pool.metadata import AttackInfo
 from attacks_pool.norms import per_sample, project
 from attacks_pool.registry import register
 from attacks_pool.search.squares import (
@@ -23,13 +23,18 @@ from attacks_pool.search.squares import (
 )
 
 
-def _info(name: str, norm: Norm, paper: str) -> AttackInfo:
-    return AttackInfo(
-        name=name, family="query", norm=norm, access="black-box", paper=paper, cost=cost, knobs=KNOBS
+@register(
+    AttackInfo(
+        name="square",
+        family="query",
+        norm="linf",
+        access="black-box",
+        paper="1912.00049",
+        reduced_precision=False,
+        cost=cost,
+        knobs=KNOBS,
     )
-
-
-@register(_info("square", "linf", "1912.00049"))
+)
 def square(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
     """Square attack, linf: tries random ±eps squares and keeps each one that raises the margin.
 
@@ -39,7 +44,18 @@ def square(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) 
     return random_search(model, x, y, Corners(eps, x.shape[1]), **knobs)
 
 
-@register(_info("square-l2", "l2", "1912.00049"))
+@register(
+    AttackInfo(
+        name="square-l2",
+        family="query",
+        norm="l2",
+        access="black-box",
+        paper="1912.00049",
+        reduced_precision=False,
+        cost=cost,
+        knobs=KNOBS,
+    )
+)
 def square_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
     """Square attack, l2: moves perturbation from one window to another, in the shape of two pyramids.
 
@@ -49,7 +65,18 @@ def square_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: An
     return random_search(model, x, y, Pyramids("l2", eps, x.shape[1]), **knobs)
 
 
-@register(_info("square-l1", "l1", "2103.01208"))
+@register(
+    AttackInfo(
+        name="square-l1",
+        family="query",
+        norm="l1",
+        access="black-box",
+        paper="2103.01208",
+        reduced_precision=False,
+        cost=cost,
+        knobs=KNOBS,
+    )
+)
 def square_l1(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, **knobs: Any) -> Tensor:
     """Square attack, l1: like l2, with steeper pyramids, then the exact projection onto ball and box.
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from advbench.data.layout import locate
-from advbench.data.sets import DataSet, Defaults
-from advbench.data.splits import SplitPool, assemble
+from advbench.data.formats.locate import locate
+from advbench.data.pixels import ArraySource
+from advbench.data.splits import RawData, SplitPool
 from attacks_pool.errors import InputError
 
 LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
 
 
-def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
+def load(name: str, data_dir: Path | None) -> RawData:
     """Load ``cifar10`` or ``cifar100`` (the 100 fine classes) from ``data_dir``.
 
     The test set keeps its official order, which is random already; others use its first n as subsets.
@@ -39,12 +39,12 @@ def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
     test = [read(filename, md5) for filename, md5 in official.test_list]
     classes = tuple(str(label) for label in read(meta["filename"], meta["md5"])[meta["key"]])
     pool = SplitPool(
-        pixels=np.concatenate([batch["data"] for batch in train + test]).reshape(-1, 3, 32, 32),
+        images=ArraySource(np.concatenate([batch["data"] for batch in train + test]).reshape(-1, 3, 32, 32)),
         labels=np.concatenate([np.asarray(batch[LABELS[name]], dtype=np.int64) for batch in train + test]),
         classes=classes,
     )
     count = sum(len(batch["data"]) for batch in train)
-    return assemble(name, pool, np.arange(count), np.arange(count, len(pool.labels)), defaults)
+    return RawData(name, pool, np.arange(count), np.arange(count, len(pool.labels)))
 
 
 def _batch(name: str, path: Path, md5: str) -> dict[str, Any]:

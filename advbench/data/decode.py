@@ -27,6 +27,28 @@ _DAMAGE = (
 )
 
 
+GREY_MODES = {"1", "L", "I", "F"}
+COLOUR_MODES = {"RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
+
+
+def in_colour(file: Path) -> bool:
+    """Whether :func:`decode` gives three channels; decided by the header alone where that suffices.
+
+    Raises:
+        InputError: As :func:`decode`.
+    """
+    try:
+        with Image.open(file) as image:
+            mode, transparent = image.mode, "transparency" in image.info
+    except (OSError, *_DAMAGE):
+        return len(decode(file)) == 3
+    if mode in COLOUR_MODES:
+        return True
+    if (mode in GREY_MODES or mode.startswith("I;16")) and not transparent:
+        return False
+    return len(decode(file)) == 3
+
+
 def decode(file: Path) -> NDArray[np.uint8]:
     """Decode an image to uint8: (1, H, W) if it is grey and (3, H, W) if it is in colour.
 
@@ -40,7 +62,7 @@ def decode(file: Path) -> NDArray[np.uint8]:
         # Read the whole file: the decoders' many small reads cost more than decoding a small image.
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             image.load()
-            pixels = _bytes(image)
+            return as_bytes(image)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except UnidentifiedImageError as error:
@@ -48,6 +70,15 @@ def decode(file: Path) -> NDArray[np.uint8]:
     except (OSError, *_DAMAGE) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{file} is not a readable image: {reason}") from error
+
+
+def as_bytes(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of a loaded image as uint8: (1, H, W) if it is grey and (3, H, W) if it is in colour.
+
+    Raises:
+        InputError: Its values have no known range.
+    """
+    pixels = _bytes(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from advbench.data.layout import locate
-from advbench.data.sets import DataSet, Defaults
-from advbench.data.splits import TEST_SEED, SplitPool, assemble, permutation
+from advbench.data.formats.locate import locate
+from advbench.data.pixels import ArraySource
+from advbench.data.splits import TEST_SEED, RawData, SplitPool, permutation
 from attacks_pool.errors import InputError
 
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
@@ -32,7 +32,7 @@ CLASSES = {
 }
 
 
-def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
+def load(name: str, data_dir: Path | None) -> RawData:
     """Load ``mnist`` or ``fashion-mnist`` from ``data_dir/MNIST/raw`` or ``data_dir/FashionMNIST/raw``.
 
     Raises:
@@ -53,12 +53,13 @@ def load(name: str, data_dir: Path | None, defaults: Defaults) -> DataSet:
             raise InputError(f"data set {name!r}: {part} contains no images")
         images.append(x)
         labels.append(y)
-    pool = SplitPool(np.concatenate(images)[:, None], np.concatenate(labels).astype(np.int64), CLASSES[name])
+    source = ArraySource(np.concatenate(images)[:, None])
+    pool = SplitPool(source, np.concatenate(labels).astype(np.int64), CLASSES[name])
     count = len(images[0])
     # Plain classifiers err twice as often on the first half of MNIST's test file as on the second (measured),
     # so the first n points in the official order are not a fair sample.
     test = count + permutation(len(images[1]), TEST_SEED)
-    return assemble(name, pool, np.arange(count), test, defaults)
+    return RawData(name, pool, np.arange(count), test)
 
 
 def _array(name: str, data_dir: Path | None, relative: str, dimensions: int) -> NDArray[np.uint8]:
