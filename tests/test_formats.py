@@ -369,7 +369,7 @@ class TestObjects:
 
     def test_a_factory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """``package.module:factory``, installed or in the current directory."""
-        (tmp_path / "my_photos.py").write_text(
+        (tmp_path / "own_pictures.py").write_text(
             "import torch\n"
             "def make(data_dir=None):\n"
             "    x = torch.rand(30, 1, 6, 6, generator=torch.Generator().manual_seed(0))\n"
@@ -377,11 +377,11 @@ class TestObjects:
             "def broken():\n    raise RuntimeError('no disk')\n"
         )
         monkeypatch.chdir(tmp_path)
-        data = load_dataset("my_photos:make")
-        assert (data.name, sizes(data)) == ("my_photos:make", (27, 3, 9))
-        assert "the factory failed: RuntimeError: no disk" in refused("my_photos:broken")
-        assert "did you mean 'make'" in refused("my_photos:mak")
-        assert "no module 'my_photo'" in refused("my_photo:make")
+        data = load_dataset("own_pictures:make")
+        assert (data.name, sizes(data)) == ("own_pictures:make", (27, 3, 9))
+        assert "the factory failed: RuntimeError: no disk" in refused("own_pictures:broken")
+        assert "did you mean 'make'" in refused("own_pictures:mak")
+        assert "no module 'own_picture'" in refused("own_picture:make")
 
 
 class TestFolder:

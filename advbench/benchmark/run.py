@@ -63,8 +63,8 @@ def run(
         reuse: return a complete run with exactly the same options, if there is one.
         attack_timeout: seconds that an attack may take for one batch or block of points.
         trust: with the path of a run to resume, import code, ``package.module:name``, that it names.
-        data_memory: bytes of images to keep in memory, by default a tenth of the machine's; others are decoded
-            when they are needed. It changes no number.
+        data_memory: bytes of images to keep in memory, by default a tenth of the machine's; others are
+            decoded when they are needed. It changes no number.
         progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
             ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, … The data

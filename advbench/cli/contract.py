@@ -1,4 +1,4 @@
-"""``advbench attacks`` and ``advbench defenses``: list, describe or check them, or start one of your own."""
+"""``advbench attacks``, ``defenses`` and ``datasets``: list, describe or check them, or start one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from advbench.cli import list as lists
-from advbench.cli.completion import attack_names, defense_names
+from advbench.cli.completion import attack_names, dataset_names, defense_names
 from advbench.cli.echo import echo
 from advbench.cli.once import DEFAULT, ListsByDefault
-from advbench.cli.options import FORMAT, Format, argument, option
+from advbench.cli.options import DATA_DIR, FORMAT, Format, argument, option
 
 if TYPE_CHECKING:
     from advbench.contract import Check
@@ -37,6 +37,14 @@ defenses = typer.Typer(
 defenses.command(DEFAULT, help="List the defenses, or describe some; this is the default command.")(
     lists.defenses
 )
+datasets = typer.Typer(
+    cls=ListsByDefault,
+    help="List the data sets, or describe some (advbench datasets mnist); check one, or start one of your "
+    "own.",
+)
+datasets.command(DEFAULT, help="List the data sets, or describe some; this is the default command.")(
+    lists.datasets
+)
 
 
 @attacks.command("new", help=NEW.format("attack"))
@@ -57,6 +65,16 @@ def new_defense(
     from advbench.contract import write_package
 
     _say(write_package(name, dir))
+
+
+@datasets.command("new", help=NEW.format("data set"))
+def new_dataset(
+    name: str = argument("Name of the data set, such as my-photos.", default=...), dir: Path = DIRECTORY
+) -> None:
+    """Write a package with a data set, and say which files it has."""
+    from advbench.contract import write_dataset_package
+
+    _say(write_dataset_package(name, dir))
 
 
 @attacks.command("check", help=CHECK.format("an attack"))
@@ -93,6 +111,27 @@ def check_defense(
         "defense",
         kind.info.name,
         lambda told: contract.check_defense(kind, parameters=given, progress=told),
+        format,
+    )
+
+
+@datasets.command("check", help=CHECK.format("a data set"))
+def check_dataset(
+    dataset: str = argument(
+        "A name that advbench datasets lists, folder:PATH, npz:PATH, hf:PATH or package.module:factory.",
+        default=...,
+        autocompletion=dataset_names,
+    ),
+    data_dir: str | None = DATA_DIR,
+    format: Format = FORMAT,
+) -> None:
+    """Check a data set."""
+    from advbench import contract
+
+    _run(
+        "dataset",
+        dataset,
+        lambda told: contract.check_dataset(dataset, data_dir=data_dir, progress=told),
         format,
     )
 

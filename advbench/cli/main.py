@@ -62,7 +62,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify.verify,
     "submit": verify.submit,
     "accept": verify.accept,
-    "datasets": lists.datasets,
     "models": lists.models,
     "presets": lists.presets,
     "doctor": doctor.doctor,
@@ -70,9 +69,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 app.add_typer(contract.attacks, name="attacks")
+app.add_typer(contract.datasets, name="datasets")
 app.add_typer(contract.defenses, name="defenses")
 app.add_typer(runs.app, name="runs", cls=CheckedGroup)
-for _app in (app, contract.attacks, contract.defenses, runs.app):
+for _app in (app, contract.attacks, contract.datasets, contract.defenses, runs.app):
     for _command in _app.registered_commands:
         _command.cls = CheckedCommand
 

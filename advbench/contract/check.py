@@ -1,4 +1,4 @@
-"""The contracts that defenses and attacks must keep, as lists of promises that are tested one by one."""
+"""The contracts of defenses, attacks and data sets: lists of promises that are tested one by one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from advbench.config.plugins import import_attack, import_defense, names_code
-from advbench.contract import answers, attack_trial, holdings, keeping, learning
+from advbench.contract import answers, attack_trial, dataset_trial, holdings, keeping, learning
 from advbench.contract.attack_trial import AttackTrial
 from advbench.contract.compare import BrokenPromiseError, described
+from advbench.contract.dataset_trial import DatasetTrial
 from advbench.contract.trial import Network, Promise, Trial, Tried, small_network
+from advbench.data import DataChoices, load_dataset
 from attacks_pool import pool
 from attacks_pool.errors import InputError
 from attacks_pool.metadata import Value
@@ -62,7 +65,15 @@ ATTACK_CONTRACT: tuple[Promise[AttackTrial], ...] = (
     Promise("state", attack_trial.state, ("images",)),
     Promise("cost", attack_trial.cost, ("images",)),
 )
-"""The promises of defenses and of attacks, each with those that must hold before it is tested."""
+DATASET_CONTRACT: tuple[Promise[DatasetTrial], ...] = (
+    Promise("sizes", dataset_trial.sizes, ()),
+    Promise("images", dataset_trial.images, ("sizes",)),
+    Promise("labels", dataset_trial.labels, ("sizes",)),
+    Promise("order", dataset_trial.order, ("labels",)),
+    Promise("splits", dataset_trial.splits, ("images",)),
+    Promise("repeatable", dataset_trial.repeatable, ("images",)),
+)
+"""The promises of each, with those that must hold before one is tested."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,29 @@ def check_attack(
     # Wrong knobs are a mistake of the caller's, not a promise that the attack breaks.
     pool.bind(entry.info.name, trial.knobs, budget="digits")
     return _try_promises(ATTACK_CONTRACT, trial, entry.function, progress)
+
+
+def check_dataset(
+    dataset: Any, *, data_dir: str | Path | None = None, progress: Callable[[str], None] | None = None
+) -> list[Check]:
+    """Run the contract on a data set; it reads 200 images of each split, and all labels.
+
+    ``assert all(check.holds for check in check_dataset("my_photos:load"))`` is a test for your own package.
+
+    Args:
+        dataset: as :func:`advbench.run` takes it: a name, ``package.module:factory``, or an object.
+        data_dir: the directory of its files.
+        progress: called with the name of each promise before it is tried.
+
+    Returns:
+        One check a promise, in the order of ``DATASET_CONTRACT``.
+
+    Raises:
+        InputError: there is no such data set, or it cannot be loaded.
+    """
+    # Images are not kept, so that a second reading is one.
+    data = load_dataset(dataset, data_dir, DataChoices(memory=0))
+    return _try_promises(DATASET_CONTRACT, DatasetTrial(data), check_dataset, progress)
 
 
 def _try_promises(

@@ -6,9 +6,11 @@ import importlib.util
 import keyword
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
+from advbench.data.registry import DATASETS, plugged
 from attacks_pool import pool
 from attacks_pool.errors import InputError
 from defenses import registry
@@ -143,7 +145,7 @@ def write_template(
 
     Args:
         name: the name of the package, the folder and the registered object.
-        kind: ``defense`` or ``attack``.
+        kind: ``defense``, ``attack`` or ``dataset``.
         parent: where the folder is created.
         code, test: the templates of the module and of its test.
         words: what ``$Kind``, ``$part``, ``$object``, ``$group``, ``$target`` and ``$example`` stand for.
@@ -176,13 +178,13 @@ def write_template(
 
 
 def check_name(name: str, kind: str) -> None:
-    """Check that a new package, its module and its ``kind`` (defense or attack) can be called ``name``.
+    """Check that a new package, its module and its ``kind`` can be called ``name``.
 
     Raises:
         InputError: they cannot.
     """
     module = name.replace("-", "_")
-    what = "an attack" if kind == "attack" else f"a {kind}"
+    what = {"attack": "an attack", "defense": "a defense", "dataset": "a data set"}[kind]
     if not FORM.fullmatch(name):
         raise InputError(
             f"{name!r} is no name for {what}: lower-case letters, digits, single hyphens, a letter first"
@@ -193,7 +195,12 @@ def check_name(name: str, kind: str) -> None:
         raise InputError(f"{name!r} is a Python keyword: its module could not be imported")
     if name in COMMANDS:
         raise InputError(f"{name!r} is a command of advbench {kind}s: choose another name")
-    if registry.is_taken(name) if kind == "defense" else name in pool.names() or name in pool.problems:
+    taken: dict[str, Callable[[str], bool]] = {
+        "defense": registry.is_taken,
+        "attack": lambda one: one in pool.names() or one in pool.problems,
+        "dataset": lambda one: one in DATASETS or one in plugged(),
+    }
+    if taken[kind](name):
         raise InputError(f"the name {name!r} is taken: advbench {kind}s {name} describes it")
     if importlib.util.find_spec(module) is not None:
         raise InputError(f"a module {module!r} is installed already: choose another name")
