@@ -56,7 +56,7 @@ def test_a_run_on_part_of_a_file(photos: Path, tmp_path: Path, call: Callable[..
 
 @pytest.mark.usefixtures("short_probes")
 def test_objects(tmp_path: Path) -> None:
-    """A pair of data sets trains, a DataLoader evaluates; the run has its data, and others are told why not."""
+    """A pair of data sets trains and a DataLoader evaluates; the run has its data, others cannot load it."""
     x, y = torch.rand(90, 1, 8, 8), torch.arange(90) % 3
     pair = TensorDataset(x[:60], y[:60]), TensorDataset(x[60:], y[60:])
     result = advbench.run("at", "fgsm", dataset=pair, runs_dir=tmp_path, **SMALL)
