@@ -68,7 +68,7 @@ def check_room(path: Path, data: Split, attacks: Sequence[tuple[Attack, int]]) -
     Raises:
         InputError: the disk has less free space than the examples take.
     """
-    image = 4 * int(np.prod(data.x.shape[1:]))
+    image = 4 * int(np.prod(data.shape))
     needed = image * (len(data) + sum(count for _, count in attacks))
     free = shutil.disk_usage(path.parent).free
     if needed > free:
@@ -134,11 +134,11 @@ def _parts(
     data: Split, attacks: Sequence[tuple[Attack, int]], row: MatrixRow, crafted: Callable[[Shard], Tensor]
 ) -> Iterator[_Part]:
     """The tensors, those of larger numbers first, so that each begins at a multiple of its numbers' size."""
-    count, image = len(data), tuple(data.x.shape[1:])
+    count, image = len(data), data.shape
 
     def clean() -> Iterator[NDArray[Any]]:
         for block in blocks(image, count):
-            yield data.x[block].cpu().numpy()
+            yield data.images[block].cpu().numpy()
 
     def attacked(attack: Attack, points: int) -> Callable[[], Iterator[NDArray[Any]]]:
         return lambda: (crafted(shard).numpy() for shard in shards(data, [(attack, points)], clean=False))
