@@ -87,7 +87,7 @@ def prepare(
     other = surrogate_of(load_run(surrogate), data) if surrogate is not None else None
     with reproducible(config.threads):
         classifier = new_classifier(config, data.image_shape, data.num_classes)
-        threads = _threads(config, classifier, data, device)
+        threads = threads_of(config, classifier, data, device)
         _try_build(config, data, classifier)
     identity = identity_of(config, data, device=device, threads=threads)
     facts = {
@@ -104,7 +104,7 @@ def prepare(
     return Prepared(config, data, device, threads, identity, facts, other, path)
 
 
-def _threads(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:
+def threads_of(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:
     """The requested number of threads; by default 1 for small work, otherwise torch's own number."""
     if config.threads is None and device.type == "cpu":
         with isolated_randomness(0, device):

@@ -10,6 +10,8 @@ from advbench.data import TensorLoader
 from advbench.runs.checkpoint import Checkpoint, UnderWay
 from advbench.runtime.events import Clock, Event
 from advbench.runtime.hashing import weights_digest
+from advbench.runtime.pace import Pace
+from advbench.runtime.progress import duration
 from advbench.runtime.timeouts import timed
 from attacks_pool import Attack
 from defenses import Defense, DefenseState, Progress, Snapshot, TrainPlan
@@ -17,7 +19,7 @@ from defenses.training.packing import PackingError
 
 
 class Trainer:
-    """Trains stages of one run.
+    """Trains stages of one run. Its clock is ``now``, in seconds.
 
     Args:
         prepared: the checked configuration.
@@ -26,6 +28,8 @@ class Trainer:
         tell: called with every other event.
         attack_timeout: seconds that an attack may take for one batch.
     """
+
+    now = staticmethod(time.perf_counter)
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class Trainer:
                 lambda: self.checkpoint.keep_snapshot(snapshot, stage=stage, before=before, seconds=seconds())
             )
 
+        pace = Pace(plan.epochs * len(self.split), now=self.now)
         more: dict[str, Any] = {}
         if _goes_on(defense):
             more = {"checkpoint": keep, "resume": start}
@@ -88,7 +93,7 @@ class Trainer:
             TensorLoader(self.split, plan.batch_size, seed=self.config.seed),
             [timed(attack, self.attack_timeout) for attack in attacks],
             plan=plan,
-            progress=lambda now: self._progress(stage, names, now),
+            progress=lambda now: self._progress(stage, names, now, plan, pace),
             validation=self.validation,
             **more,
         )
@@ -105,7 +110,9 @@ class Trainer:
                 self._noted.add(text)
                 self.tell(Event("note", text=text))
 
-    def _progress(self, stage: int, names: str, now: Progress) -> None:
+    def _progress(self, stage: int, names: str, now: Progress, plan: TrainPlan, pace: Pace) -> None:
+        size = len(self.split)
+        pace.reach((now.epoch - 1) * size + min(now.batch * plan.batch_size, size))
         ended = now.batch == now.batches
         if ended:
             self.clock.tick("epoch")
@@ -122,8 +129,21 @@ class Trainer:
                 step=earlier + now.epoch,
                 attack=names,
                 losses=now.losses,
+                rate=pace.rate,
+                rest=pace.rest,
             )
         )
+        if pace.warns():
+            self.tell(Event("note", stage=stage, text=_price(stage, names, pace)))
+
+
+def _price(stage: int, names: str, pace: Pace) -> str:
+    """The warning about a stage that takes long."""
+    what = f"stage {stage} ({names})" if stage else "pretraining"
+    return (
+        f"warning: {what} takes about {duration(pace.rest or 0.0)} more at {pace.rate:.3g} images a second; "
+        "advbench run --dry-run estimates the whole run"
+    )
 
 
 def _goes_on(defense: Defense) -> bool:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from advbench.benchmark.prepare import Prepared, prepare
-from advbench.cli.echo import echo
+from advbench.cli.echo import echo, warn
 from advbench.cli.options import Format
 from advbench.config.resolve import bound_attacks, points_of
 from advbench.runtime.console import output
+from advbench.runtime.pace import LONG
 from advbench.runtime.progress import duration
-from advbench.sweep.estimate import measured_speed, recorded_speed, sizes_of, work_of
+from advbench.sweep.estimate import Speed, measured_speed, parts_of, recorded_speed, sizes_of, work_of
+from advbench.sweep.footprint import disk_of, memory_of
 from advbench.sweep.plan import states_of
 from leaderboards import find_records
 from leaderboards.printable import in_line
@@ -29,7 +31,7 @@ def show_plan(
     *,
     several: bool,
 ) -> None:
-    """Print what each run would train and measure, its identity and how long it would take.
+    """Print what each run would train and measure, its identity, and what it would take: time, memory, disk.
 
     Args:
         runs: the options of each run; only their seeds differ.
@@ -47,6 +49,7 @@ def show_plan(
         data = prepared[0].data if prepared else None
         prepared.append(prepare(options, sample_seed=sample_seed, surrogate=surrogate, data=data))
     plans = _plans(prepared, runs_dir)
+    _warn(plans[0]["estimate"])
     if format is Format.json:
         echo(json.dumps(plans if several else plans[0], indent=1))
         return
@@ -71,11 +74,13 @@ def _plans(prepared: Sequence[Prepared], runs_dir: Path) -> list[dict[str, Any]]
     states = states_of(inventory(runs_dir)) if exists else {}
     records = find_records(runs_dir)[0] if exists else []
     speed = recorded_speed(records, config, data.fingerprint) or measured_speed(config, data, first.device)
+    held = {"memory": memory_of(config, data, first.device), "disk": disk_of(config, data)}
     return [
         {
             **_resolved(one),
             "passes": {"forwards": work.forwards, "backwards": work.backwards},
-            "estimate": {"seconds": round(speed.seconds(work), 1), "source": speed.source},
+            "estimate": _estimate(one, speed),
+            **held,
             "seed": one.config.seed,
             "identity": one.identity,
             "state": states.get(one.identity, "new"),
@@ -83,6 +88,26 @@ def _plans(prepared: Sequence[Prepared], runs_dir: Path) -> list[dict[str, Any]]
         for one in prepared
         for work in [work_of(one.config, sizes_of(data))]
     ]
+
+
+def _estimate(one: Prepared, speed: Speed) -> dict[str, Any]:
+    """The seconds of a run and of its parts."""
+    parts = parts_of(one.config, sizes_of(one.data))
+    found = {
+        "pretraining": round(speed.seconds(parts.pretraining), 1),
+        "stages": [round(speed.seconds(stage), 1) for stage in parts.stages],
+        "evaluation": round(speed.seconds(parts.evaluation), 1),
+    }
+    whole = speed.seconds(work_of(one.config, sizes_of(one.data)))
+    return {"seconds": round(whole, 1), "source": speed.source, **found}
+
+
+def _warn(estimate: dict[str, Any]) -> None:
+    """Warn on stderr of each part of the training that takes more than an hour."""
+    names = ["pretraining", *(f"stage {number}" for number in range(1, len(estimate["stages"]) + 1))]
+    for name, seconds in zip(names, [estimate["pretraining"], *estimate["stages"]], strict=True):
+        if seconds > LONG:
+            warn(f"warning: {name} takes about {duration(seconds)}")
 
 
 def _resolved(one: Prepared) -> dict[str, Any]:
@@ -111,13 +136,19 @@ def _resolved(one: Prepared) -> dict[str, Any]:
 
 def _total(plans: Sequence[dict[str, Any]]) -> dict[str, Any]:
     estimates = [plan["estimate"] for plan in plans]
-    return {**estimates[0], "seconds": sum(estimate["seconds"] for estimate in estimates)}
+    return {"source": estimates[0]["source"], "seconds": sum(one["seconds"] for one in estimates)}
 
 
 def _shown(key: str, value: Any) -> str:
     """A value of `_resolved` or an estimate as readable text."""
     if key == "estimate":
-        return f"about {duration(value['seconds'])}, {value['source']}"
+        parts = f" ({_parts(value)})" if "stages" in value else ""
+        return f"about {duration(value['seconds'])}{parts}, {value['source']}"
+    if key == "memory":
+        named = ", ".join(f"{name} {_bytes(size)}" for name, size in value.items() if name != "total")
+        return f"about {_bytes(value['total'])} beside Python and torch ({named})"
+    if key == "disk":
+        return f"about {_bytes(value['finished'])}, up to {_bytes(value['most'])} while it goes on"
     if key == "passes":
         return f"at most {value['forwards']:,} images forward and {value['backwards']:,} backward"
     if key == "test_points" and len(set(value.values())) == 1:
@@ -127,3 +158,19 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value) or "none"
     return str(value)
+
+
+def _parts(estimate: dict[str, Any]) -> str:
+    """The time of each part: ``pretraining 2m, stages 5m + 7m, evaluation 1m``."""
+    stages = " + ".join(map(duration, estimate["stages"]))
+    before, after = duration(estimate["pretraining"]), duration(estimate["evaluation"])
+    return f"pretraining {before}, stages {stages}, evaluation {after}"
+
+
+def _bytes(count: float) -> str:
+    """A number of bytes with a unit: ``1.5 GB``, ``20 MB``."""
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.5 or unit == "GB":
+            break
+    return f"{count:.2g} {unit}" if count < 99.5 else f"{count:.0f} {unit}"

@@ -22,7 +22,9 @@ class Event:
 
     ``resume`` replaces ``start`` in a resumed run; ``step`` counts the epochs of the whole run. Stage 0 is
     clean pretraining; ``attack`` is the text of the attack in training or measurement. A ``phase`` begins
-    with the ``text`` ``train`` or ``measure``; a ``note`` is a message for the user.
+    with the ``text`` ``train`` or ``measure``; a ``note`` is a message for the user. In training, ``rate`` is
+    the images per second, and ``rest`` the seconds that the rest of the stage takes at that speed; ``left``
+    is about the whole run.
     """
 
     kind: Kind
@@ -38,6 +40,8 @@ class Event:
     cell: Cell | None = None
     elapsed: float = 0.0
     left: float | None = None
+    rate: float | None = None
+    rest: float | None = None
     text: str = ""
 
 
@@ -146,7 +150,7 @@ def _brief(event: Event) -> dict[str, Any]:
     values["stage"] = event.stage
     if event.cell is not None:
         values["cell"] = event.cell.model_dump(mode="json")
-    for name in ("elapsed", "left"):
+    for name in ("elapsed", "left", "rate", "rest"):
         if name in values:
             values[name] = round(values[name], 3)
     return values

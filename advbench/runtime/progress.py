@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.live import Live
@@ -58,14 +59,14 @@ def reporter() -> Iterator[Listener]:
 
 
 class _Plain:
-    """Each measured cell, and where training stands every few seconds."""
+    """Each measured cell, and where training stands every few seconds of the clock ``now``."""
 
-    def __init__(self) -> None:
-        self._last = 0.0
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._last = now, -math.inf
         self._console = errors(force_jupyter=False)
 
     def __call__(self, event: Event) -> None:
-        now = time.monotonic()
+        now = self._now()
         if event.kind in ("epoch", "batch"):
             if now - self._last < PLAIN_INTERVAL and not (
                 event.kind == "epoch" and event.epoch == event.epochs
@@ -78,7 +79,7 @@ class _Plain:
 
 
 def describe(event: Event) -> str:
-    """One line: time gone, stage, epoch or attack, what was measured, time left."""
+    """One line: time gone, stage, epoch and batch or attack, what was measured, speed, time left."""
     left = f"  ({duration(event.left)} left)" if event.left is not None and event.kind != "end" else ""
     head = f"[{duration(event.elapsed):>6}] "
     where = f"stage {event.stage}/{event.stages}" if event.stage else "pretraining"
@@ -93,10 +94,24 @@ def describe(event: Event) -> str:
         row = f"row {event.stage}/{event.stages}  " if event.stages else ""
         return f"{head}{row}{name:<14} {100 * event.cell.accuracy:5.1f} %{left}"
     if event.kind in ("epoch", "batch"):
-        loss = event.losses.get("loss")
-        value = f"  loss {loss:.3f}" if loss is not None else ""
-        return f"{head}{where}  {event.attack}  epoch {event.epoch}/{event.epochs}{value}{left}"
+        return f"{head}{where}  {event.attack}  {_training(event)}"
     return f"{head}{where}{left}"
+
+
+def _training(event: Event) -> str:
+    """Epoch, batch, loss, images per second and time left."""
+    parts = [f"epoch {event.epoch}/{event.epochs}"]
+    if event.kind == "batch":
+        parts.append(f"batch {event.batch}/{event.batches}" if event.batches else f"batch {event.batch}")
+    if "loss" in event.losses:
+        parts.append(f"loss {event.losses['loss']:.3f}")
+    if event.rate is not None:
+        parts.append(f"{event.rate:,.0f} images/s" if event.rate >= 10 else f"{event.rate:.2g} images/s")
+    rest = [] if event.rest is None else [f"{duration(event.rest)} left in this stage"]
+    whole = [] if event.left is None else [f"{duration(event.left)} {'in all' if rest else 'left'}"]
+    if rest or whole:
+        parts.append(f"({', '.join([*rest, *whole])})")
+    return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:

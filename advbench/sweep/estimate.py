@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from advbench.audit.battery import battery, transfers
 from advbench.audit.probes import POINTS
+from advbench.benchmark.prepare import threads_of
 from advbench.config.options import RunConfig
 from advbench.config.resolve import bound_attacks, points_of
 from advbench.data import DataSet
@@ -55,6 +56,21 @@ def sizes_of(data: DataSet) -> Sizes:
 
 
 def work_of(config: RunConfig, sizes: Sizes) -> Passes:
+    """The sample-passes of a run; see :func:`parts_of`."""
+    parts = parts_of(config, sizes)
+    return _sum([parts.pretraining, *parts.stages, parts.evaluation])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The sample-passes of a run: of pretraining, of each stage's training, and of all evaluation."""
+
+    pretraining: Passes
+    stages: list[Passes]
+    evaluation: Passes
+
+
+def parts_of(config: RunConfig, sizes: Sizes) -> Parts:
     """The sample-passes of a run: an upper bound for evaluation, and training without a method's extras.
 
     Training: epochs × images × (crafting + one step forward and backward). Evaluation: rows × points ×
@@ -73,21 +89,30 @@ def work_of(config: RunConfig, sizes: Sizes) -> Passes:
     points = max((count for _, count in measured), default=0)
     probed = min(max(POINTS // 4, 1) if random else POINTS, points)
     probes = [*battery(every, brief=random), *transfers(every)]
-    parts = [
-        _training([], config.pretrain, sizes, split=True),
-        *(_training(met, config.stage_plan, sizes, split=split) for met in stages),
+    rows = [
         # Row 0 is a plain classifier, which is not randomised.
         _evaluation(measured, points, sizes, random=False),
         *(_evaluation(measured, points, sizes, random=random) for _ in stages),
         _evaluation([(attack, probed) for attack in probes], 2 * probed, sizes, random=random),
     ]
-    return Passes(sum(part.forwards for part in parts), sum(part.backwards for part in parts))
+    return Parts(
+        _training([], config.pretrain, sizes, split=True),
+        [_training(met, config.stage_plan, sizes, split=split) for met in stages],
+        _sum(rows),
+    )
+
+
+def _sum(parts: Iterable[Passes]) -> Passes:
+    every = list(parts)
+    return Passes(sum(part.forwards for part in every), sum(part.backwards for part in every))
 
 
 def measured_speed(config: RunConfig, data: DataSet, device: torch.device) -> Speed:
     """Time the model of a run on this machine: the median of a few batches, forward and backward."""
     with reproducible(config.threads):
         model = new_classifier(config, data.image_shape, data.num_classes).to(device).eval()
+        # As the run itself: several threads on a small network would only wait for each other.
+        torch.set_num_threads(threads_of(config, model, data, device))
         count = min(FEW, len(data.train))
         _timed(model, data, count, device)
         if sum(_timed(model, data, count, device)) < SHORT:
