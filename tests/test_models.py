@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from advbench.models import MODELS, build_model, imports_code
+from advbench.models.cost import multiply_adds
 from advbench.models.normalize import Normalize
-from advbench.models.resnet import resnet18
+from advbench.models.resnet import preact_resnet18, resnet18, resnet20
 from advbench.models.small import digits_cnn, lenet, lenet_small
 from advbench.models.torchvision import without_auxiliary
-from advbench.models.wideresnet import wide_resnet, wrn_28_10
+from advbench.models.wideresnet import wide_resnet, wrn_28_10, wrn_34_10
 from attacks_pool.errors import InputError
 
 
@@ -37,7 +38,10 @@ def refused(text: str, **changes: Any) -> str:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_as_listed(name: str) -> None:
-    """Counted at the listed input; WRN-28-10 has the 36.48 M of its paper. Checking moves no statistics."""
+    """Counted at the listed input; the wide networks have the 36.48 M and 46.16 M of the literature.
+
+    Checking the logits moves no statistics.
+    """
     info = MODELS[name]
     channels, size, _ = map(int, info.input.split("×"))
     model = build(name, in_channels=channels, image_size=size)
@@ -50,10 +54,13 @@ def test_parameters_are_as_listed(name: str) -> None:
             assert norm.num_batches_tracked == 0
 
 
+FACTORIES_OF_THE_ZOO = [digits_cnn, lenet, lenet_small, resnet18]
+FACTORIES_OF_THE_ZOO += [resnet20, preact_resnet18, wrn_28_10, wrn_34_10]
 SHAPES: list[tuple[str, int, Any, int]] = [("digits-cnn", 1, 8, 10), ("digits-cnn", 3, 11, 2)]
 SHAPES += [("lenet", 1, 28, 10), ("lenet", 3, 12, 7), ("lenet", 1, (13, 30), 2)]
 SHAPES += [("lenet-small", 1, 28, 10), ("lenet-small", 2, (12, 19), 3)]
 SHAPES += [("resnet18", 1, 9, 3), ("resnet18", 3, (32, 16), 100)]
+SHAPES += [("resnet-20", 1, 9, 3), ("resnet-20", 3, (32, 16), 100), ("preact-resnet-18", 4, (16, 9), 5)]
 
 
 @pytest.mark.parametrize(("name", "channels", "size", "classes"), SHAPES)
@@ -74,6 +81,26 @@ def test_wide_resnet_is_pre_activation() -> None:
         groups += first + second + (before * after if before != after else 0)
     assert sum(p.numel() for p in model.parameters()) == stem + groups + head
     assert model.eval()(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_resnet20_is_the_small_one_of_the_paper() -> None:
+    """19 convolutions of 3×3 and one linear layer in depth, and the 41 M multiply-adds of 32×32 pixels."""
+    model = build("resnet-20", in_channels=3, image_size=32).eval()
+    deep = [one for one in model.modules() if isinstance(one, nn.Conv2d) and one.kernel_size == (3, 3)]
+    assert len(deep) == 19
+    assert round(multiply_adds(model, torch.zeros(1, 3, 32, 32)) / 1e6) == 41
+
+
+def test_preact_resnet_normalises_before_it_convolves() -> None:
+    """The stem has no batch norm, a block adds without a last ReLU, and one batch norm ends the features."""
+    features = build("preact-resnet-18", in_channels=3, image_size=32).get_submodule("features")
+    assert [name for name, _ in features.named_children()] == [
+        "conv",
+        *(f"layer{n}" for n in range(1, 5)),
+        "bn",
+        "relu",
+    ]
+    assert bool((features[:-2](torch.randn(2, 3, 16, 16)) < 0).any())
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "own_single:linear"])
@@ -110,8 +137,8 @@ class TestNormalize:
         with pytest.raises(InputError, match="normalisation"):
             Normalize(mean, std)
 
-    @pytest.mark.quick(r"digits_cnn|lenet|lenet_small")
-    @pytest.mark.parametrize("factory", [digits_cnn, lenet, lenet_small, resnet18, wrn_28_10])
+    @pytest.mark.quick(r"digits_cnn|lenet|lenet_small|resnet20")
+    @pytest.mark.parametrize("factory", FACTORIES_OF_THE_ZOO)
     def test_in_front_of_every_model(self, factory: Any) -> None:
         """``mean`` and ``std`` give the model that normalises, with otherwise the same weights."""
         models = []

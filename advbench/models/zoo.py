@@ -28,6 +28,7 @@ class ModelInfo:
 
 
 _SMALL = "advbench.models.small"
+_RESNET = "advbench.models.resnet"
 _LISTED = (
     ModelInfo("digits-cnn", "two convolutions; fast on a processor", "1×8×8", 85066, f"{_SMALL}:digits_cnn"),
     ModelInfo("lenet", "two strided convolutions (arXiv:2001.03994)", "1×28×28", 839018, f"{_SMALL}:lenet"),
@@ -39,11 +40,25 @@ _LISTED = (
         f"{_SMALL}:lenet_small",
     ),
     ModelInfo(
+        "resnet-20",
+        "ResNet-20 with 1×1 projections (arXiv:1512.03385); small enough for a processor",
+        "3×32×32",
+        272474,
+        f"{_RESNET}:resnet20",
+    ),
+    ModelInfo(
         "resnet18",
         "ResNet-18, 3×3 stem (arXiv:1512.03385)",
         "3×32×32",
         11173962,
-        "advbench.models.resnet:resnet18",
+        f"{_RESNET}:resnet18",
+    ),
+    ModelInfo(
+        "preact-resnet-18",
+        "pre-activation ResNet-18, 3×3 stem (arXiv:1603.05027)",
+        "3×32×32",
+        11172170,
+        f"{_RESNET}:preact_resnet18",
     ),
     ModelInfo(
         "wrn-28-10",
@@ -51,6 +66,13 @@ _LISTED = (
         "3×32×32",
         36479194,
         "advbench.models.wideresnet:wrn_28_10",
+    ),
+    ModelInfo(
+        "wide-resnet-34-10",
+        "WideResNet-34-10 (arXiv:1605.07146), usual in adversarial training",
+        "3×32×32",
+        46160474,
+        "advbench.models.wideresnet:wrn_34_10",
     ),
 )
 
