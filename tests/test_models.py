@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from advbench.models import MODELS, build_model, imports_code
+from advbench.models.arguments import argument_of, plain_arguments
 from advbench.models.cost import multiply_adds
 from advbench.models.normalize import Normalize
 from advbench.models.resnet import preact_resnet18, resnet18, resnet20
@@ -163,6 +166,10 @@ value = 3
 
 def linear(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def with_hidden(num_classes, hidden=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.Linear(hidden, num_classes))
 
 
 def everything(in_channels, *, image_size, **options):
@@ -328,3 +335,113 @@ class TestTorchvision:
         model = without_auxiliary(build("torchvision:googlenet", in_channels=3, image_size=32)).train()
         assert isinstance(model(torch.rand(2, 3, 32, 32)), torch.Tensor)
         assert not any(name.startswith("aux") for name in model.state_dict())
+
+    def test_a_transformer_is_made_for_the_size_of_the_images(self) -> None:
+        """It takes square images alone, and weights are not the user's to choose."""
+        model = build("torchvision:vit_b_32", in_channels=1, image_size=32, num_classes=3).eval()
+        with torch.no_grad():
+            assert model(torch.rand(1, 1, 32, 32)).shape == (1, 3)
+        said = refused("torchvision:vit_b_32", in_channels=3, image_size=(32, 64))
+        assert said == "model 'torchvision:vit_b_32' takes square images, got 32×64"
+        said = refused("torchvision:resnet18", model_args={"weights": "DEFAULT"})
+        assert "argument 'weights' cannot be given" in said
+
+
+class TestArguments:
+    """``--model-arg``: further arguments of a factory."""
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            *[("2", 2), ("1e-3", 0.001), ("true", True), ("False", False), ("none", None), ("gelu", "gelu")],
+            *[
+                ("2,2", [2, 2]),
+                ("[1, [2.5]]", [1, [2.5]]),
+                ("'2'", "2"),
+                ("{'a': 1}", {"a": 1}),
+                ("a,b", "a,b"),
+            ],
+        ],
+    )
+    def test_values(self, text: str, value: object) -> None:
+        """Numbers, words and lists as Python writes them; everything else is text."""
+        assert argument_of(text) == value
+        assert type(argument_of(text)) is type(value)
+
+    def test_plain_values(self) -> None:
+        """NumPy's numbers and tuples become JSON; what JSON does not have is refused."""
+        given = plain_arguments({"width": np.int64(2), "rate": np.float32(0.5), "sizes": (1, 2)})
+        assert given == {"width": 2, "rate": 0.5, "sizes": [1, 2]}
+        assert json.loads(json.dumps(given)) == given
+        for value in (float("nan"), nn.ReLU(), {1: 2}, b"x"):
+            with pytest.raises(ValueError, match=r"^model_args.width="):
+                plain_arguments({"width": value})
+
+    def test_of_the_zoo(self) -> None:
+        """A network of the zoo takes normalisation."""
+        plain, shifted = build("digits-cnn"), build("digits-cnn", model_args={"mean": [0.5], "std": [0.2]})
+        x = torch.rand(2, 1, 8, 8)
+        assert torch.allclose(shifted(x), plain((x - 0.5) / 0.2), atol=1e-5)
+
+    @pytest.mark.usefixtures("project")
+    def test_of_ones_own_factory(self) -> None:
+        """Its parameters, or whatever it takes as ``**kwargs``."""
+        model = build("own_single:with_hidden", model_args={"hidden": 5})
+        assert [tuple(p.shape) for p in model.parameters()] == [(5, 64), (5,), (10, 5), (10,)]
+        said = refused("own_single:with_hidden", model_args={"hiden": 5})
+        assert "unknown argument of own_single:with_hidden 'hiden': did you mean 'hidden'?" in said
+        assert "the argument 'num_classes' cannot be given" in refused(
+            "own_single:with_hidden", model_args={"num_classes": 5}
+        )
+
+    def test_of_torchvision(self) -> None:
+        """They reach the constructor, whose refusal is one line."""
+        narrow = build("torchvision:mobilenet_v2", image_size=32, model_args={"width_mult": 0.25})
+        assert sum(p.numel() for p in narrow.parameters()) < 300_000
+        assert "unexpected keyword argument 'wide'" in refused("torchvision:resnet18", model_args={"wide": 2})
+
+
+class TestTimm:
+    """``timm:NAME``, as ``torchvision:NAME``."""
+
+    def test_it_names_no_code(self) -> None:
+        """So that a record or a config with it needs no trust."""
+        assert not imports_code("timm:resnet18")
+        assert imports_code("timm.models:resnet18")
+
+    def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One line says how to get it."""
+        monkeypatch.setitem(sys.modules, "timm", None)
+        assert refused("timm:resnet18") == "timm is not installed: pip install 'advbench[timm]'"
+
+    @pytest.mark.parametrize(
+        ("name", "given"),
+        [
+            ("vit_tiny_patch16_224", {"patch_size": 4, "depth": 1, "embed_dim": 24, "num_heads": 2}),
+            ("resnet18", {}),
+            ("mobilenetv2_050", {"drop_rate": 0.1}),
+        ],
+    )
+    def test_channels_classes_and_size_are_the_data_sets(self, name: str, given: dict[str, Any]) -> None:
+        """Also for a network that is made for one size; the seed determines all weights."""
+        pytest.importorskip("timm")
+        one, two = (
+            build(f"timm:{name}", num_classes=3, image_size=(16, 8), model_args=given).eval()
+            for _ in range(2)
+        )
+        assert one(torch.rand(2, 1, 16, 8)).shape == (2, 3)
+        state = two.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+
+    def test_refusals(self) -> None:
+        """Unknown names, tags of weights, names of a hub, and arguments that read weights."""
+        pytest.importorskip("timm")
+        assert "unknown timm model 'resnet18.a1_in1k': did you mean 'resnet18'?" in refused(
+            "timm:resnet18.a1_in1k"
+        )
+        assert "unknown timm model 'hf-hub:a/b'" in refused("timm:hf-hub:a/b")
+        for key in ("pretrained", "checkpoint_path", "pretrained_cfg", "img_size", "in_chans"):
+            said = refused("timm:resnet18", model_args={key: "x"})
+            assert f"argument {key!r} cannot be given" in said
+        assert "unexpected keyword argument 'wide'" in refused("timm:resnet18", model_args={"wide": 2})
+        assert "fails on images of shape (2, 1, 8, 8)" in refused("timm:vit_tiny_patch16_224")

@@ -67,8 +67,9 @@ def run(
             decoded when they are needed. It changes no number.
         progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
-            ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``, … The data
-            set may also be an object: a pair (train, test) of torch data sets or of (images, labels).
+            ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``,
+            ``model_args={"width": 2}``, … The data set may also be an object: a pair (train, test) of torch data
+            sets or of (images, labels).
 
     Returns:
         The finished run, as :func:`advbench.load_run` reads it.
@@ -119,7 +120,8 @@ def refuse_options(given: set[str]) -> None:
         InputError: options are given.
     """
     if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        flags = (name.replace("_", "-").replace("model-args", "model-arg") for name in sorted(given))
+        names = ", ".join(f"--{name}" for name in flags)
         raise InputError(f"{names}: a resumed run takes its options from its manifest, so give none")
 
 

@@ -44,6 +44,7 @@ OPTIONAL = {
     "foolbox": ("attacks fb:NAME", 'pip install "advbench[foolbox]"'),
     "pyautoattack": ("attacks aa:NAME", 'pip install "advbench[pyautoattack]"'),
     "robustbench": ("models of its zoo", 'pip install "advbench[robustbench]"'),
+    "timm": ("models timm:NAME", 'pip install "advbench[timm]"'),
     "ray": ("sweeps and evaluations on a cluster", 'pip install "advbench[ray]"'),
     "tensorboard": ("advbench run --tensorboard", 'pip install "advbench[tensorboard]"'),
 }

@@ -123,7 +123,7 @@ def _resolved(one: Prepared) -> dict[str, Any]:
         "unseen": config.unseen,
         "eval": config.eval,
         "dataset": one.data.name,
-        "model": config.model,
+        "model": config.network,
         "pretrain_epochs": config.pretrain.epochs,
         "stages": config.stages,
         "stage_epochs": config.stage_plan.epochs,

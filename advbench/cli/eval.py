@@ -15,6 +15,7 @@ from advbench.cli.options import (
     DATA_MEMORY,
     FORMAT,
     IMAGE_SIZE,
+    MODEL_ARG,
     PER_CLASS,
     POINTS,
     RUNS_DIR,
@@ -22,6 +23,7 @@ from advbench.cli.options import (
     Given,
     flag,
     memory,
+    model_arguments,
     option,
     takes,
 )
@@ -32,10 +34,11 @@ class EvalOptions(Given):
 
     model: str = option(
         "A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
-        "torchvision:NAME or robustbench:NAME.",
+        "torchvision:NAME, timm:NAME or robustbench:NAME.",
         default=...,
         autocompletion=model_names,
     )
+    model_arg: list[str] | None = MODEL_ARG
     dataset: str = option(
         "Data set; advbench datasets lists them.", default="digits", autocompletion=dataset_names
     )
@@ -103,9 +106,10 @@ def evaluate(asked: EvalOptions) -> None:
     from advbench.runtime.progress import reporter
 
     options = dict(vars(asked))
-    for key in ("fresh", "per_class", "format"):
+    for key in ("fresh", "per_class", "format", "model_arg"):
         del options[key]
     options["data_memory"] = memory(asked.data_memory)
+    options["model_args"] = model_arguments(asked.model_arg)
     options |= {"mean": _numbers("mean", asked.mean), "std": _numbers("std", asked.std)}
     if asked.surrogate is not None:
         options["surrogate"] = str(kept_in(Path(asked.surrogate), asked.runs_dir))

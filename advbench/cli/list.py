@@ -80,7 +80,7 @@ def models(
     columns = ("name", "input", "parameters", "description")
     _show(_known("model", names, MODELS), columns, format, described=bool(names))
     if format is Format.table and not names:
-        echo("or a network of torchvision: torchvision:NAME")
+        echo("or a network of torchvision or timm: torchvision:NAME, timm:NAME")
         echo("or your own: package.module:factory, a function that builds a torch.nn.Module")
 
 

@@ -95,9 +95,12 @@ DEVICE = option("auto, cpu, cuda, cuda:1.", unset="auto")
 DRY_RUN = flag("Print the plan without running it.", "--dry-run", "--plan")
 IMAGE_SIZE = option("Resize and cut every image to this side, in pixels.", unset="as the files are", min=4)
 MODEL = option(
-    "A model that advbench models lists, torchvision:NAME or package.module:factory.",
+    "A model that advbench models lists, torchvision:NAME, timm:NAME or package.module:factory.",
     unset="the data set's",
     autocompletion=model_names,
+)
+MODEL_ARG = option(
+    "Set an argument of the model's factory or network: width=2; repeatable.", unset="the model's defaults"
 )
 POINTS = option("Test points: 1000, cw=1000 or 5000,cw=1000.", unset="all")
 PER_CLASS = option("Show the table by class.", "--per-class/--no-per-class", unset="shown below 20 classes")
@@ -134,6 +137,7 @@ def run_options(asked: object) -> dict[str, Any]:
 
     given = {name.removesuffix("_"): value for name, value in vars(asked).items()}
     given |= {name: pairs(name.replace("_", "-"), given[name]) for name in ("set", "train_set")}
+    given["model_args"] = model_arguments(given.get("model_arg"))
     return {name: given[name] for name in Options.model_fields if given.get(name) is not None}
 
 
@@ -153,6 +157,18 @@ def memory(text: str | None) -> float | None:
     if not number.replace(".", "", 1).isdecimal() or unit not in units:
         raise InputError(f"--data-memory {text!r} cannot be read: write 2GB, 500MB or a number of bytes")
     return float(number) * units[unit]
+
+
+def model_arguments(given: list[str] | None) -> dict[str, Any] | None:
+    """Parse the values of ``--model-arg``, ``["width=2"]``, as arguments; None if there are none.
+
+    Raises:
+        InputError: a value is not of the form key=value.
+    """
+    from advbench.models.arguments import argument_of
+
+    found = pairs("model-arg", given)
+    return None if found is None else {key: argument_of(value) for key, value in found.items()}
 
 
 def pairs(name: str, given: list[str] | None) -> dict[str, str] | None:

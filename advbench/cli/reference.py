@@ -14,6 +14,7 @@ from advbench.cli.options import (
     DEVICE,
     DRY_RUN,
     MODEL,
+    MODEL_ARG,
     RUNS_DIR,
     SELECT,
     SETTINGS,
@@ -45,6 +46,7 @@ class ReferenceOptions(Given):
     dataset: str | None = DATASET
     data_dir: str | None = DATA_DIR
     model: str | None = MODEL
+    model_arg: list[str] | None = MODEL_ARG
     epochs: int | None = option("Training epochs.", unset="set by the data set", min=1)
     points: int | None = option("Test points.", unset="all", min=1)
     seeds: str = option(

@@ -21,6 +21,7 @@ from advbench.cli.options import (
     FORMAT,
     IMAGE_SIZE,
     MODEL,
+    MODEL_ARG,
     PER_CLASS,
     POINTS,
     RUNS_DIR,
@@ -56,6 +57,7 @@ class RunOptions(Given):
     train_points: int | None = TRAIN_POINTS
     data_memory: str | None = DATA_MEMORY
     model: str | None = MODEL
+    model_arg: list[str] | None = MODEL_ARG
     epochs: int | None = option("Epochs per stage.", unset="set by the data set", min=1)
     unseen: str | None = option(
         "Attacks to hold out of training, auto or none.", unset="auto", autocompletion=attack_lists

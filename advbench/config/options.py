@@ -11,17 +11,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from advbench.data import DataChoices
+from advbench.models.arguments import plain_arguments
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import parse_number
 from attacks_pool.sequences import parse_attacks
 from defenses.training.plan import MOST_EPOCHS, TrainPlan
-from leaderboards.statistics.naming import attack_name
+from leaderboards.statistics.naming import attack_name, model_name
 
 MOST_THREADS = 1024
 """The most threads; torch crashes with millions."""
 
-LATER_KEYS = ("plugins", "image_size", "channels", "classes", "train_points")
+LATER_KEYS = ("plugins", "model_args", "image_size", "channels", "classes", "train_points")
 """Keys that configurations had no place for in the beginning."""
+MERGED = ("set", "train_set", "model_args")
+"""Options that are merged, while others are replaced."""
 
 EVALUATION_VERSION = 1
 """The evaluator's version, increased if the meaning of its numbers changes; part of every protocol."""
@@ -81,6 +84,7 @@ class Options(DataOptions):
     dataset: str = "digits"
     data_dir: str | None = None
     model: str | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
     epochs: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
     unseen: str | list[str] = "auto"
     eval: str | list[str] = "none"
@@ -107,6 +111,11 @@ class Options(DataOptions):
         if isinstance(given, bool):
             raise ValueError("Input should be a whole number")
         return int(given) if isinstance(given, Integral) else given
+
+    @field_validator("model_args", mode="before")
+    @classmethod
+    def _plain(cls, given: object) -> dict[str, Any]:
+        return plain_arguments({} if given is None else given)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -148,12 +157,19 @@ class RunConfig(DataOptions):
     target_aware: bool
     plugins: list[str] = Field(default_factory=list)
     """Defenses and attacks that were named as ``package.module:name``; using them imports that code."""
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the model's factory."""
 
     @model_serializer(mode="wrap")
     def _written(self, write: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
         """Leave out keys that older records do not have, where they have no value."""
         tree = write(self)
         return {key: value for key, value in tree.items() if value or key not in LATER_KEYS}
+
+    @property
+    def network(self) -> str:
+        """The model with its further arguments, as tables show it."""
+        return str(model_name({"model": self.model, "model_args": self.model_args}))
 
     @property
     def protocol(self) -> str:
@@ -195,13 +211,16 @@ def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     """``config`` updated with the ``given`` options.
 
     Values that a record resolved for its old choices are dropped if a new choice makes them stale. A new
-    defense drops parameters and regime. A new sequence drops the training texts, and its attacks from unseen
-    and points. A new data set drops everything that followed from its budgets, including attacks' knobs.
+    defense drops parameters and regime. A new model drops its arguments. A new sequence drops the training
+    texts, and its attacks from unseen and points. A new data set drops everything that followed from its
+    budgets, including attacks' knobs.
     """
     merged = dict(config)
     changed = {key for key in given if given[key] != config.get(key)}
     if "defense" in changed:
         _drop(merged, "params", "regime", "target_aware")
+    if "model" in config and changed & {"model", "dataset"}:
+        _drop(merged, "model_args")
     if "training" in config:
         if changed & {"sequence", "train_set", "dataset"}:
             _drop(merged, "training")
@@ -214,7 +233,7 @@ def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
             _make_room(merged, as_text(given["sequence"]))
     _rescale_warmup(merged, given)
     for key, value in given.items():
-        merged[key] = {**merged.get(key, {}), **value} if key in ("set", "train_set") else value
+        merged[key] = {**merged.get(key, {}), **value} if key in MERGED else value
     return merged
 
 

@@ -86,6 +86,7 @@ def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) 
         target_aware=defense.info.target_aware,
         plugins=options.plugins,
         **{key: getattr(options, key) for key in DataOptions.model_fields},
+        model_args=options.model_args,
     )
 
 

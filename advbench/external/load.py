@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ ROBUSTBENCH = "robustbench:"
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a model: its text, and the files of its weights and normalisation.
+    """The source of a model: its text, its further arguments, and the files of its weights and normalisation.
 
     ``trust`` allows loading a file that holds a program, which can run any code.
     """
@@ -40,6 +40,7 @@ class Source:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     trust: bool = False
+    model_args: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,12 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
     if source.model_dir is not None and not text.startswith(ROBUSTBENCH):
         raise InputError("--model-dir is where RobustBench's checkpoints are: it goes with robustbench:NAME")
     path = Path(text).expanduser()
+    program = path.suffix in (*SCRIPTS, EXPORTED)
+    if source.model_args and (program or text.startswith(ROBUSTBENCH)):
+        raise InputError(f"model {text!r} is built already: --model-arg goes with {FORMS}")
     if path.suffix == ".safetensors":
         raise InputError(f"model {text!r} contains only weights: give {WITH_FACTORY}")
-    if path.suffix in (*SCRIPTS, EXPORTED):
+    if program:
         if file is not None:
             raise InputError(f"model {text!r} has weights of its own: --weights goes with a factory or a zoo")
         wrapped = load_program(path, data.image_shape, data.num_classes + abstain, trust=source.trust)
@@ -130,6 +134,8 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
         origin["threat"] = source.threat or THREAT
     if source.mean is not None:
         origin["mean"], origin["std"] = list(source.mean), list(source.std or ())
+    if source.model_args:
+        origin["model_args"] = dict(source.model_args)
     label = name or (path.stem if file == path else text)
     return Foreign(wrapped, label, origin, file)
 
@@ -155,6 +161,7 @@ def _built(source: Source, data: DataSet, seed: int, classes: int) -> tuple[nn.M
         in_channels=channels,
         image_size=(size[0], size[1]),
         seed=key_seed("model", seed),
+        model_args=source.model_args,
     )
     if weights is not None:
         load_state(model, read_state(weights), weights)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from advbench.config.options import MOST_THREADS, attack_texts
 from advbench.external import Source
+from advbench.models.arguments import plain_arguments
 from advbench.runs.examples import check_target
 from advbench.runtime.timeouts import check_timeout
 from attacks_pool import InputError
@@ -24,8 +25,9 @@ class EvalRequest:
 
     Attributes:
         model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file that is
-            trusted, ``torchvision:NAME``, ``robustbench:NAME``; or a module, or a function, from images
-            (N, C, H, W) in [0, 1] to logits (N, K).
+            trusted, ``torchvision:NAME``, ``timm:NAME``, ``robustbench:NAME``; or a module, or a function,
+            from images (N, C, H, W) in [0, 1] to logits (N, K).
+        model_args: further arguments of the factory, or of the network of torchvision or timm.
         dataset: a name that ``advbench datasets`` lists, ``package.module:factory``, or an object: a torch
             data set, a ``DataLoader``, or a pair of images and labels.
         attacks: ``fgsm,pgd:steps=50`` or a list of such texts.
@@ -77,6 +79,7 @@ class EvalRequest:
     abstain: str | None = None
     save_examples: str | Path | None = None
     trust: bool = False
+    model_args: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EvalRequest:
@@ -99,7 +102,12 @@ class EvalRequest:
         threads = None if asked.threads is None else whole_number("threads", asked.threads)
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise InputError(f"threads={threads} is out of range: it must be from 1 to {MOST_THREADS}")
-        return replace(asked, seed=seed, threads=threads, attacks=attack_texts("attacks", asked.attacks))
+        try:
+            more = plain_arguments(asked.model_args or {})
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        texts = attack_texts("attacks", asked.attacks)
+        return replace(asked, seed=seed, threads=threads, attacks=texts, model_args=more or None)
 
     @property
     def target(self) -> Path | None:
@@ -119,10 +127,11 @@ class EvalRequest:
             )
             files = (self.weights, self.model_dir)
             weights, folder = (None if file is None else Path(file).expanduser() for file in files)
-            return Source(self.model, weights, folder, self.threat, mean, std, self.trust)
-        own = (self.weights, self.model_dir, self.threat, self.mean, self.std)
+            return Source(self.model, weights, folder, self.threat, mean, std, self.trust, self.model_args)
+        own = (self.weights, self.model_dir, self.threat, self.mean, self.std, self.model_args)
         if any(given is not None for given in own):
             raise InputError(
-                "weights, model_dir, threat, mean and std go with a model's text; a module has its own"
+                "weights, model_dir, threat, mean, std and model_args go with a model's text; a module has "
+                "its own"
             )
         return self.model

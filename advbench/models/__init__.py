@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from advbench.models.zoo import FORMS, MODELS, ModelInfo, build_model, changes_images, imports_code
+from advbench.models.listed import FORMS, LIBRARIES, MODELS, ModelInfo
+from advbench.models.zoo import build_model, changes_images, imports_code
 
 if TYPE_CHECKING:
     from advbench.models.normalize import Normalize
 
-__all__ = ["FORMS", "MODELS", "ModelInfo", "Normalize", "build_model", "changes_images", "imports_code"]
+__all__ = [
+    "FORMS",
+    "LIBRARIES",
+    "MODELS",
+    "ModelInfo",
+    "Normalize",
+    "build_model",
+    "changes_images",
+    "imports_code",
+]
 
 
 def __getattr__(name: str) -> Any:

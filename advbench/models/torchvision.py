@@ -10,17 +10,24 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from advbench.models.arguments import refuse_arguments
 from advbench.runtime.factory import one_line
 from attacks_pool.errors import InputError, unknown
 
+SIZED = {"vit_": "image_size", "maxvit": "input_size"}
+"""How the constructors of networks for one size of images call it, by the start of their names."""
+NOT_ARGUMENTS = ("weights", "num_classes", *SIZED.values())
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
 """The heads with which GoogLeNet and Inception return several outputs in training."""
 
 
-def from_torchvision(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+def from_torchvision(
+    name: str, num_classes: int, in_channels: int = 3, image_size: int | tuple[int, int] = 224, **more: Any
+) -> nn.Module:
     """A classifier of ``torchvision.models`` with ``num_classes`` logits and fresh weights.
 
-    Its first convolution is replaced if images have another number of channels than 3.
+    Its first convolution is replaced if images have another number of channels than 3. Networks that are made
+    for one size of images, such as ViT, are made for ``image_size``. ``more`` goes to its constructor.
 
     Raises:
         InputError: there is no such classifier, or it cannot be built with these arguments.
@@ -30,10 +37,18 @@ def from_torchvision(name: str, num_classes: int, in_channels: int = 3) -> nn.Mo
     names = models.list_models(module=models)
     if name not in names:
         raise unknown("torchvision model", name, names, see=f"torchvision has {len(names)} classifiers")
+    refuse_arguments(f"torchvision:{name}", more, NOT_ARGUMENTS)
+    for start, key in SIZED.items():
+        if name.startswith(start):
+            if not isinstance(image_size, int) and key == "image_size":
+                height, width = image_size
+                raise InputError(f"model 'torchvision:{name}' takes square images, got {height}×{width}")
+            pair = (image_size, image_size) if isinstance(image_size, int) else image_size
+            more[key] = pair if key == "input_size" else image_size
     try:
         with offline(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+            model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **more)
     except Exception as error:
         raise InputError(f"model 'torchvision:{name}' cannot be built: {one_line(error)}") from error
     if in_channels != 3:

@@ -1,14 +1,15 @@
-"""The named models, and ``build_model``, which builds one of them or the user's own."""
+"""``build_model``, which builds a model of the zoo, of another library, or the user's own."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from advbench.models.arguments import check_arguments
+from advbench.models.listed import FORMS, LIBRARIES, MODELS, TIMM, TORCHVISION
 from advbench.runtime.factory import accepted, find_factory, one_line
 from attacks_pool.errors import InputError, unknown
 
@@ -16,93 +17,35 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model of the zoo; ``parameters`` is their number for 10 classes and its usual ``input``."""
-
-    name: str
-    description: str
-    input: str
-    parameters: int
-    factory: str
-
-
-_SMALL = "advbench.models.small"
-_RESNET = "advbench.models.resnet"
-_LISTED = (
-    ModelInfo("digits-cnn", "two convolutions; fast on a processor", "1×8×8", 85066, f"{_SMALL}:digits_cnn"),
-    ModelInfo("lenet", "two strided convolutions (arXiv:2001.03994)", "1×28×28", 839018, f"{_SMALL}:lenet"),
-    ModelInfo(
-        "lenet-small",
-        "half as wide, a quarter of the multiply-adds",
-        "1×28×28",
-        166406,
-        f"{_SMALL}:lenet_small",
-    ),
-    ModelInfo(
-        "resnet-20",
-        "ResNet-20 with 1×1 projections (arXiv:1512.03385); small enough for a processor",
-        "3×32×32",
-        272474,
-        f"{_RESNET}:resnet20",
-    ),
-    ModelInfo(
-        "resnet18",
-        "ResNet-18, 3×3 stem (arXiv:1512.03385)",
-        "3×32×32",
-        11173962,
-        f"{_RESNET}:resnet18",
-    ),
-    ModelInfo(
-        "preact-resnet-18",
-        "pre-activation ResNet-18, 3×3 stem (arXiv:1603.05027)",
-        "3×32×32",
-        11172170,
-        f"{_RESNET}:preact_resnet18",
-    ),
-    ModelInfo(
-        "wrn-28-10",
-        "WideResNet-28-10 (arXiv:1605.07146)",
-        "3×32×32",
-        36479194,
-        "advbench.models.wideresnet:wrn_28_10",
-    ),
-    ModelInfo(
-        "wide-resnet-34-10",
-        "WideResNet-34-10 (arXiv:1605.07146), usual in adversarial training",
-        "3×32×32",
-        46160474,
-        "advbench.models.wideresnet:wrn_34_10",
-    ),
-)
-
-MODELS: dict[str, ModelInfo] = {info.name: info for info in _LISTED}
-TORCHVISION = "torchvision:"
-FORMS = f"{', '.join(sorted(MODELS))}, torchvision:NAME or package.module:factory"
-"""How a model to train may be named."""
-
-
 def imports_code(text: str) -> bool:
     """Whether building the model ``text`` imports code of the user's, ``package.module:factory``."""
-    return ":" in text and not text.startswith(TORCHVISION)
+    return ":" in text and not text.startswith(LIBRARIES)
 
 
 def build_model(
-    text: str, *, num_classes: int, in_channels: int, image_size: int | tuple[int, int], seed: int
+    text: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int | tuple[int, int],
+    seed: int,
+    model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A freshly initialised classifier from [0, 1] images (N, C, H, W) to logits (N, ``num_classes``).
 
     Args:
-        text: A name in ``MODELS``, ``torchvision:NAME``, or ``package.module:factory``, which may be below
-            the current directory. The factory gets those of ``num_classes``, ``in_channels`` and
+        text: A name in ``MODELS``, ``torchvision:NAME``, ``timm:NAME``, or ``package.module:factory``, which
+            may be below the current directory. The factory gets those of ``num_classes``, ``in_channels`` and
             ``image_size`` that its signature names, and ``num_classes`` also if it takes ``**kwargs``.
         num_classes: The number of classes.
         in_channels: The channels of an image.
         image_size: The side of an image in pixels, or (height, width).
         seed: Determines the initial weights; the global random state is unchanged.
+        model_args: Further arguments of the factory, or of the network of torchvision or timm.
 
     Raises:
-        InputError: There is no such model, building it fails, or its logits have another shape.
+        InputError: There is no such model, it does not take an argument, building it fails, or its logits
+            have another shape.
     """
     factory = _factory(text)
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -111,8 +54,11 @@ def build_model(
         "in_channels": in_channels,
         "image_size": pair[0] if pair[0] == pair[1] else pair,
     }
+    given = accepted(factory, offered, always="num_classes")
+    if model_args:
+        check_arguments(text, factory, model_args, taken=given)
     with _seeded(seed):
-        model = _call(text, factory, accepted(factory, offered, always="num_classes"))
+        model = _call(text, factory, {**given, **(model_args or {})})
         _check_logits(text, model, (2, in_channels, *pair), num_classes)
     return model
 
@@ -126,6 +72,10 @@ def _factory(text: str) -> Callable[..., Any]:
         from advbench.models.torchvision import from_torchvision
 
         return functools.partial(from_torchvision, text.removeprefix(TORCHVISION))
+    if text.startswith(TIMM):
+        from advbench.models.timm import from_timm
+
+        return functools.partial(from_timm, text.removeprefix(TIMM))
     if ":" not in text:
         raise unknown("model", text, MODELS, see=f"allowed: {FORMS}")
     return find_factory(text)

@@ -210,6 +210,7 @@ def new_classifier(config: RunConfig, shape: tuple[int, int, int], classes: int)
         in_channels=channels,
         image_size=(height, width),
         seed=key_seed("model", config.seed),
+        model_args=config.model_args,
     )
     return without_auxiliary(model)
 

@@ -12,7 +12,7 @@ from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
 from leaderboards.records.layout import EVALUATED, OUTCOMES
 from leaderboards.records.store import read_outcomes
-from leaderboards.statistics.naming import attack_name, short_names
+from leaderboards.statistics.naming import attack_name, model_name, short_names
 from leaderboards.statistics.threats import worst_cases
 
 
@@ -124,7 +124,7 @@ def matrix_table(record: Record) -> Table:
     """R in percent: a row a stage, clean accuracy and a column an attack."""
     config = record.config
     trained = record.regime != EVALUATED
-    named = [config["defense"], record.regime, config["dataset"], str(config["model"])]
+    named = [config["defense"], record.regime, config["dataset"], str(model_name(config))]
     parts = [*map(in_line, named), f"seed {config['seed']}"]
     title = " · ".join(parts if trained else [parts[0], parts[2], parts[4]])
     after = " after each stage" if trained else ""

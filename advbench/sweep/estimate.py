@@ -21,6 +21,7 @@ from advbench.runtime.device import reproducible
 from attacks_pool import Attack, InputError, Passes
 from defenses import TrainPlan, registry
 from leaderboards import Record, RecordError
+from leaderboards.statistics.naming import model_name
 
 REPEATS = 3
 FEW, SHORT = 16, 0.1
@@ -213,7 +214,7 @@ def _alike(record: Record, config: RunConfig, fingerprint: str) -> bool:
     then, environment = record.config, record.environment
     return bool(
         environment["data"]["fingerprint"] == fingerprint
-        and then["model"] == config.model
+        and model_name(then) == config.network
         and then.get("threads") == config.threads
         and then.get("device") == config.device
         and record.cost.training_seconds > 0

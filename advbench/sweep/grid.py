@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from advbench.config.files import kind_of, read_yaml
-from advbench.config.options import Options, as_text
+from advbench.config.options import MERGED, Options, as_text
 from advbench.config.plugins import code_named
 from attacks_pool.errors import InputError, unknown
 
@@ -70,8 +70,6 @@ OWN_OPTIONS = ("dataset", "sequence", "defense")
 """Axes whose values may be mappings, with further options for these values."""
 LISTS = ("exclude", "include")
 MOST_CELLS = 10_000
-MERGED = ("set", "train_set")
-"""Options that are merged, while others are replaced."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class SweepCell:
         config = self.config
         names = ",".join(attack_name(text) for text in config.sequence)
         regime = "" if config.regime == "continual" else f" ({config.regime})"
-        return f"{config.defense}{regime} · {names} · {config.dataset} · {config.model}"
+        return f"{config.defense}{regime} · {names} · {config.dataset} · {config.network}"
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class _Planner:
 
 
 def _model_key(config: RunConfig) -> tuple[Any, ...]:
-    return config.dataset, config.data_dir, config.model, config.threads, config.device
+    return config.dataset, config.data_dir, config.network, config.threads, config.device
 
 
 def states_of(entries: Sequence[RunEntry]) -> dict[str, State]:

@@ -93,7 +93,7 @@ def plan_reference(
     wanted = [
         (attack.name, attack.eps, attack.text, points_of(config, attack, len(data.test))) for attack in found
     ]
-    return ReferencePlan(sweep, wanted, data.name, data.fingerprint, config.model)
+    return ReferencePlan(sweep, wanted, data.name, data.fingerprint, config.network)
 
 
 def check_attacks(attacks: Iterable[Attack]) -> None:

@@ -21,6 +21,7 @@ from advbench.external import Foreign, Source, load_foreign
 from advbench.external.load import ROBUSTBENCH
 from advbench.external.model_files import EXPORTED, SCRIPTS
 from advbench.models import MODELS, imports_code
+from advbench.models.arguments import plain_arguments
 from advbench.runs.saved import WEIGHTS, Run
 from attacks_pool import Attack, InputError, pool
 from attacks_pool.metadata import parse_number, whole_number
@@ -160,7 +161,15 @@ class Subject:
             mean=self._channels(spec, "mean"),
             std=self._channels(spec, "std"),
             trust=self.run.trust,
+            model_args=self._model_args(spec),
         )
+
+    def _model_args(self, spec: dict[str, Any]) -> dict[str, Any] | None:
+        """The further arguments with which the model was built, if the record has any."""
+        try:
+            return plain_arguments(spec["model_args"]) if "model_args" in spec else None
+        except ValueError as error:
+            raise InputError(f"run {self.record.id}: its stage has {error}") from None
 
     def _channels(self, spec: dict[str, Any], key: str) -> tuple[float, ...] | None:
         """One number per channel, if the record has them."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from leaderboards.peers.reference import FORMAT, Reference, Term
 from leaderboards.records.record import Record
+from leaderboards.statistics.naming import model_name
 
 
 def best_known(
@@ -20,13 +21,13 @@ def best_known(
         records: finished runs.
         wanted: name, eps, canonical text and number of points of each attack.
         fingerprint: the fingerprint of the data.
-        model: the architecture.
+        model: the architecture, with its further arguments.
     """
     usable = [
         (record.last_cells(), record)
         for record in records
         if record.environment["data"]["fingerprint"] == fingerprint
-        and record.config["model"] == model
+        and model_name(record.config) == model
         and record.audit.verdict == "ok"
         and not record.config.get("target_aware", False)
     ]

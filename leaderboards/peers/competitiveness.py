@@ -12,6 +12,7 @@ from leaderboards.peers.reference import Reference, Term
 from leaderboards.records.record import Record
 from leaderboards.records.store import read_record
 from leaderboards.statistics.metrics import COMPETITIVENESS, competitiveness_ratio
+from leaderboards.statistics.naming import model_name
 from leaderboards.statistics.results import Result
 
 
@@ -64,7 +65,7 @@ def competitiveness(
     chosen = chosen_attacks(reference, attacks)
     terms = [term for term in reference.terms if term.attack in chosen]
     data, config = record.environment["data"], record.config
-    if reason := _elsewhere(reference, config["dataset"], data["fingerprint"], config["model"]):
+    if reason := _elsewhere(reference, config["dataset"], data["fingerprint"], model_name(config)):
         return Ratio(None, None, 0, len(terms), dict.fromkeys(chosen), reason)
     return _ratio(record, chosen, terms, reference.clean if clean else None)
 

@@ -10,6 +10,7 @@ from leaderboards.peers.robustbench import THREATS, Number, ZooEntry
 from leaderboards.records.entries import CLEAN, AttackEntry, Cell
 from leaderboards.records.layout import EVALUATED
 from leaderboards.records.record import Record
+from leaderboards.statistics.naming import model_name
 
 THEIR_EPS: Final[Mapping[tuple[str, str], float]] = MappingProxyType(
     {
@@ -64,7 +65,7 @@ def entry_of(
         ("dataset", found.dataset),
         ("venue", venue),
         # In an evaluation, the field "defense" names the evaluated model.
-        ("architecture", str(config["defense"] if record.regime == EVALUATED else config["model"])),
+        ("architecture", str(config["defense"] if record.regime == EVALUATED else model_name(config))),
         ("eps", None if found.eps is None else eps_text(found.eps)),
         ("clean_acc", _percent(found.cells[CLEAN])),
         ("reported", None),

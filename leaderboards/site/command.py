@@ -13,8 +13,9 @@ from leaderboards.statistics.naming import attack_name, knobs_of
 FROM_RECORD: Final = "advbench run --config record.json"
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
+_LITERAL_WORDS: Final = frozenset({"true", "false", "none", "null"})
 _LINE: Final = 100
-_ZOOS: Final = ("torchvision:", "robustbench:")
+_ZOOS: Final = ("torchvision:", "timm:", "robustbench:")
 _FILES: Final = (".pt", ".pth", ".ts", ".pt2")
 
 
@@ -38,7 +39,7 @@ def from_record(config: Mapping[str, Any]) -> Command:
     if config.get("regime") == EVALUATED:
         return Command(None, "A model that was trained elsewhere is evaluated again by advbench eval.")
     model = config.get("model")
-    if isinstance(model, str) and ":" in model:
+    if isinstance(model, str) and ":" in model and not model.startswith(_ZOOS):
         return Command(FROM_RECORD, f"It imports the code of {model}: add --trust if you trust that.")
     return Command(FROM_RECORD)
 
@@ -90,6 +91,7 @@ def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if config.get("data_dir") is not None:
         yield "--data-dir", _text(config["data_dir"])
     yield "--model", _text(config["model"])
+    yield from _model_args(config)
     yield "--sequence", _attacks(config["sequence"])
     yield "--unseen", _attacks(config["unseen"])
     yield "--eval", _attacks(config["eval"])
@@ -114,6 +116,7 @@ def _evaluation(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if weights is None and ":" not in model and not from_file:
         raise _CannotSpellError("The model was passed as a Python object, not named by a text")
     yield "--model", model
+    yield from _model_args(origin)
     if weights is not None and not from_file:
         yield "--weights", _text(weights)
     if "threat" in origin:
@@ -127,6 +130,19 @@ def _evaluation(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "--data-dir", _text(config["data_dir"])
     yield "--attacks", _attacks(config["eval"])
     yield from _where_and_how(config)
+
+
+def _model_args(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The further arguments of the model, as Python literals."""
+    for key, value in (given.get("model_args") or {}).items():
+        yield "--model-arg", f"{_text(key)}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    """A value in the syntax of ``--model-arg``, where a text that reads like another value needs quotes."""
+    if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _LITERAL_WORDS:
+        return value
+    return repr(value)
 
 
 def _where_and_how(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

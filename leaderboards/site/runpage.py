@@ -15,7 +15,7 @@ from leaderboards.records.record import Record
 from leaderboards.site.command import Command, from_record, spelled_out
 from leaderboards.site.fields import scale_of, shown
 from leaderboards.statistics.metrics import METRICS
-from leaderboards.statistics.naming import short_names
+from leaderboards.statistics.naming import model_name, short_names
 from leaderboards.statistics.threats import WorstCase, worst_cases
 
 LEVELS: Final = 20
@@ -67,7 +67,7 @@ def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> R
     """The page of a record; ``robust`` (T+1, A, n) are its stored outcomes, None if not available."""
     config = record.config
     trained = record.regime != EVALUATED
-    model = as_text(config["model"])
+    model = as_text(model_name(config))
     parts = [config["defense"], record.regime, config["dataset"], model, f"seed {config['seed']}"]
     return RunPage(
         record=record,

@@ -1,12 +1,27 @@
-"""Texts of attacks: the parts of canonical texts, short names, and which attacks a user's text matches.
+"""Names of models, and texts of attacks: parts, short names, and which attacks a user's text matches.
 
 A canonical text names every knob; a user writes ``pgd:eps=0.1``.
 """
 
+import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 Attack = tuple[str, dict[str, str]]
+
+
+def model_name(config: Mapping[str, Any]) -> Any:
+    """The model of a record's config, with its further arguments if it has any.
+
+    >>> model_name({"model": "mine:net", "model_args": {"width": 2, "act": "gelu"}})
+    'mine:net(act="gelu",width=2)'
+    """
+    model, more = config["model"], config.get("model_args")
+    if not isinstance(model, str) or not isinstance(more, Mapping) or not more:
+        return model
+    pairs = (f"{key}={json.dumps(more[key], sort_keys=True, ensure_ascii=False)}" for key in sorted(more))
+    return f"{model}({','.join(pairs)})"
 
 
 def attack_name(text: str) -> str:

@@ -13,6 +13,7 @@ from leaderboards.records.entries import Verdict
 from leaderboards.records.layout import OUTCOMES
 from leaderboards.records.record import Record
 from leaderboards.records.store import Bools, read_outcomes
+from leaderboards.statistics.naming import model_name
 from leaderboards.statistics.points import Layout
 from leaderboards.statistics.under import attack_of
 
@@ -137,7 +138,7 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
     }
     keys = ("defense", "params", "regime", "model", "sequence", "training", "plan", "pretrain")
     shared |= {key: config[key] for key in keys}
-    shared["params"] = stated(config["params"])
+    shared |= {"params": stated(config["params"]), "model": model_name(config)}
     cells = record.last_cells()
     measured = [cells.get(entry.text) for entry in record.attacks]
     return Result(
