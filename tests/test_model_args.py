@@ -15,6 +15,7 @@ from advbench import RunConfig, evaluate_model, load_run
 from advbench.benchmark.prepare import prepare
 from advbench.cli.main import invoke
 from advbench.config.options import Options, merge
+from advbench.models import build_model
 from advbench.runs.saved import new_classifier
 from attacks_pool.errors import InputError
 from leaderboards import read_record
@@ -86,22 +87,9 @@ def test_what_no_record_can_hold(given: Any) -> None:
 
 def test_a_run_is_loaded_repeated_and_trained_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By its record alone; the leaderboard does not mix it with runs of other arguments."""
-    words = [
-        "run",
-        "--defense",
-        "standard",
-        "--sequence",
-        "fgsm",
-        "--unseen",
-        "none",
-        "--epochs",
-        "1",
-        "--points",
-        "20",
-        "--threads",
-        "1",
-    ]
-    words += ["--model", "argued:make", "--set", "pretrain.epochs=1", "--format", "json"]
+    words = ["run", "--defense", "standard", "--sequence", "fgsm", "--unseen", "none", "--epochs", "1"]
+    words += ["--points", "20", "--threads", "1", "--model", "argued:make", "--set", "pretrain.epochs=1"]
+    words += ["--format", "json"]
     assert invoke([*words, "--model-arg", "hidden=7", "--model-arg", "bias=false"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["config"]["model_args"] == {"hidden": 7, "bias": False}
@@ -125,26 +113,13 @@ def test_a_run_is_loaded_repeated_and_trained_again(here: Path, capsys: pytest.C
 
 def test_an_evaluation_records_them_and_is_verified(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The network that fits the weights is built by the arguments, there and again."""
-    sys.path_importer_cache.clear()
-    from advbench.models import build_model
-
     arguments = {"hidden": 5}
     model = build_model(
         "argued:make", num_classes=10, in_channels=1, image_size=8, seed=0, model_args=arguments
     )
     save_file(model.state_dict(), here / "w.safetensors")
-    words = [
-        "eval",
-        "--model",
-        "argued:make",
-        "--weights",
-        "w.safetensors",
-        "--attacks",
-        "fgsm",
-        "--points",
-        "20",
-    ]
-    words += ["--surrogate", "none", "--format", "json"]
+    words = ["eval", "--model", "argued:make", "--weights", "w.safetensors", "--attacks", "fgsm"]
+    words += ["--points", "20", "--surrogate", "none", "--format", "json"]
     assert invoke(words) == 2
     assert "do not fit the model" in capsys.readouterr().err
     assert invoke([*words, "--model-arg", "hidden=5"]) == 0

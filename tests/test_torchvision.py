@@ -71,7 +71,7 @@ def test_models_with_weights_are_not_for_runs(model: str, capsys: pytest.Capture
     assert invoke(["run", "--model", model]) == 2
     said = capsys.readouterr().err
     assert f"model '{model}' has weights already" in said
-    assert "torchvision:NAME or package.module:factory" in said
+    assert "torchvision:NAME, timm:NAME or package.module:factory" in said
     assert "advbench eval" in said
 
 
