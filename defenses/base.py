@@ -231,6 +231,13 @@ class Defense(Trainable):
             return torch.autocast(kind, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
+    def check_images(self, x: Tensor) -> None:
+        """Reject images (N, C, H, W) that this defense cannot train on; called before a run begins.
+
+        Raises:
+            InputError: it cannot.
+        """
+
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
         """Reject attacks that this defense cannot train against; also called before a run begins.
 

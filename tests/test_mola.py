@@ -226,11 +226,15 @@ class TestInjection:
         assert type(kept.bn1) is nn.BatchNorm2d
 
     @pytest.mark.parametrize("kind", ["mola-grad", "mola-router", "lorkd"])
-    def test_a_network_without_convolution_is_refused(self, kind: str) -> None:
+    def test_a_network_without_layers_to_adapt_is_refused(self, kind: str) -> None:
         """In one line; so is one that has adapters already."""
+        with pytest.raises(
+            InputError, match=r"^low-rank adapters need a network with a convolution or a linear"
+        ):
+            registry.build(kind, nn.Sequential(nn.Flatten(), nn.LayerNorm(4)))
         for model in (nn.Linear(3, 4), nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))):
-            with pytest.raises(InputError, match=r"^low-rank adapters need a network with"):
-                registry.build(kind, model)
+            with pytest.raises(InputError, match=r"^low-rank adapters need a network with an nn.Conv2d"):
+                registry.build(kind, model, parameters={"adapt": "conv"})
         model = nn.Sequential(nn.Conv2d(1, 2, 3))
         registry.build(kind, model)
         with pytest.raises(InputError, match="already has low-rank adapters"):

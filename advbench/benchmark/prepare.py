@@ -128,6 +128,9 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
     seen = bound_attacks(config)["seen"]
     for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:
         defense.check_attacks(met)
+    with isolated_randomness(0, torch.device("cpu")):
+        images = data.validation.x[:2]
+        defense.check_images(images.to(image_type(classifier, images)))
     try:
         json.dumps(defense.spec(), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -19,7 +19,6 @@ from defenses.metadata import DefenseInfo
 from defenses.parts.checks import needs_float32
 from defenses.parts.lowrank import (
     CLEAN,
-    AdaptedConv2d,
     AdaptedDefense,
     ConvRouter,
     Route,
@@ -27,6 +26,7 @@ from defenses.parts.lowrank import (
     TaskBatchNorm,
     adapted,
 )
+from defenses.parts.lowrank.network import Adapt, image_channels
 from defenses.parts.lowrank.tasks import nearest
 from defenses.registry import register
 
@@ -61,7 +61,7 @@ class LoRKD(AdaptedDefense):
     default rank, scale and λ were the best ones tried on the digits' validation split (``docs/tuning.md``).
 
     Args:
-        model: the classifier, with a convolution.
+        model: the classifier.
         rank: r, the rank of an expert.
         scale: s.
         lambda_kl: λ, weight of the distillation.
@@ -71,6 +71,10 @@ class LoRKD(AdaptedDefense):
         router_width: channels of the router's first convolution.
         router_depth: number of its convolutions with stride 2, each twice as wide as the one before.
         channels: number of image channels; by default that of the classifier's first convolution.
+        adapt: ``conv`` adapts convolutions with groups=1, ``all`` also grouped convolutions, linear layers
+            and multi-head attention; by default ``conv`` if at least half of these layers are convolutions
+            with groups=1, as in ResNets and small CNNs, and ``all`` otherwise, as in ViT and ConvNeXt.
+        coverage: the least share of parameters or multiply-adds that adapters must reach; .05 by default.
         seed: determines every random draw.
 
     Raises:
@@ -93,6 +97,8 @@ class LoRKD(AdaptedDefense):
         router_width: int = 16,
         router_depth: int = 1,
         channels: int | None = None,
+        adapt: Adapt | None = None,
+        coverage: float | None = None,
         seed: int = 0,
     ) -> None:
         if not (math.isfinite(lambda_kl) and lambda_kl >= 0):
@@ -103,7 +109,7 @@ class LoRKD(AdaptedDefense):
             raise InputError(f"teacher_share={teacher_share} must be above 0 and below 1")
         if choose not in get_args(Choose):
             raise unknown("choose", choose, get_args(Choose))
-        super().__init__(model, rank=rank, scale=scale, seed=seed)
+        super().__init__(model, rank=rank, scale=scale, adapt=adapt, coverage=coverage, seed=seed)
         self.lambda_kl, self.temperature, self.teacher_share = lambda_kl, temperature, teacher_share
         if choose == "router":
             needs_float32("lorkd with choose=router", model)
@@ -232,14 +238,13 @@ class LoRKD(AdaptedDefense):
         for task in tasks:
             self.add_task(task)
         if self.choose == "router" and self.router is None and tasks:
-            first = next(module for module in adapted(self.model) if isinstance(module, AdaptedConv2d))
             self.router = ConvRouter(
-                self.channels or first.in_channels,
+                self.channels or image_channels(self.model),
                 len(self.tasks),
                 width=self.router_width,
                 depth=self.router_depth,
                 seed=key_seed("router", self.seed),
-            ).to(first.weight)
+            ).to(next(self.model.parameters()))
         self._set_route()
 
     def _divergence_from_teacher(self, x: Tensor, logits: Tensor) -> Tensor:

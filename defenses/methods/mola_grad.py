@@ -12,7 +12,7 @@ from attacks_pool.errors import unknown
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.lowrank import AdaptedDefense, Route
-from defenses.parts.lowrank.network import Norms
+from defenses.parts.lowrank.network import Adapt, Norms
 from defenses.parts.lowrank.tasks import nearest
 from defenses.registry import register
 
@@ -21,8 +21,8 @@ from defenses.registry import register
 class MoLAGrad(AdaptedDefense):
     """Mixture of low-rank adapters with known tasks (Zhou et al., arXiv:2406.09679).
 
-    Each convolution of the classifier becomes W_e = W + s·B_e A_e for task e; the tasks are the attacks and
-    clean images. A sample passes through its own task's adapter,
+    Each adapted layer of the classifier (in a CNN: each convolution) becomes W_e = W + s·B_e A_e for task e;
+    the tasks are the attacks and clean images. A sample passes through its own task's adapter,
 
         L = CE(f_e(x̃), y),   x̃ crafted by attack e on f_e,
 
@@ -42,11 +42,15 @@ class MoLAGrad(AdaptedDefense):
     validation split was better than the defaults by more than noise (``docs/tuning.md``).
 
     Args:
-        model: the classifier, with a convolution.
+        model: the classifier.
         rank: r, the rank of an adapter.
         scale: s.
         norms: ``task`` for separate batch statistics per task; ``batch`` for batch norm over the mixed batch,
             which mixes information between tasks.
+        adapt: ``conv`` adapts convolutions with groups=1, ``all`` also grouped convolutions, linear layers
+            and multi-head attention; by default ``conv`` if at least half of these layers are convolutions
+            with groups=1, as in ResNets and small CNNs, and ``all`` otherwise, as in ViT and ConvNeXt.
+        coverage: the least share of parameters or multiply-adds that adapters must reach; .05 by default.
         seed: determines every random draw.
 
     Raises:
@@ -58,11 +62,21 @@ class MoLAGrad(AdaptedDefense):
     )
 
     def __init__(
-        self, model: nn.Module, *, rank: int = 8, scale: float = 4.0, norms: Norms = "task", seed: int = 0
+        self,
+        model: nn.Module,
+        *,
+        rank: int = 8,
+        scale: float = 4.0,
+        norms: Norms = "task",
+        adapt: Adapt | None = None,
+        coverage: float | None = None,
+        seed: int = 0,
     ) -> None:
         if norms not in get_args(Norms):
             raise unknown("norms", norms, get_args(Norms))
-        super().__init__(model, rank=rank, scale=scale, norms=norms, seed=seed)
+        super().__init__(
+            model, rank=rank, scale=scale, norms=norms, adapt=adapt, coverage=coverage, seed=seed
+        )
         self.norms = norms
 
     def add_task(self, *task: object) -> None:

@@ -19,14 +19,13 @@ from defenses.base import Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.checks import needs_float32
 from defenses.parts.lowrank import (
-    AdaptedConv2d,
     AdaptedDefense,
     ConvRouter,
     Route,
     Task,
-    adapted,
     task_contrast,
 )
+from defenses.parts.lowrank.network import Adapt, image_channels
 from defenses.registry import register
 
 
@@ -34,8 +33,8 @@ from defenses.registry import register
 class MoLARouter(AdaptedDefense):
     """Mixture of low-rank adapters with a router (Zhou et al., arXiv:2406.09679).
 
-    The router g computes from the image x the weights w = softmax g(x) of the adapters; each convolution
-    becomes W + s·Σ_e w_e·B_e A_e. With f the whole network, router included,
+    The router g computes from the image x the weights w = softmax g(x) of the adapters; each adapted layer
+    (in a CNN: each convolution) becomes W + s·Σ_e w_e·B_e A_e. With f the whole network, router included,
 
         L = CE(f(x̃), y) + λ·TwD(w(x̃), task),
 
@@ -55,7 +54,7 @@ class MoLARouter(AdaptedDefense):
     were chosen.
 
     Args:
-        model: the classifier, with a convolution.
+        model: the classifier.
         rank: r, the rank of an adapter.
         scale: s.
         lambda_twd: λ, weight of TwD.
@@ -63,6 +62,10 @@ class MoLARouter(AdaptedDefense):
         router_width: channels of the router's first convolution.
         router_depth: number of its convolutions with stride 2, each twice as wide as the one before.
         channels: number of image channels; by default that of the classifier's first convolution.
+        adapt: ``conv`` adapts convolutions with groups=1, ``all`` also grouped convolutions, linear layers
+            and multi-head attention; by default ``conv`` if at least half of these layers are convolutions
+            with groups=1, as in ResNets and small CNNs, and ``all`` otherwise, as in ViT and ConvNeXt.
+        coverage: the least share of parameters or multiply-adds that adapters must reach; .05 by default.
         seed: determines every random draw.
 
     Raises:
@@ -82,6 +85,8 @@ class MoLARouter(AdaptedDefense):
         router_width: int = 16,
         router_depth: int = 1,
         channels: int | None = None,
+        adapt: Adapt | None = None,
+        coverage: float | None = None,
         seed: int = 0,
     ) -> None:
         if not (math.isfinite(lambda_twd) and lambda_twd >= 0):
@@ -92,7 +97,9 @@ class MoLARouter(AdaptedDefense):
             if value < least:
                 raise InputError(f"{name}={value} must be at least {least}")
         needs_float32("mola-router", model)
-        super().__init__(model, rank=rank, scale=scale, norms="batch", seed=seed)
+        super().__init__(
+            model, rank=rank, scale=scale, norms="batch", adapt=adapt, coverage=coverage, seed=seed
+        )
         self.lambda_twd, self.temperature = lambda_twd, temperature
         self.router_width, self.router_depth, self.channels = router_width, router_depth, channels
         self.router: ConvRouter | None = None
@@ -106,10 +113,10 @@ class MoLARouter(AdaptedDefense):
         if self.router is not None:
             self.router.add_expert(seed)
             return
-        first = next(module for module in adapted(self.model) if isinstance(module, AdaptedConv2d))
-        channels = self.channels or first.in_channels
+        channels = self.channels or image_channels(self.model)
+        like = next(self.model.parameters())
         self.router = ConvRouter(channels, 1, width=self.router_width, depth=self.router_depth, seed=seed).to(
-            first.weight
+            like
         )
 
     def begin(self, stage: Stage) -> None:

@@ -1,9 +1,12 @@
-"""Low-rank adapters on the convolutions of any network: one per task, all computed in one pass."""
+"""Low-rank adapters on the layers of any network: one per task, all computed in one pass."""
 
 from defenses.parts.lowrank.batchnorm import TaskBatchNorm
 from defenses.parts.lowrank.contrast import nmi, task_contrast
 from defenses.parts.lowrank.convolution import AdaptedConv2d
+from defenses.parts.lowrank.coverage import Coverage, coverage_of
 from defenses.parts.lowrank.defense import AdaptedDefense
+from defenses.parts.lowrank.layer import AdaptedLayer
+from defenses.parts.lowrank.linear import AdaptedAttention, AdaptedLinear
 from defenses.parts.lowrank.network import adapted, inject, merged
 from defenses.parts.lowrank.router import ConvRouter
 from defenses.parts.lowrank.routing import Route, Routing
@@ -11,14 +14,19 @@ from defenses.parts.lowrank.tasks import CLEAN, Task
 
 __all__ = [
     "CLEAN",
+    "AdaptedAttention",
     "AdaptedConv2d",
     "AdaptedDefense",
+    "AdaptedLayer",
+    "AdaptedLinear",
     "ConvRouter",
+    "Coverage",
     "Route",
     "Routing",
     "Task",
     "TaskBatchNorm",
     "adapted",
+    "coverage_of",
     "inject",
     "merged",
     "nmi",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from defenses.parts.lowrank.convolution import Mix
+from defenses.parts.lowrank.layer import Mix
 from defenses.parts.lowrank.routing import Route, Routing
 
 

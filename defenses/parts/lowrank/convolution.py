@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks_pool.errors import InputError
 from attacks_pool.fast.thin import has_few_channels, thin_conv2d
+from defenses.parts.lowrank.layer import AdaptedLayer, Mix, check_batch
 from defenses.parts.lowrank.routing import Routing
 
-Made = TypeVar("Made")
-Mix = int | Tensor | None
-"""A task, fixed weights (E,) of all tasks, or None for the backbone alone."""
 
-
-class AdaptedConv2d(nn.Conv2d):
+class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
     """y = W * x + s · Σ_e w_e(x) · B_e (A_e * x) + b, that is, W_e = W + s·B_e A_e for a sample of task e.
 
     A_e (r, C_in, k, k) is a convolution to r channels with the same stride, padding and dilation; B_e
@@ -28,10 +19,11 @@ class AdaptedConv2d(nn.Conv2d):
     the A_e are concatenated to one convolution to E·r channels, each sample's weights w (N, E) scale these
     channels, and the B_e are concatenated to one 1×1 convolution back. A batch of a single task uses W_e.
 
-    A_e is initialised like a convolution and B_e with 0, so that a new adapter changes nothing.
+    A convolution of several groups, whose A_e are (r, C_in/groups, k, k), has no such common form: there each
+    sample's own W + s·Σ_e w_e·B_e A_e is made, and the samples are groups of one convolution.
 
     Args:
-        conv: the convolution, with groups=1; its parameters themselves become the backbone's.
+        conv: the convolution; its parameters themselves become the backbone's.
         routing: holds the current batch's route.
         rank: r.
         scale: s.
@@ -45,49 +37,14 @@ class AdaptedConv2d(nn.Conv2d):
             stride=conv.stride,  # type: ignore[arg-type]
             padding=conv.padding,  # type: ignore[arg-type]
             dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
             bias=conv.bias is not None,
             padding_mode=conv.padding_mode,
             device="meta",
         )
         self.weight, self.bias = conv.weight, conv.bias
         self.training = conv.training
-        self.routing, self.scale = routing, scale
-        self.rank = min(rank, self.out_channels, self.weight[0].numel())
-        self.down, self.up = nn.ParameterList(), nn.ParameterList()
-        self._kept: dict[int | str | None, Any] | None = None
-
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Inside, weights do not change or need gradients, so combined weights are computed only once."""
-        self._kept = {}
-        try:
-            yield
-        finally:
-            self._kept = None
-
-    def add_task(self, generator: torch.Generator) -> None:
-        """Add one more adapter, on the device of the weights."""
-        shape = (self.rank, *self.weight.shape[1:])
-        bound = 1 / math.sqrt(self.weight[0].numel())
-        draws = torch.rand(shape, generator=generator) * (2 * bound) - bound
-        self.down.append(nn.Parameter(draws.to(self.weight)))
-        self.up.append(nn.Parameter(self.weight.new_zeros(self.out_channels, self.rank)))
-
-    def remove_tasks(self) -> None:
-        """Remove all adapters."""
-        self.down, self.up = nn.ParameterList(), nn.ParameterList()
-
-    def merged_weight(self, mix: Mix) -> Tensor:
-        """W + s·B_e A_e for one task, or W + s·Σ_e w_e·B_e A_e for fixed weights."""
-        if mix is None:
-            return self.weight
-        if isinstance(mix, int):
-            change: Tensor = self.up[mix] @ self.down[mix].flatten(1)
-        else:
-            gate = mix.to(self.weight).repeat_interleave(self.rank)
-            change = (torch.cat(list(self.up), 1) * gate) @ torch.cat(list(self.down)).flatten(1)
-        weight: Tensor = self.weight + self.scale * change.view_as(self.weight)
-        return weight
+        self._adapt(routing, rank=rank, scale=scale)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, H', W').
@@ -100,17 +57,29 @@ class AdaptedConv2d(nn.Conv2d):
         if route.weights is None:
             whole: Tensor = self._once(route.task, lambda: self.merged_weight(route.task))
             return self._convolved(input, whole, self.bias)
-        if len(input) != len(route.weights):
-            raise InputError(
-                f"adapters need each sample in its place: a batch of {len(route.weights)} has become one of "
-                f"{len(input)} inside the network"
-            )
+        check_batch(len(input), len(route.weights))
+        if self.groups > 1:
+            return self._by_sample(input, route.weights)
         weight, bias, back = self._once("side by side", self._side_by_side)
         both = self._convolved(input, weight, bias)
         out, thin = torch.split(both, [self.out_channels, both.shape[1] - self.out_channels], 1)
-        # Not repeat_interleave, because its gradient is slow.
-        gate = (self.scale * route.weights).to(thin.dtype)[:, :, None].expand(-1, -1, self.rank)
-        return _lead_back(out, thin * gate.reshape(len(thin), -1, 1, 1), back)
+        gate = self._gate(route.weights, thin.dtype)
+        return _lead_back(out, thin * gate[:, :, None, None], back)
+
+    def _by_sample(self, x: Tensor, weights: Tensor) -> Tensor:
+        """The output (N, C_out, H', W') with a weight of its own for each sample."""
+        up, down = self._once(
+            "stacked", lambda: (torch.cat(list(self.up), 1), torch.cat(list(self.down)).flatten(1))
+        )
+        change = (up * self._gate(weights, up.dtype)[:, None]) @ down
+        own = (self.weight + change.view(-1, *self.weight.shape)).flatten(0, 1)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        bias = None if self.bias is None else self.bias.repeat(len(x))
+        groups = len(x) * self.groups
+        out = F.conv2d(x.reshape(1, -1, *x.shape[2:]), own, bias, self.stride, padding, self.dilation, groups)
+        return out.view(len(x), -1, *out.shape[2:])
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._kept is not None and has_few_channels(self):
@@ -128,15 +97,6 @@ class AdaptedConv2d(nn.Conv2d):
         bias = None if self.bias is None else F.pad(self.bias, (0, len(weight) - self.out_channels))
         return weight, bias, back
 
-    def _once(self, what: int | str | None, make: Callable[[], Made]) -> Made:
-        if self._kept is None:
-            return make()
-        if what not in self._kept:
-            with torch.no_grad():
-                self._kept[what] = make()
-        made: Made = self._kept[what]
-        return made
-
     def plain(self, mix: Mix) -> nn.Conv2d:
         """An equivalent plain convolution for a whole batch; its parameters are copies."""
         conv = nn.Conv2d(
@@ -146,6 +106,7 @@ class AdaptedConv2d(nn.Conv2d):
             stride=self.stride,  # type: ignore[arg-type]
             padding=self.padding,  # type: ignore[arg-type]
             dilation=self.dilation,  # type: ignore[arg-type]
+            groups=self.groups,
             bias=self.bias is not None,
             padding_mode=self.padding_mode,
             device="meta",

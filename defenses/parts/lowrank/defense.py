@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,46 +14,96 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import keyed_generator
-from attacks_pool.errors import InputError
+from attacks_pool.errors import InputError, unknown
 from defenses.base import Defense, Stage
 from defenses.parts.lowrank.batchnorm import TaskBatchNorm
-from defenses.parts.lowrank.convolution import AdaptedConv2d
-from defenses.parts.lowrank.network import Norms, adapted, add_task, inject, merged
+from defenses.parts.lowrank.coverage import Coverage, coverage_of
+from defenses.parts.lowrank.layer import AdaptedLayer
+from defenses.parts.lowrank.network import Adapt, Norms, adapted, add_task, inject, merged
 from defenses.parts.lowrank.routing import Route
 from defenses.parts.lowrank.tasks import CLEAN, Task, nearest
+from defenses.training.plan import TrainPlan
+
+LEAST = 0.05
+"""The least coverage that is allowed by default."""
+ENOUGH = 0.5
+"""The coverage below which a warning is given."""
 
 
 class AdaptedDefense(Defense):
-    """A classifier with low-rank adapters on its convolutions, one per task: W_e = W + s·B_e A_e.
+    """A classifier with low-rank adapters on its layers, one per task: W_e = W + s·B_e A_e.
 
     A batch is divided equally among the stage's attacks and clean images, each of which is a task. A
     subclass chooses in :meth:`route_for` which adapters attacks are crafted on.
 
     Args:
-        model: the classifier; its convolutions are replaced in place.
+        model: the classifier; its layers are replaced in place.
         rank: r, the rank of an adapter.
         scale: s.
         norms: ``task`` for separate batch statistics per task, ``batch`` for ordinary batch norm.
+        adapt: ``conv`` or ``all``, see :func:`defenses.parts.lowrank.inject`. The default is ``conv`` for
+            networks of convolutions, so that their results stay what they were before there was ``all``.
+        coverage: the least share, in [0, 1], of the parameters or of the multiply-adds that adapters must
+            reach, whichever is larger; .05 by default. Below a half of either, a warning says so.
         seed: determines every random draw.
 
     Raises:
-        InputError: rank or scale is out of range, or the network has no convolution.
+        InputError: rank, scale, ``adapt`` or ``coverage`` is not allowed, or the network has no such layer;
+            in ``fit``, adapters reach too little of it.
     """
 
     # The choice of adapters is not a weight, so a fast copy of the model would not follow it.
     follows = False
 
     def __init__(
-        self, model: nn.Module, *, rank: int, scale: float, norms: Norms = "task", seed: int = 0
+        self,
+        model: nn.Module,
+        *,
+        rank: int,
+        scale: float,
+        norms: Norms = "task",
+        adapt: Adapt | None = None,
+        coverage: float | None = None,
+        seed: int = 0,
     ) -> None:
         if rank < 1:
             raise InputError(f"rank={rank} must be at least 1")
         if not (math.isfinite(scale) and scale > 0):
             raise InputError(f"scale={scale} must be above 0 and finite")
-        model, routing = inject(model, rank=rank, scale=scale, norms=norms)
+        if adapt not in (None, *get_args(Adapt)):
+            raise unknown("adapt", str(adapt), get_args(Adapt))
+        if coverage is not None and not 0 <= coverage <= 1:
+            raise InputError(f"coverage={coverage} must be from 0 to 1")
+        model, routing = inject(model, rank=rank, scale=scale, norms=norms, adapt=adapt)
         super().__init__(model, seed=seed)
         self.rank, self.scale, self.routing = rank, scale, routing
+        self.adapt, self.coverage = adapt, coverage
+        self.covered: Coverage | None = None
         self.tasks: list[Task] = []
+
+    def check_images(self, x: Tensor) -> None:
+        """Measure the coverage of adapters on images ``x`` (N, C, H, W), and warn if it is low.
+
+        Raises:
+            InputError: it is below the least share, or the network changes the size of the batch.
+        """
+        self.covered = found = coverage_of(self.model, self.routing, x)
+        least = LEAST if self.coverage is None else self.coverage
+        more = "" if self.adapt == "all" else "; --set adapt=all also adapts linear and grouped layers"
+        if found.most < least:
+            raise InputError(
+                f"{self.info.name}: adapters reach only {found}, less than {least:.3g} of either{more}; "
+                "--set coverage=0 allows it"
+            )
+        if found.least < ENOUGH:
+            # Located here, so that Python shows it once for the check before a run and for the run.
+            warnings.warn(f"{self.info.name}: adapters reach only {found}{more}", stacklevel=1)
+
+    def prepare(self, x: Tensor, plan: TrainPlan) -> None:
+        """Measure the coverage of adapters on the first batch; see ``Defense.prepare``."""
+        if self.covered is None:
+            self.check_images(x)
+        super().prepare(x, plan)
 
     def begin(self, stage: Stage) -> None:
         """Add an adapter for each new attack, and one for clean images in the first stage.
@@ -87,7 +138,7 @@ class AdaptedDefense(Defense):
         """Craft adversarial points against the route that :meth:`route_for` chooses for the attack."""
         with contextlib.ExitStack() as stack:
             for module in adapted(self.model):
-                if isinstance(module, AdaptedConv2d):
+                if isinstance(module, AdaptedLayer):
                     stack.enter_context(module.kept())
             stack.enter_context(self.routing.along(self.route_for(attack)))
             return super().craft(attack, x, y)
@@ -127,11 +178,13 @@ class AdaptedDefense(Defense):
         return self
 
     def spec(self) -> dict[str, Any]:
-        """Adds the tasks, each of which has an adapter."""
-        return {**super().spec(), "tasks": [asdict(task) for task in self.tasks]}
+        """Adds the tasks, each of which has an adapter, and the coverage if it has been measured."""
+        covered = {} if self.covered is None else {"covered": asdict(self.covered)}
+        return {**super().spec(), "tasks": [asdict(task) for task in self.tasks], **covered}
 
     def load_spec(self, spec: dict[str, Any]) -> None:
         """Add adapters for the tasks of ``spec``."""
+        self.covered = Coverage(**spec["covered"]) if "covered" in spec else None
         for task in spec["tasks"][len(self.tasks) :]:
             self.add_task(Task(**task))
 
@@ -139,6 +192,6 @@ class AdaptedDefense(Defense):
         """The parameters of a task's adapter."""
         found = nn.ParameterList()
         for module in adapted(self.model):
-            if isinstance(module, AdaptedConv2d):
+            if isinstance(module, AdaptedLayer):
                 found.extend([module.down[task], module.up[task]])
         return found
