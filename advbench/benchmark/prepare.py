@@ -129,7 +129,7 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
     for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:
         defense.check_attacks(met)
     with isolated_randomness(0, torch.device("cpu")):
-        images = data.validation.x[:2]
+        images = data.validation.images[:2]
         defense.check_images(images.to(image_type(classifier, images)))
     try:
         json.dumps(defense.spec(), allow_nan=False)
