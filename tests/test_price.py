@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ from torch import nn
 from advbench import run
 from advbench.benchmark.stage import Trainer
 from advbench.cli import dry_run
-from advbench.data import DataSet
+from advbench.data import DataSet, Split
+from advbench.data.pixels import ArraySource, Pixels
 from advbench.runs.saved import Run
 from advbench.runtime import pace as pacing
 from advbench.runtime.events import Event
@@ -162,11 +164,8 @@ def test_memory_is_counted(small_run: Run, digits: DataSet, monkeypatch: pytest.
     config = config_of(small_run, plan=plan)
     found = memory_of(config, digits, torch.device("cpu"))
     weights = 4 * (64 * 100 + 100 + 100 * 10 + 10)
-    assert found["images"] == sum(
-        tensor.nbytes
-        for part in (digits.train, digits.validation, digits.test)
-        for tensor in (part.x, part.y)
-    )
+    # A byte for each pixel, and eight for each label.
+    assert found["images"] == (1293 + 144 + 360) * (64 + 8)
     assert found["weights"] == weights * (1 + 1 + 2 + footprint.COPIES)
     batch = min(1000, len(digits.train))
     assert found["activations"] == 4 * batch * (64 + 100)
@@ -236,3 +235,12 @@ def test_timed_batches_use_the_runs_own_threads(
 )
 def test_sizes_have_a_unit(count: int, text: str) -> None:
     assert dry_run._bytes(count) == text
+
+
+def test_images_that_are_read_from_files_hold_no_memory(digits: DataSet) -> None:
+    """Labels do, and so do tensors and arrays in memory."""
+    pixels = np.zeros((50, 1, 8, 8), np.uint8)
+    for resident, stored in ((True, 50 * 64), (False, 0)):
+        split = Split(Pixels(ArraySource(pixels, resident=resident)), digits.test.y[:50])
+        assert footprint._held(split) == stored + 50 * 8
+    assert footprint._held(Split(digits.test.x[:50], digits.test.y[:50])) == 50 * (4 * 64 + 8)

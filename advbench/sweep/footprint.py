@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advbench.config.options import RunConfig
 from advbench.data import DataSet, Split
+from advbench.data.pixels import Pixels
 from advbench.evaluation.shards import blocks
 from advbench.runs.checkpoint import KEPT
 from advbench.runs.saved import new_classifier
@@ -29,7 +31,7 @@ def memory_of(config: RunConfig, data: DataSet, device: torch.device) -> dict[st
     with reproducible(config.threads):
         model = new_classifier(config, data.image_shape, data.num_classes).to(device)
         count = min(FEW, len(data.test))
-        per_image = _activations(model, data.test.x[:count].to(device)) / count
+        per_image = _activations(model, data.test.images[:count].to(device)) / count
     block = next(blocks(data.image_shape, len(data.test)))
     images = max(min(config.stage_plan.batch_size, len(data.train)), block.stop)
     weights = _weights(model)
@@ -64,8 +66,13 @@ def _weights(model: nn.Module) -> int:
 
 
 def _held(split: Split) -> int:
-    """The bytes of a split's tensors; images that are decoded when they are read are none."""
-    return sum(value.nbytes for value in vars(split).values() if isinstance(value, Tensor))
+    """The bytes of a split as it is stored; images that are read from files when they are needed are none."""
+    images = split.images
+    if isinstance(images, Pixels):
+        stored = images.read(slice(0, 1)).nbytes * len(images) if images.resident else 0
+    else:
+        stored = len(images) * 4 * int(np.prod(images.shape[1:]))
+    return stored + split.y.nbytes
 
 
 def _activations(model: nn.Module, x: Tensor) -> int:
