@@ -302,17 +302,20 @@ class TestCoverage:
         with pytest.raises(InputError, match=r"coverage=2.0 must be from 0 to 1"):
             MoLAGrad(small(), coverage=2.0)
 
-    def test_it_is_recorded(self, digits: Any) -> None:
+    @pytest.mark.parametrize("kind", ["mola-grad", "mola-router", "lorkd"])
+    def test_it_is_recorded(self, kind: str, digits: Any) -> None:
         """In the spec, from which it is loaded again; records from before have none."""
-        defense = MoLAGrad(vit(1), rank=2)
+        defense = registry.build(kind, vit(1), parameters={"rank": 2})
         assert "covered" not in defense.spec()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            defense.fit([(digits.train.x[:12], digits.train.y[:12] % 5)], attacks("fgsm"), plan=PLAN)
+            defense.fit(
+                [(digits.train.x[:12], digits.train.y[:12] % 5)], attacks("fgsm,cw:steps=1"), plan=PLAN
+            )
         covered = defense.spec()["covered"]
         assert set(covered) == {"parameters", "multiply_adds"}
         assert min(covered.values()) > 0.75
-        again = MoLAGrad(vit(1), rank=2)
+        again = registry.build(kind, vit(1), parameters={"rank": 2})
         again.load_spec(defense.spec())
         again.load_state_dict(defense.state_dict())
         assert again.spec() == defense.spec()

@@ -202,6 +202,7 @@ class LoRKD(AdaptedDefense):
 
     def load_spec(self, spec: dict[str, Any]) -> None:
         """Add experts for the tasks of ``spec``."""
+        self.load_coverage(spec)
         self._add_experts([Task(**task) for task in spec["tasks"][len(self.tasks) :]])
         self.decomposed = bool(spec["decomposed"])
         self._set_route()

@@ -184,9 +184,13 @@ class AdaptedDefense(Defense):
 
     def load_spec(self, spec: dict[str, Any]) -> None:
         """Add adapters for the tasks of ``spec``."""
-        self.covered = Coverage(**spec["covered"]) if "covered" in spec else None
+        self.load_coverage(spec)
         for task in spec["tasks"][len(self.tasks) :]:
             self.add_task(Task(**task))
+
+    def load_coverage(self, spec: dict[str, Any]) -> None:
+        """Restore the measured coverage; older records do not have it."""
+        self.covered = Coverage(**spec["covered"]) if "covered" in spec else None
 
     def _adapter(self, task: int) -> nn.ParameterList:
         """The parameters of a task's adapter."""
