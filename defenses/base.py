@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import Passes, buffers_kept, count_passes, ordinary_mode, out_of_inference
@@ -42,6 +43,8 @@ class Defense(Trainable):
     info: ClassVar[DefenseInfo]
     follows: ClassVar[bool] = True
     """Whether training may attack a fast copy of ``model``; the copy follows only weights and buffers."""
+    smooths_labels: ClassVar[bool] = False
+    """Whether the loss uses :meth:`label_loss`, so that a plan's ``label_smoothing`` has an effect."""
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__()
@@ -52,6 +55,7 @@ class Defense(Trainable):
         self.passes = Passes()
         self.generator = keyed_generator("defense", seed)
         self._reduced = False
+        self._smoothing = 0.0
         # A tuple keeps its copy of the model from being registered as a submodule.
         self._follower: tuple[Follower, ...] = ()
 
@@ -93,7 +97,8 @@ class Defense(Trainable):
         Raises:
             InputError: data that are empty, are not pairs of tensors or cannot be read twice, images out of
                 range, missing validation data, attacks that are not a list, several attacks for a defense
-                with only the continual regime, or a snapshot of something else.
+                with only the continual regime, a plan that the defense cannot follow, or a snapshot of
+                something else.
             TrainingDivergedError: the loss is not finite.
         """
         plan = plan or TrainPlan()
@@ -102,6 +107,7 @@ class Defense(Trainable):
             given = reprlib.repr(attacks) if isinstance(attacks, Sequence) else type(attacks).__name__
             raise InputError(f"attacks must be a list such as [pool.get('pgd', eps=0.2)], not {given}")
         self.check_attacks(attacks)
+        self.check_plan(plan)
         check_data(data, plan, validation)
         if resume is not None:
             resume.state.restore(self)
@@ -118,7 +124,11 @@ class Defense(Trainable):
         )
         if resume is not None:
             training.resume(resume)
-        history = training.run()
+        self._smoothing = plan.label_smoothing
+        try:
+            history = training.run()
+        finally:
+            self._smoothing = 0.0
         self.end(stage)
         self.stages += 1
         self.eval()
@@ -157,6 +167,13 @@ class Defense(Trainable):
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor | dict[str, Tensor]:
         """Return the scalar to minimise on a clean batch, or a dict with it as ``loss`` and its terms."""
         raise NotImplementedError(f"{type(self).__name__} must define loss or step")
+
+    def label_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of ``logits`` (N, K) with labels (N,); in ``fit`` with the plan's smoothing.
+
+        With smoothing s, the target is 1 − s + s/K for the label and s/K for every other class.
+        """
+        return F.cross_entropy(logits, y, label_smoothing=self._smoothing)
 
     def end(self, stage: Stage) -> None:
         """Finish a stage after it has trained."""
@@ -237,6 +254,18 @@ class Defense(Trainable):
         Raises:
             InputError: it cannot.
         """
+
+    def check_plan(self, plan: TrainPlan) -> None:
+        """Reject a plan that this defense cannot follow; also called before a run begins.
+
+        Raises:
+            InputError: label smoothing for a defense whose loss has no cross-entropy with labels.
+        """
+        if plan.label_smoothing and not self.smooths_labels:
+            raise InputError(
+                f"label_smoothing={plan.label_smoothing:g} has no effect on {self.info.name}, whose loss has "
+                "no cross-entropy with labels that it could smooth: leave it out"
+            )
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
         """Reject attacks that this defense cannot train against; also called before a run begins.

@@ -53,6 +53,7 @@ class AIR(OldModelDefense):
     """
 
     info = DefenseInfo(name="air", paper="2404.01828", regimes=("continual",))
+    smooths_labels = True
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class AIR(OldModelDefense):
         (attack,) = stage.attacks
         x_adv = self.craft(attack, x, y)
         if not self._old:
-            return {"loss": F.cross_entropy(self(x_adv), y)}
+            return {"loss": self.label_loss(self(x_adv), y)}
         x_iso, x_mix = self.isotropic(x_adv), self.anisotropic(x_adv)
         return self.replay_loss(x_adv, x_iso, x_mix, y)
 
@@ -120,7 +121,7 @@ class AIR(OldModelDefense):
         if self.lambda_a > 0:
             parts["mix"] = x_mix
         logits = dict(zip(parts, self(torch.cat(list(parts.values()))).chunk(len(parts)), strict=True))
-        terms = {"ce": F.cross_entropy(logits["adv"], y)}
+        terms = {"ce": self.label_loss(logits["adv"], y)}
         if self.lambda_i > 0:
             terms["isotropic"] = self.divergence_from_old(x_iso, logits["iso"])
         if self.lambda_a > 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
@@ -27,6 +26,7 @@ class AT(Defense):
     info = DefenseInfo(
         name="at", paper="1706.06083", regimes=("continual", "joint"), aliases={"joint": "joint"}
     )
+    smooths_labels = True
 
     def __init__(self, model: nn.Module, *, mix: Mix = "split", seed: int = 0) -> None:
         super().__init__(model, seed=seed)
@@ -43,4 +43,4 @@ class AT(Defense):
             generator=self.generator,
             predict=self,
         )
-        return F.cross_entropy(self(x_adv), y_adv)
+        return self.label_loss(self(x_adv), y_adv)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import count_passes, evaluation_mode
@@ -53,6 +52,7 @@ class EWC(Defense):
     """
 
     info = DefenseInfo(name="ewc", paper="1612.00796", regimes=("continual",))
+    smooths_labels = True
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class EWC(Defense):
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, ``ce`` and ``penalty`` (the sum, without λ/2)."""
-        ce = F.cross_entropy(self(self.craft(stage.attacks[0], x, y)), y)
+        ce = self.label_loss(self(self.craft(stage.attacks[0], x, y)), y)
         if not self._held:
             return {"loss": ce}
         penalty = torch.stack([pull(self.model, omega, at) for omega, at in self._held]).sum()

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.slopes import usable
@@ -50,6 +49,7 @@ class Free(OwnSearchDefense):
     """
 
     info = DefenseInfo(name="free", paper="1904.12843", regimes=("continual", "joint"))
+    smooths_labels = True
 
     def __init__(self, model: nn.Module, *, replays: int = 4, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
@@ -87,7 +87,7 @@ class Free(OwnSearchDefense):
         # Projected before use as well, because the ball may have changed since the last step.
         self._delta = _project(_grown(self._delta, x), stage.attacks)
         self._points = (x + self._delta[: len(x)]).clamp(0, 1).requires_grad_()
-        return F.cross_entropy(self(self._points), y)
+        return self.label_loss(self(self._points), y)
 
     def training_state(self) -> dict[str, Any]:
         """Adds the batch being replayed, the candidate for the next, the number of replays, and δ."""

@@ -83,6 +83,7 @@ class LoRKD(AdaptedDefense):
     """
 
     info = DefenseInfo(name="lorkd", paper="2404.17184", regimes=("joint",), target_aware=True)
+    smooths_labels = True
 
     def __init__(
         self,
@@ -150,9 +151,9 @@ class LoRKD(AdaptedDefense):
         """CE for the teacher; CE + λ·T²·KL(teacher ‖ expert) for the experts, plus the router's own loss."""
         x_adv, labels, tasks = self.task_batch(x, y, stage)
         if not self.decomposed:
-            return {"loss": F.cross_entropy(self(x_adv), labels)}
+            return {"loss": self.label_loss(self(x_adv), labels)}
         logits = self.by_task(x_adv, tasks)
-        ce, kl = F.cross_entropy(logits, labels), self._divergence_from_teacher(x_adv, logits)
+        ce, kl = self.label_loss(logits, labels), self._divergence_from_teacher(x_adv, logits)
         terms = {"loss": ce + self.lambda_kl * kl, "ce": ce, "kl": kl}
         if self.router is not None:
             terms["router"] = F.cross_entropy(self.router(x_adv), tasks)

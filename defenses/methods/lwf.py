@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from defenses.base import Stage
@@ -39,6 +38,7 @@ class LwF(OldModelDefense):
     """
 
     info = DefenseInfo(name="lwf", paper="1606.09282", regimes=("continual",))
+    smooths_labels = True
 
     def __init__(
         self, model: nn.Module, *, weight: float = 1.0, temperature: float = 2.0, seed: int = 0
@@ -64,7 +64,7 @@ class LwF(OldModelDefense):
     def distilled(self, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The loss for adversarial points that are already crafted."""
         logits = self(x_adv)
-        ce = F.cross_entropy(logits, y)
+        ce = self.label_loss(logits, y)
         if not self._old:
             return {"loss": ce}
         distillation = self.divergence_from_old(x_adv, logits, self.temperature)

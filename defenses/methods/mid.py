@@ -80,6 +80,7 @@ class MID(Defense):
     """
 
     info = DefenseInfo(name="mid", paper="2404.03340", regimes=("meta",), transfer=True)
+    smooths_labels = True
 
     # During a stage, a frozen teacher is copied from the model, and from then on both share one head.
     follows = False
@@ -180,7 +181,7 @@ class MID(Defense):
     def teacher_loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """CE(C(E_t(x)), y) + λ_rec · ‖D_t(E_t(x)) − x‖² and its terms, without their weights."""
         features, logits = self._encode(self.model, x)
-        terms = {"ce": F.cross_entropy(logits, y), "reconstruction": F.mse_loss(self._decode(features), x)}
+        terms = {"ce": self.label_loss(logits, y), "reconstruction": F.mse_loss(self._decode(features), x)}
         self._count(len(x), backwards=1)
         return {"loss": terms["ce"] + self.lambda_rec * terms["reconstruction"], **terms}
 
@@ -221,7 +222,7 @@ class MID(Defense):
             again, _ = self._encode(self._frozen[0], self._decode(features))
             terms["cycle"] = divergence(clean, again)
         if self.lambda_lab > 0:
-            terms["label"] = F.cross_entropy(logits, y)
+            terms["label"] = self.label_loss(logits, y)
         weights = {"adversarial": self.lambda_adv, "cycle": self.lambda_cyc, "label": self.lambda_lab}
         return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import get_args
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.errors import unknown
@@ -60,6 +59,7 @@ class MoLAGrad(AdaptedDefense):
     info = DefenseInfo(
         name="mola-grad", paper="2406.09679", regimes=("joint", "continual"), target_aware=True, grows=True
     )
+    smooths_labels = True
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class MoLAGrad(AdaptedDefense):
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE(f_e(x̃), y), with each sample passed through its own task's adapter e."""
         x_adv, labels, tasks = self.task_batch(x, y, stage, clean=stage.index == 1)
-        return F.cross_entropy(self.by_task(x_adv, tasks), labels)
+        return self.label_loss(self.by_task(x_adv, tasks), labels)
 
     def view(self, attack: Attack | None) -> nn.Module:
         """The plain network merged for the attack's task, or for clean images if ``attack`` is None."""

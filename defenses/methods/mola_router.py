@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from attacks_pool.attack import Attack
@@ -73,6 +72,7 @@ class MoLARouter(AdaptedDefense):
     """
 
     info = DefenseInfo(name="mola-router", paper="2406.09679", regimes=("joint", "continual"), grows=True)
+    smooths_labels = True
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class MoLARouter(AdaptedDefense):
         x_adv, labels, tasks = self.task_batch(x, y, stage)
         weights = self.router_weights(x_adv)
         with self.routing.along(Route(weights=weights)):
-            ce = F.cross_entropy(self(x_adv), labels)
+            ce = self.label_loss(self(x_adv), labels)
         if stage.done >= 1 - 1 / stage.plan.epochs:
             self._add_up(weights.detach(), tasks)
         if self.lambda_twd == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import buffers_kept, untouched
@@ -42,6 +41,7 @@ class NFGSM(OwnSearchDefense):
     """
 
     info = DefenseInfo(name="n-fgsm", paper="2202.01181", regimes=("continual", "joint"))
+    smooths_labels = True
 
     def __init__(self, model: nn.Module, *, k: float = 2.0, alpha: float = 1.0, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
@@ -60,7 +60,7 @@ class NFGSM(OwnSearchDefense):
             generator=self.generator,
             predict=self,
         )
-        return F.cross_entropy(self(x_adv), y)
+        return self.label_loss(self(x_adv), y)
 
     def noise(self, ball: Ball, x: Tensor) -> Tensor:
         """η, with the shape of ``x``."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import draw_seed, isolated_randomness
@@ -50,6 +49,7 @@ class Replay(Defense):
     """
 
     info = DefenseInfo(name="replay", paper="1902.10486", regimes=("continual",), memory=200)
+    smooths_labels = True
 
     def __init__(self, model: nn.Module, *, memory: int = info.memory, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
@@ -72,7 +72,7 @@ class Replay(Defense):
         """CE of x̃ and M̃ together."""
         x_adv = self.craft(stage.attacks[0], x, y)
         if self._kept is None:
-            return F.cross_entropy(self(x_adv), y)
+            return self.label_loss(self(x_adv), y)
         x_old, y_old = self.draw(len(x))
         m_adv, _ = craft_batch(
             self.craft,
@@ -83,7 +83,7 @@ class Replay(Defense):
             generator=self.generator,
             predict=self,
         )
-        return F.cross_entropy(self(torch.cat([x_adv, m_adv])), torch.cat([y, y_old]))
+        return self.label_loss(self(torch.cat([x_adv, m_adv])), torch.cat([y, y_old]))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """M: ``count`` different images of the memory with their labels, or all of them if fewer."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from defenses.base import Defense, Stage
@@ -15,6 +14,7 @@ from defenses.metadata import DefenseInfo
 from defenses.parts.checks import above_zero, needs_attack, not_negative
 from defenses.parts.consolidation import Weights, copied, placed, pull, trained
 from defenses.registry import register
+from defenses.training.accumulate import next_step
 
 
 @register
@@ -44,6 +44,7 @@ class SI(Defense):
     """
 
     info = DefenseInfo(name="si", paper="1703.04200", regimes=("continual",))
+    smooths_labels = True
 
     def __init__(
         self, model: nn.Module, *, strength: float = 10.0, damping: float = 0.1, seed: int = 0
@@ -55,6 +56,8 @@ class SI(Defense):
         self._omega: Weights = {}
         self._start: Weights = {}
         self._path: Weights = {}
+        self._slope: Weights = {}
+        """∂CE/∂θ of the batches so far that share the next change of θ."""
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
         """Require exactly one attack.
@@ -73,7 +76,7 @@ class SI(Defense):
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, ``ce`` and ``penalty`` (the sum, without c)."""
-        ce = F.cross_entropy(self(self.craft(stage.attacks[0], x, y)), y)
+        ce = self.label_loss(self(self.craft(stage.attacks[0], x, y)), y)
         if not self._omega:
             return {"loss": ce, "ce": ce}
         penalty = pull(self.model, self._omega, self._start)
@@ -95,9 +98,14 @@ class SI(Defense):
             (self.strength * terms["penalty"]).backward()  # type: ignore[no-untyped-call]
         self.clip_gradients(optimizer, stage.plan)
         before = copied(theta)
+        share, moves = next_step(optimizer)
         optimizer.step()
         for name, g in gradient.items():
-            self._path[name] -= g * (theta[name].detach() - before[name])
+            self._slope[name] = self._slope[name] + share * g if name in self._slope else share * g
+        if moves:
+            for name, g in self._slope.items():
+                self._path[name] -= g * (theta[name].detach() - before[name])
+            self._slope = {}
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def end(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage

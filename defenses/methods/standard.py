@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
@@ -15,7 +14,8 @@ class Standard(Defense):
     """Empirical risk minimisation on clean images: L = CE(f(x), y). The stage's attacks are not used."""
 
     info = DefenseInfo(name="standard", paper=None, regimes=("continual", "joint"))
+    smooths_labels = True
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:  # noqa: ARG002 - attacks are not used
         """CE(f(x), y)."""
-        return F.cross_entropy(self(x), y)
+        return self.label_loss(self(x), y)

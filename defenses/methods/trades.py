@@ -40,6 +40,7 @@ class TRADES(OwnSearchDefense):
     """
 
     info = DefenseInfo(name="trades", paper="1901.08573", regimes=("continual", "joint"))
+    smooths_labels = True
 
     def __init__(
         self, model: nn.Module, *, beta: float = 6.0, steps: int | None = None, seed: int = 0
@@ -66,7 +67,7 @@ class TRADES(OwnSearchDefense):
     def trade_off(self, x: Tensor, x_adv: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The loss for adversarial points that are already crafted."""
         clean, adv = self(x), self(x_adv)
-        ce = F.cross_entropy(clean, y)
+        ce = self.label_loss(clean, y)
         kl = F.kl_div(
             log_probabilities(adv), log_probabilities(clean), log_target=True, reduction="batchmean"
         )

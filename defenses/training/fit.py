@@ -14,13 +14,17 @@ from attacks_pool.calling.batches import check_batch
 from attacks_pool.calling.guard import Passes, count_passes
 from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator
 from attacks_pool.errors import InputError
+from defenses.training.accumulate import Accumulator
 from defenses.training.augment import augment
+from defenses.training.average import Average, has_statistics, measured_anew
 from defenses.training.packing import detached, map_tensors
 from defenses.training.plan import TrainPlan
 from defenses.training.selection import Best
 from defenses.training.snapshot import DefenseState, Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
 from defenses.training.trainable import Trainable
+
+Batch = tuple[Tensor, Tensor]
 
 
 class Training:
@@ -50,6 +54,7 @@ class Training:
         self.optimizer = defense.configure_optimizer(stage.plan)
         chosen = stage.plan.select == "val-robust" and validation is not None
         self.best = Best(defense, stage, validation) if chosen and validation is not None else None
+        self.average = None if stage.plan.average == "none" else Average(defense, stage.plan)
         self.history: list[dict[str, float]] = []
         self.epoch = self.batch = 0
         self.prepared = False
@@ -75,6 +80,8 @@ class Training:
         if self.best is not None and snapshot.best is not None:
             self.best.accuracy = snapshot.best["accuracy"]
             self.best.state = map_tensors(snapshot.best["weights"], detached)
+        if self.average is not None and snapshot.average is not None:
+            self.average.load(snapshot.average)
         self.history = [dict(losses) for losses in snapshot.history]
         self.epoch, self.batch, self.sums = snapshot.epoch, snapshot.batch, dict(snapshot.sums)
         self.passes = Passes(*snapshot.passes)
@@ -87,6 +94,8 @@ class Training:
             try:
                 while self.epoch < self.stage.plan.epochs:
                     self._epoch()
+                if self.average is not None:
+                    self._take_average(self.average)
             finally:
                 self.defense.unprepare()
         self.defense.passes.forwards += passes.forwards
@@ -108,6 +117,7 @@ class Training:
             sums=dict(self.sums),
             passes=(self.passes.forwards, self.passes.backwards),
             best=None if best is None else {"accuracy": best.accuracy, "weights": dict(best.state)},
+            average=None if self.average is None else self.average.state(),
         )
 
     def _save(self) -> None:
@@ -119,26 +129,92 @@ class Training:
 
     def _epoch(self) -> None:
         """Train the rest of the current epoch."""
-        data, defense, index = self.data, self.defense, self.stage.index
         if not self.batch:
             # Seeded anew, so that an epoch's draws are the same after resuming as without a break.
-            defense.generator = keyed_generator("defense", defense.seed, index, self.epoch)
-        if hasattr(data, "set_epoch"):
-            data.set_epoch((index - 1) * 100_000 + self.epoch)
-        batches = len(data) if isinstance(data, Sized) else 0
-        for number, batch in enumerate(data):
-            if number >= self.batch:
-                self._batch(number, batches, *pair_of(batch))
+            self._seed()
+        batches = len(self.data) if isinstance(self.data, Sized) else 0
+        for number, group in self._groups(self.batch):
+            self._group(number, batches, group)
         if not self.batch:
             raise InputError("data has no batches")
         self.history.append({name: value / self.batch for name, value in self.sums.items()})
         self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
         if self.best is not None:
             self.best.consider()
+        if self.average is not None:
+            self.average.epoch(self.epoch)
         self._save()
 
-    def _batch(self, number: int, batches: int, images: Tensor, labels: Tensor) -> None:
-        defense, stage, plan, epoch = self.defense, self.stage, self.stage.plan, self.epoch
+    def _seed(self) -> None:
+        """Set the random draws of the defense to those of the current epoch."""
+        defense = self.defense
+        defense.generator = keyed_generator("defense", defense.seed, self.stage.index, self.epoch)
+
+    def _groups(self, start: int) -> Iterator[tuple[int, list[Batch]]]:
+        """The batches from number ``start`` on that share a step, with the number of the first."""
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch((self.stage.index - 1) * 100_000 + self.epoch)
+        group: list[Batch] = []
+        number = -1
+        for number, batch in enumerate(self.data):
+            if number >= start:
+                group.append(pair_of(batch))
+            if len(group) == self.stage.plan.grad_accumulation:
+                yield number + 1 - len(group), group
+                group = []
+        if group:
+            yield number + 1 - len(group), group
+
+    def _group(self, number: int, batches: int, group: list[Batch]) -> None:
+        """Take one optimizer step with batches ``number``, ``number`` + 1, …"""
+        plan = self.stage.plan
+        now = self._moment(number, batches)
+        optimizer = self.optimizer
+        sizes = [len(labels) for _, labels in group]
+        if len(group) > 1:
+            # The accumulator clips the mean gradient, so the defense must not clip those of single batches.
+            now = replace(now, plan=plan.model_copy(update={"max_grad_norm": None}))
+            if optimizer is not None:
+                optimizer = Accumulator(optimizer, sizes, plan.max_grad_norm)
+        losses: dict[str, float] = {}
+        for place, (images, labels) in enumerate(group):
+            found = self._batch(number + place, now, images, labels, optimizer)
+            for name, value in found.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                losses[name] = losses.get(name, 0.0) + value / len(group)
+        if self.average is not None:
+            self.average.step()
+        self.batch = number + len(group)
+        if self.progress is not None:
+            try:
+                self.progress(
+                    Progress(self.stage.index, self.epoch + 1, plan.epochs, self.batch, batches, losses)
+                )
+            except BaseException:
+                # The callback stops training here, between two steps.
+                self._save()
+                raise
+
+    def _moment(self, number: int, batches: int) -> Stage:
+        """The stage as it is at a batch, with its learning rate set and the eps of its attacks."""
+        plan, share = self.stage.plan, number / batches if batches else 0.0
+        now = replace(self.stage, done=(self.epoch + share) / plan.epochs)
+        _set_rate(self.optimizer, plan.learning_rate(now.done))
+        warmth = plan.warmth(self.epoch + share)
+        if warmth < 1:
+            now = replace(now, attacks=tuple(attack.scaled(warmth) for attack in now.attacks))
+        return now
+
+    def _batch(
+        self,
+        number: int,
+        now: Stage,
+        images: Tensor,
+        labels: Tensor,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> dict[str, float]:
+        """Let the defense train on one batch; return its losses."""
+        defense, plan = self.defense, self.stage.plan
         device = defense.device
         x, y = check_batch(images.to(device), labels.to(device))
         if not len(x):
@@ -146,33 +222,35 @@ class Training:
         if not self.prepared:
             defense.prepare(x, plan)
             self.prepared = True
-        share = number / batches if batches else 0.0
-        now = replace(stage, done=(epoch + share) / plan.epochs)
-        _set_rate(self.optimizer, plan.learning_rate(now.done))
-        warmth = plan.warmth(epoch + share)
-        if warmth < 1:
-            now = replace(now, attacks=tuple(attack.scaled(warmth) for attack in stage.attacks))
         if plan.augmentation:
             x = augment(x, plan.augmentation, defense.generator)
         defense.train()
         # Dropout and similar layers draw from the global random state, which belongs to the caller.
-        with isolated_randomness(key_seed("step", defense.seed, stage.index, epoch, number), device):
-            losses = defense.step(x, y, now, self.optimizer)
+        with isolated_randomness(key_seed("step", defense.seed, now.index, self.epoch, number), device):
+            losses = defense.step(x, y, now, optimizer)
         if not all(math.isfinite(value) for value in losses.values()):
             raise TrainingDivergedError(
-                f"{defense.info.name}: the loss is not a number at stage {stage.index}, epoch {epoch + 1}, "
-                f"step {number + 1}: {losses}"
+                f"{defense.info.name}: the loss is not a number at stage {now.index}, "
+                f"epoch {self.epoch + 1}, step {number + 1}: {losses}"
             )
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.batch = number + 1
-        if self.progress is not None:
-            try:
-                self.progress(Progress(stage.index, epoch + 1, plan.epochs, self.batch, batches, losses))
-            except BaseException:
-                # The callback stops training here, between two steps.
-                self._save()
-                raise
+        return losses
+
+    def _take_average(self, average: Average) -> None:
+        """End the stage with the averaged weights; measure batch-norm statistics anew for them.
+
+        The statistics come from one more epoch of the defense's own steps without an optimizer, so that
+        they are those of the points that it trains on.
+        """
+        average.take_over()
+        self.defense.train()
+        if not has_statistics(self.defense):
+            return
+        now = replace(self.stage, done=math.nextafter(1, 0))
+        self._seed()
+        with measured_anew(self.defense):
+            for number, group in self._groups(0):
+                for place, (images, labels) in enumerate(group):
+                    self._batch(number + place, now, images, labels, None)
 
 
 def pair_of(batch: Any) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 from torch import nn
 
 MOST_EPOCHS = MOST_BATCH = 1_000_000
 """Upper limits, so that a mistyped number does not start a run that never ends."""
+LATER_KEYS = ("warmup", "average", "average_decay", "average_start", "label_smoothing", "grad_accumulation")
+"""Keys that the first records do not have."""
 
 
 class TrainPlan(BaseModel):
@@ -27,6 +30,16 @@ class TrainPlan(BaseModel):
         mixed_precision: train and craft in bfloat16. ``auto``: on a GPU, and on a CPU with bfloat16
             instructions if an image costs half a million multiply-adds; ``on``: always; ``off``: never.
         select: ``last`` keeps the last epoch, ``val-robust`` the one most robust on validation data.
+        warmup: epochs over which the learning rate grows linearly to ``lr``; ``schedule`` covers the rest.
+        average: the weights that a stage ends with. ``none``: those of the last step; ``ema``: an exponential
+            moving average over the steps; ``swa``: the mean over the ends of the last epochs
+            (arXiv:1803.05407). For averaged weights, batch-norm statistics are measured again in a further
+            epoch without optimizer steps.
+        average_decay: the share of the average that a step of ``ema`` keeps.
+        average_start: the share of the stage after which ``swa`` begins.
+        label_smoothing: the share of each label's weight that is spread evenly over all classes, in every
+            cross-entropy with labels. A defense without such a loss refuses it.
+        grad_accumulation: how many batches share one optimizer step, with the mean of their gradients.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +56,21 @@ class TrainPlan(BaseModel):
     augmentation: tuple[Literal["crop", "flip"], ...] = ()
     mixed_precision: Literal["auto", "on", "off"] = "auto"
     select: Literal["last", "val-robust"] = "last"
+    warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    average: Literal["none", "ema", "swa"] = "none"
+    average_decay: float = Field(default=0.995, ge=0, lt=1)
+    average_start: float = Field(default=0.75, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    grad_accumulation: int = Field(default=1, ge=1, le=MOST_BATCH)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: Callable[[TrainPlan], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out later keys that have their defaults, so that a plan has one form in all records."""
+        return {
+            key: value
+            for key, value in write(self).items()
+            if key not in LATER_KEYS or value != type(self).model_fields[key].default
+        }
 
     @field_validator("augmentation", mode="before")
     @classmethod
@@ -66,12 +94,45 @@ class TrainPlan(BaseModel):
             raise ValueError(f"eps_warmup={self.eps_warmup:g} is {late}")
         return self
 
+    @model_validator(mode="after")
+    def _rate_warms_up(self) -> Self:
+        if self.warmup and self.schedule == "one-cycle":
+            raise ValueError(
+                f"warmup={self.warmup:g} does not go with schedule=one-cycle, which warms up by itself: "
+                "set schedule=cosine, linear, step or constant"
+            )
+        if self.warmup and self.warmup >= self.epochs > 0:
+            raise ValueError(
+                f"warmup={self.warmup:g} must be shorter than the {self.epochs} epochs of the stage"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages(self) -> Self:
+        for key, kind in (("average_decay", "ema"), ("average_start", "swa")):
+            if self.average != kind and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}={getattr(self, key):g} has no effect with average={self.average}: set "
+                    f"average={kind}"
+                )
+        if self.average != "none" and self.select != "last":
+            raise ValueError(
+                f"average={self.average} and select={self.select} both choose the weights that a stage ends "
+                "with: set average=none or select=last"
+            )
+        return self
+
     def learning_rate(self, done: float) -> float:
         """The learning rate after the share ``done`` in [0, 1) of the stage.
 
         cosine: lr·(1 + cos(π·done))/2; linear: lr·(1 − done); step: lr, then lr/10 from one half on and
-        lr/100 from three quarters on; one-cycle: linearly up over the first 40 %, then down to 0.
+        lr/100 from three quarters on; one-cycle: linearly up over the first 40 %, then down to 0. During
+        ``warmup`` the rate grows from 0 to lr, and ``done`` is counted from its end.
         """
+        warm = self.warmup / self.epochs if self.warmup else 0.0
+        if done < warm:
+            return self.lr * max(done / warm, 0.01)
+        done = (done - warm) / (1 - warm) if warm else done
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * done)) / 2
         if self.schedule == "linear":
@@ -96,3 +157,9 @@ class TrainPlan(BaseModel):
             )
         maker = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return maker(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+
+class PretrainPlan(TrainPlan):
+    """The plan of clean pretraining; with 0 ``epochs`` the classifier stays as it starts."""
+
+    epochs: int = Field(default=20, ge=0, le=MOST_EPOCHS)

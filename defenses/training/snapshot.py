@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -73,6 +73,7 @@ class Snapshot:
         sums: sums of the losses in the current epoch.
         passes: forward and backward sample-passes of this stage so far.
         best: with ``select="val-robust"``, accuracy and weights of the best epoch.
+        average: with ``average``, the averaged weights and their number.
     """
 
     state: DefenseState
@@ -84,6 +85,7 @@ class Snapshot:
     sums: dict[str, float]
     passes: tuple[int, int]
     best: dict[str, Any] | None
+    average: dict[str, Any] | None = None
 
     def pack(self) -> bytes:
         """Return the snapshot as the bytes of one safetensors file.
@@ -105,9 +107,14 @@ class Snapshot:
 
 
 def to_tree(value: Snapshot | DefenseState) -> dict[str, Any]:
-    """Convert to nested dicts of fields, as `pack` needs them."""
+    """Convert to nested dicts of fields, as `pack` needs them; fields left at None may be missing."""
     found = {field.name: getattr(value, field.name) for field in fields(value)}
-    return {name: to_tree(one) if isinstance(one, DefenseState) else one for name, one in found.items()}
+    optional = _optional(type(value))
+    return {
+        name: to_tree(one) if isinstance(one, DefenseState) else one
+        for name, one in found.items()
+        if one is not None or name not in optional
+    }
 
 
 def snapshot_of(kind: Any, tree: Any) -> Any:
@@ -116,9 +123,15 @@ def snapshot_of(kind: Any, tree: Any) -> Any:
     Raises:
         PackingError: the fields are not those of ``kind``.
     """
-    if not isinstance(tree, dict) or set(tree) != {field.name for field in fields(kind)}:
+    names = {field.name for field in fields(kind)}
+    if not isinstance(tree, dict) or not names - _optional(kind) <= set(tree) <= names:
         raise PackingError(f"not the fields of a {kind.__name__}")
     values = dict(tree)
     if "state" in values:
         values["state"] = snapshot_of(DefenseState, values["state"])
     return kind(**values)
+
+
+def _optional(kind: Any) -> set[str]:
+    """The fields with a default."""
+    return {field.name for field in fields(kind) if field.default is not MISSING}
