@@ -21,10 +21,10 @@ from torch import nn
 from advbench.data import DataSet
 from advbench.external import Foreign, ForeignModel, Source, load_foreign
 from advbench.external.model_files import _quiet, _tensors_only
-from advbench.external.weights import load_state, read_state
 from advbench.external.wrapper import probed_batch
 from advbench.external.zoos import _alias
 from advbench.models.torchvision import from_torchvision, offline
+from advbench.models.weights import load_state, read_state
 from advbench.runtime.hashing import weights_digest
 from attacks_pool import InputError, pool
 from attacks_pool.fast.copy import fold

@@ -21,7 +21,7 @@ from advbench.cli.main import invoke
 from advbench.data import DataSet
 from advbench.external import Source, load_foreign
 from advbench.external.model_files import _quiet
-from advbench.external.weights import read_state
+from advbench.models.weights import read_state
 from attacks_pool import InputError
 from leaderboards import json_bytes, pack, write_checksums
 

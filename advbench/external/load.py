@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from advbench.data import DataSet
 from advbench.evaluation.abstaining import LAST
 from advbench.external.model_files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
-from advbench.external.weights import file_digest, load_state, read_state
 from advbench.external.wrapper import ForeignModel
 from advbench.external.zoos import THREAT, THREATS, from_robustbench
 from advbench.models import FORMS, MODELS, Normalize, build_model, changes_images
+from advbench.models.weights import file_digest, load_state, read_state
 from advbench.runtime.hashing import weights_digest
 from attacks_pool.calling.guard import evaluation_mode, out_of_inference
 from attacks_pool.calling.randomness import isolated_randomness, key_seed

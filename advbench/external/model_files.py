@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from advbench.external.archives import PROGRAM, SCRIPT, kind_of, members
 from advbench.external.wrapper import ForeignModel, probed_batch
+from advbench.models.archives import PROGRAM, SCRIPT, kind_of, members
 from advbench.runtime.factory import one_line
 from attacks_pool.errors import InputError
 

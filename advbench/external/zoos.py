@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from advbench.external.weights import load_state, read_state
 from advbench.models.torchvision import offline
+from advbench.models.weights import load_state, read_state
 from advbench.runtime.factory import one_line
 from attacks_pool.errors import InputError, unknown
 

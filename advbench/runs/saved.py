@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from advbench.config.options import DataOptions, RunConfig, explain
@@ -19,6 +18,7 @@ from advbench.data import DataSet, imports_data, load_dataset
 from advbench.data.registry import FROM_PATH
 from advbench.models import build_model
 from advbench.models.torchvision import without_auxiliary
+from advbench.models.weights import read_safetensors
 from advbench.runs.allocating import bounded_by
 from advbench.runs.examples import Examples
 from advbench.runs.screen import html_of, text_of
@@ -30,7 +30,6 @@ from defenses import Defense, registry
 from leaderboards import Record, read_record
 from leaderboards.printable import in_line
 from leaderboards.records.layout import EVALUATED
-from leaderboards.records.limits import weights_fault
 
 WEIGHTS = "model.safetensors"
 EXAMPLES = ("file", "sha256")
@@ -224,22 +223,6 @@ def rebuild(config: RunConfig, data: dict[str, Any], spec: dict[str, Any]) -> De
     )
     defense.load_spec(spec)
     return defense.eval()
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of safetensors.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    try:
-        if fault := weights_fault(path):
-            raise ValueError(fault)
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"weights {path} are missing") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def load_weights(defense: Defense, path: Path) -> None:

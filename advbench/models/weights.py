@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advbench.external.archives import check_state
-from advbench.runs.saved import read_safetensors
+from advbench.models.archives import check_state
 from attacks_pool.errors import InputError
+from leaderboards.records.limits import weights_fault
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
 """Keys under which training programs keep the state dict of a checkpoint."""
@@ -42,6 +44,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "read: save model.state_dict() as safetensors"
         ) from None
     return _unwrapped(content, path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of safetensors.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        if fault := weights_fault(path):
+            raise ValueError(fault)
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"weights {path} are missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"weights {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
