@@ -46,7 +46,7 @@ class Benchmark:
         attack_timeout: float | None = None,
     ) -> None:
         self.config, self.data, self.device = prepared.config, prepared.data, prepared.device
-        self.surrogate = prepared.surrogate
+        self.surrogate, self.start = prepared.surrogate, prepared.start
         self.place, self.directory, self.listeners = place, place.directory, listeners
         self.attack_timeout = attack_timeout
         self.attacks = bound_attacks(self.config)
@@ -78,7 +78,10 @@ class Benchmark:
         config = self.config
         kind: Kind = "resume" if self.place.resumed else "start"
         self._tell(Event(kind, stages=config.stages, text=self.directory.name))
-        classifier = new_classifier(config, self.data.image_shape, self.data.num_classes).to(self.device)
+        classifier = new_classifier(config, self.data.image_shape, self.data.num_classes)
+        if self.start is not None:
+            classifier.load_state_dict(self.start)
+        classifier.to(self.device)
         plain = registry.build("standard", classifier, seed=config.seed)
         self._pretrain(plain)
         if self.surrogate is None:
@@ -104,7 +107,10 @@ class Benchmark:
         self._tell(Event("end", stage=config.stages, stages=config.stages, text=str(self.directory)))
 
     def _pretrain(self, plain: Defense) -> None:
-        """Train stage 0, or restore it."""
+        """Train stage 0, or restore it; without epochs the classifier stays as it starts."""
+        if self.config.pretrain.epochs == 0:
+            self._measure(plain, 0, [])
+            return
         found = self.checkpoint.trained(0, self.device) if self.place.resumed else None
         if found is not None:
             self._restore(plain, found)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advbench.audit.surrogates import surrogate_of
+from advbench.benchmark.start import load_start
 from advbench.config.identity import identity_of
 from advbench.config.options import Options, RunConfig
 from advbench.config.plugins import with_plugins
@@ -40,6 +41,7 @@ class Prepared:
         facts: the other inputs of the identity, for reporting differences.
         surrogate: the name and model that the audit crafts transferred points on, if not row 0's.
         surrogate_path: the path of the surrogate's run.
+        start: the state of the classifier before pretraining, if it does not start from fresh weights.
     """
 
     config: RunConfig
@@ -50,6 +52,7 @@ class Prepared:
     facts: dict[str, Any]
     surrogate: tuple[str, nn.Module] | None = None
     surrogate_path: str | None = None
+    start: dict[str, Tensor] | None = None
 
 
 def prepare(
@@ -87,6 +90,10 @@ def prepare(
     other = surrogate_of(load_run(surrogate), data) if surrogate is not None else None
     with reproducible(config.threads):
         classifier = new_classifier(config, data.image_shape, data.num_classes)
+        start = None
+        if chosen.weights is not None:
+            config = config.model_copy(update={"weights": load_start(classifier, chosen.weights)})
+            start = {key: value.clone() for key, value in classifier.state_dict().items()}
         threads = threads_of(config, classifier, data, device)
         _try_build(config, data, classifier)
     identity = identity_of(config, data, device=device, threads=threads)
@@ -101,7 +108,7 @@ def prepare(
         facts["surrogate"] = weights_digest(other[1].state_dict())
         identity = digest({"run": identity, "surrogate": facts["surrogate"]})
     path = None if surrogate is None else str(Path(surrogate).expanduser().resolve())
-    return Prepared(config, data, device, threads, identity, facts, other, path)
+    return Prepared(config, data, device, threads, identity, facts, other, path, start)
 
 
 def threads_of(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:
@@ -131,6 +138,7 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
     with isolated_randomness(0, torch.device("cpu")):
         images = data.validation.images[:2]
         defense.check_images(images.to(image_type(classifier, images)))
+    defense.check_plan(config.stage_plan)
     try:
         json.dumps(defense.spec(), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from advbench.benchmark.loop import Benchmark
 from advbench.benchmark.prepare import Prepared, prepare
+from advbench.benchmark.start import with_start
 from advbench.config.options import DataOptions, Options, RunConfig, attack_texts, explain
 from advbench.config.plugins import code_named
 from advbench.data import DataSet, load_dataset
@@ -67,7 +68,8 @@ def run(
             decoded when they are needed. It changes no number.
         progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
-            ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``, ``train_set={"pgd.steps": 7}``,
+            ``weights``, ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``,
+            ``train_set={"pgd.steps": 7}``,
             ``model_args={"width": 2}``, … The data set may also be an object: a pair (train, test) of torch
             data sets or of (images, labels).
 
@@ -144,7 +146,7 @@ def _go(
         identity=prepared.identity,
         created=now(),
         config=config.model_dump(mode="json"),
-        more={"facts": prepared.facts, "surrogate": prepared.surrogate_path},
+        more={"facts": prepared.facts, "surrogate": prepared.surrogate_path, **_place_of_start(config)},
     )
     with ExitStack() as stack:
         stack.enter_context(reproducible(prepared.threads))
@@ -171,6 +173,10 @@ def _go(
     return directory
 
 
+def _place_of_start(config: RunConfig) -> dict[str, Any]:
+    return {} if config.weights is None else {"weights": config.weights.file}
+
+
 def _prepared_again(path: Path, trust: bool, data_memory: float | None) -> Prepared:
     """The checked configuration of the run at ``path``, if code, data and torch are those that began it.
 
@@ -192,8 +198,9 @@ def _prepared_again(path: Path, trust: bool, data_memory: float | None) -> Prepa
             f"run {directory.name} was made with {named[0]}, and resuming imports that code: "
             "add --trust if you trust it"
         )
+    options = with_start(config.model_dump(), directory, manifest.more.get("weights"))
     prepared = prepare(
-        Options.of(config.model_dump()),
+        Options.of(options),
         surrogate=manifest.more.get("surrogate"),
         data_memory=data_memory,
     )

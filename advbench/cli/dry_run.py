@@ -124,6 +124,7 @@ def _resolved(one: Prepared) -> dict[str, Any]:
         "eval": config.eval,
         "dataset": one.data.name,
         "model": config.network,
+        **({} if config.weights is None else {"weights": config.weights.name}),
         "pretrain_epochs": config.pretrain.epochs,
         "stages": config.stages,
         "stage_epochs": config.stage_plan.epochs,

@@ -58,6 +58,10 @@ class RunOptions(Given):
     data_memory: str | None = DATA_MEMORY
     model: str | None = MODEL
     model_arg: list[str] | None = MODEL_ARG
+    weights: Path | None = option(
+        "Weights to start from: safetensors or a state dict. With --set pretrain.epochs=0 they are row 0.",
+        unset="fresh ones",
+    )
     epochs: int | None = option("Epochs per stage.", unset="set by the data set", min=1)
     unseen: str | None = option(
         "Attacks to hold out of training, auto or none.", unset="auto", autocompletion=attack_lists
@@ -162,12 +166,13 @@ def _merged(config: Path, typed: dict[str, Any], *, trust: bool) -> dict[str, An
     Raises:
         InputError: the file cannot be read, or names code to import and ``trust`` is not set.
     """
+    from advbench.benchmark.start import with_start
     from advbench.config.files import read_config
     from advbench.config.options import merge
     from advbench.config.plugins import code_named
     from attacks_pool.errors import InputError
 
-    options = merge(read_config(config), typed)
+    options = with_start(merge(read_config(config), typed), config.parent)
     named = code_named({key: value for key, value in options.items() if key not in typed})
     if named and not trust:
         raise InputError(

@@ -39,7 +39,8 @@ SAMPLE_POINTS = option("Test points per attack and stage, rounded up to whole bl
 SAMPLE_SEED = option("Random seed of the sample.", "--seed", unset="random", min=0)
 SURROGATE = option("The run whose model crafted the audit's transferred points.", unset="none")
 WEIGHTS = option(
-    "The evaluated model's file, if the run of advbench eval has no copy.", unset="the run's copy"
+    "The evaluated model's file, or with --retrain the weights that the run started from.",
+    unset="the run's copy",
 )
 RECORDED_DEVICE = option("auto, cpu, cuda, cuda:1.", unset="the kind in the record")
 RECORDED_THREADS = option("CPU threads.", unset="the record's", min=1)
@@ -52,7 +53,7 @@ class VerifyOptions(Given):
     runs: list[Path] = argument(
         "Run directories, directories of runs, or names of runs in --runs-dir.", default=...
     )
-    retrain: bool = flag("Train again from the record instead; needs no weights.", "--retrain")
+    retrain: bool = flag("Train again from the record instead; needs no trained weights.", "--retrain")
     keep: Path | None = option(
         "With --retrain: directory to keep the new runs in, so that they can be resumed.", unset="nowhere"
     )
@@ -283,6 +284,7 @@ def _verified(run: Run, options: VerifyOptions, surrogate: Path | None) -> Repor
         return retrain_run(
             run,
             surrogate=surrogate,
+            weights=options.weights,
             device=options.device,
             threads=options.threads,
             keep=options.keep,

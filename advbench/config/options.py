@@ -6,6 +6,7 @@ import hashlib
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
+from os import PathLike, fspath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
@@ -15,13 +16,13 @@ from advbench.models.arguments import plain_arguments
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import parse_number
 from attacks_pool.sequences import parse_attacks
-from defenses.training.plan import MOST_EPOCHS, TrainPlan
+from defenses.training.plan import MOST_EPOCHS, PretrainPlan, TrainPlan
 from leaderboards.statistics.naming import attack_name, model_name
 
 MOST_THREADS = 1024
 """The most threads; torch crashes with millions."""
 
-LATER_KEYS = ("plugins", "model_args", "image_size", "channels", "classes", "train_points")
+LATER_KEYS = ("plugins", "weights", "model_args", "image_size", "channels", "classes", "train_points")
 """Keys that configurations had no place for in the beginning."""
 MERGED = ("set", "train_set", "model_args")
 """Options that are merged, while others are replaced."""
@@ -70,6 +71,24 @@ class DataOptions(BaseModel):
         return DataChoices(self.image_size, self.channels, classes, self.train_points, memory)
 
 
+class Weights(BaseModel):
+    """The weights that a run starts from, as its record describes them.
+
+    Attributes:
+        name: the name of their file.
+        sha256: its SHA-256.
+        state_sha256: the digest of the classifier's state with these weights.
+        file: where the file is on this machine, which records do not say.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
+    state_sha256: str
+    file: str | None = Field(default=None, exclude=True)
+
+
 class Options(DataOptions):
     """The options of a run, from a command line, a file or a call. Everything has a default.
 
@@ -85,6 +104,7 @@ class Options(DataOptions):
     data_dir: str | None = None
     model: str | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | Weights | None = None
     epochs: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
     unseen: str | list[str] = "auto"
     eval: str | list[str] = "none"
@@ -101,6 +121,12 @@ class Options(DataOptions):
     training: list[str] | None = None
     target_aware: bool | None = None
     plugins: list[str] = Field(default_factory=list)
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _path(cls, given: object) -> object:
+        """Convert a path to text."""
+        return fspath(given) if isinstance(given, PathLike) else given
 
     @field_validator("epochs", "points", "seed", "threads", mode="before")
     @classmethod
@@ -149,7 +175,7 @@ class RunConfig(DataOptions):
     data_dir: str | None
     model: str
     plan: TrainPlan
-    pretrain: TrainPlan
+    pretrain: PretrainPlan
     points: dict[str, int]
     seed: int
     device: str
@@ -159,6 +185,8 @@ class RunConfig(DataOptions):
     """Defenses and attacks that were named as ``package.module:name``; using them imports that code."""
     model_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the model's factory."""
+    weights: Weights | None = None
+    """The weights that pretraining starts from, if not fresh ones."""
 
     @model_serializer(mode="wrap")
     def _written(self, write: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
@@ -259,12 +287,16 @@ def _lists(merged: Mapping[str, Any], *keys: str) -> list[str]:
 
 
 def _rescale_warmup(merged: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Keep a recorded warm-up's share of the stage if the number of epochs changes."""
+    """Keep the recorded warm-ups' shares of the stage if the number of epochs changes."""
     plan = merged.get("plan") or {}
-    before, warmup = plan.get("epochs"), plan.get("eps_warmup")
+    before = plan.get("epochs")
     epochs = given.get("set", {}).get("epochs", given.get("epochs"))
-    if epochs is not None and isinstance(before, int) and isinstance(warmup, float) and before > 0:
-        merged["plan"] = {**plan, "eps_warmup": warmup * parse_number("epochs", epochs) / before}
+    if epochs is None or not isinstance(before, int) or before < 1:
+        return
+    for key in ("eps_warmup", "warmup"):
+        if isinstance(warmup := plan.get(key), float):
+            plan = {**plan, key: warmup * parse_number("epochs", epochs) / before}
+            merged["plan"] = plan
 
 
 def as_text(attacks: str | Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +18,7 @@ from attacks_pool.metadata import Value, parse_number, whole_number
 from attacks_pool.sequences import parse_attacks
 from defenses import TrainPlan, registry
 from defenses.metadata import parameters_of, parse_parameters
+from defenses.training.plan import PretrainPlan
 
 SMALL = {"lr": 0.1, "schedule": "one-cycle", "max_grad_norm": 1.0}
 """For small networks: warm-up and gradient clipping soften a new attack or a strong distillation."""
@@ -37,6 +38,7 @@ PRETRAIN_EPOCHS: Mapping[str, int] = {"digits": 20, "mnist": 2, "cifar10": 30, "
 """The epochs of clean pretraining, before row 0."""
 
 
+Plan = TypeVar("Plan", bound=TrainPlan)
 Parsed = list[tuple[str, dict[str, Value]]]
 """The names of attacks, each with its knobs."""
 DEFAULT_UNSEEN = ("apgd", "pgd-l2", "square")
@@ -210,24 +212,30 @@ def _plan(options: Options, data: DataSet, settings: Mapping[str, Any]) -> Train
     return _checked_plan(chosen)
 
 
-def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mapping[str, Any]) -> TrainPlan:
-    """The plan of pretraining: the stage's plan, with its own epochs and without settings for attacks."""
-    inherited = {
-        **plan.model_dump(),
-        "epochs": PRETRAIN_EPOCHS[data.budget],
-        "eps_warmup": 0.0,
-        "select": "last",
-    }
-    return _checked_plan({**inherited, **options.pretrain, **settings}, "pretrain.")
+def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mapping[str, Any]) -> PretrainPlan:
+    """The plan of pretraining: the stage's plan, with its own epochs and without settings for attacks.
+
+    The warm-up of the learning rate keeps its share of the epochs.
+    """
+    given = {**options.pretrain, **settings}
+    epochs = given.get("epochs", PRETRAIN_EPOCHS[data.budget])
+    inherited = {**plan.model_dump(), "epochs": epochs, "eps_warmup": 0.0, "select": "last"}
+    if "warmup" in inherited:
+        inherited["warmup"] = plan.warmup / plan.epochs * parse_number("pretrain.epochs", epochs)
+    if given.get("average", plan.average) != plan.average:
+        inherited = {key: value for key, value in inherited.items() if not key.startswith("average_")}
+    if given.get("schedule") == "one-cycle":
+        inherited.pop("warmup", None)
+    return _checked_plan({**inherited, **given}, "pretrain.", PretrainPlan)
 
 
-def _checked_plan(values: Mapping[str, Any], prefix: str = "") -> TrainPlan:
+def _checked_plan(values: Mapping[str, Any], prefix: str = "", kind: type[Plan] = TrainPlan) -> Plan:
     """The plan with ``values``; errors name a key as the user writes it, with its ``prefix``."""
     for key in values:
         if key not in TrainPlan.model_fields:
             raise unknown("plan key", prefix + key, [prefix + name for name in TrainPlan.model_fields])
     try:
-        return TrainPlan.model_validate(dict(values))
+        return kind.model_validate(dict(values))
     except ValidationError as error:
         raise InputError(prefix + explain(error)) from None
 
@@ -235,8 +243,8 @@ def _checked_plan(values: Mapping[str, Any], prefix: str = "") -> TrainPlan:
 def _model(text: str) -> str:
     if text.startswith("robustbench:") or Path(text).suffix in (".pt", ".ts", ".pt2", ".safetensors"):
         raise InputError(
-            f"model {text!r} has weights already, and a run trains its own: name {FORMS}; "
-            "advbench eval measures trained models"
+            f"model {text!r} has weights already, and a run builds its model: name {FORMS}, and give weights "
+            "to start from with --weights FILE; advbench eval measures trained models"
         )
     if ":" not in text and text not in MODELS:
         raise unknown("model", text, MODELS, see=f"allowed: {FORMS}")

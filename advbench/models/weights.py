@@ -1,5 +1,6 @@
 """Reads weights from files: safetensors, or a state dict without running code in a pickle."""
 
+import difflib
 import hashlib
 import itertools
 import warnings
@@ -16,8 +17,13 @@ from advbench.models.archives import check_state
 from attacks_pool.errors import InputError
 from leaderboards.records.limits import weights_fault
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "last")
-"""Keys under which training programs keep the state dict of a checkpoint."""
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "weights", "last"),
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict"),
+)
+"""Keys under which training programs keep the state dict of a checkpoint; averaged weights come last."""
+COUNTERS = ("n_averaged",)
+"""Tensors that averaging adds to a state dict, and that no model needs."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """The prefixes that data-parallel training, compiled training and wrappers add to every key."""
 
@@ -66,10 +72,12 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(len(WRAPPERS)):
         if not isinstance(content, Mapping):
             break
+        # A checkpoint may keep tensors such as its epoch beside the state dict.
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
+        if inner is None and tensors:
             return tensors
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        content = inner
     raise InputError(f"weights {path} contain no named tensors, as model.state_dict() has")
 
 
@@ -90,7 +98,7 @@ def load_state(
     own = model.state_dict()
     candidate = min(_renamed(state), key=lambda renamed: len(set(renamed) ^ set(own)))
     missing = sorted(set(own) - set(candidate) - set(spare))
-    extra = sorted(set(candidate) - set(own) - set(spare))
+    extra = sorted(set(candidate) - set(own) - {*spare, *COUNTERS})
     sizes = [
         f"{key} {tuple(candidate[key].shape)} for {tuple(own[key].shape)}"
         for key in own
@@ -102,7 +110,9 @@ def load_state(
         if found
     ]
     if faults:
-        raise InputError(f"weights {path} do not fit the model: {'; '.join(faults)}")
+        pairs = ((key, name) for key in missing for name in difflib.get_close_matches(key, extra, n=1))
+        nearest = next((f"; nearest to {key} is {name}" for key, name in pairs), "")
+        raise InputError(f"weights {path} do not fit the model: {'; '.join(faults)}{nearest}")
     model.load_state_dict({key: value for key, value in candidate.items() if key in own}, strict=False)
 
 

@@ -163,7 +163,8 @@ def _training(attacks: list[Attack], plan: TrainPlan, sizes: Sizes, *, split: bo
     costs = [cost_of(attack, sizes.classes) for attack in attacks]
     share = len(costs) if split and costs else 1
     forwards, backwards = (sum(cost[way] for cost in costs) / share for way in (0, 1))
-    images = plan.epochs * sizes.train
+    # Averaged weights take a further epoch, in which batch-norm statistics are measured.
+    images = (plan.epochs + (plan.average != "none" and plan.epochs > 0)) * sizes.train
     total = Passes(round(images * (forwards + 1)), round(images * (backwards + 1)))
     if plan.select == "val-robust":
         images = plan.epochs * sizes.validation

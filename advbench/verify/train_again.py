@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from advbench.benchmark.run import run as run_benchmark
+from advbench.benchmark.start import with_start
 from advbench.config.options import RunConfig
 from advbench.runs.saved import Run
 from advbench.runtime.device import undisturbed
@@ -57,6 +58,7 @@ def retrain_run(
     run: Run,
     *,
     surrogate: Path | None = None,
+    weights: Path | None = None,
     device: str | None = None,
     threads: int | None = None,
     keep: Path | None = None,
@@ -65,16 +67,17 @@ def retrain_run(
 ) -> Report:
     """Repeat a run, and compare every cell and every outcome.
 
-    Weights are not needed, but are compared if they, or their checksums, are stored. On the record's machine,
-    with its versions and thread count, everything is equal bit for bit. Elsewhere training amplifies rounding
-    differences, and the report says that the repetition was not exact. If an attack then differs by at least
-    5 points with a paired p below 0.01, the run is repeated four more times, each with different rounding,
-    and up to 19 times if doubt remains. The record is refuted if it lies outside their results: at least 5
-    points from their mean, with p below 0.01 over the number of comparisons.
+    Its trained weights are not needed, but are compared if they, or their checksums, are stored. On the
+    record's machine, with its versions and thread count, everything is equal bit for bit. Elsewhere training
+    amplifies rounding differences, and the report says that the repetition was not exact. If an attack then
+    differs by at least 5 points with a paired p below 0.01, the run is repeated four more times, each with
+    different rounding, and up to 19 times if doubt remains. The record is refuted if it lies outside their
+    results: at least 5 points from their mean, with p below 0.01 over the number of comparisons.
 
     Args:
         run: a finished run.
         surrogate: the run that the audit's transferred points were crafted on, if it was a run.
+        weights: the file that the run started from, if it did and has no copy.
         device, threads: those of the record by default.
         keep: the directory for keeping the repeated run, with its weights. An unfinished run there is
             resumed, and a finished one is used. By default, a temporary directory is used.
@@ -104,7 +107,7 @@ def retrain_run(
             if report.confirmed:
                 check_labels(subject, report)
             if report.confirmed:
-                options = _options(run, device, threads, surrogate)
+                options = _options(run, device, threads, surrogate, weights)
                 check_allocations(subject)
                 _repeat(subject, report, place, options, listeners)
             else:
@@ -151,10 +154,14 @@ def _place(keep: Path | None) -> Iterator[str | Path]:
         raise TrainingDivergedError(f"{error.__cause__}; {kept}") from error
 
 
-def _options(run: Run, device: str | None, threads: int | None, surrogate: Path | None) -> dict[str, Any]:
+def _options(
+    run: Run, device: str | None, threads: int | None, surrogate: Path | None, weights: Path | None
+) -> dict[str, Any]:
     """The options of :func:`advbench.run`: the recorded configuration, device and threads."""
     config: RunConfig = run.config
     kind = str(run.record.environment["device"]).partition(" ")[0]
+    if weights is not None and config.weights is None:
+        raise InputError(f"run {run.record.id} started from fresh weights: it needs no --weights")
     crafted_on = run.record.audit.surrogate or ""
     if crafted_on.startswith("run ") and surrogate is None:
         raise InputError(
@@ -162,7 +169,7 @@ def _options(run: Run, device: str | None, threads: int | None, surrogate: Path 
         )
     check_surrogate(run.record, None if surrogate is None else read_record(surrogate))
     return {
-        **config.model_dump(mode="json"),
+        **with_start(config.model_dump(mode="json"), run.path, weights),
         "data_dir": run.data_dir or config.data_dir,
         "dataset": run.dataset,
         "device": device or kind,

@@ -70,8 +70,9 @@ def _needs(origin: Mapping[str, Any]) -> Iterator[str]:
         yield f"It imports the code of {origin['model']}: read that first."
     if origin["model"].endswith(_FILES) and origin.get("weights"):
         yield f"It loads the program {origin['model']}, which can run any code: add --trust if you trust it."
-    if origin.get("weights"):
-        yield f"It needs the file {origin['weights']}, whose checksum is in the record."
+    if weights := origin.get("weights"):
+        name = weights["name"] if isinstance(weights, Mapping) else weights
+        yield f"It needs the file {name}, whose checksum is in the record."
 
 
 def _filled(options: Sequence[str]) -> list[str]:
@@ -92,6 +93,8 @@ def _training(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "--data-dir", _text(config["data_dir"])
     yield "--model", _text(config["model"])
     yield from _model_args(config)
+    if config.get("weights") is not None:
+        yield "--weights", _text(config["weights"]["name"])
     yield "--sequence", _attacks(config["sequence"])
     yield "--unseen", _attacks(config["unseen"])
     yield "--eval", _attacks(config["eval"])

@@ -139,6 +139,9 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
     keys = ("defense", "params", "regime", "model", "sequence", "training", "plan", "pretrain")
     shared |= {key: config[key] for key in keys}
     shared |= {"params": stated(config["params"]), "model": model_name(config)}
+    if isinstance(weights := config.get("weights"), dict) and isinstance(config["pretrain"], dict):
+        # Runs that start from other weights are not seeds of one row.
+        shared["pretrain"] = {**config["pretrain"], "weights": weights.get("sha256")}
     cells = record.last_cells()
     measured = [cells.get(entry.text) for entry in record.attacks]
     return Result(
