@@ -209,7 +209,7 @@ def _plan(options: Options, data: DataSet, settings: Mapping[str, Any]) -> Train
     if "eps_warmup" not in chosen:
         epochs = parse_number("epochs", chosen.get("epochs", TrainPlan().epochs))
         chosen["eps_warmup"] = epochs * WARMUPS[data.budget]
-    return _checked_plan(chosen)
+    return _checked_plan(chosen, TrainPlan)
 
 
 def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mapping[str, Any]) -> PretrainPlan:
@@ -226,10 +226,10 @@ def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mappin
         inherited = {key: value for key, value in inherited.items() if not key.startswith("average_")}
     if given.get("schedule") == "one-cycle":
         inherited.pop("warmup", None)
-    return _checked_plan({**inherited, **given}, "pretrain.", PretrainPlan)
+    return _checked_plan({**inherited, **given}, PretrainPlan, "pretrain.")
 
 
-def _checked_plan(values: Mapping[str, Any], prefix: str = "", kind: type[Plan] = TrainPlan) -> Plan:
+def _checked_plan(values: Mapping[str, Any], kind: type[Plan], prefix: str = "") -> Plan:
     """The plan with ``values``; errors name a key as the user writes it, with its ``prefix``."""
     for key in values:
         if key not in TrainPlan.model_fields:

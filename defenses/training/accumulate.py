@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks_pool.errors import InputError
+
 
 class Accumulator(torch.optim.Optimizer):
     """Stands in for an optimizer while a defense's ``step`` is called once for each batch of a group.
 
     It shares parameter groups and state with the optimizer. Each call of ``step`` adds the gradients,
     weighted by the batch's share of the group's images; the last call clips their sum and steps the
-    optimizer with it.
+    optimizer with it. A batch for which a defense takes no step adds nothing.
 
     Args:
         optimizer: the optimizer.
@@ -29,11 +31,20 @@ class Accumulator(torch.optim.Optimizer):
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
         self.shares = [size / sum(sizes) for size in sizes]
         self.sums: dict[nn.Parameter, Tensor] = {}
-        self.done = 0
+        self.place, self.stepped = 0, False
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the optimizer's."""
         return getattr(self.__dict__["optimizer"], name)
+
+    def begin(self, place: int) -> None:
+        """Begin with the group's batch ``place``, from 0."""
+        self.place, self.stepped = place, False
+
+    def finish(self) -> None:
+        """Step the optimizer if the last batch did not."""
+        if self.sums:
+            self._apply()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the batch; the sum is kept."""
@@ -44,25 +55,39 @@ class Accumulator(torch.optim.Optimizer):
         self.optimizer.add_param_group(param_group)
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Add the gradients of a batch; after the last one, step the optimizer."""
-        share = self.shares[self.done]
-        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
-        for parameter in parameters:
+        """Add the gradients of a batch; after the last one, step the optimizer.
+
+        Raises:
+            InputError: the defense takes several steps for a batch.
+        """
+        if self.stepped or closure is not None:
+            raise InputError(
+                "grad_accumulation joins the one optimizer step of each batch, and this defense takes several"
+            )
+        self.stepped = True
+        share = self.shares[self.place]
+        for parameter in self._parameters():
             if parameter.grad is not None:
                 part = share * parameter.grad.detach()
                 self.sums[parameter] = self.sums[parameter] + part if parameter in self.sums else part
-        self.done += 1
-        if self.done < len(self.shares):
-            return
+        if self.place + 1 == len(self.shares):
+            self._apply()
+
+    def _apply(self) -> None:
+        parameters = self._parameters()
         for parameter in parameters:
             parameter.grad = self.sums.get(parameter)
+        self.sums = {}
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        self.optimizer.step(closure)
+        self.optimizer.step()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def next_step(optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
     """The weight of the next batch's gradient in a step, and whether the step is taken after it."""
     if not isinstance(optimizer, Accumulator):
         return 1.0, True
-    return optimizer.shares[optimizer.done], optimizer.done + 1 == len(optimizer.shares)
+    return optimizer.shares[optimizer.place], optimizer.place + 1 == len(optimizer.shares)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks_pool.calling.batches import check_batch
 from attacks_pool.calling.guard import Passes, count_passes
@@ -17,6 +17,7 @@ from attacks_pool.errors import InputError
 from defenses.training.accumulate import Accumulator
 from defenses.training.augment import augment
 from defenses.training.average import Average, has_statistics, measured_anew
+from defenses.training.optimizer_state import load_optimizer, optimizer_state
 from defenses.training.packing import detached, map_tensors
 from defenses.training.plan import TrainPlan
 from defenses.training.selection import Best
@@ -76,7 +77,7 @@ class Training:
         if (self.optimizer is None) != (snapshot.optimizer is None):
             raise InputError("this snapshot was taken with another optimizer")
         if self.optimizer is not None and snapshot.optimizer is not None:
-            _load_optimizer(self.optimizer, self.defense, snapshot.optimizer)
+            load_optimizer(self.optimizer, self.defense, snapshot.optimizer)
         if self.best is not None and snapshot.best is not None:
             self.best.accuracy = snapshot.best["accuracy"]
             self.best.state = map_tensors(snapshot.best["weights"], detached)
@@ -112,7 +113,7 @@ class Training:
             stage=self.stage.index,
             epoch=self.epoch,
             batch=self.batch,
-            optimizer=None if optimizer is None else _optimizer_state(optimizer, self.defense),
+            optimizer=None if optimizer is None else optimizer_state(optimizer, self.defense),
             history=[dict(losses) for losses in self.history],
             sums=dict(self.sums),
             passes=(self.passes.forwards, self.passes.backwards),
@@ -169,19 +170,21 @@ class Training:
         """Take one optimizer step with batches ``number``, ``number`` + 1, …"""
         plan = self.stage.plan
         now = self._moment(number, batches)
-        optimizer = self.optimizer
-        sizes = [len(labels) for _, labels in group]
-        if len(group) > 1:
+        several: Accumulator | None = None
+        if len(group) > 1 and self.optimizer is not None:
             # The accumulator clips the mean gradient, so the defense must not clip those of single batches.
             now = replace(now, plan=plan.model_copy(update={"max_grad_norm": None}))
-            if optimizer is not None:
-                optimizer = Accumulator(optimizer, sizes, plan.max_grad_norm)
+            several = Accumulator(self.optimizer, [len(labels) for _, labels in group], plan.max_grad_norm)
         losses: dict[str, float] = {}
         for place, (images, labels) in enumerate(group):
-            found = self._batch(number + place, now, images, labels, optimizer)
+            if several is not None:
+                several.begin(place)
+            found = self._batch(number + place, now, images, labels, several or self.optimizer)
             for name, value in found.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 losses[name] = losses.get(name, 0.0) + value / len(group)
+        if several is not None:
+            several.finish()
         if self.average is not None:
             self.average.step()
         self.batch = number + len(group)
@@ -287,30 +290,3 @@ def check_data(data: Batches, plan: TrainPlan, validation: Batches | None) -> No
 def _set_rate(optimizer: torch.optim.Optimizer | None, rate: float) -> None:
     for group in optimizer.param_groups if optimizer is not None else ():
         group["lr"] = rate
-
-
-def _names(optimizer: torch.optim.Optimizer, defense: nn.Module) -> list[str]:
-    """Parameter names in the optimizer's order; parameters that the defense does not name get a number."""
-    known = {id(parameter): name for name, parameter in defense.named_parameters()}
-    every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [known.get(id(parameter), f"#{place}") for place, parameter in enumerate(every)]
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, defense: nn.Module) -> dict[str, Any]:
-    state: dict[str, Any] = map_tensors(optimizer.state_dict(), detached)
-    return {**state, "names": _names(optimizer, defense)}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, defense: nn.Module, saved: dict[str, Any]) -> None:
-    """Load momentum and similar state by parameter name, since a rebuilt defense may have another order."""
-    now, before = _names(optimizer, defense), saved["names"]
-    groups = [len(group["params"]) for group in optimizer.param_groups]
-    if sorted(now) != sorted(before) or groups != [len(group["params"]) for group in saved["param_groups"]]:
-        raise InputError("this snapshot's optimizer has other parameters than the defense")
-    places = {before.index(name): place for place, name in enumerate(now)}
-    state = {places[place]: values for place, values in saved["state"].items()}
-    numbers = iter(range(len(now)))
-    saved_groups = [
-        {**group, "params": [next(numbers) for _ in group["params"]]} for group in saved["param_groups"]
-    ]
-    optimizer.load_state_dict({"state": map_tensors(state, detached), "param_groups": saved_groups})
