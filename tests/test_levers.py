@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool import InputError, pool
-from defenses import Defense, Progress, Snapshot, TrainPlan, registry
+from defenses import Defense, DefenseInfo, Progress, Snapshot, Stage, TrainPlan, registry
 from defenses.training.packing import pack, unpack
 from defenses.training.snapshot import to_tree
 
@@ -220,6 +220,42 @@ def test_accumulation_stops_between_steps(network: Callable[..., nn.Sequential])
     again = build()
     again.fit(data, attacks, plan=plan, resume=kept[-1])
     assert same(whole, again)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_accumulation_with_a_step_of_ones_own(network: Callable[..., nn.Sequential], calls: int) -> None:
+    """A group's gradients are used even if its last batch takes no step; several steps are refused."""
+    moves: list[int] = []
+
+    class Own(Defense):
+        """Takes ``calls`` steps for each batch but the first of a group."""
+
+        info = DefenseInfo(name="own", paper=None, regimes=("continual",))
+
+        def step(self, x: Tensor, y: Tensor, _: Stage, optimizer: Any) -> dict[str, float]:
+            loss = F.cross_entropy(self(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            for _ in range(calls if len(moves) % 2 else 1):
+                optimizer.step()
+            moves.append(1)
+            return {"loss": float(loss.detach())}
+
+    model = exact(network())
+    before = weights(model)
+    plan = TrainPlan(epochs=1, lr=0.1, momentum=0, weight_decay=0, schedule="constant", grad_accumulation=2)
+    data = images([8, 8])
+    if calls == 2:
+        with pytest.raises(InputError, match="this defense takes several"):
+            Own(model).fit(data, [], plan=plan)
+        return
+    (F.cross_entropy(model(data[0][0]), data[0][1]) / 2).backward()
+    if calls:
+        (F.cross_entropy(model(data[1][0]), data[1][1]) / 2).backward()
+    expected = {name: before[name] - 0.1 * value.grad for name, value in model.named_parameters()}
+    Own(model).fit(data, [], plan=plan)
+    for name, value in weights(model).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12)
 
 
 def test_smoothed_labels_against_torch(network: Callable[..., nn.Sequential]) -> None:
