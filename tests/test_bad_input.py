@@ -177,7 +177,10 @@ WRONG_RUNS: dict[str, tuple[str, str]] = {
     "pretraining without end": ("--set pretrain.epochs=99999999999999999999", "less than or equal to 100000"),
     "epochs without end": ("--epochs 10000000", "epochs: Input should be less than or equal to 1000000"),
     "batches without end": ("--set batch_size=10000000000", "less than or equal to 1000000"),
-    "pretraining": ("--set pretrain.epochs=-1", "pretrain.epochs: Input should be greater than or equal to 0"),
+    "pretraining": (
+        "--set pretrain.epochs=-1",
+        "pretrain.epochs: Input should be greater than or equal to 0",
+    ),
     "rate of pretraining": ("--set pretrain.lr=fast", "pretrain.lr: Input should be a valid number"),
     "warm-up of pretraining": ("--set pretrain.eps_warmup=99", "pretrain.eps_warmup=99 is longer than"),
     "augmentation of pretraining": ("--set pretrain.augmentation=zoom", "pretrain.augmentation.0: Input"),
