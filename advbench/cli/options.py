@@ -110,7 +110,7 @@ RUNS_DIR = option("Directory of runs.", default=Path("runs"))
 RUNS_DIRS = option("Directory of runs; repeatable, to combine several.", "--runs-dir", unset="runs")
 SELECT = option("Which epoch to keep: last or val-robust.", unset="last")
 SETTINGS = option(
-    "Set a parameter of the defense or the training plan (lr, warmup, average, …): key=value; repeatable.",
+    "Set a parameter of the defense or the training plan, such as average=ema: key=value; repeatable.",
     "--set",
     unset="the defense's and the data set's defaults",
 )
