@@ -69,8 +69,8 @@ def run(
         progress: show on stderr how far the run is; None, the default, shows it in notebooks alone.
         options: the other options of the command line, with underscores: ``dataset``, ``model``,
             ``weights``, ``epochs``, ``points``, ``seed``, ``set={"lr": 0.1}``,
-            ``train_set={"pgd.steps": 7}``, ``model_args={"width": 2}``, … The data set may also be an object: a
-            pair (train, test) of torch data sets or of (images, labels).
+            ``train_set={"pgd.steps": 7}``, ``model_args={"width": 2}``, … The data set may also be an object:
+            a pair (train, test) of torch data sets or of (images, labels).
 
     Returns:
         The finished run, as :func:`advbench.load_run` reads it.
