@@ -215,6 +215,16 @@ def test_grouped_convolutions_by_hand(groups: int, mode: str) -> None:
         torch.testing.assert_close(out[n : n + 1], alone(x[n : n + 1]))
 
 
+def test_attention_counts_as_multiply_adds() -> None:
+    """By hand: patches, two layers of projections, products of five tokens, and MLP, and the head."""
+    projections, products, mlp = 4 * 5 * 16 * 16, 2 * 5 * 5 * 16, 2 * 5 * 16 * 32
+    expected = 4 * 48 * 16 + 2 * (projections + products + mlp) + 16 * 5
+    model, x = vit().eval(), torch.zeros(1, 3, 8, 8)
+    before = torch.backends.mha.get_fastpath_enabled()
+    assert multiply_adds(model, x) == expected
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
 class TestWhatIsAdapted:
     """``adapt``."""
 

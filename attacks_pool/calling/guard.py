@@ -118,3 +118,17 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Inside, ``nn.MultiheadAttention`` is made of operations whose multiply-adds can be counted.
+
+    In eval mode without gradients it otherwise calls one kernel, which counts as nothing.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

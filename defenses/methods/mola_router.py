@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attacks_pool.attack import Attack
+from attacks_pool.calling.guard import unfused_attention
 from attacks_pool.calling.randomness import key_seed
 from attacks_pool.errors import InputError
 from attacks_pool.fast.thin import searching
@@ -173,7 +174,7 @@ class MoLARouter(AdaptedDefense):
         with torch.no_grad():
             counts = []
             for network in (self, self.merged(None)):
-                with FlopCounterMode(display=False) as counter:
+                with unfused_attention(), FlopCounterMode(display=False) as counter:
                     network(x[:1])
                 counts.append(counter.get_total_flops())
         routed, plain = counts

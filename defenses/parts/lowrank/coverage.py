@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attacks_pool.calling.guard import evaluation_mode
+from attacks_pool.calling.guard import evaluation_mode, unfused_attention
 from attacks_pool.calling.randomness import isolated_randomness
 from defenses.parts.lowrank.layer import AdaptedLayer, check_batch
 from defenses.parts.lowrank.routing import Route, Routing
@@ -71,7 +69,7 @@ def coverage_of(model: nn.Module, routing: Routing, x: Tensor) -> Coverage:
             isolated_randomness(0, x.device),
             evaluation_mode(model),
             routing.along(Route()),
-            _unfused_attention(),
+            unfused_attention(),
             FlopCounterMode(display=False) as counter,
         ):
             model(x)
@@ -81,17 +79,6 @@ def coverage_of(model: nn.Module, routing: Routing, x: Tensor) -> Coverage:
     total = max(counter.get_total_flops() // 2, sum(counts.values()), 1)
     weights = {id(weight): weight.numel() for layer in counts for weight in layer.weights}
     return Coverage(sum(weights.values()) / max(parameters, 1), sum(counts.values()) / total)
-
-
-@contextlib.contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """Inside, attention is made of operations whose multiply-adds can be counted."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _pair(layer: AdaptedLayer) -> list[nn.Parameter]:
