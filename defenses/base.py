@@ -44,7 +44,16 @@ class Defense(Trainable):
     follows: ClassVar[bool] = True
     """Whether training may attack a fast copy of ``model``; the copy follows only weights and buffers."""
     smooths_labels: ClassVar[bool] = False
-    """Whether the loss uses :meth:`label_loss`, so that a plan's ``label_smoothing`` has an effect."""
+    """Whether the loss uses :meth:`label_loss`, so that a plan's ``label_smoothing`` has an effect.
+
+    It is not inherited by a class with a loss or step of its own.
+    """
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Do not take over ``smooths_labels`` if the loss is another one."""
+        super().__init_subclass__(**more)
+        if {"loss", "step"} & vars(cls).keys() and "smooths_labels" not in vars(cls):
+            cls.smooths_labels = False
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool import InputError, pool
-from defenses import Defense, DefenseInfo, Progress, Snapshot, Stage, TrainPlan, registry
+from defenses import AT, Defense, DefenseInfo, Progress, Snapshot, Stage, TrainPlan, registry
 from defenses.training.packing import pack, unpack
 from defenses.training.snapshot import to_tree
 
@@ -296,6 +296,31 @@ def test_each_defense_smooths_or_refuses(
     monkeypatch.setattr(Defense, "label_loss", spied)
     defense.fit(images([12] * 2), attacks_for(defense), plan=plan)
     assert set(used) == {0.3}
+
+
+def test_another_loss_does_not_inherit_the_smoothing(network: Callable[..., nn.Sequential]) -> None:
+    """A class that replaces the loss of one that smooths labels says itself whether it does."""
+
+    class Renamed(AT):
+        """The same loss."""
+
+    class Other(AT):
+        """Another loss."""
+
+        def loss(self, x: Tensor, y: Tensor, _: Stage) -> Tensor:
+            return F.cross_entropy(self(x), y)
+
+    class Again(Other):
+        """A loss that uses the plan's smoothing."""
+
+        smooths_labels = True
+
+        def loss(self, x: Tensor, y: Tensor, _: Stage) -> Tensor:
+            return self.label_loss(self(x), y)
+
+    assert [kind.smooths_labels for kind in (Renamed, Other, Again)] == [True, False, True]
+    with pytest.raises(InputError, match="has no effect"):
+        Other(network()).fit(images([8]), [], plan=TrainPlan(epochs=1, label_smoothing=0.1))
 
 
 def test_warm_up_of_the_rate_by_hand() -> None:
