@@ -20,9 +20,10 @@ from advbench.runtime.events import Event, JsonLog, Listener, TensorBoardLog, ch
 from advbench.runtime.failures import failing, resume_command
 from advbench.runtime.progress import watched
 from advbench.runtime.timeouts import check_timeout
+from advbench.runtime.trackers import TRACKERS, Tracker, check_tracker
 from attacks_pool import InputError
 from attacks_pool.metadata import whole_number
-from leaderboards import Manifest, find_complete
+from leaderboards import Manifest, find_complete, read_record
 from leaderboards.records.layout import LOG
 
 __all__ = ["Prepared", "prepare", "run"]
@@ -36,6 +37,8 @@ def run(
     runs_dir: str | Path = "runs",
     listeners: Sequence[Listener] = (),
     tensorboard: bool = False,
+    wandb: bool = False,
+    mlflow: bool = False,
     sample_seed: int | None = None,
     surrogate: str | Path | None = None,
     resume: str | Path | bool | None = None,
@@ -55,6 +58,8 @@ def run(
         runs_dir: where the run's directory is created.
         listeners: called with every :class:`advbench.runtime.events.Event`.
         tensorboard: also write scalars for TensorBoard.
+        wandb: also log to Weights & Biases, offline unless WANDB_MODE says otherwise.
+        mlflow: also log to MLflow, in ``runs_dir/mlflow.db`` unless MLFLOW_TRACKING_URI says otherwise.
         sample_seed: the seed for drawing ``sample:k``; the run's seed by default.
         surrogate: a finished run whose model the audit crafts its transferred points on; by default the
             plain classifier of row 0.
@@ -84,6 +89,9 @@ def run(
     sample_seed = None if sample_seed is None else whole_number("sample_seed", sample_seed)
     if tensorboard:
         check_tensorboard()
+    trackers = [name for name, used in (("wandb", wandb), ("mlflow", mlflow)) if used]
+    for name in trackers:
+        check_tracker(name)
     data: DataSet | None = None
     named = None if resume is None or isinstance(resume, bool) else Path(resume).expanduser()
     if named is not None:
@@ -106,7 +114,8 @@ def run(
                 tell(listeners, found)
                 return load_run(path, trust=True, data_dir=prepared.config.data_dir)
     with watched(listeners, progress) as told:
-        directory = _go(prepared, Path(runs_dir), named, resume is False, told, tensorboard, attack_timeout)
+        boards = ["tensorboard"] * tensorboard + trackers
+        directory = _go(prepared, Path(runs_dir), named, resume is False, told, boards, attack_timeout)
     # The user has just named the model, and so trusts its code.
     finished = load_run(directory, trust=True, data_dir=prepared.config.data_dir)
     # A data set that is an object cannot be loaded again by its name.
@@ -132,7 +141,7 @@ def _go(
     named: Path | None,
     fresh: bool,
     listeners: Sequence[Listener],
-    tensorboard: bool,
+    boards: Sequence[str],
     attack_timeout: float | None,
 ) -> Path:
     """Run it in a directory of its own; return the directory."""
@@ -163,12 +172,23 @@ def _go(
         stack.callback(log.close)
         # The log comes first, so that another listener can stop the run without a gap in the log.
         everyone: list[Listener] = [log]
-        if tensorboard:
+        if "tensorboard" in boards:
             board = TensorBoardLog(directory / "tensorboard")
             stack.callback(board.close)
             everyone.append(board)
-        benchmark = Benchmark(prepared, found, [*everyone, *listeners], attack_timeout)
+
+        def note(text: str) -> None:
+            tell([log, *listeners], Event("note", text=text))
+
+        trackers = [Tracker(name, directory, manifest.config, note) for name in boards if name in TRACKERS]
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        benchmark = Benchmark(prepared, found, [*everyone, *trackers, *listeners], attack_timeout)
         benchmark.go()
+        if trackers:
+            metrics = read_record(directory).metrics
+            for tracker in trackers:
+                tracker.finish(metrics)
     return directory
 
 

@@ -47,8 +47,12 @@ OPTIONAL = {
     "timm": ("models timm:NAME", 'pip install "advbench[timm]"'),
     "ray": ("sweeps and evaluations on a cluster", 'pip install "advbench[ray]"'),
     "tensorboard": ("advbench run --tensorboard", 'pip install "advbench[tensorboard]"'),
+    "wandb": ("advbench run --wandb", 'pip install "advbench[wandb]"'),
+    "mlflow": ("advbench run --mlflow, without torchattacks", 'pip install "advbench[mlflow]"'),
 }
 """Optional packages: what each is for, and the command that installs it."""
+LIGHT = {"mlflow": "mlflow-skinny"}
+"""Packages that provide the same module as an optional one, and enough of it."""
 ZOO, INTRUDER = "robustbench", "torchattacks"
 """Two packages that both install the folder ``robustbench``, with different files."""
 RUNTIME_MODULE = "pkg_resources"
@@ -133,9 +137,10 @@ def _devices(torch: Any) -> str:
 
 def _optional(package: str, installed: dict[str, Distribution], load: Callable[[str], Any]) -> Finding:
     purpose, command = OPTIONAL[package]
-    if package not in installed:
+    found = next((name for name in (package, LIGHT.get(package, "")) if name in installed), None)
+    if found is None:
         return Finding(package, "absent", f"not installed; needed for {purpose}", command)
-    number = installed[package].version
+    number = installed[found].version
     try:
         load(package)
     except (Exception, SystemExit) as error:

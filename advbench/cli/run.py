@@ -85,6 +85,10 @@ class RunOptions(Given):
         "Run whose model crafts the audit's transferred points.", unset="row 0's model"
     )
     tensorboard: bool = flag("Also write TensorBoard logs.", "--tensorboard")
+    wandb: bool = flag("Also log to Weights & Biases; offline unless WANDB_MODE says otherwise.", "--wandb")
+    mlflow: bool = flag(
+        "Also log to MLflow; RUNS_DIR/mlflow.db unless MLFLOW_TRACKING_URI says otherwise.", "--mlflow"
+    )
     resume: Path | None = option("Resume this unfinished run with its own options.", unset="none")
     fresh: bool = flag("Start over, even if the same run is unfinished.", "--fresh")
     attack_timeout: float | None = ATTACK_TIMEOUT
@@ -103,7 +107,7 @@ def run(asked: RunOptions) -> None:
     interrupted run.
     """
     options = run_options(asked)
-    how = {key: getattr(asked, key) for key in ("tensorboard", "attack_timeout", "trust")}
+    how = {key: getattr(asked, key) for key in ("tensorboard", "wandb", "mlflow", "attack_timeout", "trust")}
     how["data_memory"] = memory(asked.data_memory)
     if asked.resume is not None:
         _refuse_with_resume(asked, options)

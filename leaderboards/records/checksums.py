@@ -16,13 +16,14 @@ from leaderboards.records.layout import (
     REFUTED,
     TENSORBOARD,
     VERIFIED,
+    WANDB,
     files_below,
     temporary_of,
 )
 from leaderboards.records.limits import check_plain, read_bounded
 from leaderboards.records.store import write_bytes
 
-NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, VERIFIED, REFUTED})
+NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, WANDB, VERIFIED, REFUTED})
 """Files without a checksum: logs, which grow until the end, and files that are no part of a finished run."""
 CHANGED: Final = "changed since the run was finished (its checksum differs)"
 _LINE: Final = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")

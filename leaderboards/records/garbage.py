@@ -19,6 +19,7 @@ from leaderboards.records.layout import (
     LOG,
     RECORD,
     TENSORBOARD,
+    WANDB,
     files_below,
     natural,
     temporary_for,
@@ -118,7 +119,7 @@ def _abandoned(path: Path) -> bool:
 def _bare(path: Path) -> bool:
     """Whether a directory contains at most a log of this program."""
     names = {one.name for one in path.iterdir() if temporary_of(one.name) is None}
-    if not names or names - {LOG, LOCK, TENSORBOARD}:
+    if not names or names - {LOG, LOCK, TENSORBOARD, WANDB}:
         return False
     return _our_log(path / LOG) if LOG in names else names == {LOCK} and signature(path) is not None
 

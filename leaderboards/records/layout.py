@@ -23,6 +23,8 @@ STAGES: Final = "stages"
 CHECKPOINT: Final = "checkpoint"
 """Training snapshots and finished pieces of an evaluation, which a finished run no longer needs."""
 TENSORBOARD: Final = "tensorboard"
+WANDB: Final = "wandb"
+"""Logs of trackers, which are no part of a finished run."""
 
 _TEMPORARY: Final = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 
