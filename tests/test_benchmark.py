@@ -576,6 +576,15 @@ class TestOptions:
             ["bim:eps=0.2"],
         )
         assert merged["points"] == {"default": 50, "square": 9}
+        # An attack that is replaced takes its number of points with it, unless it is measured elsewhere.
+        assert merge(recorded, {"unseen": "auto"})["points"] == recorded["points"]
+        for unseen in ("none", "apgd:steps=5", ["bim"]):
+            assert merge(recorded, {"unseen": unseen})["points"] == {"default": 50, "fgsm": 20}
+        counted = {**recorded, "points": {"bim": 7, "fgsm": 20, "sqaure": 9}}
+        merged = merge(counted, {"eval": "cosine-pgd"})
+        assert merged["points"] == {"fgsm": 20, "sqaure": 9}, "a typing error remains, and is refused"
+        assert merge(counted, {"eval": "cosine-pgd,bim:steps=3"})["points"] == counted["points"]
+        assert merge(counted, {"eval": "none", "points": "bim=5"})["points"] == "bim=5"
         # Other data, other budgets: of the attacks only the names remain.
         merged = merge(recorded, {"dataset": "mnist"})
         assert set(recorded) - set(merged) == {"training", "model", "plan", "points"}
@@ -601,6 +610,8 @@ class TestOptions:
             by_hand = {**written, "training": ["fgsm", "pgd"]}
             assert merge(by_hand, given)["unseen"] == "square"
             assert "training" not in merge(by_hand, given)
+        counted = {"eval": "autoattack", "points": {"autoattack": 9, "cw": 8}}
+        assert merge(counted, {"eval": "bim"})["points"] == {"cw": 8}
         odd = {"plan": {"epochs": "x", "eps_warmup": "1"}}
         assert merge(odd, {"epochs": 2}) == {**odd, "epochs": 2}
 

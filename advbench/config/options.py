@@ -24,8 +24,13 @@ MOST_THREADS = 1024
 
 LATER_KEYS = ("plugins", "weights", "model_args", "image_size", "channels", "classes", "train_points")
 """Keys that configurations had no place for in the beginning."""
+ATTACK_LISTS = ("sequence", "unseen", "eval")
+"""Options that list the attacks to measure."""
 MERGED = ("set", "train_set", "model_args")
 """Options that are merged, while others are replaced."""
+
+DEFAULT_UNSEEN = ("apgd", "pgd-l2", "square")
+"""Attacks not used in training unless the sequence names them: an adaptive one, another norm, a black box."""
 
 EVALUATION_VERSION = 1
 """The evaluator's version, increased if the meaning of its numbers changes; part of every protocol."""
@@ -240,8 +245,8 @@ def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
     Values that a record resolved for its old choices are dropped if a new choice makes them stale. A new
     defense drops parameters and regime. A new model drops its arguments. A new sequence drops the training
-    texts, and its attacks from unseen and points. A new data set drops everything that followed from its
-    budgets, including attacks' knobs.
+    texts, and its attacks from unseen. A new data set drops everything that followed from its budgets,
+    including attacks' knobs. Points of attacks that are no longer measured are dropped.
     """
     merged = dict(config)
     changed = {key for key in given if given[key] != config.get(key)}
@@ -255,13 +260,17 @@ def merge(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         if "dataset" in changed:
             _drop(merged, *DataOptions.model_fields)
             _drop(merged, "model", "plan", "pretrain", "points")
-            for key in _lists(merged, "sequence", "unseen", "eval"):
+            for key in _lists(merged, *ATTACK_LISTS):
                 merged[key] = [attack_name(text) for text in merged[key]] or "none"
         if "sequence" in changed:
             _make_room(merged, as_text(given["sequence"]))
     _rescale_warmup(merged, given)
     for key, value in given.items():
         merged[key] = {**merged.get(key, {}), **value} if key in MERGED else value
+    points = merged.get("points")
+    if isinstance(points, dict) and "points" not in given and changed & set(ATTACK_LISTS):
+        gone = _measured(config) - _measured(merged)
+        merged["points"] = {key: value for key, value in points.items() if key not in gone}
     return merged
 
 
@@ -271,14 +280,25 @@ def _drop(merged: dict[str, Any], *keys: str) -> None:
 
 
 def _make_room(merged: dict[str, Any], sequence: str) -> None:
-    """Remove a new sequence's attacks from the unseen ones, and the points of attacks that are gone."""
+    """Remove a new sequence's attacks from the other lists."""
     names = {name for name, _ in parse_attacks(sequence)} if sequence.strip() else set()
     for key in _lists(merged, "unseen", "eval"):
         kept = [text for text in merged[key] if attack_name(text) not in names]
         merged[key] = kept or "none"
         names |= {attack_name(text) for text in kept}
-    if isinstance(points := merged.get("points"), dict):
-        merged["points"] = {key: value for key, value in points.items() if key in names | {"default"}}
+
+
+def _measured(options: Mapping[str, Any]) -> set[str]:
+    """The names of all attacks that ``options`` measure."""
+    names: set[str] = set()
+    for key in ATTACK_LISTS:
+        given = attack_texts(key, options.get(key, Options.model_fields[key].default))
+        text = as_text(given or "").strip()
+        if key == "unseen" and text == "auto":
+            names.update(DEFAULT_UNSEEN)
+        elif text not in ("", "none"):
+            names.update(name.removeprefix("curriculum:") for name, _ in parse_attacks(text))
+    return names
 
 
 def _lists(merged: Mapping[str, Any], *keys: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from advbench.config.options import DataOptions, Options, RunConfig, as_text, explain
+from advbench.config.options import DEFAULT_UNSEEN, DataOptions, Options, RunConfig, as_text, explain
 from advbench.data import DataSet
 from advbench.models import FORMS, MODELS
 from attacks_pool import Attack, InputError, pool
@@ -41,8 +41,6 @@ PRETRAIN_EPOCHS: Mapping[str, int] = {"digits": 20, "mnist": 2, "cifar10": 30, "
 Plan = TypeVar("Plan", bound=TrainPlan)
 Parsed = list[tuple[str, dict[str, Value]]]
 """The names of attacks, each with its knobs."""
-DEFAULT_UNSEEN = ("apgd", "pgd-l2", "square")
-"""Attacks not used in training unless the sequence names them: an adaptive one, another norm, a black box."""
 
 
 def resolve(options: Options, data: DataSet, *, sample_seed: int | None = None) -> RunConfig:
