@@ -65,6 +65,9 @@ class Attack:
         """The budget, measured in the attack's norm."""
         return float(self.knobs["eps"])
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def text(self) -> str:
         """Canonical text with all knobs, sorted and in decimal notation: ``pgd:eps=0.2,restarts=1,…``."""

@@ -231,7 +231,7 @@ FAULTS: list[tuple[type[Defense], set[str], str]] = [
     (ForgetsABuffer, {"save and load", "resume"}, "logits after loading differ by up to "),
     (ForgetsALayer, {"save and load", "resume"}, "the saved weights do not fit the model"),
     (KeepsAnObject, {"resume"}, "training_state() cannot be saved: state.training.helper is a"),
-    (ForgetsItsTeacher, {"resume"}, "interrupted after epoch 2, batch 1 of stage 2 and resumed"),
+    (ForgetsItsTeacher, {"resume"}, "training_state() and load_training_state() must keep"),
     faulty("KeepsTests", "test data", "self.shown[0] holds ", forward=remembering),
     faulty("Unseeded", "determinism", "trained twice with seed 5", **losing(unseeded)),
     faulty("Seedless", "determinism", "seeds 5 and 6 give the same weights", __setattr__=the_same),

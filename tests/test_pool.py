@@ -224,7 +224,7 @@ def test_canonical_text_reads_back(name: str, budget: str) -> None:
     attack = pool.get(name, budget=budget)
     (again,) = pool.sequence(attack.text)
     assert again == attack
-    assert again.text == attack.text
+    assert again.text == attack.text == str(attack)
     head, _, knobs = attack.text.partition(":")
     assert head == name
     names = [piece.partition("=")[0] for piece in knobs.split(",")]

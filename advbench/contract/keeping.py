@@ -76,7 +76,11 @@ def resume(trial: Trial) -> str:
         losses = trial.fit(defense, stages[stage], resume=snapshot)
         place = f"after epoch 2, batch 1 of stage {stage + 1}"
         found = differing(defense.state_dict(), reference.weights[stage])
-        require(not found, f"interrupted {place} and resumed: {found}")
+        require(
+            not found,
+            f"interrupted {place} and resumed: {found}; training_state() and load_training_state() must keep "
+            "all that training uses beside the weights",
+        )
         same = losses == reference.losses[stage]
         require(same, f"interrupted {place}: fit returns other losses than uninterrupted")
         for later in range(stage + 1, len(stages)):
