@@ -108,6 +108,19 @@ def test_what_the_script_draws_is_what_the_page_had(visit: Open) -> None:
     assert drawn.title() == "Robustness leaderboard"
 
 
+def test_a_long_caption_wraps(visit: Open) -> None:
+    """A table may be wider than the window; its caption is read without scrolling."""
+    for width in (390, 1400, 1800):
+        page = visit(width=width)
+        ends = page.evaluate("""() => {
+            const table = document.querySelector("table.board"), text = table.querySelector("caption span");
+            table.style.minWidth = "2500px";
+            text.textContent = "Worst case on 100 points. ".repeat(30);
+            return [text, table.parentElement].map((one) => one.getBoundingClientRect().right);
+        }""")
+        assert 0 < ends[0] <= ends[1]
+
+
 def test_sorting(visit: Open) -> None:
     """By any column, both ways; said in aria-sort; suspect and target-aware rows stay where they belong."""
     page = visit()
