@@ -313,7 +313,10 @@ def page(found: Sequence[Row], folder: Path) -> str:
         "percent; of `forgetting` less is better; a rank is 1 + the number of rows that are better by the "
         "paired test (p < 0.05, Holm), so that equal ranks are ties; "
         "`target-aware` rows are told the attack, and ranked apart. Worst cases are over the points that all "
-        "attacks have met, fewer than those of the other columns: AutoAttack is dear. Comparisons give the "
+        "attacks have met, fewer than those of the other columns: AutoAttack is dear. The HTML page of "
+        "`advbench leaderboard --format html` has no column for a single attack unless it ranks by one "
+        "(`--rank-by robust.autoattack`): its pages of the runs have the accuracy under each attack. "
+        "Comparisons give the "
         "95 % interval over seeds and test points, of one seed over points alone; bold ones differ by the "
         "paired test over points and, of several seeds, by that over both, which near 0.05 an interval need "
         "not agree with.",
