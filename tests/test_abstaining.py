@@ -218,6 +218,7 @@ def test_how_often_it_abstains_is_counted(noise: float, trained: nn.Sequential, 
     assert "abstained" not in row.cells[0].model_dump()
 
 
+@pytest.mark.slow
 def test_the_count_is_verified(here: Path) -> None:
     """A record that says another one is refuted; one from before it was counted is not."""
     given: dict[str, Any] = {"attacks": "gaussian-noise:eps=0.4", "points": 40, "surrogate": "none"}
@@ -235,6 +236,7 @@ def test_the_count_is_verified(here: Path) -> None:
         assert all("abstained is" in fault for fault in report.faults)
 
 
+@pytest.mark.slow
 def test_verify_measures_it_as_it_was(here: Path) -> None:
     given: dict[str, Any] = {"attacks": "fgsm,pgd:steps=3", "points": 40, "surrogate": "none", "threads": 1}
     given |= {"weights": "w.safetensors", "abstain": "last"}

@@ -577,6 +577,7 @@ def test_list_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch, cap
 
 
 @needs["ta"]
+@pytest.mark.slow
 def test_a_run_takes_them(tmp_path: Path, small_options: dict[str, Any]) -> None:
     """In the sequence, unseen and to be measured only; the record reads back."""
     from advbench import run

@@ -105,8 +105,8 @@ def test_a_module_that_converts_images_itself_gets_float32(points: tuple[Tensor,
     assert seen == {torch.float32}
 
 
-@pytest.mark.quick(r"dtype2")
 @pytest.mark.parametrize("dtype", OTHER_TYPES)
+@pytest.mark.slow
 def test_models_of_other_types_are_evaluated(dtype: torch.dtype, network: Network, tmp_path: Path) -> None:
     """Also as functions, whose weights nobody sees."""
     model = network().eval()
@@ -159,8 +159,8 @@ def test_defenses_wrap_models_of_other_types(
 # Modes.
 
 
-@pytest.mark.quick(r"inference_mode")
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+@pytest.mark.slow
 def test_an_evaluation_in_any_mode_gives_the_same_numbers(
     mode: Callable[[], Any], network: Network, tmp_path: Path
 ) -> None:

@@ -274,6 +274,7 @@ def test_a_strangers_config_is_one_line(small_run: Run, tmp_path: Path) -> None:
         load_run(directory)
 
 
+@pytest.mark.slow
 def test_a_users_own_model_needs_trust_to_load(
     small_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +413,7 @@ def test_training_knobs_are_used_and_recorded(
     assert saved == 6 * 1293
 
 
+@pytest.mark.slow
 def test_a_sampled_sequence_is_drawn_once_and_recorded(tmp_path: Path, digits: Any) -> None:
     """All seeds of one command meet the same attacks, and the record names them."""
     command = ["run", "--defense", "standard", "--sequence", "sample:2", "--unseen", "none", "--points", "5"]

@@ -252,6 +252,7 @@ class TestRun:
         _, err = call("run", "--resume", "somewhere", "--dry-run", code=2)
         assert err.startswith("error: --dry-run: a resumed run")
 
+    @pytest.mark.slow
     def test_code_by_its_place(self, own: str, call: Call) -> None:
         """What is typed is imported; a record that names it needs trust."""
         asked = ["run", "--defense", f"{own}:Own", "--sequence", f"{own}:shade:eps=0.1", *SHORT]

@@ -100,8 +100,8 @@ def test_trained_on_the_measured_part_of_them(digits: DataSet, tmp_path: Path) -
     assert any("measured test points 0 to 59" in line for line in report.faults), report.faults
 
 
-@pytest.mark.quick(r"0")
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_an_honest_run_is_not_flagged(trained_run: Run, seed: int) -> None:
     """Whatever points the verification draws; the report has all accuracies."""
     report = verify_run(trained_run, Asked(stages="last", attacks="fgsm", seed=seed))

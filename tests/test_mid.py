@@ -481,6 +481,7 @@ class TestRegeneration:
         assert equal(state_of(defense), before)
 
 
+@pytest.mark.slow
 def test_a_run_has_transferred_cells_and_a_picture(small_options: dict[str, Any], tmp_path: Path) -> None:
     """Every attack of the run once more from row 0's model, on as many points; as another audit finds too."""
     options = {**small_options, "points": "60,fgsm=50"}
@@ -518,6 +519,7 @@ def test_a_run_has_transferred_cells_and_a_picture(small_options: dict[str, Any]
     assert shown.row_count == len(own)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_defense_has_neither(at_run: Any) -> None:
     """Its record is what it was."""
     assert "transfer_accuracy" not in at_run.record.metrics

@@ -85,6 +85,7 @@ def test_what_no_record_can_hold(given: Any) -> None:
         evaluate_model("argued:make", model_args=given)
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_repeated_and_trained_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By its record alone; the leaderboard does not mix it with runs of other arguments."""
     words = ["run", "--defense", "standard", "--sequence", "fgsm", "--unseen", "none", "--epochs", "1"]

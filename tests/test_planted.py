@@ -228,7 +228,6 @@ def test_honest_models_raise_no_flag(
         assert min(transferred(result)) >= least(result) - 5
 
 
-@pytest.mark.quick(r"company")
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
@@ -243,6 +242,7 @@ def test_honest_models_raise_no_flag(
     ],
     ids=["quantised", "detector", "probabilities", "company"],
 )
+@pytest.mark.slow
 def test_masks_are_caught(
     digits: DataSet,
     plain: nn.Module,
@@ -396,6 +396,7 @@ def test_a_run_keeps_its_probes_and_can_be_audited_again(small_run: Run) -> None
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.slow
 def test_the_command_exits_by_the_verdict(small_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """JSON is the audit itself; 0 where it is ok, 1 where it is not."""
     code = invoke(["audit", str(small_run.path), "--points", "40", "--format", "json"])

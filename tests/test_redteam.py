@@ -560,7 +560,7 @@ def test_a_cheat_is_suspect(name: str, tmp_path: Path) -> None:
     assert record.audit.verdict in ("suspect", "invalid")
 
 
-@pytest.mark.quick(r"(plain|logits-times-10)-0")
+@pytest.mark.quick(r"plain-0")
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_model_is_not_suspect(name: str, seed: int, tmp_path: Path) -> None:

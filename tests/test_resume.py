@@ -394,8 +394,8 @@ def test_sigkill_at_random_moments() -> None:
     assert int(done.stdout.split(" kills")[0].split()[-1]) >= 2
 
 
-@pytest.mark.quick(r".*143")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_signal_finishes_the_batch_and_says_how_to_go_on(
     whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int
 ) -> None:

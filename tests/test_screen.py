@@ -196,9 +196,9 @@ class TestWatched:
                 listener(Event("note", text="on the way"))
             return tmp_path
 
-        prepared = SimpleNamespace(config=SimpleNamespace(data_dir=None))
+        prepared = SimpleNamespace(config=SimpleNamespace(data_dir=None), data=None)
         monkeypatch.setattr("advbench.benchmark.run._go", go)
-        monkeypatch.setattr("advbench.benchmark.run.load_run", lambda *_args, **_how: None)
+        monkeypatch.setattr("advbench.benchmark.run.load_run", lambda *_args, **_how: SimpleNamespace())
         monkeypatch.setattr("advbench.benchmark.run.prepare", lambda *_args, **_how: prepared)
         advbench.run("at", progress=True, runs_dir=tmp_path)
         assert "on the way" in capsys.readouterr().err

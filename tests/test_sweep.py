@@ -488,6 +488,7 @@ def _lives(process: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_run_that_was_planned_or_none(tmp_path: Path) -> None:
     """Where code or devices differ nothing is run; what is finished already is not run again."""
     options = {**TINY, "defense": "at"}

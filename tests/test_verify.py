@@ -540,6 +540,7 @@ def test_training_on_another_machine(
     assert len(trained) in (3, 5)
 
 
+@pytest.mark.slow
 def test_evaluations(tmp_path: Path, brief_run: Run) -> None:
     """A model of the zoo is built again; its counts are compared, and its weights must be those."""
     given: dict[str, Any] = {"points": 20, "threads": 1, "runs_dir": tmp_path, "surrogate": "none"}
