@@ -166,6 +166,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: nn.Sequential
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_is_said_in_the_record_and_kept_apart(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By the protocol, the row's settings, the export and what is printed."""
     given = ["eval", "--model", "doubting:make", "--weights", "w.safetensors", "--attacks", "fgsm"]

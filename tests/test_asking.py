@@ -173,6 +173,7 @@ def test_an_evaluation_in_any_mode_gives_the_same_numbers(
         assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
 
 
+@pytest.mark.slow
 def test_autocast_and_the_default_type_change_no_number(network: Network, tmp_path: Path) -> None:
     given: dict[str, Any] = {"attacks": "fgsm,square:steps=9", "points": 10, "runs_dir": tmp_path}
     usual, model = evaluate_model(network(norm=True), **given).record, network(norm=True)

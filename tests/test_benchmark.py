@@ -618,6 +618,7 @@ class TestOptions:
         assert merge(odd, {"epochs": 2}) == {**odd, "epochs": 2}
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_what_else_is_measured(
     brief_run: Run, small_options: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_an_honest_one_is_not_blamed_for_having_several_networks(
     assert [flag.code for flag in unaware.flags] == ["black-box-beats-white-box"]
 
 
+@pytest.mark.slow
 def test_a_mask_on_one_network_is_found_there(plain: nn.Module, digits: DataSet) -> None:
     """The other networks are honest, clean images too; the flag names the network."""
     found = judged(aware(plain, Rounded(plain)), digits)

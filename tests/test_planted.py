@@ -207,9 +207,9 @@ class AlwaysTraining(nn.Module):
         return logits
 
 
-@pytest.mark.quick(r"(plain-0|0-plain)")
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", ["plain", "adversarial", "norm", "wide", "tiny"])
+@pytest.mark.slow
 def test_honest_models_raise_no_flag(
     digits: DataSet, other: nn.Module, kind: str, seed: int, tmp_path: Path
 ) -> None:

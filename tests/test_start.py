@@ -129,6 +129,7 @@ def test_a_run_that_starts_from_weights(
     assert result_of(made.record).group != result_of(other).group
 
 
+@pytest.mark.slow
 def test_without_pretraining_it_resumes_from_row_0(file: Path, tmp_path: Path) -> None:
     """The file that it started from may be gone."""
     whole = run(**QUICK, weights=file, runs_dir=tmp_path / "whole")

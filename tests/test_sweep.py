@@ -315,6 +315,7 @@ def test_missing_files_and_packages_are_one_line(
 # --- the plan ---
 
 
+@pytest.mark.slow
 def test_the_plan_counts_and_writes_nothing(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
