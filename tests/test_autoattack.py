@@ -18,7 +18,7 @@ from attacks_pool.calling.randomness import isolated_randomness
 from attacks_pool.search import auto_pgd as apgd
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-EPS = {"linf": 0.2, "l2": 1.0, "l1": 4.0}
+EPS = {"linf": 0.2, "l2": 1.0, "l1": 2.0}
 POINTS = 120
 SHORT = autoattack.Budget(steps=15, queries=150, targets=9, targets_l1=5, restarts=2, eot_steps=2)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attacks_pool.calling.guard import evaluation_mode, unfused_attention
+from attacks_pool.calling.logits import image_type
 from attacks_pool.calling.randomness import isolated_randomness
 from defenses.parts.lowrank.layer import AdaptedLayer, check_batch
 from defenses.parts.lowrank.routing import Route, Routing
@@ -49,7 +50,9 @@ def coverage_of(model: nn.Module, routing: Routing, x: Tensor) -> Coverage:
     """
     own = {id(one) for layer in model.modules() if isinstance(layer, AdaptedLayer) for one in _pair(layer)}
     parameters = sum(one.numel() for one in model.parameters() if id(one) not in own)
-    x = x[torch.arange(SAMPLES, device=x.device) % len(x)]
+    with routing.along(Route()):
+        kind = image_type(model, x)
+    x = x[torch.arange(SAMPLES, device=x.device) % len(x)].to(kind)
     counts: dict[AdaptedLayer, int] = {}
 
     def count(layer: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
