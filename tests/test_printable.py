@@ -8,7 +8,9 @@ import io
 import json
 import re
 import shutil
+import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from record_trees import scored
 from rich.table import Table
 from rich.text import Text
 
+from advbench.cli import echo
 from advbench.cli.main import invoke
 from advbench.runs.saved import Run
 from advbench.runtime.console import SafeConsole
@@ -262,3 +265,13 @@ def test_every_command_writes_through_the_safe_ways() -> None:
             calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
             found += [f"{path}:{one.lineno}" for one in calls if writers.match(f"{ast.unparse(one.func)}(")]
     assert not found
+
+
+def test_what_a_defense_warns_of_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the place in the code, which other warnings keep."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    echo.guard()
+    said = warnings.formatwarning("air: too\nlittle", UserWarning, str(echo.DEFENSES / "air.py"), 7)
+    assert said == "warning: air: too little\n"
+    assert "elsewhere.py:7: UserWarning" in warnings.formatwarning("odd", UserWarning, "elsewhere.py", 7)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from types import TracebackType
 
 import typer
+
+DEFENSES = Path(__file__).parents[2] / "defenses"
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -27,6 +30,9 @@ def guard() -> None:
     def formatted(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(DEFENSES):
+            # What a defense says of a user's choice needs no place in the code.
+            return _safe(f"warning: {' '.join(str(message).split())}") + "\n"
         return _safe(format_warning(message, category, filename, lineno, line))
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
