@@ -320,6 +320,9 @@ class TestEncoding:
     def test_other_classifiers_are_refused(self, layers: list[nn.Module], message: str) -> None:
         """In one line that says what is missing."""
         x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+        if isinstance(layers[1], nn.Linear):
+            # Where all logits are positive, a ReLU behind them changes nothing.
+            nn.init.constant_(layers[1].bias, -9.0)
         with pytest.raises(InputError, match=f"^mid {message}"):
             MID(nn.Sequential(*layers)).fit([(x, y)], attacks(), plan=PLAN)
 
