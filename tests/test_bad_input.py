@@ -381,6 +381,7 @@ def test_a_runs_directory_that_is_read_only(place: Path, tmp_path: Path, capfd: 
         locked.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(place: Path) -> None:
     """Nothing that is printed at import or at exit adds to the line."""
     text, message = "run --sequence pdg", "unknown attack 'pdg': did you mean 'pgd'?"

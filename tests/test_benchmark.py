@@ -335,6 +335,7 @@ def test_a_small_model_gets_one_thread_unless_more_are_asked_for() -> None:
     assert small.identity != asked.identity
 
 
+@pytest.mark.slow
 def test_joint_is_one_stage_of_the_same_total(
     small_run: Run, small_options: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -449,6 +449,7 @@ class TestEvaluations:
     )
     FACTORY += "torch.nn.Flatten(), torch.nn.Linear(64, num_classes))\n"
 
+    @pytest.mark.slow
     def test_finished_attacks_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """For a model that is given as text; a function cannot be known again."""
         monkeypatch.chdir(tmp_path)

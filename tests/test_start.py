@@ -98,6 +98,7 @@ def test_a_resnet_of_torchvision_is_row_0_bit_for_bit(tmp_path: Path) -> None:
     assert int(found["bn1.num_batches_tracked"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_weights(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

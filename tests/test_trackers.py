@@ -220,6 +220,7 @@ def test_the_light_mlflow_is_enough_for_the_doctor(tmp_path: Path) -> None:
     assert (found.status, found.detail.partition(",")[0]) == ("ok", "3.1")
 
 
+@pytest.mark.slow
 def test_nothing_imports_them_unasked() -> None:
     code = "import sys, advbench.benchmark.run; print({'wandb', 'mlflow'} & set(sys.modules))"
     assert python("-c", code).stdout.splitlines()[-1] == "set()"

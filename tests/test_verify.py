@@ -261,6 +261,7 @@ def test_an_identity_that_was_edited(copy: Run) -> None:
     assert fault == "run.json: its identity is not the hash of its configuration and its facts"
 
 
+@pytest.mark.slow
 def test_an_audit_that_was_edited(brief_run: Run, tmp_path: Path) -> None:
     """A verdict that its own flags belie, flags that nothing bears out, probes and a flag that are gone."""
     shutil.copytree(brief_run.path, tmp_path / "run")
