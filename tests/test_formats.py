@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.io import savemat
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from advbench.data import DataChoices, DataSet, TensorLoader, load_dataset
+from advbench.data.registry import every_info
 from attacks_pool.errors import InputError
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -384,6 +386,26 @@ class TestObjects:
         assert "no module 'own_picture'" in refused("own_picture:make")
 
 
+def test_data_sets_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed, and loaded by name; none takes the place of ours."""
+
+    class Point(SimpleNamespace):
+        def load(self) -> Any:
+            return lambda: (torch.rand(9, 1, 6, 6), torch.arange(9) % 3)
+
+    points = [Point(name=name, value="x:y", dist=SimpleNamespace(name="sky")) for name in ("stars", "digits")]
+    monkeypatch.setattr("advbench.data.registry.entry_points", lambda **_: points)
+    assert every_info()["stars"].description == "of the package sky"
+    assert sizes(load_dataset("stars")) == (0, 0, 9)
+    assert len(load_dataset("digits").train) == 1293
+    assert "did you mean 'stars'?" in refused("star")
+
+
+def test_near_misses() -> None:
+    assert refused("foldr:photos") == "unknown data set 'foldr:photos': did you mean folder:photos?"
+    assert "used as it is" in refused(load_dataset("digits"), classes=3)
+
+
 class TestFolder:
     """Class folders of any size and colour."""
 
@@ -417,6 +439,22 @@ class TestFolder:
             for (x, y), (x_, y_) in zip(expected, found, strict=True):
                 assert torch.equal(x, x_)
                 assert torch.equal(y, y_)
+
+    def test_a_large_set_is_known_by_its_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether its images are in memory or not: by names, sizes and some of the images."""
+        monkeypatch.setattr("advbench.data.splits.FINGERPRINT_BYTES", 100)
+        monkeypatch.setattr("advbench.data.splits.FINGERPRINT_IMAGES", 5)
+        text = self.fill(tmp_path)
+
+        def loaded(memory: float) -> DataSet:
+            return load_dataset(text, choices=DataChoices(image_size=16, memory=memory))
+
+        first = loaded(0)
+        assert first.identified_by == "sample"
+        assert loaded(1e9).fingerprint == first.fingerprint
+        file = tmp_path / "train" / "cat" / "1.png"
+        file.rename(file.with_name("1a.png"))
+        assert loaded(0).fingerprint != first.fingerprint
 
     def test_a_damaged_file_in_a_worker_is_one_line(self, tmp_path: Path) -> None:
         data = load_dataset(self.fill(tmp_path), choices=DataChoices(image_size=16, memory=0))

@@ -32,9 +32,9 @@ def attack_lists(incomplete: str) -> list[str]:
 
 def dataset_names(incomplete: str) -> list[str]:
     """Names of data sets."""
-    from advbench.data.registry import DATASETS
+    from advbench.data.registry import every_info
 
-    return _starting(DATASETS, incomplete)
+    return _starting(every_info(), incomplete)
 
 
 def model_names(incomplete: str) -> list[str]:

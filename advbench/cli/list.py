@@ -59,11 +59,11 @@ def datasets(
     format: Format = FORMAT,
 ) -> None:
     """List the data sets, or describe some."""
-    from advbench.data import DATASETS
+    from advbench.data.registry import every_info
 
     columns = ("name", "image_shape", "classes", "train", "validation", "test")
     _show(
-        _known("data set", names, DATASETS),
+        _known("data set", names, every_info()),
         (*columns, "default_model", "description"),
         format,
         described=bool(names),

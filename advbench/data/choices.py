@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from attacks_pool.errors import InputError
@@ -42,6 +43,11 @@ class DataChoices:
             raise InputError(f"classes={self.classes} is too small: a classifier needs two or more")
 
     @property
+    def keep_all(self) -> bool:
+        """Whether the data are used as they are."""
+        return (self.image_size, self.channels, self.classes, self.train_points) == (None,) * 4
+
+    @property
     def limit(self) -> float:
         """Bytes of images that are kept in memory."""
         return SHARE_OF_MEMORY * _memory() if self.memory is None else self.memory
@@ -49,8 +55,6 @@ class DataChoices:
 
 def _memory() -> float:
     """The machine's memory in bytes."""
-    import os
-
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ValueError, OSError, AttributeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -38,12 +39,17 @@ def load_dataset(
     """
     from advbench.data.splits import assemble
 
-    if isinstance(dataset, DataSet):
-        return dataset
     chosen = choices or DataChoices()
     place = Path(data_dir).expanduser() if data_dir is not None else None
     found = _find(dataset, place, chosen) if isinstance(dataset, str) else _from_object(dataset)
-    return found if isinstance(found, DataSet) else assemble(found, chosen)
+    if not isinstance(found, DataSet):
+        return assemble(found, chosen)
+    if not chosen.keep_all:
+        raise InputError(
+            f"data set {found.name!r} is a DataSet, which is used as it is: image_size, channels, "
+            "classes and train_points do not apply to it"
+        )
+    return found
 
 
 def imports_data(text: str) -> bool:
@@ -73,8 +79,11 @@ def _find(text: str, data_dir: Path | None, choices: DataChoices) -> RawData | D
         return _listed(text, data_dir, choices)
     if text in plugged():
         return _made(text, plugged()[text].load, data_dir, choices)
-    if imports_data(text):
+    near = difflib.get_close_matches(f"{name}:", _READERS, n=1, cutoff=0.75)
+    if imports_data(text) and not near:
         return _made(text, lambda: find_named(text, kind="data set"), data_dir, choices)
+    if near:
+        raise InputError(f"unknown data set {text!r}: did you mean {near[0]}{text.partition(':')[2]}?")
     raise unknown("data set", text, {*DATASETS, *plugged()})
 
 
@@ -113,8 +122,6 @@ def _made(
 def _from_object(given: Any, name: str | None = None) -> RawData | DataSet:
     from advbench.data.formats.objects import from_object
 
-    return (
-        given
-        if isinstance(given, DataSet)
-        else from_object(given, name or f"{_OBJECT}{type(given).__name__}")
-    )
+    if isinstance(given, DataSet):
+        return given
+    return from_object(given, name or f"{_OBJECT}{type(given).__name__}")

@@ -80,6 +80,15 @@ _LISTED = (
 DATASETS: dict[str, DataSetInfo] = {info.name: info for info in _LISTED}
 
 
+def every_info() -> dict[str, DataSetInfo]:
+    """The listed data sets, then those of installed packages."""
+    added = {
+        name: _unlisted(name, f"of the package {point.dist.name if point.dist else '?'}")
+        for name, point in plugged().items()
+    }
+    return {**DATASETS, **added}
+
+
 def plugged() -> dict[str, EntryPoint]:
     """Data sets of installed packages (entry points ``advbench.datasets``), by name; none replaces ours."""
     found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value))

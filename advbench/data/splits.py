@@ -129,13 +129,15 @@ def assemble(found: RawData, choices: DataChoices) -> DataSet:
     parts = (left, held, found.test)
     splits = [Split(Pixels(pool.images, part), torch.from_numpy(pool.labels[part])) for part in parts]
     defaults = defaults_for(source.shape)
+    # Images in memory no longer know their files, which the fingerprint of a large pool covers.
+    asked = pool if pool.small else replace(pool, images=source)
     return DataSet(
         name=found.name,
         train=splits[0],
         validation=splits[1],
         test=splits[2],
         classes=pool.classes,
-        fingerprint=fingerprint(pool, parts),
+        fingerprint=fingerprint(asked, parts),
         identified_by="pixels" if pool.small else "sample",
         **vars(defaults),
     )

@@ -36,6 +36,7 @@ def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
+            **({} if data.identified_by == "pixels" else {"identified_by": data.identified_by}),
         },
     }
 
