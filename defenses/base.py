@@ -21,6 +21,7 @@ from attacks_pool.fast.follow import Follower
 from defenses.metadata import DefenseInfo, parameters_of
 from defenses.training.fit import Training, check_data
 from defenses.training.plan import TrainPlan
+from defenses.training.precision import sound_in_bfloat16
 from defenses.training.shown import listener_of
 from defenses.training.snapshot import Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
@@ -212,6 +213,9 @@ class Defense(Trainable):
         """
         with isolated_randomness(0, x.device), buffers_kept(self.model), self.precision(plan):
             self._reduced = plan.mixed_precision != "off" and pays_in_bfloat16(self.model, x)
+        if self._reduced and plan.mixed_precision == "auto" and x.device.type == "cpu":
+            with isolated_randomness(0, x.device), buffers_kept(self.model):
+                self._reduced = sound_in_bfloat16(self.model, x)
         if self._reduced and self.follows and type(self).forward is Defense.forward:
             self.model.to(memory_format=torch.channels_last)
             self._follower = (Follower(self.model),)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from attacks_pool import InputError, pool
 from defenses import AT, Defense, DefenseInfo, Progress, Snapshot, Stage, TrainPlan, registry
 from defenses.training.packing import pack, unpack
+from defenses.training.precision import sound_in_bfloat16
 from defenses.training.snapshot import to_tree
 
 Data = list[tuple[Tensor, Tensor]]
@@ -373,3 +374,20 @@ def test_without_the_levers_nothing_has_another_form(network: Callable[..., nn.S
     assert "optimizer" in tree
     assert unpack(pack(tree)).keys() == tree.keys()
     assert Snapshot.unpack(kept[0].pack()).average is None
+
+
+def test_bfloat16_where_torch_s_gradients_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions that end in one pixel keep a stage in float32, however much bfloat16 would pay."""
+    monkeypatch.setattr("defenses.base.pays_in_bfloat16", lambda *_: True)
+    for stride, reduced in ((1, True), (4, False)):
+        layers = (
+            nn.Conv2d(1, 4, 3, stride=stride, padding=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        )
+        defense = registry.build("at", nn.Sequential(*layers))
+        defense.prepare(torch.rand(3, 1, 4, 4), TrainPlan())
+        assert defense._reduced is reduced
+        defense.unprepare()
+    assert sound_in_bfloat16(nn.Sequential(nn.Conv2d(1, 4, 1, stride=4)), torch.rand(2, 1, 4, 4))

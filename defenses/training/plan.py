@@ -28,7 +28,8 @@ class TrainPlan(BaseModel):
         eps_warmup: epochs over which eps of the stage's attacks grows linearly from 0 to its full value.
         augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip``.
         mixed_precision: train and craft in bfloat16. ``auto``: on a GPU, and on a CPU with bfloat16
-            instructions if an image costs half a million multiply-adds; ``on``: always; ``off``: never.
+            instructions if an image costs half a million multiply-adds and no convolution ends in one
+            pixel, where torch's gradients can be wrong; ``on``: always; ``off``: never.
         select: ``last`` keeps the last epoch, ``val-robust`` the one most robust on validation data.
         warmup: epochs over which the learning rate grows linearly to ``lr``; ``schedule`` covers the rest.
         average: the weights that a stage ends with. ``none``: those of the last step; ``ema``: an exponential
