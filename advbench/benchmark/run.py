@@ -112,11 +112,15 @@ def run(
             for path in find_complete(Path(runs_dir), prepared.identity):
                 found = Event("note", text=f"run {path.name} is complete already: it is taken as it is")
                 tell(listeners, found)
-                return load_run(path, trust=True, data_dir=prepared.config.data_dir)
+                return _loaded(path, prepared)
     with watched(listeners, progress) as told:
         boards = ["tensorboard"] * tensorboard + trackers
         directory = _go(prepared, Path(runs_dir), named, resume is False, told, boards, attack_timeout)
-    # The user has just named the model, and so trusts its code.
+    return _loaded(directory, prepared)
+
+
+def _loaded(directory: Path, prepared: Prepared) -> Run:
+    """The finished run; the user has just named its model, and so trusts that code."""
     finished = load_run(directory, trust=True, data_dir=prepared.config.data_dir)
     # A data set that is an object cannot be loaded again by its name.
     vars(finished)["data"] = prepared.data

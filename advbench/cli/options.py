@@ -74,7 +74,7 @@ ATTACKS = option("Attacks to run: fgsm,pgd:steps=50,square.", unset="--preset", 
 ATTACK_TIMEOUT = option(
     "Stop if an attack takes longer than this on a batch or block, in seconds.", unset="no limit"
 )
-DATA_DIR = option("Folder with the data sets' files.", unset="the data set's standard folder")
+DATA_DIR = option("Folder with the data sets' files.", unset="none; digits needs none")
 DATASET = option(
     "Data set: one that advbench datasets lists, folder:PATH, npz:PATH, hf:PATH or package.module:factory.",
     unset="digits",
