@@ -303,6 +303,7 @@ class Pictures(Dataset[Any]):
 
     def __init__(self, count: int = 30, make: Callable[[int], Any] | None = None) -> None:
         self.count, self.read = count, 0
+        self.targets: list[int] | None = None
         self.make = make or (lambda k: Image.new("RGB", (9, 8), (k, 2 * k, 3 * k)))
 
     def __len__(self) -> int:
@@ -338,6 +339,13 @@ class TestObjects:
         assert torch.equal(load_dataset({"test": items}).test.x[3], torch.full((1, 6, 6), 21 / 255))
         floats = load_dataset(Pictures(6, lambda k: torch.full((1, 5, 5), k / 7)))
         assert torch.equal(floats.test.x[:, 0, 0, 0], torch.arange(6) / 7)
+
+    def test_labels_that_are_changed_on_the_way(self) -> None:
+        """A list of labels serves only where it agrees with the items."""
+        listed, changed = Pictures(30), Pictures(30)
+        listed.targets = [index % 3 for index in range(30)]
+        changed.targets = [index % 5 for index in range(30)]
+        assert [load_dataset(one).test.y.tolist() for one in (listed, changed)] == [listed.targets] * 2
 
     def test_images_are_read_when_they_are_asked_for(self) -> None:
         """With no memory for them, a batch reads its own images; the fingerprint of a small set reads "
@@ -401,8 +409,11 @@ def test_data_sets_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean 'stars'?" in refused("star")
 
 
-def test_near_misses() -> None:
+def test_near_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("foldr:photos") == "unknown data set 'foldr:photos': did you mean folder:photos?"
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert refused("photos") == "unknown data set 'photos': did you mean folder:photos?"
     assert "used as it is" in refused(load_dataset("digits"), classes=3)
 
 
@@ -463,6 +474,12 @@ class TestFolder:
         with pytest.raises(InputError, match="is not a readable image") as caught:
             list(TensorLoader(data.train, 4, seed=0, workers=1))
         assert "\n" not in str(caught.value)
+
+    def test_val_in_place_of_test(self, tmp_path: Path) -> None:
+        text = self.fill(tmp_path)
+        whole = load_dataset(text, choices=DataChoices(image_size=16))
+        (tmp_path / "test").rename(tmp_path / "val")
+        assert load_dataset(text, choices=DataChoices(image_size=16)).fingerprint == whole.fingerprint
 
     def test_without_train(self, tmp_path: Path) -> None:
         data = load_dataset(self.fill(tmp_path, train=False), choices=DataChoices(image_size=16))

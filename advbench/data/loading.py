@@ -84,6 +84,10 @@ def _find(text: str, data_dir: Path | None, choices: DataChoices) -> RawData | D
         return _made(text, lambda: find_named(text, kind="data set"), data_dir, choices)
     if near:
         raise InputError(f"unknown data set {text!r}: did you mean {near[0]}{text.partition(':')[2]}?")
+    here = Path(text).expanduser()
+    kind = FOLDER if here.is_dir() else "npz:" if here.suffix == ".npz" and here.is_file() else ""
+    if kind:
+        raise InputError(f"unknown data set {text!r}: did you mean {kind}{text}?")
     raise unknown("data set", text, {*DATASETS, *plugged()})
 
 

@@ -18,7 +18,8 @@ def load(path: Path, choices: DataChoices) -> RawData:
     """Find the images below ``path``; the classes are the sorted names of the folders in ``path/train``.
 
     All images must have one size, unless the choices name one. If any image is in colour, grey images get
-    three equal channels. Without a folder ``train``, the data set can be evaluated on, but not trained on.
+    three equal channels. ``val`` takes the place of a missing ``test``. Without ``train``, the data set can be
+    evaluated on, but not trained on.
 
     Raises:
         InputError: A folder is missing or empty, classes do not fit, or an image is damaged or of odd size.
@@ -33,7 +34,8 @@ def load(path: Path, choices: DataChoices) -> RawData:
 
 
 def _load(root: Path, choices: DataChoices) -> RawData:
-    test = _class_folders(root, "test")
+    held_out = "val" if (root / "val").is_dir() and not (root / "test").is_dir() else "test"
+    test = _class_folders(root, held_out)
     train = _class_folders(root, "train") if (root / "train").is_dir() else {}
     classes = _matching(root, train, test)
     return of_classes(f"folder:{root.resolve().name}", classes, train, test, choices)

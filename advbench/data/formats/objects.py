@@ -19,7 +19,8 @@ from attacks_pool.errors import InputError
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "x")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "y")
-PARTS = ("train", "test")
+COMPARED = 16
+"""Items whose labels are compared with the data set's list of labels."""
 EXPECTED = (
     "a pair (train, test) of torch data sets or of pairs (images, labels); for evaluation alone, one of "
     "these "
@@ -151,6 +152,12 @@ def labels_of(source: ItemSource) -> NDArray[np.int64]:
     """All labels of a source: from a list of the data set, or else by reading every item."""
     items, where = source.items, source.where
     found = _listed(items)
+    first = range(min(len(items), COMPARED))
+    # A data set may change labels on the way, by a target_transform.
+    if found is not None and any(
+        _number(found[row]) != _number(pair_of(items[row], f"{where}: item {row}")[1]) for row in first
+    ):
+        found = None
     if found is None:
         found = [_number(pair_of(items[row], f"{where}: item {row}")[1]) for row in range(len(items))]
     return as_labels(where, np.asarray(found), len(items))
