@@ -18,8 +18,8 @@ def load(path: Path, choices: DataChoices) -> RawData:
     """Find the images below ``path``; the classes are the sorted names of the folders in ``path/train``.
 
     All images must have one size, unless the choices name one. If any image is in colour, grey images get
-    three equal channels. ``val`` takes the place of a missing ``test``. Without ``train``, the data set can be
-    evaluated on, but not trained on.
+    three equal channels. ``val`` takes the place of a missing ``test``. Without ``train``, the data set
+    can be evaluated on, but not trained on.
 
     Raises:
         InputError: A folder is missing or empty, classes do not fit, or an image is damaged or of odd size.
