@@ -25,6 +25,7 @@ from defenses.training.precision import sound_in_bfloat16
 from defenses.training.shown import listener_of
 from defenses.training.snapshot import Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
+from defenses.training.tally import Report
 from defenses.training.trainable import Trainable
 
 __all__ = ["Batches", "Defense", "Progress", "Stage", "TrainingDivergedError"]
@@ -237,6 +238,10 @@ class Defense(Trainable):
 
     def load_spec(self, spec: dict[str, Any]) -> None:
         """Rebuild the structure that ``spec`` describes; a defense that grows adds its modules here."""
+
+    def report(self) -> Report:
+        """Return numbers and tables about the training so far, for the record of a run; by default none."""
+        return {}
 
     def training_state(self) -> dict[str, Any]:
         """Return the state that resuming needs in addition to the weights."""

@@ -15,6 +15,7 @@ from advbench.config.options import Options
 from advbench.config.resolve import resolve
 from advbench.data import DataSet
 from advbench.runs.saved import Run
+from defenses import registry
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
@@ -56,6 +57,11 @@ assert own.smoothing == 0.2
     "docs/evaluate.md": "assert Doubting()(torch.rand(3, 1, 8, 8)).shape == (3, 11)",
 }
 """What further holds after a page's blocks."""
+
+
+def test_the_readme_counts_the_defenses() -> None:
+    own = [name for name in registry.names() if registry.resolve(name)[0].__module__.startswith("defenses.")]
+    assert f" and {len(own)} defenses** built in" in README
 
 
 def test_the_python_of_the_readme_means_what_it_says(

@@ -260,6 +260,7 @@ class Benchmark:
             audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
             environment=describe(self.device, self.data),
             more=more,
+            report=defense.report(),
         )
         record = make_record(self.config, self.data, measured, self.directory.name)
         write_outcomes(self.directory / OUTCOMES, measured.clean, measured.robust, probes=probes.robust)

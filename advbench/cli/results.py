@@ -19,6 +19,8 @@ from advbench.runs.tables import (
     headline,
     matrix_table,
     metrics_text,
+    report_tables,
+    report_text,
     threat_table,
     transfer_table,
 )
@@ -50,6 +52,11 @@ def print_run(run: Run, *, per_class: bool | None = None) -> None:
     for table in in_blocks(matrix_table(record), console.width):
         console.print(shaded(table) if has_shades(console) else table)
     console.print(metrics_text(record), soft_wrap=True)
+    if text := report_text(record):
+        console.print(f"The defense reports about its training:\n{text}", soft_wrap=True)
+    for reported in report_tables(record):
+        for table in in_blocks(reported, console.width):
+            console.print(table)
     console.print(audit_text(record), soft_wrap=True)
     if (transferred := transfer_table(record)) is not None:
         console.print(transferred)

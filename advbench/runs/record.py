@@ -6,14 +6,16 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from advbench.config.options import RunConfig, protocol_of
+from advbench.config.options import RunConfig, explain, protocol_of
 from advbench.data import DataSet
 from advbench.evaluation.row import MatrixRow
 from advbench.runs.directory import now
-from attacks_pool import Attack
+from attacks_pool import Attack, InputError
+from defenses.training.tally import Report
 from leaderboards import SCHEMA, AttackEntry, Audit, Cost, PerClass, Record, RecordedStage
-from leaderboards.records.entries import Role
+from leaderboards.records.entries import Role, TrainingReport
 from leaderboards.statistics.measured import metrics_of, transfer_metric
 
 Bools = NDArray[np.bool_]
@@ -23,7 +25,7 @@ Bools = NDArray[np.bool_]
 class Measured:
     """All measurements of a run; attacks are by role, points per attack are in the order seen, unseen, eval.
 
-    ``more`` has metrics that only some defenses have.
+    ``more`` has metrics that only some defenses have, ``report`` what the defense reports about its training.
     """
 
     attacks: dict[str, list[Attack]]
@@ -34,6 +36,7 @@ class Measured:
     audit: Audit
     environment: dict[str, Any]
     more: dict[str, float | None] = field(default_factory=dict)
+    report: Report = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
@@ -83,7 +86,21 @@ def record_of(
         per_class=per_class_counts(data, measured.clean[-1], measured.robust[-1], measured.texts),
         cost=measured.cost,
         audit=measured.audit,
+        report=_report(config["defense"], measured.report),
     )
+
+
+def _report(defense: str, report: Report) -> TrainingReport | None:
+    """The numbers and tables of a report; None if it is empty."""
+    if not report:
+        return None
+    tables = {name: value for name, value in report.items() if isinstance(value, dict)}
+    numbers = {name: value for name, value in report.items() if name not in tables}
+    try:
+        return TrainingReport.model_validate({"numbers": numbers, "tables": tables})
+    except ValidationError as error:
+        fault = explain(error)
+        raise InputError(f"{defense}: report() must return finite numbers and tables: {fault}") from None
 
 
 def _metrics(config: RunConfig, measured: Measured) -> dict[str, float | None]:

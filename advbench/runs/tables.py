@@ -13,6 +13,7 @@ from leaderboards.printable import in_line
 from leaderboards.records.layout import EVALUATED, OUTCOMES
 from leaderboards.records.store import read_outcomes
 from leaderboards.statistics.naming import attack_name, model_name, short_names
+from leaderboards.statistics.reported import number_text
 from leaderboards.statistics.threats import worst_cases
 
 
@@ -162,6 +163,26 @@ def metrics_text(record: Record) -> str:
         + size
     )
     return "\n".join(lines)
+
+
+def report_text(record: Record) -> str:
+    """The numbers that the defense reports about its training, one a line; empty without a report."""
+    numbers = record.report.numbers if record.report else {}
+    return "\n".join(
+        f"{in_line(name).replace('_', ' '):<24} {number_text(value):>8}" for name, value in numbers.items()
+    )
+
+
+def report_tables(record: Record) -> Iterator[Table]:
+    """The tables that the defense reports about its training."""
+    for name, rows in (record.report.tables if record.report else {}).items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        heads = [in_line(column).replace("_", " ") for column in columns]
+        table = _table(in_line(name).replace("_", " ").capitalize(), ("", *heads), ("",))
+        for label, row in rows.items():
+            cells = [number_text(row[column]) if column in row else "-" for column in columns]
+            table.add_row(in_line(label), *cells)
+        yield table
 
 
 def abstained_text(record: Record) -> str:

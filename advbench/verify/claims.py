@@ -105,6 +105,8 @@ def leave_metrics(subject: Subject, report: Report, names: Sequence[str]) -> Non
     """Report which of these metrics the record has: they do not follow from outcomes and were not checked."""
     if others := [name for name in names if name in subject.record.metrics]:
         report.not_looked_at.append(f"metrics that no outcomes give: {', '.join(others)}")
+    if subject.record.report is not None:
+        report.not_looked_at.append("what the defense reports about its training")
 
 
 def check_labels(subject: Subject, report: Report) -> None:

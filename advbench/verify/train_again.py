@@ -255,6 +255,8 @@ def _metrics_of_the_model(record: Record, again: Record) -> Iterator[str]:
         said, found = record.metrics[name], again.metrics.get(name)
         if not equal(said, found):
             yield f"metrics: {name} is {said}, training again gives {found}"
+    if record.report is not None and record.report != again.report:
+        yield "report: training again gives another one"
 
 
 def _weights(subject: Subject, made: Run, report: Report) -> list[bool]:

@@ -11,6 +11,7 @@ from leaderboards.errors import RecordError, unknown
 from leaderboards.statistics.keys import SHORT, sign_of
 from leaderboards.statistics.metrics import COMPETITIVENESS, METRICS
 from leaderboards.statistics.naming import brief
+from leaderboards.statistics.reported import is_reported, number_text
 from leaderboards.statistics.results import COSTS
 from leaderboards.statistics.summary import Summary
 from leaderboards.statistics.under import attack_of
@@ -93,12 +94,12 @@ def column_of(name: str, rows: Sequence[Row]) -> Column:
 def _metric_column(metric: str, part: str) -> Column:
     kinds: dict[str, Kind] = {"": "spread", "interval": "interval"}
     kind = kinds.get(part, "number")
-    ranked = metric not in COSTS and part in ("", "mean")
+    ranked = metric not in COSTS and not is_reported(metric) and part in ("", "mean")
     sign = sign_of(metric) if ranked else 0
     named = _HEADINGS.get(metric, attack_of(metric) or metric.replace("_", " "))
     heading = named + _PART_HEADINGS.get(part, f" {part}")
     name = f"{metric}_{part}" if part else metric
-    percent = metric not in COSTS and not metric.endswith(("psnr", "ssim"))
+    percent = not (metric in COSTS or metric.endswith(("psnr", "ssim")) or is_reported(metric))
     return Column(name, heading, kind, metric, sign, percent)
 
 
@@ -187,6 +188,8 @@ def _one(column: Column, value: float | None) -> str:
         return NONE
     if column.percent:
         return f"{100 * value:.1f}"
+    if is_reported(column.metric):
+        return number_text(value)
     if column.metric in _COUNTS:
         return f"{value:,.0f}"
     return f"{value:.3f}" if column.metric.endswith("ssim") else f"{value:.1f}"

@@ -137,6 +137,8 @@ def implausible(record: Record) -> Iterator[str]:
         yield from _above(f"cost: {name}", getattr(cost, name), MOST_PASSES)
     for name, value in record.metrics.items():
         yield from _above(f"metrics: {name}", abs(value or 0.0), MOST_METRIC)
+    for name, value in record.report.numbers.items() if record.report else ():
+        yield from _above(f"report: {name}", abs(value), MOST_PASSES)
 
 
 def _above(what: str, value: float, most: int) -> Iterator[str]:

@@ -222,6 +222,14 @@ class PerClass(Frozen):
         return self
 
 
+class TrainingReport(Frozen):
+    """What a defense reported about its training: numbers, and tables of numbers by row and column."""
+
+    version: Literal[1] = 1
+    numbers: dict[Name, float] = Field(max_length=MOST_ENTRIES)
+    tables: dict[Name, dict[Name, dict[Name, float]]] = Field(default_factory=dict, max_length=MOST_ENTRIES)
+
+
 class Cost(Frozen):
     """The cost of a run: training includes pretraining and teachers; passes are sample-passes."""
 

@@ -8,7 +8,14 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from leaderboards.errors import RecordError
 from leaderboards.records.entries import (
@@ -24,6 +31,7 @@ from leaderboards.records.entries import (
     PerClass,
     RecordedStage,
     Role,
+    TrainingReport,
 )
 from leaderboards.records.limits import MOST_ATTACK, MOST_ENTRIES, MOST_NAME, MOST_SETTING
 
@@ -57,7 +65,8 @@ class Record(Frozen):
 
     ``config`` and ``environment`` may have any keys, but must have those that tables and ``verify`` read:
     defense, params, sequence, training, regime, dataset, model, plan, pretrain and an integer seed;
-    versions, commit, device, threads, python, platform and data with its name and fingerprint.
+    versions, commit, device, threads, python, platform and data with its name and fingerprint. ``report`` is
+    None if the defense reports nothing about its training.
     """
 
     schema_number: Literal[1] = Field(alias="schema")
@@ -75,6 +84,13 @@ class Record(Frozen):
     per_class: list[PerClass] = Entries
     cost: Cost
     audit: Audit
+    report: TrainingReport | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Omit a missing report, so that records that predate reports are written unchanged.
+        values: dict[str, Any] = write(self)
+        return {key: value for key, value in values.items() if key != "report" or value is not None}
 
     @field_validator("schema_number", mode="before")
     @classmethod

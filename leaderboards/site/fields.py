@@ -5,6 +5,7 @@ from typing import Final
 
 from leaderboards.boards.row import Row
 from leaderboards.statistics.metrics import METRICS
+from leaderboards.statistics.reported import is_reported
 from leaderboards.statistics.summary import Summary
 from leaderboards.statistics.under import attack_of
 
@@ -45,9 +46,11 @@ def interval_of(summary: Summary) -> tuple[float, float] | None:
 def metric_names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """The metrics that some row has: first the ranking metric and the standard ones, then all others.
 
-    The ranking metric comes first. The others belong to single methods.
+    The ranking metric comes first. The others belong to single methods. What defenses report about their
+    training is on the pages of their runs.
     """
-    present = {name for row in rows for name, summary in row.metrics.items() if summary is not None}
+    found = {name for row in rows for name, summary in row.metrics.items() if summary is not None}
+    present = {name for name in found if not is_reported(name)}
     asked = sorted(filter(attack_of, present))
     standard = [name for name in dict.fromkeys([ranked_by(rows), *asked, *_ORDER]) if name in present]
     return standard, sorted(present - set(standard) - set(METRICS))

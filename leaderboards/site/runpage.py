@@ -16,6 +16,7 @@ from leaderboards.site.command import Command, from_record, spelled_out
 from leaderboards.site.fields import scale_of, shown
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.naming import model_name, short_names
+from leaderboards.statistics.reported import number_text
 from leaderboards.statistics.threats import WorstCase, worst_cases
 
 LEVELS: Final = 20
@@ -40,6 +41,7 @@ class HeatTable:
     columns: list[tuple[str, str]]
     rows: list[tuple[str, list[Heat]]]
     left_out: int = 0
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class RunPage:
     environment: list[tuple[str, str]]
     cost: list[tuple[str, str]]
     commands: list[tuple[str, Command]]
+    reported: list[tuple[str, str]]
+    tables: list[HeatTable]
 
 
 def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> RunPage:
@@ -85,6 +89,8 @@ def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> R
         environment=_environment(record.environment),
         cost=_cost(record, trained),
         commands=[("From the record", from_record(config)), ("Spelled out", spelled_out(config))],
+        reported=_reported(record),
+        tables=_tables(record),
     )
 
 
@@ -155,6 +161,26 @@ def _metrics(record: Record) -> list[tuple[str, str]]:
             if name == WORST_CASE and (points := record.worst_case_points()):
                 text += f" on {points:,} points"
             found.append((name.replace("_", " "), text))
+    return found
+
+
+def _reported(record: Record) -> list[tuple[str, str]]:
+    """The numbers that the defense reported about its training."""
+    numbers = record.report.numbers if record.report else {}
+    return [(name.replace("_", " "), number_text(value)) for name, value in numbers.items()]
+
+
+def _tables(record: Record) -> list[HeatTable]:
+    """The tables that the defense reported, uncoloured."""
+    found = []
+    for name, rows in (record.report.tables if record.report else {}).items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines = [
+            (label, [Heat(number_text(row[column]) if column in row else "–") for column in columns])
+            for label, row in rows.items()
+        ]
+        heads = [(column.replace("_", " "), "") for column in columns]
+        found.append(HeatTable(heads, lines, caption=name.replace("_", " ")))
     return found
 
 

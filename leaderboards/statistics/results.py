@@ -15,6 +15,7 @@ from leaderboards.records.record import Record
 from leaderboards.records.store import Bools, read_outcomes
 from leaderboards.statistics.naming import model_name
 from leaderboards.statistics.points import Layout
+from leaderboards.statistics.reported import reported
 from leaderboards.statistics.under import attack_of
 
 COSTS: Final = (
@@ -153,7 +154,7 @@ def result_of(record: Record, directory: str | Path = "", cache: Keeper | None =
         conditions=Conditions(**shared),
         verdict=record.audit.verdict,
         flags=sorted({flag.code for flag in record.audit.flags}),
-        metrics=dict(record.metrics),
+        metrics={**record.metrics, **reported(record)},
         cost={name: getattr(record.cost, name) for name in COSTS},
         attacks=[entry.text for entry in record.attacks],
         roles=[entry.role for entry in record.attacks],
