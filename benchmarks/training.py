@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from attacks import two_layers
+from attacks import two_layers, wait_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -170,12 +170,10 @@ def bound(stages: Iterable[float]) -> list[Attack]:
 
 def timed(train: Callable[[], nn.Module], device: torch.device) -> tuple[nn.Module, float]:
     """What it trains, and its seconds."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     began = time.perf_counter()
     model = train()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return model, time.perf_counter() - began
 
 
@@ -228,11 +226,11 @@ def bfloat16_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> 
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     for _ in range(3):
         a @ a
-    torch.cuda.synchronize(device)
+    wait_for(device)
     began = time.perf_counter()
     for _ in range(repeats):
         a @ a
-    torch.cuda.synchronize(device)
+    wait_for(device)
     return repeats * 2 * size**3 / (time.perf_counter() - began)
 
 

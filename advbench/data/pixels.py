@@ -153,4 +153,5 @@ class Pixels:
     def _floats(self, stored: Tensor) -> Tensor:
         if stored.dtype == torch.float32:
             return stored
-        return stored.to(torch.float32).div_(self.scale)
+        # A GPU multiplies by the reciprocal of a plain number, which rounds differently; not of a tensor.
+        return stored.to(torch.float32).div_(torch.tensor(float(self.scale), device=stored.device))
