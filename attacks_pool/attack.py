@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from attacks_pool.calling.batches import check_batch, kind_of
 from attacks_pool.calling.guard import ordinary_mode, out_of_inference, untouched
 from attacks_pool.calling.logits import asked_for_logits
-from attacks_pool.calling.randomness import ambient_generator, draw_seed, isolated_randomness, keyed_generator
+from attacks_pool.calling.randomness import (
+    PartGenerator,
+    ambient_generator,
+    draw_seed,
+    isolated_randomness,
+    keyed_like,
+)
 from attacks_pool.errors import InputError
 from attacks_pool.metadata import AttackInfo, Value, format_value
 from attacks_pool.norms import project
@@ -119,9 +125,12 @@ class Attack:
         x, y = check_batch(x, y)
         check_images(self.info, x)
         if not len(x):
+            if isinstance(generator, PartGenerator) and generator.total:
+                draw_seed(generator)  # as the processes do that have points of this batch
             return x.clone()
         out_of_inference(model)
-        draws = keyed_generator(draw_seed(generator or ambient_generator(x)))
+        parent = generator or ambient_generator(x)
+        draws = keyed_like(parent, draw_seed(parent))
         with (
             self.within(),
             isolated_randomness(draw_seed(draws), x.device),

@@ -19,6 +19,7 @@ from attacks_pool.errors import InputError
 from attacks_pool.fast.copy import pays_in_bfloat16
 from attacks_pool.fast.follow import Follower
 from defenses.metadata import DefenseInfo, parameters_of
+from defenses.training import processes
 from defenses.training.fit import Training, check_data
 from defenses.training.plan import TrainPlan
 from defenses.training.precision import sound_in_bfloat16
@@ -122,9 +123,11 @@ class Defense(Trainable):
         check_data(data, plan, validation)
         if resume is not None:
             resume.state.restore(self)
+        self._alike(start=True)
         stage = Stage(self.stages + 1, tuple(attack.for_training() for attack in attacks), plan, data)
         if resume is None:
             self.begin(stage)
+            self._alike()
         training = Training(
             self,
             data,
@@ -143,7 +146,17 @@ class Defense(Trainable):
         self.end(stage)
         self.stages += 1
         self.eval()
+        self._alike()
+        self.passes = processes.first(self.passes)
         return history
+
+    def _alike(self, *, start: bool = False) -> None:
+        """Give all processes the weights of process 0; at the ``start``, it alone keeps counts of passes."""
+        if processes.count() == 1:
+            return
+        processes.share_state(self)
+        if start and processes.rank():
+            self.passes = Passes()
 
     def begin(self, stage: Stage) -> None:
         """Prepare for a stage before it trains; a defense that grows may add modules here."""
@@ -220,6 +233,11 @@ class Defense(Trainable):
         if self._reduced and self.follows and type(self).forward is Defense.forward:
             self.model.to(memory_format=torch.channels_last)
             self._follower = (Follower(self.model),)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the stage that is training uses bfloat16 because :meth:`prepare` chose it."""
+        return self._reduced
 
     def unprepare(self) -> None:
         """Undo :meth:`prepare` after a stage, so that evaluation and copies see the usual memory format."""

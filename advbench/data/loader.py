@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -71,9 +71,32 @@ class TensorLoader:
         epoch, self._epoch = self._epoch, self._epoch + 1
         return self._batches(self._order(epoch) if self.shuffle else None)
 
-    def _batches(self, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(self, part_of: Callable[[int], slice]) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """The next epoch's batches for one of several processes: a part of each, and the whole batch's size.
+
+        Args:
+            part_of: the rows to read, as a slice, of a batch of the given size.
+        """
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        return self._parts(epoch, part_of)
+
+    def _parts(self, epoch: int, part_of: Callable[[int], slice]) -> Iterator[tuple[Tensor, Tensor, int]]:
+        sizes = [stop - start for start, stop in pairwise(self._bounds())]
+        batches = self._batches(self._order(epoch) if self.shuffle else None, part_of)
+        for (x, y), size in zip(batches, sizes, strict=True):
+            yield x, y, size
+
+    def _batches(
+        self, order: Tensor | None, part_of: Callable[[int], slice] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         images, y = self.split.images, self.split.y
         parts = [slice(start, stop) for start, stop in pairwise(self._bounds())]
+        if part_of is not None:
+            mine = [part_of(part.stop - part.start) for part in parts]
+            parts = [
+                slice(all_.start + some.start, all_.start + some.stop)
+                for all_, some in zip(parts, mine, strict=True)
+            ]
         rows: Sequence[slice | Tensor] = parts if order is None else [order[part] for part in parts]
         if isinstance(images, Pixels) and not images.resident:
             decoded = streamed(images, rows, self.workers)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attacks_pool import metadata
 from attacks_pool.attacks.nim import KNOBS
+from attacks_pool.calling.randomness import drawn
 from attacks_pool.losses import cross_entropy
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
@@ -41,8 +42,8 @@ def dim(
     """
 
     def slope(model: nn.Module, points: Points, draws: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        drawn = torch.rand(len(x), 4, generator=draws, device=draws.device).to(x.device)[points.index]
-        rows, columns = resize_and_pad(drawn, x.shape[2], x.shape[3], resize_rate, diversity_prob)
+        numbers = drawn(torch.rand, (len(x), 4), draws).to(x.device)[points.index]
+        rows, columns = resize_and_pad(numbers, x.shape[2], x.shape[3], resize_rate, diversity_prob)
 
         rows, columns = rows.to(x.dtype)[:, None], columns.to(x.dtype)[:, None]
         shown = rows @ points.x_adv @ columns.mT

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.calling.randomness import draw_seed, keyed_generator, uniform
+from attacks_pool.calling.randomness import draw_seed, keyed_like, uniform
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
 from attacks_pool.rendering.transforms import blur, displace
@@ -63,7 +63,7 @@ def elastic(
     blank = x.new_zeros(len(x), 2, *x.shape[2:])
     worst = Worst(x, y, blank)
     for restart in range(restarts):
-        start = eps * uniform(blank, keyed_generator(base, restart), -1.0, 1.0)
+        start = eps * uniform(blank, keyed_like(generator, base, restart), -1.0, 1.0)
         climb(
             model,
             render,

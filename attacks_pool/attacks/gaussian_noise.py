@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.calling.randomness import draw_seed, keyed_generator, normal
+from attacks_pool.calling.randomness import draw_seed, keyed_like, normal
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import project
 from attacks_pool.registry import register
@@ -50,7 +50,7 @@ def gaussian_noise(
     result = x
     fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for restart in range(restarts):
-        noise = std * normal(x, keyed_generator(base, restart))
+        noise = std * normal(x, keyed_like(generator, base, restart))
         drawn = project(x + noise, x, eps, "linf")
         result = torch.where(fooled.view(-1, 1, 1, 1), result, drawn)
         if restarts > 1:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.calling.randomness import draw_seed, keyed_generator, uniform
+from attacks_pool.calling.randomness import draw_seed, keyed_like, uniform
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.registry import register
 from attacks_pool.rendering.transforms import rotate_and_shift
@@ -68,7 +68,7 @@ def rotation_translation(
         candidates = grid(angles, shifts).to(x.device).expand(len(x), -1, -1)
     else:
         like = x.new_empty(len(x), draws, 3)
-        candidates = uniform(like, keyed_generator(draw_seed(generator)), -1.0, 1.0)
+        candidates = uniform(like, keyed_like(generator, draw_seed(generator)), -1.0, 1.0)
     height, width = x.shape[2:]
     largest = torch.tensor([DEGREES, SHARE * width, SHARE * height], device=x.device)
     candidates = candidates * (eps * largest)

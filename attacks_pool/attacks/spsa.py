@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool import metadata
-from attacks_pool.calling.randomness import draw_seed, keyed_generator, uniform
+from attacks_pool.calling.randomness import draw_seed, keyed_like, uniform
 from attacks_pool.losses import margin
 from attacks_pool.metadata import AttackInfo, Knob
 from attacks_pool.norms import per_sample, project
@@ -81,7 +81,7 @@ def spsa(
                     active, x_adv, mean, square = active[~done], x_adv[~done], mean[~done], square[~done]
             if step == steps or not len(active):
                 break
-            draws = keyed_generator(base, step)
+            draws = keyed_like(generator, base, step)
             slope, asked = torch.zeros_like(x_adv), 0
             while asked < samples:
                 count = min(at_once, samples - asked)

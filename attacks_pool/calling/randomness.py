@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -42,6 +42,16 @@ class PartGenerator(torch.Generator):
         part.total, part.rows = total, rows.to(generator.device)
         return part
 
+    @contextmanager
+    def instead(self, total: int, rows: Tensor) -> Iterator[None]:
+        """Within the block, draw for ``rows`` of a batch of ``total`` points."""
+        before = self.total, self.rows
+        self.total, self.rows = total, rows.to(self.device)
+        try:
+            yield
+        finally:
+            self.total, self.rows = before
+
 
 def keyed_like(generator: torch.Generator, *key: object) -> torch.Generator:
     """Like :func:`keyed_generator`, for the same points as ``generator``."""
@@ -56,6 +66,28 @@ def drawn_for(generator: torch.Generator, x: Tensor) -> tuple[int, Tensor]:
     if isinstance(generator, PartGenerator):
         return generator.total, generator.rows.to(x.device)
     return len(x), torch.arange(len(x), device=x.device)
+
+
+@contextmanager
+def part_drawn(generator: torch.Generator, total: int, rows: Tensor) -> Iterator[None]:
+    """Within the block, a generator of a part of a batch draws for ``rows`` of ``total`` other points."""
+    with generator.instead(total, rows) if isinstance(generator, PartGenerator) else nullcontext():
+        yield
+
+
+@contextmanager
+def strided(generator: torch.Generator, x: Tensor, step: int, number: int) -> Iterator[slice | Tensor]:
+    """Yield the rows of ``x`` that are rows ``number``, ``number`` + ``step``, … of the batch it is part of.
+
+    Within the block ``generator`` draws for those rows.
+    """
+    if not isinstance(generator, PartGenerator):
+        yield slice(number, None, step)
+        return
+    rows = generator.rows
+    mine = rows % step == number
+    with generator.instead(len(range(number, generator.total, step)), (rows[mine] - number) // step):
+        yield mine.nonzero().flatten().to(x.device)
 
 
 def drawn(draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks_pool.calling.randomness import uniform
+from attacks_pool.calling.randomness import drawn_for, uniform
 from attacks_pool.rendering.scale import scale_of
 from attacks_pool.rendering.transforms import blur, convolve, pixel_grid, sample, zoom
 
@@ -58,26 +58,25 @@ def glass_blur(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     scale = scale_of(x)
     reach = max(1, round(reach * scale))
     blurred = blur(x, sigma * scale)
-    order = _swapped(len(x), x.shape[2], x.shape[3], reach, rounds, generator).to(x.device)
+    order = _swapped(x, reach, rounds, generator).to(x.device)
     index = order[:, None].expand(-1, x.shape[1], -1)
     swapped = blurred.flatten(2).gather(2, index).view_as(x)
     return blur(swapped, sigma * scale).clamp(0, 1)
 
 
-def _swapped(
-    images: int, height: int, width: int, reach: int, rounds: int, generator: torch.Generator
-) -> Tensor:
+def _swapped(x: Tensor, reach: int, rounds: int, generator: torch.Generator) -> Tensor:
     """(N, H·W) source index of each pixel after all swaps, which run in turn from the last pixel backwards.
 
     A pixel is swapped with one up to ``reach`` above and to the left, or up to ``reach`` − 1 the other way.
     """
+    images, height, width = len(x), *x.shape[2:]
+    total, rows = drawn_for(generator, x)
     order = np.tile(np.arange(height * width), (images, 1)).T.copy()
     everyone = np.arange(images)
     for _ in range(rounds):
-        shape = (images, height, width, 2)
-        moves = (
-            torch.randint(-reach, reach, shape, generator=generator, device=generator.device).cpu().numpy()
-        )
+        shape = (total, height, width, 2)
+        every = torch.randint(-reach, reach, shape, generator=generator, device=generator.device)
+        moves = every.cpu()[rows.cpu()].numpy()
         for row in range(height - reach, reach, -1):
             for column in range(width - reach, reach, -1):
                 move = moves[:, row, column]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks_pool.calling.randomness import draw_seed, keyed_generator, normal, uniform
+from attacks_pool.calling.randomness import draw_seed, drawn_for, keyed_generator, normal, uniform
 
 GAUSSIAN = (0.04, 0.06, 0.08, 0.09, 0.10)
 PHOTONS = (500, 250, 100, 75, 50)
@@ -22,7 +22,9 @@ def shot_noise(x: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     photons, base = PHOTONS[severity - 1], draw_seed(generator)
     # The number of random numbers in a Poisson draw depends on its rate, so each image has its own generator.
     rates = (x * photons).cpu()
-    counts = [torch.poisson(rate, generator=keyed_generator(base, row)) for row, rate in enumerate(rates)]
+    rows = drawn_for(generator, x)[1].tolist()
+    draws = zip(rows, rates, strict=True)
+    counts = [torch.poisson(rate, generator=keyed_generator(base, row)) for row, rate in draws]
     return (torch.stack(counts) / photons).to(x.device, x.dtype).clamp(0, 1)
 
 

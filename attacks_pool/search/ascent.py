@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks_pool.calling.randomness import draw_seed, keyed_generator
+from attacks_pool.calling.randomness import draw_seed, keyed_like
 from attacks_pool.calling.slopes import usable
 from attacks_pool.fast.copy import SearchModel
 from attacks_pool.losses import LOSSES, Loss
@@ -157,7 +157,7 @@ def gradient_ascent(
     best_loss = torch.full((len(x),), -torch.inf, device=x.device)
     active = torch.arange(len(x), device=x.device)
     for restart in range(restarts):
-        draws = keyed_generator(base, restart)
+        draws = keyed_like(generator, base, restart)
         begin = start(x, draws)[active]
         points = Points(active, x[active], y[active], begin, torch.zeros_like(begin))
         found, done = search.run(model, points, draws)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.attack import Attack
-from attacks_pool.calling.randomness import PartGenerator, draw_seed, keyed_generator
+from attacks_pool.calling.randomness import PartGenerator, draw_seed, drawn_for, keyed_generator
 from attacks_pool.losses import margin
 from attacks_pool.norms import project
 from attacks_pool.registry import pool
@@ -46,10 +46,11 @@ def worst_of(
     base = draw_seed(generator)
     best, best_gap = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
     standing = torch.arange(len(x), device=x.device)
+    total, places = drawn_for(generator, x)
     for number, member in enumerate(members):
         if not len(standing):
             break
-        draws = PartGenerator.of(keyed_generator(base, number, member.name), len(x), standing)
+        draws = PartGenerator.of(keyed_generator(base, number, member.name), total, places[standing])
         found = member.function(
             model,
             x[standing].clone(),

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks_pool.calling.randomness import draw_seed, normal
+from attacks_pool.calling.randomness import draw_seed, drawn_for, normal
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.losses import log_probabilities
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.frozen import OldModelDefense
 from defenses.registry import register
+from defenses.training.processes import whole
 
 Distance = Literal["mse", "kl"]
 
@@ -108,10 +109,11 @@ class AIR(OldModelDefense):
 
     def anisotropic(self, x_adv: Tensor) -> Tensor:
         """x_mix = β·x̃_i + (1 − β)·x̃_j, with the shape of ``x_adv``."""
-        draws = np.random.default_rng(draw_seed(self.generator)).beta(self.beta, self.beta, len(x_adv))
-        weight = torch.as_tensor(draws, dtype=x_adv.dtype, device=x_adv.device).view(-1, 1, 1, 1)
-        partner = torch.randperm(len(x_adv), generator=self.generator).to(x_adv.device)
-        return weight * x_adv + (1 - weight) * x_adv[partner]
+        total, mine = drawn_for(self.generator, x_adv)
+        draws = np.random.default_rng(draw_seed(self.generator)).beta(self.beta, self.beta, total)
+        weight = torch.as_tensor(draws, dtype=x_adv.dtype, device=x_adv.device)[mine].view(-1, 1, 1, 1)
+        partner = torch.randperm(total, generator=self.generator).to(x_adv.device)[mine]
+        return weight * x_adv + (1 - weight) * whole(x_adv)[partner]
 
     def replay_loss(self, x_adv: Tensor, x_iso: Tensor, x_mix: Tensor, y: Tensor) -> dict[str, Tensor]:
         """L on given points (N, C, H, W); terms whose weight is 0 are not computed."""

@@ -16,6 +16,7 @@ from defenses.metadata import DefenseInfo
 from defenses.parts.ball import Ball, OwnSearchDefense
 from defenses.parts.checks import at_least_one
 from defenses.registry import register
+from defenses.training.processes import current, part_of, whole, working_on
 
 Batch = tuple[Tensor, Tensor]
 
@@ -72,21 +73,30 @@ class Free(OwnSearchDefense):
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:
         """Run one replay: one backward pass provides the gradients for both θ and δ."""
-        losses = super().step(*self._batch(x, y), stage, optimizer)
-        points, self._points = self._points, None
-        if points is not None and points.grad is not None and self._delta is not None:
-            ahead = torch.zeros_like(self._delta)
-            for share, ball in _shares(stage.attacks):
-                slope = usable(points.grad[share], points.detach()[share])
-                ahead[: len(points)][share] = ball.eps * steepest(slope, ball.norm)
-            self._delta = _project(self._delta + ahead, stage.attacks)
-        return losses
+        arrived = current(len(x))
+        x, y = self._batch(x, y)
+        # Each process holds the whole batch and the whole δ, and computes its own rows of them.
+        part = part_of(len(x))
+        with working_on(part):
+            losses = super().step(x[part.slice], y[part.slice], stage, optimizer)
+            points, self._points = self._points, None
+            if points is not None and points.grad is not None and self._delta is not None:
+                mine = torch.zeros_like(points)
+                for share, ball in _shares(stage.attacks, part.start):
+                    slope = usable(points.grad[share], points.detach()[share])
+                    mine[share] = ball.eps * steepest(slope, ball.norm)
+                ahead = torch.zeros_like(self._delta)
+                ahead[: len(x)] = whole(mine)
+                self._delta = _project(self._delta + ahead, stage.attacks)
+        # Losses are weighted by the part of the batch that arrived.
+        return {name: value * (part.weight / arrived.weight) for name, value in losses.items()}
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE(f(clip(x + δ)), y)."""
         # Projected before use as well, because the ball may have changed since the last step.
-        self._delta = _project(_grown(self._delta, x), stage.attacks)
-        self._points = (x + self._delta[: len(x)]).clamp(0, 1).requires_grad_()
+        part = current(len(x))
+        self._delta = _project(_grown(self._delta, x, part.total), stage.attacks)
+        self._points = (x + self._delta[part.slice]).clamp(0, 1).requires_grad_()
         return self.label_loss(self(self._points), y)
 
     def training_state(self) -> dict[str, Any]:
@@ -105,7 +115,7 @@ class Free(OwnSearchDefense):
     def _batch(self, x: Tensor, y: Tensor) -> Batch:
         """Choose the batch to replay, given that batch ``(x, y)`` has arrived."""
         if int(torch.randint(max(self._replayed, 1), (1,), generator=self.generator)) == 0:
-            self._next = (x, y)
+            self._next = (whole(x), whole(y))
         if self._held is None or self._replayed == self.replays:
             self._held, self._next, self._replayed = self._next, None, 0
         assert self._held is not None
@@ -113,10 +123,10 @@ class Free(OwnSearchDefense):
         return self._held
 
 
-def _shares(attacks: Sequence[Attack]) -> Iterator[tuple[slice, Ball]]:
-    """For each attack, its rows of a batch (by stride) and its ball."""
+def _shares(attacks: Sequence[Attack], start: int = 0) -> Iterator[tuple[slice, Ball]]:
+    """For each attack, its rows (by stride) of a batch's rows from ``start`` on, and its ball."""
     for number, attack in enumerate(attacks):
-        yield slice(number, None, len(attacks)), Ball.of(attack)
+        yield slice((number - start) % len(attacks), None, len(attacks)), Ball.of(attack)
 
 
 def _project(delta: Tensor, attacks: Sequence[Attack]) -> Tensor:
@@ -127,13 +137,13 @@ def _project(delta: Tensor, attacks: Sequence[Attack]) -> Tensor:
     return moved
 
 
-def _grown(delta: Tensor | None, x: Tensor) -> Tensor:
-    """δ, extended by zeros if it has fewer rows than ``x``."""
-    if delta is None:
-        return torch.zeros_like(x)
-    if len(delta) >= len(x):
+def _grown(delta: Tensor | None, x: Tensor, size: int) -> Tensor:
+    """δ for images like ``x``, extended by zeros if it has fewer than ``size`` rows."""
+    have = 0 if delta is None else len(delta)
+    if delta is not None and have >= size:
         return delta
-    return torch.cat([delta, torch.zeros_like(x[len(delta) :])])
+    more = x.new_zeros(size - have, *x.shape[1:])
+    return more if delta is None else torch.cat([delta, more])
 
 
 def _moved(batch: Sequence[Tensor] | None, device: torch.device) -> Batch | None:

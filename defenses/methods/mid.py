@@ -25,6 +25,7 @@ from defenses.parts.frozen import frozen_copy
 from defenses.parts.mixing import Mix, craft_batch
 from defenses.registry import register
 from defenses.training.plan import TrainPlan
+from defenses.training.processes import mean
 
 CraftOn = Literal["student", "surrogate"]
 
@@ -239,7 +240,7 @@ class MID(Defense):
                 create_graph=not self.first_order,
                 materialize_grads=True,
             )
-        pairs = zip(theta.items(), gradients, strict=True)
+        pairs = zip(theta.items(), mean(gradients), strict=True)
         return {name: value - self.inner_lr * gradient for (name, value), gradient in pairs}
 
     def _twice_differentiable(self) -> AbstractContextManager[None]:
@@ -347,7 +348,7 @@ class MID(Defense):
         channels, height, width = encoder["image"]
         with isolated_randomness(seed, torch.device("cpu")):
             self.decoder = Decoder(encoder["features"], (channels, height, width))
-        self.decoder.to(self.device)
+        self.decoder.to(next(self.model.parameters()))
         return self.decoder
 
 

@@ -27,6 +27,7 @@ from defenses.parts.lowrank import (
 )
 from defenses.parts.lowrank.network import Adapt, image_channels
 from defenses.registry import register
+from defenses.training.processes import whole
 
 
 @register
@@ -163,10 +164,10 @@ class MoLARouter(AdaptedDefense):
         with self.routing.along(Route(weights=weights)):
             ce = self.label_loss(self(x_adv), labels)
         if stage.done >= 1 - 1 / stage.plan.epochs:
-            self._add_up(weights.detach(), tasks)
+            self._add_up(whole(weights.detach()), whole(tasks))
         if self.lambda_twd == 0:
             return {"loss": ce}
-        twd = task_contrast(weights, tasks, self.temperature)
+        twd = task_contrast(whole(weights), whole(tasks), self.temperature)
         return {"loss": ce + self.lambda_twd * twd, "ce": ce, "twd": twd}
 
     def overhead(self, x: Tensor) -> float:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks_pool.attack import Attack
-from attacks_pool.calling.randomness import draw_seed, isolated_randomness
+from attacks_pool.calling.randomness import draw_seed, isolated_randomness, part_drawn
 from attacks_pool.registry import pool
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.checks import at_least_one, needs_attack
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
+from defenses.training.processes import current, part_of
 from defenses.training.stage import once_more
 
 
@@ -73,17 +74,25 @@ class Replay(Defense):
         x_adv = self.craft(stage.attacks[0], x, y)
         if self._kept is None:
             return self.label_loss(self(x_adv), y)
-        x_old, y_old = self.draw(len(x))
-        m_adv, _ = craft_batch(
-            self.craft,
-            tuple(self._met),
-            x_old,
-            y_old,
-            mix="split",
-            generator=self.generator,
-            predict=self,
-        )
-        return self.label_loss(self(torch.cat([x_adv, m_adv])), torch.cat([y, y_old]))
+        part = current(len(x))
+        x_old, y_old = self.draw(part.total)
+        count = len(y_old)
+        mine = part if count == part.total else part_of(count)
+        x_old, y_old = x_old[mine.slice], y_old[mine.slice]
+        with part_drawn(self.generator, count, mine.rows):
+            m_adv, _ = craft_batch(
+                self.craft,
+                tuple(self._met),
+                x_old,
+                y_old,
+                mix="split",
+                generator=self.generator,
+                predict=self,
+            )
+        loss = self.label_loss(self(torch.cat([x_adv, m_adv])), torch.cat([y, y_old]))
+        # The mean over x̃ ∪ M̃ of all processes, where their shares of M̃ are not those of x̃.
+        share = (len(x) + len(y_old)) / (part.total + count)
+        return loss if part.whole or mine is part else loss * (share / part.weight)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """M: ``count`` different images of the memory with their labels, or all of them if fewer."""

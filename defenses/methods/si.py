@@ -15,6 +15,7 @@ from defenses.parts.checks import above_zero, needs_attack, not_negative
 from defenses.parts.consolidation import Weights, copied, placed, pull, trained
 from defenses.registry import register
 from defenses.training.accumulate import next_step
+from defenses.training.processes import step_mean
 
 
 @register
@@ -103,7 +104,8 @@ class SI(Defense):
         for name, g in gradient.items():
             self._slope[name] = self._slope[name] + share * g if name in self._slope else share * g
         if moves:
-            for name, g in self._slope.items():
+            slopes = step_mean(list(self._slope.values()))
+            for name, g in zip(self._slope, slopes, strict=True):
                 self._path[name] -= g * (theta[name].detach() - before[name])
             self._slope = {}
         return {name: float(value.detach()) for name, value in terms.items()}

@@ -34,9 +34,9 @@ def at_least_one(**values: int | None) -> None:
 
 
 def needs_float32(defense: str, model: nn.Module) -> None:
-    """Reject a classifier with other weights, since the defense's own networks are float32."""
+    """Reject a classifier with 16-bit weights, since the defense's own networks do not train with them."""
     for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
             kind = str(parameter.dtype)[6:]
             raise InputError(
                 f"{defense} needs a classifier of float32 weights, not {kind}: give model.float()"

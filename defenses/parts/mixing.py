@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import evaluation_mode
+from attacks_pool.calling.randomness import strided
 
 Mix = Literal["split", "random", "average", "max"]
 Craft = Callable[[Attack, Tensor, Tensor], Tensor]
@@ -44,8 +45,8 @@ def craft_batch(
         # Batches are shuffled, so strided shares have a fair share of each class.
         x_adv = x.clone()
         for number, attack in enumerate(attacks):
-            share = slice(number, None, len(attacks))
-            x_adv[share] = craft(attack, x[share], y[share])
+            with strided(generator, x, len(attacks), number) as share:
+                x_adv[share] = craft(attack, x[share], y[share])
         return x_adv, y
     crafted = torch.stack([craft(attack, x, y) for attack in attacks])
     if mix == "average":

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attacks_pool.calling.randomness import drawn, drawn_for
+
 
 def augment(x: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
     """Shift (``crop``) and mirror (``flip``) each image of ``x`` (N, C, H, W) by its own random draw."""
     if "crop" in kinds:
         x = shift(x, max(1, x.shape[-1] // 8), generator)
     if "flip" in kinds:
-        mirrored = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+        mirrored = drawn(torch.rand, (len(x),), generator).to(x.device) < 0.5
         x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
     return x
 
@@ -22,7 +24,8 @@ def augment(x: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tens
 def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Shift each image by up to ``most`` pixels along both axes and fill with zeros."""
     count, channels, height, width = x.shape
-    offsets = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(x.device)
+    total, mine = drawn_for(generator, x)
+    offsets = torch.randint(0, 2 * most + 1, (2, total), generator=generator).to(x.device)[:, mine]
     padded = F.pad(x, (most, most, most, most))
     rows = offsets[0, :, None] + torch.arange(height, device=x.device)
     columns = offsets[1, :, None] + torch.arange(width, device=x.device)

@@ -20,12 +20,14 @@ from defenses.training.average import Average, has_statistics, measured_anew
 from defenses.training.optimizer_state import load_optimizer, optimizer_state
 from defenses.training.packing import detached, map_tensors
 from defenses.training.plan import TrainPlan
+from defenses.training.processes import Part, StoppedElsewhereError, rank
 from defenses.training.selection import Best
 from defenses.training.snapshot import DefenseState, Snapshot
 from defenses.training.stage import Batches, Progress, Stage, TrainingDivergedError
+from defenses.training.together import Together
 from defenses.training.trainable import Trainable
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Part]
 
 
 class Training:
@@ -38,6 +40,9 @@ class Training:
         progress: called after each batch; an exception from it stops training, after a snapshot.
         validation: held-out batches for ``select="val-robust"``.
         checkpoint: called with a snapshot after each epoch.
+
+    With several processes, each computes its part of every batch. Process 0 alone calls ``progress`` and
+    ``checkpoint``, and if ``progress`` raises, the others raise ``StoppedElsewhereError``.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Training:
         self.prepared = False
         self.sums: dict[str, float] = {}
         self.passes = Passes()
+        self.together = Together(defense, data)
 
     def resume(self, snapshot: Snapshot) -> None:
         """Continue from ``snapshot``, whose defense state must have been restored already.
@@ -90,7 +96,8 @@ class Training:
     def run(self) -> list[dict[str, float]]:
         """Train the remaining epochs and return the mean losses of each epoch."""
         with count_passes(self.defense) as passes:
-            passes.forwards, passes.backwards = self.passes.forwards, self.passes.backwards
+            if self.together.leads:
+                passes.forwards, passes.backwards = self.passes.forwards, self.passes.backwards
             self.passes = passes
             try:
                 while self.epoch < self.stage.plan.epochs:
@@ -99,6 +106,7 @@ class Training:
                     self._take_average(self.average)
             finally:
                 self.defense.unprepare()
+        self.together.collect(passes)
         self.defense.passes.forwards += passes.forwards
         self.defense.passes.backwards += passes.backwards
         if self.best is not None:
@@ -122,9 +130,12 @@ class Training:
         )
 
     def _save(self) -> None:
+        self.together.collect(self.passes)
         # Training cannot resume from weights that are not finite, so the previous snapshot stays the last.
-        if self.checkpoint is not None and all(
-            bool(parameter.isfinite().all()) for parameter in self.defense.parameters()
+        if (
+            self.together.leads
+            and self.checkpoint is not None
+            and all(bool(parameter.isfinite().all()) for parameter in self.defense.parameters())
         ):
             self.checkpoint(self.snapshot())
 
@@ -144,6 +155,7 @@ class Training:
             self.best.consider()
         if self.average is not None:
             self.average.epoch(self.epoch)
+        self.together.check()
         self._save()
 
     def _seed(self) -> None:
@@ -157,9 +169,10 @@ class Training:
             self.data.set_epoch((self.stage.index - 1) * 100_000 + self.epoch)
         group: list[Batch] = []
         number = -1
-        for number, batch in enumerate(self.data):
+        for number, (batch, part) in enumerate(self.together.batches()):
             if number >= start:
-                group.append(pair_of(batch))
+                images, labels = pair_of(batch)
+                group.append((images, labels, part or Part(0, len(images), len(images))))
             if len(group) == self.stage.plan.grad_accumulation:
                 yield number + 1 - len(group), group
                 group = []
@@ -171,32 +184,55 @@ class Training:
         plan = self.stage.plan
         now = self._moment(number, batches)
         several: Accumulator | None = None
-        if len(group) > 1 and self.optimizer is not None:
-            # The accumulator clips the mean gradient, so the defense must not clip those of single batches.
+        clip = plan.max_grad_norm
+        joined = len(group) > 1 and self.optimizer is not None
+        if joined or self.together.several:
+            # The mean gradient is clipped, so the defense must not clip that of a batch or of its part.
             now = replace(now, plan=plan.model_copy(update={"max_grad_norm": None}))
-            several = Accumulator(self.optimizer, [len(labels) for _, labels in group], plan.max_grad_norm)
+        if joined and self.optimizer is not None:
+            sizes = [len(labels) for _, labels, _ in group]
+            several = Accumulator(self.optimizer, sizes, None if self.together.several else clip)
+        # The share of this process in the images of the step.
+        weight = sum(part.weight * part.total for *_, part in group) / sum(part.total for *_, part in group)
         losses: dict[str, float] = {}
-        for place, (images, labels) in enumerate(group):
+        for place, batch in enumerate(group):
             if several is not None:
                 several.begin(place)
-            found = self._batch(number + place, now, images, labels, several or self.optimizer)
+            with self.together.step(batch[2], weight, (self.optimizer, clip)):
+                found = self._batch(number + place, now, batch, several or self.optimizer)
+                if several is not None and place + 1 == len(group):
+                    several.finish()
             for name, value in found.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-                losses[name] = losses.get(name, 0.0) + value / len(group)
-        if several is not None:
-            several.finish()
+                losses[name] = losses.get(name, 0.0) + batch[2].weight * value
+        losses = self._checked(self.together.mean_losses(losses), number)
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         if self.average is not None:
             self.average.step()
         self.batch = number + len(group)
-        if self.progress is not None:
+        means = {name: value / len(group) for name, value in losses.items()}
+        self._report(Progress(self.stage.index, self.epoch + 1, plan.epochs, self.batch, batches, means))
+
+    def _report(self, progress: Progress) -> None:
+        """Call the callback, which may stop training here, between two steps."""
+        raised: BaseException | None = None
+        if self.progress is not None and self.together.leads:
             try:
-                self.progress(
-                    Progress(self.stage.index, self.epoch + 1, plan.epochs, self.batch, batches, losses)
-                )
-            except BaseException:
-                # The callback stops training here, between two steps.
-                self._save()
-                raise
+                self.progress(progress)
+            except BaseException as error:
+                raised = error
+        if self.together.stopped(raised is not None):
+            self._save()
+            raise raised or StoppedElsewhereError("process 0 stopped the training")
+
+    def _checked(self, losses: dict[str, float], number: int) -> dict[str, float]:
+        """The losses of batch ``number``, which must be finite."""
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise TrainingDivergedError(
+                f"{self.defense.info.name}: the loss is not a number at stage {self.stage.index}, "
+                f"epoch {self.epoch + 1}, step {number + 1}: {losses}"
+            )
+        return losses
 
     def _moment(self, number: int, batches: int) -> Stage:
         """The stage as it is at a batch, with its learning rate set and the eps of its attacks."""
@@ -212,31 +248,27 @@ class Training:
         self,
         number: int,
         now: Stage,
-        images: Tensor,
-        labels: Tensor,
+        batch: Batch,
         optimizer: torch.optim.Optimizer | None,
     ) -> dict[str, float]:
         """Let the defense train on one batch; return its losses."""
         defense, plan = self.defense, self.stage.plan
         device = defense.device
+        images, labels, _ = batch
         x, y = check_batch(images.to(device), labels.to(device))
         if not len(x):
             raise InputError(f"batch {number + 1} of the data is empty")
         if not self.prepared:
             defense.prepare(x, plan)
+            self.together.agree_on_precision()
             self.prepared = True
         if plan.augmentation:
             x = augment(x, plan.augmentation, defense.generator)
         defense.train()
         # Dropout and similar layers draw from the global random state, which belongs to the caller.
-        with isolated_randomness(key_seed("step", defense.seed, now.index, self.epoch, number), device):
-            losses = defense.step(x, y, now, optimizer)
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise TrainingDivergedError(
-                f"{defense.info.name}: the loss is not a number at stage {now.index}, "
-                f"epoch {self.epoch + 1}, step {number + 1}: {losses}"
-            )
-        return losses
+        key = [] if self.together.leads else [f"process {rank()}"]
+        with isolated_randomness(key_seed("step", defense.seed, now.index, self.epoch, number, *key), device):
+            return defense.step(x, y, now, optimizer)
 
     def _take_average(self, average: Average) -> None:
         """End the stage with the averaged weights; measure batch-norm statistics anew for them.
@@ -252,8 +284,10 @@ class Training:
         self._seed()
         with measured_anew(self.defense):
             for number, group in self._groups(0):
-                for place, (images, labels) in enumerate(group):
-                    self._batch(number + place, now, images, labels, None)
+                for place, batch in enumerate(group):
+                    with self.together.step(batch[2], batch[2].weight, (None, None)):
+                        losses = self._batch(number + place, now, batch, None)
+                    self._checked(self.together.mean_losses(losses), number + place)
 
 
 def pair_of(batch: Any) -> tuple[Tensor, Tensor]:

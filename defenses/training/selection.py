@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.search.ascent import wrong
+from defenses.training import processes
 from defenses.training.stage import Batches, Stage
 from defenses.training.trainable import Trainable
 
@@ -34,6 +35,8 @@ class Best:
         right = total = 0
         self.defense.eval()
         for batch, (images, labels) in enumerate(self.validation):
+            if batch % processes.count() != processes.rank():
+                continue
             x, y = images.to(self.defense.device), labels.to(self.defense.device)
             survived = torch.ones(len(x), dtype=torch.bool, device=x.device)
             with torch.no_grad():
@@ -44,4 +47,6 @@ class Best:
                 with torch.no_grad():
                     survived &= ~wrong(self.defense(x_adv), y)
             right, total = right + int(survived.sum()), total + len(x)
+        every = processes.everyone((right, total))
+        right, total = (sum(each) for each in zip(*every, strict=True))
         return right / max(total, 1)

@@ -22,6 +22,11 @@ class Trainable(nn.Module):
     generator: torch.Generator
 
     @property
+    def reduced(self) -> bool:
+        """Whether :meth:`prepare` chose bfloat16."""
+        raise NotImplementedError
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks_pool.attack import Attack
-from attacks_pool.calling.randomness import keyed_generator
+from attacks_pool.calling.randomness import keyed_generator, strided
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Defense, Stage
 from defenses.parts.lowrank.batchnorm import TaskBatchNorm
@@ -151,8 +151,9 @@ class AdaptedDefense(Defense):
         points, labels, tasks = [], [], []
         for number, attack in enumerate(shares):
             # Batches are shuffled, so strided shares have a fair share of each class.
-            part, truth = x[number :: len(shares)], y[number :: len(shares)]
-            points.append(part if attack is None else self.craft(attack, part, truth))
+            with strided(self.generator, x, len(shares), number) as rows:
+                part, truth = x[rows], y[rows]
+                points.append(part if attack is None else self.craft(attack, part, truth))
             labels.append(truth)
             place = nearest(self.tasks, attack)
             tasks.append(torch.full_like(truth, 0 if place is None else place))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from attacks_pool.calling.randomness import isolated_randomness
 from attacks_pool.errors import InputError
+from defenses.training.processes import current, whole
 
 
 class ConvRouter(nn.Module):
@@ -57,10 +58,16 @@ class ConvRouter(nn.Module):
         """
         if x.shape[1] != self.channels:
             raise InputError(f"the router takes images of {self.channels} channels, not {x.shape[1]}")
-        features, norm = self.features(x), self.norm
-        # A single image has no variance, so it uses the running statistics.
-        features = (
-            norm(features) if len(x) > 1 else F.batch_norm(features, norm.running_mean, norm.running_var)
-        )
-        scores: Tensor = self.linear(features)
+        scores: Tensor = self.linear(self._normalised(self.features(x.to(self.linear.weight.dtype))))
         return scores
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        """Batch norm of features (N, F); several processes share the statistics of the whole batch."""
+        norm, part = self.norm, current(len(features))
+        if self.training and not part.whole:
+            normalised: Tensor = norm(whole(features))
+            return normalised[part.slice]
+        # A single image has no variance, so it uses the running statistics.
+        if len(features) > 1:
+            return norm(features)  # type: ignore[no-any-return]
+        return F.batch_norm(features, norm.running_mean, norm.running_var)
