@@ -22,7 +22,7 @@ from defenses.training import processes
 from defenses.training.processes import Part, current, part_of, working_on
 
 ROUNDING = 1e-6
-"""Largest difference of a gradient; mola-router computes its contrast in float32, the others less than 1e-14."""
+"""Largest difference of a gradient: mola-router's contrast is float32, the others are below 1e-14."""
 
 
 def together(*words: str, count: int = 2) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """A program for several processes, started by torchrun, which writes lines of JSON.
 
-``gradients NAME...`` trains defenses alone on whole batches, in each process, and then together, each process on
-its part of them, and compares. ``stages`` stops, averages and disturbs a stage.
+``gradients NAME...`` trains defenses alone on whole batches, in each process, and then together, each process
+on its part of them, and compares. ``stages`` stops, averages and disturbs a stage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stranger(Defense):
 
     info = DefenseInfo(name="stranger", paper=None, regimes=("continual", "joint"))
 
-    def begin(self, stage: Any) -> None:
+    def begin(self, stage: Any) -> None:  # noqa: ARG002 - the same for every stage
         """Make the second optimizer."""
         self.own = torch.optim.SGD(self.model.parameters(), lr=0.01)
 
@@ -126,7 +126,7 @@ class ByHand(Defense):
 
     info = DefenseInfo(name="by-hand", paper=None, regimes=("continual",))
 
-    def step(self, x: Tensor, y: Tensor, stage: Any, optimizer: Any) -> dict[str, float]:
+    def step(self, x: Tensor, y: Tensor, stage: Any, optimizer: Any) -> dict[str, float]:  # noqa: ARG002
         """One step of gradient descent."""
         loss = nn.functional.cross_entropy(self(x), y)
         for parameter, slope in zip(
@@ -141,7 +141,7 @@ class OneDiverges(ByHand):
 
     info = DefenseInfo(name="one-diverges", paper=None, regimes=("continual",))
 
-    def step(self, x: Tensor, y: Tensor, stage: Any, optimizer: Any) -> dict[str, float]:
+    def step(self, x: Tensor, y: Tensor, stage: Any, optimizer: Any) -> dict[str, float]:  # noqa: ARG002
         """No step."""
         return {"loss": float("nan") if distributed.get_rank() else 0.0}
 

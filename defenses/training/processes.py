@@ -150,7 +150,7 @@ def whole(values: Tensor) -> Tensor:
     part = current(len(values))
     if part.whole or count() == 1:
         return values
-    found: Tensor = _Gather.apply(values, part)  # type: ignore[no-untyped-call]
+    found: Tensor = _Gather.apply(values, part)
     return found
 
 
@@ -159,7 +159,7 @@ def mean(values: Sequence[Tensor]) -> list[Tensor]:
     if count() == 1:
         return list(values)
     weight = current(0).weight
-    return [_Mean.apply(value, weight) for value in values]  # type: ignore[no-untyped-call]
+    return [_Mean.apply(value, weight) for value in values]
 
 
 def step_mean(values: Sequence[Tensor]) -> list[Tensor]:
@@ -189,13 +189,9 @@ def average_gradients(parameters: Sequence[nn.Parameter], weight: float) -> None
         _add_up(flat)
         present = (flat[-len(group) :] > 0).tolist()
         sizes = [one.numel() for one in group]
-        for one, values, any_has in zip(group, flat[: -len(group)].split(sizes), present, strict=True):
-            if not any_has:
-                continue
-            if one.grad is None:
+        for one, values, any_has in zip(group, torch.split(flat[: -len(group)], sizes), present, strict=True):
+            if any_has:
                 one.grad = values.view_as(one).clone()
-            else:
-                one.grad = values.view_as(one).clone(memory_format=torch.preserve_format)
 
 
 class Buffers:
@@ -218,7 +214,7 @@ class Buffers:
             changes = [buffer.detach().flatten() - old for buffer, old in zip(group, before, strict=True)]
             flat = torch.cat(changes) * weight
             _add_up(flat)
-            changes = list(flat.split([len(old) for old in before]))
+            changes = list(torch.split(flat, [len(old) for old in before]))
             for buffer, old, change in zip(group, before, changes, strict=True):
                 buffer.copy_((old + change).view_as(buffer))
 
@@ -297,4 +293,4 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Mean.apply(gradients[0], ctx.weight), None  # type: ignore[no-untyped-call]
+        return _Mean.apply(gradients[0], ctx.weight), None

@@ -48,5 +48,4 @@ class Best:
                     survived &= ~wrong(self.defense(x_adv), y)
             right, total = right + int(survived.sum()), total + len(x)
         every = processes.everyone((right, total))
-        right, total = (sum(each) for each in zip(*every, strict=True))
-        return right / max(total, 1)
+        return sum(right for right, _ in every) / max(sum(total for _, total in every), 1)
