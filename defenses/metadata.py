@@ -82,7 +82,8 @@ class DefenseInfo(BaseModel):
     ``regimes`` are those that it supports, the default first; ``aliases`` are further names, each with a
     fixed regime; ``memory`` is the number of training samples that it keeps between stages; ``grows`` means
     that each stage adds the same number of parameters. With ``transfer``, evaluation also crafts the run's
-    attacks on a surrogate model, in addition to the audit's probes.
+    attacks on a surrogate model, in addition to the audit's probes. ``employs`` are the parameters that name
+    finished runs; a run loads their models and gives them to the defense's ``employ`` before training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,4 +96,5 @@ class DefenseInfo(BaseModel):
     transfer: bool = False
     memory: int = 0
     grows: bool = False
+    employs: tuple[str, ...] = ()
     aliases: dict[str, Regime] = Field(default_factory=dict)

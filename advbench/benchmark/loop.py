@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from advbench.audit import Fresh, Probes, audit, held_out, probe
+from advbench.benchmark.employ import Employs
 from advbench.benchmark.prepare import Prepared
 from advbench.benchmark.stage import Trainer
 from advbench.config.resolve import bound_attacks, points_of
@@ -46,7 +47,7 @@ class Benchmark:
         attack_timeout: float | None = None,
     ) -> None:
         self.config, self.data, self.device = prepared.config, prepared.data, prepared.device
-        self.surrogate, self.start = prepared.surrogate, prepared.start
+        self.surrogate, self.start, self.employed = prepared.surrogate, prepared.start, prepared.employed
         self.place, self.directory, self.listeners = place, place.directory, listeners
         self.attack_timeout = attack_timeout
         self.attacks = bound_attacks(self.config)
@@ -89,6 +90,8 @@ class Benchmark:
             self.surrogate = ("row 0", copy.deepcopy(plain).eval())
         passes = Passes(plain.passes.forwards, plain.passes.backwards)
         defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+        if self.employed and isinstance(defense, Employs):
+            defense.employ(**self.employed)
         defense.to(self.device)
         finished, restored = self._take_up(defense)
         for number in range(1, config.stages + 1):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.audit.surrogates import surrogate_of
+from advbench.benchmark.employ import load_employed
 from advbench.benchmark.start import load_start
 from advbench.config.identity import identity_of
 from advbench.config.options import Options, RunConfig
@@ -42,6 +43,8 @@ class Prepared:
         surrogate: the name and model that the audit crafts transferred points on, if not row 0's.
         surrogate_path: the path of the surrogate's run.
         start: the state of the classifier before pretraining, if it does not start from fresh weights.
+        employed: the models of other runs that the defense employs, by parameter.
+        employed_paths: the directories of these runs.
     """
 
     config: RunConfig
@@ -53,6 +56,8 @@ class Prepared:
     surrogate: tuple[str, nn.Module] | None = None
     surrogate_path: str | None = None
     start: dict[str, Tensor] | None = None
+    employed: dict[str, nn.Module] = field(default_factory=dict)
+    employed_paths: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -62,6 +67,7 @@ def prepare(
     surrogate: str | Path | None = None,
     data: DataSet | None = None,
     data_memory: float | None = None,
+    runs_dir: Path = Path("runs"),
 ) -> Prepared:
     """Check and resolve the options of a run.
 
@@ -73,6 +79,7 @@ def prepare(
         surrogate: a finished run whose model the audit crafts transferred points on.
         data: the data set that the options name, if it is loaded already.
         data_memory: bytes of images to keep in memory, see `advbench.data.DataChoices`.
+        runs_dir: where runs are found by name whose models the defense employs.
 
     Raises:
         InputError, RecordError: the options cannot be run.
@@ -87,6 +94,7 @@ def prepare(
             "and none can be trained"
         )
     config = resolve(chosen, data, sample_seed=sample_seed)
+    config, employed, places = load_employed(config, data, runs_dir)
     other = surrogate_of(load_run(surrogate), data) if surrogate is not None else None
     with reproducible(config.threads):
         classifier = new_classifier(config, data.image_shape, data.num_classes)
@@ -108,7 +116,7 @@ def prepare(
         facts["surrogate"] = weights_digest(other[1].state_dict())
         identity = digest({"run": identity, "surrogate": facts["surrogate"]})
     path = None if surrogate is None else str(Path(surrogate).expanduser().resolve())
-    return Prepared(config, data, device, threads, identity, facts, other, path, start)
+    return Prepared(config, data, device, threads, identity, facts, other, path, start, employed, places)
 
 
 def threads_of(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from advbench.benchmark.employ import with_employed
 from advbench.benchmark.loop import Benchmark
 from advbench.benchmark.prepare import Prepared, prepare
 from advbench.benchmark.start import with_start
@@ -106,7 +107,12 @@ def run(
             data = load_dataset(own, choices=DataOptions.among(chosen).choices(data_memory))
             chosen["dataset"] = data.name
         prepared = prepare(
-            chosen, sample_seed=sample_seed, surrogate=surrogate, data=data, data_memory=data_memory
+            chosen,
+            sample_seed=sample_seed,
+            surrogate=surrogate,
+            data=data,
+            data_memory=data_memory,
+            runs_dir=Path(runs_dir),
         )
         if reuse and resume is not False and Path(runs_dir).is_dir():
             for path in find_complete(Path(runs_dir), prepared.identity):
@@ -158,7 +164,7 @@ def _go(
         identity=prepared.identity,
         created=now(),
         config=config.model_dump(mode="json"),
-        more={"facts": prepared.facts, "surrogate": prepared.surrogate_path, **_place_of_start(config)},
+        more={"facts": prepared.facts, "surrogate": prepared.surrogate_path, **_places(prepared)},
     )
     with ExitStack() as stack:
         stack.enter_context(reproducible(prepared.threads))
@@ -196,8 +202,11 @@ def _go(
     return directory
 
 
-def _place_of_start(config: RunConfig) -> dict[str, Any]:
-    return {} if config.weights is None else {"weights": config.weights.file}
+def _places(prepared: Prepared) -> dict[str, Any]:
+    """Where the weights are that the run starts from, and the runs whose models it employs."""
+    start = prepared.config.weights
+    found: dict[str, Any] = {} if start is None else {"weights": start.file}
+    return found | ({"employed": prepared.employed_paths} if prepared.employed_paths else {})
 
 
 def _prepared_again(path: Path, trust: bool, data_memory: float | None) -> Prepared:
@@ -222,6 +231,7 @@ def _prepared_again(path: Path, trust: bool, data_memory: float | None) -> Prepa
             "add --trust if you trust it"
         )
     options = with_start(config.model_dump(), directory, manifest.more.get("weights"))
+    options = with_employed(options, manifest.more.get("employed", {}))
     prepared = prepare(
         Options.of(options),
         surrogate=manifest.more.get("surrogate"),

@@ -47,7 +47,9 @@ def show_plan(
     prepared: list[Prepared] = []
     for options in runs:
         data = prepared[0].data if prepared else None
-        prepared.append(prepare(options, sample_seed=sample_seed, surrogate=surrogate, data=data))
+        prepared.append(
+            prepare(options, sample_seed=sample_seed, surrogate=surrogate, data=data, runs_dir=runs_dir)
+        )
     plans = _plans(prepared, runs_dir)
     _warn(plans[0]["estimate"])
     if format is Format.json:

@@ -68,7 +68,7 @@ class PlotOptions(Given):
 @takes(PlotOptions)
 def plot(options: PlotOptions) -> None:
     _check(options)
-    from advbench.cli.finding import find_run
+    from advbench.runs.named import find_run
     from leaderboards import write_bytes
     from leaderboards.printable import in_line
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from advbench.cli.echo import echo
-from advbench.cli.finding import find_run
 from advbench.cli.options import FORMAT, RUNS_DIRS, Format, argument, flag, runs_dirs
+from advbench.runs.named import find_run
 
 if TYPE_CHECKING:
     from leaderboards import Garbage, RunEntry

@@ -150,12 +150,17 @@ class _Planner:
         """The configuration and identity; a cell that runs elsewhere gets the device of its node."""
         wanted = options.device
         if not self.elsewhere:
-            here = prepare(options, data=data, sample_seed=sample_seed)
+            here = prepare(options, data=data, sample_seed=sample_seed, runs_dir=self.runs_dir)
             self.models.setdefault(_model_key(here.config), here.device)
             return here.config, here.identity
         if wanted.startswith("cuda") and not self.gpus:
             raise InputError(f"device {wanted!r} on a cluster needs --gpus")
-        there = prepare(options.model_copy(update={"device": "cpu"}), data=data, sample_seed=sample_seed)
+        there = prepare(
+            options.model_copy(update={"device": "cpu"}),
+            data=data,
+            sample_seed=sample_seed,
+            runs_dir=self.runs_dir,
+        )
         config = there.config.model_copy(update={"device": wanted})
         device = torch.device("cuda" if self.gpus and wanted != "cpu" else "cpu")
         return config, identity_of(config, data, device=device, threads=there.threads)

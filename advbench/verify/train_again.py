@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from advbench.benchmark.employ import beside, with_employed
 from advbench.benchmark.run import run as run_benchmark
 from advbench.benchmark.start import with_start
 from advbench.config.options import RunConfig
@@ -168,8 +169,9 @@ def _options(
             f"the audit of run {run.record.id} crafted points on {crafted_on}: give that with --surrogate"
         )
     check_surrogate(run.record, None if surrogate is None else read_record(surrogate))
+    values = config.model_dump(mode="json")
     return {
-        **with_start(config.model_dump(mode="json"), run.path, weights),
+        **with_employed(with_start(values, run.path, weights), beside(values, run.path)),
         "data_dir": run.data_dir or config.data_dir,
         "dataset": run.dataset,
         "device": device or kind,

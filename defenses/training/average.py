@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from defenses.training.packing import detached, map_tensors
 from defenses.training.plan import TrainPlan
+from defenses.training.trainable import Trainable
 
 
 class Average:
@@ -23,19 +24,19 @@ class Average:
         swa: a ← (k·a + θ)/(k + 1).
 
     The smaller d of the first steps lets short stages forget their start. If the module begins to train
-    other parameters, because the defense enters another phase, the average starts again. Parameters that are
-    frozen keep their values, and so do buffers, except that batch-norm statistics are measured again, see
-    :func:`measured_anew`.
+    other parameters or its ``part`` changes, because the defense enters another phase, the average starts
+    again. Parameters that are frozen keep their values, and so do buffers, except that batch-norm statistics
+    are measured again, see :func:`measured_anew`.
 
     Args:
         module: the module that trains.
         plan: the plan of the stage; its ``average`` is ``ema`` or ``swa``.
     """
 
-    def __init__(self, module: nn.Module, plan: TrainPlan) -> None:
+    def __init__(self, module: Trainable, plan: TrainPlan) -> None:
         self.module, self.plan = module, plan
         self.weights: dict[str, Tensor] = {}
-        self.count = 0
+        self.count = self.part = 0
 
     def step(self) -> None:
         """Take up the weights after an optimizer step."""
@@ -51,11 +52,12 @@ class Average:
 
     def state(self) -> dict[str, Any]:
         """The average as copies, for a snapshot."""
-        return {"weights": map_tensors(self.weights, detached), "count": self.count}
+        return {"weights": map_tensors(self.weights, detached), "count": self.count, "part": self.part}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore the result of :meth:`state`."""
         self.weights, self.count = map_tensors(state["weights"], detached), int(state["count"])
+        self.part = int(state["part"])
 
     @torch.no_grad()
     def take_over(self) -> None:
@@ -69,8 +71,8 @@ class Average:
         now = {
             name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad
         }
-        if now.keys() != self.weights.keys():
-            self.weights, self.count = map_tensors(now, detached), 1
+        if now.keys() != self.weights.keys() or self.module.part != self.part:
+            self.weights, self.count, self.part = map_tensors(now, detached), 1, self.module.part
             return
         for name, parameter in now.items():
             self.weights[name].lerp_(parameter, 1 - keep)

@@ -20,6 +20,8 @@ class Trainable(nn.Module):
     seed: int
     passes: Passes
     generator: torch.Generator
+    part: int = 0
+    """Increased by a defense whose training begins anew within a stage; averages of weights start again."""
 
     @property
     def reduced(self) -> bool:
