@@ -33,7 +33,7 @@ LEAST_RATIO = 0.9
 CLASSES = 4
 SAMPLED_EVERY = 0.1
 """Seconds between two readings of the memory."""
-SPEED_SIDE, SPEED_BATCH = 64, 64
+SPEED_SIDE, SPEED_BATCH = 64, 32
 PARTS = ("memory", "speed")
 COMMANDS = {
     "run": "--defense at --sequence fgsm --unseen none --epochs 1 "
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs=2, default=[2000, 8000], help="training images")
     parser.add_argument("--points", default="64", help="test points that are evaluated and audited")
     parser.add_argument("--side", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--images", type=int, default=640, help="images of the part speed")
+    parser.add_argument("--images", type=int, default=320, help="images of the part speed")
     parser.add_argument("--repeats", type=int, default=3, help="turns of the part speed")
     parser.add_argument("--device", default="cpu", help="device of the part speed")
     options = parser.parse_args()

@@ -16,6 +16,9 @@ import pytest
 import torch
 
 from advbench.data.pixels import ArraySource, Pixels
+from advbench.models import MODELS
+from attacks_pool import pool
+from defenses import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDING = """
@@ -53,6 +56,13 @@ def run(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> Any:
         return result
 
     return as_part
+
+
+def test_the_full_form_names_attacks_defenses_and_networks_that_exist(scripts: dict[str, ModuleType]) -> None:
+    full = scripts["gpu"].FULL
+    assert len(pool.sequence(full.attacks, budget="digits")) == 24
+    assert set(full.defenses) == set(registry.names())
+    assert {*full.networks, full.network} <= set(MODELS)
 
 
 @pytest.mark.slow

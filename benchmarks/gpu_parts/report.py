@@ -41,7 +41,7 @@ class Sizes:
 FULL = Sizes(
     networks=("digits-cnn", "lenet", "resnet-20", "resnet18", "preact-resnet-18", "wrn-28-10"),
     attacks=(
-        "fgsm,pgd,pgd-l1,pgd-l2,mim,eotpgd,apgd,apgd-t,apgd-l2,cw,ddn,deepfool,ead,fab,fab-l2,fmn,"
+        "fgsm,pgd,pgd-l1,pgd-l2,mim,eotpgd,apgd,apgd-t,apgd-ce-l2,cw,ddn,deepfool,ead,fab,fab-l2,fmn,"
         "square,square-l2,rays,spsa,elastic,rotation-translation,corruption-fog,autoattack"
     ),
     defenses=tuple(registry.names()),
