@@ -12,6 +12,7 @@ check or a part fails, or a part is cut off.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -96,8 +97,10 @@ def run_part(name: str, device: str, short: bool, seconds: float) -> dict[str, A
         process.start()
         process.join(seconds)
         if process.is_alive():
-            # The part leads a process group: its own commands end with it.
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            # The part leads a process group, so that its own commands end with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()
             process.join()
             late = {"state": CUT, "reason": f"its limit is {seconds:.1f} s", "seconds": seconds}
         else:

@@ -31,7 +31,7 @@ from defenses import TrainPlan, registry
 MOST_DIFFERENCE = 100e6
 LEAST_RATIO = 0.9
 CLASSES = 4
-SAMPLED_EVERY = 0.1
+SAMPLED_EVERY = 0.2
 """Seconds between two readings of the memory."""
 SPEED_SIDE, SPEED_BATCH = 64, 32
 PARTS = ("memory", "speed")

@@ -145,6 +145,10 @@ def test_a_part_without_time_left_is_not_started(scripts: dict[str, ModuleType])
     assert (result["state"], result["checks"]) == ("cut off", [])
 
 
+def test_a_part_may_be_cut_off_before_it_starts(run: Any) -> None:
+    assert run(lambda _report: time.sleep(60), 1e-3)["state"] == "cut off"
+
+
 @pytest.mark.parametrize("fork", [False, True])
 def test_pages_that_processes_share_count_once(scripts: dict[str, ModuleType], fork: bool) -> None:
     size = 200_000_000

@@ -43,11 +43,10 @@ def network(report: Report) -> nn.Module:
 
 
 def images(report: Report, count: int) -> Split:
-    """Random images, labelled as the network classifies them, on the device."""
+    """Random images and labels."""
     draws = torch.Generator().manual_seed(0)
-    x = torch.rand(count, *report.sizes.shape, generator=draws).to(report.device)
-    with torch.no_grad():
-        return Split(x, network(report).to(report.device).eval()(x).argmax(1))
+    x = torch.rand(count, *report.sizes.shape, generator=draws)
+    return Split(x, torch.randint(0, 10, (count,), generator=draws))
 
 
 def pgd(report: Report) -> None:
@@ -74,7 +73,10 @@ def needs(package: str) -> None:
 
 def against(report: Report, text: str, peer: tuple[str, str, peers.Peer], points: int) -> None:
     """Seconds and memory of our attack and of a peer's, and their ratio."""
-    model, data, name = network(report).to(report.device).eval(), images(report, points), report.sizes.network
+    model, name = network(report).to(report.device).eval(), report.sizes.network
+    x = images(report, points).x.to(report.device)
+    with torch.no_grad():
+        data = Split(x, model(x).argmax(1))
     results: dict[str, peers.Result] = {}
 
     def ours() -> float:
@@ -98,7 +100,7 @@ def training(report: Report) -> None:
     """Adversarial training with PGD, ours and the plain loop with torchattacks, of equal steps."""
     needs("torchattacks")
     sizes, device = report.sizes, report.device
-    data = images(report, sizes.batch * sizes.steps).to("cpu")
+    data = images(report, sizes.batch * sizes.steps)
     task = loops.Task(sizes.network, lambda: network(report), data, (8 / 255,), 1, sizes.batch, "sgd", 0.01)
     start = network(report).to(device)
 
