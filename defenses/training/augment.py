@@ -9,16 +9,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attacks_pool.calling.randomness import drawn, drawn_for
+from attacks_pool.errors import InputError, unknown
+from defenses.training.recipes import RECIPES
+
+NAMES = ("crop", "flip", *RECIPES)
+"""The augmentations of a plan, in the order in which they are applied."""
+CROPS = ("crop", "resized-crop", "idbh-weak", "idbh-strong")
+POLICIES = ("trivial-augment", "rand-augment", "idbh-weak", "idbh-strong")
 
 
 def augment(x: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
-    """Shift (``crop``) and mirror (``flip``) each image of ``x`` (N, C, H, W) by its own random draw."""
+    """Shift (``crop``), mirror (``flip``) or change each image of ``x`` (N, C, H, W) by its own random draws.
+
+    ``kinds`` are among ``NAMES``; they are applied in the order of these.
+    """
     if "crop" in kinds:
         x = shift(x, max(1, x.shape[-1] // 8), generator)
     if "flip" in kinds:
         mirrored = drawn(torch.rand, (len(x),), generator).to(x.device) < 0.5
         x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+    for name, recipe in RECIPES.items():
+        if name in kinds:
+            x = recipe(x, generator)
     return x
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Reject names that are unknown or that do not go together.
+
+    Raises:
+        InputError: a name is not in ``NAMES``, or two of them cut the image or choose among operations.
+    """
+    for kind in kinds:
+        if kind not in NAMES:
+            raise unknown("augmentation", kind, NAMES)
+    for rivals, what in ((CROPS, "cut the image"), (POLICIES, "are whole recipes")):
+        given = [kind for kind in dict.fromkeys(kinds) if kind in rivals]
+        if len(given) > 1:
+            raise InputError(f"{given[0]} and {given[1]} both {what}: give one of them")
 
 
 def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:

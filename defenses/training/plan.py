@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 from torch import nn
 
+from defenses.training.augment import check_kinds
+
 MOST_EPOCHS = MOST_BATCH = 1_000_000
 """Upper limits, so that a mistyped number does not start a run that never ends."""
 LATER_KEYS = ("warmup", "average", "average_decay", "average_start", "label_smoothing", "grad_accumulation")
@@ -26,7 +28,8 @@ class TrainPlan(BaseModel):
         max_grad_norm: gradients with a larger norm are scaled down to it; None leaves them unchanged.
         schedule: the learning rate over the stage, see :meth:`learning_rate`.
         eps_warmup: epochs over which eps of the stage's attacks grows linearly from 0 to its full value.
-        augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip``.
+        augmentation: ``crop`` (random shift of up to an eighth of the image, zeros outside), ``flip`` and
+            the recipes of ``defenses.training.recipes``.
         mixed_precision: train and craft in bfloat16. ``auto``: on a GPU, and on a CPU with bfloat16
             instructions if an image costs half a million multiply-adds and no convolution ends in one
             pixel, where torch's gradients can be wrong; ``on``: always; ``off``: never.
@@ -54,7 +57,7 @@ class TrainPlan(BaseModel):
     max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine", "linear", "step", "one-cycle"] = "cosine"
     eps_warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    augmentation: tuple[Literal["crop", "flip"], ...] = ()
+    augmentation: tuple[str, ...] = ()
     mixed_precision: Literal["auto", "on", "off"] = "auto"
     select: Literal["last", "val-robust"] = "last"
     warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -80,6 +83,12 @@ class TrainPlan(BaseModel):
         if isinstance(given, str):
             words = given.replace("+", ",").split(",")
             return tuple(word.strip() for word in words if word.strip() not in ("", "none"))
+        return given
+
+    @field_validator("augmentation")
+    @classmethod
+    def _known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        check_kinds(given)
         return given
 
     @field_validator("max_grad_norm", mode="before")
