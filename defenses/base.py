@@ -20,6 +20,7 @@ from attacks_pool.fast.copy import pays_in_bfloat16
 from attacks_pool.fast.follow import Follower
 from defenses.metadata import DefenseInfo, parameters_of
 from defenses.training import processes
+from defenses.training.compiled import check_compiler, compiled
 from defenses.training.fit import Training, check_data
 from defenses.training.plan import TrainPlan
 from defenses.training.precision import sound_in_bfloat16
@@ -68,12 +69,14 @@ class Defense(Trainable):
         self.generator = keyed_generator("defense", seed)
         self._reduced = False
         self._smoothing = 0.0
-        # A tuple keeps its copy of the model from being registered as a submodule.
+        # Tuples keep a copy and a compiled form of the model from being registered as submodules.
         self._follower: tuple[Follower, ...] = ()
+        self.compiled = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        return ask(self.model, x, "the classifier")
+        fast = self.compiled and self.training and torch.is_grad_enabled()
+        return ask(self.compiled[0] if fast else self.model, x, "the classifier")
 
     @ordinary_mode()
     def fit(
@@ -233,6 +236,10 @@ class Defense(Trainable):
         if self._reduced and self.follows and type(self).forward is Defense.forward:
             self.model.to(memory_format=torch.channels_last)
             self._follower = (Follower(self.model),)
+        if plan.compile == "on":
+            self.train()
+            with self.precision(plan):
+                self.compiled = (compiled(self.model, x),)
 
     @property
     def reduced(self) -> bool:
@@ -243,7 +250,7 @@ class Defense(Trainable):
         """Undo :meth:`prepare` after a stage, so that evaluation and copies see the usual memory format."""
         if self._follower:
             self.model.to(memory_format=torch.contiguous_format)
-        self._reduced, self._follower = False, ()
+        self._reduced, self._follower, self.compiled = False, (), ()
 
     def view(self, attack: Attack | None) -> nn.Module:  # noqa: ARG002 - target-aware defenses use it
         """The module that evaluation and attackers use; target-aware defenses choose it by the attack."""
@@ -295,8 +302,16 @@ class Defense(Trainable):
         """Reject a plan that this defense cannot follow; also called before a run begins.
 
         Raises:
-            InputError: label smoothing for a defense whose loss has no cross-entropy with labels.
+            InputError: label smoothing for a defense whose loss has no cross-entropy with labels; ``compile``
+                for one that changes its network between passes, or without a compiler.
         """
+        if plan.compile == "on":
+            if not self.follows or type(self).forward is not Defense.forward:
+                raise InputError(
+                    f"compile=on does not go with {self.info.name}, which changes its network between "
+                    "passes: set compile=off"
+                )
+            check_compiler(self.device)
         if plan.label_smoothing and not self.smooths_labels:
             raise InputError(
                 f"label_smoothing={plan.label_smoothing:g} has no effect on {self.info.name}, whose loss has "

@@ -280,6 +280,8 @@ class Training:
         self.defense.train()
         if not has_statistics(self.defense):
             return
+        # Measuring statistics uses another factor in every step, which would be compiled every time.
+        self.defense.compiled = ()
         now = replace(self.stage, done=math.nextafter(1, 0))
         self._seed()
         with measured_anew(self.defense):

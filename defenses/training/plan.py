@@ -14,7 +14,10 @@ from defenses.training.augment import check_kinds
 
 MOST_EPOCHS = MOST_BATCH = 1_000_000
 """Upper limits, so that a mistyped number does not start a run that never ends."""
-LATER_KEYS = ("warmup", "average", "average_decay", "average_start", "label_smoothing", "grad_accumulation")
+LATER_KEYS = (
+    *("warmup", "average", "average_decay", "average_start", "label_smoothing", "grad_accumulation"),
+    "compile",
+)
 """Keys that the first records do not have."""
 
 
@@ -44,6 +47,8 @@ class TrainPlan(BaseModel):
         label_smoothing: the share of each label's weight that is spread evenly over all classes, in every
             cross-entropy with labels. A defense without such a loss refuses it.
         grad_accumulation: how many batches share one optimizer step, with the mean of their gradients.
+        compile: ``on`` compiles the training passes with ``torch.compile``; attacks are searched without it.
+            A defense that changes its network between passes refuses it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +71,7 @@ class TrainPlan(BaseModel):
     average_start: float = Field(default=0.75, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     grad_accumulation: int = Field(default=1, ge=1, le=MOST_BATCH)
+    compile: Literal["on", "off"] = "off"
 
     @model_serializer(mode="wrap")
     def _written(self, write: Callable[[TrainPlan], dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Trainable(nn.Module):
     generator: torch.Generator
     part: int = 0
     """Increased by a defense whose training begins anew within a stage; averages of weights start again."""
+    compiled: tuple[nn.Module, ...]
+    """The compiled form of the model that training passes use; empty for the model itself."""
 
     @property
     def reduced(self) -> bool:
