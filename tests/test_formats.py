@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,6 +189,30 @@ def test_bad_imagenet(tmp_path: Path) -> None:
     assert "has no label for ILSVRC2012_val_00000001.JPEG" in refused("imagenet", tmp_path)
     (tmp_path / "LOC_val_solution.csv").unlink()
     assert "no class folders, and there are no labels beside it" in refused("imagenet", tmp_path)
+
+
+def test_robustbench_s_images_of_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of val that the package lists; the package itself is not imported."""
+    data_dir, package = imagenet(tmp_path / "data"), tmp_path / "site" / "robustbench"
+    (package / "helper_files").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "robustbench", raising=False)
+    assert "comes with RobustBench: pip install" in refused("imagenet:robustbench", data_dir)
+    listed = package / "helper_files" / "imagenet_test_image_ids.txt"
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (5, 1)]
+    listed.write_text(f"{WNIDS[1]}/{names[0]}\n{WNIDS[0]}/{names[1]}")
+    data = load_dataset("imagenet:robustbench", data_dir)
+    assert (data.name, sizes(data), data.classes) == ("imagenet:robustbench", (6, 3, 2), WNIDS)
+    whole = load_dataset("imagenet", data_dir)
+    assert data.fingerprint != whole.fingerprint
+    for x, y in zip(data.test.x, data.test.y, strict=True):
+        (place,) = (k for k in range(6) if torch.equal(whole.test.x[k], x))
+        assert whole.test.y[place] == y
+    assert sorted(data.test.y.tolist()) == [0, 1]
+    listed.write_text("n01440764/ILSVRC2012_val_00000099.JPEG")
+    assert "val lacks 1 images of" in refused("imagenet:robustbench", data_dir)
+    assert "unknown part of imagenet 'robustbenhc': did you mean" in refused("imagenet:robustbenhc", data_dir)
 
 
 def test_cifar10_c(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from advbench.cli.main import invoke
 from advbench.data import DataSet, Split
 from advbench.external.presets import builtin_names, find_preset, suite
 from attacks_pool import InputError, pool
+from attacks_pool.attack import check_task
 from leaderboards import read_record
 
 Network = Callable[..., nn.Sequential]
@@ -34,6 +35,10 @@ NUMBERS_OF = {
     "pgd-50-10": "b50d0dbc",
     "robustbench-cifar-l2": "cf634dcd",
     "robustbench-cifar-linf": "51bf5aeb",
+    "robustbench-imagenet-linf": "a16ab7f2",
+    "unforeseen-high": "e6a924ae",
+    "unforeseen-low": "68c6cc0a",
+    "unforeseen-medium": "3c6e15f0",
 }
 """The first digits of each file's SHA-256: a name stands for the same attacks for ever."""
 
@@ -75,7 +80,7 @@ def test_a_builtin_preset_never_changes(name: str) -> None:
 def test_every_preset_is_pinned_and_completed() -> None:
     assert set(builtin_names()) == set(NUMBERS_OF)
     assert builtin_names()[0] == "standard"
-    assert preset_names("rob") == ["robustbench-cifar-l2", "robustbench-cifar-linf"]
+    assert preset_names("rob") == [name for name in builtin_names() if name.startswith("rob")]
     assert set(preset_names("")) == set(NUMBERS_OF)
 
 
@@ -93,8 +98,25 @@ def test_published_budgets(digits: DataSet, cifar: DataSet) -> None:
     assert (found.attacks[0].eps, found.attacks[0].info.norm) == (0.5, "l2")
     norms = suite(EvalRequest("m", preset="multi-norm"), digits).attacks
     assert [attack.info.norm for attack in norms] == ["linf", "l2", "l1"]
+    few = replace(cifar, name="imagenet:robustbench", test=Split(cifar.test.x[:5000], cifar.test.y[:5000]))
+    found = suite(EvalRequest("m", preset="robustbench-imagenet-linf"), few)
+    assert (found.attacks[0].eps, found.points) == (4 / 255, {"default": 5000})
     (rand,) = suite(EvalRequest("m", preset="autoattack-rand"), digits).attacks
     assert rand.knobs["version"] == "rand"
+
+
+def test_unforeseen_attacks_grow(digits: DataSet) -> None:
+    """The same attacks without a norm in all three, each stronger than in the one before; grey images too."""
+    levels = [
+        suite(EvalRequest("m", preset=f"unforeseen-{name}"), digits).attacks
+        for name in ("low", "medium", "high")
+    ]
+    for low, medium, high in zip(*levels, strict=True):
+        assert low.name == medium.name == high.name
+        assert low.info.norm is None
+        assert low.eps < medium.eps < high.eps
+        check_task([low, high], (1, 8, 8), 10)
+        check_task([low, high], (3, 32, 32), 10)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +125,7 @@ def test_published_budgets(digits: DataSet, cifar: DataSet) -> None:
         ("standart", {}, "unknown preset 'standart': did you mean 'standard'"),
         ("robustbench-cifar-l2", {}, "is for cifar10, not 'digits': --attacks autoattack-l2:eps=0.5"),
         ("madry-mnist", {}, "is for mnist, not 'digits'"),
+        ("robustbench-imagenet-linf", {}, "is for imagenet:robustbench, not 'digits'"),
         ("standard", {"attacks": "fgsm"}, "attacks and preset are both given"),
     ],
 )

@@ -55,7 +55,7 @@ def load_dataset(
 def imports_data(text: str) -> bool:
     """Whether loading the data set ``text`` imports code of the user's, ``package.module:factory``."""
     name = text.partition(":")[0]
-    named = text in DATASETS or name in _CORRUPTED or text.startswith((*_READERS, _OBJECT))
+    named = text in DATASETS or name in (*_CORRUPTED, "imagenet") or text.startswith((*_READERS, _OBJECT))
     return ":" in text and not named
 
 
@@ -75,6 +75,8 @@ def _find(text: str, data_dir: Path | None, choices: DataChoices) -> RawData | D
         )
     if name in _CORRUPTED:
         return _reader("corrupted")(text, data_dir, choices)
+    if name == "imagenet":
+        return _reader("imagenet")(text, data_dir, choices)
     if text in DATASETS and not colon:
         return _listed(text, data_dir, choices)
     if text in plugged():
@@ -100,8 +102,8 @@ def _reader(module: str) -> Callable[..., RawData]:
 def _listed(name: str, data_dir: Path | None, choices: DataChoices) -> RawData:
     if name == "digits":
         return _reader("digits")()
-    if name in ("tiny-imagenet", "imagenet"):
-        return _reader(name.replace("-", "_"))(name, data_dir, choices)
+    if name == "tiny-imagenet":
+        return _reader("tiny_imagenet")(name, data_dir, choices)
     module = {"mnist": "idx", "fashion-mnist": "idx", "svhn": "svhn"}.get(name, "cifar")
     return _reader(module)(name, data_dir)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ from advbench.data.formats.folder import images_in
 from advbench.data.formats.locate import locate_folder
 from advbench.data.image_files import FileSource
 from advbench.data.splits import TEST_SEED, RawData, SplitPool, permutation
-from attacks_pool.errors import InputError
+from attacks_pool.errors import InputError, unknown
 
 FOLDERS = ("imagenet", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
 SIZE, SHORTER = 224, 256
+PART, LIST = "robustbench", Path("helper_files", "imagenet_test_image_ids.txt")
 SOLUTION, TRUTH, META = "LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 
 
 def load(name: str, data_dir: Path | None, choices: DataChoices) -> RawData:
     """Find the images; ``val`` is the test set, and labels follow the sorted WordNet ids.
+
+    Of ``imagenet:robustbench`` the test set are the 5,000 images of ``val`` that RobustBench evaluates on.
 
     Images are resized to 256 pixels on their shorter side and cut to 224×224, or in proportion for another
     ``image_size``. A flat ``val/`` needs its labels beside it: ``LOC_val_solution.csv``; or the development
@@ -31,6 +35,9 @@ def load(name: str, data_dir: Path | None, choices: DataChoices) -> RawData:
     Raises:
         InputError: Files are missing, or labels do not fit them.
     """
+    _, colon, part = name.partition(":")
+    if colon and part != PART:
+        raise unknown("part of imagenet", part, [PART])
     root = locate_folder(name, data_dir, FOLDERS, "val")
     try:
         train = _by_class(root / "train") if (root / "train").is_dir() else {}
@@ -50,6 +57,8 @@ def load(name: str, data_dir: Path | None, choices: DataChoices) -> RawData:
         )
     if len(classes) < 2:
         raise InputError(f"data set {name!r}: {root} has {len(classes)} class, expected two or more")
+    if colon:
+        test = _chosen(name, test)
     every = [*((file, key) for key in sorted(train) for file in train[key]), *sorted(test)]
     number = {key: label for label, key in enumerate(classes)}
     size = choices.image_size or SIZE
@@ -62,6 +71,26 @@ def load(name: str, data_dir: Path | None, choices: DataChoices) -> RawData:
     pool = SplitPool(images, np.array([number[key] for _, key in every], dtype=np.int64), classes)
     count = len(every) - len(test)
     return RawData(name, pool, np.arange(count), count + permutation(len(test), TEST_SEED))
+
+
+def _chosen(name: str, test: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Those of the test images that RobustBench's package lists."""
+    # Found without an import, which would load the whole package.
+    package = importlib.util.find_spec("robustbench")
+    places = [] if package is None else package.submodule_search_locations or []
+    file = next((path for place in places if (path := Path(place) / LIST).is_file()), None)
+    if file is None:
+        raise InputError(
+            f"data set {name!r} needs the list of images that comes with RobustBench: "
+            "pip install 'advbench[robustbench]'"
+        )
+    wanted = {Path(line).stem for line in file.read_text().split()}
+    missing = sorted(wanted - {image.stem for image, _ in test})
+    if missing:
+        raise InputError(
+            f"data set {name!r}: val lacks {len(missing)} images of {file}, such as {missing[0]}"
+        )
+    return [(image, key) for image, key in test if image.stem in wanted]
 
 
 def _by_class(folder: Path) -> dict[str, list[Path]]:
