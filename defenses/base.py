@@ -75,8 +75,12 @@ class Defense(Trainable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        fast = self.compiled and self.training and torch.is_grad_enabled()
-        return ask(self.compiled[0] if fast else self.model, x, "the classifier")
+        model = self.model
+        if self.compiled and self.training and torch.is_grad_enabled():
+            of, fast = self.compiled
+            # A defense may have given itself another model since then.
+            model = fast if of is model else model
+        return ask(model, x, "the classifier")
 
     @ordinary_mode()
     def fit(
@@ -239,7 +243,7 @@ class Defense(Trainable):
         if plan.compile == "on":
             self.train()
             with self.precision(plan):
-                self.compiled = (compiled(self.model, x),)
+                self.compiled = (self.model, compiled(self.model, x))
 
     @property
     def reduced(self) -> bool:

@@ -79,6 +79,17 @@ def test_attacks_are_not_compiled(seen: list[bool]) -> None:
     assert len(seen) == 2 * count
 
 
+def test_another_model_is_not_passed_by(seen: list[bool]) -> None:
+    """A defense that replaces its model within a stage trains the new one."""
+    defense = registry.build("standard", network())
+    plan = TrainPlan(mixed_precision="off", compile="on")
+    x = data(8)[0][0]
+    defense.prepare(x, plan)
+    assert seen
+    defense.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    assert torch.equal(defense.train()(x), defense.model(x))
+
+
 def test_averages_are_measured_without(seen: list[bool]) -> None:
     """Batch norm's factor changes in every step of the measurement, so each would be compiled anew."""
     trained("standard", average="none")

@@ -23,7 +23,7 @@ class Trainable(nn.Module):
     part: int = 0
     """Increased by a defense whose training begins anew within a stage; averages of weights start again."""
     compiled: tuple[nn.Module, ...]
-    """The compiled form of the model that training passes use; empty for the model itself."""
+    """A model and its compiled form, which training passes use; empty if they are not compiled."""
 
     @property
     def reduced(self) -> bool:
