@@ -8,10 +8,11 @@ from dataclasses import replace
 from torch import nn
 
 from advbench.audit import Fresh, Probes, audit, held_out, probe
+from advbench.benchmark.crew import OtherProcesses
 from advbench.benchmark.employ import Employs
 from advbench.benchmark.prepare import Prepared
 from advbench.benchmark.stage import Trainer
-from advbench.config.resolve import bound_attacks, points_of
+from advbench.config.resolve import attacks_of_stage, bound_attacks, measured_attacks
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.extras import PICTURE, Regenerates, Routes, regenerate, routing
 from advbench.evaluation.row import MatrixRow
@@ -37,6 +38,7 @@ class Benchmark:
         place: the run's directory.
         listeners: called with every event.
         attack_timeout: seconds that an attack may take for one batch or block.
+        crew: the other processes of the run, if there are any.
     """
 
     def __init__(
@@ -45,16 +47,15 @@ class Benchmark:
         place: Place,
         listeners: Sequence[Listener],
         attack_timeout: float | None = None,
+        crew: OtherProcesses | None = None,
     ) -> None:
         self.config, self.data, self.device = prepared.config, prepared.data, prepared.device
         self.surrogate, self.start, self.employed = prepared.surrogate, prepared.start, prepared.employed
         self.place, self.directory, self.listeners = place, place.directory, listeners
-        self.attack_timeout = attack_timeout
+        self.attack_timeout, self.crew, self.processes = attack_timeout, crew, prepared.processes
         self.attacks = bound_attacks(self.config)
-        every = [attack for role in ("seen", "unseen", "eval") for attack in self.attacks[role]]
-        self.measured = [(attack, points_of(self.config, attack, len(self.data.test))) for attack in every]
-        points = max(count for _, count in self.measured)
-        self.test = self.data.test.first(points)
+        self.measured = measured_attacks(self.config, len(self.data.test))
+        self.test = self.data.test.first(max(count for _, count in self.measured))
         self.rows: list[MatrixRow] = []
         self.stages: list[RecordedStage] = []
         self.seconds = {"training": 0.0, "evaluation": 0.0}
@@ -64,7 +65,7 @@ class Benchmark:
         self._under_way: UnderWay | None = None
         self._fresh: Fresh | None = None
         self.checkpoint = Checkpoint(self.directory, prepared.identity, self._note)
-        self.trainer = Trainer(prepared, self.checkpoint, self.clock, self._tell, attack_timeout)
+        self.trainer = Trainer(prepared, self.checkpoint, self.clock, self._tell, attack_timeout, crew)
         self.saved = self.checkpoint.rows() if place.resumed else []
 
     def go(self) -> None:
@@ -95,8 +96,7 @@ class Benchmark:
         defense.to(self.device)
         finished, restored = self._take_up(defense)
         for number in range(1, config.stages + 1):
-            seen = self.attacks["seen"]
-            met = [seen[number - 1]] if config.regime == "continual" else seen
+            met = attacks_of_stage(config, self.attacks["seen"], number)
             if number > finished:
                 if number != restored:
                     self._train(defense, number, met)
@@ -153,9 +153,8 @@ class Benchmark:
     def _train(self, defense: Defense, stage: int, attacks: list[Attack]) -> None:
         names = "+".join(attack.name for attack in attacks)
         self.standing = f"stage {stage} ({defense.info.name} against {names})" if stage else "pretraining"
-        plan = self.config.stage_plan if stage else self.config.pretrain
         found, self._under_way = self._under_way, None
-        self.seconds = self.trainer.train(defense, stage, attacks, plan, spent=self.seconds, found=found)
+        self.seconds = self.trainer.train(defense, stage, attacks, spent=self.seconds, found=found)
 
     def _measure(self, defense: Defense, stage: int, met: list[Attack]) -> None:
         began = time.perf_counter()
@@ -185,6 +184,7 @@ class Benchmark:
             device=self.device,
             kept=self.checkpoint.pieces(weights),
             attack_timeout=self.attack_timeout,
+            others=None if self.crew is None else self.crew.measuring(defense, stage),
         )
         name = f"{STAGES}/{stage}.safetensors"
         (self.directory / STAGES).mkdir(exist_ok=True)
@@ -261,7 +261,7 @@ class Benchmark:
                 multiply_adds=multiply_adds(defense.view(None), self.test.images[:1].to(self.device)),
             ),
             audit=audit(self.rows, self.measured, stochastic=defense.info.stochastic, probes=probes),
-            environment=describe(self.device, self.data),
+            environment=describe(self.device, self.data, self.processes),
             more=more,
             report=defense.report(),
         )

@@ -21,12 +21,13 @@ from advbench.models import MODELS, changes_images
 from advbench.runs.saved import load_run, new_classifier
 from advbench.runtime.device import choose_device, reproducible
 from advbench.runtime.hashing import code_version, digest, weights_digest
+from advbench.runtime.launch import launched, own_threads
 from attacks_pool import InputError
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.logits import image_type
 from attacks_pool.calling.randomness import isolated_randomness
 from attacks_pool.fast.copy import worthwhile
-from defenses import registry
+from defenses import Defense, registry
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Prepared:
         config: the resolved configuration.
         data: the loaded data set.
         device: the device of the run.
-        threads: the CPU threads that it uses.
+        threads: the CPU threads that it uses, in each process.
         identity: 64 hexadecimal digits over everything that its numbers depend on.
         facts: the other inputs of the identity, for reporting differences.
         surrogate: the name and model that the audit crafts transferred points on, if not row 0's.
@@ -45,6 +46,7 @@ class Prepared:
         start: the state of the classifier before pretraining, if it does not start from fresh weights.
         employed: the models of other runs that the defense employs, by parameter.
         employed_paths: the directories of these runs.
+        processes: the processes that train it.
     """
 
     config: RunConfig
@@ -58,6 +60,7 @@ class Prepared:
     start: dict[str, Tensor] | None = None
     employed: dict[str, nn.Module] = field(default_factory=dict)
     employed_paths: dict[str, str] = field(default_factory=dict)
+    processes: int = 1
 
 
 def prepare(
@@ -104,27 +107,39 @@ def prepare(
             start = {key: value.clone() for key, value in classifier.state_dict().items()}
         threads = threads_of(config, classifier, data, device)
         _try_build(config, data, classifier)
-    identity = identity_of(config, data, device=device, threads=threads)
+    launch = launched()
+    processes = 1 if launch is None else launch.count
+    identity = identity_of(config, data, device=device, threads=threads, processes=processes)
     facts = {
         "code": code_version(),
         "data": data.fingerprint,
         "torch": torch.__version__,
         "device": device.type,
         "threads": threads,
+        **({} if processes == 1 else {"processes": processes}),
     }
     if other is not None:
         facts["surrogate"] = weights_digest(other[1].state_dict())
         identity = digest({"run": identity, "surrogate": facts["surrogate"]})
     path = None if surrogate is None else str(Path(surrogate).expanduser().resolve())
-    return Prepared(config, data, device, threads, identity, facts, other, path, start, employed, places)
+    return Prepared(
+        config, data, device, threads, identity, facts, other, path, start, employed, places, processes
+    )
 
 
 def threads_of(config: RunConfig, classifier: nn.Module, data: DataSet, device: torch.device) -> int:
-    """The requested number of threads; by default 1 for small work, otherwise torch's own number."""
+    """The requested number of threads; by default 1 for small work, otherwise torch's own number.
+
+    Several processes on a CPU divide its cores.
+    """
     if config.threads is None and device.type == "cpu":
         with isolated_randomness(0, device):
             if not worthwhile(classifier, data.validation.images[:1].clone()):
                 return 1
+    launch = launched()
+    if launch is not None and config.threads is None and device.type == "cpu":
+        # torchrun sets OMP_NUM_THREADS to 1, for want of knowing better.
+        return own_threads(launch)
     return torch.get_num_threads()
 
 
@@ -140,6 +155,10 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
                 "gradients: write x = x - mean, not x -= mean"
             )
     defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
+    if launched() is not None and type(defense).fit is not Defense.fit:
+        raise InputError(
+            f"defense {config.defense!r} has a fit() of its own, which one process runs: leave out torchrun"
+        )
     seen = bound_attacks(config)["seen"]
     for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:
         defense.check_attacks(met)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from advbench.benchmark.crew import OtherProcesses, crew_of, take_part
 from advbench.benchmark.employ import with_employed
 from advbench.benchmark.loop import Benchmark
 from advbench.benchmark.prepare import Prepared, prepare
@@ -20,6 +21,7 @@ from advbench.runtime.device import reproducible, undisturbed
 from advbench.runtime.events import Event, JsonLog, Listener, TensorBoardLog, check_tensorboard, tell
 from advbench.runtime.failures import failing, resume_command
 from advbench.runtime.progress import watched
+from advbench.runtime.team import together
 from advbench.runtime.timeouts import check_timeout
 from advbench.runtime.trackers import TRACKERS, Tracker, check_tracker
 from attacks_pool import InputError
@@ -31,6 +33,7 @@ __all__ = ["Prepared", "prepare", "run"]
 
 
 @undisturbed()
+@together(take_part)
 def run(
     defense: str | None = None,
     sequence: str | Sequence[str] | None = None,
@@ -78,13 +81,17 @@ def run(
             ``train_set={"pgd.steps": 7}``, ``model_args={"width": 2}``, … The data set may also be an object:
             a pair (train, test) of torch data sets or of (images, labels).
 
+    Where ``torchrun`` started several processes, all of them call this with the same arguments, and train one
+    run. Process 0 alone keeps its directory, calls ``listeners`` and shows progress.
+
     Returns:
-        The finished run, as :func:`advbench.load_run` reads it.
+        The finished run, as :func:`advbench.load_run` reads it; the same in every process.
 
     Raises:
         InputError, RecordError: the options cannot be run, or another process is writing the run.
         TrainingDivergedError: the training loss is not finite any more.
         RunFailedError: anything else failed during the run; finished parts are kept.
+        Exception: of several processes, the others raise what process 0 raises; all end if one of them fails.
     """
     check_timeout(attack_timeout)
     sample_seed = None if sample_seed is None else whole_number("sample_seed", sample_seed)
@@ -119,9 +126,12 @@ def run(
                 found = Event("note", text=f"run {path.name} is complete already: it is taken as it is")
                 tell(listeners, found)
                 return _loaded(path, prepared)
+    crew = crew_of(prepared, attack_timeout, data_memory)
     with watched(listeners, progress) as told:
         boards = ["tensorboard"] * tensorboard + trackers
-        directory = _go(prepared, Path(runs_dir), named, resume is False, told, boards, attack_timeout)
+        directory = _go(prepared, Path(runs_dir), named, resume is False, told, boards, attack_timeout, crew)
+    if crew is not None:
+        crew.close()
     return _loaded(directory, prepared)
 
 
@@ -153,6 +163,7 @@ def _go(
     listeners: Sequence[Listener],
     boards: Sequence[str],
     attack_timeout: float | None,
+    crew: OtherProcesses | None,
 ) -> Path:
     """Run it in a directory of its own; return the directory."""
     config = prepared.config
@@ -170,6 +181,8 @@ def _go(
         stack.enter_context(reproducible(prepared.threads))
         found = stack.enter_context(place(runs_dir, manifest, resume=named, fresh=fresh))
         directory = found.directory
+        if crew is not None:
+            crew.leader.directory = directory
         benchmark: Benchmark | None = None
         stack.enter_context(
             failing(
@@ -193,7 +206,7 @@ def _go(
         trackers = [Tracker(name, directory, manifest.config, note) for name in boards if name in TRACKERS]
         for tracker in trackers:
             stack.callback(tracker.close)
-        benchmark = Benchmark(prepared, found, [*everyone, *trackers, *listeners], attack_timeout)
+        benchmark = Benchmark(prepared, found, [*everyone, *trackers, *listeners], attack_timeout, crew)
         benchmark.go()
         if trackers:
             metrics = read_record(directory).metrics

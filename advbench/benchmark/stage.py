@@ -3,10 +3,14 @@
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
 
 from advbench.benchmark.prepare import Prepared
-from advbench.data import TensorLoader
+from advbench.config.options import RunConfig
+from advbench.data import DataSet, TensorLoader
 from advbench.runs.checkpoint import Checkpoint, UnderWay
 from advbench.runtime.events import Clock, Event
 from advbench.runtime.hashing import weights_digest
@@ -18,6 +22,46 @@ from defenses import Defense, DefenseState, Progress, Snapshot, TrainPlan
 from defenses.training.packing import PackingError
 
 
+class Crew(Protocol):
+    """Other processes that train along."""
+
+    def training(self, defense: Defense, stage: int, start: Snapshot | None) -> AbstractContextManager[None]:
+        """Within the block, they call :meth:`Material.fit` too, on a copy of ``defense`` as it is now."""
+
+
+class Material:
+    """What every stage of a run is trained on: the same in every process.
+
+    Args:
+        config: the resolved configuration.
+        data: its data set.
+        device: where the images are moved to, if they are in memory.
+        attack_timeout: seconds that an attack may take for one batch.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: DataSet, device: torch.device, attack_timeout: float | None
+    ) -> None:
+        self.config, self.attack_timeout = config, attack_timeout
+        self.split = data.train.to(device)
+        self.validation = TensorLoader(data.validation, 500, seed=0, shuffle=False, device=device)
+
+    def plan(self, stage: int) -> TrainPlan:
+        """The plan of a stage, 0 for pretraining."""
+        return self.config.stage_plan if stage else self.config.pretrain
+
+    def fit(self, defense: Defense, stage: int, attacks: Sequence[Attack], **more: Any) -> None:
+        """Train one stage; ``more`` is passed on to the defense's ``fit``."""
+        plan = self.plan(stage)
+        defense.fit(
+            TensorLoader(self.split, plan.batch_size, seed=self.config.seed),
+            [timed(attack, self.attack_timeout) for attack in attacks],
+            plan=plan,
+            validation=self.validation,
+            **more,
+        )
+
+
 class Trainer:
     """Trains stages of one run. Its clock is ``now``, in seconds.
 
@@ -27,6 +71,7 @@ class Trainer:
         clock: notified of finished epochs.
         tell: called with every other event.
         attack_timeout: seconds that an attack may take for one batch.
+        crew: the other processes of the run.
     """
 
     now = staticmethod(time.perf_counter)
@@ -38,12 +83,11 @@ class Trainer:
         clock: Clock,
         tell: Callable[[Event], None],
         attack_timeout: float | None,
+        crew: Crew | None = None,
     ) -> None:
         self.config, self.checkpoint, self.clock, self.tell = prepared.config, checkpoint, clock, tell
-        self.attack_timeout = attack_timeout
-        data, device = prepared.data, prepared.device
-        self.split = data.train.to(device)
-        self.validation = TensorLoader(data.validation, 500, seed=0, shuffle=False, device=device)
+        self.material = Material(prepared.config, prepared.data, prepared.device, attack_timeout)
+        self.crew = crew
         self._noted: set[str] = set()
 
     def train(
@@ -51,7 +95,6 @@ class Trainer:
         defense: Defense,
         stage: int,
         attacks: Sequence[Attack],
-        plan: TrainPlan,
         *,
         spent: dict[str, float],
         found: UnderWay | None = None,
@@ -62,7 +105,6 @@ class Trainer:
             defense: the defense after the previous stage; newly built if ``found`` is given.
             stage: the number of the stage, 0 for pretraining.
             attacks: the attacks to train against.
-            plan: the training plan.
             spent: the seconds of the run so far.
             found: the snapshot to resume from.
 
@@ -84,19 +126,20 @@ class Trainer:
                 lambda: self.checkpoint.keep_snapshot(snapshot, stage=stage, before=before, seconds=seconds())
             )
 
-        pace = Pace(plan.epochs * len(self.split), now=self.now)
+        plan = self.material.plan(stage)
+        pace = Pace(plan.epochs * len(self.material.split), now=self.now)
         more: dict[str, Any] = {}
         if _goes_on(defense):
             more = {"checkpoint": keep, "resume": start}
             self.tell(Event("phase", stage=stage, text="train"))
-        defense.fit(
-            TensorLoader(self.split, plan.batch_size, seed=self.config.seed),
-            [timed(attack, self.attack_timeout) for attack in attacks],
-            plan=plan,
-            progress=lambda now: self._progress(stage, names, now, plan, pace),
-            validation=self.validation,
-            **more,
-        )
+        with nullcontext() if self.crew is None else self.crew.training(defense, stage, start):
+            self.material.fit(
+                defense,
+                stage,
+                attacks,
+                progress=lambda now: self._progress(stage, names, now, plan, pace),
+                **more,
+            )
         state, now = DefenseState.of(defense), seconds()
         self._kept(lambda: self.checkpoint.keep_trained(state, stage=stage, seconds=now))
         return now
@@ -111,7 +154,7 @@ class Trainer:
                 self.tell(Event("note", text=text))
 
     def _progress(self, stage: int, names: str, now: Progress, plan: TrainPlan, pace: Pace) -> None:
-        size = len(self.split)
+        size = len(self.material.split)
         pace.reach((now.epoch - 1) * size + min(now.batch * plan.batch_size, size))
         ended = now.batch == now.batches
         if ended:

@@ -31,7 +31,9 @@ from advbench.cli import eval as evaluating
 from advbench.cli import list as lists
 from advbench.cli.echo import echo, guard, warn
 from advbench.cli.once import CheckedCommand, CheckedGroup
+from advbench.cli.processes import in_processes
 from advbench.runtime.interrupts import Interrupted
+from advbench.runtime.launch import launched
 from advbench.runtime.version import __version__
 
 LONGEST = 900
@@ -95,7 +97,9 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     guard()
-    sys.exit(invoke(list(sys.argv[1:] if arguments is None else arguments)))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    launch = launched()
+    sys.exit(invoke(given) if launch is None else in_processes(given, outcome, launch))
 
 
 @functools.cache
@@ -111,28 +115,36 @@ def invoke(arguments: list[str]) -> int:
         0 on success; 2 after a user error, with one line on stderr; 1 if a run failed; 130 after an
         interrupt, 143 after a termination.
     """
+    line, code = outcome(arguments)
+    if line is not None:
+        warn(line)
+    return code
+
+
+def outcome(arguments: list[str]) -> tuple[str | None, int]:
+    """Run the command line; return the line to write to stderr, if there is one, and the exit code."""
     try:
         code = _command_line().main(args=arguments, prog_name="advbench", standalone_mode=False)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return _failed("interrupted", INTERRUPTED)
     except Interrupted as stop:
-        return _fail(f"interrupted; {stop.how}" if stop.how else "interrupted", stop.code)
+        return _failed(f"interrupted; {stop.how}" if stop.how else "interrupted", stop.code)
     except BrokenPipeError:
         # The reader of our output has exited; keep Python from flushing to it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return None, 0
     except Exception as error:
         if type(error).__name__ == "Abort":
-            return _fail("interrupted", INTERRUPTED)
+            return _failed("interrupted", INTERRUPTED)
         if type(error).__name__ == "NoArgsIsHelpError":
             echo(str(error), err=True)
-            return 2
+            return None, 2
         message, exit_code = _explain(error)
         if message is None:
             raise
-        return _fail(message, exit_code)
+        return _failed(message, exit_code)
     # Some versions of Typer return this exit code after an interrupt.
-    return _fail("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or 0)
+    return _failed("interrupted", INTERRUPTED) if code == INTERRUPTED else (None, int(code or 0))
 
 
 def _explain(error: Exception) -> tuple[str | None, int]:
@@ -166,13 +178,12 @@ def _with_given(message: str, cause: BaseException | None) -> str:
     return message
 
 
-def _fail(message: str, code: int) -> int:
+def _failed(message: str, code: int) -> tuple[str, int]:
     line = " ".join(message.split())
     if len(line) > LONGEST:
         # The middle repeats the user's input; the beginning and the end say what is wrong.
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
-    warn(f"error: {line}")
-    return code
+    return f"error: {line}", code
 
 
 if __name__ == "__main__":

@@ -19,14 +19,17 @@ FACTS = ("code", "data", "torch", "device", "threads")
 """The inputs of an identity in addition to the config."""
 
 
-def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threads: int) -> str:
+def identity_of(
+    config: RunConfig, data: DataSet, *, device: torch.device, threads: int, processes: int = 1
+) -> str:
     """64 hexadecimal digits: equal if two runs must give the same numbers, bit for bit on a CPU.
 
     Args:
         config: the resolved configuration.
         data: the loaded data set, which counts by fingerprint, not by location.
         device: the device that the run uses.
-        threads: the CPU threads that it uses.
+        threads: the CPU threads that it uses, in each process.
+        processes: the processes that train it.
     """
     return identity_from(
         config,
@@ -37,6 +40,7 @@ def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threa
             "torch": torch.__version__,
             "device": device.type,
             "threads": threads,
+            "processes": processes,
         },
     )
 
@@ -44,14 +48,16 @@ def identity_of(config: RunConfig, data: DataSet, *, device: torch.device, threa
 def identity_from(config: RunConfig, dataset: str, facts: Mapping[str, Any]) -> str:
     """The identity of a run made under these facts: ``code``, ``data``, ``torch``, ``device``, ``threads``.
 
-    ``dataset`` is the name of the loaded data set, without the location of a folder.
+    Where there are several ``processes``, their number counts too. ``dataset`` is the name of the loaded data
+    set, without the location of a folder.
     """
     values = config.model_dump(mode="json")
     for key in WHERE_NOT_WHAT:
         del values[key]
     # A folder may have another path; the fingerprint covers its content.
     values["dataset"] = dataset
-    return digest({"config": values, **{key: facts[key] for key in FACTS}})
+    several = {"processes": facts["processes"]} if facts.get("processes", 1) != 1 else {}
+    return digest({"config": values, **{key: facts[key] for key in FACTS}, **several})
 
 
 def code_modules(config: RunConfig) -> list[str]:

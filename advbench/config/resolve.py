@@ -109,6 +109,20 @@ def bound_attacks(config: RunConfig) -> dict[str, list[Attack]]:
     return {"seen": seen, **others}
 
 
+def attacks_of_stage(config: RunConfig, seen: list[Attack], stage: int) -> list[Attack]:
+    """The attacks of the sequence ``seen`` that a stage trains against; none in stage 0, pretraining."""
+    if stage == 0:
+        return []
+    return [seen[stage - 1]] if config.regime == "continual" else seen
+
+
+def measured_attacks(config: RunConfig, available: int) -> list[tuple[Attack, int]]:
+    """Every attack of a run, each with the number of test points that it is measured on."""
+    attacks = bound_attacks(config)
+    every = [attack for role in ("seen", "unseen", "eval") for attack in attacks[role]]
+    return [(attack, points_of(config, attack, available)) for attack in every]
+
+
 def points_of(config: RunConfig, attack: Attack, available: int) -> int:
     """The number of test points, from the first on, that ``attack`` is measured on."""
     return min(config.points.get(attack.name, config.points.get("default", available)), available)

@@ -31,6 +31,13 @@ class Kept(Protocol):
         """Keep it."""
 
 
+class Others(Protocol):
+    """Other processes that measure some of a row's shards."""
+
+    def share(self, attacked: Sequence[Shard], setting: Setting, kept: Kept) -> Kept:
+        """Make them measure their part of what ``kept`` lacks; the store returned waits for it."""
+
+
 def evaluate(
     view: View,
     data: Split,
@@ -46,6 +53,7 @@ def evaluate(
     kept: Kept | None = None,
     attack_timeout: float | None = None,
     examples: bool = False,
+    others: Others | None = None,
 ) -> MatrixRow:
     """Measure one row of R.
 
@@ -67,6 +75,7 @@ def evaluate(
         kept: the store of finished pieces.
         attack_timeout: seconds that an attack may take for a block.
         examples: store the crafted points in ``kept``, where there must be one.
+        others: other processes to measure shards along with this one, if there is a store.
 
     Raises:
         AttackTimeoutError: an attack took longer.
@@ -78,6 +87,8 @@ def evaluate(
     row = MatrixRow(stage, clean, robust, draws=setting.draws)
     found: list[tuple[Shard, Piece]] = []
     every = list(shards(data, attacks))
+    if others is not None and kept is not None:
+        kept = others.share([shard for shard in every if shard.attack is not None], setting, kept)
     for number, shard in enumerate(every):
         piece = _piece(shard, view, data, setting, row.clean[shard.block], kept, attack_timeout)
         found.append((shard, piece))
@@ -97,25 +108,26 @@ def measure_share(
     stage: int,
     seed: int,
     kept: Kept,
-    number: int,
-    of: int,
+    mine: Callable[[int], bool],
+    stochastic: bool | None = None,
     device: torch.device | None = None,
     attack_timeout: float | None = None,
     examples: bool = False,
 ) -> None:
-    """Measure every ``of``-th shard of a row from ``number`` on, for :func:`evaluate` to find in ``kept``.
+    """Measure some of the shards of a row, for :func:`evaluate` to find in ``kept``.
 
-    The arguments are those of :func:`evaluate`. Clean points, which all shards need, are predicted on demand.
+    The arguments are those of :func:`evaluate`, and ``mine``, which says for the number of a shard among
+    those of all attacks whether to measure it. Clean points, which all shards need, are predicted on demand.
 
     Raises:
         AttackTimeoutError: an attack took longer than ``attack_timeout``.
     """
     view = _last_one(view)
     setting = Setting(stage, seed, 1, device or data.images.device, examples=examples)
-    setting = _judged(setting, view, data, None)
+    setting = _judged(setting, view, data, stochastic)
     clean = {shard.index: shard for shard in shards(data, []) if shard.attack is None}
-    every = [shard for shard in shards(data, attacks) if shard.attack is not None]
-    for shard in every[number::of]:
+    attacked = [shard for shard in shards(data, attacks) if shard.attack is not None]
+    for shard in (shard for number, shard in enumerate(attacked) if mine(number)):
         nothing = np.zeros(shard.stop - shard.start, dtype=bool)
         right = _piece(clean[shard.index], view, data, setting, nothing, kept, None).right
         _piece(shard, view, data, setting, right[: len(nothing)], kept, attack_timeout)

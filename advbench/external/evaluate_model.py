@@ -8,18 +8,22 @@ from typing import Any
 from torch import Tensor
 
 from advbench.external.job import evaluate_job, prepare_job
+from advbench.external.processes import shared_row, take_part
 from advbench.external.request import EvalRequest
 from advbench.external.workers import MOST_WORKERS, share
 from advbench.runs.saved import Run
 from advbench.runtime.device import reproducible, undisturbed
 from advbench.runtime.events import Listener
+from advbench.runtime.launch import launched, own_threads
 from advbench.runtime.progress import watched
 from advbench.runtime.ray_client import check_address, load_ray
+from advbench.runtime.team import together
 from attacks_pool import InputError
 from attacks_pool.metadata import whole_number
 
 
 @undisturbed()
+@together(take_part)
 def evaluate_model(
     model: str | Callable[[Tensor], Any],
     dataset: Any = "digits",
@@ -51,6 +55,9 @@ def evaluate_model(
         options: the other attributes of :class:`advbench.EvalRequest`: ``attacks``, ``preset``, ``points``,
             ``seed``, ``weights``, ``abstain``, …
 
+    Where ``torchrun`` started several processes, all of them call this with the same arguments, and share the
+    blocks of a model and a data set given as text. Process 0 alone writes.
+
     Returns:
         The evaluation; ``.record`` has all measurements.
 
@@ -66,8 +73,11 @@ def evaluate_model(
         raise InputError("workers and ray need a model given as text, which others can load too")
     if shared and not isinstance(dataset, str):
         raise InputError("workers and ray need a data set given as text, which others can load too")
-    if shared and options.get("threads") is None:
-        options["threads"] = 1
+    launch = launched()
+    if shared and launch is not None:
+        raise InputError("workers and ray do not go with torchrun, whose processes share the blocks already")
+    if options.get("threads") is None and (shared or launch is not None):
+        options["threads"] = 1 if launch is None else own_threads(launch)
     request = EvalRequest.of({"model": model, "dataset": dataset, **options})
     if ray is not None:
         check_address(ray)
@@ -77,7 +87,7 @@ def evaluate_model(
         share_out = None
         if shared and identity is not None:
             share_out = functools.partial(share, request, identity, workers=workers, ray=ray)
+        others = shared_row(request, identity)
+        how: dict[str, Any] = {"identity": identity, "fresh": resume is False}
         with watched(listeners, progress) as told:
-            return evaluate_job(
-                job, Path(runs_dir), told, identity=identity, fresh=resume is False, share_out=share_out
-            )
+            return evaluate_job(job, Path(runs_dir), told, share_out=share_out, others=others, **how)

@@ -20,6 +20,7 @@ from advbench.data import DataSet, Split, load_dataset
 from advbench.evaluation.abstaining import check_abstain
 from advbench.evaluation.evaluate import evaluate
 from advbench.evaluation.row import MatrixRow
+from advbench.evaluation.sharing import SharedRow
 from advbench.external import Foreign, Source, load_foreign
 from advbench.external.crafted import save_crafted
 from advbench.external.presets import suite
@@ -148,6 +149,7 @@ def evaluate_job(
     identity: str | None,
     fresh: bool,
     share_out: Callable[[Path], list[str]] | None = None,
+    others: SharedRow | None = None,
 ) -> Run:
     """Measure a job in a directory of its own.
 
@@ -159,6 +161,7 @@ def evaluate_job(
         fresh: do not look for an unfinished one.
         share_out: makes other processes write pieces to a directory, before missing pieces are measured here;
             returns their problems.
+        others: processes of ``torchrun`` to measure pieces along with this one.
     """
     if job.examples is not None:
         check_room(job.examples, job.test, job.attacks)
@@ -170,6 +173,8 @@ def evaluate_job(
     with ExitStack() as stack:
         found = stack.enter_context(place(runs_dir, manifest, fresh=fresh))
         directory = found.directory
+        if others is not None:
+            others.leader.directory = directory
         how = "give the same command again to resume it" if identity else "but it cannot be resumed"
         stack.enter_context(failing(directory, lambda: f"evaluation of {job.foreign.name}", how))
         log = JsonLog(directory / LOG)
@@ -184,7 +189,7 @@ def evaluate_job(
                     _say(job, told, "note", text=f"{problem}: the missing pieces are measured here")
         elif job.examples is not None:
             pieces = Pieces(directory / CHECKPOINT / "examples", "", "")
-        record = _measured(job, directory, told, pieces)
+        record = _measured(job, directory, told, pieces, others)
         _say(job, told, "end", text=str(directory))
     return Run(directory, record, data_dir=job.config["data_dir"])
 
@@ -194,7 +199,11 @@ def _say(job: Evaluation, listeners: Sequence[Listener], kind: Kind, **values: A
 
 
 def _measured(
-    job: Evaluation, directory: Path, listeners: Sequence[Listener], pieces: Pieces | None
+    job: Evaluation,
+    directory: Path,
+    listeners: Sequence[Listener],
+    pieces: Pieces | None,
+    others: SharedRow | None,
 ) -> Record:
     """Attack and audit the model; return the record."""
     began, seed = time.perf_counter(), job.config["seed"]
@@ -206,7 +215,7 @@ def _measured(
     # Copy the model before the first query, so that the copy has no memory of this evaluation.
     with Fresh(job.view, [], job.device) as fresh:
         how = {"stage": 0, "seed": seed, "progress": progress, "examples": job.examples is not None}
-        row = evaluate(job.view, job.test, job.attacks, **how, **more)
+        row = evaluate(job.view, job.test, job.attacks, **how, **more, others=others)
         name, surrogate = job.surrogate or plain_surrogate(job.data, seed, job.device)
         probes = probe(
             job.view,

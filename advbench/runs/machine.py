@@ -16,8 +16,8 @@ from advbench.runtime.version import __version__
 PACKAGES = ("advbench", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "pydantic", "safetensors")
 
 
-def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
-    """Describe the environment of a run for its record."""
+def describe(device: torch.device, data: DataSet, processes: int = 1) -> dict[str, Any]:
+    """Describe the environment of a run for its record; ``processes`` are those that trained it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     channels, height, width = data.image_shape
     return {
@@ -28,6 +28,7 @@ def describe(device: torch.device, data: DataSet) -> dict[str, Any]:
         "device": f"{device.type} ({name})",
         "cpu": cpu(),
         "threads": torch.get_num_threads(),
+        **({} if processes == 1 else {"processes": processes}),
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,

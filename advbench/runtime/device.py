@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from advbench.runtime.launch import Launch, launched
 from attacks_pool.calling.guard import ordinary_mode
 from attacks_pool.errors import InputError, unknown
 
@@ -22,21 +23,44 @@ MALLOPT = {"trim threshold": (-1, 512 * 2**20), "mmap threshold": (-3, 32 * 2**2
 def choose_device(text: str) -> torch.device:
     """The device ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is a CUDA GPU if there is one, else the CPU.
 
+    Of several processes on a machine, each gets a GPU of its own.
+
     Raises:
-        InputError: this machine has no such device.
+        InputError: this machine has no such device, or fewer GPUs than processes.
     """
     if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        text = "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, index = text.partition(":")
     if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
         raise unknown("device", text, DEVICES)
+    launch = launched()
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             raise InputError(f"device {text!r} is not available: this machine has {count} CUDA devices")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device 'mps' is not available: use auto or cpu")
+        if launch is not None and launch.local_count > 1:
+            return _own_gpu(text, launch, count)
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError("device 'mps' is not available: use auto or cpu")
+        if launch is not None:
+            raise InputError("device 'mps' takes one process: leave out torchrun, or use --device cpu")
     return torch.device(text)
+
+
+def _own_gpu(text: str, launch: Launch, count: int) -> torch.device:
+    """The GPU of this process among the ``count`` of its machine, which runs several processes."""
+    if ":" in text:
+        raise InputError(
+            f"device {text!r} is one GPU, and this machine runs {launch.local_count} processes: leave out "
+            "--device, and each gets its own"
+        )
+    if launch.local_count > count:
+        raise InputError(
+            f"this machine has {count} CUDA devices and runs {launch.local_count} processes: start one for each "
+            "device, or give --device cpu"
+        )
+    return torch.device("cuda", launch.local_rank)
 
 
 @contextmanager

@@ -48,10 +48,12 @@ def check_identity(subject: Subject) -> Iterator[str]:
         "data": environment["data"]["fingerprint"],
         "threads": environment["threads"],
         "device": str(environment["device"]).partition(" ")[0],
+        "processes": environment.get("processes", 1),
     }
+    named = {"processes": 1, **facts}
     for key, value in claimed.items():
-        if facts.get(key) != value:
-            yield f"{MANIFEST}: {key} is {facts.get(key)!r}, in the record {value!r}"
+        if named.get(key) != value:
+            yield f"{MANIFEST}: {key} is {named.get(key)!r}, in the record {value!r}"
     if any(name.partition(".")[0] not in PACKAGES for name in code_modules(run.config)):
         # The manifest has only the hash of this suite, but other code also entered the identity.
         return

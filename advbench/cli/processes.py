@@ -1,0 +1,105 @@
+"""The command line in several processes, which ``torchrun`` started."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from advbench.cli.echo import warn
+from advbench.runtime.interrupts import SIGNALS
+from advbench.runtime.launch import Launch, run_alone
+from attacks_pool.errors import InputError
+
+SHARED = ("run", "eval")
+"""The commands that all processes work on; process 0 alone runs any other."""
+
+Outcome = Callable[[list[str]], tuple[str | None, int]]
+
+
+def in_processes(arguments: list[str], outcome: Outcome, launch: Launch) -> int:
+    """Run the command line in this process and the others; return the exit code.
+
+    Process 0 runs the command and writes everything. The others do what it orders and end with its code.
+
+    Args:
+        arguments: the command line.
+        outcome: runs it; returns the line for stderr, if there is one, and the exit code.
+        launch: this process.
+    """
+    shared = arguments[:1] and arguments[0] in SHARED and not {"-h", "--help"} & set(arguments)
+    if launch.rank:
+        return _help(arguments[0], launch) if shared else 0
+    if not shared:
+        run_alone()
+        line, code = outcome(arguments)
+        if line is not None:
+            warn(line)
+        return code
+    _lead(arguments, outcome)
+
+
+def _lead(arguments: list[str], outcome: Outcome) -> NoReturn:
+    """Run the command, and end all processes with its exit code."""
+    line, code = None, 1
+    try:
+        line, code = outcome(arguments)
+    finally:
+        # A mistake in the options is found without torch.
+        from advbench.runtime.team import Leader, join, leave
+
+        try:
+            others = join()
+        except InputError as error:
+            others, line, code = None, line or f"error: {error}", code or 2
+        if isinstance(others, Leader):
+            others.speak()
+        # torchrun sends a signal to all processes as soon as one has ended.
+        _ignore_signals()
+        if line is not None:
+            warn(line)
+        if isinstance(others, Leader):
+            others.end(code)
+    leave(code)
+
+
+def _help(command: str, launch: Launch) -> int:
+    """Do what process 0 orders, in silence; return the exit code that it gives."""
+    errors = os.dup(2)
+    with open(os.devnull, "r+b") as nothing:
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing.fileno(), descriptor)
+    from advbench.runtime.reasons import reason
+
+    try:
+        from advbench.runtime.team import Member, join, leave
+
+        if command == "run":
+            from advbench.benchmark.crew import take_part
+        else:
+            from advbench.external.processes import take_part
+        member = join(errors)
+        assert isinstance(member, Member)
+    except Exception as error:
+        os.write(errors, f"error: {launch.name}: {reason(error)}\n".encode())
+        return 1
+    _ignore_signals()
+    with member.at_work():
+        while True:
+            try:
+                take_part(member)
+            except SystemExit as stop:
+                leave(int(stop.code or 0))
+            except Exception:
+                # Process 0 reports it and ends this process.
+                continue
+
+
+def _ignore_signals() -> None:
+    def nothing(_number: int, _frame: FrameType | None) -> None:
+        """A handler rather than SIG_IGN, which processes started from here would inherit."""
+
+    for number in SIGNALS:
+        signal.signal(number, nothing)

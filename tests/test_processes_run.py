@@ -1,0 +1,291 @@
+"""Runs that several processes train together, and what happens when one of them ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT, forked, here
+from tiny_runs import TINY
+
+from advbench import evaluate_model, run
+from advbench.benchmark.prepare import prepare
+from advbench.runtime.device import choose_device
+from advbench.runtime.launch import KEYS, Launch, launched, own_threads, run_alone
+from advbench.runtime.team import Leader, Member, join
+from attacks_pool import InputError
+from leaderboards import comparable, find_records
+
+COMMAND = [
+    "run",
+    "--defense",
+    "at",
+    "--sequence",
+    "fgsm",
+    "--unseen",
+    "none",
+    "--epochs",
+    "1",
+    "--points",
+    "60",
+]
+COMMAND += ["--set", "pretrain.epochs=1", "--set", "eps_warmup=0", "--device", "cpu", "--threads", "1"]
+
+
+def environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    return dict(
+        zip(KEYS, [str(rank), str(count), "localhost", str(port), str(rank), str(count)], strict=True)
+    )
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Callable[..., list[tuple[int, str]]]:
+    """Runs ``work`` with the number of the process in several processes; returns exit codes and stderr."""
+
+    def started(work: Callable[[int], object], count: int = 2) -> list[tuple[int, str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def do(rank: int) -> None:
+            os.environ.update(environment(rank, count, port))
+            os.dup2(os.open(tmp_path / f"{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
+            work(rank)
+
+        processes = [forked(do, rank) for rank in range(count)]
+        for process in processes:
+            process.join(60)
+        return [
+            (process.exitcode, (tmp_path / f"{rank}.txt").read_text())
+            for rank, process in enumerate(processes)
+        ]
+
+    return started
+
+
+def lines(found: list[tuple[int, str]]) -> list[str]:
+    """What all processes wrote to stderr."""
+    return [line for _, text in found for line in text.splitlines()]
+
+
+def torchrun(*arguments: str, count: int = 2) -> subprocess.Popen[str]:
+    """The command line in several processes."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.Popen(
+        [sys.executable, *start, "-m", "advbench", *arguments],
+        cwd=ROOT,
+        env=here(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ours(stderr: str) -> list[str]:
+    """The errors that are not of torchrun's own report."""
+    return [line for line in stderr.splitlines() if line.startswith("error:")]
+
+
+def codes(stderr: str) -> dict[int, int]:
+    """The exit codes in torchrun's report, by process."""
+    found = re.findall(r"rank +: (\d+).*?exitcode +: (-?\d+)", stderr, re.DOTALL)
+    return {int(rank): int(code) for rank, code in found}
+
+
+def record_in(runs_dir: Path) -> dict[str, Any]:
+    """What can be compared of the one record there."""
+    records, problems = find_records(runs_dir)
+    assert len(records) == 1
+    assert not problems
+    return comparable(records[0])
+
+
+def test_a_process_knows_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variables that torchrun sets, of which a process started alone has none, or those of one."""
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+    assert launched() is None
+    for key, value in environment(1, 4, 29500).items():
+        monkeypatch.setenv(key, value)
+    assert launched() == Launch(1, 4, 1, 4, "localhost")
+    cores = len(os.sched_getaffinity(0))
+    assert own_threads(Launch(0, 2, 0, 2, "")) == max(1, cores // 2)
+    assert own_threads(Launch(0, 999, 0, 999, "")) == 1
+    run_alone()
+    assert launched() is None
+    for key, value in environment(0, 1, 29500).items():
+        monkeypatch.setenv(key, value)
+    assert launched() is None
+
+
+def test_each_process_gets_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own; more processes than GPUs, and one GPU for several, are refused."""
+    for key, value in environment(1, 2, 29500).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match=r"'cuda:1' is one GPU, and this machine runs 2 processes"):
+        choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"has 1 CUDA devices and runs 2 processes: start one for each"):
+        choose_device("auto")
+
+
+def test_the_number_of_processes_is_a_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another number is another run; one process is what it was without any."""
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+    alone = prepare({**TINY, "defense": "at"})
+    assert "processes" not in alone.facts
+    for key, value in environment(0, 2, 29500).items():
+        monkeypatch.setenv(key, value)
+    two = prepare({**TINY, "defense": "at"})
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    three = prepare({**TINY, "defense": "at"})
+    assert (two.processes, two.facts["processes"]) == (2, 2)
+    assert len({alone.identity, two.identity, three.identity}) == 3
+
+
+def test_orders_and_answers(together: Callable[..., list[tuple[int, str]]]) -> None:
+    """Process 0 orders, each of the others answers, and all return its result or raise its error."""
+
+    def work(rank: int) -> None:
+        others = join()
+        if isinstance(others, Leader):
+            with others.leading() as finish:
+                others.order(20)
+                assert sorted(others.answer() for _ in range(2)) == [21, 22]
+                others.order("unheard")
+                others.order(30)
+                assert sorted(others.answer() for _ in range(2)) == [31, 32]
+                finish("result")
+            with pytest.raises(InputError, match="mistaken"), others.leading():
+                raise InputError("mistaken")
+            others.end(0)
+        else:
+            assert isinstance(others, Member)
+            do: Callable[[Any], Any] = lambda order: order + rank if isinstance(order, int) else "late"  # noqa: E731
+            assert others.serve(do) == "result"
+            with pytest.raises(InputError, match="mistaken"):
+                others.serve(do)
+
+    assert together(work, 3) == [(0, "")] * 3
+
+
+@pytest.mark.parametrize(("killed", "said"), [(1, "process 1 of 3 ended"), (0, "process 0 of 3 ended")])
+def test_a_killed_process_ends_all(
+    together: Callable[..., list[tuple[int, str]]], killed: int, said: str
+) -> None:
+    """At once, whatever they are doing, and with one line in all."""
+
+    def work(rank: int) -> None:
+        others = join()
+
+        def wait(_order: object = None) -> None:
+            if rank == killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+
+        if isinstance(others, Leader):
+            with others.leading():
+                others.order("wait")
+                wait()
+        elif others is not None:
+            others.serve(wait)
+
+    began = time.monotonic()
+    found = together(work, 3)
+    assert time.monotonic() - began < 20
+    assert [code for code, _ in found] == [-signal.SIGKILL if rank == killed else 1 for rank in range(3)]
+    assert [said in line for line in lines(found)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        (InputError("no file there"), "error: process 2 of 3: no file there", 2),
+        (MemoryError(), "error: process 2 of 3: MemoryError", 1),
+    ],
+)
+def test_an_error_names_its_process(
+    together: Callable[..., list[tuple[int, str]]], error: Exception, said: str, code: int
+) -> None:
+    """All end with its code."""
+
+    def work(rank: int) -> None:
+        others = join()
+
+        def do(_order: object) -> None:
+            if rank == 2:
+                raise error
+            time.sleep(60)
+
+        if isinstance(others, Leader):
+            with others.leading():
+                others.order("go")
+                others.answers()
+        elif others is not None:
+            others.serve(do)
+
+    found = together(work, 3)
+    assert [one for one, _ in found] == [code] * 3
+    assert lines(found) == [said]
+
+
+MODELS = """
+import torch
+from torch import nn
+def make():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_two_processes_measure_what_one_does(
+    together: Callable[..., list[tuple[int, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation's record does not depend on the number of processes, in any of which it is returned."""
+    (tmp_path / "several_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    how: dict[str, Any] = {"model": "several_models:make", "attacks": "fgsm,gaussian-noise", "points": 300}
+    how |= {"threads": 1, "surrogate": "none", "device": "cpu"}
+
+    def work(rank: int) -> None:
+        done = evaluate_model(**how, runs_dir=tmp_path / "two")
+        (tmp_path / f"{rank}.json").write_text(json.dumps(comparable(done.record)))
+
+    assert [code for code, _ in together(work)] == [0, 0]
+    one = evaluate_model(**how, runs_dir=tmp_path / "one")
+    expected = json.loads(json.dumps(comparable(one.record)))
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+
+
+def test_two_processes_train_one_run(together: Callable[..., list[tuple[int, str]]], tmp_path: Path) -> None:
+    """All return it, and the record says how many they were; a mistake is raised in all."""
+
+    def work(rank: int) -> None:
+        done = run("at", **TINY, runs_dir=tmp_path / "runs")
+        with pytest.raises(InputError, match="did you mean"):
+            run("att", **TINY, runs_dir=tmp_path / "runs")
+        (tmp_path / f"{rank}.json").write_text(json.dumps(comparable(done.record)))
+
+    assert [code for code, _ in together(work)] == [0, 0]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0] == found[1] == json.loads(json.dumps(record_in(tmp_path / "runs")))
+    assert found[0]["environment"]["processes"] == 2
