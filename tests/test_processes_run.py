@@ -27,20 +27,8 @@ from advbench.runtime.team import Leader, Member, join
 from attacks_pool import InputError
 from leaderboards import comparable, find_records
 
-COMMAND = [
-    "run",
-    "--defense",
-    "at",
-    "--sequence",
-    "fgsm",
-    "--unseen",
-    "none",
-    "--epochs",
-    "1",
-    "--points",
-    "60",
-]
-COMMAND += ["--set", "pretrain.epochs=1", "--set", "eps_warmup=0", "--device", "cpu", "--threads", "1"]
+COMMAND = ["run", "--defense", "at", "--sequence", "fgsm,pgd:steps=5", "--unseen", "none", "--epochs", "3"]
+COMMAND += ["--set", "pretrain.epochs=1", "--points", "60", "--device", "cpu", "--threads", "1"]
 
 
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -80,28 +68,56 @@ def lines(found: list[tuple[int, str]]) -> list[str]:
     return [line for _, text in found for line in text.splitlines()]
 
 
-def torchrun(*arguments: str, count: int = 2) -> subprocess.Popen[str]:
-    """The command line in several processes."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.Popen(
-        [sys.executable, *start, "-m", "advbench", *arguments],
-        cwd=ROOT,
-        env=here(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Torchrun:
+    """The command line in two processes, started by torchrun."""
 
+    def __init__(self, *arguments: str) -> None:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        self.process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "advbench", *arguments],
+            cwd=ROOT,
+            env=here(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
 
-def ours(stderr: str) -> list[str]:
-    """The errors that are not of torchrun's own report."""
-    return [line for line in stderr.splitlines() if line.startswith("error:")]
+    def wait_for(self, text: str) -> None:
+        """Read what it reports until ``text`` is there."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip())
+            if text in line:
+                return
+        raise AssertionError("\n".join(self.lines))
 
+    def kill(self, rank: int) -> None:
+        """End one process as the system does when memory runs out."""
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                status, variables = (path / "status").read_text(), (path / "environ").read_text()
+            except OSError:
+                continue
+            if f"PPid:\t{self.process.pid}\n" in status and f"\0RANK={rank}\0" in f"\0{variables}":
+                os.kill(int(path.name), signal.SIGKILL)
 
-def codes(stderr: str) -> dict[int, int]:
-    """The exit codes in torchrun's report, by process."""
-    found = re.findall(r"rank +: (\d+).*?exitcode +: (-?\d+)", stderr, re.DOTALL)
-    return {int(rank): int(code) for rank, code in found}
+    def end(self) -> int:
+        """Wait for its end; return torchrun's exit code."""
+        _, text = self.process.communicate(timeout=120)
+        self.lines += text.splitlines()
+        return self.process.returncode
+
+    @property
+    def errors(self) -> list[str]:
+        """Our lines, without torchrun's own report."""
+        return [line for line in self.lines if line.startswith("error:")]
+
+    @property
+    def codes(self) -> list[int]:
+        """The exit codes in torchrun's report, by process."""
+        found = re.findall(r"rank +: (\d+).*?exitcode +: (-?\d+)", "\n".join(self.lines), re.DOTALL)
+        return [code for _, code in sorted((int(rank), int(code)) for rank, code in found)]
 
 
 def record_in(runs_dir: Path) -> dict[str, Any]:
@@ -289,3 +305,58 @@ def test_two_processes_train_one_run(together: Callable[..., list[tuple[int, str
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0] == found[1] == json.loads(json.dumps(record_in(tmp_path / "runs")))
     assert found[0]["environment"]["processes"] == 2
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of the command, from two processes that nothing interrupts."""
+    runs_dir = tmp_path_factory.mktemp("whole")
+    started = Torchrun(*COMMAND, "--runs-dir", str(runs_dir))
+    assert started.end() == 0, started.lines
+    return record_in(runs_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_run_resumes(whole: dict[str, Any], tmp_path: Path, rank: int) -> None:
+    """With one line in all; the same command then gives the record of the uninterrupted run."""
+    command = [*COMMAND, "--runs-dir", str(tmp_path)]
+    first = Torchrun(*command)
+    first.wait_for("row 0/2  fgsm")
+    first.kill(rank)
+    killed = time.monotonic()
+    assert first.end() != 0
+    assert time.monotonic() - killed < 15
+    assert first.errors == [f"error: process {rank} of 2 ended; the same command resumes this run"]
+    assert sorted(first.codes) == [-signal.SIGKILL, 1]
+    second = Torchrun(*command)
+    assert second.end() == 0, second.lines
+    assert any("going on with run" in line for line in second.lines)
+    assert record_in(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_resumes(whole: dict[str, Any], tmp_path: Path) -> None:
+    """Torchrun passes the signal on to all processes; the run stops between two steps."""
+    command = [*COMMAND, "--runs-dir", str(tmp_path)]
+    first = Torchrun(*command)
+    first.wait_for("row 1/2  pgd")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end() != 0
+    assert len(first.errors) == 1
+    assert first.errors[0].startswith("error: interrupted; resume with: advbench run --resume")
+    (unfinished,) = tmp_path.iterdir()
+    second = Torchrun("run", "--resume", str(unfinished), "--runs-dir", str(tmp_path))
+    assert second.end() == 0, second.lines
+    assert record_in(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line(tmp_path: Path) -> None:
+    """Wherever it is found; every process ends with code 2."""
+    for given, said in [("--defnse", "No such option: --defnse"), ("--defense=att", "did you mean 'at'?")]:
+        started = Torchrun("run", given, "--runs-dir", str(tmp_path))
+        assert started.end() != 0
+        assert len(started.errors) == 1
+        assert said in started.errors[0]
+        assert started.codes == [2, 2]

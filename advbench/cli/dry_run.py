@@ -134,6 +134,7 @@ def _resolved(one: Prepared) -> dict[str, Any]:
         "test_points": {attack.text: points_of(config, attack, len(one.data.test)) for attack in every},
         "device": str(one.device),
         "threads": one.threads,
+        **({} if one.processes == 1 else {"processes": one.processes}),
     }
 
 

@@ -20,7 +20,7 @@ Outcome = Callable[[list[str]], tuple[str | None, int]]
 
 
 def in_processes(arguments: list[str], outcome: Outcome, launch: Launch) -> int:
-    """Run the command line in this process and the others; return the exit code.
+    """Run the command line in this process and the others; return the exit code, or end with it.
 
     Process 0 runs the command and writes everything. The others do what it orders and end with its code.
 
@@ -32,13 +32,13 @@ def in_processes(arguments: list[str], outcome: Outcome, launch: Launch) -> int:
     shared = arguments[:1] and arguments[0] in SHARED and not {"-h", "--help"} & set(arguments)
     if launch.rank:
         return _help(arguments[0], launch) if shared else 0
-    if not shared:
-        run_alone()
-        line, code = outcome(arguments)
-        if line is not None:
-            warn(line)
-        return code
-    _lead(arguments, outcome)
+    if shared:
+        _lead(arguments, outcome)
+    run_alone()
+    line, code = outcome(arguments)
+    if line is not None:
+        warn(line)
+    return code
 
 
 def _lead(arguments: list[str], outcome: Outcome) -> NoReturn:

@@ -57,8 +57,8 @@ def _own_gpu(text: str, launch: Launch, count: int) -> torch.device:
         )
     if launch.local_count > count:
         raise InputError(
-            f"this machine has {count} CUDA devices and runs {launch.local_count} processes: start one for each "
-            "device, or give --device cpu"
+            f"this machine has {count} CUDA devices and runs {launch.local_count} processes: start one for "
+            "each device, or give --device cpu"
         )
     return torch.device("cuda", launch.local_rank)
 

@@ -70,7 +70,7 @@ class _Process:
             self.working = before
 
     def speak(self) -> None:
-        """Take the last word: this process is about to say why it ends. If others ended, it is said already."""
+        """Take the last word, to say why this process ends. If another has ended, that is said already."""
         self._last_word.acquire()
 
     def open_group(self, device: torch.device) -> None:
