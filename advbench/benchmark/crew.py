@@ -189,8 +189,14 @@ class Participant:
     def measure(self, order: ShareOfRow) -> None:
         """Measure some blocks of a row."""
         defense = self._defense(order.what).eval()
-        where = {"device": self.device, "attack_timeout": self.attack_timeout}
-        order.measure(self.member, defense.view, self.test, self.measured, **where)
+        order.measure(
+            self.member,
+            defense.view,
+            self.test,
+            self.measured,
+            device=self.device,
+            attack_timeout=self.attack_timeout,
+        )
 
     def _defense(self, subject: PackedDefense) -> Defense:
         config = self.config

@@ -74,12 +74,12 @@ def _help(command: str, launch: Launch) -> int:
     from advbench.runtime.reasons import reason
 
     try:
+        from advbench.benchmark import crew
+        from advbench.external import processes
         from advbench.runtime.team import Member, join, leave
 
-        if command == "run":
-            from advbench.benchmark.crew import take_part
-        else:
-            from advbench.external.processes import take_part
+        take_part: Callable[[Member], object]
+        take_part = crew.take_part if command == "run" else processes.take_part
         member = join(errors)
         assert isinstance(member, Member)
     except Exception as error:

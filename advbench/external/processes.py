@@ -51,8 +51,14 @@ def take_part(member: Member, _options: Any = None) -> Run:
             jobs.append(job)
         elif isinstance(order, ShareOfRow):
             job = jobs[0]
-            where = {"device": job.device, "attack_timeout": job.attack_timeout}
-            order.measure(member, job.view, job.test, job.attacks, **where)
+            order.measure(
+                member,
+                job.view,
+                job.test,
+                job.attacks,
+                device=job.device,
+                attack_timeout=job.attack_timeout,
+            )
 
     with ExitStack() as stack:
         run: Run = member.serve(do)

@@ -27,7 +27,7 @@ from datetime import timedelta
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -36,6 +36,9 @@ from advbench.runtime.launch import Launch, launched
 from advbench.runtime.reasons import reason
 from attacks_pool.errors import InputError
 from leaderboards.printable import printable
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 GRACE = 2.0
 """Seconds in which a process may end by itself before it is ended."""
@@ -53,7 +56,7 @@ Result = TypeVar("Result")
 class _Process:
     """What process 0 and the others have in common."""
 
-    def __init__(self, launch: Launch, store: distributed.Store) -> None:
+    def __init__(self, launch: Launch, store: Store) -> None:
         self.launch, self.store = launch, store
         self.working = False
         self._groups = 0
@@ -77,12 +80,14 @@ class _Process:
         """Set up ``torch.distributed``; returns once all processes have called it."""
         if distributed.is_initialized():
             return
+        from torch._C._distributed_c10d import PrefixStore
+
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self._groups += 1
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=distributed.PrefixStore(f"{PLACE}/{self._groups}", self.store),
+            store=PrefixStore(f"{PLACE}/{self._groups}", self.store),
             rank=self.launch.rank,
             world_size=self.launch.count,
             timeout=LONGEST_STEP,
@@ -101,7 +106,7 @@ class Leader(_Process):
         directory: where the run is, once it has a directory.
     """
 
-    def __init__(self, launch: Launch, store: distributed.Store) -> None:
+    def __init__(self, launch: Launch, store: Store) -> None:
         super().__init__(launch, store)
         self.directory: Path | None = None
         self._task = 0
@@ -224,7 +229,7 @@ class Member(_Process):
         errors: the file descriptor for the last line, if process 0 cannot write it.
     """
 
-    def __init__(self, launch: Launch, store: distributed.Store, errors: int = 2) -> None:
+    def __init__(self, launch: Launch, store: Store, errors: int = 2) -> None:
         super().__init__(launch, store)
         self.errors = errors
         self._orders: queue.Queue[tuple[str, int, Any]] = queue.Queue()
@@ -334,9 +339,11 @@ def join(errors: int = 2) -> Leader | Member | None:
         return None
     if not _joined:
         try:
-            store, *_ = next(distributed.rendezvous("env://", timeout=LONGEST_STEP))
+            from torch.distributed.rendezvous import rendezvous
+
+            store, *_ = next(rendezvous("env://", timeout=LONGEST_STEP))
             _joined.append(Leader(launch, store) if launch.rank == 0 else Member(launch, store, errors))
-        except (RuntimeError, ValueError, OSError, EOFError, AuthenticationError) as error:
+        except (RuntimeError, ValueError, OSError, EOFError, ImportError, AuthenticationError) as error:
             raise InputError(f"{launch.name} cannot reach the others: {reason(error)}") from error
     return _joined[0]
 
