@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, forked, here
+from helpers import ROOT, forked, here, python
 from tiny_runs import TINY
 
 from advbench import evaluate_model, run
 from advbench.benchmark.prepare import prepare
 from advbench.runtime.device import choose_device
+from advbench.runtime.events import Event
 from advbench.runtime.launch import KEYS, Launch, launched, own_threads, run_alone
 from advbench.runtime.team import Leader, Member, join
 from attacks_pool import InputError
+from defenses import AT, DefenseInfo
 from leaderboards import comparable, find_records
 
 COMMAND = ["run", "--defense", "at", "--sequence", "fgsm,pgd:steps=5", "--unseen", "none", "--epochs", "3"]
@@ -176,6 +178,43 @@ def test_the_number_of_processes_is_a_condition(monkeypatch: pytest.MonkeyPatch)
     assert len({alone.identity, two.identity, three.identity}) == 3
 
 
+def test_a_run_resumes_with_the_same_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of processes; any other is refused by name."""
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+
+    def stop(event: Event) -> None:
+        if event.kind == "cell":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("at", **TINY, runs_dir=tmp_path, listeners=[stop])
+    (unfinished,) = tmp_path.iterdir()
+    manifest = json.loads((unfinished / "run.json").read_text())
+    manifest["more"]["facts"]["processes"], manifest["identity"] = 2, "0" * 64
+    (unfinished / "run.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="made with other number of processes: it cannot be resumed here"):
+        run(resume=unfinished)
+
+
+class Stubborn(AT):
+    """A defense that trains by a loop of its own."""
+
+    info = DefenseInfo(name="stubborn", paper=None, regimes=("continual",))
+
+    def fit(self, *arguments: Any, **options: Any) -> list[dict[str, float]]:
+        """Train without the loop that averages gradients."""
+        return super().fit(*arguments, **options)
+
+
+def test_a_fit_of_its_own_takes_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing there would average its gradients."""
+    for key, value in environment(0, 2, 29500).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(InputError, match=r"has a fit\(\) of its own, which one process runs"):
+        prepare({**TINY, "defense": f"{__name__}:Stubborn"})
+
+
 def test_orders_and_answers(together: Callable[..., list[tuple[int, str]]]) -> None:
     """Process 0 orders, each of the others answers, and all return its result or raise its error."""
 
@@ -272,6 +311,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(
     together: Callable[..., list[tuple[int, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,3 +400,13 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
         assert len(started.errors) == 1
         assert said in started.errors[0]
         assert started.codes == [2, 2]
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    """In short form; its verdict is for a quiet machine."""
+    short = ["--model", "digits-cnn", "--side", "8", "--batch", "16", "--batches", "2", "--repeats", "1"]
+    done = python("benchmarks/processes.py", *short)
+    assert "images per second" in done.stdout, done.stderr
+    assert done.returncode in (0, 1)
+    assert "two processes are" in done.stdout

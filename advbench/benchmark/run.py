@@ -252,9 +252,12 @@ def _prepared_again(path: Path, trust: bool, data_memory: float | None) -> Prepa
     )
     if prepared.identity != manifest.identity:
         before = manifest.more.get("facts", {})
-        other = [name for name, value in prepared.facts.items() if before.get(name) != value] or [
-            "code of its model"
-        ]
+        now_and_then = {**prepared.facts, **before}
+        other = [
+            "number of processes" if name == "processes" else name
+            for name in now_and_then
+            if before.get(name) != prepared.facts.get(name)
+        ] or ["code of its model"]
         raise InputError(
             f"run {directory.name} was made with other {' and '.join(other)}: it cannot be resumed "
             "here; start a new run"

@@ -2,7 +2,7 @@
 
 Orders and answers go over connections of their own, beside those of ``torch.distributed``. A process that
 ends closes its connection, so that the others notice at once, whatever they are doing: they end too, with
-one line in all. Nothing waits on a time limit meanwhile.
+one line in all.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 GRACE = 2.0
 """Seconds in which a process may end by itself before it is ended."""
-LONGEST_STEP = timedelta(days=7)
-"""The time limit of ``torch.distributed``, which only a process that hangs can reach."""
+LONGEST_WAIT, LONGEST_STEP = timedelta(days=7), timedelta(hours=2)
+"""The time limits for meeting the others, and for one exchange in training, which only a fault can reach."""
 PLACE = "advbench"
 """The key under which process 0 publishes its address in the store of ``torch.distributed``."""
 LOCAL = "127.0.0.1"
@@ -341,7 +341,7 @@ def join(errors: int = 2) -> Leader | Member | None:
         try:
             from torch.distributed.rendezvous import rendezvous
 
-            store, *_ = next(rendezvous("env://", timeout=LONGEST_STEP))
+            store, *_ = next(rendezvous("env://", timeout=LONGEST_WAIT))
             _joined.append(Leader(launch, store) if launch.rank == 0 else Member(launch, store, errors))
         except (RuntimeError, ValueError, OSError, EOFError, ImportError, AuthenticationError) as error:
             raise InputError(f"{launch.name} cannot reach the others: {reason(error)}") from error
