@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from advbench.benchmark.employ import Employs
 from advbench.benchmark.prepare import Prepared
 from advbench.benchmark.stage import Material
 from advbench.config.options import DataOptions, RunConfig
@@ -30,10 +32,14 @@ from defenses.training.snapshot import snapshot_of, to_tree
 
 @dataclass(frozen=True)
 class Begin:
-    """The first order of a run: load its data, and take part in it."""
+    """The first order of a run: load its data, and take part in it.
+
+    ``employed`` are the pickled models of other runs that the defense employs.
+    """
 
     config: dict[str, Any]
     facts: dict[str, Any]
+    employed: bytes
     attack_timeout: float | None
     data_memory: float | None
 
@@ -75,7 +81,13 @@ class OtherProcesses:
     ) -> None:
         self.leader = leader
         config = prepared.config.model_dump(mode="json")
-        leader.order(Begin(config, prepared.facts, attack_timeout, data_memory))
+        try:
+            employed = pickle.dumps(prepared.employed)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise InputError(
+                f"the models that {prepared.config.defense} employs cannot be sent to others: {error}"
+            ) from None
+        leader.order(Begin(config, prepared.facts, employed, attack_timeout, data_memory))
         leader.answers()
         leader.order(JoinGroup())
         leader.open_group(prepared.device)
@@ -171,6 +183,7 @@ class Participant:
         }
         if other := [key for key, value in found.items() if order.facts[key] != value]:
             raise InputError(f"its {' and '.join(other)} differ from those of process 0")
+        self.employed = pickle.loads(order.employed)
         self.material = Material(config, self.data, self.device, order.attack_timeout)
         self.measured = measured_attacks(config, len(self.data.test))
         self.test = self.data.test.first(max(count for _, count in self.measured))
@@ -203,6 +216,8 @@ class Participant:
         classifier = new_classifier(config, self.data.image_shape, self.data.num_classes)
         name, parameters = ("standard", {}) if subject.plain else (config.defense, config.params)
         defense = registry.build(name, classifier, seed=config.seed, parameters=parameters)
+        if self.employed and isinstance(defense, Employs):
+            defense.employ(**self.employed)
         defense.to(self.device)
         state: DefenseState = snapshot_of(DefenseState, unpack(subject.state, self.device))
         state.restore(defense)
