@@ -1,4 +1,4 @@
-"""Bounds of networks: they contain what sampling finds, are exact where that can be known, and never prove too much."""
+"""Bounds of networks contain what sampling finds, are exact where known, and never prove too much."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from advbench.cli.options import (
     flag,
     memory,
     model_arguments,
+    numbers,
     option,
     takes,
 )
@@ -110,7 +111,7 @@ def evaluate(asked: EvalOptions) -> None:
         del options[key]
     options["data_memory"] = memory(asked.data_memory)
     options["model_args"] = model_arguments(asked.model_arg)
-    options |= {"mean": _numbers("mean", asked.mean), "std": _numbers("std", asked.std)}
+    options |= {"mean": numbers("mean", asked.mean), "std": numbers("std", asked.std)}
     if asked.surrogate is not None:
         options["surrogate"] = str(kept_in(Path(asked.surrogate), asked.runs_dir))
     resume = False if asked.fresh else None
@@ -120,10 +121,3 @@ def evaluate(asked: EvalOptions) -> None:
         results.write_json([run.record], several=False)
     else:
         results.print_run(run, per_class=asked.per_class)
-
-
-def _numbers(name: str, text: str | None) -> list[float] | None:
-    """Parse ``0.49,0.48,0.45`` as numbers."""
-    from attacks_pool.metadata import parse_number
-
-    return None if text is None else [parse_number(name, part.strip()) for part in text.split(",")]

@@ -16,6 +16,7 @@ import typer
 
 from advbench.cli import (
     audit,
+    certify,
     contract,
     doctor,
     export,
@@ -61,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "plot": plot.plot,
     "audit": audit.audit,
+    "certify": certify.certify,
     "verify": verify.verify,
     "submit": verify.submit,
     "accept": verify.accept,

@@ -171,6 +171,17 @@ def model_arguments(given: list[str] | None) -> dict[str, Any] | None:
     return None if found is None else {key: argument_of(value) for key, value in found.items()}
 
 
+def numbers(name: str, text: str | None) -> list[float] | None:
+    """Parse ``0.49,0.48,0.45`` as numbers.
+
+    Raises:
+        InputError: a part is not a number.
+    """
+    from attacks_pool.metadata import parse_number
+
+    return None if text is None else [parse_number(name, part.strip()) for part in text.split(",")]
+
+
 def pairs(name: str, given: list[str] | None) -> dict[str, str] | None:
     """Parse the values of the option ``name``, ``["a=1", "b=2"]``, as a dict.
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.layout import (
+    CERTIFICATES,
     CHECKPOINT,
     CHECKSUMS,
     LOCK,
@@ -23,7 +24,9 @@ from leaderboards.records.layout import (
 from leaderboards.records.limits import check_plain, read_bounded
 from leaderboards.records.store import write_bytes
 
-NOT_LISTED: Final = frozenset({CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, WANDB, VERIFIED, REFUTED})
+NOT_LISTED: Final = frozenset(
+    {CHECKSUMS, LOG, LOCK, CHECKPOINT, TENSORBOARD, WANDB, VERIFIED, REFUTED, CERTIFICATES}
+)
 """Files without a checksum: logs, which grow until the end, and files that are no part of a finished run."""
 CHANGED: Final = "changed since the run was finished (its checksum differs)"
 _LINE: Final = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")

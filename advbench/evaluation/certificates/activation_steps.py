@@ -140,8 +140,8 @@ class Rectifier(Nonlinear):
 class Curve(Nonlinear):
     """A scalar function, elementwise, that is smooth between a few points.
 
-    On an interval of width w in parts of width h = w / GRID, f(x) − s·x differs from its values at the ends of
-    the parts by at most curvature · h² / 8. This bounds it from both sides for any slope s.
+    An interval is divided into GRID parts of width h. Inside a part, f(x) − s·x differs from the line through
+    its values at the ends by at most curvature · h² / 8, which bounds it from both sides for any slope s.
 
     Args:
         inputs: the index of its input.
@@ -181,7 +181,7 @@ class Curve(Nonlinear):
     def relaxed(self, box: Box) -> Lines:
         """Of the chord and the tangents at the ends and the middle, the lines that leave the least area."""
         points, values, room = self._sampled(box)
-        middle, width = (box.low + box.high) / 2, box.high - box.low
+        middle = (box.low + box.high) / 2
         low_slope = low = high_slope = high = torch.zeros(0)
         for number, slope in enumerate(self._slopes(box)):
             below, above = _offsets(points, values, slope, room)
@@ -195,7 +195,7 @@ class Curve(Nonlinear):
         return Lines(low_slope, low, high_slope, high)
 
     def _slopes(self, box: Box) -> list[Tensor]:
-        """Candidates for slopes; every slope gives valid bounds, so that differences may stand for tangents."""
+        """Candidates for slopes; every slope gives valid bounds, so differences may replace tangents."""
         middle, width = (box.low + box.high) / 2, box.high - box.low
         found = [self._slope(at) for at in (middle, box.low, box.high)]
         chord = (self.function(box.high) - self.function(box.low)) / torch.where(width > 1e-6, width, 1.0)
@@ -205,7 +205,7 @@ class Curve(Nonlinear):
         return (self.function(at + 1e-5) - self.function(at - 1e-5)) / 2e-5
 
     def _sampled(self, box: Box) -> tuple[Tensor, Tensor, Tensor]:
-        """Points (P, N, ...) that divide the interval, the values there, and the bound between them (N, ...)."""
+        """Points (P, N, ...) that divide the interval, their values, and the bound between them (N, ...)."""
         shares = torch.linspace(0, 1, GRID + 1, dtype=box.low.dtype, device=box.low.device)
         width = box.high - box.low
         points = box.low + shares.view(-1, *[1] * box.low.dim()) * width
@@ -284,7 +284,8 @@ class MaxPooling(Nonlinear):
 
     def value(self, *given: Tensor) -> Tensor:
         """The maximum of each window."""
-        return self._windows(given[0], float(given[0].min()) - 1.0).amax(2).unflatten(2, self.output)
+        most = self._windows(given[0], float(given[0].min()) - 1.0).amax(2)
+        return most.view(*most.shape[:2], *self.output)
 
     def image(self, *boxes: Box) -> Box:
         """The maximum is monotone."""
@@ -324,4 +325,4 @@ class MaxPooling(Nonlinear):
     def _windows(self, x: Tensor, padding: float) -> Tensor:
         """(N, C, taps, windows) of ``x`` (N, C, H, W), framed with the value ``padding``."""
         parts = functional.unfold(functional.pad(x, self.frame, value=padding), **self.how)
-        return parts.unflatten(1, (x.shape[1], -1))
+        return parts.view(len(x), x.shape[1], -1, parts.shape[2])

@@ -41,7 +41,7 @@ class Step:
         raise NotImplementedError
 
 
-class Source(Step):
+class ImageStep(Step):
     """The images, which are step 0 of every network."""
 
     def value(self, *given: Tensor) -> Tensor:
@@ -228,9 +228,8 @@ class NonNegative(Affine):
     def transposed(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The vector-Jacobian product, which for a linear map does not depend on the point."""
         zeros = torch.zeros(len(rows), *self.shapes[0], dtype=rows.dtype, device=rows.device)
-        _, product = torch.func.vjp(self.function, zeros)
-        (back,) = product(rows)
-        return (back,)
+        product = torch.func.vjp(self.function, zeros)[1]
+        return (product(rows)[0],)
 
 
 class Sum(Affine):

@@ -2,7 +2,7 @@
 
 Interval bounds (arXiv:1810.12715) go forward through the steps. Linear bounds (CROWN, arXiv:1811.00866) go
 backward from linear functions of a step's output, replacing each activation by lines that bound it on the
-interval of its input. Optimised slopes (α-CROWN, arXiv:2011.13824) choose these lines to make the result large.
+interval of its input. Optimised slopes (α-CROWN, arXiv:2011.13824) make the result as large as they can.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEMORY = 2**23
 UNITS = 2**12
 """Number of units whose windows go backward at once."""
 RATE, DECAY = 0.25, 0.95
-"""Size of the first gradient step for the slopes, which lie between 0 and 1, and the factor for each next one."""
+"""Size of the first gradient step for the slopes, which lie between 0 and 1, and its decay."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Bounds:
 
     @classmethod
     def by_intervals(cls, network: StepList, ball: Ball) -> Bounds:
-        """Intervals of all steps; for l2 and l1 those of affine functions of the images come from the ball."""
+        """Intervals of all steps; for l2 and l1, affine functions of the images get those of the ball."""
         found = cls(network, ball, [ball.box])
         read = _read_by_activations(network)
         for index in range(1, len(network.steps)):
@@ -101,9 +101,11 @@ class Bounds:
             flat = flat * size + at
         low, high = box.low.flatten(1).clone(), box.high.flatten(1).clone()
         for part in self._parts(len(owner), index, units=True):
-            at = (owner[part], flat[part])
-            least, most = (self._unit(index, *at, sign, steps) for sign in (1.0, -1.0))
-            low[at], high[at] = torch.maximum(low[at], least), torch.minimum(high[at], -most)
+            points, units = owner[part], flat[part]
+            least = self._unit(index, points, units, 1.0, steps)
+            most = -self._unit(index, points, units, -1.0, steps)
+            low[points, units] = torch.maximum(low[points, units], least)
+            high[points, units] = torch.minimum(high[points, units], most)
         self.boxes[index] = Box(low.view_as(box.low), high.view_as(box.high))
 
     def lower(self, index: int, rows: Tensor, owner: Tensor, *, steps: int = 0) -> Tensor:
@@ -188,7 +190,7 @@ class Bounds:
         return total - ROUNDING * size
 
     def _optimised(self, index: int, rows: Tensor, owner: Tensor, best: Tensor, steps: int) -> Tensor:
-        """The best bound of each row over slopes that gradient ascent finds; every slope gives a valid one."""
+        """The best bound of each row over slopes found by gradient ascent; every slope gives a valid one."""
         kinked: dict[int, tuple[Rectifier, Box]] = {}
         slopes: dict[int, Tensor] = {}
         for number, line in self.lines.items():
@@ -204,8 +206,12 @@ class Bounds:
                 own = {n: step.with_slopes(box, slopes[n], owner) for n, (step, box) in kinked.items()}
                 found = self._backward(index, rows, owner, {**self.lines, **own})
                 best = torch.fmax(best, found.detach())
-                optimizer.zero_grad()
-                found.sum().backward()
+                own_slopes = list(slopes.values())
+                gradients = torch.autograd.grad(
+                    found.sum(), own_slopes, allow_unused=True, materialize_grads=True
+                )
+                for slope, gradient in zip(own_slopes, gradients, strict=True):
+                    slope.grad = gradient
                 optimizer.step()
                 optimizer.param_groups[0]["lr"] *= DECAY
                 for number, (step, _) in kinked.items():

@@ -17,9 +17,9 @@ from advbench.evaluation.certificates.affine_steps import (
     Concatenation,
     Convolution,
     Dense,
+    ImageStep,
     NonNegative,
     Scaling,
-    Source,
     Step,
     Sum,
 )
@@ -62,7 +62,7 @@ class StepList:
     @classmethod
     def of_images(cls, sample: Tensor) -> tuple[StepList, Piped]:
         """A list with only the images, of which ``sample`` (N, C, H, W) are some."""
-        found = cls([Source((), ())], [True], [True], [True])
+        found = cls([ImageStep((), ())], [True], [True], [True])
         found.steps[0].shape = tuple(sample.shape[1:])
         return found, Piped(0, sample)
 
@@ -95,7 +95,7 @@ class StepList:
 Builder = Callable[..., Any]
 
 
-class Uncovered(Exception):
+class UncoveredError(Exception):
     """An operation has no bounds; the message names it."""
 
 
@@ -135,21 +135,24 @@ class Builders:
     ) -> Piped:
         """Append a linear map with non-negative weights that treats every image by itself."""
         if len(function(x.sample)) != SAMPLES:
-            raise Uncovered("an operation across the batch")
+            raise UncoveredError("an operation across the batch")
         return self.add(NonNegative, x, function=function, keeps_boxes=keeps_boxes)
 
     def reshaped(self, x: Piped, sample: Tensor) -> Piped:
         """Append the change of shape that made ``sample``."""
         if sample.shape[0] != SAMPLES:
-            raise Uncovered("a change of the batch's shape")
+            raise UncoveredError("a change of the batch's shape")
         shape = tuple(sample.shape[1:])
         return self.linear_map(x, lambda values: values.reshape(len(values), *shape), keeps_boxes=True)
 
     def scaled(self, x: Piped, scale: Tensor, shift: Tensor) -> Piped:
         """Append x · scale + shift, if both broadcast to ``x`` and are the same for every image."""
         for part in (scale, shift):
-            if torch.broadcast_shapes(part.shape, (1, *x.shape)) != (1, *x.shape):
-                raise Uncovered("a constant of another shape")
+            given, allowed = part.shape[::-1], (*x.shape[::-1], 1)
+            if len(given) > len(allowed) or any(
+                size not in (1, most) for size, most in zip(given, allowed, strict=False)
+            ):
+                raise UncoveredError("a constant of another shape")
         return self.add(Scaling, x, scale=scale, shift=shift)
 
     # Layers with weights.
@@ -166,7 +169,7 @@ class Builders:
     ) -> Piped:
         stride, dilation = pair(stride), pair(dilation)
         if len(x.shape) != 3:
-            raise Uncovered("a convolution of a tensor that is not (N, C, H, W)")
+            raise UncoveredError("a convolution of a tensor that is not (N, C, H, W)")
         if padding == "same":
             total = [dilation[axis] * (weight.shape[axis + 2] - 1) for axis in (0, 1)]
             x = self.framed(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
@@ -192,7 +195,7 @@ class Builders:
         eps: float = 1e-5,
     ) -> Piped:
         if training or running_mean is None or running_var is None:
-            raise Uncovered("batch norm by the statistics of its batch")
+            raise UncoveredError("batch norm by the statistics of its batch")
         scale = (double(running_var) + eps).rsqrt()
         if weight is not None:
             scale = scale * double(weight)
@@ -218,7 +221,7 @@ class Builders:
     def rectified(self, x: Piped, leak: Tensor) -> Piped:
         """Append max(x, leak · x)."""
         if not bool((leak <= 1).all()):
-            raise Uncovered("a leaky ReLU whose negative slope is above 1")
+            raise UncoveredError("a leaky ReLU whose negative slope is above 1")
         return self.add(Rectifier, x, leak=leak)
 
     def curve(self, name: str, x: Piped, *more: Any, inplace: bool = False, **how: Any) -> Piped:  # noqa: ARG002
@@ -229,7 +232,7 @@ class Builders:
 
     def do_avg_pool2d(self, x: Piped, *more: Any, **how: Any) -> Piped:
         if len(more) > 5 or how.get("divisor_override") is not None:
-            raise Uncovered("average pooling with a divisor of its own")
+            raise UncoveredError("average pooling with a divisor of its own")
         return self.linear_map(x, lambda values: functional.avg_pool2d(values, *more, **how))
 
     def do_adaptive_avg_pool2d(self, x: Piped, output_size: Any) -> Piped:
@@ -238,13 +241,13 @@ class Builders:
     def do_mean(self, x: Piped, dim: Any = None, keepdim: bool = False) -> Piped:
         axes = [dim] if isinstance(dim, int) else list(dim or [0])
         if any(axis % x.sample.dim() == 0 for axis in axes):
-            raise Uncovered("a mean over the batch")
+            raise UncoveredError("a mean over the batch")
         return self.linear_map(x, lambda values: values.mean(axes, keepdim=keepdim))
 
     def do_sum(self, x: Piped, dim: Any = None, keepdim: bool = False) -> Piped:
         axes = [dim] if isinstance(dim, int) else list(dim or [0])
         if any(axis % x.sample.dim() == 0 for axis in axes):
-            raise Uncovered("a sum over the batch")
+            raise UncoveredError("a sum over the batch")
         return self.linear_map(x, lambda values: values.sum(axes, keepdim=keepdim))
 
     def do_max_pool2d(
@@ -258,7 +261,7 @@ class Builders:
         return_indices: bool = False,
     ) -> Piped:
         if return_indices:
-            raise Uncovered("max pooling with indices")
+            raise UncoveredError("max pooling with indices")
         own = {"kernel": kernel_size, "stride": stride or kernel_size, "padding": padding}
         how = {key: pair(value) for key, value in {**own, "dilation": dilation}.items()}
         shaped = functional.max_pool2d(
@@ -269,15 +272,15 @@ class Builders:
     def do_adaptive_max_pool2d(self, x: Piped, output_size: Any, return_indices: bool = False) -> Piped:
         size = pair(output_size)
         if return_indices or any(x.shape[axis + 1] % size[axis] for axis in (0, 1)):
-            raise Uncovered("adaptive max pooling with unequal windows")
+            raise UncoveredError("adaptive max pooling with unequal windows")
         kernel = tuple(x.shape[axis + 1] // size[axis] for axis in (0, 1))
         return self.do_max_pool2d(x, kernel)
 
     def do_pad(self, x: Piped, pad: Any, mode: str = "constant", value: float | None = None) -> Piped:
         if mode == "constant" and value not in (None, 0, 0.0):
-            raise Uncovered("padding with a value other than zero")
+            raise UncoveredError("padding with a value other than zero")
         if len(pad) > 2 * len(x.shape):
-            raise Uncovered("padding of the batch")
+            raise UncoveredError("padding of the batch")
         return self.framed(x, list(pad), mode)
 
     def framed(self, x: Piped, sides: list[int], mode: str = "constant") -> Piped:
@@ -295,7 +298,7 @@ class Builders:
     do_view = do_reshape
 
     def do_unflatten(self, x: Piped, dim: int, sizes: Any) -> Piped:
-        return self.reshaped(x, x.sample.unflatten(dim, sizes))
+        return self.reshaped(x, torch.unflatten(x.sample, dim, sizes))
 
     def do_squeeze(self, x: Piped, *dim: Any) -> Piped:
         return self.reshaped(x, x.sample.squeeze(*dim))
@@ -306,18 +309,18 @@ class Builders:
     def do_permute(self, x: Piped, *dims: Any) -> Piped:
         order = list(dims[0]) if isinstance(dims[0], tuple | list) else list(dims)
         if order[0] % x.sample.dim() != 0:
-            raise Uncovered("a permutation of the batch")
+            raise UncoveredError("a permutation of the batch")
         return self.linear_map(x, lambda values: values.permute(order), keeps_boxes=True)
 
     def do_transpose(self, x: Piped, dim0: int, dim1: int) -> Piped:
         if 0 in (dim0 % x.sample.dim(), dim1 % x.sample.dim()):
-            raise Uncovered("a permutation of the batch")
+            raise UncoveredError("a permutation of the batch")
         return self.linear_map(x, lambda values: values.transpose(dim0, dim1), keeps_boxes=True)
 
     def do_getitem(self, x: Piped, index: Any) -> Piped:
         parts = index if isinstance(index, tuple) else (index,)
         if parts[0] not in (slice(None), Ellipsis) or not all(isinstance(p, slice | int) for p in parts[1:]):
-            raise Uncovered("indexing of the batch")
+            raise UncoveredError("indexing of the batch")
         return self.linear_map(x, lambda values: values[parts], keeps_boxes=True)
 
     def do_identity(self, x: Piped, *_more: Any, **_how: Any) -> Piped:
@@ -327,7 +330,7 @@ class Builders:
 
     def do_dropout(self, x: Piped, p: float = 0.5, training: bool = False, inplace: bool = False) -> Piped:  # noqa: ARG002
         if training:
-            raise Uncovered("dropout that stays switched on")
+            raise UncoveredError("dropout that stays switched on")
         return x
 
     # Arithmetic.
@@ -345,7 +348,7 @@ class Builders:
         """Append first + sign · second."""
         if isinstance(first, Piped) and isinstance(second, Piped):
             if first.shape != second.shape:
-                raise Uncovered("a sum of tensors of two shapes")
+                raise UncoveredError("a sum of tensors of two shapes")
             return self.add(Sum, first, second, sign=sign)
         if isinstance(first, Piped):
             shift = sign * as_tensor(second, first)
@@ -355,14 +358,14 @@ class Builders:
 
     def do_mul(self, first: Any, second: Any) -> Piped:
         if isinstance(first, Piped) and isinstance(second, Piped):
-            raise Uncovered("a product of two intermediate results")
+            raise UncoveredError("a product of two intermediate results")
         x, factor = (first, second) if isinstance(first, Piped) else (second, first)
         scale = as_tensor(factor, x)
         return self.scaled(x, scale, torch.zeros_like(scale))
 
     def do_div(self, first: Any, second: Any) -> Piped:
         if isinstance(second, Piped):
-            raise Uncovered("a division by an intermediate result")
+            raise UncoveredError("a division by an intermediate result")
         scale = 1.0 / as_tensor(second, first)
         return self.scaled(first, scale, torch.zeros_like(scale))
 
@@ -374,10 +377,10 @@ class Builders:
     def do_cat(self, tensors: Sequence[Any], dim: int = 0) -> Piped:
         given = list(tensors)
         if not all(isinstance(one, Piped) for one in given):
-            raise Uncovered("a concatenation with a constant")
+            raise UncoveredError("a concatenation with a constant")
         axis = dim % given[0].sample.dim()
         if axis == 0:
-            raise Uncovered("a concatenation of batches")
+            raise UncoveredError("a concatenation of batches")
         return self.add(Concatenation, *given, axis=axis)
 
     do_concat = do_cat
@@ -386,7 +389,7 @@ class Builders:
 def as_tensor(value: Any, like: Piped) -> Tensor:
     """A number or a constant tensor in float64, on the device of ``like``."""
     if not isinstance(value, Tensor | float | int):
-        raise Uncovered(f"arithmetic with {type(value).__name__}")
+        raise UncoveredError(f"arithmetic with {type(value).__name__}")
     found = torch.as_tensor(value).detach().to(like.sample.device, torch.float64)
     # A constant without a batch dimension broadcasts from the right, as torch does it.
     return found.view(*[1] * (like.sample.dim() - found.dim()), *found.shape)
@@ -409,7 +412,7 @@ def _gelu(approximate: str = "none") -> dict[str, Any]:
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> dict[str, Any]:
     if beta * threshold < 20:
-        raise Uncovered("softplus with a low threshold")
+        raise UncoveredError("softplus with a low threshold")
     return {
         "function": lambda x: nn.functional.softplus(x, beta, 1e6),
         "curvature": beta / 4,
@@ -419,7 +422,7 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> dict[str, Any]:
 
 def _elu(alpha: float = 1.0) -> dict[str, Any]:
     if alpha < 0:
-        raise Uncovered("ELU with a negative alpha")
+        raise UncoveredError("ELU with a negative alpha")
     kinks = [0.0]
     return {
         "function": lambda x: functional.elu(x, alpha),

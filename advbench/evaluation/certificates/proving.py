@@ -22,9 +22,9 @@ METHODS = ("auto", "ibp", "crown", "alpha-crown")
 STEPS = 20
 """Gradient steps for the slopes of α-CROWN."""
 MOST_WORK = 5e10
-"""Multiplications per point that ``auto`` spends on the intervals before one activation; minutes on a processor."""
+"""Most multiplications per point that ``auto`` spends on the intervals before one activation."""
 SAFETY = 8.0
-"""Factor between the largest difference of float32 and float64 logits that was seen and the required margin."""
+"""The margin that a proof requires, in multiples of the measured difference of float32 and float64."""
 LEAST_SLACK = 1e-6
 """Least required margin, relative to the largest logit."""
 LARGEST_GAP = 1e-3
@@ -101,7 +101,7 @@ class Prover:
             seed: determines the points on which rounding is measured.
 
         Raises:
-            InputError: an unknown norm or method, an eps that is negative or not finite, or the model does not
+            InputError: the norm or method is unknown, eps is negative or not finite, or the model does not
                 compute what was read from it.
         """
         check_ball(norm, eps)
@@ -160,7 +160,7 @@ Rung = tuple[str, Callable[[Bounds], Bounds], int]
 
 
 def _rungs(method: str) -> Iterator[Rung]:
-    """The bounds that a method takes in turn: its name, how to get them, and gradient steps for the margins."""
+    """The bounds that a method takes in turn: name, how to get them, gradient steps for the margins."""
     most = MOST_WORK if method == "auto" else None
     yield "ibp", lambda bounds: bounds, 0
     if method == "ibp":

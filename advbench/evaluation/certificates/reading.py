@@ -17,7 +17,7 @@ from advbench.evaluation.certificates.network_steps import (
     Builders,
     Piped,
     StepList,
-    Uncovered,
+    UncoveredError,
     refuse,
 )
 from advbench.models.normalize import Normalize
@@ -140,7 +140,7 @@ class _Reader:
                 return self._method(name, args, kwargs)
             name = getattr(node.target, "__name__", name)
             return self._function(node.target, name, args, kwargs)
-        except Uncovered as error:
+        except UncoveredError as error:
             raise refuse(f"{name}: {error}" if str(error) else name) from None
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise refuse(f"{name} with these arguments ({one_line(error)})") from error
@@ -150,17 +150,17 @@ class _Reader:
             if isinstance(args[0], Piped):
                 if args[1] == "shape":
                     return args[0].sample.shape
-                raise Uncovered(f"the attribute {args[1]}")
+                raise UncoveredError(f"the attribute {args[1]}")
             return getattr(*args)
         if not any(isinstance(one, Piped) for one in _leaves([args, kwargs])):
             if target in ARITHMETIC:
                 return target(*args, **kwargs)
             if str(getattr(target, "__module__", "")).startswith(("torch", "_operator", "math")):
                 return target(*args, **kwargs)
-            raise Uncovered
+            raise UncoveredError
         builder = self.builders.known(_plain(name))
         if builder is None:
-            raise Uncovered
+            raise UncoveredError
         kwargs = {("x" if key == "input" else key): value for key, value in kwargs.items()}
         return builder(*args, **kwargs)
 
@@ -171,22 +171,22 @@ class _Reader:
                 return getattr(x, name)(*more, **kwargs)
             if isinstance(x, Tensor) and self.builders.known(_plain(name)) is not None:
                 return self._function(None, name, args, kwargs)
-            raise Uncovered
+            raise UncoveredError
         if name in SIZES:
             return getattr(x.sample, name)(*more, **kwargs)
         if name in CASTS:
             kinds = [one for one in (*more, *kwargs.values()) if isinstance(one, torch.dtype)]
             rest = [one for one in (*more, *kwargs.values()) if isinstance(one, str | Tensor)]
             if rest or any(kind not in FLOATS for kind in kinds):
-                raise Uncovered
+                raise UncoveredError
             return x
         return self._function(None, name, args, kwargs)
 
     def _module(self, module: nn.Module, args: Any) -> Any:
         if type(module) not in MODULES:
-            raise Uncovered
+            raise UncoveredError
         if not all(isinstance(one, Piped) for one in args):
-            raise Uncovered("an input that is no tensor")
+            raise UncoveredError("an input that is no tensor")
         return MODULES[type(module)](self.builders, module, *args)
 
     def _remember(self, node: fx.Node) -> None:
@@ -253,7 +253,7 @@ def _conv(builders: Builders, module: nn.Conv2d, x: Piped) -> Piped:
 
 def _batch_norm(builders: Builders, module: nn.BatchNorm2d, x: Piped) -> Piped:
     if module.training:
-        raise Uncovered("batch norm in training mode")
+        raise UncoveredError("batch norm in training mode")
     statistics = (module.running_mean, module.running_var)
     return builders.do_batch_norm(x, *statistics, module.weight, module.bias, eps=module.eps)
 
@@ -270,7 +270,7 @@ def _max_pool(builders: Builders, module: nn.MaxPool2d, x: Piped) -> Piped:
 
 def _avg_pool(builders: Builders, module: nn.AvgPool2d, x: Piped) -> Piped:
     if module.divisor_override is not None:
-        raise Uncovered("average pooling with a divisor of its own")
+        raise UncoveredError("average pooling with a divisor of its own")
     where = (module.kernel_size, module.stride, module.padding)
     return builders.do_avg_pool2d(x, *where, module.ceil_mode, module.count_include_pad)
 

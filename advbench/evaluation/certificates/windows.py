@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from advbench.evaluation.certificates.activation_steps import Chords, Lines, Relaxation
 from advbench.evaluation.certificates.affine_steps import Affine, Convolution, Scaling
-from advbench.evaluation.certificates.network_steps import StepList
+from advbench.evaluation.certificates.network_steps import StepList, pair
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Windows:
         return found.permute(0, 3, 1, 2)
 
     def constant(self, tensor: Tensor) -> Tensor:
-        """Each row's window of ``tensor``, which broadcasts to (1, C, H, W) and is the same for all points."""
+        """Each row's window of ``tensor``, which broadcasts to (1, C, H, W) and serves all points."""
         if tensor.dim() < 2 or tensor.shape[-2:].numel() == 1:
             return tensor
         whole = tensor.expand(1, self.values.shape[1], *self.size)
@@ -64,17 +64,18 @@ class Windows:
         return Windows(values, top, left, self.owner, (height, width)).masked()
 
     def _transposed_values(self, step: Convolution) -> Tensor:
-        how = {"stride": step.stride, "dilation": step.dilation}
         if step.groups > 1:
-            return functional.conv_transpose2d(self.values, step.weight, groups=step.groups, **how)
+            return functional.conv_transpose2d(
+                self.values, step.weight, stride=step.stride, groups=step.groups, dilation=step.dilation
+            )
         # One large matrix product is faster than a convolution for each of many small windows.
         count, channels, *window = self.values.shape
         taps = self.values.permute(0, 2, 3, 1).reshape(-1, channels) @ step.weight.flatten(1)
         if math.prod(window) == 1:
             return taps.view(count, *step.weight.shape[1:])
         taps = taps.view(count, math.prod(window), -1).transpose(1, 2)
-        kernel = step.weight.shape[2:]
-        return functional.fold(taps, reach_of(step, window), kernel_size=kernel, **how)
+        how = {"kernel_size": pair(step.weight.shape[2:]), "stride": step.stride}
+        return functional.fold(taps, reach_of(step, window), dilation=step.dilation, **how)
 
     def masked(self) -> Windows:
         """The same with zeros outside of the tensor."""
