@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from advbench.evaluation.certificates.activation_steps import Curve, Rectifier
 from advbench.evaluation.certificates.bounding import Bounds
-from advbench.evaluation.certificates.boxes import NORMS, Ball
+from advbench.evaluation.certificates.boxes import NORMS, Balls, Box
+from advbench.evaluation.certificates.network_steps import CURVES
 from advbench.evaluation.certificates.proving import METHODS, Prover
+from advbench.models import build_model
 from advbench.models.normalize import Normalize
+from attacks_pool import InputError, pool
 
 SHAPE = (2, 6, 6)
 SAMPLED = 10_000
@@ -103,7 +108,7 @@ def made(kind: str, gain: float = 1.0) -> nn.Module:
     return model
 
 
-def sampled(ball: Ball, count: int = SAMPLED) -> Tensor:
+def sampled(ball: Balls, count: int = SAMPLED) -> Tensor:
     """Points of one ball: random ones inside, corners, and points with few pixels changed."""
     torch.manual_seed(0)
     shape = (count, *ball.centre.shape[1:])
@@ -128,12 +133,12 @@ def test_no_sampled_output_leaves_its_bounds(kind: str, norm: str) -> None:
     prover = Prover(model, SHAPE)
     x = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1))
     y = model(x).argmax(1)
-    whole = Ball(x.double(), norm, EPS[norm])
+    whole = Balls(x.double(), norm, EPS[norm])
     bounds = Bounds.by_intervals(prover.network, whole)
     better = bounds.refined(steps=3)
     margins = {m: prover.margins(x, y, norm=norm, eps=EPS[norm], method=m).lower for m in METHODS}
     for point in (0, 1):
-        found = [sampled(Ball(whole.centre[point : point + 1], norm, EPS[norm]))]
+        found = [sampled(Balls(whole.centre[point : point + 1], norm, EPS[norm]))]
         for index, step in enumerate(prover.network.steps):
             if index:
                 found.append(step.value(*(found[number] for number in step.inputs)))
@@ -149,3 +154,210 @@ def test_no_sampled_output_leaves_its_bounds(kind: str, norm: str) -> None:
     assert (margins["crown"] >= margins["ibp"]).all()
     assert (margins["alpha-crown"] >= margins["crown"]).all()
     assert (margins["crown"] > margins["ibp"] + 1e-6).any()
+
+
+@pytest.mark.parametrize("kind", sorted(NETWORKS))
+def test_no_attack_breaks_what_is_proved(kind: str) -> None:
+    """At many radii, with restarts; and something is proved at all."""
+    model = made(kind)
+    prover = Prover(model, SHAPE)
+    x = torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(2))
+    y = model(x).argmax(1)
+    proved = 0
+    for eps in (0.01, 0.05, 0.15):
+        sure = prover.margins(x, y, norm="linf", eps=eps, until_proved=True).proved
+        proved += int(sure.sum())
+        if sure.any():
+            attack = pool.get("pgd", eps=eps, steps=20, restarts=4)
+            crafted = attack(model, x[sure], y[sure], generator=torch.Generator().manual_seed(0))
+            assert (model(crafted).argmax(1) == y[sure]).all(), eps
+    assert proved
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_linear_network_has_its_exact_margin(norm: str) -> None:
+    """Inside the range of images: margin − eps · (dual norm of the difference of weights)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Normalize([0.4, 0.5], [0.2, 0.3]), nn.Flatten(), nn.Linear(72, 4))
+    x = 0.4 + 0.2 * torch.rand(5, *SHAPE)
+    y, eps = torch.tensor([0, 1, 2, 3, 0]), 0.05
+    weight = model[2].weight.double() / torch.tensor([0.2, 0.3]).double().repeat_interleave(36)
+    for method in ("ibp", "crown", "alpha-crown"):
+        found = Prover(model, SHAPE).margins(x, y, norm=norm, eps=eps, method=method).lower
+        logits = model(x).double()
+        for point, label in enumerate(y.tolist()):
+            for other in {0, 1, 2, 3} - {label}:
+                row = weight[label] - weight[other]
+                dual = {"linf": row.abs().sum(), "l2": row.norm(), "l1": row.abs().max()}[norm]
+                exact = logits[point, label] - logits[point, other] - eps * dual
+                assert found[point, other] == pytest.approx(float(exact), abs=1e-5)
+
+
+def test_one_neuron_by_hand() -> None:
+    """ReLU on [-1, 3]: the chord 3/4·x + 3/4 above, x below; a leak of 0.5 makes the chord 7/8·x + 3/8."""
+    low, high = torch.tensor([[-1.0]]).double(), torch.tensor([[3.0]]).double()
+    for leak, slope, height in ((0.0, 0.75, 0.75), (0.5, 0.875, 0.375)):
+        lines = Rectifier((0,), ((1,),), torch.tensor(leak).double()).relaxed(Box(low, high))
+        values = [float(one) for one in (lines.lower, lines.upper, lines.height)]
+        assert values == pytest.approx([1.0, slope, height], abs=1e-9)
+
+    # -x + ReLU(x) on [-1, 3] is at least 0, which only a lower slope of 1 shows; the slope 0 gives -3.
+    class Difference(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = (x * 4 - 1).flatten(1)
+            return torch.cat([torch.relu(z) - z, z * 0 - 0.5], 1)
+
+    found = Prover(Difference(), (1, 1, 1)).margins(
+        torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), norm="linf", eps=0.5, method="crown"
+    )
+    assert float(found.lower[0, 1]) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_tiny_network_against_all_its_pieces() -> None:
+    """Two inputs, a fine grid: no bound is above the true least margin, and α-CROWN comes within a tenth."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.tensor([0.5, 0.5]).view(1, 1, 1, 2)
+    y = model(x).argmax(1)
+    eps = 0.4
+    line = torch.linspace(0.5 - eps, 0.5 + eps, 401)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).view(-1, 1, 1, 2)
+    logits = model(grid)
+    true = float((logits[:, y[0]] - logits[:, 1 - y[0]]).min())
+    prover = Prover(model, (1, 1, 2))
+    found = {m: float(prover.margins(x, y, norm="linf", eps=eps, method=m).least) for m in METHODS[1:]}
+    assert found["ibp"] < found["crown"] <= found["alpha-crown"] <= true + 1e-6
+    assert found["alpha-crown"] > true - 0.1
+
+
+@pytest.mark.parametrize("name", sorted(CURVES))
+def test_lines_bound_their_curve(name: str) -> None:
+    """On narrow, wide and one-sided intervals; and the given curvature is not exceeded."""
+    arguments: dict[str, dict[str, float]] = {"clamp": {"min": -0.5, "max": 2.0}, "clip": {"min": 0.1}}
+    arguments |= {"clamp_min": {"min": 0.3}, "clamp_max": {"max": 0.3}}
+    variants = [arguments.get(name, {})]
+    how_many = {
+        "gelu": [{}, {"approximate": "tanh"}],
+        "softplus": [{}, {"beta": 2.0}],
+        "elu": [{}, {"alpha": 0.4}],
+    }
+    for given in how_many.get(name, variants):
+        made_of = CURVES[name](**given)
+        curve = Curve((0,), ((1,),), **made_of)
+        torch.manual_seed(0)
+        low = torch.randn(300, 1).double() * 4
+        box = Box(low, low + torch.rand(300, 1).double() ** 4 * 20)
+        lines, image = curve.relaxed(box), curve.image(box)
+        for share in torch.linspace(0, 1, 501).double():
+            x = box.low + share * (box.high - box.low)
+            value = curve.value(x)
+            assert (lines.low_slope * x + lines.low <= value).all()
+            assert (lines.high_slope * x + lines.high >= value).all()
+            assert ((image.low <= value) & (value <= image.high)).all()
+        x = torch.linspace(-12, 12, 240_001).double()
+        second = (curve.value(x + 1e-3) - 2 * curve.value(x) + curve.value(x - 1e-3)) / 1e-6
+        smooth = torch.stack([(x - kink).abs() > 2e-3 for kink in (*curve.kinks, 99.0)]).all(0)
+        assert float(second[smooth].abs().max()) <= curve.curvature + 1e-6
+        slopes = (curve.value(x[1:]) - curve.value(x[:-1])) * 1e4
+        assert not curve.monotone or float(slopes.min()) > -1e-8
+        # The tangent in the middle of a narrow interval is nearly exact.
+        narrow = Box(torch.tensor([[0.7]]).double(), torch.tensor([[0.71]]).double())
+        lines = curve.relaxed(narrow)
+        gap = (lines.high_slope - lines.low_slope) * 0.705 + lines.high - lines.low
+        assert float(gap) < 1e-4
+
+
+class Refused(nn.Module):
+    """Does something that has no bounds."""
+
+    def __init__(self, what: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.what, self.linear = what, nn.Linear(72, 4)
+        self.norm = nn.BatchNorm2d(2, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.what(self, x)
+
+
+def in_place(module: nn.Module, x: Tensor) -> Tensor:
+    z = module.linear(x.flatten(1))
+    y = functional.relu(z, inplace=True)
+    return y + z
+
+
+REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "softmax": lambda m, x: m.linear(x.flatten(1)).softmax(1),
+    "round": lambda m, x: m.linear(torch.round(x * 8).flatten(1)),
+    "mul": lambda m, x: m.linear((x * x).flatten(1)),
+    "mean": lambda m, x: m.linear((x - x.mean(0)).flatten(1)),
+    "BatchNorm2d (norm)": lambda m, x: m.linear(m.norm(x).flatten(1)),
+    "rand_like": lambda m, x: m.linear((x + torch.rand_like(x)).flatten(1)),
+    "draws random numbers": lambda m, x: m.linear((x + torch.rand(())).flatten(1)),
+    "traced": lambda m, x: m.linear(x.flatten(1)) if x.sum() > 0 else m.linear(x.flatten(1)) + 1,
+    "changed in place": in_place,
+    "dropout": lambda m, x: functional.dropout(m.linear(x.flatten(1)), 0.5, training=True),
+    "sort": lambda m, x: m.linear(x.flatten(1).sort(1)[0]),
+    "layer_norm": lambda m, x: functional.layer_norm(m.linear(x.flatten(1)), (4,)),
+    "output is not logits": lambda _m, x: x,
+}
+
+
+@pytest.mark.parametrize("what", sorted(REFUSED))
+def test_what_has_no_bounds_is_named(what: str) -> None:
+    """In one line, which also names the way that is open to any model."""
+    with pytest.raises(InputError) as error:
+        Prover(Refused(REFUSED[what]), SHAPE)
+    assert what in str(error.value)
+    assert "--method smoothing" in str(error.value)
+
+
+def test_what_a_trace_hides_is_refused() -> None:
+    """Hooks, a replaced forward, and a model that is another one on other inputs."""
+    hooked = made("dense")
+    hooked[1].register_forward_hook(lambda _module, _given, output: output * 2)
+    replaced = made("dense")
+    replaced[1].forward = lambda x: x[:, :9] * 0  # type: ignore[method-assign]
+    for model in (hooked, replaced):
+        with pytest.raises(InputError, match="forward"):
+            Prover(model, SHAPE)
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :4] * (1.0 if isinstance(x, torch.fx.Proxy) else 1.1)
+
+    x, y = torch.rand(2, *SHAPE), torch.tensor([0, 1])
+    with pytest.raises(InputError, match="differ"):
+        Prover(Two(), SHAPE).margins(x, y, norm="linf", eps=0.1)
+
+
+def test_numbers_that_are_none_prove_nothing() -> None:
+    """Infinite or missing weights, and logits so large that float32 loses the margin."""
+    x, y = torch.full((1, *SHAPE), 0.5), torch.tensor([0])
+    for value in (torch.inf, torch.nan, 1e30):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
+        with torch.no_grad():
+            model[1].weight.zero_()
+            model[1].weight[:, 0] = value
+            model[1].weight[0, 1] = 0.2
+        found = Prover(model, SHAPE).margins(x, y, norm="linf", eps=0.01)
+        assert not found.proved.any(), value
+
+
+def test_bad_requests() -> None:
+    """Norm, radius and method are checked."""
+    prover, x, y = Prover(made("dense"), SHAPE), torch.rand(1, *SHAPE), torch.tensor([0])
+    for wrong in ({"norm": "l3"}, {"eps": -0.1}, {"eps": float("nan")}, {"method": "crwon"}):
+        with pytest.raises(InputError):
+            prover.margins(x, y, **{"norm": "linf", "eps": 0.1, **wrong})
+
+
+def test_the_batch_changes_nothing() -> None:
+    """Bounds of a point are the same in any company, and for networks of the zoo as the model has them."""
+    model = build_model("digits-cnn", num_classes=10, in_channels=1, image_size=(8, 8), seed=0)
+    prover = Prover(model, (1, 8, 8))
+    x = torch.rand(3, 1, 8, 8)
+    y = model(x).argmax(1)
+    whole = prover.margins(x, y, norm="linf", eps=0.01, method="crown")
+    alone = prover.margins(x[1:2], y[1:2], norm="linf", eps=0.01, method="crown")
+    assert torch.allclose(whole.lower[1:2], alone.lower, atol=1e-9)
+    assert torch.allclose(whole.slack[1:2], alone.slack, rtol=0.5)

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from advbench.evaluation.certificates.activation_steps import Chords, Nonlinear, Rectifier, Relaxation
 from advbench.evaluation.certificates.affine_steps import Affine
-from advbench.evaluation.certificates.boxes import ROUNDING, Ball, Box
+from advbench.evaluation.certificates.boxes import ROUNDING, Balls, Box
 from advbench.evaluation.certificates.network_steps import StepList
 from advbench.evaluation.certificates.windows import Windows, through_windows
 
 MEMORY = 2**23
 """Number of float64 values that the coefficients of one backward pass may have in one step."""
-UNITS = 2**12
-"""Number of units whose windows go backward at once."""
 RATE, DECAY = 0.25, 0.95
 """Size of the first gradient step for the slopes, which lie between 0 and 1, and its decay."""
 
@@ -40,12 +38,12 @@ class Bounds:
     """
 
     network: StepList
-    ball: Ball
+    ball: Balls
     boxes: list[Box] = field(default_factory=list)
     lines: dict[int, Relaxation] = field(default_factory=dict)
 
     @classmethod
-    def by_intervals(cls, network: StepList, ball: Ball) -> Bounds:
+    def by_intervals(cls, network: StepList, ball: Balls) -> Bounds:
         """Intervals of all steps; for l2 and l1, affine functions of the images get those of the ball."""
         found = cls(network, ball, [ball.box])
         read = _read_by_activations(network)
@@ -57,7 +55,7 @@ class Bounds:
 
     def part(self, points: Tensor) -> Bounds:
         """The bounds of some points (M,), without lines."""
-        ball = Ball(self.ball.centre[points], self.ball.norm, self.ball.eps)
+        ball = Balls(self.ball.centre[points], self.ball.norm, self.ball.eps)
         return Bounds(self.network, ball, [Box(box.low[points], box.high[points]) for box in self.boxes])
 
     def with_lines(self) -> Bounds:
@@ -100,7 +98,7 @@ class Bounds:
         for size, at in zip(shape[1:], place[1:], strict=True):
             flat = flat * size + at
         low, high = box.low.flatten(1).clone(), box.high.flatten(1).clone()
-        for part in self._parts(len(owner), index, units=True):
+        for part in self._parts(len(owner), index):
             points, units = owner[part], flat[part]
             least = self._unit(index, points, units, 1.0, steps)
             most = -self._unit(index, points, units, -1.0, steps)
@@ -148,10 +146,10 @@ class Bounds:
         ]
         return torch.cat(found) + _summed(constants)
 
-    def _parts(self, rows: int, index: int, *, units: bool = False) -> Iterator[slice]:
-        """Slices of so many rows as fit into memory; windows of ``units`` are small."""
+    def _parts(self, rows: int, index: int) -> Iterator[slice]:
+        """Slices of as many rows as fit into memory."""
         largest = max(math.prod(step.shape) for step in self.network.steps[: index + 1])
-        at_once = UNITS if units else max(MEMORY // largest, 1)
+        at_once = max(MEMORY // largest, 1)
         return (slice(start, start + at_once) for start in range(0, rows, at_once))
 
     def _backward(self, index: int, rows: Tensor, owner: Tensor, lines: Mapping[int, Relaxation]) -> Tensor:

@@ -32,10 +32,10 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ball:
-    """All images in [0, 1] at most ``eps`` from ``centre`` (N, C, H, W), float64, in ``norm``.
+class Balls:
+    """For each point of ``centre`` (N, C, H, W), float64, all images in [0, 1] at most ``eps`` away.
 
-    ``norm`` is linf, l2 or l1; ``eps`` is in the units of the images.
+    ``norm`` measures the distance: linf, l2 or l1; ``eps`` is in the units of the images.
     """
 
     centre: Tensor

@@ -19,8 +19,6 @@ from attacks_pool.verifier import ABSOLUTE_SLACK, RELATIVE_SLACK
 
 SMOOTHING = "smoothing"
 CHOICES = (*METHODS, SMOOTHING)
-BATCH = 16
-"""Points that are bounded at once."""
 Told = Callable[[int, int], None]
 
 
@@ -113,8 +111,8 @@ def certify_points(
 def _bounded_points(model: nn.Module, data: Split, found: Certified, told: Told | None) -> None:
     prover = Prover(model, data.shape)
     radius = accepted_radius(found.eps)
-    for start in range(0, len(data), BATCH):
-        part = data.take(slice(start, min(start + BATCH, len(data))))
+    for start in range(0, len(data), prover.at_once):
+        part = data.take(slice(start, min(start + prover.at_once, len(data))))
         x, y = part.x.to(prover.device), part.y.to(prover.device)
         right = _predicted(model, x) == y
         lower, proved, by = [-math.inf] * len(x), [False] * len(x), [""] * len(x)

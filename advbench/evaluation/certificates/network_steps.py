@@ -455,6 +455,8 @@ CURVES: dict[str, Callable[..., dict[str, Any]]] = {
     "elu": _elu,
     "hardtanh": lambda low=-1.0, high=1.0: _clamp(low, high),
     "clamp": lambda min=None, max=None: _clamp(min, max),
+    "clamp_min": lambda min: _clamp(min, None),
+    "clamp_max": lambda max: _clamp(None, max),
     "clip": lambda min=None, max=None: _clamp(min, max),
 }
 ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.getitem}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advbench.evaluation.certificates.bounding import Bounds
-from advbench.evaluation.certificates.boxes import NORMS, Ball
+from advbench.evaluation.certificates.boxes import NORMS, Balls
 from advbench.evaluation.certificates.network_steps import StepList, refuse
 from advbench.evaluation.certificates.reading import read_network
 from attacks_pool.calling.guard import evaluation_mode, ordinary_mode
@@ -23,6 +23,9 @@ STEPS = 20
 """Gradient steps for the slopes of α-CROWN."""
 MOST_WORK = 5e10
 """Most multiplications per point that ``auto`` spends on the intervals before one activation."""
+MOST_POINTS = 16
+SAMPLED_VALUES = 2**19
+"""Points that are bounded at once, and number of values of one step in all of them."""
 SAFETY = 8.0
 """The margin that a proof requires, in multiples of the measured difference of float32 and float64."""
 LEAST_SLACK = 1e-6
@@ -72,7 +75,15 @@ class Prover:
         self.model = model
         tensors = [*model.parameters(), *model.buffers()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
+        if self.device.type == "mps":
+            raise InputError("bounds need float64, which device 'mps' does not have: use cpu")
         self.network: StepList = read_network(model, image_shape, self.device)
+
+    @property
+    def at_once(self) -> int:
+        """Number of points whose bounds fit into memory."""
+        largest = max(math.prod(step.shape) for step in self.network.steps)
+        return max(min(MOST_POINTS, SAMPLED_VALUES // largest), 1)
 
     @ordinary_mode()
     @torch.no_grad()
@@ -108,7 +119,7 @@ class Prover:
         if method not in METHODS:
             raise unknown("method", method, METHODS)
         x, y = x.to(self.device).double(), y.to(self.device)
-        bounds = Bounds.by_intervals(self.network, Ball(x, norm, float(eps)))
+        bounds = Bounds.by_intervals(self.network, Balls(x, norm, float(eps)))
         classes = self.network.steps[-1].shape[0]
         lower = torch.full((len(x), classes), -torch.inf, dtype=torch.float64, device=self.device)
         lower.scatter_(1, y[:, None], torch.inf)
@@ -137,7 +148,7 @@ class Prover:
         # A bound that is not a number loses to any other.
         found.lower[points[owner], other] = torch.fmax(lower[owner, other], least)
 
-    def _slack(self, ball: Ball, seed: int) -> Tensor:
+    def _slack(self, ball: Balls, seed: int) -> Tensor:
         """(N,) the margin that a proof requires.
 
         The bounds hold for the network in exact arithmetic. The largest difference of the model's own logits
