@@ -228,8 +228,11 @@ class NonNegative(Affine):
     def transposed(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The vector-Jacobian product, which for a linear map does not depend on the point."""
         zeros = torch.zeros(len(rows), *self.shapes[0], dtype=rows.dtype, device=rows.device)
-        product = torch.func.vjp(self.function, zeros)[1]
-        return (product(rows)[0],)
+        further = torch.is_grad_enabled() and rows.requires_grad
+        with torch.enable_grad():
+            output = self.function(zeros.requires_grad_(True))
+            (back,) = torch.autograd.grad(output, zeros, rows, create_graph=further)
+        return (back,)
 
 
 class Sum(Affine):

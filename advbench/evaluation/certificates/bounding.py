@@ -32,35 +32,35 @@ class Bounds:
 
     Attributes:
         network: the steps.
-        ball: the images.
+        balls: the images.
         boxes: the intervals of the outputs of all steps.
         lines: the linear bounds of the activations among them; those without are taken as their intervals.
     """
 
     network: StepList
-    ball: Balls
+    balls: Balls
     boxes: list[Box] = field(default_factory=list)
     lines: dict[int, Relaxation] = field(default_factory=dict)
 
     @classmethod
-    def by_intervals(cls, network: StepList, ball: Balls) -> Bounds:
-        """Intervals of all steps; for l2 and l1, affine functions of the images get those of the ball."""
-        found = cls(network, ball, [ball.box])
+    def by_intervals(cls, network: StepList, balls: Balls) -> Bounds:
+        """Intervals of all steps; for l2 and l1, affine functions of the images get those of the balls."""
+        found = cls(network, balls, [balls.box])
         read = _read_by_activations(network)
         for index in range(1, len(network.steps)):
             found.boxes.append(network.image(index, found.boxes))
-            if ball.norm != "linf" and index in read and network.linear[index]:
+            if balls.norm != "linf" and index in read and network.linear[index]:
                 found.tighten(index, torch.ones_like(found.boxes[index].low, dtype=torch.bool))
         return found
 
     def part(self, points: Tensor) -> Bounds:
         """The bounds of some points (M,), without lines."""
-        ball = Balls(self.ball.centre[points], self.ball.norm, self.ball.eps)
-        return Bounds(self.network, ball, [Box(box.low[points], box.high[points]) for box in self.boxes])
+        balls = Balls(self.balls.centre[points], self.balls.norm, self.balls.eps)
+        return Bounds(self.network, balls, [Box(box.low[points], box.high[points]) for box in self.boxes])
 
     def with_lines(self) -> Bounds:
         """These bounds, with the linear bounds of all activations on their intervals."""
-        return Bounds(self.network, self.ball, self.boxes, _lines_of(self.network, self.boxes))
+        return Bounds(self.network, self.balls, self.boxes, _lines_of(self.network, self.boxes))
 
     def refined(self, *, most: float | None = None, steps: int = 0) -> Bounds:
         """Bounds whose intervals before activations come from backward passes, layer by layer.
@@ -69,14 +69,14 @@ class Bounds:
             most: keep the interval of a step if its backward passes need more multiplications for each point.
             steps: number of gradient steps for the slopes of each pass.
         """
-        found = Bounds(self.network, self.ball, [self.boxes[0]])
+        found = Bounds(self.network, self.balls, [self.boxes[0]])
         read = _read_by_activations(self.network)
         for index, step in enumerate(self.network.steps[1:], 1):
             box = self.network.image(index, found.boxes).within(self.boxes[index])
             found.boxes.append(box)
             if isinstance(step, Nonlinear):
                 found.lines[index] = step.relaxed(found.boxes[step.inputs[0]])
-            if index in read and not (self.ball.norm == "linf" and self.network.exact[index]):
+            if index in read and not (self.balls.norm == "linf" and self.network.exact[index]):
                 loose = torch.stack([reader.loose(box) for reader in read[index]]).any(0)
                 if most is None or self._cost(index, loose) <= most:
                     found.tighten(index, loose, steps=steps)
@@ -137,7 +137,7 @@ class Bounds:
         windows = Windows.of_units(units, owner, shape, sign)
         reached, windows, constants = through_windows(self.network, self.lines, index, windows)
         if reached == 0:
-            least, terms = self.ball.least(windows.values, windows.pick)
+            least, terms = self.balls.least(windows.values, windows.pick)
             constants.append(least[:, None] - ROUNDING * terms[:, None])
             return _summed(constants)
         found = [
@@ -183,7 +183,7 @@ class Bounds:
             for source, part in zip(step.inputs, parts, strict=True):
                 waiting[source] = waiting[source] + part if source in waiting else part
         if 0 in waiting:
-            least, terms = self.ball.least(waiting[0], pick)
+            least, terms = self.balls.least(waiting[0], pick)
             total, size = total + least, size + terms.detach()
         return total - ROUNDING * size
 
