@@ -13,17 +13,21 @@ from advbench.runtime.version import __version__
 if TYPE_CHECKING:
     from advbench.benchmark.run import run
     from advbench.config.options import RunConfig
+    from advbench.external.certify_model import CertifyRequest, certify_model, certify_run
     from advbench.external.evaluate_model import evaluate_model
     from advbench.external.request import EvalRequest
     from advbench.runs.saved import Run, load_run
     from attacks_pool.calling.logits import TakeOutput
 
 __all__ = [
+    "CertifyRequest",
     "EvalRequest",
     "Run",
     "RunConfig",
     "TakeOutput",
     "__version__",
+    "certify_model",
+    "certify_run",
     "evaluate_model",
     "load_run",
     "run",
@@ -31,6 +35,9 @@ __all__ = [
 
 _HOMES = {
     "run": "advbench.benchmark.run",
+    "CertifyRequest": "advbench.external.certify_model",
+    "certify_model": "advbench.external.certify_model",
+    "certify_run": "advbench.external.certify_model",
     "EvalRequest": "advbench.external.request",
     "evaluate_model": "advbench.external.evaluate_model",
     "RunConfig": "advbench.config.options",
