@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from advbench.data import DataChoices, DataSet, TensorLoader, load_dataset
+from advbench.data.pixels import ArraySource, Pixels
 from advbench.data.registry import every_info
+from advbench.data.stream import streamed
 from attacks_pool.errors import InputError
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -546,3 +550,32 @@ def test_listed_sets_can_be_resized() -> None:
     assert data.test.x.min() >= 0
     assert data.test.x.max() <= 1
     assert data.fingerprint != load_dataset("digits").fingerprint
+
+
+class Frozen:
+    """Images of 255 if the process that reads them has exempted old objects from collection, else of 0."""
+
+    shape = (1, 2, 2)
+    resident = False
+
+    def __len__(self) -> int:
+        return 4
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 (B, 1, 2, 2)."""
+        return np.full((len(rows), *self.shape), 255 if gc.get_freeze_count() else 0, dtype=np.uint8)
+
+
+def test_a_worker_does_not_collect_what_it_inherits() -> None:
+    """A collection writes to every object, which would copy their pages in the middle of an epoch."""
+    (x,) = streamed(Pixels(Frozen()), [np.arange(4)], workers=1)
+    assert torch.equal(x, torch.ones(4, 1, 2, 2))
+    assert gc.get_freeze_count() == 0
+
+
+def test_bytes_become_the_nearest_float32() -> None:
+    """Rounded once, as a division is; a product with the reciprocal differs for some values."""
+    for scale in (16, 255):
+        values = np.arange(scale + 1, dtype=np.uint8).reshape(-1, 1, 1, 1)
+        found = Pixels(ArraySource(values, scale=scale))[:]
+        assert torch.equal(found, torch.from_numpy((values.astype(np.float64) / scale).astype(np.float32)))

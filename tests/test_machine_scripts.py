@@ -11,11 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from advbench.data.pixels import ArraySource, Pixels
 from advbench.models import MODELS
 from attacks_pool import pool
 from defenses import registry
@@ -154,14 +151,6 @@ def test_pages_that_processes_share_count_once(scripts: dict[str, ModuleType], f
     size = 200_000_000
     peak = scripts["memory"].peak_of([sys.executable, "-c", HOLDING.format(size=size, fork=fork)], ROOT)
     assert size < peak < 1.2 * size
-
-
-def test_bytes_become_the_nearest_float32() -> None:
-    """Rounded once, as a division is; a product with the reciprocal differs for some values."""
-    for scale in (16, 255):
-        values = np.arange(scale + 1, dtype=np.uint8).reshape(-1, 1, 1, 1)
-        found = Pixels(ArraySource(values, scale=scale))[:]
-        assert torch.equal(found, torch.from_numpy((values.astype(np.float64) / scale).astype(np.float32)))
 
 
 @pytest.mark.slow

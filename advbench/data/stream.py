@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,6 +42,7 @@ def streamed(images: Pixels, batches: Sequence[Rows], workers: int | None = None
         sampler=_plain(batches),
         num_workers=count,
         prefetch_factor=AHEAD if count else None,
+        worker_init_fn=_begin,
         pin_memory=images.device.type == "cuda",
         # Without a generator of its own, a DataLoader draws from the global one.
         generator=torch.Generator(),
@@ -49,6 +51,11 @@ def streamed(images: Pixels, batches: Sequence[Rows], workers: int | None = None
         if isinstance(stored, InputError):
             raise stored
         yield images.converted(stored)
+
+
+def _begin(_worker: int) -> None:
+    """Exempt what a worker inherits from garbage collection, which would copy the pages of every object."""
+    gc.freeze()
 
 
 class _Stored(Dataset[Any]):
