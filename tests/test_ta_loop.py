@@ -194,7 +194,7 @@ class TestLoss:
         """Wrong labels train the same student; only the report differs."""
         trained = []
         for shift in (0, 1):
-            defense = employing(network)
+            defense = employing(network, threshold=0.05)
             batches = [(x, (y + shift) % 10) for x, y in data(digits)]
             defense.fit(batches, attacks(), plan=PLAN)
             trained.append(defense)
@@ -244,7 +244,7 @@ class TestStages:
 
     def test_later_stages_have_the_stage_before_as_teacher(self, network: Network, digits: Any) -> None:
         """And the first classifier as assistant."""
-        defense = TALoop(network())
+        defense = TALoop(network(), threshold=0.1)
         first = frozen_copy(defense.model)
         defense.fit(data(digits), [attack()], plan=PLAN)
         before = frozen_copy(defense.model)
@@ -260,7 +260,7 @@ class TestStages:
 
     def test_the_warm_up_asks_at_random(self, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
         """For a share of the student part, which begins after the teacher part in stage 1."""
-        defense = employing(network, warmup=0.5)
+        defense = employing(network, warmup_share=0.5)
         found: list[bool] = []
 
         def asked(x_adv: Tensor, logits: Tensor, trust: Tensor, *, at_random: bool) -> Tensor:  # noqa: ARG001
@@ -277,17 +277,25 @@ class TestStages:
             defense.loss(x, y, stage(done, index=1))
         assert found == [True, True, False, False, True, True, False]
 
+    def test_a_student_that_learns_nothing_is_warned_of(self, network: Network, digits: Any) -> None:
+        """The assistant is sure of no class."""
+        defense = TALoop(network(), threshold=0.9)
+        with pytest.warns(UserWarning, match=r"accepted none of 22 answers in stage 1, .* lower threshold"):
+            defense.fit(data(digits), attacks(), plan=PLAN)
+
     @pytest.mark.parametrize("at", [5, 9])
     def test_resuming_is_exact(self, digits: Any, at: int) -> None:
         """In either part, with counts and the report."""
         whole, _, _ = stopped_and_resumed(
-            lambda: TALoop(small(), seed=1), data(digits), [attacks()], at=at, plan=PLAN
+            lambda: TALoop(small(), threshold=0.1, seed=1), data(digits), [attacks()], at=at, plan=PLAN
         )
         assert whole.report()
 
     def test_resuming_a_later_stage(self, digits: Any) -> None:
         stages = [attacks("fgsm"), attacks("pgd")]
-        stopped_and_resumed(lambda: TALoop(small(), seed=1), data(digits), stages, at=4, plan=PLAN)
+        stopped_and_resumed(
+            lambda: TALoop(small(), threshold=0.1, seed=1), data(digits), stages, at=4, plan=PLAN
+        )
 
     def test_given_models_may_be_larger(self, digits: Any, network: Network) -> None:
         """They are frozen copies, in no state, and change nothing of the models given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,6 +18,7 @@ from defenses.parts.frozen import OldModelDefense, frozen_copy
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
+from defenses.training.processes import current, whole
 from defenses.training.tally import Report, Tally
 
 Critic = Literal["all", "no-object", "no-attribute", "no-relation"]
@@ -179,7 +181,7 @@ class SIMA(OldModelDefense):
         best, worst = scores.argmax(1, keepdim=True), scores.argmin(1, keepdim=True)
         chosen, rejected = candidates.gather(1, best).squeeze(1), candidates.gather(1, worst).squeeze(1)
         agreed = torch.stack([one.gather(1, best).squeeze(1) >= one.amax(1) for one in rated.values()])
-        self._counts["agreed"] = float((agreed.all(0) & (chosen != rejected)).sum())
+        self._count(["agreed"], [agreed.all(0) & (chosen != rejected)])
         return chosen, rejected
 
     def preference_loss(
@@ -194,14 +196,15 @@ class SIMA(OldModelDefense):
         if self.weight > 0:
             terms["ce"] = self.label_loss(logits, y)
             terms["loss"] = preference + self.weight * terms["ce"]
-        self._counts |= {
-            "images": len(y),
-            "pairs": float(pair.sum()),
-            "chosen_right": float((pair & (chosen == y)).sum()),
-            "delta": float((delta.detach() * pair).sum()),
-            "preferred": float((pair & (delta > 0)).sum()),
-        }
+        marks = [pair, pair & (chosen == y), delta.detach() * pair, pair & (delta > 0)]
+        self._count(["pairs", "chosen_right", "delta", "preferred"], marks)
+        self._counts["images"] = current(len(y)).total
         return terms
+
+    def _count(self, names: Sequence[str], rows: Sequence[Tensor]) -> None:
+        """Count values (N,) of the images, over the whole batch if other processes have other rows of it."""
+        totals = whole(torch.stack([row.double() for row in rows], 1)).sum(0).tolist()
+        self._counts |= dict(zip(names, totals, strict=True))
 
     def report(self) -> Report:
         """Shares and means over all preference training, and the same by stage."""

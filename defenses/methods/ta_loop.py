@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +21,7 @@ from defenses.parts.frozen import OldModelDefense, frozen_copy
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
+from defenses.training.processes import current, whole
 from defenses.training.tally import Report, Tally
 
 Ask = Literal["both", "consistency", "confidence", "random"]
@@ -76,7 +78,7 @@ class TALoop(OldModelDefense):
         threshold: τ; 0 accepts every answer.
         temperature: T.
         teacher_share: the share of stage 1 that trains the teacher; without effect if one is given.
-        warmup: the share of the student part in which Q is drawn at random.
+        warmup_share: the share of the student part in which Q is drawn at random.
         ask: ``both`` signals, one of them alone, or ``random``.
         unasked: ``skip`` or ``label``, see above.
         teacher: a finished run whose model is E in every stage; in Python, call :meth:`employ` instead.
@@ -105,7 +107,7 @@ class TALoop(OldModelDefense):
         threshold: float = 0.5,
         temperature: float = 1.0,
         teacher_share: float = 0.4,
-        warmup: float = 0.2,
+        warmup_share: float = 0.2,
         ask: Ask = "both",
         unasked: Unasked = "skip",
         teacher: str | None = None,
@@ -115,7 +117,7 @@ class TALoop(OldModelDefense):
         super().__init__(model, seed=seed)
         not_negative(sigma=sigma)
         above_zero(temperature=temperature)
-        for name, value in {"budget": budget, "threshold": threshold, "warmup": warmup}.items():
+        for name, value in {"budget": budget, "threshold": threshold, "warmup_share": warmup_share}.items():
             if not 0 <= value <= 1:
                 raise InputError(f"{name}={value} must be from 0 to 1")
         if not 0 < teacher_share < 1:
@@ -127,7 +129,8 @@ class TALoop(OldModelDefense):
         if unasked not in get_args(Unasked):
             raise unknown("unasked", unasked, get_args(Unasked))
         self.budget, self.views, self.sigma, self.threshold = budget, views, sigma, threshold
-        self.temperature, self.teacher_share, self.warmup = temperature, teacher_share, warmup
+        self.temperature = temperature
+        self.teacher_share, self.warmup_share = teacher_share, warmup_share
         self.ask, self.unasked, self.teacher, self.assistant = ask, unasked, teacher, assistant
         # Tuples and dicts keep modules from being registered as submodules.
         self._given: dict[str, nn.Module] = {}
@@ -172,6 +175,13 @@ class TALoop(OldModelDefense):
         """Drop the teacher of this stage; the assistant stays."""
         super().end(stage)
         self._start = {}
+        queries, accepted = (self._tally.total(name, stage.index) for name in ("queries", "accepted"))
+        if queries and not accepted and self.unasked == "skip":
+            warnings.warn(
+                f"ta-loop: the assistant accepted none of {queries:.0f} answers in stage {stage.index}, so "
+                "the student learned nothing: lower threshold, pretrain longer or set unasked=label",
+                stacklevel=1,
+            )
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
@@ -189,7 +199,7 @@ class TALoop(OldModelDefense):
         self._asking, self._counts = optimizer is not None, {}
         losses = super().step(x, y, stage, optimizer)
         if self._counts:
-            self._seen += len(x)
+            self._seen += int(self._counts["samples"])
             self._asked += int(self._counts["queries"])
             self._tally.add(stage.index, self._counts)
         return losses
@@ -203,21 +213,20 @@ class TALoop(OldModelDefense):
         x_adv = self._crafted(x, trust.argmax(1) if self.unasked == "skip" else y, stage)
         logits = self(x_adv)
         begin = 0.0 if stage.index > 1 or "teacher" in self._given else self.teacher_share
-        warm = (stage.done - begin) / (1 - begin) < self.warmup
+        warm = (stage.done - begin) / (1 - begin) < self.warmup_share
         asked = self.asked(x_adv, logits, trust, at_random=warm or self.ask == "random")
         # Not every network accepts an empty batch.
         taught = self._answers(self._models()[0], x_adv[asked]) if len(asked) else logits[:0].detach()
         accepted = trust[asked].gather(1, taught.argmax(1, keepdim=True)).squeeze(1) >= self.threshold
+        right = taught.argmax(1) == y[asked]
+        marks = torch.zeros(len(x), 4, device=x.device)
+        marks[asked] = torch.stack([torch.ones_like(right), accepted, right, accepted & right], 1).float()
+        # Other processes work on other rows of the batch.
+        totals = whole(marks).sum(0).tolist()
         if self._asking:
-            right = taught.argmax(1) == y[asked]
-            self._counts |= {
-                "samples": len(x),
-                "queries": len(asked),
-                "accepted": float(accepted.sum()),
-                "right": float(right.sum()),
-                "accepted_right": float((accepted & right).sum()),
-            }
-        return self.distilled(logits, taught[accepted], asked[accepted], y)
+            names = ("queries", "accepted", "right", "accepted_right")
+            self._counts |= {"samples": current(len(x)).total, **dict(zip(names, totals, strict=True))}
+        return self.distilled(logits, taught[accepted], asked[accepted], y, among=totals[1])
 
     def asked(self, x_adv: Tensor, logits: Tensor, trust: Tensor, *, at_random: bool) -> Tensor:
         """Q, the indices (m,) of the images to ask the teacher about.
@@ -228,13 +237,15 @@ class TALoop(OldModelDefense):
             trust: p_A(· | x) (N, K).
             at_random: draw Q instead of ranking by u.
         """
-        count = math.floor(self.budget * (self._seen + len(x_adv)) + 1e-9) - self._asked
-        count = min(max(count, 0), len(x_adv)) if self._asking else 0
+        part = current(len(x_adv))
+        count = math.floor(self.budget * (self._seen + part.total) + 1e-9) - self._asked
+        count = min(max(count, 0), part.total) if self._asking else 0
         if at_random:
             rank = drawn(torch.rand, (len(x_adv),), self.generator).to(x_adv.device)
         else:
             rank = self.uncertainty(x_adv, logits, trust)
-        return rank.argsort(descending=True, stable=True)[:count]
+        chosen = whole(rank).argsort(descending=True, stable=True)[:count]
+        return chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
 
     def uncertainty(self, x_adv: Tensor, logits: Tensor, trust: Tensor) -> Tensor:
         """u (N,), or one of its two terms; arguments as for :meth:`asked`."""
@@ -243,7 +254,8 @@ class TALoop(OldModelDefense):
             return unsure
         answers = self.different_answers(x_adv)
         if self._asking:
-            self._counts |= {"answers": float(answers.sum()), "probed": len(x_adv)}
+            total = float(whole(answers).sum())
+            self._counts |= {"answers": total, "probed": current(len(x_adv)).total}
         spread = (answers - 1) / (min(self.views, logits.shape[1]) - 1)
         return spread if self.ask == "consistency" else (spread + unsure) / 2
 
@@ -257,7 +269,9 @@ class TALoop(OldModelDefense):
         ranked = torch.stack(answers, 1).sort(1).values
         return 1 + (ranked[:, 1:] != ranked[:, :-1]).sum(1)
 
-    def distilled(self, logits: Tensor, taught: Tensor, rows: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def distilled(
+        self, logits: Tensor, taught: Tensor, rows: Tensor, y: Tensor, *, among: float | None = None
+    ) -> dict[str, Tensor]:
         """L and its terms.
 
         Args:
@@ -265,6 +279,7 @@ class TALoop(OldModelDefense):
             taught: E(x̃) (A, K) of the images with an accepted answer.
             rows: the indices (A,) of these images.
             y: labels (N,), used only with ``label``.
+            among: Σ a_i over the whole batch, if other processes have other rows of it.
         """
         student, teacher = (
             log_probabilities(values / self.temperature) for values in (logits[rows], taught.to(logits.dtype))
@@ -272,7 +287,8 @@ class TALoop(OldModelDefense):
         divergence = F.kl_div(student, teacher, log_target=True, reduction="sum") * self.temperature**2
         if self.unasked == "skip":
             # The sum over no image keeps its graph, so that a batch without answers has zero gradients.
-            kl = divergence / max(len(rows), 1)
+            mine = len(y) / current(len(y)).total
+            kl = divergence / (max(len(rows) if among is None else among, 1) * mine)
             return {"loss": kl, "kl": kl.detach()}
         rest = torch.ones(len(y), dtype=torch.bool, device=y.device)
         rest[rows] = False
