@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import draw_seed, isolated_randomness, part_drawn
-from attacks_pool.registry import pool
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.checks import at_least_one, needs_attack
+from defenses.parts.met import noted, recalled
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
 from defenses.training.processes import current, part_of
@@ -131,8 +130,7 @@ class Replay(Defense):
 
     def training_state(self) -> dict[str, Any]:
         """Adds the memory, and the attacks met so far with their training knobs."""
-        met = [{"name": attack.name, "knobs": dict(attack.knobs)} for attack in self._met]
-        return {**super().training_state(), "kept": self._kept, "met": met}
+        return {**super().training_state(), "kept": self._kept, "met": noted(self._met)}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restores the memory and the attacks, which are looked up in the pool.
@@ -143,7 +141,7 @@ class Replay(Defense):
         super().load_training_state(state)
         self._kept = None if state["kept"] is None else tuple(state["kept"])
         self.held = 0 if self._kept is None else len(self._kept[1])
-        self._met = [replace(pool.bind(one["name"], one["knobs"]), training=True) for one in state["met"]]
+        self._met = recalled(state["met"])
 
 
 def balanced(labels: Tensor, keys: Tensor, room: int) -> Tensor:

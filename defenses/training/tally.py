@@ -22,6 +22,10 @@ class Tally:
         for name, value in counts.items():
             sums[name] = sums.get(name, 0.0) + float(value)
 
+    def names(self) -> list[str]:
+        """The names of all sums, in the order in which they were first added."""
+        return list(dict.fromkeys(name for sums in self._sums.values() for name in sums))
+
     def total(self, name: str, stage: int | None = None) -> float:
         """The sum of ``name`` in a stage, by default in all stages; 0 if nothing was added."""
         found = self._sums.values() if stage is None else [self._sums.get(stage, {})]
