@@ -73,11 +73,11 @@ def lines(found: list[tuple[int, str]]) -> list[str]:
 class Torchrun:
     """The command line in two processes, started by torchrun."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, cwd: Path = ROOT) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         self.process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "advbench", *arguments],
-            cwd=ROOT,
+            cwd=cwd,
             env=here(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -400,6 +400,71 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
         assert len(started.errors) == 1
         assert said in started.errors[0]
         assert started.codes == [2, 2]
+
+
+FAULTY = """
+import os
+from defenses import AT, DefenseInfo
+
+class Faulty(AT):
+    info = DefenseInfo(name="faulty", paper=None, regimes=("continual",))
+
+    def loss(self, x, y, stage):
+        if os.environ["RANK"] == "1":
+            raise MemoryError("no room")
+        return super().loss(x, y, stage)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_in_training_names_its_process(tmp_path: Path) -> None:
+    """The others wait for its gradients meanwhile; its traceback is kept."""
+    (tmp_path / "faulty_defense.py").write_text(FAULTY)
+    given = ["faulty_defense:Faulty" if word == "at" else word for word in COMMAND]
+    started = Torchrun(*given, cwd=tmp_path)
+    assert started.end() != 0
+    assert started.errors == [
+        "error: process 1 of 2: MemoryError: no room; the same command resumes this run"
+    ]
+    assert started.codes == [1, 1]
+    (unfinished,) = (tmp_path / "runs").iterdir()
+    assert "in loss" in (unfinished / "error.log").read_text()
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_torchrun(tmp_path: Path) -> None:
+    """All processes measure; process 0 writes one record."""
+    (tmp_path / "several_models.py").write_text(MODELS)
+    command = ["eval", "--model", "several_models:make", "--attacks", "fgsm,pgd:steps=3", "--points", "300"]
+    started = Torchrun(*command, "--threads", "1", "--surrogate", "none", "--device", "cpu", cwd=tmp_path)
+    assert started.end() == 0, started.lines
+    shared = record_in(tmp_path / "runs")
+    done = python(
+        "-m",
+        "advbench",
+        *command,
+        *("--threads", "1", "--surrogate", "none", "--runs-dir", "alone"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    alone = record_in(tmp_path / "alone")
+    assert shared["cells"] == alone["cells"]
+    assert shared["audit"] == alone["audit"]
+
+
+@pytest.mark.slow
+def test_models_of_other_runs_go_along(
+    together: Callable[..., list[tuple[int, str]]], tmp_path: Path
+) -> None:
+    """A student asks the same teacher in every process."""
+    teacher = run("at", **TINY, runs_dir=tmp_path)
+
+    def work(_rank: int) -> None:
+        given = {**TINY, "set": {**TINY["set"], "teacher": str(teacher.path)}}
+        done = run("ta-loop", **given, runs_dir=tmp_path / "students")
+        assert done.record.environment["processes"] == 2
+
+    assert [code for code, _ in together(work)] == [0, 0]
 
 
 @pytest.mark.slow
