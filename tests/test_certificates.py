@@ -216,6 +216,8 @@ def test_one_neuron_by_hand() -> None:
         lines = Rectifier((0,), ((1,),), torch.tensor(leak).double()).relaxed(Box(low, high))
         values = [float(one) for one in (lines.lower, lines.upper, lines.height)]
         assert values == pytest.approx([1.0, slope, height], abs=1e-9)
+        lines = Rectifier((0,), ((1,),), torch.tensor(leak).double()).parallel(Box(low, high))
+        assert [float(lines.lower), float(lines.upper)] == pytest.approx([slope, slope], abs=1e-9)
 
     # -x + ReLU(x) on [-1, 3] is at least 0, which only a lower slope of 1 shows; the slope 0 gives -3.
     class Difference(nn.Module):

@@ -115,6 +115,14 @@ class Rectifier(Nonlinear):
         """The chord above; below, the slope 1 or a, whichever leaves less area (arXiv:1811.00866)."""
         return self.with_slopes(box, torch.where(box.high > -box.low, 1.0, self.leak))
 
+    def parallel(self, box: Box) -> Chords:
+        """The chord above, and its parallel through 0 below (arXiv:1711.00851)."""
+        kink = self.loose(box)
+        width = torch.where(kink, box.high - box.low, 1.0)
+        slope = (box.high - self.leak * box.low) / width
+        # Rounding must not take the slope out of the valid range.
+        return self.with_slopes(box, slope.clamp(max=1.0).maximum(self.leak.expand_as(slope)))
+
     def with_slopes(self, box: Box, slopes: Tensor, owner: Tensor | None = None) -> Chords:
         """The bounds with these lower slopes, which must be from a to 1, where the kink is inside.
 

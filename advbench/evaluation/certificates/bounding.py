@@ -58,9 +58,20 @@ class Bounds:
         balls = Balls(self.balls.centre[points], self.balls.norm, self.balls.eps)
         return Bounds(self.network, balls, [Box(box.low[points], box.high[points]) for box in self.boxes])
 
-    def with_lines(self) -> Bounds:
-        """These bounds, with the linear bounds of all activations on their intervals."""
-        return Bounds(self.network, self.balls, self.boxes, _lines_of(self.network, self.boxes))
+    def with_lines(self, *, parallel: bool = False) -> Bounds:
+        """These bounds, with the linear bounds of all activations on their intervals.
+
+        ``parallel`` takes parallel lines for ReLU and its kin, which are better for some points.
+        """
+        lines: dict[int, Relaxation] = {}
+        for index, step in enumerate(self.network.steps):
+            if isinstance(step, Nonlinear):
+                box = self.boxes[step.inputs[0]]
+                if parallel and isinstance(step, Rectifier):
+                    lines[index] = step.parallel(box)
+                else:
+                    lines[index] = step.relaxed(box)
+        return Bounds(self.network, self.balls, self.boxes, lines)
 
     def refined(self, *, most: float | None = None, steps: int = 0) -> Bounds:
         """Bounds whose intervals before activations come from backward passes, layer by layer.
@@ -216,14 +227,6 @@ class Bounds:
                     slopes[number].data.clamp_(step.leak, torch.ones_like(step.leak))
         own = {n: step.with_slopes(box, slopes[n].detach(), owner) for n, (step, box) in kinked.items()}
         return torch.fmax(best, self._backward(index, rows, owner, {**self.lines, **own}))
-
-
-def _lines_of(network: StepList, boxes: list[Box]) -> dict[int, Relaxation]:
-    return {
-        index: step.relaxed(boxes[step.inputs[0]])
-        for index, step in enumerate(network.steps)
-        if isinstance(step, Nonlinear)
-    }
 
 
 def _read_by_activations(network: StepList) -> dict[int, list[Nonlinear]]:

@@ -192,6 +192,7 @@ def _rungs(method: str) -> Iterator[Rung]:
         return
     yield "crown", lambda bounds: bounds.with_lines(), 0
     yield "crown", lambda bounds: bounds.refined(most=most), 0
+    yield "crown", lambda bounds: bounds.with_lines(parallel=True), 0
     if method == "crown":
         return
     yield "alpha-crown", lambda bounds: bounds.with_lines(), STEPS
