@@ -13,7 +13,7 @@ from torch.nn import functional
 from advbench.evaluation.certificates.activation_steps import Curve, Rectifier
 from advbench.evaluation.certificates.bounding import Bounds
 from advbench.evaluation.certificates.boxes import NORMS, Balls, Box
-from advbench.evaluation.certificates.network_steps import CURVES
+from advbench.evaluation.certificates.curve_table import CURVES
 from advbench.evaluation.certificates.proving import METHODS, Prover
 from advbench.models import build_model
 from advbench.models.normalize import Normalize

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from advbench.evaluation.certificates.activation_steps import Chords, Lines, Relaxation
 from advbench.evaluation.certificates.affine_steps import Affine, Convolution, Scaling
-from advbench.evaluation.certificates.network_steps import StepList, pair
+from advbench.evaluation.certificates.builders import pair
+from advbench.evaluation.certificates.network_steps import StepList
 
 
 @dataclass(frozen=True)
