@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,21 @@ from advbench.models.normalize import Normalize
 from attacks_pool import InputError, pool
 
 SHAPE = (2, 6, 6)
+
+
+class Shifted(nn.Module):
+    """Constants of every shape between convolutions, and a matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 2), nn.Conv2d(3, 3, 2)
+        self.register_buffer("shift", torch.randn(1, 3, 5, 5))
+        self.register_buffer("factor", torch.randn(5, 1))
+        self.register_buffer("matrix", torch.randn(48, 4) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu((self.first(x) + self.shift) * self.factor)
+        return torch.relu(1 - self.second(y)).reshape(-1, 48) @ self.matrix
 
 
 class Residual(nn.Module):
@@ -81,6 +97,20 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         nn.Conv2d(2, 3, 3, padding=1), nn.Sigmoid(), nn.AvgPool2d(3, 2, 1), nn.Dropout(), *head(3)
     ),
     "residual": Residual,
+    "shifted": Shifted,
+    "grouped": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 6, 2, groups=2), *head(6)
+    ),
+    "uneven": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, (2, 1), (2, 1), (1, 0)),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(3, 3, (1, 2), (1, 2), (0, 1), (1, 2)),
+        *head(3),
+    ),
+    "skipping": lambda: nn.Sequential(nn.Conv2d(2, 3, 1, 2), nn.ReLU(), nn.Conv2d(3, 3, 2), *head(3)),
+    "smooth": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 2), norm_with_statistics(), nn.GELU(), nn.Conv2d(3, 3, 2), nn.Tanh(), *head(3)
+    ),
     "leaky": lambda: nn.Sequential(
         nn.Conv2d(2, 3, 3), nn.PReLU(3), nn.Conv2d(3, 3, 3), nn.LeakyReLU(-0.3), *head(3)
     ),
@@ -311,6 +341,7 @@ REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "BatchNorm2d (norm)": lambda m, x: m.linear(m.norm(x).flatten(1)),
     "rand_like": lambda m, x: m.linear((x + torch.rand_like(x)).flatten(1)),
     "draws random numbers": lambda m, x: m.linear((x + torch.rand(())).flatten(1)),
+    "model that draws": lambda m, x: m.linear(x.flatten(1) + random.random()),
     "traced": lambda m, x: m.linear(x.flatten(1)) if x.sum() > 0 else m.linear(x.flatten(1)) + 1,
     "changed in place": in_place,
     "dropout": lambda m, x: functional.dropout(m.linear(x.flatten(1)), 0.5, training=True),

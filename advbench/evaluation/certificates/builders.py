@@ -110,6 +110,13 @@ class Builders:
     def do_linear(self, x: Piped, weight: Tensor, bias: Tensor | None = None) -> Piped:
         return self.add(Dense, x, weight=double(weight), bias=None if bias is None else double(bias))
 
+    def do_matmul(self, x: Any, weight: Any) -> Piped:
+        if not isinstance(x, Piped) or not isinstance(weight, Tensor) or weight.dim() != 2:
+            raise UncoveredError("a matrix product that is not of images with a constant matrix")
+        return self.do_linear(x, weight.T)
+
+    do_mm = do_matmul
+
     def do_batch_norm(
         self,
         x: Piped,

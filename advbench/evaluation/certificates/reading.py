@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import operator
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -16,6 +18,7 @@ from advbench.evaluation.certificates.network_steps import SAMPLES, Piped, StepL
 from advbench.models.normalize import Normalize
 from advbench.runtime.factory import one_line
 from attacks_pool.calling.guard import evaluation_mode, ordinary_mode
+from attacks_pool.calling.randomness import isolated_randomness
 
 ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.getitem}
 """Functions that are computed at once if all their arguments are constants, such as sizes."""
@@ -42,7 +45,8 @@ def read_network(model: nn.Module, image_shape: tuple[int, ...], device: torch.d
     """
     with torch.no_grad(), evaluation_mode(model):
         _check_modules(model)
-        graph = _traced(model)
+        with isolated_randomness(0, device):
+            graph = _traced(model)
         generator = torch.Generator().manual_seed(0)
         shape = (SAMPLES, *image_shape)
         sample = torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
@@ -59,15 +63,19 @@ class _Tracer(fx.Tracer):
 def _traced(model: nn.Module) -> fx.Graph:
     parameters = list(inspect.signature(model.forward).parameters.values())
     given = {one.name: one.default for one in parameters[1:] if one.default is not inspect.Parameter.empty}
-    before = torch.get_rng_state()
+    before = _random_states()
     try:
         graph = _Tracer().trace(model, concrete_args=given or None)
     except Exception as error:  # any code of a third-party model may fail on a symbolic input
         raise refuse(f"a model that cannot be traced ({one_line(error)})") from error
-    if not torch.equal(before, torch.get_rng_state()):
-        torch.set_rng_state(before)
+    if before != _random_states():
         raise refuse("a model that draws random numbers")
     return graph
+
+
+def _random_states() -> tuple[object, ...]:
+    """The states of the global random generators, which a model without noise leaves alone."""
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
 
 def _check_modules(model: nn.Module) -> None:

@@ -72,7 +72,7 @@ class Windows:
         # One large matrix product is faster than a convolution for each of many small windows.
         count, channels, *window = self.values.shape
         taps = self.values.permute(0, 2, 3, 1).reshape(-1, channels) @ step.weight.flatten(1)
-        if math.prod(window) == 1:
+        if math.prod(window) == 1 and step.dilation == (1, 1):
             return taps.view(count, *step.weight.shape[1:])
         taps = taps.view(count, math.prod(window), -1).transpose(1, 2)
         how = {"kernel_size": pair(step.weight.shape[2:]), "stride": step.stride}
