@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -410,3 +411,33 @@ def test_the_batch_changes_nothing() -> None:
     alone = prover.margins(x[1:2], y[1:2], norm="linf", eps=0.01, method="crown")
     assert torch.allclose(whole.lower[1:2], alone.lower, atol=1e-9)
     assert torch.allclose(whole.slack[1:2], alone.slack, rtol=0.5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_windows_give_what_whole_rows_give(seed: int) -> None:
+    """For two random convolutions of any stride, padding, dilation and groups, unit by unit."""
+    draw = random.Random(seed)
+
+    def convolution(channels: int) -> nn.Conv2d:
+        def sides(low: int, high: int) -> tuple[int, int]:
+            return draw.randint(low, high), draw.randint(low, high)
+
+        groups = draw.choice([1, 2])
+        return nn.Conv2d(channels, 4, sides(1, 3), sides(1, 2), sides(0, 2), sides(1, 2), groups)
+
+    torch.manual_seed(seed)
+    middle = draw.choice([nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.3)])
+    model = nn.Sequential(convolution(2), middle, convolution(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.zeros(1, 2, 9, 10))
+    prover = Prover(model.eval(), (2, 9, 10))
+    centre = torch.rand(2, 2, 9, 10).double()
+    bounds = Bounds.by_intervals(prover.network, Balls(centre, "linf", 0.1)).with_lines()
+    index = 3
+    shape = prover.network.steps[index].shape
+    units = torch.arange(math.prod(shape))
+    rows = torch.eye(len(units)).double().view(-1, *shape)
+    for sign in (1.0, -1.0):
+        for point in (0, 1):
+            owner = torch.full_like(units, point)
+            narrow = bounds._unit(index, owner, units, sign, 0)
+            assert torch.allclose(narrow, bounds.lower(index, sign * rows, owner), atol=1e-8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import pickle
 import random
 from typing import Any
 
@@ -75,7 +76,7 @@ def _traced(model: nn.Module) -> fx.Graph:
 
 def _random_states() -> tuple[object, ...]:
     """The states of the global random generators, which a model without noise leaves alone."""
-    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+    return torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _check_modules(model: nn.Module) -> None:
