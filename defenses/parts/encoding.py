@@ -53,7 +53,7 @@ def find_head(model: nn.Module, x: Tensor, user: str) -> str:
     handles = [keep(name) for name in layers]
     try:
         with torch.no_grad(), evaluation_mode(model), buffers_kept(model):
-            logits = model(x)
+            logits = model(x.to(next(iter(layers.values())).weight.dtype))
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]
@@ -85,6 +85,7 @@ def encode(
     float32, even under autocast.
     """
     found: list[Tensor] = []
+    x = x.to(model.get_submodule(head).weight.dtype)
 
     def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0])

@@ -193,7 +193,8 @@ class Training:
             sizes = [len(labels) for _, labels, _ in group]
             several = Accumulator(self.optimizer, sizes, None if self.together.several else clip)
         # The share of this process in the images of the step.
-        weight = sum(part.weight * part.total for *_, part in group) / sum(part.total for *_, part in group)
+        images = sum(part.total for *_, part in group)
+        weight = sum(part.weight * part.total for *_, part in group) / max(images, 1)
         losses: dict[str, float] = {}
         for place, batch in enumerate(group):
             if several is not None:
