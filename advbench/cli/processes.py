@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 from advbench.cli.echo import warn
-from advbench.runtime.interrupts import SIGNALS
+from advbench.runtime.interrupts import SIGNALS, Interrupted, handled_by
 from advbench.runtime.launch import Launch, run_alone
 from attacks_pool.errors import InputError
 
 SHARED = ("run", "eval")
 """The commands that all processes work on; process 0 alone runs any other."""
+
+SIGNALLED = 128
+"""From this exit code on, a signal ended the command, perhaps because a process did not start."""
+
+TEAM = "advbench.runtime.team"
 
 Outcome = Callable[[list[str]], tuple[str | None, int]]
 
@@ -45,21 +52,24 @@ def _lead(arguments: list[str], outcome: Outcome) -> NoReturn:
     """Run the command, and end all processes with its exit code."""
     line, code = None, 1
     try:
-        line, code = outcome(arguments)
+        with handled_by(_stop_starting):
+            line, code = outcome(arguments)
     finally:
+        if code >= SIGNALLED and TEAM not in sys.modules:
+            # A signal has come before torch was imported; it cannot be imported again.
+            _end_now(line, code)
         # A mistake in the options is found without torch.
-        from advbench.runtime.team import Leader, join, leave
+        from advbench.runtime.team import Leader, join, joined, leave
 
-        try:
-            others = join()
-        except InputError as error:
-            others, line, code = None, line or f"error: {error}", code or 2
-        if isinstance(others, Leader):
+        if (others := joined()) is not None:
             others.speak()
-        # torchrun sends a signal to all processes as soon as one has ended.
-        _ignore_signals()
         if line is not None:
             warn(line)
+        if code < SIGNALLED:
+            with contextlib.suppress(InputError):
+                others = join()
+        # torchrun sends a signal to all processes as soon as one has ended.
+        _ignore_signals()
         if isinstance(others, Leader):
             others.end(code)
     leave(code)
@@ -95,6 +105,21 @@ def _help(command: str, launch: Launch) -> int:
             except Exception:
                 # Process 0 reports it and ends this process.
                 continue
+
+
+def _end_now(line: str | None, code: int) -> NoReturn:
+    if line is not None:
+        warn(line)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _stop_starting(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal that comes before a run handles it."""
+    stop = Interrupted(128 + number)
+    # torchrun sends one if a process has failed to start.
+    stop.how = "not all processes had joined the run"
+    raise stop
 
 
 def _ignore_signals() -> None:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 import torch
 from torch import distributed
 
+from advbench.runtime.interrupts import Interrupted
 from advbench.runtime.launch import Launch, launched
 from advbench.runtime.reasons import reason
 from attacks_pool.errors import InputError
@@ -341,10 +342,16 @@ def join(errors: int = 2) -> Leader | Member | None:
         try:
             from torch.distributed.rendezvous import rendezvous
 
-            store, *_ = next(rendezvous("env://", timeout=LONGEST_WAIT))
+            store, *_ = next(rendezvous("env://"))
+            # Process 0 may have much to do before its first run.
+            store.set_timeout(LONGEST_WAIT)
             _joined.append(Leader(launch, store) if launch.rank == 0 else Member(launch, store, errors))
         except (RuntimeError, ValueError, OSError, EOFError, ImportError, AuthenticationError) as error:
             raise InputError(f"{launch.name} cannot reach the others: {reason(error)}") from error
+        except Interrupted as stop:
+            # torchrun sends a signal if one of them has failed to start.
+            stop.how = "not all processes had joined the run"
+            raise
     return _joined[0]
 
 
