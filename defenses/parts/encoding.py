@@ -85,7 +85,7 @@ def encode(
     float32, even under autocast.
     """
     found: list[Tensor] = []
-    x = x.to(model.get_submodule(head).weight.dtype)
+    x = x.to(next(model.get_submodule(head).parameters()).dtype)
 
     def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0])
