@@ -40,6 +40,7 @@ def agree(found: list[dict[str, Any]]) -> bool:
     return all(one[name] < ROUNDING for one in found for name in ("gradients", "weights", "losses"))
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one() -> None:
     found = together("gradients", "at", "stranger")
     assert [case for case, _ in (one["case"] for one in found)] == ["at", "at", "stranger"]
@@ -100,7 +101,7 @@ def test_a_loader_reads_a_part_of_each_batch() -> None:
         assert torch.equal(y_part, y[total // 2 :])
 
 
-@pytest.mark.quick(r"pgd|dim|glass-blur|mt-pgd-l2|autoattack")
+@pytest.mark.quick(r"pgd|dim|glass-blur|mt-pgd-l2")
 @pytest.mark.parametrize(
     "name", [name for name in pool.names() if pool.info(name).channels in (None, 1, (1,))]
 )
