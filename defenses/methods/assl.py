@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import evaluation_mode
+from attacks_pool.calling.logits import ask
 from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Batches, Progress, Stage
@@ -243,7 +244,7 @@ class ASSL(AdaptedDefense):
         handles = [module.register_forward_pre_hook(keep) for module in linear]
         try:
             with self.routing.along(Route()):
-                logits: Tensor = self.model(x)
+                logits = ask(self.model, x, "the classifier")
         finally:
             for handle in handles:
                 handle.remove()
