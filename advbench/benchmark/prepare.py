@@ -71,6 +71,7 @@ def prepare(
     data: DataSet | None = None,
     data_memory: float | None = None,
     runs_dir: Path = Path("runs"),
+    processes: int | None = None,
 ) -> Prepared:
     """Check and resolve the options of a run.
 
@@ -83,6 +84,7 @@ def prepare(
         data: the data set that the options name, if it is loaded already.
         data_memory: bytes of images to keep in memory, see `advbench.data.DataChoices`.
         runs_dir: where runs are found by name whose models the defense employs.
+        processes: the processes that will train it; by default those that ``torchrun`` started.
 
     Raises:
         InputError, RecordError: the options cannot be run.
@@ -98,6 +100,9 @@ def prepare(
         )
     config = resolve(chosen, data, sample_seed=sample_seed)
     config, employed, places = load_employed(config, data, runs_dir)
+    if processes is None:
+        launch = launched()
+        processes = 1 if launch is None else launch.count
     other = surrogate_of(load_run(surrogate), data) if surrogate is not None else None
     with reproducible(config.threads):
         classifier = new_classifier(config, data.image_shape, data.num_classes)
@@ -106,9 +111,7 @@ def prepare(
             config = config.model_copy(update={"weights": load_start(classifier, chosen.weights)})
             start = {key: value.clone() for key, value in classifier.state_dict().items()}
         threads = threads_of(config, classifier, data, device)
-        _try_build(config, data, classifier)
-    launch = launched()
-    processes = 1 if launch is None else launch.count
+        _try_build(config, data, classifier, processes)
     identity = identity_of(config, data, device=device, threads=threads, processes=processes)
     facts = {
         "code": code_version(),
@@ -143,7 +146,7 @@ def threads_of(config: RunConfig, classifier: nn.Module, data: DataSet, device: 
     return torch.get_num_threads()
 
 
-def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
+def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module, processes: int) -> None:
     """Build the defense once and discard it, to find errors before anything is written."""
     if config.model not in MODELS:
         with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
@@ -155,9 +158,10 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module) -> None:
                 "gradients: write x = x - mean, not x -= mean"
             )
     defense = registry.build(config.defense, classifier, seed=config.seed, parameters=config.params)
-    if launched() is not None and type(defense).fit is not Defense.fit:
+    if processes > 1 and type(defense).fit is not Defense.fit:
         raise InputError(
-            f"defense {config.defense!r} has a fit() of its own, which one process runs: leave out torchrun"
+            f"defense {config.defense!r} has a fit() of its own, which one process runs, not {processes}: "
+            "leave out torchrun, or --processes-per-run of a sweep"
         )
     seen = bound_attacks(config)["seen"]
     for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:

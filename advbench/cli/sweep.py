@@ -11,6 +11,7 @@ from advbench.cli.options import (
     ATTACK_TIMEOUT,
     DRY_RUN,
     FORMAT,
+    MOST_WORKERS,
     RUNS_DIR,
     WORKERS,
     Format,
@@ -35,9 +36,22 @@ class SweepOptions(Given):
     runs_dir: Path = RUNS_DIR
     workers: int | None = WORKERS
     ray: str | None = option("Use a Ray cluster: auto, local or host:port.", unset="this machine")
-    cpus: float = option("CPUs per cell, on Ray.", default=1.0, min=0.0)
-    gpus: float = option("GPUs per cell, on Ray.", default=0.0, min=0.0)
-    memory: str | None = option("Memory per cell, on Ray: 500MB or 4GiB.", unset="no limit")
+    cpus: float = option("CPUs for each process of a cell, on Ray.", default=1.0, min=0.0)
+    gpus: float = option(
+        "GPUs for each cell, on Ray; above one, a process for each.",
+        "--gpus-per-run",
+        "--gpus",
+        default=0.0,
+        min=0.0,
+    )
+    processes: int | None = option(
+        "Processes that train each cell together, on Ray.",
+        "--processes-per-run",
+        unset="one, or one for each GPU",
+        min=1,
+        max=MOST_WORKERS,
+    )
+    memory: str | None = option("Memory for each process, on Ray: 500MB or 4GiB.", unset="no limit")
     attack_timeout: float | None = ATTACK_TIMEOUT
     trust: bool = flag("Import model factories (package.module:factory) that the grid names.", "--trust")
     dry_run: bool = DRY_RUN
@@ -60,7 +74,8 @@ def sweep(options: SweepOptions) -> None:
 
     _check(options)
     cells, on_ray = read_grid(options.grid, trust=options.trust), options.ray is not None
-    plan = make_plan(cells, options.runs_dir, elsewhere=on_ray, gpus=options.gpus)
+    processes = _processes(options)
+    plan = make_plan(cells, options.runs_dir, elsewhere=on_ray, gpus=options.gpus, processes=processes)
     workers = None if on_ray else options.workers or default_workers(plan.to_do, plan.gpus)
     as_json = options.format is Format.json
     if not as_json:
@@ -77,17 +92,42 @@ def _check(options: SweepOptions) -> None:
     from advbench.runtime.timeouts import check_timeout
     from attacks_pool.errors import InputError
 
+    several = _processes(options) > 1
+    if options.ray is None and several:
+        raise InputError(
+            "several processes for each run need --ray: add --ray local for this machine, or start one run "
+            "with torchrun -m advbench run"
+        )
     if options.ray is None and (options.cpus != 1.0 or options.gpus or options.memory is not None):
-        raise InputError("--cpus, --gpus and --memory need --ray: on this machine use --workers")
+        raise InputError("--cpus, --gpus-per-run and --memory need --ray: on this machine use --workers")
     if options.ray is not None and options.workers is not None:
-        raise InputError("--workers is for this machine: with --ray, use --cpus and --gpus")
+        raise InputError("--workers is for this machine: with --ray, use --cpus and --gpus-per-run")
     check_timeout(options.attack_timeout)
     _bytes(options.memory)
     if options.ray is not None:
-        from advbench.runtime.ray_client import check_address, load_ray
+        from advbench.runtime.ray_client import check_address, check_train, load_ray
 
         check_address(options.ray)
-        load_ray()
+        (check_train if several else load_ray)()
+
+
+def _processes(options: SweepOptions) -> int:
+    """The processes that train each cell.
+
+    Raises:
+        InputError: its GPUs are not one for each process.
+    """
+    from attacks_pool.errors import InputError
+
+    gpus, asked = options.gpus, options.processes
+    if gpus > 1 and not gpus.is_integer():
+        raise InputError(f"--gpus-per-run {gpus:g} must be a whole number above 1: write {round(gpus)}")
+    if asked is not None and gpus and asked != max(gpus, 1):
+        raise InputError(
+            f"--processes-per-run {asked} and --gpus-per-run {gpus:g} contradict each other: each process "
+            f"takes one GPU, so leave out --processes-per-run or write --gpus-per-run {asked}"
+        )
+    return asked or max(int(gpus), 1)
 
 
 def _run(plan: SweepPlan, options: SweepOptions, workers: int | None) -> SweepOutcome:
@@ -103,7 +143,7 @@ def _run(plan: SweepPlan, options: SweepOptions, workers: int | None) -> SweepOu
             )
         from advbench.sweep.cluster import Resources, run_on_ray
 
-        need = Resources(options.cpus, options.gpus, _bytes(options.memory))
+        need = Resources(options.cpus, options.gpus, _bytes(options.memory), plan.processes)
         return run_on_ray(
             plan.to_do, where, address=options.ray, resources=need, attack_timeout=timeout, tell=tell
         )

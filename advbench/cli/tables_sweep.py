@@ -59,7 +59,8 @@ def print_plan(plan: SweepPlan, runs_dir: Path, *, workers: int | None, ray: str
         return
     one = sum(cell.seconds for cell in plan.to_do)
     if workers is None:
-        time_left = f"{duration(one)} of one worker's time, on the cluster at {ray}"
+        each = f", each run in {plan.processes} processes" if plan.processes > 1 else ""
+        time_left = f"{duration(one)} of one worker's time, on the cluster at {ray}{each}"
     else:
         time_left = f"{duration(plan.seconds(workers))} with {_count(workers, 'worker')}"
     console.print(f"estimate   {time_left}", soft_wrap=True)
@@ -79,6 +80,7 @@ def write_plan(plan: SweepPlan) -> None:
             "config": cell.config.model_dump(mode="json"),
             "identity": cell.identity,
             "state": cell.state,
+            "processes": plan.processes,
             "passes": {"forwards": cell.work.forwards, "backwards": cell.work.backwards},
             "seconds": round(cell.seconds, 1),
         }

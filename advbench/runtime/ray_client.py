@@ -28,6 +28,21 @@ def load_ray() -> Any:
     return ray
 
 
+def check_train() -> None:
+    """Check that Ray Train can start the processes of a run.
+
+    Raises:
+        InputError: a package that it needs is not installed.
+    """
+    load_ray()
+    try:
+        import ray.train  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"several processes for a run need Ray Train: pip install 'advbench[ray]' ({reason(error)})"
+        ) from None
+
+
 def check_address(address: str) -> None:
     """Check the form of an address: ``auto``, ``local`` or ``host:port``.
 

@@ -105,11 +105,13 @@ class Leader(_Process):
 
     Attributes:
         directory: where the run is, once it has a directory.
+        last_line: called with the line that says why all processes end; by default it goes to stderr.
     """
 
     def __init__(self, launch: Launch, store: Store) -> None:
         super().__init__(launch, store)
         self.directory: Path | None = None
+        self.last_line: Callable[[str], object] = lambda line: _say(f"error: {line}")
         self._task = 0
         self._answers: queue.Queue[tuple[int, int, Any]] = queue.Queue()
         self._gone: set[int] = set()
@@ -216,7 +218,7 @@ class Leader(_Process):
         """End this process and the others, whatever they are doing."""
         self.speak()
         resumes = "" if self.directory is None else "; the same command resumes this run"
-        _say(f"error: {line}{resumes}")
+        self.last_line(f"{line}{resumes}")
         self.end(code)
         leave(code)
 

@@ -3,11 +3,8 @@
 import contextlib
 import os
 import re
-import shutil
-import socket
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,13 @@ from typing import Any
 from advbench.runtime.interrupts import handled_by
 from advbench.runtime.ray_client import connect, load_ray
 from advbench.runtime.reasons import reason
-from advbench.sweep.one_run import Job, perform
+from advbench.sweep.on_node import Message, messages
+from advbench.sweep.one_run import Job
 from advbench.sweep.outcome import Kind, Sweeping, SweepOutcome, Tell, Told
 from advbench.sweep.plan import SweepCell
-from advbench.sweep.transfer import adopt, arrival, clear_arrivals, pieces, receive
+from advbench.sweep.transfer import adopt, arrival, clear_arrivals, receive
+from attacks_pool import InputError
 from leaderboards import RecordError
-from leaderboards.records.lock import hold
 
 PATIENCE = 0.5
 """Seconds to wait for messages before checking whether to stop."""
@@ -34,11 +32,25 @@ WAITING = 16
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of a cell on a node: CPUs, GPUs and bytes of memory (None: not requested)."""
+    """What a cell takes.
+
+    Attributes:
+        cpus: CPUs of each process.
+        gpus: GPUs of the cell, of which several processes take one each.
+        memory: bytes of each process; None if none are requested.
+        processes: the processes that train the cell.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory: int | None = None
+    processes: int = 1
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What each process takes, in Ray's terms."""
+        memory = {} if self.memory is None else {"memory": float(self.memory)}
+        return {"CPU": self.cpus, "GPU": self.gpus / self.processes, **memory}
 
 
 def run_on_ray(
@@ -64,16 +76,21 @@ def run_on_ray(
         tell: called with every event.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
+        InputError: Ray is not installed, there is no cluster at the address, or this machine has too few CPUs
+            or GPUs.
     """
     ray = load_ray()
     connect(ray, address)
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-    if resources.memory is not None:
-        options["memory"] = resources.memory
+    options: dict[str, Any] = {"num_cpus": 0}
+    if resources.processes == 1:
+        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+        if resources.memory is not None:
+            options["memory"] = resources.memory
     options |= {"max_retries": 0, "num_returns": "streaming", "_generator_backpressure_num_objects": AHEAD}
     try:
-        more = {"ray": ray, "task": ray.remote(**options)(_task), "gpus": resources.gpus}
+        if address == "local":
+            check_room(ray.cluster_resources(), resources)
+        more = {"ray": ray, "task": ray.remote(**options)(_task), "need": resources}
         driver = _Driver(deque(cells), runs_dir, attack_timeout, tell, **more)
         with handled_by(driver.receive):
             clear_arrivals(runs_dir)
@@ -83,42 +100,34 @@ def run_on_ray(
         ray.shutdown()
 
 
-def _task(job: Job, gpus: float) -> Iterator[tuple[Any, ...]]:
-    """Run a cell on a node: yield ``("begin", host)``, then its files in pieces or ``("failed", reason)``."""
-    if not gpus:
+def check_room(there: Mapping[str, float], need: Resources) -> None:
+    """Refuse cells that take more than a cluster has, which no node will join.
+
+    Raises:
+        InputError: it has too few CPUs or GPUs.
+    """
+    for kind, option in (("CPU", "--cpus"), ("GPU", "--gpus-per-run")):
+        found, wanted = there.get(kind, 0.0), need.each[kind] * need.processes
+        if wanted > found:
+            several = f" in {need.processes} processes" if need.processes > 1 else ""
+            less = " or --processes-per-run" if several and kind == "CPU" else ""
+            raise InputError(
+                f"each run takes {wanted:g} {kind}s{several}, and this machine has {found:g}: "
+                f"lower {option}{less}"
+            )
+
+
+def _task(job: Job, need: Resources) -> Iterator[Message]:
+    """Run a cell on a node, or in several processes on one or more; yield its files, see `messages`."""
+    if need.processes > 1:
+        from advbench.sweep.several import run_together
+
+        yield from run_together(job, need.processes, need.each)
+        return
+    if not need.gpus:
         # Hide GPUs that Ray leaves visible: a cell without GPUs was planned for the CPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    yield "begin", socket.gethostname()
-    with _workplace(job.identity) as folder:
-        try:
-            path = perform(job, folder)
-        except (Exception, SystemExit) as error:
-            yield "failed", reason(error)
-            return
-        for name, piece in pieces(path):
-            yield "piece", name, piece
-        shutil.rmtree(folder, ignore_errors=True)
-    yield ("whole",)
-
-
-@contextlib.contextmanager
-def _workplace(identity: str) -> Iterator[Path]:
-    """The directory where a node runs a cell: always the same one, so that a lost task's work is resumed.
-
-    If another task runs the same cell, or the directory is another user's, a temporary directory is used.
-    """
-    owner = os.getuid() if os.name == "posix" else 0
-    place = Path(tempfile.gettempdir()) / f"advbench-{owner}" / identity
-    with contextlib.ExitStack() as stack:
-        try:
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            if place.parent.is_symlink() or place.parent.stat().st_uid != owner:
-                raise PermissionError(f"{place.parent} belongs to another user")
-            place.mkdir(mode=0o700, exist_ok=True)
-            stack.enter_context(hold(place))
-        except (OSError, RecordError):
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advbench-")))
-        yield place
+    yield from messages(job)
 
 
 @dataclass
@@ -137,17 +146,19 @@ class _Driver(Sweeping):
 
     ray: Any
     task: Any
-    gpus: float
+    need: Resources
     under_way: dict[Any, _Receiving] = field(default_factory=dict)
 
     def run(self) -> None:
         """Run until nothing is left to do, or a signal stops it."""
+        # The processes of a cell wait for their resources while its task takes none.
+        waiting = WAITING if self.need.processes == 1 else 1
         try:
             while (self.queue or self.under_way) and not self.stops:
                 begun = sum(one.begun for one in self.under_way.values())
-                while self.queue and len(self.under_way) < begun + WAITING:
+                while self.queue and len(self.under_way) < begun + waiting:
                     cell = self.queue.popleft()
-                    stream = self.task.remote(self.job(cell), self.gpus)
+                    stream = self.task.remote(self.job(cell), self.need)
                     self.under_way[stream] = _Receiving(cell)
                 ready, _ = self.ray.wait(
                     list(self.under_way), num_returns=1, timeout=PATIENCE, fetch_local=False

@@ -125,13 +125,15 @@ def measured_speed(config: RunConfig, data: DataSet, device: torch.device) -> Sp
     )
 
 
-def recorded_speed(records: Iterable[Record], config: RunConfig, fingerprint: str) -> Speed | None:
-    """Seconds per pass from complete runs with the same data, model, threads and device; None without any.
+def recorded_speed(
+    records: Iterable[Record], config: RunConfig, fingerprint: str, processes: int = 1
+) -> Speed | None:
+    """Seconds per pass from complete runs with the same data, model, threads, device and processes, if any.
 
     Runs of the same defense are preferred. Their passes are counted as those of a planned run, so that errors
     of the counting cancel. A backward pass counts as two.
     """
-    found = [record for record in records if _alike(record, config, fingerprint)]
+    found = [record for record in records if _alike(record, config, fingerprint, processes)]
     same = [record for record in found if record.config["defense"] == config.defense]
     seconds = units = 0.0
     used = 0
@@ -211,13 +213,14 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _alike(record: Record, config: RunConfig, fingerprint: str) -> bool:
+def _alike(record: Record, config: RunConfig, fingerprint: str, processes: int) -> bool:
     then, environment = record.config, record.environment
     return bool(
         environment["data"]["fingerprint"] == fingerprint
         and model_name(then) == config.network
         and then.get("threads") == config.threads
         and then.get("device") == config.device
+        and environment.get("processes", 1) == processes
         and record.cost.training_seconds > 0
     )
 

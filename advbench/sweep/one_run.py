@@ -32,13 +32,26 @@ def perform(job: Job, runs_dir: Path, listeners: Sequence[Listener] = ()) -> Pat
         RecordError: another process runs it, or the store cannot be written.
         TrainingDivergedError, RunFailedError: it failed before its end.
     """
-    from advbench.benchmark.run import run
+    return finished(job, runs_dir) or make(job, runs_dir, listeners)
 
+
+def finished(job: Job, runs_dir: Path) -> Path | None:
+    """The directory of a cell's complete run, if there is one.
+
+    Raises:
+        RecordError: another process runs it.
+    """
     for entry in _same(runs_dir, job.identity):
         if entry.state == "complete":
             return entry.path
         if entry.state == "running":
             raise RecordError(f"run {entry.id} is being written by another process")
+    return None
+
+
+def make(job: Job, runs_dir: Path, listeners: Sequence[Listener] = ()) -> Path:
+    """Run a cell that has no complete run, like :func:`perform`."""
+    from advbench.benchmark.run import run
 
     def heard(event: Event) -> None:
         if event.kind == "start" and read_manifest(runs_dir / event.text).identity != job.identity:

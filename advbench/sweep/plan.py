@@ -74,6 +74,8 @@ class SweepPlan:
     speeds: list[Speed]
     gpus: int = 0
     """The number of CUDA devices to distribute among local workers; 0 if no cell uses one."""
+    processes: int = 1
+    """The number of processes that train each cell."""
 
     def count(self, state: State) -> int:
         """How many cells there are in a state."""
@@ -91,7 +93,12 @@ class SweepPlan:
 
 
 def make_plan(
-    grid: Sequence[GridCell], runs_dir: Path, *, elsewhere: bool = False, gpus: float = 0
+    grid: Sequence[GridCell],
+    runs_dir: Path,
+    *,
+    elsewhere: bool = False,
+    gpus: float = 0,
+    processes: int = 1,
 ) -> SweepPlan:
     """Resolve and check every cell, look for it in ``runs_dir`` and estimate the remaining time.
 
@@ -100,6 +107,7 @@ def make_plan(
         runs_dir: the store; it need not exist.
         elsewhere: whether cells run on other machines, with ``gpus`` each, and not on this one.
         gpus: for ``elsewhere``: ``device: auto`` means a GPU if this is above 0.
+        processes: for ``elsewhere``: the processes that train each cell.
 
     Raises:
         InputError: a cell cannot be run, or two cells are the same run.
@@ -107,7 +115,7 @@ def make_plan(
     """
     if runs_dir.exists() and not runs_dir.is_dir():
         raise InputError(f"runs directory {runs_dir} is a file: name another")
-    planner = _Planner(runs_dir, elsewhere, gpus)
+    planner = _Planner(runs_dir, elsewhere, gpus, processes)
     cells = [planner.cell(number, entry) for number, entry in enumerate(grid, 1)]
     seen: dict[str, SweepCell] = {}
     for cell in cells:
@@ -120,8 +128,8 @@ def make_plan(
 class _Planner:
     """Loads each data set once, and reads the store once."""
 
-    def __init__(self, runs_dir: Path, elsewhere: bool, gpus: float) -> None:
-        self.runs_dir, self.elsewhere, self.gpus = runs_dir, elsewhere, gpus
+    def __init__(self, runs_dir: Path, elsewhere: bool, gpus: float, processes: int) -> None:
+        self.runs_dir, self.elsewhere, self.gpus, self.processes = runs_dir, elsewhere, gpus, processes
         self.load = functools.cache(load_dataset)
         self.states = states_of(inventory(runs_dir)) if runs_dir.is_dir() else {}
         self.models: dict[tuple[Any, ...], torch.device] = {}
@@ -154,16 +162,24 @@ class _Planner:
             self.models.setdefault(_model_key(here.config), here.device)
             return here.config, here.identity
         if wanted.startswith("cuda") and not self.gpus:
-            raise InputError(f"device {wanted!r} on a cluster needs --gpus")
+            raise InputError(f"device {wanted!r} on a cluster needs --gpus-per-run")
+        if ":" in wanted and self.processes > 1:
+            raise InputError(
+                f"device {wanted!r} is one GPU, and each run takes {self.processes} processes: "
+                "write device: cuda"
+            )
         there = prepare(
             options.model_copy(update={"device": "cpu"}),
             data=data,
             sample_seed=sample_seed,
             runs_dir=self.runs_dir,
+            processes=self.processes,
         )
         config = there.config.model_copy(update={"device": wanted})
         device = torch.device("cuda" if self.gpus and wanted != "cpu" else "cpu")
-        return config, identity_of(config, data, device=device, threads=there.threads)
+        return config, identity_of(
+            config, data, device=device, threads=there.threads, processes=self.processes
+        )
 
     def timed(self, cells: list[SweepCell]) -> SweepPlan:
         """The plan with estimated times; nothing is timed if nothing is left to do."""
@@ -177,7 +193,7 @@ class _Planner:
                 if key not in speeds:
                     speeds[key] = self._speed(cell.config, records, speeds)
                 cells[index] = replace(cell, seconds=speeds[key].seconds(cell.work))
-        return SweepPlan(cells, list(dict.fromkeys(speeds.values())), self._gpus())
+        return SweepPlan(cells, list(dict.fromkeys(speeds.values())), self._gpus(), self.processes)
 
     def _gpus(self) -> int:
         """The number of GPUs to distribute, which only cells without a chosen device can use."""
@@ -188,14 +204,15 @@ class _Planner:
 
     def _speed(self, config: RunConfig, records: list[Record], known: dict[tuple[Any, ...], Speed]) -> Speed:
         data = self.load(config.dataset, config.data_dir, config.choices())
-        if recorded := recorded_speed(records, config, data.fingerprint):
+        if recorded := recorded_speed(records, config, data.fingerprint, self.processes):
             return recorded
         for (_defense, *model), speed in known.items():
             if tuple(model) == _model_key(config):
                 return speed
         # If the cells run elsewhere, only this machine can be timed.
         here = torch.device("cpu") if self.elsewhere else self.models[_model_key(config)]
-        return measured_speed(config, data, here)
+        speed = measured_speed(config, data, here)
+        return replace(speed, source=f"{speed.source}, in one process") if self.processes > 1 else speed
 
 
 def _model_key(config: RunConfig) -> tuple[Any, ...]:
