@@ -301,6 +301,29 @@ def test_an_error_names_its_process(
     assert lines(found) == [said]
 
 
+def test_the_last_line_can_go_elsewhere(
+    together: Callable[..., list[tuple[int, str]]], tmp_path: Path
+) -> None:
+    """To a program that starts the processes and whose user does not see their stderr."""
+
+    def work(_rank: int) -> None:
+        others = join()
+
+        def do(_order: object) -> None:
+            raise InputError("no file there")
+
+        if isinstance(others, Leader):
+            others.last_line = (tmp_path / "said").write_text
+            with others.leading():
+                others.order("go")
+                others.answers()
+        elif others is not None:
+            others.serve(do)
+
+    assert together(work) == [(2, "")] * 2
+    assert (tmp_path / "said").read_text() == "process 1 of 2: no file there"
+
+
 MODELS = """
 import torch
 from torch import nn

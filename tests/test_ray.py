@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from advbench import run
 from advbench.benchmark.prepare import prepare
 from advbench.cli.main import invoke
 from advbench.runtime.events import Event
-from advbench.sweep.cluster import _task, _workplace
+from advbench.sweep.cluster import Resources, _task
+from advbench.sweep.on_node import workplace
 from advbench.sweep.one_run import Job, perform
 from advbench.sweep.transfer import FOLDER
 from leaderboards import comparable, find_records
@@ -77,11 +79,11 @@ def test_what_a_lost_task_has_finished_is_gone_on_with(
         if event.kind == "cell" and event.stage == 1:
             raise Stop
 
-    with pytest.raises(Stop), _workplace(job.identity) as folder:
+    with pytest.raises(Stop), workplace(job.identity) as folder:
         perform(job, folder, [die])
-    with _workplace(job.identity) as folder, _workplace(job.identity) as other:
+    with workplace(job.identity) as folder, workplace(job.identity) as other:
         assert folder != other
-    sent = list(_task(job, 0.0))
+    sent = list(_task(job, Resources()))
     assert (sent[0][0], sent[-1]) == ("begin", ("whole",))
     log = b"".join(message[2] for message in sent if message[:2] == ("piece", "log.jsonl"))
     kinds = [json.loads(line)["kind"] for line in log.splitlines()]
@@ -131,6 +133,42 @@ def test_a_killed_sweep_goes_on_and_its_records_are_the_local_ones(address: str,
         assert verify_checksums(there) == []
         for weights in ("model.safetensors", "stages/0.safetensors", "stages/1.safetensors"):
             assert (there / weights).read_bytes() == (here / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_cell_and_a_killed_sweep_goes_on(address: str, tmp_path: Path) -> None:
+    """Of two nodes; the record is the one that torchrun with two processes makes."""
+    pytest.importorskip("ray.train", reason="Ray Train is not installed: pip install 'advbench[ray]'")
+    options = {**TINY, "defense": "at", "sequence": "fgsm,pgd:steps=5", "epochs": 8, "points": 60}
+    grid, runs_dir = tmp_path / "grid.yaml", tmp_path / "runs"
+    grid.write_text(yaml.safe_dump(options))
+    command = ["sweep", str(grid), "--runs-dir", str(runs_dir), "--ray", address, "--processes-per-run", "2"]
+    with workplace(prepare(options, processes=2).identity) as folder:
+        place = folder
+    first = start(*command)
+    until = time.monotonic() + PATIENCE
+    while not any('"cell"' in log.read_text() for log in place.glob("*/log.jsonl")):
+        assert first.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    first.kill()
+    first.communicate(timeout=PATIENCE)
+    assert not runs_dir.exists()
+    again = start(*command)
+    out, err = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, err
+    assert "1 of 1 run complete" in out
+    [done] = runs_dir.glob("*/log.jsonl")
+    kinds = [json.loads(line)["kind"] for line in done.read_text().splitlines()]
+    assert [kind for kind in kinds if kind in ("start", "resume", "end")] == ["start", "resume", "end"]
+    flags = ["--defense", "at", "--sequence", options["sequence"], "--unseen", "none", "--epochs", "8"]
+    flags += ["--set", "pretrain.epochs=1", "--set", "eps_warmup=0", "--points", "60", "--threads", "1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    flags += ["--device", "cpu", "--runs-dir", str(tmp_path / "torchrun")]
+    subprocess.run([*launcher, "advbench", "run", *flags], check=True, capture_output=True, timeout=PATIENCE)
+    expected = records_of(tmp_path / "torchrun")
+    assert records_of(runs_dir) == expected
+    assert next(iter(expected.values()))["environment"]["processes"] == 2
 
 
 def test_no_cluster_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from tiny_runs import TINY, records_of
 
 from advbench import run
 from advbench.audit.battery import battery, transfers
+from advbench.benchmark.prepare import prepare
 from advbench.cli.main import invoke
 from advbench.config.options import Options
 from advbench.config.resolve import bound_attacks
+from advbench.sweep.cluster import Resources, check_room
 from advbench.sweep.estimate import Sizes, cost_of, makespan, recorded_speed, work_of
 from advbench.sweep.grid import GridCell, parse_grid, parse_seeds, read_grid
 from advbench.sweep.one_run import Job, perform
@@ -281,6 +284,11 @@ def test_a_wrong_grid_is_one_line(case: str, tmp_path: Path, capsys: pytest.Capt
         ("--workers 0", "workers"),
         ("--workers many", "workers"),
         ("--cpus 2", "need --ray"),
+        ("--gpus-per-run 2", "need --ray: add --ray local for this machine"),
+        ("--processes-per-run 2", "need --ray: add --ray local for this machine"),
+        ("--processes-per-run 0", "processes-per-run"),
+        ("--ray local --gpus-per-run 1.6", "must be a whole number above 1: write 2"),
+        ("--ray local --gpus 2 --processes-per-run 3", "contradict each other: each process takes one GPU"),
         ("--gpus 1", "need --ray"),
         ("--memory 1GB", "need --ray"),
         ("--ray local --workers 2", "--workers is for this machine"),
@@ -310,6 +318,9 @@ def test_missing_files_and_packages_are_one_line(
     monkeypatch.setitem(sys.modules, "ray", None)
     said = refused(grid, runs_dir, capsys, "--ray", "local")
     assert "ray is not installed: pip install 'advbench[ray]'" in said
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    said = refused(grid, runs_dir, capsys, "--ray", "local", "--processes-per-run", "2")
+    assert "several processes for a run need Ray Train: pip install 'advbench[ray]'" in said
 
 
 # --- the plan ---
@@ -369,7 +380,31 @@ def test_a_recorded_speed_gives_back_what_the_run_took(brief_run: Any) -> None:
     sizes = Sizes(1293, 144, 360, 10)
     assert speed.seconds(work_of(config, sizes)) == pytest.approx(taken, rel=1e-9)
     assert recorded_speed([record], config, "another") is None
+    assert recorded_speed([record], config, fingerprint, processes=2) is None
     assert recorded_speed([record], config.model_copy(update={"model": "mlp"}), fingerprint) is None
+
+
+def test_a_plan_for_several_processes(tmp_path: Path) -> None:
+    """Its identities are those that the processes will find; one GPU for all of them is refused."""
+    options = {**TINY, "defense": "at"}
+    plan = make_plan([GridCell(options, 0)], tmp_path, elsewhere=True, processes=2)
+    assert plan.processes == 2
+    assert plan.cells[0].identity == prepare(options, processes=2).identity != prepare(options).identity
+    assert plan.speeds[0].source.endswith("in one process")
+    grid = [GridCell({**options, "device": "cuda:1"}, 0)]
+    with pytest.raises(InputError, match=r"is one GPU, and each run takes 2 processes: write device: cuda"):
+        make_plan(grid, tmp_path, elsewhere=True, gpus=2, processes=2)
+
+
+def test_a_machine_with_too_few_gpus_is_refused() -> None:
+    """Or CPUs, where nothing can be added."""
+    need = Resources(cpus=2, gpus=2, processes=2)
+    assert need.each == {"CPU": 2, "GPU": 1}
+    check_room({"CPU": 4.0, "GPU": 2.0}, need)
+    with pytest.raises(InputError, match="takes 4 CPUs in 2 processes, and this machine has 2: lower --cpus"):
+        check_room({"CPU": 2.0, "GPU": 2.0}, need)
+    with pytest.raises(InputError, match="takes 2 GPUs in 2 processes, and this machine has 0: lower --gpus"):
+        check_room({"CPU": 4.0}, need)
 
 
 def test_workers_share_the_time() -> None:

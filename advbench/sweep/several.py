@@ -61,19 +61,21 @@ def run_together(job: Job, processes: int, resources: dict[str, float]) -> Itera
 
 
 def _train(job: Job, processes: int, resources: dict[str, float], outbox: Any) -> None:
-    from ray.train import RunConfig, ScalingConfig
+    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # Its classes depend on a setting that type checkers do not know.
+    train: Any = ray.train
     gpu = bool(resources.get("GPU"))
     with tempfile.TemporaryDirectory(prefix="advbench-") as folder:
         TorchTrainer(
             _take_part,
             train_loop_config={"job": job, "outbox": outbox},
             torch_config=TorchConfig("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=LIMIT),
-            scaling_config=ScalingConfig(
+            scaling_config=train.ScalingConfig(
                 num_workers=processes, use_gpu=gpu, resources_per_worker=resources, placement_strategy="PACK"
             ),
-            run_config=RunConfig(
+            run_config=train.RunConfig(
                 name=job.identity,
                 storage_path=folder,
                 # Hide GPUs that Ray leaves visible: a cell without GPUs was planned for the CPU.
