@@ -138,7 +138,7 @@ def test_a_killed_sweep_goes_on_and_its_records_are_the_local_ones(address: str,
 @pytest.mark.slow
 def test_two_processes_train_a_cell_and_a_killed_sweep_goes_on(address: str, tmp_path: Path) -> None:
     """Of two nodes; the record is the one that torchrun with two processes makes."""
-    pytest.importorskip("ray.train", reason="Ray Train is not installed: pip install 'advbench[ray]'")
+    pytest.importorskip("ray.train", reason="pip install 'advbench[ray]'", exc_type=ImportError)
     options = {**TINY, "defense": "at", "sequence": "fgsm,pgd:steps=5", "epochs": 8, "points": 60}
     grid, runs_dir = tmp_path / "grid.yaml", tmp_path / "runs"
     grid.write_text(yaml.safe_dump(options))
