@@ -128,6 +128,7 @@ class Defense(Trainable):
         self.check_attacks(attacks)
         self.check_plan(plan)
         check_data(data, plan, validation)
+        data = self.stage_batches(data)
         if resume is not None:
             resume.state.restore(self)
         self._alike(start=True)
@@ -164,6 +165,13 @@ class Defense(Trainable):
         processes.share_state(self)
         if start and processes.rank():
             self.passes = Passes()
+
+    def stage_batches(self, data: Batches) -> Batches:
+        """The batches that a stage trains on, by default those of ``data``; called before :meth:`begin`.
+
+        A resumed stage calls it too, before the snapshot is restored.
+        """
+        return data
 
     def begin(self, stage: Stage) -> None:
         """Prepare for a stage before it trains; a defense that grows may add modules here."""

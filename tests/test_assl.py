@@ -272,7 +272,7 @@ class TestSpaces:
         ({"experts": 0}, "experts=0 must be at least 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0 and finite"),
         ({"need": "hrad"}, "unknown need 'hrad': did you mean 'hard'"),
-        ({"select": "bth"}, "unknown selection 'bth': did you mean 'both'"),
+        ({"select": "bth"}, "unknown select 'bth': did you mean 'both'"),
     ],
 )
 def test_parameters_are_checked(given: dict[str, Any], said: str) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from advbench.data import TensorLoader, load_dataset
 from attacks_pool import pool
 from attacks_pool.calling.randomness import PartGenerator, keyed_generator
-from defenses import registry
+from defenses import Defense, registry
 from defenses.training import processes
 from defenses.training.processes import Part, current, part_of, working_on
 
@@ -73,6 +73,11 @@ def test_what_happens_to_a_stage() -> None:
     assert "not a number" in found["one diverges"]["error"]
     assert found["sampler"]["between processes"] == 0
     assert found["tiny batches"]["from one process"] < ROUNDING
+
+
+def test_no_defense_has_a_fit_of_its_own() -> None:
+    """Such a defense trains in one process alone."""
+    assert all(registry.resolve(name)[0].fit is Defense.fit for name in registry.names())
 
 
 def test_parts_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

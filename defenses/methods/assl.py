@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
@@ -18,7 +18,7 @@ from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.logits import ask
 from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator
 from attacks_pool.errors import InputError, unknown
-from defenses.base import Batches, Progress, Stage
+from defenses.base import Batches, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.checks import above_zero, at_least_one, needs_attack
 from defenses.parts.encoding import at_least_float32
@@ -30,7 +30,6 @@ from defenses.parts.mixing import craft_batch
 from defenses.parts.pool import PoolBatches, gathered, keys_of, outliers, sparseness, spread
 from defenses.registry import register
 from defenses.training.plan import TrainPlan
-from defenses.training.snapshot import Snapshot
 from defenses.training.stage import once_more
 from defenses.training.tally import Report, Table
 
@@ -123,7 +122,7 @@ class ASSL(AdaptedDefense):
             raise InputError(f"backbone_share={backbone_share} must be above 0 and below 1")
         at_least_one(cells=cells, neighbours=neighbours, experts=experts)
         above_zero(temperature=temperature, expert_rate=expert_rate)
-        for name, value, kind in (("selection", select, Select), ("need", need, Need)):
+        for name, value, kind in (("select", select, Select), ("need", need, Need)):
             if value not in get_args(kind):
                 raise unknown(name, value, get_args(kind))
         super().__init__(
@@ -148,32 +147,10 @@ class ASSL(AdaptedDefense):
         """Whether the semantic spaces are found and the backbone is frozen."""
         return bool(self.centres.any())
 
-    def fit(
-        self,
-        data: Batches,
-        attacks: Sequence[Attack],
-        *,
-        plan: TrainPlan | None = None,
-        progress: Callable[[Progress], None] | bool | None = None,
-        validation: Batches | None = None,
-        checkpoint: Callable[[Snapshot], None] | None = None,
-        resume: Snapshot | None = None,
-    ) -> list[dict[str, float]]:
-        """Train one stage on a pool of ``data``; see ``Defense.fit``."""
-        pooled = PoolBatches(data, key_seed("assl", self.seed))
-        self._batches = pooled
-        try:
-            return super().fit(
-                pooled,
-                attacks,
-                plan=plan,
-                progress=progress,
-                validation=validation,
-                checkpoint=checkpoint,
-                resume=resume,
-            )
-        finally:
-            self._batches = None
+    def stage_batches(self, data: Batches) -> Batches:
+        """The batches of ``data`` until a pool is chosen, then those of the pool."""
+        self._batches = PoolBatches(data, key_seed("assl", self.seed))
+        return self._batches
 
     def begin(self, stage: Stage) -> None:
         """Choose the first half of the pool, and add experts without effect.
@@ -224,7 +201,7 @@ class ASSL(AdaptedDefense):
         pool = self._batches
         if self.divided and pool is not None and pool.x is not None and pool.y is not None:
             self._describe(pool.x.to(self.device), pool.y.to(self.device), stage)
-        self._chosen, self._dropped = [], []
+        self._batches, self._chosen, self._dropped = None, [], []
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the backbone, or through the experts, differentiable through w too."""
