@@ -35,7 +35,7 @@ class EvalOptions(Given):
 
     model: str = option(
         "A model that advbench models lists, package.module:factory, a .pt, .ts or .pt2 file, "
-        "torchvision:NAME, timm:NAME or robustbench:NAME.",
+        "torchvision:NAME, timm:NAME, robustbench:NAME, or a run's directory.",
         default=...,
         autocompletion=model_names,
     )

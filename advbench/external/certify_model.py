@@ -21,6 +21,7 @@ from advbench.evaluation.certificates.proving import check_ball
 from advbench.evaluation.certificates.smoothing import ALPHA, DRAWS, Smoothing
 from advbench.external.load import load_foreign
 from advbench.external.request import EvalRequest
+from advbench.external.run_models import network_of
 from advbench.runs.certificate_record import attacked, certificate_path, certificate_tree, write_certificates
 from advbench.runs.directory import plain_name
 from advbench.runs.machine import describe
@@ -28,7 +29,6 @@ from advbench.runs.saved import Run
 from advbench.runtime.device import choose_device, reproducible, undisturbed
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.metadata import BUDGETS, whole_number
-from defenses import Defense
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,12 @@ def certify_run(run: Run, asked: CertifyRequest, told: Told | None = None) -> tu
         InputError: the model cannot be read, has no bounds, is stochastic or target-aware.
         RecordError: the run's outcomes cannot be read, or the record cannot be written.
     """
-    defense = run.model
-    if run.record.config.get("target_aware"):
-        raise InputError(
-            f"run {run.record.id} is target-aware: each attack meets another network, and a certificate is "
-            "of one network"
-        )
-    if defense.info.stochastic and asked.method != SMOOTHING:
+    model = network_of(run)
+    if run.model.info.stochastic and asked.method != SMOOTHING:
         raise InputError(
             f"run {run.record.id} answers at random, which bounds do not cover: --method smoothing "
             "certifies a smoothed version of any model"
         )
-    model: nn.Module = defense.view(None)
-    if isinstance(model, Defense) and type(model).forward is Defense.forward:
-        # It only hands images to its classifier, in a way that cannot be traced.
-        model = model.model
     found, tree = _certified(model, run.data, asked, {"run": run.record.id}, run, told)
     return write_certificates(asked.save or certificate_path(run.path, found), tree), tree
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advbench.data import DataSet
 from advbench.evaluation.abstaining import LAST
 from advbench.external.model_files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
+from advbench.external.run_models import is_run, model_of_run
 from advbench.external.wrapper import ForeignModel
 from advbench.external.zoos import THREAT, THREATS, from_robustbench
 from advbench.models import FORMS, MODELS, Normalize, build_model, changes_images
@@ -110,8 +111,8 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
     if source.model_dir is not None and not text.startswith(ROBUSTBENCH):
         raise InputError("--model-dir is where RobustBench's checkpoints are: it goes with robustbench:NAME")
     path = Path(text).expanduser()
-    program = path.suffix in (*SCRIPTS, EXPORTED)
-    if source.model_args and (program or text.startswith(ROBUSTBENCH)):
+    program, run = path.suffix in (*SCRIPTS, EXPORTED), is_run(path)
+    if source.model_args and (program or run or text.startswith(ROBUSTBENCH)):
         raise InputError(f"model {text!r} is built already: --model-arg goes with {FORMS}")
     if path.suffix == ".safetensors":
         raise InputError(f"model {text!r} contains only weights: give {WITH_FACTORY}")
@@ -120,6 +121,11 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
             raise InputError(f"model {text!r} has weights of its own: --weights goes with a factory or a zoo")
         wrapped = load_program(path, data.image_shape, data.num_classes + abstain, trust=source.trust)
         file = path
+    elif run:
+        if file is not None:
+            raise InputError(f"model {text!r} is a run with weights of its own: --weights goes with {FORMS}")
+        network, text, file = model_of_run(path, trust=source.trust)
+        wrapped = ForeignModel(network, text, data.num_classes + abstain)
     else:
         inner, file = _built(source, data, seed, data.num_classes + abstain)
         wrapped = ForeignModel(inner, text, data.num_classes + abstain)
@@ -152,7 +158,7 @@ def _built(source: Source, data: DataSet, seed: int, classes: int) -> tuple[nn.M
             model_dir=source.model_dir,
         )
     if text not in MODELS and ":" not in text:
-        more = "a .pt, .ts or .pt2 file, or robustbench:NAME"
+        more = "a .pt, .ts or .pt2 file, robustbench:NAME, or a run's directory"
         raise unknown("model", text, MODELS, see=f"allowed: {FORMS}, {more}")
     channels, *size = data.image_shape
     model = build_model(

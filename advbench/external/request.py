@@ -25,8 +25,8 @@ class EvalRequest:
 
     Attributes:
         model: ``package.module:factory``, a TorchScript (``.pt``) or exported (``.pt2``) file that is
-            trusted, ``torchvision:NAME``, ``timm:NAME``, ``robustbench:NAME``; or a module, or a function,
-            from images (N, C, H, W) in [0, 1] to logits (N, K).
+            trusted, ``torchvision:NAME``, ``timm:NAME``, ``robustbench:NAME``, or a run's directory; or a
+            module, or a function, from images (N, C, H, W) in [0, 1] to logits (N, K).
         model_args: further arguments of the factory, or of the network of torchvision or timm.
         dataset: a name that ``advbench datasets`` lists, ``package.module:factory``, or an object: a torch
             data set, a ``DataLoader``, or a pair of images and labels.
