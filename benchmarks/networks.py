@@ -1,7 +1,7 @@
 """Every registered defense on five networks: does it train, evaluate and merge, what do adapters reach?
 
     python benchmarks/networks.py --page docs/networks.md
-    python benchmarks/networks.py --defense at --network resnet18 --results /tmp/networks.json
+    python benchmarks/networks.py --defense at --network resnet18 --results networks.json
 
 Measures the pairs that the results file lacks, on random images with two optimizer steps each, and prints
 the table as Markdown. With ``--again``, it measures the chosen pairs anew. With ``--page``, the table goes
