@@ -3,10 +3,11 @@
     python benchmarks/processes.py
     python benchmarks/processes.py --batches 3 --side 8 --model digits-cnn --repeats 1
 
-Adversarial training with PGD on random images, in turns: one process alone, and two that ``torchrun`` starts,
-which exchange gradients with gloo. Each process is bound to one core. The speed is that of the batches after
-the first one, in images per second. The script exits with 1 if the median for two processes is below 1.7
-times that for one.
+Adversarial training with PGD on random images, in turns: one process alone; two that ``torchrun`` starts,
+which share each batch and exchange gradients with gloo; and two that train networks of their own on half
+batches, which is the most that two cores of this machine can do together. Each process is bound to one core.
+The speed is that of the batches after the first one, in images per second. The script exits with 1 if the
+median for two processes is below 1.7 times that for one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from attacks_pool import pool
 from defenses import Progress, TrainPlan, registry
 
 LEAST_RATIO = 1.7
+ALONE, TOGETHER, APART = "1 process", "2 processes", "2 that share nothing"
+SOURCE = Path(__file__).resolve()
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE.parents[1]), "OMP_NUM_THREADS": "1"}
 
 
 def main() -> int:
@@ -44,18 +48,42 @@ def main() -> int:
     if options.worker:
         train(options.model, options.side, options.batch, options.batches)
         return 0
-    speeds: dict[int, list[float]] = {1: [], 2: []}
+    speeds: dict[str, list[float]] = {ALONE: [], TOGETHER: [], APART: []}
     for _ in range(options.repeats):
-        for count, found in speeds.items():
-            found.append(speed_of(count, sys.argv[1:]))
+        speeds[ALONE].append(speed_of(1, sys.argv[1:]))
+        speeds[TOGETHER].append(speed_of(2, sys.argv[1:]))
+        speeds[APART].append(speed_apart([*sys.argv[1:], "--batch", str(options.batch // 2)]))
     print(f"{options.model}, {options.side} pixels, batches of {options.batch}; images per second:")
-    for count, found in speeds.items():
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    for name, found in speeds.items():
         turns = " ".join(f"{speed:8.1f}" for speed in found)
-        name = "1 process" if count == 1 else f"{count} processes"
-        print(f"{name:<12} {turns}   median {statistics.median(found):.1f}")
-    ratio = statistics.median(speeds[2]) / statistics.median(speeds[1])
+        print(f"{name:<22} {turns}   median {medians[name]:.1f}")
+    ratio = medians[TOGETHER] / medians[ALONE]
     print(f"two processes are {ratio:.2f} times as fast as one; at least {LEAST_RATIO} is expected")
+    print(f"two that share nothing are {medians[APART] / medians[ALONE]:.2f} times as fast")
     return 0 if ratio >= LEAST_RATIO else 1
+
+
+def speed_apart(given: list[str]) -> float:
+    """The images per second of two processes that train networks of their own, together.
+
+    Raises:
+        RuntimeError: one of them fails.
+    """
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SOURCE), "--worker", *given],
+            env={**ENVIRONMENT, "RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    printed = [process.communicate() for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError("".join(errors for _, errors in printed))
+    return sum(float(output.split()[-1]) for output, _ in printed)
 
 
 def speed_of(count: int, given: list[str]) -> float:
@@ -65,10 +93,9 @@ def speed_of(count: int, given: list[str]) -> float:
         RuntimeError: they fail.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    source = Path(__file__).resolve()
     done = subprocess.run(
-        [sys.executable, *(launcher if count > 1 else []), str(source), "--worker", *given],
-        env={**os.environ, "PYTHONPATH": str(source.parents[1]), "OMP_NUM_THREADS": "1"},
+        [sys.executable, *(launcher if count > 1 else []), str(SOURCE), "--worker", *given],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -79,7 +106,10 @@ def speed_of(count: int, given: list[str]) -> float:
 
 
 def train(network: str, side: int, size: int, batches: int) -> None:
-    """Train for one batch more than ``batches``; process 0 prints the images per second of the others."""
+    """Train for one batch more than ``batches``; print the images per second of the others.
+
+    Of processes that train together, process 0 prints.
+    """
     number, count = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
@@ -100,7 +130,7 @@ def train(network: str, side: int, size: int, batches: int) -> None:
     plan = TrainPlan(epochs=1, batch_size=size)
     pgd = pool.get("pgd", eps=8 / 255)
     defense.fit(list(zip(images, labels, strict=True)), [pgd], plan=plan, progress=progress)
-    if number == 0:
+    if number == 0 or count == 1:
         print(size * batches / (ended[-1] - ended[0]))
     if count > 1:
         distributed.destroy_process_group()
