@@ -71,7 +71,7 @@ def test_a_sound_run_is_ok() -> None:
     assert result.verdict == "ok"
     assert result.flags == []
     assert result.checks == list(IN_A_RUN)
-    assert len(set(CHECKS)) == 20
+    assert len(set(CHECKS)) == 21
     assert result.probes == []
 
 

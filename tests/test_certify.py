@@ -13,6 +13,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from advbench import Run, load_run
+from advbench.audit.stored import audit_run
 from advbench.cli.main import invoke
 from advbench.data import Split
 from advbench.evaluation.certificates.certified import accepted_radius, certify_points
@@ -167,6 +168,21 @@ def test_an_attack_below_a_certificate_is_said(
     )
     assert certify(str(own_run), "--points", "20", "--eps", "0.0001") == 1
     assert "attack-below-certificate" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("short_probes")
+def test_the_audit_reads_certificates(own_run: Path) -> None:
+    """A second audit finds a point that is proved and broken."""
+    assert certify(str(own_run), "--points", "20", "--eps", "0.2", "--method", "ibp") == 0
+    assert "attack-below-certificate" in audit_run(load_run(own_run), points=5).checks
+    path = own_run / "certificates" / "linf-0.2.json"
+    tree = json.loads(path.read_text())
+    tree["outcomes"]["certified"] = tree["outcomes"]["clean"]
+    tree["counts"]["certified"] = tree["counts"]["clean_correct"]
+    path.write_text(json.dumps(tree))
+    found = audit_run(load_run(own_run), points=5)
+    assert "attack-below-certificate" in {flag.code for flag in found.flags}
+    assert found.verdict != "ok"
 
 
 def test_a_model_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

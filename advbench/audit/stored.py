@@ -18,6 +18,7 @@ from advbench.runtime.device import undisturbed
 from attacks_pool import Attack
 from leaderboards import Audit, Flag, RecordError, read_outcomes
 from leaderboards.audits.following import verdict_of
+from leaderboards.audits.proofs import certified
 
 RECORDED = ("nan-logits", "changed-model", "stochastic")
 """Flags that were raised while the run was measured and do not follow from its stored outcomes."""
@@ -26,6 +27,8 @@ RECORDED = ("nan-logits", "changed-model", "stochastic")
 @undisturbed()
 def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -> Audit:
     """Probe the final model of a run and audit it with the run's measurements; nothing is written.
+
+    If ``advbench certify`` has proved points of the run, no attack of the record may break one of them.
 
     Args:
         run: the run, whose weights, data and stored outcomes are read.
@@ -58,7 +61,8 @@ def audit_run(run: Run, *, surrogate: Run | None = None, points: int = POINTS) -
     known = {flag.code for flag in found.flags}
     kept = [flag for flag in run.record.audit.flags if flag.code in RECORDED and flag.code not in known]
     flags: list[Flag] = [*kept, *found.flags]
-    return found.model_copy(update={"flags": flags, "verdict": verdict_of(flags)})
+    whole = found.model_copy(update={"flags": flags, "verdict": verdict_of(flags)})
+    return certified(run.path, run.record).added_to(whole)
 
 
 def row_0(run: Run) -> tuple[str, nn.Module]:

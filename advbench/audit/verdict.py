@@ -21,6 +21,7 @@ from leaderboards.audits.following import (
     from_outcomes,
     verdict_of,
 )
+from leaderboards.audits.proofs import BELOW
 
 IN_A_RUN = (
     "nan-logits",
@@ -45,7 +46,7 @@ BY_PROBES = (
 )
 BY_TRANSFER = ("transfer-beats-white-box",)
 BY_HELD_OUT = (MEMORISED,)
-CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER, *BY_HELD_OUT)
+CHECKS = (*IN_A_RUN, *BY_PROBES, *BY_TRANSFER, *BY_HELD_OUT, BELOW)
 
 
 def audit(

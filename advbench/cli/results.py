@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rich.text import Text
 
-from advbench.cli.echo import echo
+from advbench.cli.echo import echo, warn
 from advbench.cli.shading import has_shades, shaded
 from advbench.runs.saved import Run
 from advbench.runs.tables import (
     abstained_text,
     audit_text,
+    bracket_table,
     class_table,
     headline,
     matrix_table,
@@ -26,6 +27,7 @@ from advbench.runs.tables import (
 )
 from advbench.runtime.console import COMPACT, in_blocks, output
 from leaderboards import Record, result_of, rows, to_table, trust_of
+from leaderboards.audits.proofs import certified
 from leaderboards.printable import in_line
 from leaderboards.records.trust import Trust
 
@@ -47,7 +49,10 @@ def print_run(run: Run, *, per_class: bool | None = None) -> None:
         run: the run.
         per_class: show the table by class; None shows it below :data:`MANY_CLASSES` classes.
     """
-    console, record = output(), run.record
+    proofs = certified(run.path, run.record)
+    for line in proofs.problems:
+        warn(in_line(f"not shown: {line}"))
+    console, record = output(), proofs.judged(run.record)
     console.print(Text(headline(record), style="bold"), soft_wrap=True)
     for table in in_blocks(matrix_table(record), console.width):
         console.print(shaded(table) if has_shades(console) else table)
@@ -62,6 +67,8 @@ def print_run(run: Run, *, per_class: bool | None = None) -> None:
         console.print(transferred)
     if (threats := threat_table(record, run.path)) is not None:
         console.print(threats)
+    if proofs.brackets:
+        console.print(bracket_table(proofs.brackets))
     if len(record.per_class) < MANY_CLASSES if per_class is None else per_class:
         for table in in_blocks(class_table(record), console.width):
             console.print(table)

@@ -13,10 +13,9 @@ from leaderboards import Record, write_json
 from leaderboards.errors import os_errors
 from leaderboards.records.layout import CERTIFICATES, OUTCOMES
 from leaderboards.records.store import read_outcomes
+from leaderboards.statistics.brackets import attacks_inside
 
 SCHEMA = 1
-LARGER = ("l1", "l2", "linf")
-"""Norms in an order in which the ball of each lies in the balls of the later ones with the same radius."""
 
 
 def attacked(
@@ -37,17 +36,7 @@ def attacked(
     Raises:
         RecordError: stored outcomes cannot be read.
     """
-    last = record.stages[-1].index
-    measured = {cell.attack: cell.n for cell in record.cells if cell.stage == last}
-    inside = [
-        number
-        for number, attack in enumerate(record.attacks)
-        if attack.norm in LARGER
-        and LARGER.index(attack.norm) <= LARGER.index(norm)
-        and attack.eps is not None
-        and attack.eps <= eps * (1 + 1e-9)
-        and measured.get(attack.text, 0) >= points
-    ]
+    inside = attacks_inside(record, (norm, eps), points)
     if not inside:
         return [], []
     _, robust = read_outcomes(run_dir / OUTCOMES)

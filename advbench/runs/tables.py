@@ -12,6 +12,7 @@ from leaderboards.errors import RecordError
 from leaderboards.printable import in_line
 from leaderboards.records.layout import EVALUATED, OUTCOMES
 from leaderboards.records.store import read_outcomes
+from leaderboards.statistics.brackets import Bracket, spoken_ball
 from leaderboards.statistics.naming import attack_name, model_name, short_names
 from leaderboards.statistics.reported import number_text
 from leaderboards.statistics.threats import worst_cases
@@ -44,6 +45,17 @@ def threat_table(record: Record, directory: Path) -> Table | None:
     for case in cases:
         share = f"{100 * case.accuracy:.1f}"
         table.add_row(case.grouping, case.group, str(len(case.attacks)), str(case.n), share)
+    return table
+
+
+def bracket_table(brackets: Sequence[Bracket]) -> Table:
+    """Bounds of the robust accuracy within each budget that certificates speak about."""
+    columns = ("within", "points", "certified", "attacked", "robust accuracy")
+    table = _table("Certified points, and points that survive every attack", columns, ("within",))
+    for one in brackets:
+        shares = f"{100 * one.low / one.points:.1f} to {100 * one.high / one.points:.1f} %"
+        counts = (one.points, one.low, one.high)
+        table.add_row(spoken_ball(one.ball), *map(str, counts), shares)
     return table
 
 

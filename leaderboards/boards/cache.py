@@ -24,6 +24,7 @@ import pydantic_core
 
 from leaderboards.audits.contradictions import first_contradiction
 from leaderboards.audits.finished import read_finished
+from leaderboards.boards.bracketing import with_certificates
 from leaderboards.errors import RecordError
 from leaderboards.records.layout import OUTCOMES, RECORD
 from leaderboards.records.limits import check_plain
@@ -214,7 +215,8 @@ def find_results(runs_dir: Path) -> tuple[list[Result], list[str]]:
             found = None
         known = cache.result(path, found) if found is not None else None
         try:
-            results.append(known or _read(path, cache, found, problems))
+            result = known or _read(path, cache, found, problems)
+            results.append(with_certificates(result, problems))
         except RecordError as error:
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 problems.append(str(error))

@@ -2,12 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from leaderboards.boards.labels import audit, short_hash
 from leaderboards.boards.row import Row
 from leaderboards.boards.values import COST_PARTS, PARTS, PLAIN, cell, full_name, known_keys, scalar
 from leaderboards.errors import RecordError, unknown
+from leaderboards.statistics.brackets import (
+    ATTACKED,
+    BOUNDS,
+    CERTIFIED,
+    ball_of,
+    balls_of,
+    is_bound,
+    spoken_ball,
+    spoken_bound,
+)
 from leaderboards.statistics.keys import SHORT, sign_of
 from leaderboards.statistics.metrics import COMPETITIVENESS, METRICS
 from leaderboards.statistics.naming import brief
@@ -16,7 +26,7 @@ from leaderboards.statistics.results import COSTS
 from leaderboards.statistics.summary import Summary
 from leaderboards.statistics.under import attack_of
 
-Kind = Literal["text", "count", "number", "spread", "interval"]
+Kind = Literal["text", "count", "number", "spread", "interval", "bounds"]
 
 LABEL: Final = "label"
 AUDIT: Final = "audit"
@@ -47,7 +57,7 @@ class Column:
 
     ``metric`` is the metric or cost that it shows, if any; ``sign`` is the better direction (0: neither).
     With ``spread``, values are shown as mean ± standard deviation; with ``interval``, as both ends; with
-    ``percent``, fractions are shown as percentages.
+    ``percent``, fractions are shown as percentages. ``bounds`` shows a certified and an attacked share.
     """
 
     name: str
@@ -63,10 +73,20 @@ class Column:
         return self.kind == "text"
 
 
+class Ends(NamedTuple):
+    """Certified and attacked share, on average over ``n`` of the row's seeds."""
+
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+
 def column_of(name: str, rows: Sequence[Row]) -> Column:
     """The column of a name: a key of `flat`, ``params.NAME`` and the like, a metric or cost (mean ± standard
     deviation), ``METRIC_interval``, ``label`` or ``audit``. Metrics also have short names. ``robust.ATTACK``
-    is a column if the rows were computed with it, see `ranking.rows`.
+    is a column if the rows were computed with it, see `ranking.rows`; ``bounds.linf-0.2`` is one if some row
+    has a certificate for that ball.
 
     Raises:
         RecordError: there is no such column.
@@ -76,6 +96,9 @@ def column_of(name: str, rows: Sequence[Row]) -> Column:
         return Column(full, _READING[full], "text")
     if full == "seeds":
         return Column(full, full, "count")
+    balls = balls_of(metric for row in rows for metric in row.metrics)
+    if (ball := ball_of(full)) in balls:
+        return Column(full, f"{spoken_ball(ball)} certified to attacked", "bounds", CERTIFIED + ball, 0, True)
     extra = {metric for row in rows for metric in row.metrics} - set(METRICS)
     for metric in (*METRICS, *COSTS, *sorted(extra)):
         parts = COST_PARTS if metric in COSTS else (*PARTS, "interval")
@@ -83,7 +106,7 @@ def column_of(name: str, rows: Sequence[Row]) -> Column:
             return _metric_column(metric, full.removeprefix(metric).removeprefix("_"))
     known = known_keys(rows)
     if full not in known:
-        choices = [*SHORT, *_READING, *known, *METRICS, *COSTS, *extra]
+        choices = [*SHORT, *_READING, *known, *METRICS, *COSTS, *extra, *(BOUNDS + ball for ball in balls)]
         raise RecordError(f"unknown column {unknown(name, choices, [*_READING, *PLAIN, *SHORT, *COSTS])}")
     values = [cell(row, full) for row in rows]
     numeric = bool(rows) and all(isinstance(value, int | float | None) for value in values)
@@ -96,7 +119,8 @@ def _metric_column(metric: str, part: str) -> Column:
     kind = kinds.get(part, "number")
     ranked = metric not in COSTS and not is_reported(metric) and part in ("", "mean")
     sign = sign_of(metric) if ranked else 0
-    named = _HEADINGS.get(metric, attack_of(metric) or metric.replace("_", " "))
+    spoken = spoken_bound(metric) if is_bound(metric) else metric.replace("_", " ")
+    named = _HEADINGS.get(metric, attack_of(metric) or spoken)
     heading = named + _PART_HEADINGS.get(part, f" {part}")
     name = f"{metric}_{part}" if part else metric
     percent = not (metric in COSTS or metric.endswith(("psnr", "ssim")) or is_reported(metric))
@@ -123,6 +147,7 @@ def default_columns(rows: Sequence[Row], *, compact: bool = False) -> list[Colum
         names += shown
     beside = [name for name in COMPETITIVENESS if any(name in row.metrics for row in rows)]
     names += [f"{name}_mean" for name in beside] if compact else beside
+    names += [BOUNDS + ball for ball in balls_of(name for row in rows for name in row.metrics)]
     names += ["seeds", AUDIT]
     if any(row.trust != "self-reported" for row in rows):
         names.append("trust")
@@ -133,6 +158,8 @@ def default_columns(rows: Sequence[Row], *, compact: bool = False) -> list[Colum
 
 
 def _narrow(column: Column) -> str:
+    if column.kind == "bounds":
+        return spoken_ball(column.name.removeprefix(BOUNDS))
     return "95 %" if column.kind == "interval" else _NARROW.get(column.heading, column.heading)
 
 
@@ -146,14 +173,20 @@ def data_columns(names: Iterable[str], rows: Sequence[Row]) -> list[str]:
             parts = COST_PARTS if column.metric in COSTS else PARTS
         elif column.kind == "interval":
             parts = ("low", "high")
-        found += [f"{column.metric}_{part}" for part in parts] or [column.name]
+        if (ball := ball_of(column.name)) is not None:
+            found += [f"{CERTIFIED}{ball}_mean", f"{ATTACKED}{ball}_mean"]
+        else:
+            found += [f"{column.metric}_{part}" for part in parts] or [column.name]
     return list(dict.fromkeys(found))
 
 
 def raw(row: Row, column: Column, label: str) -> Any:
-    """The value of a row in a column; a `Summary` for a spread or an interval."""
+    """The value of a row in a column; a `Summary` for a spread or an interval, a `Ends` for bounds."""
     if column.name in _READING:
         return label if column.name == LABEL else audit(row)
+    if (ball := ball_of(column.name)) is not None:
+        low, high = (row.metrics.get(end + ball) for end in (CERTIFIED, ATTACKED))
+        return None if low is None or high is None else Ends(low.mean, high.mean, low.n, len(row.seeds))
     if column.kind in ("spread", "interval"):
         return row.metrics.get(column.metric) or row.cost.get(column.metric)
     return cell(row, column.name)
@@ -163,6 +196,9 @@ def written(column: Column, value: Any) -> str:
     """A value as displayed: percent to one decimal, ``52.2 ± 0.7``, ``[47.1, 57.2]``."""
     if value is None:
         return NONE
+    if isinstance(value, Ends):
+        some = f" ({value.n} of {value.seeds} seeds)" if value.n < value.seeds else ""
+        return f"{_one(column, value.low)} to {_one(column, value.high)}{some}"
     if isinstance(value, Summary):
         if column.kind == "interval":
             return NONE if value.low is None else f"[{_one(column, value.low)}, {_one(column, value.high)}]"

@@ -13,12 +13,13 @@ from leaderboards.boards.row import Row
 from leaderboards.records.entries import Verdict
 from leaderboards.records.record import Record
 from leaderboards.records.trust import LEVELS, Trust, trust_of
+from leaderboards.statistics.brackets import is_bound
 from leaderboards.statistics.keys import metric_of, sign_of
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.pairwise import ranks, tests
 from leaderboards.statistics.results import COSTS, Result, canonical, result_of
 from leaderboards.statistics.standing import Standing, with_intervals
-from leaderboards.statistics.summary import over_seeds
+from leaderboards.statistics.summary import Summary, over_seeds
 from leaderboards.statistics.under import attack_of, check_attack
 
 _SEVERITY: Final[dict[Verdict, int]] = {"ok": 0, "suspect": 1, "invalid": 2}
@@ -134,15 +135,18 @@ def _unranked(results: Sequence[Result], single: Sequence[str], trust: Callable[
         protocol=shared.protocol,
         seeds=tuple(result.seed for result in results),
         runs=tuple(result.id for result in results),
-        metrics={
-            name: over_seeds([result.value(name) for result in results])
-            for name in (*METRICS, *extra, *single)
-        },
+        metrics={name: _over_seeds(name, results) for name in (*METRICS, *extra, *single)},
         cost={name: over_seeds([float(result.cost[name]) for result in results]) for name in COSTS},
         worst_case_points=min(first.counts, default=0) or None,
         trust=max((trust(result.directory) for result in results), key=LEVELS.index),
         directories=tuple(result.directory for result in results),
     )
+
+
+def _over_seeds(name: str, results: Sequence[Result]) -> Summary | None:
+    """The summary of a metric; bounds of certificates are of the seeds that have one."""
+    values = [result.value(name) for result in results]
+    return over_seeds([one for one in values if one is not None] if is_bound(name) else values)
 
 
 def _order(row: Row, key: str) -> tuple[Any, ...]:

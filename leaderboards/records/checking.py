@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from leaderboards.errors import RecordError
+from leaderboards.records.certificates import certificates_of
 from leaderboards.records.checksums import verify_checksums
 from leaderboards.records.entries import CLEAN
 from leaderboards.records.layout import (
@@ -65,7 +66,7 @@ def check_run(run_dir: Path) -> Findings:
             found.problems.append(str(error))
         return _brief(run_dir, found)
     _check_files(run_dir, found)
-    for check in (_plausible, _manifest, _outcomes, _probes, _weights):
+    for check in (_plausible, _manifest, _outcomes, _probes, _weights, _certificates):
         try:
             lines = list(check(run_dir, record))
         except RecordError as error:
@@ -216,6 +217,10 @@ def _weights(run_dir: Path, record: Record) -> Iterator[str]:
             yield f"{name}: missing"
         elif fault := _weights_fault(path):
             yield f"{name}: {fault}"
+
+
+def _certificates(run_dir: Path, record: Record) -> list[str]:
+    return certificates_of(run_dir, record)[1]
 
 
 def _weights_fault(path: Path) -> str:

@@ -105,7 +105,7 @@ def _run_pages(
     values = {"row": row, "group": title_of(row), "siblings": list(zip(row.seeds, names, strict=True))}
     for place, name in enumerate(names):
         source = sources.of(row, place)
-        page = make_page(source.record, source.robust, source.trust)
+        page = make_page(source.record, source.robust, source.trust, source.proofs)
         yield source, name, template.render(page=page, here=name, **values)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from leaderboards.boards.row import Row
+from leaderboards.statistics.brackets import BOUNDS, ball_of, balls_of, is_bound, spoken_ball
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.reported import is_reported
 from leaderboards.statistics.summary import Summary
@@ -46,18 +47,22 @@ def interval_of(summary: Summary) -> tuple[float, float] | None:
 def metric_names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """The metrics that some row has: first the ranking metric and the standard ones, then all others.
 
-    The ranking metric comes first. The others belong to single methods. What defenses report about their
+    The ranking metric comes first, and bounds by certificates come last among the standard ones, each ball
+    as one name, see `ball_of`. The others belong to single methods. What defenses report about their
     training is on the pages of their runs.
     """
     found = {name for row in rows for name, summary in row.metrics.items() if summary is not None}
-    present = {name for name in found if not is_reported(name)}
+    present = {name for name in found if not is_reported(name) and not is_bound(name)}
     asked = sorted(filter(attack_of, present))
     standard = [name for name in dict.fromkeys([ranked_by(rows), *asked, *_ORDER]) if name in present]
-    return standard, sorted(present - set(standard) - set(METRICS))
+    others = sorted(present - set(standard) - set(METRICS))
+    return [*standard, *(BOUNDS + ball for ball in balls_of(found))], others
 
 
 def heading(name: str) -> str:
     """A column's short name."""
+    if (ball := ball_of(name)) is not None:
+        return f"{spoken_ball(ball)} certified to attacked"
     return HEADINGS.get(name, attack_of(name) or name.replace("_", " "))
 
 

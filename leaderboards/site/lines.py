@@ -8,6 +8,7 @@ from typing import Any, Final
 from leaderboards.boards.row import Row
 from leaderboards.records.trust import LEVELS
 from leaderboards.site.fields import heading, interval_of, scale_of, shown
+from leaderboards.statistics.brackets import ATTACKED, CERTIFIED, ball_of
 from leaderboards.statistics.keys import sign_of
 from leaderboards.statistics.summary import Summary
 
@@ -101,6 +102,8 @@ def line_of(
     """The line of a row; ``best`` holds the values to print bold, ``pages`` the directories of its runs."""
 
     def metric(name: str) -> SiteCell:
+        if (ball := ball_of(name)) is not None:
+            return _bounds(ball, row)
         return _metric(name, row.metrics.get(name), best[name], row)
 
     seconds = row.cost.get("training_seconds")
@@ -127,6 +130,15 @@ def _metric(name: str, summary: Summary | None, best: float | None, row: Row) ->
         parts.append(f"[{shown(interval[0], name)}, {shown(interval[1], name)}]")
     wins = section_of(row) == OK and best is not None and shown(summary.mean, name) == shown(best, name)
     return SiteCell(shown(summary.mean, name), "\n".join(parts), summary.mean, wins)
+
+
+def _bounds(ball: str, row: Row) -> SiteCell:
+    """Certified and attacked share, sorted by the former."""
+    low, high = (row.metrics.get(end + ball) for end in (CERTIFIED, ATTACKED))
+    if low is None or high is None:
+        return SiteCell("–")
+    some = f"{low.n} of {len(row.seeds)} seeds" if low.n < len(row.seeds) else ""
+    return SiteCell(f"{shown(low.mean, ball)} to {shown(high.mean, ball)}", some, low.mean)
 
 
 def best_of(name: str, rows: Sequence[Row]) -> float | None:

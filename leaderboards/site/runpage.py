@@ -8,12 +8,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.audits.proofs import NO_CERTIFICATES, Proofs
 from leaderboards.boards.row import WORST_CASE
 from leaderboards.records.entries import CLEAN, AttackEntry, Cell, Flag
 from leaderboards.records.layout import EVALUATED
 from leaderboards.records.record import Record
 from leaderboards.site.command import Command, from_record, spelled_out
 from leaderboards.site.fields import scale_of, shown
+from leaderboards.statistics.brackets import Bracket
 from leaderboards.statistics.metrics import METRICS
 from leaderboards.statistics.naming import model_name, short_names
 from leaderboards.statistics.reported import number_text
@@ -65,10 +67,21 @@ class RunPage:
     commands: list[tuple[str, Command]]
     reported: list[tuple[str, str]]
     tables: list[HeatTable]
+    brackets: list[Bracket]
 
 
-def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> RunPage:
-    """The page of a record; ``robust`` (T+1, A, n) are its stored outcomes, None if not available."""
+def make_page(
+    record: Record, robust: NDArray[np.bool_] | None, trust: str, proofs: Proofs = NO_CERTIFICATES
+) -> RunPage:
+    """The page of a record.
+
+    Args:
+        record: the record.
+        robust: its stored outcomes (T+1, A, n), None if not available.
+        trust: how far its numbers were verified.
+        proofs: what its certificates say.
+    """
+    record = proofs.judged(record)
     config = record.config
     trained = record.regime != EVALUATED
     model = as_text(model_name(config))
@@ -91,6 +104,7 @@ def make_page(record: Record, robust: NDArray[np.bool_] | None, trust: str) -> R
         commands=[("From the record", from_record(config)), ("Spelled out", spelled_out(config))],
         reported=_reported(record),
         tables=_tables(record),
+        brackets=proofs.brackets,
     )
 
 

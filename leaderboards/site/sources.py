@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.audits.proofs import NO_CERTIFICATES, Proofs, certified
 from leaderboards.boards.row import Row
 from leaderboards.errors import RecordError, os_errors
 from leaderboards.records.layout import OUTCOMES, RECORD
@@ -21,7 +22,8 @@ from leaderboards.statistics.results import stated
 class SiteSource:
     """A run: record, the bytes of ``record.json``, trust, outcomes (T+1, A, n) if available.
 
-    ``outcomes`` holds the bytes of ``outcomes.npz`` if ``robust`` was read from such a file.
+    ``outcomes`` holds the bytes of ``outcomes.npz`` if ``robust`` was read from such a file, ``proofs`` what
+    the certificates say.
     """
 
     record: Record
@@ -29,6 +31,7 @@ class SiteSource:
     trust: str = "self-reported"
     robust: NDArray[np.bool_] | None = None
     outcomes: bytes | None = None
+    proofs: Proofs = NO_CERTIFICATES
 
 
 class Sources:
@@ -70,11 +73,11 @@ def _stored(directory: Path) -> SiteSource:
 
 
 def _source(record: Record, data: bytes, directory: Path) -> SiteSource:
-    path, trust = directory / OUTCOMES, trust_of(directory)
+    path, trust, proofs = directory / OUTCOMES, trust_of(directory), certified(directory, record)
     try:
-        return SiteSource(record, data, trust, read_outcomes(path)[1], path.read_bytes())
+        return SiteSource(record, data, trust, read_outcomes(path)[1], path.read_bytes(), proofs)
     except (RecordError, OSError):
-        return SiteSource(record, data, trust)
+        return SiteSource(record, data, trust, proofs=proofs)
 
 
 def _is_of(record: Record, row: Row, seed: int) -> bool:
