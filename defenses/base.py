@@ -330,6 +330,18 @@ class Defense(Trainable):
                 "no cross-entropy with labels that it could smooth: leave it out"
             )
 
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - some use it
+        """Parameters that change nothing here, by name, each with the reason; a run refuses them.
+
+        Args:
+            stages: the attacks of each stage.
+        """
+        return {}
+
+    def knobs_in_use(self) -> tuple[str, ...] | None:
+        """The knobs of the stages' attacks that training depends on; None stands for all of them."""
+        return None
+
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
         """Reject attacks that this defense cannot train against; also called before a run begins.
 

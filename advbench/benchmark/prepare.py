@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from advbench.audit.surrogates import surrogate_of
 from advbench.benchmark.employ import load_employed
 from advbench.benchmark.start import load_start
+from advbench.config.effects import check_effects
 from advbench.config.identity import identity_of
 from advbench.config.options import Options, RunConfig
 from advbench.config.plugins import with_plugins
-from advbench.config.resolve import bound_attacks, resolve
+from advbench.config.resolve import attacks_of_stage, bound_attacks, resolve
 from advbench.data import DataSet, load_dataset
 from advbench.models import MODELS, changes_images
 from advbench.runs.saved import load_run, new_classifier
 from advbench.runtime.device import choose_device, reproducible
 from advbench.runtime.hashing import code_version, digest, weights_digest
 from advbench.runtime.launch import launched, own_threads
-from attacks_pool import InputError
+from attacks_pool import Attack, InputError
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.logits import image_type
 from attacks_pool.calling.randomness import isolated_randomness
@@ -111,7 +112,8 @@ def prepare(
             config = config.model_copy(update={"weights": load_start(classifier, chosen.weights)})
             start = {key: value.clone() for key, value in classifier.state_dict().items()}
         threads = threads_of(config, classifier, data, device)
-        _try_build(config, data, classifier, processes)
+        defense = _try_build(config, data, classifier, processes)
+    check_effects(chosen, config, defense, _stages(config), data, sample_seed=sample_seed)
     identity = identity_of(config, data, device=device, threads=threads, processes=processes)
     facts = {
         "code": code_version(),
@@ -146,8 +148,14 @@ def threads_of(config: RunConfig, classifier: nn.Module, data: DataSet, device: 
     return torch.get_num_threads()
 
 
-def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module, processes: int) -> None:
-    """Build the defense once and discard it, to find errors before anything is written."""
+def _stages(config: RunConfig) -> list[list[Attack]]:
+    """The attacks of each stage."""
+    seen = bound_attacks(config)["seen"]
+    return [attacks_of_stage(config, seen, stage + 1) for stage in range(config.stages)]
+
+
+def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module, processes: int) -> Defense:
+    """Build the defense once, to find errors before anything is written."""
     if config.model not in MODELS:
         with isolated_randomness(0, torch.device("cpu")), evaluation_mode(classifier):
             images = data.validation.images[:2]
@@ -163,8 +171,7 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module, processe
             f"defense {config.defense!r} has a fit() of its own, which one process runs, not {processes}: "
             "leave out torchrun, or --processes-per-run of a sweep"
         )
-    seen = bound_attacks(config)["seen"]
-    for met in [[attack] for attack in seen] if config.regime == "continual" else [seen]:
+    for met in _stages(config):
         defense.check_attacks(met)
     with isolated_randomness(0, torch.device("cpu")):
         images = data.validation.images[:2]
@@ -174,3 +181,4 @@ def _try_build(config: RunConfig, data: DataSet, classifier: nn.Module, processe
         json.dumps(defense.spec(), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"defense {config.defense!r} has a spec() that is not JSON: {error}") from None
+    return defense

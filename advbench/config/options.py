@@ -216,7 +216,9 @@ class RunConfig(DataOptions):
 
     @property
     def stage_plan(self) -> TrainPlan:
-        """The plan of one stage; every regime gets the same total number of epochs."""
+        """The plan of one stage; every regime gets the same total number of epochs, if not set otherwise."""
+        if self.plan.joint_epochs == "one":
+            return self.plan
         epochs = self.plan.epochs * len(self.sequence) // self.stages
         return self.plan.model_copy(update={"epochs": epochs})
 

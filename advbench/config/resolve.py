@@ -232,6 +232,7 @@ def _pretrain(options: Options, data: DataSet, plan: TrainPlan, settings: Mappin
     given = {**options.pretrain, **settings}
     epochs = given.get("epochs", PRETRAIN_EPOCHS[data.budget])
     inherited = {**plan.model_dump(), "epochs": epochs, "eps_warmup": 0.0, "select": "last"}
+    inherited.pop("joint_epochs", None)
     if "warmup" in inherited:
         inherited["warmup"] = plan.warmup / plan.epochs * parse_number("pretrain.epochs", epochs)
     if given.get("average", plan.average) != plan.average:

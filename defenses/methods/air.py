@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import draw_seed, drawn_for, normal
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.losses import log_probabilities
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
+from defenses.parts.checks import because, single_stage
 from defenses.parts.frozen import OldModelDefense
 from defenses.registry import register
 from defenses.training.processes import whole
@@ -93,6 +96,18 @@ class AIR(OldModelDefense):
         if not stage.attacks:
             raise InputError("air needs an attack to train against")
         super().begin(stage)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """Parameters of terms whose weight is 0; all of them where there is one stage."""
+        terms = ("lambda_i", "lambda_a", "lambda_r")
+        found = single_stage(stages, *terms, "sigma", "beta", "distance")
+        if self.lambda_i == self.lambda_r == 0:
+            found |= because("since lambda_i=0 and lambda_r=0 leave out isotropic replay", "sigma")
+        if self.lambda_a == 0:
+            found |= because("since lambda_a=0 leaves out anisotropic replay", "beta")
+        if self.lambda_r == 0:
+            found |= because("since lambda_r=0 leaves out the regulariser", "distance")
+        return found
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, which do not include their weights."""

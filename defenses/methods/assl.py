@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
@@ -20,7 +20,7 @@ from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Batches, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, at_least_one, needs_attack
+from defenses.parts.checks import above_zero, at_least_one, because, needs_attack
 from defenses.parts.encoding import at_least_float32
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.lowrank import AdaptedDefense, Route, Task, adapted
@@ -170,6 +170,17 @@ class ASSL(AdaptedDefense):
         self.tasks = []
         self._add_experts()
         self._redistribute_by_density(stage)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - the same for all
+        """Parameters of a redistribution or of a kind of routing that is not in use."""
+        found = {}
+        if self.select != "both":
+            found = because(f"since select={self.select} leaves out redistribution 2", "need")
+        if self.select == "random":
+            found |= because("since select=random leaves out redistribution 1", "cells", "neighbours")
+        if self.hard:
+            found |= because("since hard=true routes to the nearest space alone", "temperature")
+        return found
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from attacks_pool.attack import Attack
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
+from defenses.parts.checks import nothing_to_mix
 from defenses.parts.mixing import Mix, craft_batch
 from defenses.registry import register
 
@@ -31,6 +35,10 @@ class AT(Defense):
     def __init__(self, model: nn.Module, *, mix: Mix = "split", seed: int = 0) -> None:
         super().__init__(model, seed=seed)
         self.mix = mix
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """``mix`` where no stage has several attacks."""
+        return nothing_to_mix(stages)
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE(f(x̃), y)."""

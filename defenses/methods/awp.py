@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import buffers_kept
 from attacks_pool.errors import InputError
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import at_least_one, needs_attack, not_negative
+from defenses.parts.checks import at_least_one, because, needs_attack, not_negative, nothing_to_mix
 from defenses.parts.mixing import Mix, craft_batch
 from defenses.registry import register
 from defenses.training.processes import mean
@@ -73,6 +76,13 @@ class AWP(Defense):
             InputError: the stage has none.
         """
         needs_attack(self.info.name, stage.attacks)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """``mix`` where no stage has several attacks; the perturbation's parameters with γ = 0."""
+        still = (
+            {} if self.gamma else because("since nothing is perturbed with gamma=0", "steps", "warmup_share")
+        )
+        return {**nothing_to_mix(stages), **still}
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None

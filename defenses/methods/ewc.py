@@ -14,7 +14,7 @@ from attacks_pool.calling.randomness import draw_seed, isolated_randomness
 from attacks_pool.errors import InputError
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import at_least_one, needs_attack, not_negative
+from defenses.parts.checks import at_least_one, because, needs_attack, not_negative, single_stage
 from defenses.parts.consolidation import Weights, copied, placed, pull, trained
 from defenses.registry import register
 from defenses.training.stage import once_more
@@ -81,6 +81,14 @@ class EWC(Defense):
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """γ without the online form; all parameters where there is one stage or no penalty."""
+        others = ("gamma", "online", "fisher_samples")
+        found = {} if self.online else because("since only online=true uses it", "gamma")
+        if self.strength == 0:
+            found |= because("since strength=0 leaves out the penalty", *others)
+        return {**found, **single_stage(stages, "strength", *others)}
 
     def begin(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
         """Move the importances and held weights to the model's device."""

@@ -69,6 +69,10 @@ class Free(OwnSearchDefense):
         """Release the batches; δ is kept."""
         self._let_go()
 
+    def knobs_in_use(self) -> tuple[str, ...] | None:
+        """``eps`` alone."""
+        return ("eps",)
+
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
     ) -> dict[str, float]:

@@ -16,7 +16,7 @@ from attacks_pool.errors import InputError, unknown
 from attacks_pool.losses import log_probabilities
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import needs_float32
+from defenses.parts.checks import because, needs_float32
 from defenses.parts.lowrank import (
     CLEAN,
     AdaptedDefense,
@@ -120,6 +120,15 @@ class LoRKD(AdaptedDefense):
         self.decomposed = False
         # A tuple keeps it from being registered as a submodule and saved with the weights.
         self._teacher: tuple[nn.Module, ...] = ()
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - the same for all
+        """The router's parameters without one, and the temperature with λ = 0."""
+        found = {}
+        if self.choose == "oracle":
+            found = because("since choose=oracle has no router", "router_width", "router_depth", "channels")
+        if self.lambda_kl == 0:
+            found |= because("since lambda_kl=0 leaves out the distillation", "temperature")
+        return found
 
     def begin(self, stage: Stage) -> None:
         """Add experts, without effect yet, for clean images and each family; the teacher trains first."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks_pool.attack import Attack
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, needs_attack, not_negative
+from defenses.parts.checks import above_zero, because, needs_attack, not_negative, single_stage
 from defenses.parts.frozen import OldModelDefense
 from defenses.registry import register
 
@@ -56,6 +56,11 @@ class LwF(OldModelDefense):
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """The temperature with λ = 0; both parameters where there is one stage."""
+        found = {} if self.weight else because("since weight=0 leaves out the distillation", "temperature")
+        return {**found, **single_stage(stages, "weight", "temperature")}
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, ``ce`` and ``distillation``, without λ."""

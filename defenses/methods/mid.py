@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ from attacks_pool.errors import InputError, unknown
 from attacks_pool.sequences import meta_tasks
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import needs_float32
+from defenses.parts.checks import because, needs_float32, nothing_to_mix
 from defenses.parts.encoding import Decoder, encode, encoder_parameters, find_head, linear_layers
 from defenses.parts.frozen import frozen_copy
 from defenses.parts.mixing import Mix, craft_batch
@@ -145,6 +146,11 @@ class MID(Defense):
         """Freeze the teacher if the stage was too short for a student, which then is its copy."""
         if not self._frozen:
             self._freeze(stage)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """``mix`` of fewer than two meta-train attacks; ``first_order`` without a meta step."""
+        inner = {} if self.inner_lr else because("since inner_lr=0 leaves out the meta step", "first_order")
+        return {**nothing_to_mix(stages, most=2), **inner}
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None

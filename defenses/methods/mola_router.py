@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from attacks_pool.errors import InputError
 from attacks_pool.fast.thin import searching
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import needs_float32
+from defenses.parts.checks import because, needs_float32
 from defenses.parts.lowrank import (
     AdaptedDefense,
     ConvRouter,
@@ -120,6 +121,10 @@ class MoLARouter(AdaptedDefense):
         self.router = ConvRouter(channels, 1, width=self.router_width, depth=self.router_depth, seed=seed).to(
             like
         )
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - the same for all
+        """The temperature with λ = 0."""
+        return {} if self.lambda_twd else because("since lambda_twd=0 leaves out TwD", "temperature")
 
     def begin(self, stage: Stage) -> None:
         """Add adapters and scores for new attacks, and reset the sums of router weights."""

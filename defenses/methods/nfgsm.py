@@ -49,6 +49,10 @@ class NFGSM(OwnSearchDefense):
         above_zero(alpha=alpha)
         self.k, self.alpha = k, alpha
 
+    def knobs_in_use(self) -> tuple[str, ...] | None:
+        """``eps`` alone."""
+        return ("eps",)
+
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE(f(x̃), y)."""
         x_adv, _ = craft_batch(

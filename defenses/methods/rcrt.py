@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +16,7 @@ from attacks_pool.errors import unknown
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.ball import NORMS, ascend
-from defenses.parts.checks import above_zero, needs_attack, not_negative
+from defenses.parts.checks import above_zero, because, needs_attack, not_negative, single_stage
 from defenses.parts.met import noted, recalled
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
@@ -123,6 +124,19 @@ class RCRT(Defense):
     def end(self, stage: Stage) -> None:
         """Add the stage's attacks to the known ones."""
         self._met += stage.attacks
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """Parameters of regularisers that are not in use, and those of fine-tuning without any."""
+        found = {}
+        if self.regularise == "none" or self.weight == 0:
+            off = "since nothing is regularised with " + ("regularise=none" if self.weight else "weight=0")
+            found = because(off, "weight", "regularise", "during", "sigma", "alr_steps")
+            found.pop("regularise" if self.weight else "weight")
+        elif self.regularise == "alr":
+            found = because("since only regularise=ur draws noise", "sigma")
+        else:
+            found = because("since only regularise=alr searches", "alr_steps")
+        return {**found, **single_stage(stages, "rate")}
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None

@@ -12,7 +12,7 @@ from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import draw_seed, isolated_randomness, part_drawn
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import at_least_one, needs_attack
+from defenses.parts.checks import at_least_one, needs_attack, single_stage
 from defenses.parts.met import noted, recalled
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
@@ -67,6 +67,10 @@ class Replay(Defense):
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """``memory`` where there is one stage."""
+        return single_stage(stages, "memory")
 
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
         """CE of x̃ and M̃ together."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks_pool.attack import Attack
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, needs_attack, not_negative
+from defenses.parts.checks import above_zero, because, needs_attack, not_negative, single_stage
 from defenses.parts.consolidation import Weights, copied, placed, pull, trained
 from defenses.registry import register
 from defenses.training.accumulate import next_step
@@ -68,6 +68,11 @@ class SI(Defense):
         """
         super().check_attacks(attacks)
         needs_attack(self.info.name, attacks)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
+        """The damping without a penalty; both parameters where there is one stage."""
+        found = {} if self.strength else because("since strength=0 leaves out the penalty", "damping")
+        return {**found, **single_stage(stages, "strength", "damping")}
 
     def begin(self, stage: Stage) -> None:  # noqa: ARG002 - the same for every stage
         """Set θ* to the current θ, and start the path integral."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import drawn, normal
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, needs_attack, not_negative
+from defenses.parts.checks import above_zero, because, needs_attack, not_negative
 from defenses.parts.frozen import OldModelDefense, frozen_copy
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.mixing import craft_batch
@@ -115,6 +116,15 @@ class SIMA(OldModelDefense):
         """
         needs_attack(self.info.name, stage.attacks)
         super().begin(stage)
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - the same for all
+        """Parameters of a criterion that is left out."""
+        found = {}
+        if self.critic == "no-relation":
+            found = because("since critic=no-relation leaves out the noisy views", "views", "sigma")
+        if self.critic == "no-object":
+            found = because("since critic=no-object already leaves out the truth", "truth")
+        return found
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None

@@ -16,6 +16,10 @@ class Standard(Defense):
     info = DefenseInfo(name="standard", paper=None, regimes=("continual", "joint"))
     smooths_labels = True
 
+    def knobs_in_use(self) -> tuple[str, ...] | None:
+        """None at all: no attack is run."""
+        return ()
+
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> Tensor:  # noqa: ARG002 - attacks are not used
         """CE(f(x), y)."""
         return self.label_loss(self(x), y)

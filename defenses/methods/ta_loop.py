@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.randomness import drawn, normal
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.losses import log_probabilities
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, needs_attack, not_negative
+from defenses.parts.checks import above_zero, because, needs_attack, not_negative
 from defenses.parts.frozen import OldModelDefense, frozen_copy
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.mixing import craft_batch
@@ -182,6 +184,17 @@ class TALoop(OldModelDefense):
                 "the student learned nothing: lower threshold, pretrain longer or set unasked=label",
                 stacklevel=1,
             )
+
+    def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - the same for all
+        """Parameters of signals that are not in use, and the teacher's share if a teacher is given."""
+        found = {}
+        if self.ask in ("confidence", "random"):
+            found = because(f"since ask={self.ask} counts no different answers", "views", "sigma")
+        if self.ask == "random":
+            found |= because("since ask=random draws in the warm-up and after it", "warmup_share")
+        if self.teacher is not None:
+            found |= because("since the teacher is given, and not trained", "teacher_share")
+        return found
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None

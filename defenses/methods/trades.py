@@ -51,6 +51,10 @@ class TRADES(OwnSearchDefense):
         self.beta = beta
         self.steps = steps
 
+    def knobs_in_use(self) -> tuple[str, ...] | None:
+        """``eps``, and ``steps`` unless the defense has its own number of them."""
+        return ("eps", "steps") if self.steps is None else ("eps",)
+
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """The loss above and its terms, ``ce`` and ``kl``, without β."""
         x_adv, _ = craft_batch(

@@ -43,6 +43,25 @@ def needs_float32(defense: str, model: nn.Module) -> None:
             )
 
 
+def because(reason: str, *names: str) -> dict[str, str]:
+    """``names`` with the same reason, as ``Defense.idle`` returns them."""
+    return dict.fromkeys(names, reason)
+
+
+def single_stage(stages: Sequence[Sequence[Attack]], *names: str) -> dict[str, str]:
+    """``names`` that act from the second stage on, if there is only one."""
+    if len(stages) > 1:
+        return {}
+    return because("since it acts from the second stage on, and there is only one", *names)
+
+
+def nothing_to_mix(stages: Sequence[Sequence[Attack]], most: int = 1) -> dict[str, str]:
+    """``mix``, if no stage has more than ``most`` attacks."""
+    if any(len(attacks) > most for attacks in stages):
+        return {}
+    return because("since it mixes the attacks of a stage, and no stage trains with several at once", "mix")
+
+
 def needs_attack(defense: str, attacks: Sequence[Attack]) -> None:
     """Reject a stage without an attack."""
     if not attacks:

@@ -16,7 +16,7 @@ MOST_EPOCHS = MOST_BATCH = 1_000_000
 """Upper limits, so that a mistyped number does not start a run that never ends."""
 LATER_KEYS = (
     *("warmup", "average", "average_decay", "average_start", "label_smoothing", "grad_accumulation"),
-    "compile",
+    *("compile", "joint_epochs"),
 )
 """Keys that the first records do not have."""
 
@@ -49,6 +49,9 @@ class TrainPlan(BaseModel):
         grad_accumulation: how many batches share one optimizer step, with the mean of their gradients.
         compile: ``on`` compiles the training passes with ``torch.compile``; attacks are searched without it.
             A defense that changes its network between passes refuses it.
+        joint_epochs: the epochs of the only stage of a run in the regimes joint and meta. ``all``: as many as
+            a continual run has in all its stages; ``one``: ``epochs``, as one of its stages. ``fit`` trains
+            ``epochs`` in any case.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +75,7 @@ class TrainPlan(BaseModel):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     grad_accumulation: int = Field(default=1, ge=1, le=MOST_BATCH)
     compile: Literal["on", "off"] = "off"
+    joint_epochs: Literal["all", "one"] = "all"
 
     @model_serializer(mode="wrap")
     def _written(self, write: Callable[[TrainPlan], dict[str, Any]]) -> dict[str, Any]:
