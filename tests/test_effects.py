@@ -100,6 +100,7 @@ ALLOWED: list[dict[str, Any]] = [
     {"defense": "mid", "set": {"mix": "random", "first_order": "true"}},
     {"defense": "rcrt", "set": {"rate": 0.1, "regularise": "ur", "sigma": 1}},
     {"defense": "standard", "set": {"eps_warmup": 0.5, "pretrain.eps_warmup": 0}, "epochs": 2},
+    {"defense": "standard", "set": {"eps_warmup": 0}},
     {
         "defense": "free",
         "train_set": {"pgd.steps": pool.info("pgd").all_knobs()["steps"].training, "pgd.eps": 0.1},

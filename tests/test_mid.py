@@ -61,7 +61,7 @@ def taught(model: nn.Module, *, side: int = 4, **parameters: Any) -> MID:
 
 
 class Watched(MID):
-    """Notes the attacks that it crafts by, whether that asks the teacher, and learning rates."""
+    """Notes the attacks that it crafts by, whether that asks teacher or target, and learning rates."""
 
     def __init__(self, model: nn.Module, **parameters: Any) -> None:
         super().__init__(model, **parameters)
@@ -77,7 +77,8 @@ class Watched(MID):
     def _craft(self, attack: Any, x: Tensor, y: Tensor) -> Tensor:
         self.crafted.append(attack)
         noted: list[Any] = []
-        handle = self._frozen[0].register_forward_hook(lambda *given: noted.append(given))
+        undefended = (self._aimed or self._frozen)[0]
+        handle = undefended.register_forward_hook(lambda *given: noted.append(given))
         try:
             return super()._craft(attack, x, y)
         finally:
@@ -387,15 +388,36 @@ class TestStage:
             MID(network()).fit(loader(64), attacks("fgsm"), plan=PLAN)
 
     def test_where_it_crafts(self, network: Network, loader: Loader) -> None:
-        """On the student in eval mode; or on the frozen teacher, whose passes are counted too."""
+        """On the student in eval mode; or on the frozen teacher or target, whose passes are counted too."""
         counted = []
-        for place in ("student", "surrogate"):
+        for place in ("student", "surrogate", "target"):
             defense = Watched(network(), craft_on=place)
             defense.fit(loader(64), attacks("fgsm,mim"), plan=PLAN)
-            assert set(defense.asked) == {place == "surrogate"}
+            assert set(defense.asked) == {place != "student"}
             counted.append(defense.passes)
         # The same attacks on a network of the same size.
-        assert counted[0] == counted[1]
+        assert counted[0] == counted[1] == counted[2]
+
+    def test_the_target_is_the_classifier_before_the_first_stage(
+        self, network: Network, loader: Loader
+    ) -> None:
+        """In every stage; neither the teacher nor the student."""
+        defense = MID(network(), craft_on="target")
+        for _ in range(2):
+            defense.fit(loader(64), attacks("fgsm,mim"), plan=PLAN)
+            assert equal(defense._aimed[0], network())
+            assert not equal(defense._frozen[0], network())
+
+    def test_clean_images_as_a_task(self, network: Network, loader: Loader) -> None:
+        """They are crafted by None: trained on in most steps, and held out in the others."""
+        defense = Watched(network(), clean_task=True, teacher=0.1)
+        defense.fit(loader(64), attacks("fgsm,mim"), plan=PLAN.model_copy(update={"epochs": 10}))
+        names = [attack.name if attack else "clean" for attack in defense.crafted]
+        steps = [names[start : start + 3] for start in range(0, len(names), 3)]
+        assert all(set(step) == {"fgsm", "mim", "clean"} for step in steps)
+        assert {held for *_, held in steps} == {"fgsm", "mim", "clean"}
+        x = torch.rand(2, 1, 8, 8)
+        assert defense._craft(None, x, torch.zeros(2, dtype=torch.int64)) is x
 
     def test_a_second_stage_keeps_the_teacher(self, network: Network, loader: Loader) -> None:
         """All of it is the student's."""
@@ -406,9 +428,9 @@ class TestStage:
         assert all("meta_test" in losses for losses in history)
         assert equal(state_of(defense._frozen[0]), teacher)
 
-    @pytest.mark.quick(r"student-5|5-student")
+    @pytest.mark.quick(r"(student|target)-5|5-(student|target)")
     @pytest.mark.parametrize("batch", [1, 5])
-    @pytest.mark.parametrize("place", ["student", "surrogate"])
+    @pytest.mark.parametrize("place", ["student", "surrogate", "target"])
     def test_a_stage_goes_on_from_any_batch(
         self, loader: Loader, network: Network, batch: int, place: str
     ) -> None:

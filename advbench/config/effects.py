@@ -60,7 +60,9 @@ def _given(
     for key in filter(reasons.__contains__, given):
         rest = {name: value for name, value in given.items() if name != key}
         default = again(options.model_copy(update={option: rest}))
-        if _settings(default, key) != _settings(config, key):
+        value = _settings(config, key)
+        # Without a warm-up, nothing is asked for that could be missing.
+        if value != _settings(default, key) and not (key == "eps_warmup" and value == 0):
             yield key, given[key]
 
 

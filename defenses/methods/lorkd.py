@@ -57,8 +57,9 @@ class LoRKD(AdaptedDefense):
     Clean images have their own expert, since every defense is also evaluated on them. The teacher trains for
     the share ``teacher_share`` of the stage's epochs, so that the total number of optimizer steps is that of
     any other defense; each of the two parts has a whole learning-rate schedule. Adapters are convolutions to
-    r channels, as in MoLA-Grad. The authors use T = 10, on features. A further stage decomposes anew. The
-    default rank, scale and λ were the best ones tried on the digits' validation split (``docs/tuning.md``).
+    r channels, as in MoLA-Grad. The authors distil features, with T = 10, and the scripts that they published
+    multiply the KL by 0, so that their experts learn from labels alone: ``lambda_kl=0``. A further stage
+    decomposes anew. The default rank, scale and λ were the best ones tried on the digits' validation split (``docs/tuning.md``).
 
     Args:
         model: the classifier.

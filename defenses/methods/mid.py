@@ -28,7 +28,7 @@ from defenses.registry import register
 from defenses.training.plan import TrainPlan
 from defenses.training.processes import mean
 
-CraftOn = Literal["student", "surrogate"]
+CraftOn = Literal["student", "surrogate", "target"]
 
 
 @register
@@ -61,6 +61,15 @@ class MID(Defense):
     meta step. The decoder is stored with the weights and counts among the parameters; E_t does not. A
     defense that was loaded only from its weights trains a new teacher.
 
+    The authors' code for MNIST differs. It crafts on an undefended target network (``craft_on=target``).
+    Clean images are one of the tasks (``clean_task=true``). L_train weights its terms 1.5, 0.8 and 1
+    (``lambda_adv``, ``lambda_cyc``, ``lambda_lab``) and is a sum over the tasks, all on the whole batch; L_test
+    has weights of 1, and its points are those of the last task, held out or not. p is a softmax over the
+    channels of a feature map, and KL a mean over its elements. C has two layers, and the decoder takes the
+    student's pooling indices, which contain more of the image than the features. Of 500 MNIST images at eps
+    0.3, the student that the authors released classifies 99.2 % right under attacks crafted on their target
+    network, and 0.0 % under attacks on itself (measured on their weights).
+
     Args:
         model: the classifier, which must end in an ``nn.Linear``.
         teacher: share of the stage that trains the teacher, between 0 and 1.
@@ -71,8 +80,10 @@ class MID(Defense):
         inner_lr: α, step size of the inner update.
         first_order: treat ∇L_train in θ' as a constant; cheaper, and works for layers without second
             derivatives.
-        craft_on: ``student`` crafts on C(E_s), as attackers do; ``surrogate`` on a separate undefended model
-            as in the authors' code, here C(E_t), so that training never includes white-box attacks.
+        craft_on: ``student`` crafts on C(E_s), as attackers do. The others craft on an undefended model, so
+            that training never includes white-box attacks: ``surrogate`` on C(E_t), ``target`` on the
+            classifier as it was before the first stage.
+        clean_task: whether clean images are one more task, which is held out like an attack.
         mix: how a batch combines the meta-train attacks, see ``AT``; meta-test uses the whole batch.
         seed: determines every random draw.
 
@@ -99,6 +110,7 @@ class MID(Defense):
         inner_lr: float = 0.05,
         first_order: bool = False,
         craft_on: CraftOn = "student",
+        clean_task: bool = False,
         mix: Mix = "split",
         seed: int = 0,
     ) -> None:
@@ -119,21 +131,24 @@ class MID(Defense):
         self.teacher, self.lambda_rec = teacher, lambda_rec
         self.lambda_adv, self.lambda_cyc, self.lambda_lab = lambda_adv, lambda_cyc, lambda_lab
         self.inner_lr, self.first_order = inner_lr, first_order
-        self.craft_on, self.mix = craft_on, mix
+        self.craft_on, self.clean_task, self.mix = craft_on, clean_task, mix
         self.decoder: Decoder | None = None
         self._encoder: dict[str, Any] = {}
         # A tuple keeps it from being registered as a submodule and saved with the weights.
         self._frozen: tuple[nn.Module, ...] = ()
+        self._aimed: tuple[nn.Module, ...] = ()
         self._taught = 0
 
     def begin(self, stage: Stage) -> None:
-        """Check the attacks.
+        """Check the attacks, and freeze the target network before the first stage.
 
         Raises:
             InputError: there are fewer than two.
         """
         if len(stage.attacks) < 2:
             raise InputError(f"mid needs two attacks or more to hold one out, not {len(stage.attacks)}")
+        if self.craft_on == "target" and not self._aimed:
+            self._aimed = (frozen_copy(self.model),)
 
     def configure_optimizer(self, plan: TrainPlan) -> torch.optim.Optimizer:
         """Return an optimizer over all parameters; it skips frozen ones, which have no gradient."""
@@ -148,9 +163,9 @@ class MID(Defense):
             self._freeze(stage)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
-        """``mix`` of fewer than two meta-train attacks; ``first_order`` without a meta step."""
+        """``mix`` of fewer than two meta-train tasks; ``first_order`` without a meta step."""
         inner = {} if self.inner_lr else because("since inner_lr=0 leaves out the meta step", "first_order")
-        return {**nothing_to_mix(stages, most=2), **inner}
+        return {**nothing_to_mix(stages, most=1 if self.clean_task else 2), **inner}
 
     def step(
         self, x: Tensor, y: Tensor, stage: Stage, optimizer: torch.optim.Optimizer | None
@@ -178,10 +193,10 @@ class MID(Defense):
         """L_T while the teacher trains, then L_train(θ) + L_test(θ')."""
         if not self._frozen:
             return self.teacher_loss(x, y)
-        (task,) = meta_tasks(stage.attacks, 1, draw_seed(self.generator))
-        train, test = tuple(task[0]), task[1]
+        tasks = [*stage.attacks, *([None] if self.clean_task else [])]
+        ((train, test),) = meta_tasks(tasks, 1, draw_seed(self.generator))
         x_train, y_train = craft_batch(
-            self._craft, train, x, y, mix=self.mix, generator=self.generator, predict=self._target
+            self._craft, tuple(train), x, y, mix=self.mix, generator=self.generator, predict=self._target
         )
         return self.meta_loss(x, x_train, y_train, self._craft(test, x, y), y)
 
@@ -278,13 +293,14 @@ class MID(Defense):
             self._add_decoder(dict(spec["encoder"]), seed=0)
 
     def training_state(self) -> dict[str, Any]:
-        """Adds the teacher, and the number of the stage that trained it."""
-        teacher = dict(self._frozen[0].state_dict()) if self._frozen else None
-        return {**super().training_state(), "taught": self._taught, "teacher": teacher}
+        """Adds the teacher, the number of the stage that trained it, and the target network."""
+        teacher, target = (dict(one[0].state_dict()) if one else None for one in (self._frozen, self._aimed))
+        return {**super().training_state(), "taught": self._taught, "teacher": teacher, "target": target}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Rebuilds the teacher with the structure of the current model."""
+        """Rebuilds teacher and target network with the structure of the current model."""
         super().load_training_state(state)
+        self._aimed = () if state["target"] is None else (frozen_copy(self.model, state["target"]),)
         self._taught, self._frozen = int(state["taught"]), ()
         if state["teacher"] is not None:
             self._frozen = (frozen_copy(self.model, state["teacher"]),)
@@ -293,13 +309,18 @@ class MID(Defense):
     @property
     def _target(self) -> nn.Module:
         """The module that attacks are crafted on in training."""
-        return self if self.craft_on == "student" else self._frozen[0]
+        if self.craft_on == "student":
+            return self
+        return self._aimed[0] if self.craft_on == "target" else self._frozen[0]
 
-    def _craft(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+    def _craft(self, attack: Attack | None, x: Tensor, y: Tensor) -> Tensor:
+        """x̃ (N, C, H, W) of an attack, or for None the clean images."""
+        if attack is None:
+            return x
         if self.craft_on == "student":
             return self.craft(attack, x, y)
-        with count_passes(self._frozen[0]) as passes:
-            x_adv = attack(self._frozen[0], x, y, generator=self.generator)
+        with count_passes(self._target) as passes:
+            x_adv = attack(self._target, x, y, generator=self.generator)
         self.passes.forwards += passes.forwards
         self.passes.backwards += passes.backwards
         return x_adv

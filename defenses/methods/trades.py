@@ -26,8 +26,9 @@ class TRADES(OwnSearchDefense):
     The search starts from x + 0.001·N(0, I), since the divergence has zero gradient at x. The stage's attack
     determines only norm (linf or l2), eps and, unless ``steps`` is given, the number of steps: one for
     attacks without that knob, such as FGSM, which is cheap but weak. Steps are 2.5·eps/steps long. f(x) and
-    f(x̃) are two train-mode forward passes and both get a gradient, as in the authors' code. For l2 that code
-    uses Adam; here both norms use the same ascent. A joint batch is split over the attacks.
+    f(x̃) are two train-mode forward passes, and both get a gradient. The authors' code makes three, f(x) for
+    each term, so that batch-norm statistics see x twice. For l2 its steps are 2·eps/steps long, and scale the
+    gradient to length 1; here both norms use the same ascent. A joint batch is split over the attacks.
 
     Args:
         model: the classifier.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from attacks_pool.calling.guard import evaluation_mode
 from attacks_pool.calling.randomness import strided
 
 Mix = Literal["split", "random", "average", "max"]
-Craft = Callable[[Attack, Tensor, Tensor], Tensor]
+One = TypeVar("One", Attack, Attack | None)
+"""An attack, or for defenses that also train on clean images, None for these."""
 
 
 def craft_batch(
-    craft: Craft,
-    attacks: tuple[Attack, ...],
+    craft: Callable[[One, Tensor, Tensor], Tensor],
+    attacks: tuple[One, ...],
     x: Tensor,
     y: Tensor,
     *,
