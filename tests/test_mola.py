@@ -519,6 +519,36 @@ class TestMoLARouter:
         defense.lambda_twd = 0
         assert set(defense.loss(x, y, stage)) == {"loss"}
 
+    def test_contrast_of_projected_scores(self, digits: Any) -> None:
+        """TwD of P·g(x), with P from the scores of all tasks; a new task adds a column, and P is saved."""
+        defense = MoLARouter(small(), twd="scores", temperature=1.0, coverage=0.0)
+        x, y = digits.test.x[:12], digits.test.y[:12]
+        columns = []
+        for count, name in ((2, "fgsm"), (3, "pgd:steps=2")):
+            defense.fit([(x, y)], attacks(name), plan=PLAN)
+            assert defense.projection is not None
+            assert defense.projection.weight.shape == (32, count)
+            columns.append(defense.projection.weight.detach().clone())
+        fresh = MoLARouter(small(), twd="scores", coverage=0.0)
+        for task in defense.tasks[:2]:
+            fresh.add_task(task)
+        assert fresh.projection is not None
+        before = fresh.projection.weight.detach().clone()
+        fresh.add_task(defense.tasks[2])
+        assert torch.equal(fresh.projection.weight[:, :2], before)
+        assert not torch.equal(columns[0], before)
+        again = registry.build("mola-router", small(), parameters={"twd": "scores", "coverage": 0.0})
+        again.load_spec(json.loads(json.dumps(defense.spec())))
+        again.load_state_dict(defense.state_dict())
+        stage = Stage(2, tuple(attack.for_training() for attack in attacks("fgsm")), PLAN)
+        defense.generator = seeded()
+        terms = defense.loss(x, y, stage)
+        defense.generator = seeded()
+        x_adv, _, tasks = defense.task_batch(x, y, stage)
+        assert defense.router is not None
+        z = defense.router(x_adv) @ defense.projection.weight.T + defense.projection.bias
+        assert float(terms["twd"]) == pytest.approx(float(task_contrast(z, tasks, 1.0)), rel=1e-4)
+
     @pytest.mark.slow
     def test_contrast_makes_the_router_tell_attacks_apart(self, digits: Any) -> None:
         """Its heaviest adapter then says something of the attack; without TwD it says less."""

@@ -59,7 +59,8 @@ class LoRKD(AdaptedDefense):
     any other defense; each of the two parts has a whole learning-rate schedule. Adapters are convolutions to
     r channels, as in MoLA-Grad. The authors distil features, with T = 10, and the scripts that they published
     multiply the KL by 0, so that their experts learn from labels alone: ``lambda_kl=0``. A further stage
-    decomposes anew. The default rank, scale and λ were the best ones tried on the digits' validation split (``docs/tuning.md``).
+    decomposes anew. The default rank, scale and λ were the best ones tried on the digits' validation split
+    (``docs/tuning.md``).
 
     Args:
         model: the classifier.

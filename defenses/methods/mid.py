@@ -63,12 +63,12 @@ class MID(Defense):
 
     The authors' code for MNIST differs. It crafts on an undefended target network (``craft_on=target``).
     Clean images are one of the tasks (``clean_task=true``). L_train weights its terms 1.5, 0.8 and 1
-    (``lambda_adv``, ``lambda_cyc``, ``lambda_lab``) and is a sum over the tasks, all on the whole batch; L_test
-    has weights of 1, and its points are those of the last task, held out or not. p is a softmax over the
-    channels of a feature map, and KL a mean over its elements. C has two layers, and the decoder takes the
-    student's pooling indices, which contain more of the image than the features. Of 500 MNIST images at eps
-    0.3, the student that the authors released classifies 99.2 % right under attacks crafted on their target
-    network, and 0.0 % under attacks on itself (measured on their weights).
+    (``lambda_adv``, ``lambda_cyc``, ``lambda_lab``) and is a sum over the tasks, all on the whole batch.
+    L_test has weights of 1, and its points are those of the last task, held out or not. p is a softmax over
+    the channels of a feature map, and KL a mean over its elements. C has two layers, and the decoder takes
+    the student's pooling indices, which contain more of the image than the features. Of 500 MNIST images at
+    eps 0.3, the student that the authors released classifies 99.2 % right under attacks crafted on their
+    target network, and 0.0 % under attacks on itself (measured on their weights).
 
     Args:
         model: the classifier, which must end in an ``nn.Linear``.

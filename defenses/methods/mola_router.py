@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import unfused_attention
-from attacks_pool.calling.randomness import key_seed
-from attacks_pool.errors import InputError
+from attacks_pool.calling.randomness import isolated_randomness, key_seed
+from attacks_pool.errors import InputError, unknown
 from attacks_pool.fast.thin import searching
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
@@ -29,6 +29,10 @@ from defenses.parts.lowrank import (
 from defenses.parts.lowrank.network import Adapt, image_channels
 from defenses.registry import register
 from defenses.training.processes import whole
+
+Contrasted = Literal["weights", "scores"]
+PROJECTED = 32
+"""The number of values that P maps scores to, as in the authors' code."""
 
 
 @register
@@ -47,13 +51,15 @@ class MoLARouter(AdaptedDefense):
     In the continual regime each stage adds one adapter and one score of the router; after stage 1 the
     backbone and earlier adapters are frozen, while the router continues to train. The paper has no stages.
 
-    Departures: the authors' router is a residual network of 19 convolutions with batch norm and has its own
-    optimizer; this one is a small convolutional network with batch norm only on its last features. (Without
-    any batch norm, weights start equal for all images, where TwD has nearly no gradient, and stay equal.)
-    The authors' code averages TwD over pairs instead of anchors, and uses τ = 1. Adapters are convolutions to
-    r channels, as in MoLA-Grad. Here every sample reaches every adapter, and no task is known at inference,
-    so batch norm is that of the classifier, over the mixed batch. ``docs/tuning.md`` says how the defaults
-    were chosen.
+    Departures: the authors' router is a residual network of 19 convolutions with batch norm; this one is a
+    small convolutional network with batch norm only on its last features. (Without any batch norm, weights
+    start equal for all images, where TwD has nearly no gradient, and stay equal.) A second optimizer of the
+    authors, made for the router, holds the whole network, so that each of their batches takes two steps; here
+    one optimizer trains all. Their TwD is on P·g(x), scores before the softmax, with P a learned linear map
+    to 32 values (``twd=scores``), with τ = 1, and a mean over pairs instead of anchors. Adapters are
+    convolutions to r channels, as in MoLA-Grad. Here every sample reaches every adapter, and no task is known
+    at inference, so batch norm is that of the classifier, over the mixed batch. ``docs/tuning.md`` says how
+    the defaults were chosen.
 
     Args:
         model: the classifier.
@@ -61,6 +67,8 @@ class MoLARouter(AdaptedDefense):
         scale: s.
         lambda_twd: λ, weight of TwD.
         temperature: τ of TwD.
+        twd: what TwD compares: the ``weights`` w, or P·g(x) of the ``scores`` g(x). P is stored with the
+            weights and not used at inference.
         router_width: channels of the router's first convolution.
         router_depth: number of its convolutions with stride 2, each twice as wide as the one before.
         channels: number of image channels; by default that of the classifier's first convolution.
@@ -85,6 +93,7 @@ class MoLARouter(AdaptedDefense):
         scale: float = 4.0,
         lambda_twd: float = 0.1,
         temperature: float = 0.5,
+        twd: Contrasted = "weights",
         router_width: int = 16,
         router_depth: int = 1,
         channels: int | None = None,
@@ -99,19 +108,24 @@ class MoLARouter(AdaptedDefense):
         for name, value, least in (("router_width", router_width, 1), ("router_depth", router_depth, 0)):
             if value < least:
                 raise InputError(f"{name}={value} must be at least {least}")
+        if twd not in get_args(Contrasted):
+            raise unknown("twd", twd, get_args(Contrasted))
         needs_float32("mola-router", model)
         super().__init__(
             model, rank=rank, scale=scale, norms="batch", adapt=adapt, coverage=coverage, seed=seed
         )
-        self.lambda_twd, self.temperature = lambda_twd, temperature
+        self.lambda_twd, self.temperature, self.twd = lambda_twd, temperature, twd
         self.router_width, self.router_depth, self.channels = router_width, router_depth, channels
         self.router: ConvRouter | None = None
+        self.projection: nn.Linear | None = None
         self.mean_weights: dict[str, list[float]] = {}
         self._sums: dict[str, Tensor] = {}
 
     def add_task(self, task: Task) -> None:
         """Add an adapter, and a score of the router."""
         super().add_task(task)
+        if self.twd == "scores":
+            self._widen_projection()
         seed = key_seed("router", self.seed, len(self.tasks))
         if self.router is not None:
             self.router.add_expert(seed)
@@ -123,8 +137,8 @@ class MoLARouter(AdaptedDefense):
         )
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - the same for all
-        """The temperature with λ = 0."""
-        return {} if self.lambda_twd else because("since lambda_twd=0 leaves out TwD", "temperature")
+        """The temperature of TwD and what it compares, with λ = 0."""
+        return {} if self.lambda_twd else because("since lambda_twd=0 leaves out TwD", "temperature", "twd")
 
     def begin(self, stage: Stage) -> None:
         """Add adapters and scores for new attacks, and reset the sums of router weights."""
@@ -150,10 +164,7 @@ class MoLARouter(AdaptedDefense):
 
     def router_weights(self, x: Tensor) -> Tensor:
         """w (N, E), which sums to 1 for each image; E is 0 before the first stage."""
-        if self.router is None:
-            return x.new_zeros(len(x), 0)
-        weights: Tensor = self.router(x).to(x.dtype).softmax(1)
-        return weights
+        return self._scores(x).softmax(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K), differentiable through the router too."""
@@ -165,14 +176,16 @@ class MoLARouter(AdaptedDefense):
     def loss(self, x: Tensor, y: Tensor, stage: Stage) -> dict[str, Tensor]:
         """CE(f(x̃), y) + λ·TwD, and its terms."""
         x_adv, labels, tasks = self.task_batch(x, y, stage)
-        weights = self.router_weights(x_adv)
+        scores = self._scores(x_adv)
+        weights = scores.softmax(1)
         with self.routing.along(Route(weights=weights)):
             ce = self.label_loss(self(x_adv), labels)
         if stage.done >= 1 - 1 / stage.plan.epochs:
             self._add_up(whole(weights.detach()), whole(tasks))
         if self.lambda_twd == 0:
             return {"loss": ce}
-        twd = task_contrast(whole(weights), whole(tasks), self.temperature)
+        compared = weights if self.projection is None else self.projection(scores.to(self.projection.weight))
+        twd = task_contrast(whole(compared), whole(tasks), self.temperature)
         return {"loss": ce + self.lambda_twd * twd, "ce": ce, "twd": twd}
 
     def overhead(self, x: Tensor) -> float:
@@ -203,6 +216,24 @@ class MoLARouter(AdaptedDefense):
         """Restores the sums of router weights."""
         super().load_training_state(state)
         self._sums = dict(state["router_sums"])
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """g(x) (N, E); E is 0 before the first stage."""
+        if self.router is None:
+            return x.new_zeros(len(x), 0)
+        scores: Tensor = self.router(x).to(x.dtype)
+        return scores
+
+    def _widen_projection(self) -> None:
+        """Let P take one more score; the columns of the others stay the same."""
+        like, old = next(self.model.parameters()), self.projection
+        with isolated_randomness(key_seed("projection", self.seed, len(self.tasks)), torch.device("cpu")):
+            new = nn.Linear(len(self.tasks), PROJECTED).to(like)
+        if old is not None:
+            with torch.no_grad():
+                new.weight[:, :-1].copy_(old.weight)
+                new.bias.copy_(old.bias)
+        self.projection = new
 
     def _add_up(self, weights: Tensor, tasks: Tensor) -> None:
         for place, task in enumerate(self.tasks):
