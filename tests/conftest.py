@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import pytest
 import torch
 from record_trees import UNTOUCHED, cell, entry, record_tree, stages, threat
 from targets import Target, trained_target
+from tiny_runs import few_probes
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from advbench import run
-from advbench.audit import battery, competence, consistency
 from advbench.cli.main import invoke
 from advbench.config.options import Options, RunConfig
 from advbench.config.resolve import resolve
@@ -157,6 +157,7 @@ def trained_run(runs_dir: Path, _one_thread: None) -> Run:
     """AT trained long enough that its numbers are neither 0 nor 100 %."""
     options = {**SMALL, "epochs": 6, "set": {"pretrain.epochs": 4, "eps_warmup": 1}}
     options |= {"eval": "cw:eps=0.6,steps=10,binary_search_steps=2,apgd:steps=5", "points": "360,cw=100"}
+    options |= {"train_set": {"pgd.steps": 3}}
     return run("at", runs_dir=runs_dir, **options)
 
 
@@ -181,13 +182,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
 
 
 @pytest.fixture
-def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The audit asks little, for tests of large models that are not about what it finds."""
-    for name in ("STEPS", "BRIEF_STEPS", "QUERIES", "BRIEF_QUERIES", "LABELS", "DRAWS"):
-        monkeypatch.setattr(battery, name, 2)
-    monkeypatch.setattr(competence, "SCALES", (1.0,))
-    monkeypatch.setattr(consistency, "ALONE", 1)
-    monkeypatch.setattr(consistency, "ASKED", 2)
+def short_probes() -> Iterator[None]:
+    """The audit asks little, for tests that are not about what it finds: it is most of a small run."""
+    with few_probes():
+        yield
 
 
 @pytest.fixture

@@ -274,6 +274,7 @@ def test_a_strangers_config_is_one_line(small_run: Run, tmp_path: Path) -> None:
         load_run(directory)
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_a_users_own_model_needs_trust_to_load(
     small_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -303,6 +304,7 @@ def test_a_users_own_model_needs_trust_to_load(
         _ = load_run(first.path, trust=True).model
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_the_seed_orders_the_batches(
     small_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +337,7 @@ def test_a_small_model_gets_one_thread_unless_more_are_asked_for() -> None:
     assert small.identity != asked.identity
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_joint_is_one_stage_of_the_same_total(
     small_run: Run, small_options: dict[str, Any], tmp_path: Path
@@ -374,6 +377,7 @@ def test_meta_is_refused_where_it_makes_no_sense(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_points_by_attack(small_options: dict[str, Any], tmp_path: Path) -> None:
     """``50,pgd=20``: the first 20 for PGD, the first 50 for everything else."""
     # So small a budget that some points survive, and some do not.
@@ -396,6 +400,7 @@ def test_points_by_attack(small_options: dict[str, Any], tmp_path: Path) -> None
     assert (len(x), len(y)) == (50, 50)
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_training_knobs_are_used_and_recorded(
     brief_run: Run, small_options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -414,6 +419,7 @@ def test_training_knobs_are_used_and_recorded(
     assert saved == 6 * 1293
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_a_sampled_sequence_is_drawn_once_and_recorded(tmp_path: Path, digits: Any) -> None:
     """All seeds of one command meet the same attacks, and the record names them."""
@@ -463,6 +469,7 @@ def test_a_mistake_found_late_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_tensorboard_gets_scalars(small_options: dict[str, Any], tmp_path: Path) -> None:
     """Losses by epoch and accuracies by stage, in a directory of their own."""
     pytest.importorskip("tensorboard")
@@ -619,6 +626,7 @@ class TestOptions:
         assert merge(odd, {"epochs": 2}) == {**odd, "epochs": 2}
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_numbers_do_not_depend_on_what_else_is_measured(
     brief_run: Run, small_options: dict[str, Any], tmp_path: Path

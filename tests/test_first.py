@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import few_probes
 
 from advbench import run
 from advbench.runs.saved import Run
@@ -54,10 +55,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two defenses of two seeds, trained for a moment."""
     place = tmp_path_factory.mktemp("first")
     options: dict[str, Any] = {"sequence": "fgsm,pgd:steps=2", "unseen": "gaussian-noise", "points": 10}
-    options |= {"epochs": 1, "set": {"pretrain.epochs": 1}, "threads": 1}
-    for seed in (0, 1):
-        for defense in ("at", "air"):
-            run(defense, runs_dir=place, seed=seed, **options)
+    options |= {"epochs": 1, "set": {"pretrain.epochs": 1}, "train_set": {"pgd.steps": 1}, "threads": 1}
+    with few_probes():
+        for seed in (0, 1):
+            for defense in ("at", "air"):
+                run(defense, runs_dir=place, seed=seed, **options)
     return place
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from advbench.audit import battery, competence, consistency
 from leaderboards import comparable, find_records
 
 TINY: dict[str, Any] = {
@@ -16,6 +21,18 @@ TINY: dict[str, Any] = {
     "threads": 1,
     "device": "cpu",
 }
+
+
+@contextmanager
+def few_probes() -> Iterator[None]:
+    """Audits ask little meanwhile, in this process and in its copies."""
+    with pytest.MonkeyPatch.context() as changed:
+        for name in ("STEPS", "BRIEF_STEPS", "QUERIES", "BRIEF_QUERIES", "LABELS", "DRAWS"):
+            changed.setattr(battery, name, 2)
+        changed.setattr(competence, "SCALES", (1.0,))
+        changed.setattr(consistency, "ALONE", 1)
+        changed.setattr(consistency, "ASKED", 2)
+        yield
 
 
 def records_of(runs_dir: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
