@@ -137,13 +137,15 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_run(runs_dir: Path, _one_thread: None) -> Run:
     """AIR on the digits, for one epoch a stage."""
-    return run("air", runs_dir=runs_dir, **SMALL)
+    with few_probes():
+        return run("air", runs_dir=runs_dir, **SMALL)
 
 
 @pytest.fixture(scope="session")
 def at_run(runs_dir: Path, _one_thread: None) -> Run:
     """AT under the conditions of ``small_run``."""
-    return run("at", runs_dir=runs_dir, **SMALL)
+    with few_probes():
+        return run("at", runs_dir=runs_dir, **SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +160,8 @@ def trained_run(runs_dir: Path, _one_thread: None) -> Run:
     options = {**SMALL, "epochs": 6, "set": {"pretrain.epochs": 4, "eps_warmup": 1}}
     options |= {"eval": "cw:eps=0.6,steps=10,binary_search_steps=2,apgd:steps=5", "points": "360,cw=100"}
     options |= {"train_set": {"pgd.steps": 3}}
-    return run("at", runs_dir=runs_dir, **options)
+    with few_probes():
+        return run("at", runs_dir=runs_dir, **options)
 
 
 @pytest.fixture
