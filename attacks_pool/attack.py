@@ -22,8 +22,12 @@ from attacks_pool.calling.randomness import (
     keyed_like,
 )
 from attacks_pool.errors import InputError
+from attacks_pool.fast.copy import SearchModel, search_model
 from attacks_pool.metadata import AttackInfo, Value, format_value
 from attacks_pool.norms import project
+
+WORTH_COPYING = 10_000
+"""Passes of one call, over all of its points, from which a faster copy of the model repays its making."""
 
 
 class AttackFunction(Protocol):
@@ -39,10 +43,16 @@ class Attack:
     """An attack with a value for every knob, which can be run on any model.
 
     Call it as ``attack(model, x, y, *, generator=None) -> x_adv``: ``x`` float32 (N, C, H, W) in [0, 1],
-    ``y`` int64 (N,); ``model`` maps [0, 1] images to logits (N, K). It attacks every point for all its steps,
-    with the model in eval mode, and restores flags, gradients, buffers and the global random state. Without
+    ``y`` int64 (N,); ``model`` maps [0, 1] images to logits (N, K). It searches with the model in eval mode,
+    and restores flags, gradients, buffers and the global random state. Without
     a generator, its draws depend on the batch and on the global random state, which stays unchanged.
-    ``early_stop=True`` lets it stop at points that already fool the model; only evaluation sets it.
+    ``early_stop=True`` lets it stop at points that already fool the model, as evaluation does. By default an
+    ensemble does so too: each member attacks only the points that the members before it have left. Other
+    attacks, and ensembles in training, run on every point to the end.
+
+    A white-box attack of many passes searches a faster copy of the model if one agrees with it, as evaluation
+    does, and checks its successes on the model itself; ``exact=True`` searches the model itself. Training and
+    black-box attacks, whose queries may be counted, always do.
     """
 
     info: AttackInfo
@@ -105,7 +115,8 @@ class Attack:
         y: Tensor,
         *,
         generator: torch.Generator | None = None,
-        early_stop: bool = False,
+        early_stop: bool | None = None,
+        exact: bool = False,
     ) -> Tensor:
         """Return adversarial points with the shape of ``x``.
 
@@ -122,6 +133,8 @@ class Attack:
             raise InputError(
                 f"attack {self.name!r} needs a torch.nn.Module from images to logits, not {kind_of(model)}"
             )
+        if early_stop is None:
+            early_stop = self.info.family == "ensemble" and not self.training
         x, y = check_batch(x, y)
         check_images(self.info, x)
         if not len(x):
@@ -137,6 +150,9 @@ class Attack:
             untouched(model),
             asked_for_logits(model, x, y) as asked,
         ):
+            if not exact and self._worth_copying(model, len(x)):
+                with isolated_randomness(0, x.device):
+                    asked = search_model(asked, x, reduced=self.info.reduced_precision)
             # The search gets copies, so that in-place writes cannot change the points it is judged against.
             crafted = self.function(
                 asked, x.clone(), y.clone(), generator=draws, early_stop=early_stop, **self.knobs
@@ -147,6 +163,13 @@ class Attack:
         if self.training and self.info.kind == "minimal-norm" and self.info.norm is not None:
             x_adv = project(x_adv, x, self.eps, self.info.norm)
         return x_adv
+
+    def _worth_copying(self, model: nn.Module, points: int) -> bool:
+        """Whether a call for so many points takes enough passes for a faster copy of the model."""
+        if self.training or isinstance(model, SearchModel) or self.info.access != "white-box":
+            return False
+        cost = self.info.passes(self.knobs)
+        return cost is not None and points * cost[0] >= WORTH_COPYING
 
 
 def canonical(name: str, knobs: Mapping[str, Value]) -> str:

@@ -5,6 +5,12 @@
 Every library gets the same model, points and budget, on the same threads; every result is judged by our
 verifier. Ours runs through ``advbench.evaluation.evaluate``, as ``advbench run`` and ``advbench eval`` do.
 The models are trained here against PGD, and kept with ``--weights DIR`` for the next time.
+
+    python benchmarks/attacks.py --data-dir DIR --parts library --run RUN --points 200 --threads 1
+
+The part ``library`` times the library call, ``pool.get(name, eps=…)(model, x, y)``, against pyautoattack and
+torchattacks as a user would call them: on the published network ``mnist-a-adv``, on one with batch norm and
+GELU, and with ``--run`` on the model of a run.
 """
 
 from __future__ import annotations
@@ -22,9 +28,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from advbench import load_run
 from advbench.data import Split, TensorLoader, load_dataset
 from advbench.evaluation.evaluate import evaluate
-from advbench.models import build_model
+from advbench.models import Normalize, build_model
 from attacks_pool import count_passes, pool, verify
 from attacks_pool.calling.guard import untouched
 from attacks_pool.calling.randomness import isolated_randomness
@@ -92,6 +99,22 @@ def narrow() -> nn.Module:
     )
 
 
+def smooth() -> nn.Module:
+    """A small network with batch norm and GELU."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.GELU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(1568, 100),
+        nn.GELU(),
+        nn.Linear(100, 10),
+    )
+
+
 def lenet() -> nn.Module:
     """The project's own MNIST network."""
     return build_model("lenet", num_classes=10, in_channels=1, image_size=28, seed=0)
@@ -110,6 +133,7 @@ class Recipe:
 RECIPES = {
     "lenet": Recipe(lenet, 20_000, 5, EPS),
     "narrow": Recipe(narrow, 20_000, 5, EPS),
+    "smooth": Recipe(smooth, 20_000, 5, EPS),
     "two-layers": Recipe(two_layers, 12_000, 5, EPS),
 }
 
@@ -228,6 +252,36 @@ def pgd_peers(steps: int, eps: float, classes: int = 10) -> list[tuple[str, str,
     return [(library, f"PGD-{steps}", craft) for library, craft in peers]
 
 
+def library_call(text: str, eps: float) -> tuple[str, str, Peer]:
+    """An attack of ours as a user would call it in a script."""
+    attack = pool.get(text, eps=eps, **({"steps": 50} if text == "pgd" else {}))
+
+    def craft(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        return attack(model, x, y, generator=torch.Generator().manual_seed(seed))
+
+    return "advbench", attack.name, craft
+
+
+def published(data_dir: str, name: str) -> tuple[nn.Module, Split, float]:
+    """A network whose robust accuracy is known from both sides, its points and its eps."""
+    folder = Path(data_dir) / "published"
+    entry = json.loads((folder / "nets.json").read_text("utf-8"))[name]
+    built: list[nn.Module] = []
+    for layer in entry["layers"]:
+        if isinstance(layer, str):
+            built.append(nn.ReLU() if layer == "relu" else nn.Flatten())
+            continue
+        ((kind, sizes),) = layer.items()
+        if kind == "normalize":
+            built.append(Normalize(sizes["mean"], sizes["std"]))
+        else:
+            built.append(nn.Conv2d(*sizes) if kind == "conv2d" else nn.Linear(*sizes))
+    model = nn.Sequential(*built)
+    model.load_state_dict(load_file(folder / f"{name}.safetensors"), strict=False)
+    stored = load_file(folder / f"points-{name.partition('-')[0]}.safetensors")
+    return model.eval(), Split(stored["x"], stored["y"]), entry["eps"]
+
+
 def pyautoattack_peer(eps: float) -> tuple[str, str, Peer]:
     """AutoAttack standard at its own batch size."""
 
@@ -327,6 +381,25 @@ class Bench:
             flush=True,
         )
 
+    def library(self) -> None:
+        """The library call of AutoAttack and of PGD-50, the libraries in turn for each seed."""
+        tasks = {"mnist-a-adv": published(self.options.data_dir, "mnist-a-adv")}
+        tasks["smooth"] = self.model("smooth"), self.data, EPS
+        if self.options.run:
+            run = load_run(self.options.run)
+            tasks["run"] = run.model.view(None), run.data.test.first(self.options.points), 8 / 255
+        pairs = {"autoattack": pyautoattack_peer, "pgd": lambda eps: pgd_peers(50, eps)[0]}
+        for name, (model, data, eps) in tasks.items():
+            for text, peer in pairs.items():
+                sides = library_call(text, eps), peer(eps)
+                times: list[list[float]] = [[], []]
+                for seed in self.seeds:
+                    for side, found in zip(sides, times, strict=True):
+                        result = theirs("library", name, model, data, side, eps, seed)
+                        found.append(self.add(result).seconds)
+                ratio = statistics.median(times[1]) / statistics.median(times[0])
+                print(f"{'':10} {text} on {name}: {sides[1][0]} takes {ratio:.2f} times our seconds")
+
     def resnet(self) -> None:
         """ResNet-18 with random weights, 32 points that it calls what it calls them: speed only."""
         model = (
@@ -351,7 +424,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", default="../shared/data", help="where MNIST is")
-    parser.add_argument("--parts", default="pgd,resnet", help="of train, pgd, autoattack, screen, resnet")
+    parser.add_argument(
+        "--parts", default="pgd,resnet", help="of train, pgd, autoattack, screen, resnet, library"
+    )
+    parser.add_argument("--run", help="a run on CIFAR-10 whose model the part library attacks")
     parser.add_argument("--model", default="two-layers", choices=list(RECIPES))
     parser.add_argument("--screened", default=",".join(RECIPES), help="models of the part screen")
     parser.add_argument("--points", type=int, default=1000)

@@ -36,8 +36,9 @@ SAMPLED_EVERY = 0.2
 SPEED_SIDE, SPEED_BATCH = 64, 32
 PARTS = ("memory", "speed")
 COMMANDS = {
+    # Batches are small, so that the number of batches that workers have ready does not hide the difference.
     "run": "--defense at --sequence fgsm --unseen none --epochs 1 "
-    "--set pretrain.epochs=1 --set augmentation=none",
+    "--set pretrain.epochs=1 --set augmentation=none --set batch_size=32",
     "eval": "--attacks fgsm",
 }
 TINY = """

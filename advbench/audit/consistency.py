@@ -46,7 +46,7 @@ def asked_points(
     """
     x, y = x[:ASKED], y[:ASKED]
     crafted = [
-        attack(model, x, y, generator=keyed_generator("asked", seed, number))
+        attack(model, x, y, generator=keyed_generator("asked", seed, number), exact=True)
         for number, (model, attack) in enumerate(searches)
     ]
     noise = uniform(x, keyed_generator("asked", seed), -eps, eps)

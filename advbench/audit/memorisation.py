@@ -78,7 +78,7 @@ def unseen_flags(
     right = []
     for number, split in enumerate((others, measured)):
         x, y = split.images[:count], split.y[:count]
-        crafted = attack(surrogate, x, y, generator=keyed_generator("unseen", seed, number))
+        crafted = attack(surrogate, x, y, generator=keyed_generator("unseen", seed, number), exact=True)
         right.append((logits_of(model, crafted, seed).argmax(1) == y).cpu().numpy())
     yield from _compared("when crafted on another model", attack.text, right[1], right[0])
 

@@ -176,7 +176,7 @@ def _found(planted: Planted, tasks: Tasks, attacks: Sequence[Attack], seed: int)
         # Some attacks need more classes than a planted task has.
         with suppress(InputError), exact_arithmetic(x.device), buffers_kept(planted):
             draws = keyed_generator("planted", seed, attack.text)
-            crafted = attack(planted, x[left], y[left], generator=draws, early_stop=True)
+            crafted = attack(planted, x[left], y[left], generator=draws, early_stop=True, exact=True)
             verdict = verify(
                 planted,
                 x[left],

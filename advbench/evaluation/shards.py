@@ -275,7 +275,7 @@ def _craft(
         searched = search_model(plain, x, reduced=attack.info.reduced_precision)
     with exact_arithmetic(x.device), count_passes(model) as exact:
         if searched is plain:
-            return attack(searched, x, y, generator=draws, early_stop=early_stop), exact
+            return attack(searched, x, y, generator=draws, early_stop=early_stop, exact=True), exact
         with count_passes(searched) as fast:
             x_adv = attack(searched, x, y, generator=draws, early_stop=early_stop)
     return x_adv, Passes(exact.forwards + fast.forwards, exact.backwards + fast.backwards)

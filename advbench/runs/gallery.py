@@ -160,7 +160,7 @@ def _attacked(run: Run, defense: Defense, attack: Attack, name: str, x: Tensor, 
     stochastic = defense.info.stochastic
     search = AveragedDraws(view) if stochastic else view
     # As in evaluation, points that fool the model already stay unchanged.
-    crafted = attack(search, x, y, generator=draws, early_stop=not stochastic)
+    crafted = attack(search, x, y, generator=draws, early_stop=not stochastic, exact=stochastic)
     judge = _judge(defense, view, (attack.text, run.config.seed))
     verdict = verify(judge, x, y, crafted, norm=attack.info.norm, eps=attack.eps, kind=attack.info.kind)
     moved = (verdict.points != crafted).flatten(1).any(1)
