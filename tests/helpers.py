@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from advbench.data.formats.corrupted import CORRUPTIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,3 +62,15 @@ def together(count: int, work: Callable[[int], object]) -> None:
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * count
+
+
+def cifar_c(root: Path) -> Path:
+    """CIFAR-10-C with two images at each severity; a pixel tells corruption and severity."""
+    place = root / "CIFAR-10-C"
+    place.mkdir()
+    np.save(place / "labels.npy", np.tile([3, 8], 5))
+    for number, corruption in enumerate((*CORRUPTIONS, "saturate")):
+        pixels = np.zeros((10, 32, 32, 3), dtype=np.uint8)
+        pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = number, np.repeat(np.arange(1, 6), 2)
+        np.save(place / f"{corruption}.npy", pixels)
+    return root

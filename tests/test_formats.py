@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers import cifar_c
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
@@ -26,12 +27,12 @@ from attacks_pool.errors import InputError
 WNIDS = ("n01440764", "n01443537", "n01484850")
 
 
-def draw(file: Path, size: tuple[int, int] = (64, 64), *, grey: bool = False) -> Path:
-    """Write an image of (width, height) whose pixels depend on its name."""
+def draw(file: Path, size: tuple[int, int] = (64, 64), *, grey: bool = False, most: int = 256) -> Path:
+    """Write an image of (width, height) whose pixels depend on its name and are below ``most``."""
     file.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(abs(hash(file.name)) % 2**32)
     shape = size[::-1] if grey else (*size[::-1], 3)
-    Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(file)
+    Image.fromarray(generator.integers(0, most, shape, dtype=np.uint8)).save(file)
     return file
 
 
@@ -97,20 +98,6 @@ def imagenet(root: Path, *, flat: str | None = None) -> Path:
         (kit / "ILSVRC2012_validation_ground_truth.txt").write_text(
             "".join(f"{3 - n % 3}\n" for n in range(6))
         )
-    return root
-
-
-def cifar_c(root: Path) -> Path:
-    """CIFAR-10-C with two images at each severity; a pixel tells corruption and severity."""
-    from advbench.data.formats.corrupted import CORRUPTIONS
-
-    place = root / "CIFAR-10-C"
-    place.mkdir()
-    np.save(place / "labels.npy", np.tile([3, 8], 5))
-    for number, corruption in enumerate((*CORRUPTIONS, "saturate")):
-        pixels = np.zeros((10, 32, 32, 3), dtype=np.uint8)
-        pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = number, np.repeat(np.arange(1, 6), 2)
-        np.save(place / f"{corruption}.npy", pixels)
     return root
 
 
@@ -267,6 +254,31 @@ def test_imagenet_c(tmp_path: Path) -> None:
     assert sizes(data) == (0, 0, 3)
     assert data.classes == WNIDS
     assert "no folder" in refused("imagenet-c:fog,severity=3", tmp_path)
+
+
+def test_robustbench_s_images_of_imagenet_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the listed images, of every corruption and severity, which are known for each test point."""
+    listed = tmp_path / "site" / "robustbench" / "helper_files" / "imagenet_test_image_ids.txt"
+    listed.parent.mkdir(parents=True)
+    (listed.parents[1] / "__init__.py").touch()
+    listed.write_text(f"{WNIDS[0]}/a.JPEG\n{WNIDS[2]}/b.JPEG\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "robustbench", raising=False)
+    for corruption, severity in (("fog", 2), ("snow", 2)):
+        for wnid, names in zip(WNIDS, ("ac", "d", "eb"), strict=True):
+            for name in names:
+                file = tmp_path / "ImageNet-C" / corruption / str(severity) / wnid / f"{name}.JPEG"
+                draw(file, (224, 224), most=64 if corruption == "fog" else 256)
+    data = load_dataset("imagenet-c:robustbench,fog+snow,severity=2", tmp_path)
+    assert (sizes(data), data.classes) == ((0, 0, 4), WNIDS)
+    assert data.groups is not None
+    assert data.groups.names == (("fog", "2"), ("snow", "2"))
+    dark = data.test.x.mean((1, 2, 3)) < 0.25
+    assert [int(number) for number in data.groups.numbers] == [0 if one else 1 for one in dark]
+    assert sorted(data.test.y.tolist()) == [0, 0, 2, 2]
+    file.unlink()
+    assert "snow/2 lacks 1 images of" in refused("imagenet-c:robustbench,snow,severity=2", tmp_path)
+    assert "RobustBench uses all images of cifar10-c" in refused("cifar10-c:robustbench", tmp_path)
 
 
 class TestNpz:

@@ -9,17 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from helpers import cifar_c
 from torch import nn
 
 from advbench import EvalRequest, evaluate_model
 from advbench.cli.completion import preset_names
 from advbench.cli.main import invoke
 from advbench.data import DataSet, Split
+from advbench.data.formats.corrupted import CORRUPTIONS
 from advbench.external.presets import builtin_names, find_preset, suite
+from advbench.runs.directory import finish
 from attacks_pool import InputError, pool
 from attacks_pool.attack import check_task
-from leaderboards import read_record
+from leaderboards import parse_record, read_record
 
 Network = Callable[..., nn.Sequential]
 Call = Callable[..., tuple[str, str]]
@@ -35,6 +39,7 @@ NUMBERS_OF = {
     "pgd-50-10": "b50d0dbc",
     "robustbench-cifar-l2": "cf634dcd",
     "robustbench-cifar-linf": "51bf5aeb",
+    "robustbench-corruptions": "1606e473",
     "robustbench-imagenet-linf": "a16ab7f2",
     "unforeseen-high": "e6a924ae",
     "unforeseen-low": "68c6cc0a",
@@ -74,7 +79,7 @@ def test_a_builtin_preset_never_changes(name: str) -> None:
     assert preset.about.endswith(".")
     assert preset.sha256 == hashlib.sha256(preset.file.read_bytes()).hexdigest()
     assert preset.sha256[:8] == NUMBERS_OF[name]
-    assert pool.sequence(",".join(preset.attacks), budget="cifar10")
+    assert preset.attacks == ("none",) or pool.sequence(",".join(preset.attacks), budget="cifar10")
 
 
 def test_every_preset_is_pinned_and_completed() -> None:
@@ -126,6 +131,7 @@ def test_unforeseen_attacks_grow(digits: DataSet) -> None:
         ("robustbench-cifar-l2", {}, "is for cifar10, not 'digits': --attacks autoattack-l2:eps=0.5"),
         ("madry-mnist", {}, "is for mnist, not 'digits'"),
         ("robustbench-imagenet-linf", {}, "is for imagenet:robustbench, not 'digits'"),
+        ("robustbench-corruptions", {}, "is for cifar10-c or cifar100-c or imagenet-c:robustbench, not"),
         ("standard", {"attacks": "fgsm"}, "attacks and preset are both given"),
     ],
 )
@@ -160,6 +166,68 @@ def test_what_is_no_length() -> None:
             pool.get("pgd", budget="digits", step_size=text)
     with pytest.raises(InputError, match=r"pgd\.steps=eps is not a number"):
         pool.get("pgd", budget="digits", steps="eps")
+
+
+# Corruptions.
+
+BRIGHT = """import torch
+
+class Bright(torch.nn.Module):
+    def forward(self, x):
+        level = x[:, 0, 0, 0] - x[:, 1, 0, 0]
+        chosen = torch.nn.functional.one_hot(torch.where(level > 0.01, 3, 8), 10)
+        return chosen * (5 + x.mean((1, 2, 3))[:, None])
+
+def make():
+    return Bright()
+"""
+"""A network that decides by two channels of one pixel."""
+
+
+def test_accuracy_on_corruptions(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over corruptions and severities, as RobustBench computes it from the same files."""
+    place = cifar_c(tmp_path) / "CIFAR-10-C"
+    (tmp_path / "by_pixel.py").write_text(BRIGHT)
+    monkeypatch.syspath_prepend(tmp_path)
+    np.save(place / "labels.npy", labels := np.full(10, 3))
+    expected = {}
+    for name in CORRUPTIONS:
+        pixels = np.load(place / f"{name}.npy")
+        for severity in range(1, 6):
+            images, truth = (part[2 * severity - 2 : 2 * severity] for part in (pixels, labels))
+            difference = (images[:, 0, 0, 0].astype(int) - images[:, 0, 0, 1]) / 255
+            expected[name, str(severity)] = float((np.where(difference > 0.01, 3, 8) == truth).mean())
+    given = {"data_dir": tmp_path, "preset": "robustbench-corruptions", "surrogate": "none", "threads": 1}
+    run = evaluate_model("by_pixel:make", "cifar10-c", device="cpu", runs_dir=tmp_path / "runs", **given)
+    record = run.record
+    assert record.metrics["clean_accuracy"] == pytest.approx(np.mean(list(expected.values())))
+    assert record.metrics["average_robust_accuracy"] is None
+    assert [(cell.attack, cell.n) for cell in record.cells] == [("clean", 150)]
+    assert record.config["preset"]["name"] == "robustbench-corruptions"
+    assert record.report is not None
+    table = record.report.tables["accuracy_by_severity_in_%"]
+    assert len({table[name][severity] for name, severity in expected}) > 1
+    assert all(table[name][key] == 100 * value for (name, key), value in expected.items())
+    assert table["mean"]["mean"] == pytest.approx(100 * np.mean(list(expected.values())))
+    assert "Accuracy by severity in %" in call("show", str(run.path))[0]
+    call("leaderboard", "--runs-dir", str(tmp_path / "runs"))
+    out, _ = call("verify", str(run.path), "--trust", "--device", "cpu")
+    assert "re-evaluated" in out
+    tree = record.dump()
+    tree["report"]["tables"]["accuracy_by_severity_in_%"]["fog"]["5"] = 99.0
+    finish(run.path, parse_record(json.dumps(tree).encode(), "forged"))
+    out, _ = call("verify", str(run.path), "--trust", "--device", "cpu", code=1)
+    assert "report: the stored outcomes give other accuracies by group" in out
+
+
+def test_no_attacks(network: Network, tmp_path: Path) -> None:
+    """The accuracy on the points as they are, on as many as are asked for; the points can be saved."""
+    given: dict[str, Any] = {"surrogate": "none", "runs_dir": tmp_path, "points": 16}
+    file = tmp_path / "points.safetensors"
+    record = evaluate_model(network(), attacks="none", save_examples=file, **given).record
+    assert [(cell.attack, cell.n) for cell in record.cells] == [("clean", 16)]
+    assert record.config["eval"] == []
+    assert record.metrics["worst_case_accuracy"] is None
 
 
 # Files.

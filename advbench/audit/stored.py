@@ -78,7 +78,7 @@ def stored_rows(run: Run, attacks: Sequence[tuple[Attack, int]]) -> Iterator[Mat
     """
     clean, robust = read_outcomes(run.path / "outcomes.npz")
     stages = [stage.index for stage in run.record.stages]
-    expected = (len(stages), len(attacks), max(count for _, count in attacks))
+    expected = (len(stages), len(attacks), max((count for _, count in attacks), default=clean.shape[1]))
     if robust.shape != expected:
         raise RecordError(f"outcomes of run {run.record.id} have shape {robust.shape}, the record {expected}")
     for index, stage in enumerate(stages):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from advbench.data.pixels import ImageArray, Pixels, Rows
@@ -60,6 +62,25 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Groups:
+    """Groups of images that are reported one by one, such as each corruption at each severity.
+
+    Attributes:
+        title: What the table of their accuracies shows.
+        names: The row and the column of each group in that table.
+        numbers: (N,) the group of each image.
+    """
+
+    title: str
+    names: tuple[tuple[str, str], ...]
+    numbers: NDArray[np.int64]
+
+    def of(self, rows: NDArray[np.int64]) -> Groups:
+        """The groups of the images ``rows``."""
+        return replace(self, numbers=self.numbers[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class DataSet:
     """Three disjoint splits of one data set.
 
@@ -72,6 +93,7 @@ class DataSet:
         fingerprint: 16 hexadecimal digits of the SHA-256 of pixels, labels, split indices and classes.
         identified_by: ``pixels`` if the fingerprint covers every image; ``sample`` if it covers some of them
             and the names and sizes of the files.
+        groups: The groups of the test points, if accuracy is reported by group.
         budget: The row of default eps: ``digits``, ``mnist``, ``cifar10`` or ``imagenet``.
         augmentation: The default augmentations in training, of ``crop`` and ``flip``.
         default_model: A model text that ``advbench.models.build_model`` takes.
@@ -87,6 +109,7 @@ class DataSet:
     augmentation: tuple[str, ...]
     default_model: str
     identified_by: str = "pixels"
+    groups: Groups | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from advbench.data.choices import DataChoices
 from advbench.data.image_files import CHUNK, fit, kept
 from advbench.data.pixels import ImageSource, Pixels
-from advbench.data.sets import DataSet, Split, defaults_for
+from advbench.data.sets import DataSet, Groups, Split, defaults_for
 from attacks_pool.errors import InputError, unknown
 
 TEST_SEED = 1797
@@ -42,12 +42,16 @@ class SplitPool:
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """Images of one data set, and which of them are for training and for testing, in a fixed order."""
+    """Images of one data set, and which of them are for training and for testing, in a fixed order.
+
+    ``groups`` are those of all images, if they come in groups.
+    """
 
     name: str
     pool: SplitPool
     train: NDArray[np.int64]
     test: NDArray[np.int64]
+    groups: Groups | None = None
 
 
 def permutation(n: int, seed: int) -> NDArray[np.int64]:
@@ -139,6 +143,7 @@ def assemble(found: RawData, choices: DataChoices) -> DataSet:
         classes=pool.classes,
         fingerprint=fingerprint(asked, parts),
         identified_by="pixels" if pool.small else "sample",
+        groups=None if found.groups is None else found.groups.of(found.test),
         **vars(defaults),
     )
 

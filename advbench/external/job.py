@@ -30,7 +30,7 @@ from advbench.runs.directory import finish, now, place, plain_name, stem_of
 from advbench.runs.examples import check_room
 from advbench.runs.machine import describe
 from advbench.runs.pieces import Pieces
-from advbench.runs.record import Measured, record_of
+from advbench.runs.record import Measured, by_group, record_of
 from advbench.runs.saved import WEIGHTS, Run
 from advbench.runtime.device import choose_device
 from advbench.runtime.events import Event, JsonLog, Kind, Listener, tell
@@ -108,8 +108,9 @@ class Evaluation:
     @property
     def test(self) -> Split:
         """The test points to measure, on the CPU."""
-        size = max(count for _, count in self.attacks)
-        return self.data.test.first(size)
+        points: dict[str, int] = self.config["points"]
+        every = points.get("default", len(self.data.test))
+        return self.data.test.first(max((count for _, count in self.attacks), default=every))
 
     def view(self, _attack: Attack | None) -> nn.Module:
         """The model, which is the same for every attack."""
@@ -273,6 +274,7 @@ def _record(
         ),
         audit=audit,
         environment=describe(job.device, job.data),
+        report=by_group(job.data, row.clean),
     )
     metrics = eval_metrics(row.clean, row.robust, measured.points)
     return record_of({**job.config, **saved}, job.data, measured, name, metrics)

@@ -130,6 +130,31 @@ def attack_entry(attack: Attack, role: Role, training: str | None) -> AttackEntr
     )
 
 
+def by_group(data: DataSet, clean: Bools) -> Report:
+    """A table of the clean accuracy in percent on each group of test points; empty if there are no groups.
+
+    A row ends with its mean, and the last row holds the mean of each column, over groups of any size alike.
+
+    Args:
+        data: the data set.
+        clean: (n,) whether each of the first test points is correct clean.
+    """
+    if data.groups is None:
+        return {}
+    numbers = data.groups.numbers[: len(clean)]
+    table: dict[str, dict[str, float]] = {}
+    for number, (row, column) in enumerate(data.groups.names):
+        if (here := numbers == number).any():
+            table.setdefault(row, {})[column] = 100 * float(clean[here].mean())
+    columns = dict.fromkeys(column for row in table.values() for column in row)
+    table["mean"] = {
+        column: float(np.mean([row[column] for row in table.values() if column in row])) for column in columns
+    }
+    for row in table.values():
+        row["mean"] = float(np.mean(list(row.values())))
+    return {data.groups.title: table}
+
+
 def per_class_counts(data: DataSet, clean: Bools, robust: Bools, texts: Sequence[str]) -> list[PerClass]:
     """Counts of the final stage by class; the worst case is over the points that all attacks share.
 
@@ -140,7 +165,8 @@ def per_class_counts(data: DataSet, clean: Bools, robust: Bools, texts: Sequence
         texts: the texts of the attacks.
     """
     labels = data.test.y[: len(clean)].numpy()
-    survived = robust.all(0)
+    # Without attacks, the points that are correct clean survive.
+    survived = clean & robust.all(0)
     found = []
     for label, name in enumerate(data.classes):
         mask = labels == label

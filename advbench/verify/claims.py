@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from advbench.config.identity import code_modules, identity_from
 from advbench.config.options import protocol_of
 from advbench.evaluation.stochastic import JUDGED_BY
-from advbench.runs.record import attack_entry, per_class_counts
+from advbench.runs.record import attack_entry, by_group, per_class_counts
 from advbench.runs.saved import WEIGHTS
 from advbench.runtime.factory import one_line
 from advbench.runtime.hashing import PACKAGES, digest, weights_digest
@@ -107,7 +107,7 @@ def leave_metrics(subject: Subject, report: Report, names: Sequence[str]) -> Non
     """Report which of these metrics the record has: they do not follow from outcomes and were not checked."""
     if others := [name for name in names if name in subject.record.metrics]:
         report.not_looked_at.append(f"metrics that no outcomes give: {', '.join(others)}")
-    if subject.record.report is not None:
+    if subject.record.report is not None and not subject.evaluated:
         report.not_looked_at.append("what the defense reports about its training")
 
 
@@ -129,6 +129,9 @@ def check_labels(subject: Subject, report: Report) -> None:
         subject.run.data, clean[-1], robust[-1], texts
     ):
         report.faults.append("per_class: the stored outcomes and the labels give other counts")
+    said = subject.record.report
+    if subject.evaluated and said is not None and said.tables != by_group(subject.run.data, clean[-1]):
+        report.faults.append("report: the stored outcomes give other accuracies by group")
     report.checked.append("counts by class")
 
 

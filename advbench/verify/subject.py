@@ -87,8 +87,8 @@ class Subject:
     @cached_property
     def test(self) -> Split:
         """The test points, on the CPU, as they were evaluated."""
-        size = max(count for _, count in self.measured)
         test = self.run.data.test
+        size = max((count for _, count in self.measured), default=self.points.get("default", len(test)))
         return test.first(size)
 
     def look(self, stage: int, device: torch.device) -> Looked:

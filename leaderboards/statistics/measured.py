@@ -52,10 +52,12 @@ def transfer_metric(probes: Sequence[Cell], seen: Sequence[str]) -> dict[str, fl
 def eval_metrics(clean: Bools, robust: Bools, counts: Sequence[int]) -> dict[str, float | None]:
     """The metrics that need no sequence, from outcomes clean (n,) and robust (A, n).
 
-    The average is over all attacks. ``counts`` holds how many points each attack was measured on.
+    The average is over all attacks, None without any. ``counts`` holds how many points each attack was
+    measured on.
     """
     measured: dict[str, float | None] = dict.fromkeys(METRICS)
-    measured["average_robust_accuracy"] = float((robust.sum(1) / np.array(counts)).mean())
+    if len(counts):
+        measured["average_robust_accuracy"] = float((robust.sum(1) / np.array(counts)).mean())
     measured["clean_accuracy"] = float(clean.mean())
     measured["worst_case_accuracy"] = worst_case_accuracy(robust, counts)
     return measured

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from advbench.data.choices import DataChoices
 from advbench.data.formats.folder import images_in
+from advbench.data.formats.imagenet import PART, listed_by_robustbench
 from advbench.data.formats.locate import locate_folder
 from advbench.data.image_files import FileSource
 from advbench.data.pixels import ArraySource
+from advbench.data.sets import Groups
 from advbench.data.splits import TEST_SEED, RawData, SplitPool, permutation
 from attacks_pool.errors import InputError, unknown
 
@@ -38,30 +40,41 @@ CORRUPTIONS = (
 EXTRA = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
 """Four more that its authors keep for validation; they are used only if they are named."""
 SEVERITIES = 5
+TITLE = "accuracy_by_severity_in_%"
 
 
 def load(text: str, data_dir: Path | None, choices: DataChoices) -> RawData:
     """Load ``cifar10-c``, or a part of it such as ``cifar10-c:fog+snow,severity=5``.
 
     By default all fifteen corruptions at all five severities. The order is shuffled, so that any first
-    n points hold every corruption and severity in proportion.
+    n points hold every corruption and severity in proportion. Of ``imagenet-c:robustbench`` only the 5,000
+    images that RobustBench evaluates on are used, of each corruption and severity.
 
     Raises:
         InputError: A file is missing or has another shape, or the text names no corruption or severity.
     """
     name, _, part = text.partition(":")
-    corruptions, severities = _chosen(text, part)
+    words = [word for word in part.split(",") if word]
+    corruptions, severities = _chosen(text, [word for word in words if word != PART])
+    if PART in words and name != "imagenet-c":
+        raise InputError(f"data set {text!r}: RobustBench uses all images of {name}: leave out {PART}")
     where = FOLDERS[name]
     if name == "imagenet-c":
-        pool = _folders(name, data_dir, where, corruptions, severities, choices)
+        few = listed_by_robustbench(text) if PART in words else None
+        pool, counts = _folders(name, data_dir, where, corruptions, severities, choices, few)
     else:
         pool = _arrays(name, data_dir, where, corruptions, severities)
-    return RawData(text, pool, np.arange(0), permutation(len(pool.labels), TEST_SEED))
+        counts = (
+            [len(pool.labels) // (len(corruptions) * len(severities))] * len(corruptions) * len(severities)
+        )
+    names = tuple((corruption, str(severity)) for corruption in corruptions for severity in severities)
+    groups = Groups(TITLE, names, np.repeat(np.arange(len(names)), counts))
+    return RawData(text, pool, np.arange(0), permutation(len(pool.labels), TEST_SEED), groups)
 
 
-def _chosen(text: str, part: str) -> tuple[list[str], list[int]]:
+def _chosen(text: str, words: list[str]) -> tuple[list[str], list[int]]:
     corruptions, severities = list(CORRUPTIONS), list(range(1, SEVERITIES + 1))
-    for word in filter(None, part.split(",")):
+    for word in words:
         key, equals, value = word.partition("=")
         if equals and key == "severity":
             if not value.isdecimal() or not 1 <= int(value) <= SEVERITIES:
@@ -150,8 +163,13 @@ def _folders(
     corruptions: list[str],
     severities: list[int],
     choices: DataChoices,
-) -> SplitPool:
-    """``CORRUPTION/SEVERITY/CLASS/*``, perhaps below a folder for a group of corruptions."""
+    few: tuple[Path, set[str]] | None,
+) -> tuple[SplitPool, list[int]]:
+    """``CORRUPTION/SEVERITY/CLASS/*``, perhaps below a folder for a group of corruptions.
+
+    ``few`` is a file that lists images, and their names; only these are used. The numbers of images by
+    corruption and severity are returned too.
+    """
     if data_dir is None:
         raise InputError(
             f"data set {name!r} is read from files: give --data-dir, a folder that holds {where}"
@@ -160,6 +178,7 @@ def _folders(
     files: list[Path] = []
     labels: list[int] = []
     classes: list[str] = []
+    counts: list[int] = []
     for corruption in corruptions:
         place = next((p for p in (root / corruption, *root.glob(f"*/{corruption}")) if p.is_dir()), None)
         if place is None:
@@ -178,9 +197,16 @@ def _folders(
                 raise InputError(
                     f"data set {name!r}: {folder} has {len(found)} classes, others have {len(classes)}"
                 )
+            before = len(files)
             for label, wnid in enumerate(classes):
-                some = images_in(folder / wnid)
+                some = [file for file in images_in(folder / wnid) if few is None or file.stem in few[1]]
                 files += some
                 labels += [label] * len(some)
+            counts.append(len(files) - before)
+            if few is not None and (missing := few[1] - {file.stem for file in files[before:]}):
+                raise InputError(
+                    f"data set {name!r}: {folder} lacks {len(missing)} images of {few[0]}, such as "
+                    f"{min(missing)}"
+                )
     source = FileSource(files, size=choices.image_size or 224, channels=choices.channels or 3)
-    return SplitPool(source, np.array(labels, dtype=np.int64), tuple(classes))
+    return SplitPool(source, np.array(labels, dtype=np.int64), tuple(classes)), counts

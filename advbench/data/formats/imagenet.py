@@ -73,8 +73,12 @@ def load(name: str, data_dir: Path | None, choices: DataChoices) -> RawData:
     return RawData(name, pool, np.arange(count), count + permutation(len(test), TEST_SEED))
 
 
-def _chosen(name: str, test: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
-    """Those of the test images that RobustBench's package lists."""
+def listed_by_robustbench(name: str) -> tuple[Path, set[str]]:
+    """The list of images in RobustBench's package: its file, and the names without suffix.
+
+    Raises:
+        InputError: the package is not installed; the message names the data set ``name``.
+    """
     # Found without an import, which would load the whole package.
     package = importlib.util.find_spec("robustbench")
     places = [] if package is None else package.submodule_search_locations or []
@@ -84,7 +88,12 @@ def _chosen(name: str, test: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
             f"data set {name!r} needs the list of images that comes with RobustBench: "
             "pip install 'advbench[robustbench]'"
         )
-    wanted = {Path(line).stem for line in file.read_text().split()}
+    return file, {Path(line).stem for line in file.read_text().split()}
+
+
+def _chosen(name: str, test: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Those of the test images that RobustBench's package lists."""
+    file, wanted = listed_by_robustbench(name)
     missing = sorted(wanted - {image.stem for image, _ in test})
     if missing:
         raise InputError(

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,8 @@ from attacks_pool.errors import InputError, unknown
 
 FOLDER = Path(__file__).parent
 DEFAULT = "standard"
+ALL = "all"
+"""The points of a preset that is measured on the whole test set."""
 SUFFIXES = (".yaml", ".yml", ".json")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 
@@ -28,7 +30,7 @@ class _Content(BaseModel):
     name: str = Field(pattern=NAME)
     about: str = Field(default="", max_length=400)
     attacks: list[str] = Field(min_length=1)
-    points: int | dict[str, int] | None = None
+    points: int | dict[str, int] | Literal["all"] | None = None
     datasets: list[str] = Field(default_factory=list)
 
 
@@ -40,7 +42,7 @@ class Preset:
         name: the name in records: that of a built-in file, or the one that the user's file gives.
         about: one line on what it is for.
         attacks: the attacks, as ``--attacks`` takes them; budgets that they omit come from the data set.
-        points: the test points, as ``--points`` takes them; None leaves them to the user.
+        points: the test points, as ``--points`` takes them, or ``all``; None leaves them to the user.
         datasets: the data sets that it is for; empty for any.
         sha256: the SHA-256 of the file, which tells whether two presets of one name are the same.
         file: the file.
@@ -49,7 +51,7 @@ class Preset:
     name: str
     about: str
     attacks: tuple[str, ...]
-    points: int | Mapping[str, int] | None
+    points: int | str | Mapping[str, int] | None
     datasets: tuple[str, ...]
     sha256: str
     file: Path

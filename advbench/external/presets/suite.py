@@ -9,7 +9,7 @@ from advbench.config.options import as_text
 from advbench.config.plugins import code_named, import_attacks
 from advbench.config.resolve import parse_points
 from advbench.data import DataSet
-from advbench.external.presets.preset import DEFAULT, Preset, find_preset
+from advbench.external.presets.preset import ALL, DEFAULT, Preset, find_preset
 from advbench.external.request import EvalRequest
 from attacks_pool import Attack, InputError, pool
 
@@ -17,12 +17,16 @@ UNRECORDED = ("standard", "screen", "autoattack")
 """Built-in presets from before records named their preset; their records stay as they were."""
 
 
+NONE = "none"
+"""Stands for a list of no attacks: the accuracy on the test points as they are."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """What an evaluation measures.
 
     Attributes:
-        attacks: the attacks, with budgets.
+        attacks: the attacks, with budgets; none for the accuracy on the test points as they are.
         points: test points by attack name; ``default`` covers the others, and without it they take all.
         recorded: further keys of the record's config.
     """
@@ -47,11 +51,12 @@ def suite(request: EvalRequest, data: DataSet) -> Suite:
         preset = find_preset(request.preset or DEFAULT)
         _check(preset, request, data)
         listed = preset.attacks
-        points = points if preset.points is None else preset.points
+        points = points if preset.points is None else None if preset.points == ALL else preset.points
         if not (preset.builtin and preset.name in UNRECORDED):
             recorded["preset"] = {"name": preset.name, "sha256": preset.sha256}
     written, plugins = import_attacks(listed)
-    attacks = pool.sequence(as_text(written), budget=data.budget)
+    text = as_text(written)
+    attacks = [] if text.strip() == NONE else pool.sequence(text, budget=data.budget)
     if plugins:
         recorded["plugins"] = plugins
     return Suite(attacks, parse_points(points, data, attacks), recorded)
