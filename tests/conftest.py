@@ -151,7 +151,8 @@ def at_run(runs_dir: Path, _one_thread: None) -> Run:
 @pytest.fixture(scope="session")
 def brief_run(runs_dir: Path, _one_thread: None) -> Run:
     """AT measured on 60 points: for what repeats a whole run, audit and all."""
-    return run("at", runs_dir=runs_dir, **SMALL, points=60)
+    with few_probes():
+        return run("at", runs_dir=runs_dir, **SMALL, points=60)
 
 
 @pytest.fixture(scope="session")

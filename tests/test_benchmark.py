@@ -177,6 +177,7 @@ def weights_equal(first: Path, second: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_a_record_repeats_its_run(
     brief_run: Run, tmp_path: Path, global_randomness: Callable[[], bool]
 ) -> None:

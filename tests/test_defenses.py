@@ -209,7 +209,7 @@ def test_one_step_by_hand(network: Network, digits: Any, kind: type[Defense], no
         torch.testing.assert_close(got.detach(), expected.detach(), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.quick(r"at|replay|lorkd")
+@pytest.mark.quick(r"lorkd")
 @every_defense
 def test_contract(name: str) -> None:
     """Shapes, gradients, regimes, determinism, saving, resuming, no test data, flat memory."""

@@ -92,6 +92,7 @@ def call(capfd: Any, *arguments: str) -> str:
 # What is measured.
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_a_model_outside_the_project(here: Path, tmp_path: Path, capfd: Any) -> None:
     """Its record has R's one row, counts that outcomes agree with, the audit and where it came from."""
     given = ["eval", "--model", "outside:make", "--weights", "w.safetensors", *QUICK]
@@ -151,6 +152,7 @@ def test_workers_meet_an_attack_of_the_users_own(tmp_path: Path, monkeypatch: py
     assert found[0]["cells"][1]["n"] == 20
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_the_numbers_are_the_evaluators(
     digits: DataSet, network: Network, tmp_path: Path, global_randomness: Callable[[], bool]
 ) -> None:
@@ -215,6 +217,7 @@ def accesses(record: Record) -> set[str]:
     return {cell.threat.access for cell in record.audit.probes}
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_a_surrogate_is_attacked_first(here: Path, tmp_path: Path) -> None:
     """The audit then crafts transferred points on the run's model."""
     run = evaluate_model(
@@ -225,6 +228,7 @@ def test_a_surrogate_is_attacked_first(here: Path, tmp_path: Path) -> None:
     assert run.record.audit.surrogate.startswith("run ")
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.usefixtures("here")
 def test_a_surrogate_is_trained_unless_none_is_wanted(tmp_path: Path) -> None:
     """The record says what it is; its seconds are the evaluation's."""
@@ -290,6 +294,7 @@ def test_a_surrogate_that_learned_nothing_is_not_used(digits: DataSet) -> None:
 # Records among others.
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_evaluations_are_ranked_among_themselves(
     network: Network, small_run: Run, tmp_path: Path, capfd: Any
 ) -> None:
@@ -464,6 +469,7 @@ def test_attacks_that_are_no_texts(attacks: Any, network: Network, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_numbers_of_numpy(network: Network, tmp_path: Path) -> None:
     """They are taken as they are meant."""
     number = {"points": np.int64(20), "seed": np.int64(3), "threads": np.int32(1)}

@@ -53,7 +53,7 @@ ASKED: dict[str, Any] = {
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_probes: None) -> Path:  # noqa: ARG001
     """A current directory with a model, whose blocks are of 64 points."""
     (tmp_path / "example_models.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)

@@ -568,6 +568,7 @@ def test_an_installed_plug_in_is_trained_and_ranked(environment: Callable[..., A
     assert "weight-averaging" in board.stdout
 
 
+@pytest.mark.slow
 def test_the_plug_in_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     """As its author would find out."""
     monkeypatch.syspath_prepend(PACKAGE)

@@ -355,6 +355,7 @@ def test_two_processes_measure_what_one_does(
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_two_processes_train_one_run(together: Callable[..., list[tuple[int, str]]], tmp_path: Path) -> None:
     """All return it, and the record says how many they were; a mistake is raised in all."""
 

@@ -543,7 +543,7 @@ def evaluated(model: nn.Module, runs_dir: Path, *, seed: int = 0) -> Record:
     return run.record
 
 
-@pytest.mark.quick(r"two-faced-robust")
+@pytest.mark.quick(r"two-faced")
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_suspect(name: str, tmp_path: Path) -> None:
     """Where it claims 15 points more than is true, and where it knows the measured points by heart."""

@@ -154,6 +154,7 @@ def test_few_survivors_do_not_make_two_seeds_one(save: Save, tmp_path: Path) -> 
     assert brief(board(tmp_path / "runs")) == [("weak", 1, False, (0, 1))]
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_a_model_evaluated_under_several_seeds_counts_once(network: Any, tmp_path: Path) -> None:
     """The seeds are the evaluation's; the model is one."""
     settings: dict[str, Any] = {"points": 20, "threads": 1, "surrogate": "none", "runs_dir": tmp_path}

@@ -118,6 +118,7 @@ def test_the_site_has_it_on_the_page_of_the_run(tmp_path: Path) -> None:
     assert "by stage" in page
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_a_run_stores_what_its_defense_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[str, str]]
 ) -> None:

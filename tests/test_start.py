@@ -130,6 +130,7 @@ def test_a_run_that_starts_from_weights(
     assert result_of(made.record).group != result_of(other).group
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_without_pretraining_it_resumes_from_row_0(file: Path, tmp_path: Path) -> None:
     """The file that it started from may be gone."""
@@ -141,6 +142,7 @@ def test_without_pretraining_it_resumes_from_row_0(file: Path, tmp_path: Path) -
     assert ends[0] == ends[1]
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_one_line_says_that_the_file_is_missing(file: Path, tmp_path: Path) -> None:
     """Or another one, after pretraining, when row 0 has other weights."""
     trained = {**QUICK, "set": {"eps_warmup": 0, "pretrain.epochs": 1}}

@@ -316,6 +316,7 @@ def test_a_search_of_a_defense_is_limited_too(
         run(name, runs_dir=tmp_path, attack_timeout=0.3, **options)
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_a_signal_after_the_record(
     tmp_path: Path, small_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> Sent:
     return sent
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_both_get_what_is_measured(wandb: Sent, mlflow: Sent, tmp_path: Path) -> None:
     """Losses by epoch, accuracies by stage, the configuration, and the metrics of the record."""
     made = run("standard", **BRIEF, runs_dir=tmp_path, wandb=True, mlflow=True)
@@ -139,6 +140,7 @@ class StoppedError(Exception):
     """Ends a run in the middle."""
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_a_resumed_run_goes_on_in_the_same_place(wandb: Sent, mlflow: Sent, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if event.kind == "stage" and event.stage == 1:
@@ -239,6 +241,7 @@ def installed(name: str) -> Callable[[Any], Any]:
     return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
 
 
+@pytest.mark.usefixtures("short_probes")
 @installed("wandb")
 def test_weights_and_biases_itself(tmp_path: Path) -> None:
     """Its files are in the run's directory, and no part of what the checksums cover."""
@@ -248,6 +251,7 @@ def test_weights_and_biases_itself(tmp_path: Path) -> None:
     assert verify_checksums(made.path) == []
 
 
+@pytest.mark.usefixtures("short_probes")
 @installed("mlflow")
 def test_mlflow_itself(tmp_path: Path) -> None:
     """Its database is beside the run."""

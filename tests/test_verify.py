@@ -130,6 +130,7 @@ def refuted(run: Run, asked: Asked = MIDDLE) -> Report:
     return report
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_an_honest_run_is_confirmed_bit_for_bit(brief_run: Run) -> None:
     """Every stage, attack, point and probe; and it says what it did not look at."""
     report = verify_run(brief_run)
