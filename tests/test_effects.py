@@ -211,6 +211,7 @@ TOO_SMALL: dict[str, set[str]] = {
     "mola-grad": {"rank"},
     "mola-router": {"rank"},
     "replay": {"memory"},
+    "sseat": {"memory"},
 }
 
 
