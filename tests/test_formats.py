@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,7 +17,15 @@ from helpers import cifar_c
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from advbench.data import DataChoices, DataSet, TensorLoader, load_dataset
 from advbench.data.pixels import ArraySource, Pixels
@@ -323,6 +332,9 @@ class TestNpz:
             ({"y_test": np.arange(9)}, "shape (9,) for 10 images"),
             ({"y_test": np.arange(10) - 1}, "a label is -1"),
             ({"classes": ["only"]}, "there are 1 classes"),
+            ({"classes": "ab"}, "classes has shape (); expected one name for each class"),
+            ({"y_test": np.arange(10) * 10**9}, "a label is 9000000000; expected classes numbered"),
+            ({"y_test": np.full(10, 2**63, np.uint64)}, "a label is 9223372036854775808"),
             ({"x_test": None}, "has no array x_test"),
             ({"y_train": None}, "one of x_train and y_train"),
         ],
@@ -337,6 +349,15 @@ class TestNpz:
         (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 damaged")
         assert "cannot read" in refused(f"npz:{tmp_path / 'a.npz'}")
         assert "names no file" in refused("npz:")
+        np.save(tmp_path / "one.npy", np.zeros(3))
+        (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+        assert "holds a single array" in refused(f"npz:{tmp_path / 'one.npz'}")
+        np.savez_compressed(tmp_path / "b.npz", **self.arrays)
+        whole = (tmp_path / "b.npz").read_bytes()
+        for place in range(60, len(whole), 97):
+            (tmp_path / "b.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            with suppress(InputError):
+                load_dataset(f"npz:{tmp_path / 'b.npz'}")
 
 
 class Pictures(Dataset[Any]):
@@ -359,6 +380,21 @@ class Pictures(Dataset[Any]):
 
 class TestObjects:
     """Anything of the user's."""
+
+    def test_a_loader_that_chooses_points(self) -> None:
+        """Its data set does not know which; the order and the sizes of batches do not matter."""
+        points = TensorDataset(torch.rand(40, 1, 6, 6), torch.arange(40) % 4)
+        fair = DataLoader(points, batch_sampler=BatchSampler(RandomSampler(points), 7, drop_last=False))
+        for loader in (fair, DataLoader(points, batch_size=None), DataLoader(points, 8, shuffle=True)):
+            assert sizes(load_dataset(loader)) == (0, 0, 40)
+        some = SubsetRandomSampler(range(10))
+        unfair = [DataLoader(points, 4, sampler=some), DataLoader(Pictures(), sampler=some)]
+        unfair += [DataLoader(points, sampler=RandomSampler(points, replacement=True))]
+        for loader in (*unfair, DataLoader(points, batch_sampler=BatchSampler(some, 3, drop_last=True))):
+            assert "may leave out points or repeat some: give its data set" in refused(loader)
+            assert "may leave out points" in refused((points, loader))
+        custom: Any = [[0, 1], [2]]
+        assert "a DataLoader with a list may leave out" in refused(DataLoader(points, batch_sampler=custom))
 
     def test_a_pair_of_data_sets(self) -> None:
         data = load_dataset((Pictures(60), Pictures(12)))

@@ -13,6 +13,9 @@ from attacks_pool.errors import InputError
 
 Pair = tuple[Any, Any]
 
+MOST_CLASSES = 100_000
+"""A label beyond this is an identifier, for which numbering all classes up to it would fill the memory."""
+
 
 def from_arrays(
     name: str, *, train: Pair | None, test: Pair, classes: tuple[str, ...] | None = None
@@ -82,7 +85,8 @@ def as_labels(where: str, given: Any, count: int) -> NDArray[np.int64]:
     """Labels as int64 (N,).
 
     Raises:
-        InputError: they are not whole numbers from 0 on, or not one for each of ``count`` images.
+        InputError: they are not whole numbers from 0 on, not one for each of ``count`` images, or so large
+            that they cannot number classes.
     """
     y: NDArray[Any] = np.asarray(given)
     if y.ndim == 2 and y.shape[1] == 1:
@@ -95,4 +99,8 @@ def as_labels(where: str, given: Any, count: int) -> NDArray[np.int64]:
         )
     if y.min() < 0:
         raise InputError(f"{where}: a label is {y.min()}; expected numbers from 0 on")
+    if y.max() >= MOST_CLASSES:
+        raise InputError(
+            f"{where}: a label is {y.max()}; expected classes numbered from 0, at most {MOST_CLASSES:,}"
+        )
     return y.astype(np.int64)

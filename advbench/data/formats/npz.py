@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from advbench.data.formats.arrays import from_arrays
@@ -35,9 +37,12 @@ def load(path: Path) -> RawData:
     if not path.is_file():
         raise InputError(f"no file {path}: expected an .npz file with {', '.join(NAMES)}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored: Any = np.load(path, allow_pickle=False)
+        if not isinstance(stored, NpzFile):
+            raise InputError(f"{path} holds a single array, as np.save writes it: expected np.savez's file")
+        with stored:
             found = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot read {path}: {str(error).partition(chr(10))[0]}") from error
     arrays = {name: _named(found, names) for name, names in NAMES.items()}
     for name in ("x_test", "y_test"):
@@ -51,8 +56,14 @@ def load(path: Path) -> RawData:
         f"npz:{path.name}",
         train=None if arrays["x_train"] is None else (arrays["x_train"], arrays["y_train"]),
         test=(arrays["x_test"], arrays["y_test"]),
-        classes=None if names is None else tuple(str(name) for name in names),
+        classes=None if names is None else _class_names(path, names),
     )
+
+
+def _class_names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
+    if names.ndim != 1:
+        raise InputError(f"{path}: classes has shape {names.shape}; expected one name for each class")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
 
 
 def _named(found: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any] | None:

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from advbench.data.decode import as_bytes
 from advbench.data.formats.arrays import Pair, as_labels, from_arrays
@@ -221,7 +230,7 @@ def _parts(given: Any) -> tuple[Any, Any]:
     if isinstance(given, DataLoader):
         if isinstance(given.dataset, IterableDataset):
             raise InputError("a DataLoader of an IterableDataset has no indices: give a map-style data set")
-        return None, given.dataset
+        return None, _data_of(given)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         if _is_array(given[0]):
             return None, given
@@ -231,14 +240,36 @@ def _parts(given: Any) -> tuple[Any, Any]:
     raise InputError(f"a data set cannot be a {type(given).__name__}: expected {EXPECTED}")
 
 
+def _data_of(part: Any) -> Any:
+    """The data set of a DataLoader; anything else as it is.
+
+    Raises:
+        InputError: its sampler leaves out points or repeats some, which the data set does not know.
+    """
+    if not isinstance(part, DataLoader):
+        return part
+    if isinstance(part.dataset, IterableDataset):
+        return part.dataset
+    batches = part.batch_sampler
+    chosen: Any = part.sampler if batches is None else batches
+    if type(chosen) is BatchSampler:
+        chosen = chosen.sampler
+    once = isinstance(chosen, RandomSampler) and not chosen.replacement and len(chosen) == len(part.dataset)
+    if not (once or isinstance(chosen, (SequentialSampler, DistributedSampler))):
+        raise InputError(
+            f"a DataLoader with a {type(chosen).__name__} may leave out points or repeat some: give its data "
+            "set, or torch.utils.data.Subset of it"
+        )
+    return part.dataset
+
+
 def _is_array(given: Any) -> bool:
     return isinstance(given, (Tensor, np.ndarray))
 
 
 def _tensors(part: Any) -> Pair | None:
     """Images and labels of a part that is in memory as arrays."""
-    if isinstance(part, DataLoader):
-        part = part.dataset
+    part = _data_of(part)
     if isinstance(part, TensorDataset) and len(part.tensors) == 2:
         part = part.tensors
     if isinstance(part, (tuple, list)) and len(part) == 2 and _is_array(part[0]):
@@ -248,8 +279,7 @@ def _tensors(part: Any) -> Pair | None:
 
 
 def _items(part: Any, where: str) -> ItemSource:
-    if isinstance(part, DataLoader):
-        part = part.dataset
+    part = _data_of(part)
     if isinstance(part, IterableDataset) or not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
         raise InputError(f"{where} is {type(part).__name__}: expected {EXPECTED}")
     if not len(part):
