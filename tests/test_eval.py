@@ -130,6 +130,7 @@ def shade(model, x, y, *, eps, generator, early_stop):
 """
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.usefixtures("here")
 @pytest.mark.slow
 def test_workers_meet_an_attack_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +189,7 @@ def test_a_function_is_enough(tmp_path: Path) -> None:
     assert run.record.audit.verdict == "suspect"
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_torchvision(here: Path, tmp_path: Path) -> None:
     """With as many logits as there are classes; six photographs of noise teach no surrogate anything."""

@@ -506,6 +506,7 @@ class TestRegeneration:
         assert equal(state_of(defense), before)
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_a_run_has_transferred_cells_and_a_picture(small_options: dict[str, Any], tmp_path: Path) -> None:
     """Every attack of the run once more from row 0's model, on as many points; as another audit finds too."""

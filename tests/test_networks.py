@@ -128,6 +128,7 @@ def test_a_mask_on_one_network_is_found_there(plain: nn.Module, digits: DataSet)
     assert all(flag.message.endswith(f"(on the network for {ATTACKS[0].text})") for flag in found.flags)
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_a_run_is_probed_on_its_networks_and_costs_what_a_plain_one_does(
     small_options: dict[str, Any], tmp_path: Path
@@ -143,6 +144,7 @@ def test_a_run_is_probed_on_its_networks_and_costs_what_a_plain_one_does(
     assert saved.record.cost.multiply_adds == multiply_adds(plain, saved.test_data[0][:1])
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_a_router_is_measured(small_options: dict[str, Any], tmp_path: Path) -> None:
     """What it tells of the attack, what it costs, and the mean weights of each attack, in the record."""

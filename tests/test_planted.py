@@ -378,6 +378,7 @@ def test_probes_take_the_norms_and_budgets_of_the_run(digits: DataSet, plain: nn
     assert {cell.threat.eps for cell in with_l2.cells if cell.threat.norm == "l2"} == {0.665, 0.7, 0.735}
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_a_run_keeps_its_probes_and_can_be_audited_again(small_run: Run) -> None:
     """Cells in the record, outcomes beside the others; a second audit of the saved weights finds the same."""
@@ -396,6 +397,7 @@ def test_a_run_keeps_its_probes_and_can_be_audited_again(small_run: Run) -> None
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_the_command_exits_by_the_verdict(small_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """JSON is the audit itself; 0 where it is ok, 1 where it is not."""

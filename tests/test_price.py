@@ -110,6 +110,7 @@ def test_plain_lines_come_every_few_seconds(capsys: pytest.CaptureFixture[str]) 
     assert shown == ["1", "6", "11"]
 
 
+@pytest.mark.usefixtures("short_probes")
 @pytest.mark.slow
 def test_a_stage_that_takes_long_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
