@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {
     "sequence": "pgd:eps=0.1,steps=3",
     "unseen": "none",
     "epochs": 20,
-    "set": {"pretrain.epochs": 1, "eps_warmup": 1},
+    "set": {"pretrain.epochs": 1},
     "threads": 1,
     "device": "cpu",
     "surrogate": None,
