@@ -18,7 +18,7 @@ from defenses import Defense, TrainPlan, registry
 from defenses.metadata import _hints, parameters_of
 
 PLAN = TrainPlan(epochs=3, lr=0.1, eps_warmup=0)
-SMALL: dict[str, dict[str, Any]] = {"assl": {"share": 0.4, "cells": 3, "neighbours": 2}}
+SMALL: dict[str, dict[str, Any]] = {"assl": {"share": 0.4, "cells": 3, "neighbours": 2}, "cad": {"shots": 1}}
 """Parameters for tiny data."""
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -171,7 +171,7 @@ class SSEAT(OldModelDefense):
             for group in list(self._memory.groups):
                 images, labels = self._memory.groups[group]
                 found = torch.cat(
-                    [self.uncertainty(one.to(self.device)).cpu() for one in images.split(AT_ONCE)]
+                    [self.uncertainty(one.to(self.device)).cpu() for one in torch.split(images, AT_ONCE)]
                 )
                 self._keep(group, images, labels, found, rooms[group])
             if CLEAN not in self._memory.groups and clean_room:
@@ -197,7 +197,7 @@ class SSEAT(OldModelDefense):
         wanted = list(dict.fromkeys(keys[row] for row in chosen.tolist()))
         images, truth = gathered(once_more(stage, self.device), wanted)
         if attack is not None:
-            parts = zip(images.split(AT_ONCE), truth.split(AT_ONCE), strict=True)
+            parts = zip(torch.split(images, AT_ONCE), torch.split(truth, AT_ONCE), strict=True)
             made = [self.craft(attack, x.to(self.device), y.to(self.device)).cpu() for x, y in parts]
             images = torch.cat(made)
         self._memory.groups[group] = (images, truth)

@@ -1,4 +1,4 @@
-"""A memory of images in groups, and a choice of images that covers the whole range of a score."""
+"""A memory of images in groups, and choices of images for it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evenly_spaced(labels: Tensor, score: Tensor, room: int) -> Tensor:
         room: how many points to choose.
     """
     order = score.argsort(stable=True)
-    members = {int(label): order[labels[order] == label] for label in labels.unique()}
+    members = {label: order[labels[order] == label] for label in sorted(set(labels.tolist()))}
     quotas = dict.fromkeys(members, 0)
     left = min(room, len(labels))
     # Classes with few points leave their share to the others.
@@ -55,3 +55,16 @@ def evenly_spaced(labels: Tensor, score: Tensor, room: int) -> Tensor:
         places = (torch.arange(quotas[label]) + 0.5) * len(mine) / max(quotas[label], 1)
         rows.append(mine[places.long()])
     return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+
+
+def of_each_class(labels: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Rows (n,), in order, of the ``count`` points with the lowest keys of each class, or all of fewer.
+
+    If keys (N,) are drawn uniformly and kept with their points, the points kept of a class are a uniform
+    sample of all its points, no matter how many batches they came in.
+    """
+    kept = torch.zeros(len(labels), dtype=torch.bool)
+    for label in sorted(set(labels.tolist())):
+        mine = (labels == label).nonzero().flatten()
+        kept[mine[keys[mine].argsort()[:count]]] = True
+    return kept.nonzero().flatten()

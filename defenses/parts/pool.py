@@ -40,8 +40,10 @@ class PoolBatches:
         return len(self.data) if isinstance(self.data, Sized) else 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the permutations of an epoch."""
+        """Choose the permutations of an epoch, of the pool and of the data."""
         self.epoch = epoch
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)
 
     def choose(self, x: Tensor, y: Tensor, sizes: Sequence[int]) -> None:
         """Take the pool's images (B, C, H, W) and labels (B,), and the sizes of an epoch's batches."""
