@@ -511,6 +511,14 @@ class TestFolder:
         assert data.image_shape == (3, 16, 16)
         assert load_dataset(text, choices=DataChoices(image_size=16, channels=1)).image_shape == (1, 16, 16)
 
+    def test_a_link_to_a_lost_image(self, tmp_path: Path) -> None:
+        """It is not left out in silence; other links are followed."""
+        text, place = self.fill(tmp_path), tmp_path / "train" / "cat"
+        (place / "linked.png").symlink_to(place / "0.png")
+        assert sizes(load_dataset(text, choices=DataChoices(image_size=16))) == (11, 2, 12)
+        (place / "lost.png").symlink_to(tmp_path / "nowhere.png")
+        assert "lost.png is a link to a file that does not exist" in refused(text)
+
     def test_streaming_changes_no_bit(self, tmp_path: Path) -> None:
         """Batches, fingerprint and order are those of images in memory, with and without worker processes."""
         text = self.fill(tmp_path)

@@ -193,7 +193,9 @@ def test_a_run_resumes_with_the_same_number(tmp_path: Path, monkeypatch: pytest.
     manifest = json.loads((unfinished / "run.json").read_text())
     manifest["more"]["facts"]["processes"], manifest["identity"] = 2, "0" * 64
     (unfinished / "run.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="made with other number of processes: it cannot be resumed here"):
+    with pytest.raises(
+        InputError, match="was made with 2 processes, not 1: resume it with torchrun and 2 processes"
+    ):
         run(resume=unfinished)
 
 
@@ -408,7 +410,7 @@ def test_an_interrupted_run_resumes(whole: dict[str, Any], tmp_path: Path) -> No
     first.process.send_signal(signal.SIGTERM)
     assert first.end() != 0
     assert len(first.errors) == 1
-    assert first.errors[0].startswith("error: interrupted; resume with: advbench run --resume")
+    assert first.errors[0].startswith("error: interrupted; the same command resumes it")
     (unfinished,) = tmp_path.iterdir()
     second = Torchrun("run", "--resume", str(unfinished), "--runs-dir", str(tmp_path))
     assert second.end() == 0, second.lines

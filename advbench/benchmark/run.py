@@ -1,6 +1,6 @@
 """Runs one benchmark: ``advbench run`` for Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from attacks_pool import InputError
 from attacks_pool.metadata import whole_number
 from leaderboards import Manifest, find_complete, read_record
 from leaderboards.records.layout import LOG
+
+SHORT = ("torch", "device", "threads", "processes")
+"""Facts about a run that a message can show; the others are digests."""
 
 __all__ = ["Prepared", "prepare", "run"]
 
@@ -251,15 +254,26 @@ def _prepared_again(path: Path, trust: bool, data_memory: float | None) -> Prepa
         data_memory=data_memory,
     )
     if prepared.identity != manifest.identity:
-        before = manifest.more.get("facts", {})
-        now_and_then = {**prepared.facts, **before}
-        other = [
-            "number of processes" if name == "processes" else name
-            for name in now_and_then
-            if before.get(name) != prepared.facts.get(name)
-        ] or ["code of its model"]
-        raise InputError(
-            f"run {directory.name} was made with other {' and '.join(other)}: it cannot be resumed "
-            "here; start a new run"
-        )
+        raise InputError(_difference(directory, manifest.more.get("facts", {}), prepared.facts))
     return prepared
+
+
+def _difference(directory: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why a run with the facts ``then`` cannot be resumed here, where the facts are those of ``now``."""
+    other = [name for name in {**now, **then} if then.get(name, 1) != now.get(name, 1)]
+    if other == ["processes"]:
+        count = then.get("processes", 1)
+        how = "without torchrun" if count == 1 else f"with torchrun and {count} processes in all"
+        return (
+            f"run {directory.name} was made with {count} process{'es' * (count != 1)}, not "
+            f"{now.get('processes', 1)}: resume it {how}"
+        )
+    words = [
+        f"{'number of processes' if name == 'processes' else name}"
+        + (f" ({then.get(name, 1)}, here {now.get(name, 1)})" if name in SHORT else "")
+        for name in other
+    ]
+    return (
+        f"run {directory.name} was made with other {' and '.join(words or ['code of its model'])}: it cannot "
+        "be resumed here; start a new run"
+    )

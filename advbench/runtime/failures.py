@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from advbench.runtime.interrupts import Interrupted
+from advbench.runtime.launch import launched
 from advbench.runtime.timeouts import AttackTimeoutError
 from attacks_pool.errors import InputError
 from defenses import TrainingDivergedError
@@ -70,5 +71,8 @@ def _line(error: BaseException) -> str:
 
 
 def resume_command(directory: Path) -> str:
-    """The command that resumes a run."""
+    """The command that resumes a run, in words."""
+    if launched() is not None:
+        # It resumes only with the same number of processes, whoever started them.
+        return "the same command resumes it"
     return f"resume with: advbench run --resume {directory}"

@@ -104,7 +104,7 @@ def images_in(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or one is a link to a file that does not exist.
     """
     files = sorted(
         (file for file in folder.iterdir() if _is_image(file)),
@@ -116,4 +116,9 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith("."):
+        return False
+    if file.is_symlink() and not file.exists():
+        # Data sets are often folders of links; left out, lost images would change the data in silence.
+        raise InputError(f"{file} is a link to a file that does not exist: {file.readlink()}")
+    return file.is_file()
