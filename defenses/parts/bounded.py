@@ -222,7 +222,7 @@ def _of_function(target: Any, name: str, args: Any, kwargs: Any) -> Any:
             *(torch.cat([getattr(one, end) for one in x], *more, **kwargs) for end in ("low", "high"))
         )
     if isinstance(x, Interval):
-        if name in SHAPES and target is getattr(torch, name, None):
+        if name in SHAPES and hasattr(torch, name) and target is getattr(torch, name):
             return x.selecting(lambda values: target(values, *more, **kwargs))
         if target in FUNCTIONS:
             return x.increasing(lambda values: target(values, *more, **kwargs))
