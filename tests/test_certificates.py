@@ -334,6 +334,12 @@ def in_place(module: nn.Module, x: Tensor) -> Tensor:
     return y + z
 
 
+@torch.fx.wrap
+def tanh(x: Tensor) -> Tensor:
+    """Has the name of a function of torch, and is nearly the identity."""
+    return x + 1e-6 * x.square()
+
+
 REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "softmax": lambda m, x: m.linear(x.flatten(1)).softmax(1),
     "round": lambda m, x: m.linear(torch.round(x * 8).flatten(1)),
@@ -342,10 +348,17 @@ REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "BatchNorm2d (norm)": lambda m, x: m.linear(m.norm(x).flatten(1)),
     "rand_like": lambda m, x: m.linear((x + torch.rand_like(x)).flatten(1)),
     "draws random numbers": lambda m, x: m.linear((x + torch.rand(())).flatten(1)),
+    "a model that draws random": lambda m, x: m.linear((x + 1e-6 * torch.rand(x.shape[-1])).flatten(1)),
     "model that draws": lambda m, x: m.linear(x.flatten(1) + random.random()),
     "traced": lambda m, x: m.linear(x.flatten(1)) if x.sum() > 0 else m.linear(x.flatten(1)) + 1,
     "changed in place": in_place,
+    "dropout: dropout that stays": lambda m, x: functional.dropout(m.linear(x.flatten(1)), 1e-4),
     "dropout": lambda m, x: functional.dropout(m.linear(x.flatten(1)), 0.5, training=True),
+    "softplus: softplus with": lambda m, x: m.linear(functional.softplus(x, 100.0, 1.0).flatten(1)),
+    "tanh": lambda m, x: m.linear(tanh(x).flatten(1)),
+    "div with these": lambda m, x: m.linear(torch.div(x, 0.25, rounding_mode="floor").flatten(1)),
+    "floordiv": lambda m, x: m.linear((x // 0.25).flatten(1)),
+    "leaky_relu: a leaky": lambda m, x: m.linear(functional.leaky_relu(x - 0.5, 2.0).flatten(1)),
     "sort": lambda m, x: m.linear(x.flatten(1).sort(1)[0]),
     "layer_norm": lambda m, x: functional.layer_norm(m.linear(x.flatten(1)), (4,)),
     "output is not logits": lambda _m, x: x,

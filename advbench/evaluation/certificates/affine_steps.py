@@ -236,23 +236,23 @@ class NonNegative(Affine):
 
 
 class Sum(Affine):
-    """The sum of two inputs of one shape, the second with a sign."""
+    """The sum of two inputs of one shape, the second times a number."""
 
-    def __init__(self, inputs: tuple[int, ...], shapes: tuple[Shape, ...], sign: float = 1.0) -> None:
+    def __init__(self, inputs: tuple[int, ...], shapes: tuple[Shape, ...], factor: float = 1.0) -> None:
         super().__init__(inputs, shapes)
-        self.sign = sign
+        self.factor = factor
 
     def value(self, *given: Tensor) -> Tensor:
-        """first + sign · second."""
-        return given[0] + self.sign * given[1]
+        """first + factor · second."""
+        return given[0] + self.factor * given[1]
 
     def absolute(self, *radii: Tensor) -> Tensor:
-        """The sum of the radii."""
-        return radii[0] + radii[1]
+        """The sum of the radii; the second counts as often as its input."""
+        return radii[0] + abs(self.factor) * radii[1]
 
     def transposed(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The rows for both."""
-        return rows, self.sign * rows
+        return rows, self.factor * rows
 
 
 class Concatenation(Affine):

@@ -214,6 +214,9 @@ class Bounds:
             for _ in range(steps):
                 own = {n: step.with_slopes(box, slopes[n], owner) for n, (step, box) in kinked.items()}
                 found = self._backward(index, rows, owner, {**self.lines, **own})
+                if not found.requires_grad:
+                    # No activation lies between the images and these outputs.
+                    return best
                 best = torch.fmax(best, found.detach())
                 own_slopes = list(slopes.values())
                 gradients = torch.autograd.grad(

@@ -262,7 +262,7 @@ class Builders:
 
     do_contiguous = do_clone = do_detach = do_identity
 
-    def do_dropout(self, x: Piped, p: float = 0.5, training: bool = False, inplace: bool = False) -> Piped:  # noqa: ARG002
+    def do_dropout(self, x: Piped, p: float = 0.5, training: bool = True, inplace: bool = False) -> Piped:  # noqa: ARG002
         if training:
             raise UncoveredError("dropout that stays switched on")
         return x
@@ -278,17 +278,17 @@ class Builders:
     def do_rsub(self, first: Any, second: Any) -> Piped:
         return self.summed(second, first, -1.0)
 
-    def summed(self, first: Any, second: Any, sign: float) -> Piped:
-        """Append first + sign · second."""
+    def summed(self, first: Any, second: Any, factor: float) -> Piped:
+        """Append first + factor · second."""
         if isinstance(first, Piped) and isinstance(second, Piped):
             if first.shape != second.shape:
                 raise UncoveredError("a sum of tensors of two shapes")
-            return self.add(Sum, first, second, sign=sign)
+            return self.add(Sum, first, second, factor=factor)
         if isinstance(first, Piped):
-            shift = sign * as_tensor(second, first)
+            shift = factor * as_tensor(second, first)
             return self.scaled(first, torch.ones_like(shift), shift)
         shift = as_tensor(first, second)
-        return self.scaled(second, sign * torch.ones_like(shift), shift)
+        return self.scaled(second, factor * torch.ones_like(shift), shift)
 
     def do_mul(self, first: Any, second: Any) -> Piped:
         if isinstance(first, Piped) and isinstance(second, Piped):

@@ -14,6 +14,7 @@ from advbench.data import Split
 from advbench.evaluation.certificates.proving import METHODS, Prover, check_ball
 from advbench.evaluation.certificates.smoothing import Smoothing, radius_needed, smoothed
 from attacks_pool.calling.guard import evaluation_mode, ordinary_mode
+from attacks_pool.calling.logits import ask
 from attacks_pool.errors import InputError, unknown
 from attacks_pool.verifier import ABSOLUTE_SLACK, RELATIVE_SLACK
 
@@ -154,5 +155,5 @@ def _smoothed_points(model: nn.Module, data: Split, found: Certified, told: Told
 def _predicted(model: nn.Module, x: Tensor) -> Tensor:
     """(N,) predicted classes; −1 where a logit is not a number."""
     with evaluation_mode(model):
-        logits = torch.as_tensor(model(x))
+        logits = ask(model, x, "the model")
     return torch.where(logits.isnan().any(1), -1, logits.argmax(1))

@@ -28,7 +28,8 @@ def _gelu(approximate: str = "none") -> dict[str, Any]:
 
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> dict[str, Any]:
-    if beta * threshold < 20:
+    # Above the threshold on beta · x, torch returns x, which is e^-20 / beta away from the function.
+    if threshold < 20 or beta <= 0:
         raise UncoveredError("softplus with a low threshold")
     return {
         "function": lambda x: functional.softplus(x, beta, 1e6),

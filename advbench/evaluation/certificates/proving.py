@@ -14,6 +14,7 @@ from advbench.evaluation.certificates.boxes import NORMS, Balls
 from advbench.evaluation.certificates.network_steps import StepList, refuse
 from advbench.evaluation.certificates.reading import read_network
 from attacks_pool.calling.guard import evaluation_mode, ordinary_mode
+from attacks_pool.calling.logits import ask
 from attacks_pool.calling.randomness import keyed_generator
 from attacks_pool.errors import InputError, unknown
 
@@ -173,7 +174,7 @@ class Prover:
             for point in balls.samples(2, keyed_generator("rounding", seed)):
                 single = point.float()
                 exact = self.network.values(single.double())
-                logits = self.model(single).double()
+                logits = ask(self.model, single, "the model").double()
                 gap = torch.maximum(gap, (logits - exact).abs().amax(1))
                 size = torch.maximum(size, exact.abs().amax(1))
         if bool((gap > LARGEST_GAP * (1 + size)).any()):

@@ -25,6 +25,8 @@ ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.floordiv, opera
 """Functions that are computed at once if all their arguments are constants, such as sizes."""
 
 
+LIBRARIES = ("torch", "_operator", "math")
+"""The modules of functions that are known by their names."""
 SIZES = {"size", "dim", "ndimension"}
 """Methods that return sizes."""
 CASTS = {"float", "double", "to", "type"}
@@ -46,12 +48,16 @@ def read_network(model: nn.Module, image_shape: tuple[int, ...], device: torch.d
     """
     with torch.no_grad(), evaluation_mode(model):
         _check_modules(model)
-        with isolated_randomness(0, device):
-            graph = _traced(model)
         generator = torch.Generator().manual_seed(0)
         shape = (SAMPLES, *image_shape)
         sample = torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
-        return _Reader(model, graph, sample).network
+        with isolated_randomness(0, device):
+            before = _random_states()
+            # Constants are computed while the model is traced, or else, if they need sizes, while it is read.
+            network = _Reader(model, _traced(model), sample).network
+            if before != _random_states():
+                raise refuse("a model that draws random numbers")
+        return network
 
 
 class _Tracer(fx.Tracer):
@@ -64,13 +70,10 @@ class _Tracer(fx.Tracer):
 def _traced(model: nn.Module) -> fx.Graph:
     parameters = list(inspect.signature(model.forward).parameters.values())
     given = {one.name: one.default for one in parameters[1:] if one.default is not inspect.Parameter.empty}
-    before = _random_states()
     try:
         graph = _Tracer().trace(model, concrete_args=given or None)
     except Exception as error:  # any code of a third-party model may fail on a symbolic input
         raise refuse(f"a model that cannot be traced ({one_line(error)})") from error
-    if before != _random_states():
-        raise refuse("a model that draws random numbers")
     return graph
 
 
@@ -158,12 +161,12 @@ class _Reader:
                     return args[0].sample.shape
                 raise UncoveredError(f"the attribute {args[1]}")
             return getattr(*args)
-        if not any(isinstance(one, Piped) for one in _leaves([args, kwargs])):
-            if target in ARITHMETIC:
-                return target(*args, **kwargs)
-            if str(getattr(target, "__module__", "")).startswith(("torch", "_operator", "math")):
-                return target(*args, **kwargs)
+        # A function of another package may have the name of one of torch's.
+        known = target is None or target in ARITHMETIC or _home(target).startswith(LIBRARIES)
+        if not known:
             raise UncoveredError
+        if not any(isinstance(one, Piped) for one in _leaves([args, kwargs])):
+            return target(*args, **kwargs)
         builder = self.builders.known(_plain(name))
         if builder is None:
             raise UncoveredError
@@ -218,6 +221,11 @@ class _Reader:
             return True
         name = getattr(node.target, "__name__", str(node.target))
         return name != _plain(name) or _in_place_argument(node)
+
+
+def _home(target: Any) -> str:
+    """The module of a function; methods of torch's C++ library have none."""
+    return str(getattr(target, "__module__", None) or "torch")
 
 
 def _in_place_argument(node: fx.Node) -> bool:
