@@ -454,6 +454,13 @@ class TestObjects:
     def test_bad_objects(self, given: Any, said: str) -> None:
         assert said in refused(given)
 
+    def test_lists_of_numbers(self) -> None:
+        """As Hugging Face's data sets give arrays: whole numbers up to 255 are bytes."""
+        data = load_dataset([{"image": [[k, 2], [255, 0]], "label": k % 2} for k in range(6)])
+        assert torch.equal(data.test.x[3, 0] * 255, torch.tensor([[3.0, 2.0], [255.0, 0.0]]))
+        message = refused([{"image": [[-1, 2], [255, 0]], "label": k % 2} for k in range(6)])
+        assert "item 0 is an image of type int64" in message
+
     def test_a_factory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """``package.module:factory``, installed or in the current directory."""
         (tmp_path / "own_pictures.py").write_text(

@@ -172,6 +172,11 @@ STATES: dict[str, Any] = {
     "nested twice": lambda state: {"model": {"state_dict": state}},
     "ema": lambda state: {"ema": state, "step": 5},
     "timm": lambda state: {"state_dict_ema": {f"module.{key}": value for key, value in state.items()}},
+    "net. of Lightning": lambda state: {"state_dict": {f"net.{key}": value for key, value in state.items()}},
+    "deep": lambda state: {f"module.encoder.0.{key}": value for key, value in state.items()},
+    "an unknown key": lambda state: {"checkpoint": {"model": state}, "epoch": 3},
+    "params": lambda state: {"params_ema": state, "optimizer": {"lr": 0.1}},
+    "double": lambda state: {key: value.double() for key, value in state.items()},
     "averaged": lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in state.items()},
 }
 
@@ -184,6 +189,61 @@ def test_forms_of_checkpoints(form: str, tmp_path: Path) -> None:
     model = network(8)
     load_state(model, read_state(tmp_path / "w.pt"), tmp_path / "w.pt")
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_safetensors_under_another_name(tmp_path: Path) -> None:
+    """The content decides, and an archive is not taken for safetensors."""
+    state = network().state_dict()
+    save_file(state, tmp_path / "w.ckpt")
+    assert all(torch.equal(value, state[key]) for key, value in read_state(tmp_path / "w.ckpt").items())
+    torch.save(state, tmp_path / "w.safetensors")
+    with pytest.raises(
+        InputError, match=r"an archive as torch\.save writes it: give its name the ending \.pt"
+    ):
+        read_state(tmp_path / "w.safetensors")
+
+
+def test_a_checkpoint_without_counters_of_batch_norm(tmp_path: Path) -> None:
+    """Old and converted checkpoints lack them; they compute nothing."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    state = {key: value + 1 for key, value in model.state_dict().items() if "num_batches" not in key}
+    load_state(model, state, tmp_path)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
+
+
+CHANGED: dict[str, Any] = {
+    "int": lambda value: value.int(),
+    "complex64": lambda value: value.cfloat(),
+    "sparse_coo": lambda value: value.to_sparse(),
+    "qint8": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    "without data": lambda value: value.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", CHANGED)
+def test_tensors_that_are_no_weights(kind: str, tmp_path: Path) -> None:
+    """They are refused by type, and neither rounded nor a traceback."""
+    state = dict(network().state_dict())
+    key = next(iter(state))
+    torch.save({**state, key: CHANGED[kind](state[key])}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=rf"1 of another type \({key} .*{kind}.* for float32\)"):
+        load_state(network(8), read_state(tmp_path / "w.pt"), tmp_path / "w.pt")
+
+
+def test_a_part_of_a_model(tmp_path: Path) -> None:
+    """One file of several, their index, and their folder."""
+    key, value = next(iter(network().state_dict().items()))
+    part = tmp_path / "model-00001-of-00002.safetensors"
+    save_file({key: value}, part)
+    with pytest.raises(InputError, match="the file is a part of a model: save it as one file"):
+        load_state(network(), read_state(part), part)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {key: part.name}}))
+    with pytest.raises(InputError, match="list the parts of a model"):
+        read_state(index)
+    with pytest.raises(InputError, match="it is a folder: name one file"):
+        read_state(tmp_path)
 
 
 def test_plain_weights_come_before_averaged_ones(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import itertools
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,15 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advbench.models.archives import check_state
+from advbench.models.archives import MAGIC, check_state
 from attacks_pool.errors import InputError
 from leaderboards.records.limits import weights_fault
 
 WRAPPERS = (
-    *("state_dict", "model_state_dict", "model", "net", "weights", "last"),
-    *("state_dict_ema", "model_ema", "ema", "ema_state_dict"),
+    *("state_dict", "model_state_dict", "model", "net", "weights", "params", "last"),
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema"),
 )
 """Keys under which training programs keep the state dict of a checkpoint; averaged weights come last."""
+PART = re.compile(r"-\d+-of-\d+$")
+"""The end of the name of a file with a part of a model."""
+MAY_BE_MISSING = "num_batches_tracked"
+"""A counter of batch norm that computes nothing, and that old and converted checkpoints lack."""
 COUNTERS = ("n_averaged",)
 """Tensors that averaging adds to a state dict, and that no model needs."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -36,10 +41,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
             out of it, or no tensors.
     """
     if not path.is_file():
-        raise InputError(f"weights {path}: there is no such file; nothing is downloaded")
+        what = "it is a folder: name one file" if path.is_dir() else "there is no such file"
+        raise InputError(f"weights {path}: {what}; nothing is downloaded")
+    if path.name.endswith(".index.json"):
+        raise InputError(f"weights {path} list the parts of a model: save it as one file of safetensors")
     # Check the content, whatever the file's name, before torch opens the file.
     check_state(path, f"weights {path}")
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors" and start.startswith(MAGIC):
+        raise InputError(
+            f"weights {path} are an archive as torch.save writes it: give its name the ending .pt"
+        )
+    # The header of safetensors is JSON after its length in eight bytes, and no pickle has "{" there.
+    if path.suffix == ".safetensors" or (len(start) == 9 and start[6:] == b"\0\0{"):
         return read_safetensors(path)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -74,6 +89,9 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
             break
         # A checkpoint may keep tensors such as its epoch beside the state dict.
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            nested = [value for value in content.values() if isinstance(value, Mapping)]
+            inner = nested[0] if len(nested) == 1 else None
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
         if inner is None and tensors:
             return tensors
@@ -86,6 +104,8 @@ def load_state(
 ) -> None:
     """Load ``state`` into ``model``, without the prefixes that wrappers add to every key.
 
+    Tensors of other floating-point types are converted.
+
     Args:
         model: the model to load into.
         state: the result of :func:`read_state`.
@@ -93,36 +113,70 @@ def load_state(
         spare: keys that may be missing or extra, such as a normalisation that the architecture adds.
 
     Raises:
-        InputError: keys or sizes differ.
+        InputError: keys or sizes differ, or a tensor cannot be converted without loss of its meaning.
     """
     own = model.state_dict()
     candidate = min(_renamed(state), key=lambda renamed: len(set(renamed) ^ set(own)))
-    missing = sorted(set(own) - set(candidate) - set(spare))
+    lacking = {key for key in own if not key.endswith(MAY_BE_MISSING)}
+    missing = sorted(lacking - set(candidate) - set(spare))
     extra = sorted(set(candidate) - set(own) - {*spare, *COUNTERS})
     sizes = [
         f"{key} {tuple(candidate[key].shape)} for {tuple(own[key].shape)}"
         for key in own
         if key in candidate and candidate[key].shape != own[key].shape
     ]
+    types = [
+        f"{key} {_kind(candidate[key])} for {_kind(own[key])}"
+        for key in own
+        if key in candidate and not _convertible(candidate[key], own[key])
+    ]
     faults = [
         f"{len(found)} {what} ({', '.join(found[:2])}{', …' * (len(found) > 2)})"
-        for what, found in (("missing", missing), ("unknown", extra), ("of another size", sizes))
+        for what, found in (
+            ("missing", missing),
+            ("unknown", extra),
+            ("of another size", sizes),
+            ("of another type", types),
+        )
         if found
     ]
     if faults:
         pairs = ((key, name) for key in missing for name in difflib.get_close_matches(key, extra, n=1))
         nearest = next((f"; nearest to {key} is {name}" for key, name in pairs), "")
+        if missing and PART.search(path.stem):
+            nearest = "; the file is a part of a model: save it as one file"
         raise InputError(f"weights {path} do not fit the model: {'; '.join(faults)}{nearest}")
     model.load_state_dict({key: value for key, value in candidate.items() if key in own}, strict=False)
 
 
+def _convertible(given: Tensor, own: Tensor) -> bool:
+    plain = given.layout is torch.strided and not given.is_quantized and not given.is_meta
+    real = given.is_floating_point() if own.is_floating_point() else not given.is_complex()
+    return plain and (real or given.dtype == own.dtype)
+
+
+def _kind(tensor: Tensor) -> str:
+    """The type of a tensor and, where it is no plain one, its layout: ``float32``, ``float32 sparse_coo``."""
+    layout = "" if tensor.layout is torch.strided else f" {tensor.layout}"
+    place = " without data" if tensor.is_meta else ""
+    return f"{tensor.dtype}{layout}{place}".replace("torch.", "")
+
+
 def _renamed(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state without each choice of known prefixes, and without the first words that all keys share."""
     for count in range(len(PREFIXES) + 1):
         for prefixes in itertools.permutations(PREFIXES, count):
             renamed = dict(state)
             for prefix in prefixes:
                 renamed = {key.removeprefix(prefix): value for key, value in renamed.items()}
             yield renamed
+    parts = [key.split(".") for key in state]
+    shared = next(
+        (depth for depth, words in enumerate(zip(*parts, strict=False)) if len(set(words)) > 1),
+        min(map(len, parts), default=1) - 1,
+    )
+    for count in range(1, shared + 1):
+        yield {key.split(".", count)[count]: value for key, value in state.items()}
 
 
 def file_digest(path: Path) -> str:

@@ -207,6 +207,9 @@ def _as_array(image: Any, where: str) -> Array:
         pixels = pixels.transpose(2, 0, 1)
     if pixels.dtype == np.uint8:
         return pixels
+    if np.issubdtype(pixels.dtype, np.integer) and pixels.min() >= 0 and pixels.max() <= 255:
+        # Lists of numbers, as Hugging Face's data sets give arrays.
+        return pixels.astype(np.uint8)
     if not np.issubdtype(pixels.dtype, np.floating):
         raise InputError(f"{where} is an image of type {pixels.dtype}; expected bytes, or floats in [0, 1]")
     low, high = float(pixels.min()), float(pixels.max())
