@@ -15,13 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks_pool.attack import Attack
 from attacks_pool.calling.guard import evaluation_mode
-from attacks_pool.calling.logits import ask
 from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed_generator
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Batches, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.checks import above_zero, at_least_one, because, needs_attack
-from defenses.parts.encoding import at_least_float32
+from defenses.parts.encoding import penultimate
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.lowrank import AdaptedDefense, Route, Task, adapted
 from defenses.parts.lowrank.layer import AdaptedLayer
@@ -223,21 +222,8 @@ class ASSL(AdaptedDefense):
 
     def embed(self, x: Tensor) -> Tensor:
         """e(x) (N, D), of length 1."""
-        inputs: list[Tensor] = []
-
-        def keep(_layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-            inputs.append(given[0])
-
-        linear = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
-        handles = [module.register_forward_pre_hook(keep) for module in linear]
-        try:
-            with self.routing.along(Route()):
-                logits = ask(self.model, x, "the classifier")
-        finally:
-            for handle in handles:
-                handle.remove()
-        fits = inputs and len(inputs[-1]) == len(x)
-        return F.normalize(at_least_float32((inputs[-1] if fits else logits).flatten(1)), dim=1)
+        with self.routing.along(Route()):
+            return F.normalize(penultimate(self.model, x), dim=1)
 
     def router_weights(self, x: Tensor) -> Tensor:
         """w (N, experts), which sums to 1 for each image; (N, 0) before the spaces are found."""

@@ -313,7 +313,7 @@ class CAD(Defense):
 
     def _means(self, features: Tensor, labels: Tensor) -> Tensor:
         """The mean features (K, D) of each class; a class without points has its row of the first attack."""
-        means = self.rows[0].detach().to(features.dtype).clone()
+        means: Tensor = self.rows[0].detach().to(features.dtype).clone()
         for label in sorted(set(labels.tolist())):
             means[label] = features[labels == label].mean(0)
         return means

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from attacks_pool.calling.guard import buffers_kept, evaluation_mode
+from attacks_pool.calling.logits import ask
 from attacks_pool.errors import InputError
 
 WIDTH = 32
@@ -96,6 +97,27 @@ def encode(
     finally:
         handle.remove()
     return at_least_float32(found[-1].flatten(1)), at_least_float32(logits)
+
+
+def penultimate(model: nn.Module, x: Tensor) -> Tensor:
+    """The flattened input (N, D) of the last linear layer that a pass of ``x`` reaches, at least float32.
+
+    The logits, if there is no such layer or its input has not one row for each image.
+    """
+    inputs: list[Tensor] = []
+
+    def keep(_layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs.append(given[0])
+
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(keep) for module in linear]
+    try:
+        logits = ask(model, x, "the classifier")
+    finally:
+        for handle in handles:
+            handle.remove()
+    fits = inputs and len(inputs[-1]) == len(x)
+    return at_least_float32((inputs[-1] if fits else logits).flatten(1))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
