@@ -71,7 +71,7 @@ class DDeR(AdaptedDefense):
         InputError: a parameter is out of range.
     """
 
-    info = DefenseInfo(name="dder", paper="2509.21392", regimes=("continual",))
+    info = DefenseInfo(name="dder", paper="2509.21392", regimes=("continual",), grows=True)
     smooths_labels = True
 
     def __init__(
@@ -184,7 +184,8 @@ class DDeR(AdaptedDefense):
         """φ(x) (N, D), of length √D."""
         with self.routing.along(Route()):
             found = penultimate(self.model, x)
-        return F.normalize(found, dim=1) * found.shape[1] ** 0.5
+        scaled: Tensor = F.normalize(found, dim=1) * found.shape[1] ** 0.5
+        return scaled
 
     def choice(self, x: Tensor) -> Tensor:
         """q(x) (N, R), which sums to 1 for each image."""
