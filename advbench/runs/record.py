@@ -146,12 +146,13 @@ def by_group(data: DataSet, clean: Bools) -> Report:
     for number, (row, column) in enumerate(data.groups.names):
         if (here := numbers == number).any():
             table.setdefault(row, {})[column] = 100 * float(clean[here].mean())
-    columns = dict.fromkeys(column for row in table.values() for column in row)
+    columns = dict.fromkeys(column for cells in table.values() for column in cells)
     table["mean"] = {
-        column: float(np.mean([row[column] for row in table.values() if column in row])) for column in columns
+        column: float(np.mean([cells[column] for cells in table.values() if column in cells]))
+        for column in columns
     }
-    for row in table.values():
-        row["mean"] = float(np.mean(list(row.values())))
+    for cells in table.values():
+        cells["mean"] = float(np.mean(list(cells.values())))
     return {data.groups.title: table}
 
 

@@ -129,8 +129,8 @@ def check_labels(subject: Subject, report: Report) -> None:
         subject.run.data, clean[-1], robust[-1], texts
     ):
         report.faults.append("per_class: the stored outcomes and the labels give other counts")
-    said = subject.record.report
-    if subject.evaluated and said is not None and said.tables != by_group(subject.run.data, clean[-1]):
+    table = subject.record.report
+    if subject.evaluated and table is not None and table.tables != by_group(subject.run.data, clean[-1]):
         report.faults.append("report: the stored outcomes give other accuracies by group")
     report.checked.append("counts by class")
 
