@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -387,19 +388,17 @@ class TestRuns:
 
 
 @pytest.mark.slow
-def test_sigkill_at_random_moments() -> None:
+def test_sigkill_at_random_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Processes that die while they write; the benchmark of the same name does it 50 times."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "kill.py", "--rounds", "1", "--seed", "23", "--at", "writes"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "records and weights equal in 1 of 1 rounds" in done.stdout
-    assert int(done.stdout.split(" kills")[0].split()[-1]) >= 2
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["kill.py", "--rounds", "1", "--seed", "23", "--at", "writes"])
+    kill = runpy.run_path(str(ROOT / "benchmarks" / "kill.py"))
+    assert kill["main"]() == 0
+    out = capfd.readouterr().out
+    assert "records and weights equal in 1 of 1 rounds" in out
+    assert int(out.split(" kills")[0].split()[-1]) >= 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
