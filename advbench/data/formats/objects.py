@@ -257,7 +257,8 @@ def _data_of(part: Any) -> Any:
     chosen: Any = part.sampler if batches is None else batches
     if type(chosen) is BatchSampler:
         chosen = chosen.sampler
-    once = isinstance(chosen, RandomSampler) and not chosen.replacement and len(chosen) == len(part.dataset)
+    items: Any = part.dataset
+    once = isinstance(chosen, RandomSampler) and not chosen.replacement and len(chosen) == len(items)
     if not (once or isinstance(chosen, (SequentialSampler, DistributedSampler))):
         raise InputError(
             f"a DataLoader with a {type(chosen).__name__} may leave out points or repeat some: give its data "
