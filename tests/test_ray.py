@@ -66,6 +66,7 @@ class Stop(BaseException):
     """Stands for the death of a task."""
 
 
+@pytest.mark.usefixtures("short_probes")
 def test_what_a_lost_task_has_finished_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
