@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advbench.data import DataSet, Split
 from advbench.evaluation.evaluate import evaluate
 from attacks_pool import InputError, pool, verify
-from attacks_pool.attacks import autoattack, screen
+from attacks_pool.attacks import autoattack, screen, strongest
 from attacks_pool.calling.guard import untouched
 from attacks_pool.calling.randomness import isolated_randomness
 from attacks_pool.search import auto_pgd as apgd
@@ -161,3 +161,43 @@ def test_screen_comes_near_autoattack(model: nn.Module, data: Split, monkeypatch
     }
     left = {name: int(row.robust[0].sum()) for name, row in robust.items()}
     assert left["screen"] <= left["autoattack"] + 2
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_strongest_takes_no_more_passes_than_autoattack(norm: str) -> None:
+    """Both as they come, and both for models that answer at random."""
+    for mine, theirs in (({}, {}), ({"eot": 20}, {"version": "rand"})):
+        costs = [
+            pool.info(name).passes(pool.get(name, eps=1.0, **knobs).knobs)
+            for name, knobs in ((named(norm).replace("autoattack", "strongest"), mine), (named(norm), theirs))
+        ]
+        assert costs[0] is not None
+        assert costs[1] is not None
+        assert sum(costs[0]) <= 1.05 * sum(costs[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+def test_strongest_leaves_no_more_than_autoattack(
+    norm: str, model: nn.Module, data: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On points of which some fall and some stand; with fewer queries of Square in both."""
+    monkeypatch.setattr(autoattack, "PUBLISHED", autoattack.Budget(steps=50, queries=300))
+    monkeypatch.setattr(strongest, "QUERIES", 100)
+    names = named(norm), named(norm).replace("autoattack", "strongest")
+    left = []
+    for name in names:
+        row = evaluate(lambda _: model, data, [(pool.get(name, eps=EPS[norm]), 60)], stage=0, seed=0)
+        left.append(int(row.robust[0].sum()))
+    assert 0 < left[1] <= left[0] < row.cells[1].clean_correct
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_strongest_averages_every_gradient_of_a_random_model(norm: str) -> None:
+    """No member searches a single draw; more draws leave fewer starts."""
+    starts = []
+    for eot in (2, 20):
+        found = strongest.members(norm, eot)
+        assert all(knobs["eot_steps"] == eot for _, knobs in found)
+        starts.append(found[-1][1]["restarts"])
+    assert starts == [10, 1]
