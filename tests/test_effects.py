@@ -205,7 +205,6 @@ SLIGHT = {"steps", "channels", "adapt", "coverage", "teacher", "assistant"}
 TOO_SMALL: dict[str, set[str]] = {
     # A network, a memory and data this small do not reach these limits, and two epochs have one division.
     "assl": {"rank", "neighbours"},
-    "dder": {"rank"},
     "ewc": {"fisher_samples"},
     "lorkd": {"rank"},
     "mid": {"teacher"},
