@@ -34,14 +34,14 @@ def members(norm: str, eot: int = 1) -> Members:
         ]
     # In l1, steps change few coordinates, and their length falls with their number as in ``pgd-l1``.
     stride = {} if norm == "l1" else {"step_size": "eps/8"}
-    ranked: Members = [(f"apgd-mm{end}", RANKED)]
+    ranked = f"apgd-mm{end}", RANKED
     return [
         (f"mt-pgd{end}", {**BRIEF, **stride}),
-        *ranked,
+        ranked,
         (f"apgd-ce{end}", plain),
         (f"square{end}", {"steps": QUERIES, "restarts": 1}),
         (f"mt-pgd{end}", {**BROAD, **stride}),
-        *(ROUNDS - 1) * ranked,
+        *[ranked] * (ROUNDS - 1),
     ]
 
 
