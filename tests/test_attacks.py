@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks_pool import Attack, AttackInfo, InputError, ModelState, Pool, pool, verify
-from attacks_pool.attacks import autoattack, screen
+from attacks_pool.attacks import autoattack, screen, strongest
 from attacks_pool.metadata import Knob
 
 POINTS = 6
@@ -50,6 +50,10 @@ def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "PUBLISHED", short)
     cut = {"steps": 2, "scout_steps": 2, "targets": 2, "restarts": 2, "queries": 6}
     monkeypatch.setattr(screen, "BUDGET", {**screen.BUDGET, **cut})
+    brief = strongest.StrongestBudget(
+        steps=2, short=2, scout=1, starts=1, rounds=2, targets=2, broad=2, queries=6, averaged=(2, 1, 2)
+    )
+    monkeypatch.setattr(strongest, "BUDGET", brief)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_strongest_leaves_no_more_than_autoattack(
 ) -> None:
     """On points of which some fall and some stand; with fewer queries of Square in both."""
     monkeypatch.setattr(autoattack, "PUBLISHED", autoattack.Budget(steps=50, queries=300))
-    monkeypatch.setattr(strongest, "QUERIES", 100)
+    monkeypatch.setattr(strongest, "BUDGET", strongest.StrongestBudget(queries=100))
     names = named(norm), named(norm).replace("autoattack", "strongest")
     left = []
     for name in names:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attacks_pool import Attack, count_passes, pool
-from attacks_pool.attacks import autoattack, screen
+from attacks_pool.attacks import autoattack, screen, strongest
 
 POINTS = 4
 CLASSES = 5
@@ -26,6 +26,10 @@ LOOKS_TWICE = ("dim", "nim")
 def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "PUBLISHED", autoattack.Budget(steps=2, queries=6, targets=2, restarts=2))
     monkeypatch.setattr(screen, "BUDGET", {**screen.BUDGET, "steps": 2, "targets": 2, "queries": 6})
+    brief = strongest.StrongestBudget(
+        steps=2, short=2, scout=1, starts=1, rounds=2, targets=2, broad=2, queries=6, averaged=(2, 1, 2)
+    )
+    monkeypatch.setattr(strongest, "BUDGET", brief)
 
 
 @pytest.mark.parametrize("name", pool.names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,37 +12,53 @@ from attacks_pool.metadata import AttackInfo, Knob, Norm
 from attacks_pool.registry import register
 from attacks_pool.search.ensemble import Members, bind, total_cost, worst_of
 
-BRIEF = {"targets": 3, "steps": 50, "restarts": 1}
-"""Short ascents towards the likeliest classes, in steps of an eighth of eps, which do not grow shorter."""
-RANKED = {"targets": 3, "scout_steps": 25, "steps": 100, "restarts": 4}
-"""Starts towards the class that short searches bring nearest; each of ``ROUNDS`` may choose another."""
-ROUNDS = 5
-BROAD = {"targets": 9, "steps": 50, "restarts": 1}
-PLAIN_STEPS, QUERIES = 100, 1500
-AVERAGED = {"targets": 3, "scout_steps": 5, "steps": 80}
-"""The search for models that answer at random, where each step costs ``eot`` passes."""
+
+@dataclass(frozen=True)
+class StrongestBudget:
+    """The budget of the ensemble.
+
+    Attributes:
+        steps: of a long search; ``short`` those of a short one, ``scout`` those of one that ranks classes.
+        starts: long searches towards the nearest class in each of ``rounds``, which may choose another class.
+        targets: the likeliest classes; ``broad`` as many as one short search from each aims at.
+        queries: of Square.
+        averaged: targets, steps of a scout and steps, for models that answer at random.
+    """
+
+    steps: int = 100
+    short: int = 50
+    scout: int = 25
+    starts: int = 4
+    rounds: int = 5
+    targets: int = 3
+    broad: int = 9
+    queries: int = 1500
+    averaged: tuple[int, int, int] = (3, 5, 80)
+
+
+BUDGET = StrongestBudget()
 
 
 def members(norm: str, eot: int = 1) -> Members:
     """The searches, cheapest first; for models that answer at random, two with averaged gradients."""
-    end = "" if norm == "linf" else f"-{norm}"
-    plain = {"steps": PLAIN_STEPS, "restarts": 1, "eot_steps": eot}
+    end, budget = "" if norm == "linf" else f"-{norm}", BUDGET
+    plain = f"apgd-ce{end}", {"steps": budget.steps, "restarts": 1, "eot_steps": eot}
     if eot > 1:
-        starts = max(1, ROUNDS * RANKED["restarts"] // eot)
-        return [
-            (f"apgd-ce{end}", plain),
-            (f"apgd-mm{end}", {**AVERAGED, "eot_steps": eot, "restarts": starts}),
-        ]
-    # In l1, steps change few coordinates, and their length falls with their number as in ``pgd-l1``.
-    stride = {} if norm == "l1" else {"step_size": "eps/8"}
-    ranked = f"apgd-mm{end}", RANKED
+        targets, scout, steps = budget.averaged
+        starts = max(1, budget.rounds * budget.starts // eot)
+        search = {"targets": targets, "scout_steps": scout, "steps": steps, "restarts": starts}
+        return [plain, (f"apgd-mm{end}", {**search, "eot_steps": eot})]
+    # Steps of an eighth of eps, however many. In l1 they shrink with their number and change few coordinates.
+    brief = {"steps": budget.short, "restarts": 1, **({} if norm == "l1" else {"step_size": "eps/8"})}
+    ranked = {"scout_steps": budget.scout, "steps": budget.steps, "restarts": budget.starts}
+    rounds = [(f"apgd-mm{end}", {**ranked, "targets": budget.targets})] * budget.rounds
     return [
-        (f"mt-pgd{end}", {**BRIEF, **stride}),
-        ranked,
-        (f"apgd-ce{end}", plain),
-        (f"square{end}", {"steps": QUERIES, "restarts": 1}),
-        (f"mt-pgd{end}", {**BROAD, **stride}),
-        *[ranked] * (ROUNDS - 1),
+        (f"mt-pgd{end}", {**brief, "targets": budget.targets}),
+        rounds[0],
+        plain,
+        (f"square{end}", {"steps": budget.queries, "restarts": 1}),
+        (f"mt-pgd{end}", {**brief, "targets": budget.broad}),
+        *rounds[1:],
     ]
 
 
