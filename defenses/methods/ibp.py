@@ -25,11 +25,11 @@ class IBP(Defense):
         L = κ · CE(z, y) + (1 − κ) · CE(ẑ, y),   ẑ_y = lower bound of z_y,   ẑ_k = upper bound of z_k
 
     z = f(x), and the bounds hold for all images in the ball of radius ε around x. Intervals go through the
-    network: an affine layer W takes middle μ and radius r to W μ + b and |W| r, a monotone activation h takes
-    [l, u] to [h(l), h(u)]. The last linear layer is merged with the differences z_k − z_y (elision), so that
-    ẑ_k − ẑ_y = (W_k − W_y) μ + |W_k − W_y| r + b_k − b_y. Over the share ``warmup_share`` of each stage, ε
-    grows linearly from 0 to ``scale`` times the attack's eps, and κ falls linearly from 1 to ``kappa``; the
-    plan's own ``eps_warmup`` multiplies eps.
+    network: an affine layer W takes middle μ and radius r to W μ + b and abs(W) r, a monotone activation h
+    takes [l, u] to [h(l), h(u)]. The last linear layer is merged with the differences z_k − z_y (elision), so
+    that ẑ_k − ẑ_y = (W_k − W_y) μ + abs(W_k − W_y) r + b_k − b_y. Over the share ``warmup_share`` of each
+    stage, ε grows linearly from 0 to ``scale`` times the attack's eps, and κ falls linearly from 1 to
+    ``kappa``; the plan's own ``eps_warmup`` multiplies eps.
 
     From the paper: the loss, κ = 1/2, both schedules and elision. It trains against the ball of the stage's
     attack and runs no attack. Ours: an l2 ball is bounded exactly by the first affine layer, and by intervals
