@@ -48,7 +48,7 @@ def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ensembles have no knob for their budget: their members are cut short here."""
     short = autoattack.Budget(steps=2, queries=6, targets=2, targets_l1=2, restarts=2, eot_steps=2)
     monkeypatch.setattr(autoattack, "PUBLISHED", short)
-    cut = {"steps": 2, "scout_steps": 2, "targets": 2, "restarts": 2, "queries": 6}
+    cut = {"steps": 2, "short": 2, "scout": 2, "targets": 2, "restarts": 2, "queries": 6}
     monkeypatch.setattr(screen, "BUDGET", {**screen.BUDGET, **cut})
     brief = strongest.StrongestBudget(
         steps=2, short=2, scout=1, starts=1, rounds=2, targets=2, broad=2, queries=6, averaged=(2, 1, 2)

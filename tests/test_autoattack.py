@@ -142,14 +142,14 @@ def test_its_budget_is_not_a_knob() -> None:
         pool.get("autoattack", eps=0.1, version="standart")
 
 
-def test_every_member_of_screen_is_cheaper_than_autoattack() -> None:
+def test_screen_takes_a_tenth_of_autoattacks_passes() -> None:
     for norm in NORMS:
         ensemble, cheap = named(norm), "screen" if norm == "linf" else f"screen-{norm}"
         assert [name for name, _ in screen.members(norm)]
         costs = [pool.info(name).passes(pool.get(name, eps=1.0).knobs) for name in (ensemble, cheap)]
         assert costs[0] is not None
         assert costs[1] is not None
-        assert sum(costs[1]) < 0.3 * sum(costs[0])
+        assert sum(costs[1]) <= 0.1 * sum(costs[0])
 
 
 @pytest.mark.slow

@@ -25,7 +25,9 @@ LOOKS_TWICE = ("dim", "nim")
 @pytest.fixture(autouse=True)
 def _short_ensembles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "PUBLISHED", autoattack.Budget(steps=2, queries=6, targets=2, restarts=2))
-    monkeypatch.setattr(screen, "BUDGET", {**screen.BUDGET, "steps": 2, "targets": 2, "queries": 6})
+    monkeypatch.setattr(
+        screen, "BUDGET", {**screen.BUDGET, "steps": 2, "short": 2, "targets": 2, "queries": 6}
+    )
     brief = strongest.StrongestBudget(
         steps=2, short=2, scout=1, starts=1, rounds=2, targets=2, broad=2, queries=6, averaged=(2, 1, 2)
     )
