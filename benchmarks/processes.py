@@ -133,6 +133,8 @@ def train(network: str, side: int, size: int, batches: int) -> None:
     if number == 0 or count == 1:
         print(size * batches / (ended[-1] - ended[0]))
     if count > 1:
+        # Neither ends while the other may still be exchanging.
+        distributed.barrier()
         distributed.destroy_process_group()
 
 

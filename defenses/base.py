@@ -47,6 +47,8 @@ class Defense(Trainable):
     info: ClassVar[DefenseInfo]
     follows: ClassVar[bool] = True
     """Whether training may attack a fast copy of ``model``; the copy follows only weights and buffers."""
+    needs_attack: ClassVar[bool] = False
+    """Whether training without an attack is refused."""
     smooths_labels: ClassVar[bool] = False
     """Whether the loss uses :meth:`label_loss`, so that a plan's ``label_smoothing`` has an effect.
 
@@ -346,8 +348,11 @@ class Defense(Trainable):
         """Reject attacks that this defense cannot train against; also called before a run begins.
 
         Raises:
-            InputError: several attacks for a defense with only the continual regime.
+            InputError: several attacks for a defense with only the continual regime, or none for one that
+                ``needs_attack``.
         """
+        if self.needs_attack and not attacks:
+            raise InputError(f"{self.info.name} needs an attack to train against")
         if len(attacks) > 1 and set(self.info.regimes) == {"continual"}:
             raise InputError(
                 f"{self.info.name} takes one attack a stage, not {len(attacks)}: call fit once for each"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,8 @@ def test_the_model_of_a_run_is_evaluated_as_in_the_run(at_run: Run, tmp_path: Pa
     column = [attack.name for attack in at_run.record.attacks].index("fgsm")
     assert (of_eval[0][0] == of_run[0][-1, :100]).all()
     assert (of_eval[1][0, 0] == of_run[1][-1, column, :100]).all()
-    assert found.record.config["defense"] == found.record.config["params"]["model"] == at_run.record.id
+    assert found.record.config["defense"] == at_run.record.id
+    assert found.record.config["params"]["model"] == f"run:{at_run.record.id}"
     assert found.record.config["params"]["weights"] == Path(at_run.record.stages[-1].weights).name
 
 
@@ -35,6 +38,20 @@ def test_the_network_gives_the_runs_logits(at_run: Run) -> None:
         for path in (at_run.path, at_run.path / "record.json"):
             model = load_foreign(Source(str(path)), at_run.data).model
             assert torch.equal(model(images), expected)
+
+
+def test_a_run_by_name_is_evaluated_and_verified(
+    at_run: Run, tmp_path: Path, call: Callable[..., tuple[str, str]]
+) -> None:
+    """It is looked up in --runs-dir; verify finds the run beside the evaluation, or by --weights."""
+    kept = shutil.copytree(at_run.path, tmp_path / "runs" / at_run.record.id)
+    given = ["--attacks", "fgsm", "--points", 40, "--surrogate", "none", "--runs-dir", tmp_path / "runs"]
+    call("eval", "--model", at_run.record.id, *given)
+    (found,) = (tmp_path / "runs").glob("*-eval-*")
+    assert "re-evaluated" in call("verify", found)[0]
+    kept.rename(tmp_path / "elsewhere")
+    assert "give --weights RUN" in call("verify", found, code=2)[1]
+    assert "re-evaluated" in call("verify", found, "--weights", tmp_path / "elsewhere")[0]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ EVAL = ["eval", "--model", "digits-cnn", "--surrogate", "none", "--threads", "1"
 
 NUMBERS_OF = {
     "standard": "ea691c70",
-    "strongest": "c015c7f0",
+    "strongest": "00d3fa5c",
     "screen": "8663506f",
     "autoattack": "1c618db2",
     "autoattack-rand": "9a74ce57",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from advbench.cli.completion import dataset_names, model_names, preset_names
-from advbench.cli.finding import kept_in
+from advbench.cli.finding import kept_in, named_model
 from advbench.cli.options import (
     ATTACK_TIMEOUT,
     ATTACKS,
@@ -109,6 +109,7 @@ def evaluate(asked: EvalOptions) -> None:
     options = dict(vars(asked))
     for key in ("fresh", "per_class", "format", "model_arg"):
         del options[key]
+    options["model"] = named_model(asked.model, asked.runs_dir)
     options["data_memory"] = memory(asked.data_memory)
     options["model_args"] = model_arguments(asked.model_arg)
     options |= {"mean": numbers("mean", asked.mean), "std": numbers("std", asked.std)}

@@ -22,6 +22,14 @@ def surrogate_run(path: Path | None, runs_dir: list[Path] | None) -> Path | None
     return None if path is None else named_run(path, runs_dir)
 
 
+def named_model(text: str, runs_dir: Path) -> str:
+    """A model's name, or the directory of the run of this name in ``runs_dir`` where no model has it."""
+    from advbench.models.listed import MODELS
+
+    found = kept_in(Path(text), runs_dir)
+    return text if text in MODELS or ":" in text or found == Path(text) else str(found)
+
+
 def kept_in(path: Path, runs_dir: Path) -> Path:
     """The run of this name in ``runs_dir`` if only that exists, otherwise the path itself."""
     inside = runs_dir / path

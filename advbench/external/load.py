@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advbench.data import DataSet
 from advbench.evaluation.abstaining import LAST
 from advbench.external.model_files import EXPORTED, SCRIPTS, WITH_FACTORY, load_program
-from advbench.external.run_models import is_run, model_of_run
+from advbench.external.run_models import RUN, is_run, model_of_run
 from advbench.external.wrapper import ForeignModel
 from advbench.external.zoos import THREAT, THREATS, from_robustbench
 from advbench.models import FORMS, MODELS, Normalize, build_model, changes_images
@@ -142,7 +142,7 @@ def _from_source(source: Source, data: DataSet, seed: int, name: str | None, abs
         origin["mean"], origin["std"] = list(source.mean), list(source.std or ())
     if source.model_args:
         origin["model_args"] = dict(source.model_args)
-    label = name or (path.stem if file == path else text)
+    label = name or (path.stem if file == path else text.removeprefix(RUN))
     return Foreign(wrapped, label, origin, file)
 
 

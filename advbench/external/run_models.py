@@ -11,6 +11,9 @@ from attacks_pool.errors import InputError
 from defenses import Defense
 from leaderboards.records.layout import RECORD
 
+RUN = "run:"
+"""Before the identifier of a run, where a record names it as the model."""
+
 
 def is_run(path: Path) -> bool:
     """Whether ``path`` is a run's directory, or the record in it."""
@@ -36,11 +39,11 @@ def network_of(run: Run) -> nn.Module:
 
 
 def model_of_run(path: Path, *, trust: bool) -> tuple[nn.Module, str, Path]:
-    """The final model of the run at ``path``, the run's identifier, and the file with the weights.
+    """The final model of the run at ``path``, ``run:`` and its identifier, and the file with the weights.
 
     Raises:
         RecordError: the record cannot be read.
         InputError: see :func:`network_of`; or the run names code and ``trust`` is False.
     """
     run = load_run(path, trust=trust)
-    return network_of(run), run.record.id, run.path / run.record.stages[-1].weights
+    return network_of(run), f"{RUN}{run.record.id}", run.path / run.record.stages[-1].weights

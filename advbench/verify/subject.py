@@ -20,6 +20,7 @@ from advbench.evaluation.stochastic import is_stochastic
 from advbench.external import Foreign, Source, load_foreign
 from advbench.external.load import ROBUSTBENCH
 from advbench.external.model_files import EXPORTED, SCRIPTS
+from advbench.external.run_models import RUN, is_run
 from advbench.models import MODELS, imports_code
 from advbench.models.arguments import plain_arguments
 from advbench.runs.saved import WEIGHTS, Run
@@ -141,6 +142,8 @@ class Subject:
         spec: dict[str, Any] = self.record.stages[0].spec
         text, name = str(spec.get("model")), spec.get("weights")
         start = f"run {self.record.id} evaluated {text!r}"
+        if text.startswith(RUN):
+            return self._run_of(text.removeprefix(RUN), spec)
         script = Path(text).suffix in (*SCRIPTS, EXPORTED)
         if not (script or ":" in text or text in MODELS):
             raise InputError(f"{start}, a module given to Python: the record does not say how to build it")
@@ -163,6 +166,17 @@ class Subject:
             trust=self.run.trust,
             model_args=self._model_args(spec),
         )
+
+    def _run_of(self, name: str, spec: dict[str, Any]) -> Source:
+        """The run whose model was evaluated: that of --weights, or else the one beside the evaluation."""
+        place = self.weights or self.run.path.parent / name
+        if Path(name).name != name or not is_run(place):
+            raise InputError(
+                f"run {self.record.id} evaluated the model of run {name!r}, and {str(place)!r} is no run: "
+                "give --weights RUN, the directory of that run"
+            )
+        mean, std = (self._channels(spec, key) for key in ("mean", "std"))
+        return Source(str(place), mean=mean, std=std, trust=self.run.trust)
 
     def _model_args(self, spec: dict[str, Any]) -> dict[str, Any] | None:
         """The further arguments with which the model was built, if the record has any."""

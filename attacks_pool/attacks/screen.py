@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from attacks_pool.metadata import AttackInfo, Knob, Norm
+from attacks_pool.metadata import AttackInfo, Norm
 from attacks_pool.registry import register
-from attacks_pool.search.ensemble import Members, bind, total_cost, worst_of
+from attacks_pool.search.ensemble import EOT, Members, bind, total_cost, worst_of
 
 BUDGET = {"aimed": 3, "short": 30, "targets": 5, "scout": 10, "steps": 100, "restarts": 2, "queries": 200}
 
@@ -40,13 +39,13 @@ def _info(name: str, norm: Norm) -> AttackInfo:
         access="white-box",
         paper="2206.07314",
         reduced_precision=True,
-        knobs={"eot": Knob(1, "draws of a model that answers at random, averaged for each gradient", low=1)},
+        knobs={"eot": EOT},
         cost=lambda knobs, classes: total_cost(members(norm, int(knobs["eot"])), classes),
     )
 
 
 @register(_info("screen", "linf"))
-def screen(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
+def screen(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, eot: int, **how: Any) -> Tensor:
     """Screening ensemble, linf: a tenth of AutoAttack's passes for nearly what AutoAttack finds.
 
     Multi-targeted PGD (``mt-pgd``, arXiv:1910.09338) of 30 steps of eps/8 towards three classes; ``apgd-mm``
@@ -55,37 +54,22 @@ def screen(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     the one before has left. ``eot`` averages gradients over so many draws of a model that answers at random.
     Shapes as in :class:`attacks_pool.Attack`.
     """
-    return _run("linf", model, x, y, **knobs)
+    return worst_of(model, x, y, bind(members("linf", eot), eps), **how)
 
 
 @register(_info("screen-l2", "l2"))
-def screen_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
+def screen_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, eot: int, **how: Any) -> Tensor:
     """Screening ensemble, l2: the members of ``screen`` in the l2 ball.
 
     Shapes as in :class:`attacks_pool.Attack`.
     """
-    return _run("l2", model, x, y, **knobs)
+    return worst_of(model, x, y, bind(members("l2", eot), eps), **how)
 
 
 @register(_info("screen-l1", "l1"))
-def screen_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
+def screen_l1(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, eot: int, **how: Any) -> Tensor:
     """Screening ensemble, l1: the members of ``screen`` in the l1 ball.
 
     Shapes as in :class:`attacks_pool.Attack`.
     """
-    return _run("l1", model, x, y, **knobs)
-
-
-def _run(
-    norm: str,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    eot: int,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> Tensor:
-    attacks = bind(members(norm, eot), eps)
-    return worst_of(model, x, y, attacks, generator=generator, early_stop=early_stop)
+    return worst_of(model, x, y, bind(members("l1", eot), eps), **how)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from attacks_pool.metadata import AttackInfo, Knob, Norm
+from attacks_pool.metadata import AttackInfo, Norm
 from attacks_pool.registry import register
-from attacks_pool.search.ensemble import Members, bind, total_cost, worst_of
+from attacks_pool.search.ensemble import EOT, Members, bind, total_cost, worst_of
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,14 @@ def _info(name: str, norm: Norm) -> AttackInfo:
         access="white-box",
         paper="2206.07314",
         reduced_precision=True,
-        knobs={"eot": Knob(1, "draws of a model that answers at random, averaged for each gradient", low=1)},
+        knobs={"eot": EOT},
         cost=lambda knobs, classes: total_cost(members(norm, int(knobs["eot"])), classes),
     )
 
 
 @register(_info("strongest", "linf"))
-def strongest(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
-    """An ensemble that leaves no more than AutoAttack, with fewer passes than AutoAttack's, linf.
+def strongest(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, eot: int, **how: Any) -> Tensor:
+    """An ensemble made to leave less than AutoAttack with fewer passes, linf.
 
     Multi-targeted PGD (``mt-pgd``, arXiv:1910.09338) with steps of eps/8; five rounds of Auto-PGD from 4
     starts towards the class that short searches bring nearest (``apgd-mm``, arXiv:2206.07314); between them
@@ -86,37 +85,22 @@ def strongest(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
     Square and a third on FAB, which find little where gradients are not masked. ``eot`` averages gradients
     over so many draws of a model that answers at random. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return _run("linf", model, x, y, **knobs)
+    return worst_of(model, x, y, bind(members("linf", eot), eps), **how)
 
 
 @register(_info("strongest-l2", "l2"))
-def strongest_l2(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
+def strongest_l2(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, eot: int, **how: Any) -> Tensor:
     """The members of ``strongest`` in the l2 ball.
 
     arXiv:2206.07314, arXiv:2003.01690. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return _run("l2", model, x, y, **knobs)
+    return worst_of(model, x, y, bind(members("l2", eot), eps), **how)
 
 
 @register(_info("strongest-l1", "l1"))
-def strongest_l1(model: nn.Module, x: Tensor, y: Tensor, **knobs: Any) -> Tensor:
+def strongest_l1(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, eot: int, **how: Any) -> Tensor:
     """The members of ``strongest`` in the l1 ball.
 
     arXiv:2206.07314, arXiv:2103.01208. Shapes as in :class:`attacks_pool.Attack`.
     """
-    return _run("l1", model, x, y, **knobs)
-
-
-def _run(
-    norm: str,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    eot: int,
-    generator: torch.Generator,
-    early_stop: bool,
-) -> Tensor:
-    attacks = bind(members(norm, eot), eps)
-    return worst_of(model, x, y, attacks, generator=generator, early_stop=early_stop)
+    return worst_of(model, x, y, bind(members("l1", eot), eps), **how)

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import PartGenerator, draw_seed, drawn_for, keyed_generator
 from attacks_pool.losses import margin
+from attacks_pool.metadata import Knob
 from attacks_pool.norms import project
 from attacks_pool.registry import pool
 from attacks_pool.search.ascent import fooled
 
+EOT = Knob(1, "draws of a model that answers at random, averaged for each gradient", low=1)
+"""The knob of ensembles for models that answer at random."""
 Members = Sequence[tuple[str, Mapping[str, Any]]]
 """Registered attack names with their knobs; ``eps`` is that of the ensemble."""
 

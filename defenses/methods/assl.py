@@ -19,7 +19,7 @@ from attacks_pool.calling.randomness import isolated_randomness, key_seed, keyed
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Batches, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, at_least_one, because, needs_attack
+from defenses.parts.checks import above_zero, at_least_one, because
 from defenses.parts.encoding import penultimate
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.lowrank import AdaptedDefense, Route, Task, adapted
@@ -93,6 +93,7 @@ class ASSL(AdaptedDefense):
     """
 
     info = DefenseInfo(name="assl", paper="2404.04949", regimes=("joint",))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -152,12 +153,7 @@ class ASSL(AdaptedDefense):
         return self._batches
 
     def begin(self, stage: Stage) -> None:
-        """Choose the first half of the pool, and add experts without effect.
-
-        Raises:
-            InputError: the stage has no attack.
-        """
-        needs_attack(self.info.name, stage.attacks)
+        """Choose the first half of the pool, and add experts without effect."""
         for name, parameter in self.model.named_parameters():
             if name in self._frozen:
                 parameter.requires_grad_(True)

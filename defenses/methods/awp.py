@@ -12,7 +12,7 @@ from attacks_pool.calling.guard import buffers_kept
 from attacks_pool.errors import InputError
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import at_least_one, because, needs_attack, not_negative, nothing_to_mix
+from defenses.parts.checks import at_least_one, because, not_negative, nothing_to_mix
 from defenses.parts.mixing import Mix, craft_batch
 from defenses.registry import register
 from defenses.training.processes import mean
@@ -50,6 +50,7 @@ class AWP(Defense):
     """
 
     info = DefenseInfo(name="awp", paper="2004.05884", regimes=("continual", "joint"))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -68,14 +69,6 @@ class AWP(Defense):
         if not 0 <= warmup_share <= 1:
             raise InputError(f"warmup_share={warmup_share} must be from 0 to 1")
         self.gamma, self.steps, self.warmup_share, self.mix = gamma, steps, warmup_share, mix
-
-    def begin(self, stage: Stage) -> None:
-        """Require an attack.
-
-        Raises:
-            InputError: the stage has none.
-        """
-        needs_attack(self.info.name, stage.attacks)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
         """``mix`` where no stage has several attacks; the perturbation's parameters with γ = 0."""

@@ -18,7 +18,6 @@ from defenses.metadata import DefenseInfo
 from defenses.parts.checks import (
     above_zero,
     at_least_one,
-    needs_attack,
     not_negative,
     single_stage,
 )
@@ -79,6 +78,7 @@ class CAD(Defense):
     """
 
     info = DefenseInfo(name="cad", paper="2312.09481", regimes=("continual",), grows=True)
+    needs_attack = True
     smooths_labels = True
     follows = False
 
@@ -109,15 +109,6 @@ class CAD(Defense):
         self._prototypes: list[Tensor] = []
         self._radius = 0.0
         self._examples = 0
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Require exactly one attack.
-
-        Raises:
-            InputError: there is no attack, or more than one.
-        """
-        super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
         """``craft_on`` has an effect in stage 1; the others have none there."""

@@ -14,7 +14,7 @@ from attacks_pool.calling.randomness import draw_seed, isolated_randomness
 from attacks_pool.errors import InputError
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import at_least_one, because, needs_attack, not_negative, single_stage
+from defenses.parts.checks import at_least_one, because, not_negative, single_stage
 from defenses.parts.consolidation import Weights, copied, placed, pull, trained
 from defenses.registry import register
 from defenses.training.stage import once_more
@@ -52,6 +52,7 @@ class EWC(Defense):
     """
 
     info = DefenseInfo(name="ewc", paper="1612.00796", regimes=("continual",))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -72,15 +73,6 @@ class EWC(Defense):
         self.strength, self.gamma, self.online, self.fisher_samples = strength, gamma, online, fisher_samples
         self._held: list[tuple[Weights, Weights]] = []
         """Pairs (Ω, θ*): a single one in the online form, otherwise one per stage."""
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Require exactly one attack.
-
-        Raises:
-            InputError: there is no attack, or more than one.
-        """
-        super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
         """γ without the online form; all parameters where there is one stage or no penalty."""

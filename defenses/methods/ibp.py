@@ -11,9 +11,9 @@ from attacks_pool.attack import Attack
 from attacks_pool.errors import InputError
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.ball import NORMS
+from defenses.parts.ball import check_norms
 from defenses.parts.bounded import Bounded
-from defenses.parts.checks import above_zero, needs_attack
+from defenses.parts.checks import above_zero
 from defenses.parts.intervals import ball
 from defenses.registry import register
 
@@ -51,6 +51,7 @@ class IBP(Defense):
     """
 
     info = DefenseInfo(name="ibp", paper="1810.12715", regimes=("continual", "joint"))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -78,14 +79,7 @@ class IBP(Defense):
             InputError: there is no attack, or one with a norm other than ``linf`` and ``l2``.
         """
         super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
-        for attack in attacks:
-            if attack.info.norm not in NORMS:
-                bound = f"is bounded in {attack.info.norm}" if attack.info.norm else "has no norm"
-                raise InputError(
-                    f"ibp cannot train against {attack.name!r}, which {bound}: its bounds are of balls of "
-                    f"some norms (allowed: {', '.join(NORMS)})"
-                )
+        check_norms(self.info.name, attacks, "bounds support")
 
     def check_images(self, x: Tensor) -> None:
         """Reject a classifier without bounds, on images (N, C, H, W).

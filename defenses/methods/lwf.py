@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks_pool.attack import Attack
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, because, needs_attack, not_negative, single_stage
+from defenses.parts.checks import above_zero, because, not_negative, single_stage
 from defenses.parts.frozen import OldModelDefense
 from defenses.registry import register
 
@@ -38,6 +38,7 @@ class LwF(OldModelDefense):
     """
 
     info = DefenseInfo(name="lwf", paper="1606.09282", regimes=("continual",))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -47,15 +48,6 @@ class LwF(OldModelDefense):
         not_negative(weight=weight)
         above_zero(temperature=temperature)
         self.weight, self.temperature = weight, temperature
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Require exactly one attack.
-
-        Raises:
-            InputError: there is no attack, or more than one.
-        """
-        super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
         """The temperature with λ = 0; both parameters where there is one stage."""

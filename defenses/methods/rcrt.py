@@ -16,7 +16,7 @@ from attacks_pool.errors import unknown
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
 from defenses.parts.ball import NORMS, ascend
-from defenses.parts.checks import above_zero, because, needs_attack, not_negative, single_stage
+from defenses.parts.checks import above_zero, because, not_negative, single_stage
 from defenses.parts.met import noted, recalled
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
@@ -78,6 +78,7 @@ class RCRT(Defense):
     """
 
     info = DefenseInfo(name="rcrt", paper="2502.04248", regimes=("continual", "joint"))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -112,13 +113,8 @@ class RCRT(Defense):
         self._tally = Tally()
         self._counts: dict[str, float] = {}
 
-    def begin(self, stage: Stage) -> None:
-        """Require an attack.
-
-        Raises:
-            InputError: the stage has none.
-        """
-        needs_attack(self.info.name, stage.attacks)
+    def begin(self, stage: Stage) -> None:  # noqa: ARG002 - the same in every stage
+        """Begin to count epochs anew."""
         self._epoch = -1
 
     def end(self, stage: Stage) -> None:

@@ -12,7 +12,7 @@ from attacks_pool.attack import Attack
 from attacks_pool.calling.randomness import draw_seed, isolated_randomness, part_drawn
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import at_least_one, needs_attack, single_stage
+from defenses.parts.checks import at_least_one, single_stage
 from defenses.parts.met import noted, recalled
 from defenses.parts.mixing import craft_batch
 from defenses.registry import register
@@ -49,6 +49,7 @@ class Replay(Defense):
     """
 
     info = DefenseInfo(name="replay", paper="1902.10486", regimes=("continual",), memory=200)
+    needs_attack = True
     smooths_labels = True
 
     def __init__(self, model: nn.Module, *, memory: int = info.memory, seed: int = 0) -> None:
@@ -58,15 +59,6 @@ class Replay(Defense):
         self.held = 0
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None
         self._met: list[Attack] = []
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Require exactly one attack.
-
-        Raises:
-            InputError: there is no attack, or more than one.
-        """
-        super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
         """``memory`` where there is one stage."""

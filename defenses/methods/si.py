@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks_pool.attack import Attack
 from defenses.base import Defense, Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, because, needs_attack, not_negative, single_stage
+from defenses.parts.checks import above_zero, because, not_negative, single_stage
 from defenses.parts.consolidation import Weights, copied, placed, pull, trained
 from defenses.registry import register
 from defenses.training.accumulate import next_step
@@ -45,6 +45,7 @@ class SI(Defense):
     """
 
     info = DefenseInfo(name="si", paper="1703.04200", regimes=("continual",))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -59,15 +60,6 @@ class SI(Defense):
         self._path: Weights = {}
         self._slope: Weights = {}
         """∂CE/∂θ of the batches so far that share the next change of θ."""
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Require exactly one attack.
-
-        Raises:
-            InputError: there is no attack, or more than one.
-        """
-        super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
         """The damping without a penalty; both parameters where there is one stage."""

@@ -14,7 +14,7 @@ from attacks_pool.calling.randomness import drawn, normal
 from attacks_pool.errors import InputError, unknown
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, because, needs_attack, not_negative
+from defenses.parts.checks import above_zero, because, not_negative
 from defenses.parts.frozen import OldModelDefense, frozen_copy
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.mixing import craft_batch
@@ -76,6 +76,7 @@ class SIMA(OldModelDefense):
     """
 
     info = DefenseInfo(name="sima", paper="2405.15973", regimes=("continual", "joint"))
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -109,12 +110,7 @@ class SIMA(OldModelDefense):
         self._counts: dict[str, float] = {}
 
     def begin(self, stage: Stage) -> None:
-        """Freeze π_ref, from the second stage on.
-
-        Raises:
-            InputError: the stage has no attack.
-        """
-        needs_attack(self.info.name, stage.attacks)
+        """Freeze π_ref, from the second stage on."""
         super().begin(stage)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:  # noqa: ARG002 - the same for all

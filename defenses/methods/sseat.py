@@ -15,7 +15,7 @@ from attacks_pool.errors import InputError
 from attacks_pool.losses import log_probabilities
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, at_least_one, because, needs_attack, not_negative, single_stage
+from defenses.parts.checks import above_zero, at_least_one, because, not_negative, single_stage
 from defenses.parts.frozen import OldModelDefense
 from defenses.parts.memory import Memory, evenly_spaced
 from defenses.parts.pool import gathered, keys_of
@@ -75,6 +75,7 @@ class SSEAT(OldModelDefense):
     """
 
     info = DefenseInfo(name="sseat", paper="2412.02270", regimes=("continual",), memory=200)
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -102,15 +103,6 @@ class SSEAT(OldModelDefense):
         self.held = 0
         self._memory = Memory()
         self._uncertain: dict[str, float] = {}
-
-    def check_attacks(self, attacks: Sequence[Attack]) -> None:
-        """Require exactly one attack.
-
-        Raises:
-            InputError: there is no attack, or more than one.
-        """
-        super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
 
     def idle(self, stages: Sequence[Sequence[Attack]]) -> dict[str, str]:
         """The temperature with λ = 0; all parameters where there is one stage."""

@@ -18,7 +18,7 @@ from attacks_pool.errors import InputError, unknown
 from attacks_pool.losses import log_probabilities
 from defenses.base import Stage
 from defenses.metadata import DefenseInfo
-from defenses.parts.checks import above_zero, because, needs_attack, not_negative
+from defenses.parts.checks import above_zero, because, not_negative
 from defenses.parts.frozen import OldModelDefense, frozen_copy
 from defenses.parts.halves import enter_part, forget_steps
 from defenses.parts.mixing import craft_batch
@@ -97,6 +97,7 @@ class TALoop(OldModelDefense):
         regimes=("joint", "continual"),
         employs=("teacher", "assistant"),
     )
+    needs_attack = True
     smooths_labels = True
 
     def __init__(
@@ -157,9 +158,8 @@ class TALoop(OldModelDefense):
         """Freeze teacher and assistant, as far as they come from the student.
 
         Raises:
-            InputError: the stage has no attack, or a parameter names a run whose model was not given.
+            InputError: a parameter names a run whose model was not given.
         """
-        needs_attack(self.info.name, stage.attacks)
         for name in self.info.employs:
             if getattr(self, name) is not None and name not in self._given:
                 raise InputError(

@@ -16,7 +16,6 @@ from attacks_pool.errors import InputError
 from attacks_pool.norms import l2_norm, project
 from attacks_pool.search.ascent import Objective, Ways, gradient_ascent
 from defenses.base import Defense
-from defenses.parts.checks import needs_attack
 
 NORMS = ("linf", "l2")
 START = 0.001
@@ -43,8 +42,25 @@ class Ball:
         return delta * (self.eps / l2_norm(delta).clamp_min(1e-12)).clamp_max(1.0)
 
 
+def check_norms(defense: str, attacks: Sequence[Attack], own: str) -> None:
+    """Reject attacks whose ball a defense has no search or bounds for; ``own`` says of what it supports some.
+
+    Raises:
+        InputError: an attack has a norm other than ``linf`` and ``l2``, or none.
+    """
+    for attack in attacks:
+        if attack.info.norm not in NORMS:
+            bound = f"is bounded in {attack.info.norm}" if attack.info.norm else "has no norm"
+            raise InputError(
+                f"{defense} cannot train against {attack.name!r}, which {bound}: its own {own} only some "
+                f"norms (allowed: {', '.join(NORMS)})"
+            )
+
+
 class OwnSearchDefense(Defense):
     """A defense with its own inner search, which uses norm, ``eps`` and ``steps`` of the stage's attack."""
+
+    needs_attack = True
 
     def check_attacks(self, attacks: Sequence[Attack]) -> None:
         """Reject attacks whose norm the search does not support.
@@ -53,14 +69,7 @@ class OwnSearchDefense(Defense):
             InputError: there is no attack, or one with a norm other than ``linf`` and ``l2``.
         """
         super().check_attacks(attacks)
-        needs_attack(self.info.name, attacks)
-        for attack in attacks:
-            if attack.info.norm not in NORMS:
-                bound = f"is bounded in {attack.info.norm}" if attack.info.norm else "has no norm"
-                raise InputError(
-                    f"{self.info.name} cannot train against {attack.name!r}, which {bound}: its own search "
-                    f"supports only some norms (allowed: {', '.join(NORMS)})"
-                )
+        check_norms(self.info.name, attacks, "search supports")
 
 
 def ascend(

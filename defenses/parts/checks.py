@@ -60,9 +60,3 @@ def nothing_to_mix(stages: Sequence[Sequence[Attack]], most: int = 1) -> dict[st
     if any(len(attacks) > most for attacks in stages):
         return {}
     return because("since it mixes the attacks of a stage, and no stage trains with several at once", "mix")
-
-
-def needs_attack(defense: str, attacks: Sequence[Attack]) -> None:
-    """Reject a stage without an attack."""
-    if not attacks:
-        raise InputError(f"{defense} needs an attack to train against")
