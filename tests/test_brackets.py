@@ -102,6 +102,16 @@ def test_bounds_are_of_the_same_points(run: Path, bracket: Bracketed) -> None:
     assert one.high <= counted.high <= 100
 
 
+def test_of_two_methods_the_one_that_proves_more_counts(run: Path, bracket: Bracketed) -> None:
+    """On the same points, whichever file comes first."""
+    left = survivors(run, 100)
+    for first, second in (("a.json", "z.json"), ("z.json", "a.json")):
+        bracket([False] * 100, method="ibp").rename(run / "certificates" / first)
+        bracket().rename(run / "certificates" / second)
+        (one,) = certified(run, read_record(run)).brackets
+        assert one.low == sum(left[::2])
+
+
 def test_an_attack_that_breaks_a_proved_point_is_flagged(run: Path, bracket: Bracketed, call: Call) -> None:
     """Planted: a point is proved that an attack broke; the row is suspect, and the flag names the point."""
     left, clean = survivors(run, 100), read_outcomes(run / "outcomes.npz")[0][-1, :100]

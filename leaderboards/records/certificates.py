@@ -102,7 +102,8 @@ def read_certificate(path: Path) -> Certificate:
 def certificates_of(run_dir: Path, record: Record) -> tuple[list[Certificate], list[str]]:
     """The certificates of a run's model, one for each ball, and a line for each file that cannot be used.
 
-    Those of the smoothed model are left out. Of several for one ball, that of the most points counts.
+    Those of the smoothed model are left out. Of several for one ball, that of the most points counts, and
+    among equals that which proves most.
     """
     found: dict[str, Certificate] = {}
     problems: list[str] = []
@@ -115,9 +116,13 @@ def certificates_of(run_dir: Path, record: Record) -> tuple[list[Certificate], l
             continue
         if one.certifies == "model":
             known = found.get(one.ball)
-            if known is None or known.counts.points < one.counts.points:
+            if known is None or _size(known) < _size(one):
                 found[one.ball] = one
     return sorted(found.values(), key=lambda one: (one.norm, one.eps)), problems
+
+
+def _size(one: Certificate) -> tuple[int, int]:
+    return one.counts.points, one.counts.certified
 
 
 def _check_subject(one: Certificate, record: Record, path: Path) -> None:
